@@ -1,0 +1,255 @@
+"""What happens in a run, as frozen facts.
+
+The executor emits these; memory is a fold over them, storage appends them, widgets and logs
+subscribe to them. A producer never knows its observers. Every event names its run; events of a
+step name the unit of work: ``step``, ``item`` (the row's key in a mapped step, else ``None``)
+and, where it matters, ``attempt`` (counted from 1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Components = Mapping[str, str]
+"""Fingerprint of a unit of work: component name to digest (``"goal"``, ``"input:load.text"``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens and calls that were used.
+
+    Attributes:
+        input_tokens: Tokens sent to the model.
+        output_tokens: Tokens the model wrote, reasoning included.
+        cached_tokens: Part of the input that the provider served from its own cache.
+        reasoning_tokens: Part of the output spent on reasoning.
+        requests: Calls to the model.
+        tool_calls: Calls of tools by the model.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    requests: int = 0
+    tool_calls: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.requests + other.requests,
+            self.tool_calls + other.tool_calls,
+        )
+
+    def __bool__(self) -> bool:
+        return self != _NO_USAGE
+
+    def to_dict(self) -> dict[str, int]:
+        """The counts by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+_NO_USAGE = TokenUsage()
+
+
+class Output(Protocol):
+    """A step's value, which may still be bytes: decoded when somebody reads it."""
+
+    @property
+    def value(self) -> Any: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events: the run's id and the time (seconds since the epoch)."""
+
+    run_id: str
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent(Event):
+    """Base of the events of one step, or of one item of a mapped step."""
+
+    step: str
+    item: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A run began; ``definition`` is the pipeline as plain data, kept to explain later changes."""
+
+    pipeline: str
+    steps: tuple[str, ...]
+    definition: Mapping[str, Any] = field(default_factory=dict)
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContinued(Event):
+    """A run that was interrupted or had failed is carried on; ``kept`` steps are not run again."""
+
+    kept: tuple[str, ...] = ()
+    definition: Mapping[str, Any] = field(default_factory=dict)
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPaused(Event):
+    """No new step starts until :class:`RunUnpaused`; running ones go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunUnpaused(Event):
+    """Steps start again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Event):
+    """The run ended. ``cancelled`` and failed runs can be resumed."""
+
+    success: bool
+    cancelled: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(StepEvent):
+    """An attempt began. A mapped step announces itself once, with its number of ``items``."""
+
+    attempt: int = 1
+    items: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStreamed(StepEvent):
+    """A piece of text that a running step wrote (model tokens or printed lines). Never stored."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress(StepEvent):
+    """Something a running step did, such as a tool call; ``detail`` is plain data."""
+
+    kind: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRetried(StepEvent):
+    """An attempt failed and another follows after ``delay`` seconds."""
+
+    attempt: int
+    error_type: str
+    message: str
+    delay: float
+    usage: TokenUsage = _NO_USAGE
+    cost: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished(StepEvent):
+    """A unit of work ended with a value. ``cost`` is USD, ``None`` when the price is unknown."""
+
+    output: Output
+    key: str = ""
+    components: Components = field(default_factory=dict)
+    attempt: int = 1
+    seconds: float = 0.0
+    usage: TokenUsage = _NO_USAGE
+    cost: float | None = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCached(StepEvent):
+    """A value came from the cache. ``saved_cost`` is what computing it had cost (USD)."""
+
+    output: Output
+    key: str
+    components: Components = field(default_factory=dict)
+    saved_usage: TokenUsage = _NO_USAGE
+    saved_cost: float | None = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed(StepEvent):
+    """A unit of work ended without a value, after its last attempt."""
+
+    error_type: str
+    message: str
+    traceback: str = ""
+    attempt: int = 1
+    seconds: float = 0.0
+    usage: TokenUsage = _NO_USAGE
+    cost: float | None = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSkipped(StepEvent):
+    """A step was not run; ``cause`` names the step to blame, or ``None`` for its condition."""
+
+    reason: str
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCancelled(StepEvent):
+    """A step was stopped before it ended. It runs again when the run is resumed."""
+
+    attempt: int = 1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactLearned(StepEvent):
+    """A step recorded a fact for the later steps of this run."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySaved(StepEvent):
+    """A step saved a memory that survives this run."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know that does not stop the run."""
+
+    message: str
+    step: str | None = None
+
+
+class Observer(Protocol):
+    """Anything that can be called with an event. It must return fast; it runs on the run's loop."""
+
+    def __call__(self, event: Event, /) -> None: ...
+
+
+PASSING = (StepStreamed, StepStarted)
+"""Events that only the living see: storage does not keep them."""

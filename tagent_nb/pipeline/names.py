@@ -1,0 +1,96 @@
+"""Names of steps and ids of pipelines: what is allowed, and what reaches a path or a query."""
+
+from __future__ import annotations
+
+import hashlib
+import keyword
+import re
+import unicodedata
+
+from tagent_nb.errors import DefinitionError
+
+MAX_NAME = 64
+RESERVED = frozenset({"item", "shared", "facts", "memories", "context", "loop"})
+"""Names that goals, conditions and Python steps already use for something else."""
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+def step_name(name: object) -> str:
+    """Check a step's name and return it in Unicode's NFC form.
+
+    Raises:
+        DefinitionError: The name is not an identifier of at most 64 characters, or is reserved.
+    """
+    if not isinstance(name, str):
+        raise DefinitionError(
+            f"Step name must be text, not {type(name).__name__} ({name!r}). Write a name such as 'load'."
+        )
+    if not name:
+        raise DefinitionError("Step name cannot be empty. Write a name such as 'load'.")
+    normal = unicodedata.normalize("NFC", name)
+    if len(normal) > MAX_NAME:
+        raise DefinitionError(
+            f"Step name {ascii(normal[:20])}... has {len(normal)} characters; "
+            f"at most {MAX_NAME} are allowed. Shorten it."
+        )
+    if not normal.isidentifier():
+        raise DefinitionError(
+            f"Step name {ascii(name)} is not an identifier. Use letters, digits and underscores, "
+            "not starting with a digit, as in 'load_reviews'; goals and Python cells refer to it."
+        )
+    if normal.startswith("__"):
+        raise DefinitionError(f"Step name {normal!r} starts with two underscores. Leave them out.")
+    compatible = unicodedata.normalize("NFKC", normal)
+    if compatible != normal:
+        raise DefinitionError(
+            f"Step name {ascii(name)} has letters that Python reads as others. Write {compatible!r}."
+        )
+    if keyword.iskeyword(normal) or normal in RESERVED:
+        raise DefinitionError(f"Step name {normal!r} is reserved. Choose another, such as '{normal}_step'.")
+    return normal
+
+
+def pipeline_name(name: object) -> str:
+    """Check a pipeline's name: free text of 1 to 200 characters on one line.
+
+    Raises:
+        DefinitionError: It is not text, is blank, too long, or cannot be written as UTF-8.
+    """
+    if not isinstance(name, str):
+        raise DefinitionError(f"Pipeline name must be text, not {type(name).__name__} ({name!r}).")
+    normal = unicodedata.normalize("NFC", name)
+    if not normal.strip():
+        raise DefinitionError("Pipeline name cannot be empty. Write a name such as 'reviews'.")
+    if len(normal) > 200:
+        raise DefinitionError(f"Pipeline name has {len(normal)} characters; at most 200 are allowed.")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in normal):
+        raise DefinitionError(
+            f"Pipeline name {ascii(normal)} has a control character or half a surrogate pair. Leave it out."
+        )
+    return normal
+
+
+def storage_id(name: str) -> str:
+    """The id under which a pipeline is stored: a readable slug and a hash of the whole name.
+
+    Two kernels that use the same name get the same id; two names never share one.
+    """
+    normal = pipeline_name(name)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", normal).strip("-")[:40]
+    mark = hashlib.sha256(normal.encode()).hexdigest()[:12]
+    return f"{slug or 'pipeline'}-{mark}"
+
+
+def safe_id(value: object, what: str = "id") -> str:
+    """Return ``value`` if it may become part of a path, a query or a key.
+
+    Raises:
+        DefinitionError: It does not match ``[A-Za-z0-9_-]{1,64}``.
+    """
+    if isinstance(value, str) and _SAFE_ID.match(value):
+        return value
+    raise DefinitionError(
+        f"{what} {ascii(value)} is not allowed. Use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'; "
+        "Pipeline.id is such an id for any pipeline name."
+    )

@@ -1,0 +1,266 @@
+"""What came out of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.events import Event, Output, TokenUsage
+from tagent_nb.pipeline.models import StepStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from pydantic import BaseModel
+
+T = TypeVar("T")
+
+
+class OutputMap(Mapping[str, Any]):
+    """Step name to value. A stored value is decoded when it is first read."""
+
+    def __init__(self, outputs: Mapping[str, Output]) -> None:
+        self._outputs = outputs
+
+    def __getitem__(self, name: str) -> Any:
+        return self._outputs[name].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+@dataclass
+class ItemResult:
+    """One item of a mapped step: its key, its label in the source's index, and how it ended."""
+
+    key: str
+    index: Any
+    status: StepStatus = StepStatus.PENDING
+    output: Output | None = None
+    error_type: str = ""
+    error: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    cost: float | None = 0.0
+
+
+@dataclass
+class StepResult:
+    """How one step ended, and what it took.
+
+    Attributes:
+        status: Its last status.
+        attempts: Attempts made in this run.
+        seconds: Wall time of the step in seconds, retries included.
+        usage: Tokens and calls, failed attempts included.
+        cost: USD; ``None`` when a price is unknown.
+        saved_cost: USD that the cache saved; ``None`` when unknown.
+        reason: Why it was skipped, or why it ran again.
+        items: The items of a mapped step by key, in the source's order.
+    """
+
+    name: str
+    status: StepStatus = StepStatus.PENDING
+    output: Output | None = None
+    attempts: int = 0
+    seconds: float = 0.0
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    cost: float | None = 0.0
+    saved_cost: float | None = 0.0
+    error_type: str = ""
+    error: str = ""
+    traceback: str = ""
+    reason: str = ""
+    key: str = ""
+    components: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    started_at: float | None = None
+    ended_at: float | None = None
+    items: dict[str, ItemResult] | None = None
+    items_total: int | None = None
+
+    @property
+    def value(self) -> Any:
+        """The step's value; ``None`` when it has none."""
+        return self.output.value if self.output is not None else None
+
+
+@dataclass
+class PipelineResult:
+    """The result of a run: values, costs, facts and errors by step.
+
+    Attributes:
+        pipeline_name: Name of the pipeline.
+        success: Whether no step failed and the run was not cancelled.
+        execution_time: Seconds that the run took, earlier sittings of a resumed run included.
+        total_cost: USD, the sum of the known prices.
+        cost_per_step: USD by step; ``None`` where the price is unknown.
+        token_usage: Tokens and calls by step.
+        step_outputs: Validated value by step, of the steps that have one.
+        step_metadata: Model, attempts, tool calls and the like by step.
+        final_output: A value set as the run's own; see :meth:`get_final_output_or_last_step`.
+        learned_facts: Facts that steps recorded in this run.
+        saved_memories: Memories of this pipeline that survive runs.
+        failed_steps: Names of the steps that failed.
+        error_details: Type, message and the user's own traceback lines by failed step.
+        run_id: The run's id, under which storage knows it.
+        cancelled: Whether the run was stopped; it can be resumed.
+        unpriced_steps: Steps whose price is unknown, and which ``total_cost`` leaves out.
+        steps: One :class:`StepResult` by name, in definition order.
+        events: What happened, in order.
+        warnings: What the user should know.
+    """
+
+    pipeline_name: str
+    success: bool
+    execution_time: float
+    total_cost: float = 0.0
+    cost_per_step: dict[str, float | None] = field(default_factory=dict)
+    token_usage: dict[str, TokenUsage] = field(default_factory=dict)
+    step_outputs: Mapping[str, Any] = field(default_factory=dict)
+    step_metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    final_output: Any = None
+    learned_facts: dict[str, Any] = field(default_factory=dict)
+    saved_memories: dict[str, Any] = field(default_factory=dict)
+    failed_steps: list[str] = field(default_factory=list)
+    error_details: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
+    cancelled: bool = False
+    unpriced_steps: list[str] = field(default_factory=list)
+    steps: dict[str, StepResult] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def get_step_output(self, step_name: str, expected_type: type[T] = object) -> T | None:  # type: ignore[assignment]
+        """The step's value if it is of ``expected_type``, falsy values too; else ``None``."""
+        if step_name not in self.step_outputs:
+            return None
+        output = self.step_outputs[step_name]
+        return output if isinstance(output, expected_type) else None
+
+    def get_final_output_or_last_step(self) -> Any:
+        """``final_output`` if it is set, else the value of the step that completed last in time."""
+        if self.final_output is not None:
+            return self.final_output
+        last: str | None = None
+        latest = float("-inf")
+        for name in self.step_outputs:
+            step = self.steps.get(name)
+            ended = step.ended_at if step is not None and step.ended_at is not None else latest
+            if ended >= latest:
+                last, latest = name, ended
+        return None if last is None else self.step_outputs[last]
+
+    def __getitem__(self, step: str) -> Any:
+        """The value of a step.
+
+        Raises:
+            UnknownStepError: The step has no value in this result.
+        """
+        if step not in self.step_outputs:
+            raise UnknownStepError(
+                f"Run {self.run_id or self.pipeline_name!r} has no value for step {step!r}."
+                f"{did_you_mean(step, self.step_outputs)} Steps with values: "
+                f"{', '.join(self.step_outputs) or 'none'}."
+            )
+        return self.step_outputs[step]
+
+    # -- frames (see pipeline/frames.py) ----------------------------------------------------
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step, indexed by step name.
+
+        Columns: ``status``, ``value`` (a short text), ``attempts``, ``seconds``,
+        ``input_tokens``, ``output_tokens``, ``cost`` (USD, NaN when unknown), ``saved_cost``,
+        ``error``.
+        """
+        from tagent_nb.pipeline.frames import steps_frame
+
+        return steps_frame(self)
+
+    def output_frame(self, step: str) -> pd.DataFrame:
+        """A step's value as rows and columns with dtypes; an item a row for a mapped step.
+
+        Raises:
+            UnknownStepError: The step has neither a value nor items.
+        """
+        from tagent_nb.pipeline.frames import output_frame
+
+        return output_frame(self, step)
+
+    def usage_frame(self) -> pd.DataFrame:
+        """Tokens, calls, USD and USD saved by step, with a ``total`` row."""
+        from tagent_nb.pipeline.frames import usage_frame
+
+        return usage_frame(self)
+
+    def events_frame(self) -> pd.DataFrame:
+        """One row an event: ``at`` (UTC), ``event``, ``step``, ``item``, ``attempt``, ``detail``."""
+        from tagent_nb.pipeline.frames import events_frame
+
+        return events_frame(self)
+
+    def to_csv(self, path: str | Path, step: str | None = None) -> None:
+        """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as CSV."""
+        from tagent_nb.pipeline.frames import write_frame
+
+        write_frame(self, path, step, "csv")
+
+    def to_parquet(self, path: str | Path, step: str | None = None) -> None:
+        """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as Parquet."""
+        from tagent_nb.pipeline.frames import write_frame
+
+        write_frame(self, path, step, "parquet")
+
+    # -- storing ----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data (events left out).
+
+        Raises:
+            EncodeError: A value cannot be stored; the message has the path to it.
+        """
+        from tagent_nb.pipeline.serialization import result_to_dict
+
+        return result_to_dict(self)
+
+    def to_json(self, path: str | Path | None = None, *, indent: int | None = 2) -> str:
+        """:meth:`to_dict` as JSON text, also written to ``path`` if one is given."""
+        from tagent_nb.pipeline.serialization import result_to_json
+
+        return result_to_json(self, path, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str, *, schemas: Iterable[type[BaseModel]] = ()) -> PipelineResult:
+        """Rebuild a result; values of models that ``schemas`` lacks come back as dicts."""
+        from tagent_nb.pipeline.serialization import result_from_json
+
+        return result_from_json(text, schemas=schemas)
+
+    def to_pickle(self) -> bytes:
+        """The result as a pickle. See :meth:`from_pickle`."""
+        from tagent_nb.pipeline.serialization import to_pickle
+
+        return to_pickle(self)
+
+    @classmethod
+    def from_pickle(cls, blob: bytes) -> PipelineResult:
+        """Rebuild from :meth:`to_pickle`. A pickle can run code: load only what you wrote yourself."""
+        from tagent_nb.pipeline.serialization import from_pickle
+
+        return from_pickle(blob, cls)
+
+    def _repr_html_(self) -> str:
+        from tagent_nb.pipeline.frames import result_html
+
+        return result_html(self)

@@ -1,0 +1,99 @@
+"""How a step gets its value: the protocol of runners, and the context of one attempt."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tagent_nb.events import Event, FactLearned, MemorySaved, StepProgress, StepStreamed, TokenUsage
+from tagent_nb.pipeline.models import PipelineStep
+
+
+def _ignore(event: Event) -> None:
+    """Where nobody listens."""
+
+
+@dataclass
+class StepContext:
+    """Everything one attempt of a step may see and say. Python steps get it as ``context``.
+
+    Attributes:
+        run_id: The run.
+        pipeline: The pipeline's name.
+        step: The step's name.
+        item: The row's key in a mapped step, else ``None``.
+        attempt: Counted from 1.
+        inputs: Values of the steps it reads, by name. In a mapped step the name of the source
+            stands for the current item.
+        shared: The pipeline's ``shared_context``.
+        constraints: The pipeline's constraints and the step's own.
+        facts: Facts learned earlier in this run.
+        memories: Saved memories of this pipeline.
+        namespace: Names that a Python body sees, such as the notebook's.
+        model: Model of this step: a string or a pydantic-ai model object.
+        idempotency_key: The same for every attempt at the same work; give it to services that
+            accept one, since an effect may happen more than once.
+        emit: Takes an event; usable from any thread.
+        usage: Tokens and calls spent by this attempt, failed ones included.
+        cost: USD spent by this attempt; ``None`` when a price is unknown.
+        metadata: Plain data that ends in ``result.step_metadata``.
+        stop: Set when the attempt is cancelled or timed out; long loops may look at it.
+    """
+
+    run_id: str
+    pipeline: str
+    step: str
+    item: str | None = None
+    attempt: int = 1
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    constraints: list[str] = field(default_factory=list)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    memories: Mapping[str, Any] = field(default_factory=dict)
+    namespace: Mapping[str, Any] = field(default_factory=dict)
+    model: Any = None
+    idempotency_key: str = ""
+    emit: Callable[[Event], None] = _ignore
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    cost: float | None = 0.0
+    metadata: dict[str, Any] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def learn(self, key: str, value: Any) -> None:
+        """Record a fact for the later steps of this run."""
+        self.emit(FactLearned(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
+
+    def save_memory(self, key: str, value: Any) -> None:
+        """Save a memory that later runs of this pipeline see."""
+        self.emit(MemorySaved(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
+
+    def write(self, text: str) -> None:
+        """Show text in this step's area while it runs."""
+        self.emit(StepStreamed(run_id=self.run_id, step=self.step, item=self.item, text=text))
+
+    def progress(self, kind: str, **detail: Any) -> None:
+        """Report something that happened, such as a tool call."""
+        self.emit(StepProgress(run_id=self.run_id, step=self.step, item=self.item, kind=kind, detail=detail))
+
+    def spend(self, usage: TokenUsage, cost: float | None) -> None:
+        """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown."""
+        self.usage = self.usage + usage
+        self.cost = None if cost is None or self.cost is None else self.cost + cost
+
+
+class StepRunner(Protocol):
+    """Turns a step into its value. ``version`` is part of the fingerprint: raise it when equal
+    inputs may give another value than before."""
+
+    version: str
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        """Return the value of one attempt.
+
+        Raises:
+            StepError: Another attempt cannot help.
+            Exception: Anything else is retried as the step says.
+        """
+        ...
