@@ -105,7 +105,9 @@ class Dependency:
         if isinstance(text, Dependency):
             return text
         if not isinstance(text, str):
-            raise DefinitionError(f"A dependency must be a step's name, not {type(text).__name__} ({text!r}).")
+            raise DefinitionError(
+                f"A dependency must be a step's name, not {type(text).__name__} ({text!r})."
+            )
         name, _, kind = text.partition(":")
         try:
             return cls(step_name(name.strip()), DependencyType(kind.strip().lower() or "strong"))
@@ -195,7 +197,9 @@ class PipelineStep:
             raise DefinitionError(unknown_option(step_name(name), sorted(unknown)[0]))
         text = cell.strip("\n")
         if not text.strip():
-            raise DefinitionError(f"Step {name!r}: the cell is empty. Write its goal or its Python below the first line.")
+            raise DefinitionError(
+                f"Step {name!r}: the cell is empty. Write its goal or its Python below the first line."
+            )
         if not python:
             return cls(name=name, goal=text.strip(), **options)
         from tagent_nb.pipeline.body import PythonBody
@@ -254,7 +258,8 @@ def _plain(dependency: Dependency) -> str | Dependency:
 def unknown_option(step: str, option: str) -> str:
     """The message for a keyword that a step does not have."""
     known = [one.name for one in fields(PipelineStep)]
-    return f"Step {step!r}: there is no option {option!r}.{did_you_mean(option, known)} Known: {', '.join(known[2:])}."
+    hint = did_you_mean(option, known)
+    return f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(known[2:])}."
 
 
 class Pipeline:

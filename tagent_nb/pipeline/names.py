@@ -31,12 +31,12 @@ def step_name(name: object) -> str:
     normal = unicodedata.normalize("NFC", name)
     if len(normal) > MAX_NAME:
         raise DefinitionError(
-            f"Step name {ascii(normal[:20])}... has {len(normal)} characters; "
+            f"Step name {normal[:20]!a}... has {len(normal)} characters; "
             f"at most {MAX_NAME} are allowed. Shorten it."
         )
     if not normal.isidentifier():
         raise DefinitionError(
-            f"Step name {ascii(name)} is not an identifier. Use letters, digits and underscores, "
+            f"Step name {name!a} is not an identifier. Use letters, digits and underscores, "
             "not starting with a digit, as in 'load_reviews'; goals and Python cells refer to it."
         )
     if normal.startswith("__"):
@@ -44,7 +44,7 @@ def step_name(name: object) -> str:
     compatible = unicodedata.normalize("NFKC", normal)
     if compatible != normal:
         raise DefinitionError(
-            f"Step name {ascii(name)} has letters that Python reads as others. Write {compatible!r}."
+            f"Step name {name!a} has letters that Python reads as others. Write {compatible!r}."
         )
     if keyword.iskeyword(normal) or normal in RESERVED:
         raise DefinitionError(f"Step name {normal!r} is reserved. Choose another, such as '{normal}_step'.")
@@ -66,7 +66,7 @@ def pipeline_name(name: object) -> str:
         raise DefinitionError(f"Pipeline name has {len(normal)} characters; at most 200 are allowed.")
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in normal):
         raise DefinitionError(
-            f"Pipeline name {ascii(normal)} has a control character or half a surrogate pair. Leave it out."
+            f"Pipeline name {normal!a} has a control character or half a surrogate pair. Leave it out."
         )
     return normal
 
@@ -91,6 +91,6 @@ def safe_id(value: object, what: str = "id") -> str:
     if isinstance(value, str) and _SAFE_ID.match(value):
         return value
     raise DefinitionError(
-        f"{what} {ascii(value)} is not allowed. Use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'; "
+        f"{what} {value!a} is not allowed. Use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'; "
         "Pipeline.id is such an id for any pipeline name."
     )

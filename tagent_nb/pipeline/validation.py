@@ -1,0 +1,224 @@
+"""Checks of definitions: each problem is one sentence that names step, field and remedy."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.errors import CycleError, DefinitionError, TemplateError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tagent_nb.pipeline.models import Dependency, Pipeline, PipelineStep
+    from tagent_nb.pipeline.template import Reference
+
+
+def check_step(step: PipelineStep) -> None:
+    """Check the fields of one step by themselves.
+
+    Raises:
+        DefinitionError: The first field that is not allowed.
+    """
+    from tagent_nb.pipeline.models import MAX_GOAL, ExecutionMode, is_number
+
+    def fail(field: str, problem: str) -> None:
+        raise DefinitionError(f"Step {step.name!r}: {field} {problem}")
+
+    if not isinstance(step.goal, str) or not step.goal.strip():
+        fail("goal", "cannot be empty. Say what the step is to achieve.")
+    if len(step.goal) > MAX_GOAL:
+        fail("goal", f"has {len(step.goal):,} characters; at most {MAX_GOAL:,} are allowed. "
+             "Put long text into a step and refer to it, as in {{ load }}.")  # fmt: skip
+    for field in ("constraints", "depends_on", "tools", "tools_filter"):
+        value = getattr(step, field)
+        if isinstance(value, str) or not (
+            isinstance(value, list | tuple) or (field == "tools_filter" and value is None)
+        ):
+            fail(field, f"must be a list, not {type(value).__name__}. Write [{value!r}].")
+    for field in ("constraints", "tools_filter"):
+        if not all(isinstance(one, str) for one in getattr(step, field) or ()):
+            fail(field, "must hold text only.")
+    for tool in step.tools:
+        if not callable(tool):
+            fail("tools", f"must be functions, not {type(tool).__name__} ({tool!r}).")
+    if not isinstance(step.execution_mode, ExecutionMode):
+        fail("execution_mode", "must be ExecutionMode.SERIAL or ExecutionMode.CONCURRENT, "
+             f"not {step.execution_mode!r}.")  # fmt: skip
+    if step.timeout is not None and (not is_number(step.timeout) or step.timeout <= 0):
+        fail("timeout", f"must be a number of seconds above 0, or None, not {step.timeout!r}.")
+    for field in ("retry_count", "max_retries", "output_retries"):
+        value = getattr(step, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            fail(field, f"must be a whole number from 0 on, not {value!r}.")
+    if not is_number(step.min_success) or not 0 <= step.min_success <= 1:
+        fail("min_success", f"must be a share from 0 to 1, not {step.min_success!r}.")
+    if step.output_schema is not None:
+        _check_schema(step.name, step.output_schema)
+    if step.when is not None:
+        _check_when(step)
+    if step.map_over is not None and not isinstance(step.map_over, str):
+        fail("map_over", f"must be a step's name such as 'load' or 'load.rows', not {step.map_over!r}.")
+    if not isinstance(step.settings, dict):
+        fail("settings", f"must be a dict such as {{'temperature': 0.0}}, not {step.settings!r}.")
+
+
+def _check_schema(name: str, schema: object) -> None:
+    from pydantic import BaseModel
+
+    if not (inspect.isclass(schema) and issubclass(schema, BaseModel)):
+        raise DefinitionError(
+            f"Step {name!r}: output_schema must be a pydantic model class, not {schema!r}. "
+            "Write 'class Answer(BaseModel): ...' and pass Answer itself."
+        )
+
+
+def _check_when(step: PipelineStep) -> None:
+    from tagent_nb.pipeline.conditions import Condition
+
+    if not isinstance(step.when, Condition) and not (isinstance(step.when, str) and step.when.strip()):
+        raise DefinitionError(
+            f"Step {step.name!r}: when must be an expression such as 'load.count > 0' or a condition "
+            f"such as IsGreaterThan('load.count', 0), not {step.when!r}."
+        )
+
+
+def to_schema(schema: type[BaseModel], result: Any) -> BaseModel:
+    """Validate ``result`` against ``schema``.
+
+    Raises:
+        ValueError: It does not match; the text lists the fields and never shows their values.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate(result)
+    except ValidationError as error:
+        lines = []
+        for one in error.errors(include_input=False, include_url=False):
+            where = ".".join(str(part) for part in one["loc"]) or f"a value of type {type(result).__name__}"
+            lines.append(f"{where}: {one['msg']}")
+        raise ValueError("; ".join(lines)) from None
+
+
+def check_fields(pipeline: Pipeline, step: PipelineStep) -> None:
+    """Check the fields that a step reads of steps that have a schema, and those that read it.
+
+    Raises:
+        TemplateError: A goal or condition cannot be read, or names a field its upstream lacks.
+    """
+    wrong = _wrong_fields(pipeline, step)
+    if wrong:
+        raise TemplateError(wrong[0])
+
+
+def _wrong_fields(pipeline: Pipeline, step: PipelineStep) -> list[str]:
+    from tagent_nb.pipeline.template import unknown_fields
+
+    wrong = []
+    for reference in step.references:
+        if not reference.path or reference.step not in pipeline:
+            continue
+        source = pipeline.get_step(reference.step)
+        # A mapped step's value is a list of its schema; only its own items have the fields.
+        if source.output_schema is None or source.map_over is not None:
+            continue
+        if step.map_over is not None and reference.kind == "goal" and _source(step) == source.name:
+            continue
+        problem = unknown_fields(source.output_schema, reference.path)
+        if problem:
+            wrong.append(f"Step {step.name!r}: {{{{ {reference.text} }}}}: {problem}")
+    return wrong
+
+
+def _source(step: PipelineStep) -> str:
+    return (step.map_over or "").partition(".")[0]
+
+
+def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
+    """See :meth:`Pipeline.dependencies`."""
+    from tagent_nb.pipeline.models import Dependency, DependencyType
+
+    found: dict[str, Dependency] = {}
+    for dependency in step.dependencies:
+        if dependency.type is not DependencyType.OPTIONAL or dependency.name in pipeline:
+            found.setdefault(dependency.name, dependency)
+    for reference in step.references:
+        found.setdefault(reference.step, Dependency(reference.step))
+    body = step.body
+    if body is not None:
+        declared = {dependency.name for dependency in step.dependencies}
+        for name in body.params:
+            if name == "item" or name in declared:
+                continue
+            if name not in body.optional:
+                found.setdefault(name, Dependency(name))
+            elif name in pipeline:
+                found.setdefault(name, Dependency(name, DependencyType.OPTIONAL))
+        for name in sorted(body.names):
+            if name != step.name and name in pipeline:
+                found.setdefault(name, Dependency(name))
+    return list(found.values())
+
+
+def problems(pipeline: Pipeline) -> list[str]:
+    """See :meth:`Pipeline.validate`."""
+    if not pipeline.steps:
+        return [
+            f"Pipeline {pipeline.name!r} has no steps. Add one with pipeline.step(...) or a %%tagent_step cell."
+        ]
+    found: list[str] = []
+    counts = Counter(step.name for step in pipeline.steps)
+    for name, count in counts.items():
+        if count > 1:
+            found.append(
+                f"Duplicate step names found: {count} steps are named {name!r}. Rename all but one, "
+                "or use pipeline.put(...) to replace a step."
+            )
+    complete = True
+    for step in pipeline.steps:
+        wrong = _step_problems(pipeline, step, counts)
+        complete = complete and not wrong
+        found.extend(wrong)
+    if complete:
+        from tagent_nb.pipeline.scheduler import PipelineScheduler
+
+        try:
+            PipelineScheduler(pipeline)
+        except CycleError as error:
+            found.append(str(error))
+    return found
+
+
+def _step_problems(pipeline: Pipeline, step: PipelineStep, known: Counter[str]) -> list[str]:
+    try:
+        references = step.references
+        needed = dependencies_of(pipeline, step)
+    except TemplateError as error:
+        return [str(error)]
+    found = []
+    for dependency in needed:
+        if dependency.name == step.name:
+            found.append(
+                f"Step {step.name!r} depends on itself. "
+                f"Take its name out of its own {_where(step, step.name, references)}."
+            )
+        elif dependency.name not in known:
+            found.append(
+                f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
+                f"{_where(step, dependency.name, references)}.{did_you_mean(dependency.name, known)} "
+                f"Add a step of that name or correct the name."
+            )
+    return found + _wrong_fields(pipeline, step)
+
+
+def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:
+    """The field of ``step`` that names ``name``, as the user wrote it."""
+    if any(dependency.name == name for dependency in step.dependencies):
+        return "depends_on"
+    kinds = {"goal": "goal", "when": "condition (when)", "map": "map_over"}
+    for reference in references:
+        if reference.step == name:
+            return kinds[reference.kind]
+    return "parameters"
