@@ -1,0 +1,111 @@
+# Everything from a fresh clone: `make demo` shows it, `make test` checks it.
+# Needs make and Python 3.11 or later; another Python: make test PYTHON=/path/to/python3.13
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTEST := $(BIN)/python -m pytest
+OUT := demo-output
+
+section = printf '\n\033[1m== %s\033[0m\n' $(1)
+
+.PHONY: help demo test lint unit notebooks docs bench test-faults system clean
+
+help:
+	@echo "make demo         run notebooks/01_first_pipeline.ipynb on the local model (no key, no cost)"
+	@echo "make test         everything that CI checks: lint, documentation, tests, notebooks"
+	@echo "make lint         ruff, mypy --strict, import layers"
+	@echo "make unit         the tests, with coverage"
+	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make bench        measure against the limits of docs/reference/benchmarks.md"
+	@echo "make test-faults  the fault tests with all repetitions"
+	@echo "make clean        remove what these targets made, the virtual environment too"
+
+# -- set-up ------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@python="$(PYTHON)"; \
+	for one in $(if $(PYTHON),,python3 python3.14 python3.13 python3.12 python3.11); do \
+	  if "$$one" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python="$$one"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "tagent-nb needs Python 3.11 or later; none was found. Install one, or say PYTHON=/path/to/python." >&2; exit 1; fi; \
+	echo "Making $(VENV) with $$python"; \
+	"$$python" -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@$(call section,"Installing tagent-nb and what the demo needs")
+	@$(PIP) --editable '.[demo,local]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@$(call section,"Installing tagent-nb and the tools of development")
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# The weights: 100 MB, asked for by name here, never by the library itself.
+$(VENV)/.model: | $(BIN)/python
+	@$(BIN)/tagent-nb model install
+	@touch $@
+
+# Programs of the system that some tests use. Installed where we may, named where we may not.
+system:
+	@missing=(); \
+	command -v redis-server >/dev/null || missing+=(redis-server); \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium); \
+	[ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || [ "$$(uname)" != Linux ] || missing+=(fonts-dejavu-core); \
+	[ $${#missing[@]} -gt 0 ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing $${missing[*]}"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	else \
+	  echo "Not installed: $${missing[*]}. Tests that need them are skipped; install them with your package manager to run these too."; \
+	fi
+
+# -- demo --------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo $(VENV)/.model
+	@$(call section,"Running notebooks/01_first_pipeline.ipynb on the local model")
+	@$(BIN)/python notebooks/demo.py $(OUT)
+
+# -- checks ------------------------------------------------------------------------------------
+
+test: lint docs unit notebooks
+
+lint: $(VENV)/.dev
+	@$(call section,"Style: ruff")
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(call section,"Types: mypy --strict")
+	@$(BIN)/mypy
+	@$(call section,"Rooms: import-linter")
+	@$(BIN)/lint-imports
+
+unit: $(VENV)/.dev $(VENV)/.model system
+	@$(call section,"Tests: pytest with line and branch coverage")
+	@$(BIN)/coverage erase
+	@$(PYTEST) -q --cov --cov-report=term
+
+notebooks: $(VENV)/.dev $(VENV)/.model
+	@$(call section,"Notebooks: nbval")
+	@$(PYTEST) -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks/*.ipynb
+
+docs: $(VENV)/.dev
+	@$(call section,"Documentation: sphinx -W")
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks
+
+test-faults: $(VENV)/.dev system
+	@TAGENT_FAULTS=full $(PYTEST) -m faults -s -p no:cacheprovider --timeout=3600
+
+clean:
+	rm -rf $(VENV) $(OUT) docs/_build .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

