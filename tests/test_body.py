@@ -305,7 +305,7 @@ def test_tracebacks_have_the_lines_of_the_cell() -> None:
         ("[lambda: (x, other) for x in load]", {"load", "other"}),
         ("def f(a, *b, c=load, **d):\n    return a, b, c, d, e\nf", {"load", "e"}),
         ("def f():\n    return later\nlater = 1\nf()", set()),
-        ("def f() -> A:\n    x = 1\n    def g():\n        nonlocal x\n        x += y\n    return", {"y", "A"}),
+        ("def f() -> A:\n    x = 1\n    def g():\n        nonlocal x\n        x += y\n    g", {"y", "A"}),
         ("lambda a, b=load: a + b + c", {"load", "c"}),
         ("@deco\nclass A(B, metaclass=M):\n    x = y\n    z = x\n    def m(self): x", set("BMyx") | {"deco"}),
         ("(n := load)\nn", {"load"}),

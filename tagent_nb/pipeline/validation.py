@@ -156,7 +156,8 @@ def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
                 found.setdefault(name, Dependency(name))
             elif name in pipeline:
                 found.setdefault(name, Dependency(name, DependencyType.OPTIONAL))
-        for name in sorted(body.names):
+        # A function reads steps by its parameters only: a global name may be another step's function.
+        for name in sorted(body.names) if body.kind == "cell" else ():
             if name != step.name and name in pipeline:
                 found.setdefault(name, Dependency(name))
     return list(found.values())
@@ -166,7 +167,8 @@ def problems(pipeline: Pipeline) -> list[str]:
     """See :meth:`Pipeline.validate`."""
     if not pipeline.steps:
         return [
-            f"Pipeline {pipeline.name!r} has no steps. Add one with pipeline.step(...) or a %%tagent_step cell."
+            f"Pipeline {pipeline.name!r} has no steps. "
+            "Add one with pipeline.step(...) or a %%tagent_step cell."
         ]
     found: list[str] = []
     counts = Counter(step.name for step in pipeline.steps)
