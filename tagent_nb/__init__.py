@@ -1,0 +1,342 @@
+"""Agent pipelines that live in a notebook: one cell a step, cached, resumable, a DataFrame at the end.
+
+``import tagent_nb`` loads none of its rooms: each public name is fetched from its room when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.executor import PipelineExecutor, RunHandle
+    from tagent_nb.engine.state import (
+        PipelineMemory,
+        PipelineMemoryManager,
+        PipelineStateMachine,
+        StepMemoryEntry,
+    )
+    from tagent_nb.errors import (
+        CorruptRecordError,
+        CycleError,
+        DefinitionError,
+        EncodeError,
+        FormatVersionError,
+        IllegalTransitionError,
+        LeaseLostError,
+        MissingExtraError,
+        MissingKeyError,
+        ModelError,
+        NotStoredError,
+        OfflineMissError,
+        OutputValidationError,
+        PipelineValidationError,
+        ResumeConflictError,
+        RetryableError,
+        RunCancelledError,
+        RunError,
+        RunInProgressError,
+        StepError,
+        StepTimeoutError,
+        StorageError,
+        StorageUnavailableError,
+        TagentError,
+        TemplateError,
+        UnknownModelError,
+        UnknownStepError,
+    )
+    from tagent_nb.events import (
+        Event,
+        FactLearned,
+        MemorySaved,
+        Observer,
+        RunContinued,
+        RunFinished,
+        RunPaused,
+        RunStarted,
+        RunUnpaused,
+        StepCached,
+        StepCancelled,
+        StepEvent,
+        StepFailed,
+        StepFinished,
+        StepProgress,
+        StepRetried,
+        StepSkipped,
+        StepStarted,
+        StepStreamed,
+        TokenUsage,
+        Warned,
+    )
+    from tagent_nb.notebook.session import current
+    from tagent_nb.pipeline.conditions import (
+        And,
+        Condition,
+        Contains,
+        DataExists,
+        IsEmpty,
+        IsEqualTo,
+        IsGreaterThan,
+        IsLessThan,
+        Not,
+        Or,
+    )
+    from tagent_nb.pipeline.models import (
+        Dependency,
+        DependencyType,
+        ExecutionMode,
+        Pipeline,
+        PipelineStep,
+        StepStatus,
+    )
+    from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
+    from tagent_nb.pipeline.scheduler import PipelineScheduler
+    from tagent_nb.pipeline.state_machine import Phase, Task, TaskBasedStateMachine, TaskStatus
+    from tagent_nb.steps.base import StepContext, StepRunner
+    from tagent_nb.steps.tools import tool
+    from tagent_nb.storage.base import RunInfo, StorageBackend
+    from tagent_nb.storage.file import FileStorageBackend
+    from tagent_nb.storage.memory import MemoryStorageBackend
+    from tagent_nb.storage.open import open_storage
+    from tagent_nb.storage.redis import RedisStorageBackend
+    from tagent_nb.storage.sqlite import SQLiteStorageBackend
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "errors": (
+        "CorruptRecordError",
+        "CycleError",
+        "DefinitionError",
+        "EncodeError",
+        "FormatVersionError",
+        "IllegalTransitionError",
+        "LeaseLostError",
+        "MissingExtraError",
+        "MissingKeyError",
+        "ModelError",
+        "NotStoredError",
+        "OfflineMissError",
+        "OutputValidationError",
+        "PipelineValidationError",
+        "ResumeConflictError",
+        "RetryableError",
+        "RunCancelledError",
+        "RunError",
+        "RunInProgressError",
+        "StepError",
+        "StepTimeoutError",
+        "StorageError",
+        "StorageUnavailableError",
+        "TagentError",
+        "TemplateError",
+        "UnknownModelError",
+        "UnknownStepError",
+    ),
+    "events": (
+        "Event",
+        "FactLearned",
+        "MemorySaved",
+        "Observer",
+        "RunContinued",
+        "RunFinished",
+        "RunPaused",
+        "RunStarted",
+        "RunUnpaused",
+        "StepCached",
+        "StepCancelled",
+        "StepEvent",
+        "StepFailed",
+        "StepFinished",
+        "StepProgress",
+        "StepRetried",
+        "StepSkipped",
+        "StepStarted",
+        "StepStreamed",
+        "TokenUsage",
+        "Warned",
+    ),
+    "pipeline.models": (
+        "Dependency",
+        "DependencyType",
+        "ExecutionMode",
+        "Pipeline",
+        "PipelineStep",
+        "StepStatus",
+    ),
+    "pipeline.result": (
+        "ItemResult",
+        "PipelineResult",
+        "StepResult",
+    ),
+    "pipeline.conditions": (
+        "And",
+        "Condition",
+        "Contains",
+        "DataExists",
+        "IsEmpty",
+        "IsEqualTo",
+        "IsGreaterThan",
+        "IsLessThan",
+        "Not",
+        "Or",
+    ),
+    "pipeline.scheduler": ("PipelineScheduler",),
+    "pipeline.state_machine": (
+        "Phase",
+        "Task",
+        "TaskBasedStateMachine",
+        "TaskStatus",
+    ),
+    "steps.base": (
+        "StepContext",
+        "StepRunner",
+    ),
+    "steps.tools": ("tool",),
+    "cache.store": ("ResultCache",),
+    "storage.base": (
+        "RunInfo",
+        "StorageBackend",
+    ),
+    "storage.file": ("FileStorageBackend",),
+    "storage.memory": ("MemoryStorageBackend",),
+    "storage.open": ("open_storage",),
+    "storage.redis": ("RedisStorageBackend",),
+    "storage.sqlite": ("SQLiteStorageBackend",),
+    "engine.executor": (
+        "PipelineExecutor",
+        "RunHandle",
+    ),
+    "engine.state": (
+        "PipelineMemory",
+        "PipelineMemoryManager",
+        "PipelineStateMachine",
+        "StepMemoryEntry",
+    ),
+    "notebook.session": ("current",),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "And",
+    "Condition",
+    "Contains",
+    "CorruptRecordError",
+    "CycleError",
+    "DataExists",
+    "DefinitionError",
+    "Dependency",
+    "DependencyType",
+    "EncodeError",
+    "Event",
+    "ExecutionMode",
+    "FactLearned",
+    "FileStorageBackend",
+    "FormatVersionError",
+    "IllegalTransitionError",
+    "IsEmpty",
+    "IsEqualTo",
+    "IsGreaterThan",
+    "IsLessThan",
+    "ItemResult",
+    "LeaseLostError",
+    "MemorySaved",
+    "MemoryStorageBackend",
+    "MissingExtraError",
+    "MissingKeyError",
+    "ModelError",
+    "Not",
+    "NotStoredError",
+    "Observer",
+    "OfflineMissError",
+    "Or",
+    "OutputValidationError",
+    "Phase",
+    "Pipeline",
+    "PipelineExecutor",
+    "PipelineMemory",
+    "PipelineMemoryManager",
+    "PipelineResult",
+    "PipelineScheduler",
+    "PipelineStateMachine",
+    "PipelineStep",
+    "PipelineValidationError",
+    "RedisStorageBackend",
+    "ResultCache",
+    "ResumeConflictError",
+    "RetryableError",
+    "RunCancelledError",
+    "RunContinued",
+    "RunError",
+    "RunFinished",
+    "RunHandle",
+    "RunInProgressError",
+    "RunInfo",
+    "RunPaused",
+    "RunStarted",
+    "RunUnpaused",
+    "SQLiteStorageBackend",
+    "StepCached",
+    "StepCancelled",
+    "StepContext",
+    "StepError",
+    "StepEvent",
+    "StepFailed",
+    "StepFinished",
+    "StepMemoryEntry",
+    "StepProgress",
+    "StepResult",
+    "StepRetried",
+    "StepRunner",
+    "StepSkipped",
+    "StepStarted",
+    "StepStatus",
+    "StepStreamed",
+    "StepTimeoutError",
+    "StorageBackend",
+    "StorageError",
+    "StorageUnavailableError",
+    "TagentError",
+    "Task",
+    "TaskBasedStateMachine",
+    "TaskStatus",
+    "TemplateError",
+    "TokenUsage",
+    "UnknownModelError",
+    "UnknownStepError",
+    "Warned",
+    "__version__",
+    "current",
+    "load_ipython_extension",
+    "open_storage",
+    "tool",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    room = _HOME.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{room}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """What ``%load_ext tagent_nb`` does: register the magics."""
+    from tagent_nb.notebook.extension import load_ipython_extension
+
+    load_ipython_extension(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """What ``%unload_ext tagent_nb`` does."""
+    from tagent_nb.notebook.extension import unload_ipython_extension
+
+    unload_ipython_extension(shell)

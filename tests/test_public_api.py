@@ -1,0 +1,145 @@
+"""The public names: all there, none by accident, and cheap until they are used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tagent_nb
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+ERRORS = words(
+    """
+    CorruptRecordError CycleError DefinitionError EncodeError FormatVersionError
+    IllegalTransitionError LeaseLostError MissingExtraError MissingKeyError ModelError
+    NotStoredError OfflineMissError OutputValidationError PipelineValidationError
+    ResumeConflictError RetryableError RunCancelledError RunError RunInProgressError StepError
+    StepTimeoutError StorageError StorageUnavailableError TagentError TemplateError
+    UnknownModelError UnknownStepError
+    """
+)
+EVENTS = words(
+    """
+    Event FactLearned MemorySaved Observer RunContinued RunFinished RunPaused RunStarted RunUnpaused
+    StepCached StepCancelled StepEvent StepFailed StepFinished StepProgress StepRetried StepSkipped
+    StepStarted StepStreamed Warned
+    """
+)
+DEFINITIONS = words(
+    """
+    And Condition Contains DataExists Dependency DependencyType ExecutionMode IsEmpty IsEqualTo
+    IsGreaterThan IsLessThan Not Or Pipeline PipelineStep StepContext StepRunner StepStatus tool
+    """
+)
+RUNS = words(
+    """
+    ItemResult Phase PipelineExecutor PipelineMemory PipelineMemoryManager PipelineResult
+    PipelineScheduler PipelineStateMachine ResultCache RunHandle StepMemoryEntry StepResult Task
+    TaskBasedStateMachine TaskStatus TokenUsage current
+    """
+)
+STORAGE = words(
+    """
+    FileStorageBackend MemoryStorageBackend RedisStorageBackend RunInfo SQLiteStorageBackend
+    StorageBackend open_storage
+    """
+)
+MODULE = ["__version__", "load_ipython_extension", "unload_ipython_extension"]
+
+
+def fresh(code: str) -> str:
+    """What ``code`` prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_public_names_are_pinned() -> None:
+    """A name that comes or goes is a decision, written here and in the changelog."""
+    assert sorted(tagent_nb.__all__) == sorted([*ERRORS, *EVENTS, *DEFINITIONS, *RUNS, *STORAGE, *MODULE])
+
+
+@pytest.mark.parametrize("name", tagent_nb.__all__)
+def test_every_public_name_can_be_imported_and_says_what_it_is(name: str) -> None:
+    value = getattr(tagent_nb, name)
+    if name != "__version__":
+        assert value.__doc__
+
+
+def test_type_checkers_see_the_same_names_as_the_lazy_lookup() -> None:
+    """The imports under TYPE_CHECKING and the table that ``__getattr__`` uses cannot drift apart."""
+    tree = ast.parse(Path(tagent_nb.__file__).read_text(encoding="utf-8"))
+    static = {
+        alias.name: node.module
+        for node in _type_checking_block(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = {name: f"tagent_nb.{room}" for room, names in tagent_nb._ROOMS.items() for name in names}
+    assert static == lazy
+    assert set(lazy) == set(tagent_nb.__all__) - set(MODULE)
+
+
+def _type_checking_block(tree: ast.Module) -> list[ast.stmt]:
+    for node in tree.body:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.body
+    raise AssertionError("no TYPE_CHECKING block")
+
+
+def test_every_error_and_event_that_exists_is_public() -> None:
+    for room, base, public in (("errors", "TagentError", ERRORS), ("events", "Event", EVENTS)):
+        module = importlib.import_module(f"tagent_nb.{room}")
+        kinds = {
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, getattr(module, base))
+        }
+        assert kinds <= set(public)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Pipelin'"):
+        tagent_nb.Pipelin  # noqa: B018
+
+
+def test_dir_lists_the_public_names() -> None:
+    """Completion in a notebook knows names that were not fetched yet."""
+    assert set(tagent_nb.__all__) <= set(dir(tagent_nb))
+
+
+HEAVY = words(
+    "IPython anywidget diskcache graphviz ipywidgets jinja2 numpy pandas pyarrow pydantic pydantic_ai redis"
+)
+
+
+def test_import_loads_nothing_heavy() -> None:
+    loaded = fresh("import sys, tagent_nb; print(*sys.modules)").split()
+    assert {name.partition(".")[0] for name in loaded}.isdisjoint(HEAVY)
+
+
+def test_defining_a_pipeline_loads_no_pandas_notebook_or_agent_library() -> None:
+    """What a definition needs (a schema, a template) may be loaded; what only a run needs may not."""
+    code = (
+        "import sys, tagent_nb\n"
+        "p = tagent_nb.Pipeline('p').step('a', 'Say hello').step('b', 'Repeat {{ a }}')\n"
+        "assert p.validate() == [], p.validate()\n"
+        "print(*sys.modules)"
+    )
+    loaded = {name.partition(".")[0] for name in fresh(code).split()}
+    assert loaded.isdisjoint(
+        {"IPython", "ipywidgets", "pandas", "pyarrow", "pydantic_ai", "diskcache", "redis"}
+    )
+
+
+def test_the_package_is_typed() -> None:
+    assert (Path(tagent_nb.__file__).parent / "py.typed").is_file()
