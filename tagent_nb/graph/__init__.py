@@ -1,0 +1,85 @@
+"""A pipeline as a picture: Graphviz source and SVG.
+
+A state is told by colour, by a mark before the name and by the outline; the kind of a step by its
+corners (agent steps are rounded, Python steps are not) and mapped steps by a double outline.
+The SVG has no background and plain colours that read on white and on near-black; where the page
+says which theme it has (Jupyter, VS Code, Colab), a scoped style sheet picks the colours for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tagent_nb.errors import TagentError
+from tagent_nb.graph.drawing import Drawing, Theme, source
+from tagent_nb.graph.svg import finish
+from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.result import StepResult
+
+if TYPE_CHECKING:
+    import graphviz
+
+__all__ = ["Theme", "save_svg", "to_dot", "to_svg"]
+
+
+def to_dot(
+    pipeline: Pipeline, steps: Mapping[str, StepResult] | None = None, *, theme: Theme = "auto"
+) -> graphviz.Digraph:
+    """The pipeline as Graphviz source, drawn also when it has cycles or unknown dependencies.
+
+    Args:
+        pipeline: What to draw.
+        steps: States by step name, as in ``result.steps``; without it only the definition is drawn.
+        theme: ``"light"``, ``"dark"``, or ``"auto"`` for colours that read on both.
+
+    Raises:
+        DefinitionError: ``theme`` is not one of these.
+        TemplateError: A goal or a condition cannot be read.
+    """
+    return source(Drawing(pipeline, steps, theme))
+
+
+def to_svg(
+    pipeline: Pipeline,
+    steps: Mapping[str, StepResult] | None = None,
+    *,
+    theme: Theme = "auto",
+    legend: bool = True,
+) -> str:
+    """The pipeline as an SVG document with a transparent background, no links and no script.
+
+    Args:
+        pipeline: What to draw.
+        steps: States by step name, as in ``result.steps``.
+        theme: As for :func:`to_dot`.
+        legend: Whether to explain the marks and outlines that occur.
+
+    Raises:
+        TagentError: There is neither ``dot`` nor the bundled Graphviz command, or it failed.
+    """
+    import graphviz
+
+    drawing = Drawing(pipeline, steps, theme)
+    try:
+        raw = source(drawing).pipe(format="svg", quiet=True)
+    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError) as error:
+        raise TagentError(
+            f"The graph of pipeline {pipeline.name!r} could not be drawn: {error}. "
+            "Reinstall the bundled Graphviz with: pip install --force-reinstall graphviz-pure"
+        ) from None
+    return finish(raw, drawing, legend)
+
+
+def save_svg(
+    path: str | Path,
+    pipeline: Pipeline,
+    steps: Mapping[str, StepResult] | None = None,
+    *,
+    theme: Theme = "auto",
+) -> Path:
+    """Write :func:`to_svg` to ``path`` (UTF-8) and return the path."""
+    target = Path(path)
+    target.write_text(to_svg(pipeline, steps, theme=theme), encoding="utf-8")
+    return target

@@ -1,0 +1,237 @@
+"""What is drawn: nodes, edges and their labels, as Graphviz source."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import sysconfig
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from tagent_nb.errors import DefinitionError
+from tagent_nb.pipeline.looks import (
+    KIND_LOOKS,
+    LOOKS,
+    MISSING,
+    Look,
+    Paint,
+    cost_text,
+    model_label,
+    seconds_text,
+    tokens_text,
+)
+from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.result import StepResult
+
+if TYPE_CHECKING:
+    import graphviz
+
+Theme = Literal["auto", "light", "dark"]
+THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
+
+COMPACT_FROM = 40
+"""Number of steps from which nodes are one small line without details."""
+_WIDE = 900
+"""Width in points that a notebook's output area shows without shrinking the picture much."""
+INK = {"auto": "#7b838f", "light": "#6b7280", "dark": "#8b949e"}
+"""Edges and legend text; the one for ``auto`` has a contrast over 3.8 on white and on #111."""
+EDGES = {
+    DependencyType.STRONG: ("solid", "needs"),
+    DependencyType.WEAK: ("dashed", "weak"),
+    DependencyType.OPTIONAL: ("dotted", "optional"),
+}
+
+
+class Node(NamedTuple):
+    id: str
+    name: str
+    classes: str
+    look: Look
+    lines: list[str]
+    tooltip: str
+    rounded: bool
+    double: bool
+
+
+class Edge(NamedTuple):
+    id: str
+    source: str
+    target: str
+    type: DependencyType
+    tooltip: str
+
+
+class Drawing:
+    """Nodes and edges with generated ids, before any layout."""
+
+    def __init__(self, pipeline: Pipeline, steps: Mapping[str, StepResult] | None, theme: Theme) -> None:
+        if theme not in THEMES:
+            raise DefinitionError(f"theme {theme!r} is not known. Write one of {', '.join(THEMES)}.")
+        self.pipeline, self.steps, self.theme = pipeline, steps, theme
+        self.compact = len(pipeline.steps) >= COMPACT_FROM
+        self.nodes = [self._node(f"node-{index}", step) for index, step in enumerate(pipeline.steps)]
+        self.ids: dict[str, str] = {}
+        for node in self.nodes:
+            self.ids.setdefault(node.name, node.id)
+        self.edges = list(self._edges())
+
+    def _node(self, ident: str, step: PipelineStep) -> Node:
+        kind = "python" if step.is_python else "agent"
+        state = None if self.steps is None else self.steps.get(step.name, StepResult(step.name))
+        look = KIND_LOOKS[kind] if state is None else LOOKS[state.status]
+        classes = f"tagent-{kind}" if state is None else f"tagent-{state.status.value}"
+        about = _about(step)
+        facts = [] if state is None else _facts(state)
+        mark = "" if state is None else f"{look.mark} "
+        lines = [mark + short(step.name, 22 if self.compact else 30)]
+        if not self.compact:
+            lines += [f"{KIND_LOOKS[kind].mark} {short(about, 40)}", *([" · ".join(facts)] if facts else [])]
+        told = "" if state is None else f": {', '.join([look.word, *facts])}"
+        tooltip = f"{step.name}{told}\n{about}" + (f"\n{state.error}" if state and state.error else "")
+        return Node(
+            ident, step.name, classes, look, lines, tooltip, not step.is_python, step.map_over is not None
+        )
+
+    def _edges(self) -> Iterator[Edge]:
+        count = 0
+        for node, step in zip(list(self.nodes), self.pipeline.steps, strict=True):
+            for dependency in self.pipeline.dependencies(step):
+                if dependency.name not in self.ids:
+                    if dependency.type is DependencyType.OPTIONAL:
+                        continue
+                    self._add_missing(dependency.name)
+                kind = "" if dependency.type is DependencyType.STRONG else f" ({dependency.type.value})"
+                tooltip = f"{dependency.name} → {step.name}{kind}"
+                yield Edge(f"edge-{count}", self.ids[dependency.name], node.id, dependency.type, tooltip)
+                count += 1
+
+    def _add_missing(self, name: str) -> None:
+        ident = self.ids[name] = f"node-{len(self.nodes)}"
+        lines = [f"{MISSING.mark} {short(name, 22)}", *([] if self.compact else [MISSING.word])]
+        tooltip = f"{name}: no step of this name is defined yet"
+        self.nodes.append(Node(ident, name, "tagent-missing", MISSING, lines, tooltip, False, False))
+
+    def direction(self) -> str:
+        """Left to right where that fits the page or is narrower; else top to bottom, as pages scroll."""
+        parents: dict[str, list[str]] = {node.id: [] for node in self.nodes}
+        for edge in self.edges:
+            parents[edge.target].append(edge.source)
+        level: dict[str, int] = {}
+        # Steps mostly stand after those they read, so two sweeps are near enough; a cycle cannot hang it.
+        for _ in range(2):
+            for ident, above in parents.items():
+                level[ident] = 1 + max((level.get(one, 0) for one in above if one != ident), default=0)
+        depth = min(max(level.values(), default=1), len(self.nodes))
+        breadth = max((list(level.values()).count(n) for n in set(level.values())), default=1)
+        node = 90 if self.compact else 160
+        return "LR" if depth * node <= max(_WIDE, breadth * node) else "TB"
+
+    def paint(self, look: Look) -> Paint:
+        return look.dark if self.theme == "dark" else look.light
+
+
+def _about(step: PipelineStep) -> str:
+    """Kind, own model, schema and the like, in a few words."""
+    words = ["python" if step.is_python else "agent"]
+    if step.model is not None and not step.is_python:
+        words.append(model_label(step.model))
+    if step.output_schema is not None:
+        words.append(f"→ {step.output_schema.__name__}")
+    if step.map_over is not None:
+        words.append(f"each of {step.map_over}")
+    if step.when is not None:
+        words.append("conditional")
+    return " · ".join(words)
+
+
+def _facts(state: StepResult) -> list[str]:
+    """Seconds, tokens, USD and items of a step that has begun."""
+    facts = []
+    if state.items_total is not None:
+        done = sum(1 for item in (state.items or {}).values() if item.status.is_final)
+        facts.append(f"{done}/{state.items_total} items")
+    if state.status is StepStatus.CACHED:
+        facts.append("from cache")
+    elif state.seconds:
+        facts.append(seconds_text(state.seconds))
+    if state.usage.total_tokens:
+        facts += [f"{tokens_text(state.usage.total_tokens)} tokens", cost_text(state.cost)]
+    return facts
+
+
+def source(drawing: Drawing) -> graphviz.Digraph:
+    import graphviz
+
+    _find_dot()
+    size = "8" if drawing.compact else "10"
+    ink = INK[drawing.theme]
+    dot = graphviz.Digraph(
+        graph_attr={
+            "rankdir": drawing.direction(),
+            "bgcolor": "transparent",
+            "nodesep": "0.12" if drawing.compact else "0.3",
+            "ranksep": "0.3" if drawing.compact else "0.4",
+            "pad": "0.06",
+        },
+        node_attr={"shape": "box", "fontname": "Helvetica", "fontsize": size, "margin": "0", "height": "0"},
+        edge_attr={"color": ink, "arrowsize": "0.5" if drawing.compact else "0.65", "penwidth": "1"},
+    )
+    for node in drawing.nodes:
+        paint = drawing.paint(node.look)
+        style = ["filled", *(["rounded"] if node.rounded else []), node.look.outline]
+        dot.node(
+            node.id,
+            _label(node, paint, int(size)),
+            {"id": node.id, "class": node.classes},
+            style=",".join(style),
+            fillcolor=paint.fill,
+            color=paint.line,
+            fontcolor=paint.text,
+            penwidth=str(node.look.width),
+            peripheries="2" if node.double else "1",
+        )
+    for edge in drawing.edges:
+        dot.edge(edge.source, edge.target, id=edge.id, style=EDGES[edge.type][0])
+    return dot
+
+
+def _label(node: Node, paint: Paint, size: int) -> str:
+    """An HTML-like label. Cells are as wide as wide fonts need, since every browser has its own."""
+    rows = []
+    for index, line in enumerate(node.lines):
+        points = size if index == 0 else size - 2
+        text = html.escape(line)
+        width = min(int(text_width(line) * points * (1.05 if index == 0 else 1.0)), 600)
+        inner = f"<B>{text}</B>" if index == 0 else f'<FONT POINT-SIZE="{points}">{text}</FONT>'
+        rows.append(f'<TR><TD ALIGN="LEFT" WIDTH="{width}">{inner}</TD></TR>')
+    edge = 3 if len(node.lines) == 1 else 7
+    table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{"".join(rows)}</TABLE>'
+    return (
+        f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="{edge}">'
+        f"<TR><TD>{table}</TD></TR></TABLE>>"
+    )
+
+
+def text_width(text: str) -> float:
+    """Width in units of the font's size, with room for a wider font than Graphviz reckons with."""
+    return sum(1.05 if unicodedata.east_asian_width(letter) in "WF" else 0.6 for letter in text)
+
+
+def short(text: str, limit: int) -> str:
+    """One printable line of at most ``limit`` characters."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def _find_dot() -> None:
+    """Without ``dot`` on PATH, let graphviz use the command that graphviz-pure bundles."""
+    from graphviz.backend import dot_command
+
+    if shutil.which("dot") is not None:
+        dot_command.DOT_BINARY = Path("dot")
+        return
+    beside = Path(sysconfig.get_path("scripts")) / "graphviz-pure"
+    found = shutil.which(str(beside)) or shutil.which("graphviz-pure")
+    dot_command.DOT_BINARY = Path(found or "dot")

@@ -1,0 +1,153 @@
+"""From Graphviz's SVG to ours: tooltips, theme style, legend, and a name for screen readers."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+
+from tagent_nb.graph.drawing import EDGES, INK, Drawing, short, text_width
+from tagent_nb.pipeline.looks import LOOKS, MISSING, Look
+from tagent_nb.pipeline.models import DependencyType
+
+_SVG = "http://www.w3.org/2000/svg"
+
+
+def finish(raw: bytes, drawing: Drawing, legend: bool) -> str:
+    """Turn Graphviz's SVG into ours: tooltips, theme style, legend, and a name for screen readers."""
+    ET.register_namespace("", _SVG)
+    root = ET.fromstring(raw)
+    tooltips = {node.id: node.tooltip for node in drawing.nodes}
+    tooltips |= {edge.id: edge.tooltip for edge in drawing.edges}
+    for group in root.iter(f"{{{_SVG}}}g"):
+        title = group.find(f"{{{_SVG}}}title")
+        if title is not None:
+            lines = tooltips.get(group.get("id", ""), "").split("\n")
+            title.text = "\n".join(short(line, 300) for line in lines[:8])
+    root.attrib.update({"class": "tagent-graph", "role": "img", "aria-label": _spoken(drawing)})
+    if legend:
+        _add_legend(root, drawing)
+    if drawing.theme == "auto":
+        style = ET.Element(f"{{{_SVG}}}style")
+        style.text = _style(drawing)
+        root.insert(0, style)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _spoken(drawing: Drawing) -> str:
+    count = len(drawing.pipeline.steps)
+    text = f"Graph of pipeline {short(drawing.pipeline.name, 80)}: {count} step{'' if count == 1 else 's'}"
+    if drawing.steps is not None:
+        words = [node.look.word for node in drawing.nodes]
+        text += "".join(f", {words.count(word)} {word}" for word in dict.fromkeys(words))
+    return text
+
+
+def _style(drawing: Drawing) -> str:
+    """Colours for pages that say that they are dark, scoped to this graph and to what occurs."""
+    looks = {node.classes: node.look for node in drawing.nodes} | dict(_legend_looks(drawing))
+    pages = ('body[data-jp-theme-light="false"]', "body.vscode-dark", 'html[theme="dark"]')
+    rules = [
+        ".tagent-graph{max-width:100%;height:auto}"
+        ".tagent-graph text{font-family:var(--jp-ui-font-family,Helvetica,Arial,sans-serif)}"
+    ]
+    for page in pages:
+        scope = f"{page} .tagent-graph"
+        rules.append(f"{scope} .tagent-ink text{{fill:#b6bdc7}}")
+        for name, look in looks.items():
+            fill, line, text = look.dark
+            rules.append(
+                f"{scope} .{name}>:not(text){{stroke:{line}}}"
+                f'{scope} .{name}>:not(text):not([fill="none"]){{fill:{fill}}}'
+                f"{scope} .{name}>text{{fill:{text}}}"
+            )
+    return "".join(rules)
+
+
+# -- legend -------------------------------------------------------------------------------
+
+
+def _legend_looks(drawing: Drawing) -> Iterator[tuple[str, Look]]:
+    """Class and look of the states that occur, in the order of a step's life."""
+    present = {node.classes for node in drawing.nodes}
+    if drawing.steps is not None:
+        for status, look in LOOKS.items():
+            if f"tagent-{status.value}" in present:
+                yield f"tagent-{status.value}", look
+    if "tagent-missing" in present:
+        yield "tagent-missing", MISSING
+
+
+def _legend_entries(drawing: Drawing) -> Iterator[tuple[str, str, Look | None, str]]:
+    """What to explain: (shape, class, look, text)."""
+    for name, look in _legend_looks(drawing):
+        yield "state", name, look, look.word
+    real = [node for node in drawing.nodes if node.look is not MISSING]
+    if len({node.rounded for node in real}) > 1:
+        yield "agent", "tagent-ink", None, "agent"
+        yield "python", "tagent-ink", None, "python"
+    if any(node.double for node in real):
+        yield "mapped", "tagent-ink", None, "once per item"
+    kinds = {edge.type for edge in drawing.edges}
+    if kinds - {DependencyType.STRONG}:
+        for kind, (outline, word) in EDGES.items():
+            if kind in kinds:
+                yield outline, "tagent-ink", None, word
+
+
+def _add_legend(root: ET.Element, drawing: Drawing) -> None:
+    """Draw the legend below the graph, in as many lines as its width needs."""
+    entries = list(_legend_entries(drawing))
+    if not entries:
+        return
+    _, _, width, height = (float(number) for number in root.get("viewBox", "0 0 0 0").split())
+    group = ET.SubElement(root, f"{{{_SVG}}}g", {"class": "tagent-legend", "font-size": "8"})
+    group.set("font-family", "Helvetica,Arial,sans-serif")
+    group.append(_element("title", text="Legend"))
+    room = max(width, 360.0)
+    x, y = 6.0, height + 12.0
+    for shape, name, look, word in entries:
+        advance = 22 + text_width(word) * 8 + 10
+        if x > 6 and x + advance > room:
+            x, y = 6.0, y + 18.0
+        group.append(_legend_entry(drawing, shape, name, look, word, x, y))
+        x += advance
+    total = (max(width, room), y + 16.0)
+    root.set("viewBox", f"0 0 {total[0]:.2f} {total[1]:.2f}")
+    root.attrib.update(width=f"{total[0]:.0f}pt", height=f"{total[1]:.0f}pt")
+
+
+def _legend_entry(
+    drawing: Drawing, shape: str, name: str, look: Look | None, word: str, x: float, y: float
+) -> ET.Element:
+    ink = INK[drawing.theme]
+    entry = _element("g", {"class": name})
+    box = {"x": f"{x}", "y": f"{y - 1}", "width": "16", "height": "12", "stroke": ink, "fill": "none"}
+    if look is not None:
+        paint = drawing.paint(look)
+        box.update(fill=paint.fill, stroke=paint.line, rx="3")
+        box["stroke-width"] = str(look.width)
+        if look.outline != "solid":
+            box["stroke-dasharray"] = "4,2" if look.outline == "dashed" else "1,2"
+        entry.append(_element("rect", box))
+        mark = {"x": f"{x + 8}", "y": f"{y + 8}", "text-anchor": "middle", "fill": paint.text}
+        entry.append(_element("text", mark, look.mark))
+    elif shape in ("agent", "python", "mapped"):
+        entry.append(_element("rect", {**box, "rx": "0" if shape == "python" else "4"}))
+        if shape == "mapped":
+            inner = {"x": f"{x + 2}", "y": f"{y + 1}", "width": "12", "height": "8", "rx": "2"}
+            entry.append(_element("rect", {**box, **inner}))
+    else:
+        line = {"x1": f"{x}", "x2": f"{x + 16}", "y1": f"{y + 5}", "y2": f"{y + 5}", "stroke": ink}
+        line["stroke-dasharray"] = {"solid": "none", "dashed": "5,2", "dotted": "1,3"}[shape]
+        entry.append(_element("line", line))
+    holder = _element("g", {"class": "tagent-ink"})
+    holder.append(_element("text", {"x": f"{x + 21}", "y": f"{y + 8}", "fill": ink}, word))
+    both = _element("g")
+    both.extend([entry, holder])
+    return both
+
+
+def _element(tag: str, attributes: Mapping[str, str] | None = None, text: str | None = None) -> ET.Element:
+    element = ET.Element(f"{{{_SVG}}}{tag}", dict(attributes or {}))
+    element.text = text
+    return element
