@@ -98,11 +98,11 @@ class RunCancelledError(RunError):
 
 
 class StepError(RunError):
-    """A step failed in a way that another attempt cannot mend."""
+    """A step failed in a way that another attempt cannot mend (but see the two that say so)."""
 
 
 class StepTimeoutError(StepError, TimeoutError):
-    """One attempt of a step took longer than its ``timeout`` (seconds)."""
+    """One attempt of a step took longer than its ``timeout`` (seconds). Another may be faster."""
 
 
 class OutputValidationError(StepError, ValueError):

@@ -72,6 +72,12 @@ class Output(Protocol):
     @property
     def digest(self) -> str: ...
 
+    @property
+    def storable(self) -> bool: ...
+
+    @property
+    def problem(self) -> str | None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -104,6 +110,7 @@ class RunStarted(Event):
 class RunContinued(Event):
     """A run that was interrupted or had failed is carried on; ``kept`` steps are not run again."""
 
+    steps: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     definition: Mapping[str, Any] = field(default_factory=dict)
     host: str = ""

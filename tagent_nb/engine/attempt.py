@@ -1,0 +1,215 @@
+"""Attempts at one unit of work: slots, timeouts, retries, and what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.work import Work, reads, runner_of, step_model, why_it_runs
+from tagent_nb.errors import RetryableError, StepError, StepTimeoutError, TagentError
+from tagent_nb.events import (
+    Event,
+    FactLearned,
+    MemorySaved,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+    StepStarted,
+    TokenUsage,
+)
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.traceback import user_traceback
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import Run
+
+LONGEST_DELAY = 30.0
+"""Most seconds between two attempts, unless the other side asks for more."""
+
+HOPELESS = (NameError, SyntaxError, ImportError, AttributeError, TypeError, NotImplementedError)
+"""Mistakes in the user's code, which another attempt would only repeat."""
+
+
+async def attempts(run: Run, work: Work) -> list[Event]:
+    """Run a unit until it gives a value or must be given up."""
+    step = work.step
+    attempt = step.retry_count + 1
+    last = max(attempt, step.max_retries + 1)
+    work = replace(work, why=await why_it_runs(run, work))
+    began = time.monotonic()
+    while True:
+        await run.may_start()
+        learned: list[Event] = []
+        context = _context(run, work, attempt, learned)
+        try:
+            value = await _attempt(run, work, context)
+            return [*learned, _finished(run, work, value, attempt, time.monotonic() - began, context)]
+        except asyncio.CancelledError:
+            run.emit(
+                StepCancelled(
+                    run_id=context.run_id,
+                    step=step.name,
+                    item=work.item,
+                    attempt=attempt,
+                    seconds=time.monotonic() - began,
+                )
+            )
+            raise
+        except Exception as error:  # the user's code and the model's side may raise anything
+            if attempt >= last or not _may_succeed(error):
+                return [failed(run, work, error, attempt, time.monotonic() - began, context)]
+            await _wait_for_next(run, work, error, attempt, context)
+        attempt += 1
+
+
+async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
+    step = work.step
+    async with run.slots:
+        run.emit(
+            StepStarted(
+                run_id=context.run_id, step=step.name, item=work.item, attempt=context.attempt, why=work.why
+            )
+        )
+        runner = runner_of(run, step)
+        if step.timeout is None:
+            return step.validate_output(await runner.run(step, context))
+        try:
+            async with asyncio.timeout(step.timeout) as limit:
+                value = await runner.run(step, context)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise StepTimeoutError(
+                f"Step {step.name!r} took longer than its timeout of {step.timeout:g} s. "
+                "Raise timeout, or let the step do less."
+            ) from None
+        return step.validate_output(value)
+
+
+def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepContext:
+    loop = asyncio.get_running_loop()
+
+    def emit(event: Event) -> None:
+        # A fact counts when its attempt has succeeded; a failed attempt teaches nothing.
+        if isinstance(event, FactLearned | MemorySaved):
+            learned.append(event)
+        elif _on_loop(loop):
+            run.emit(event)
+        else:
+            loop.call_soon_threadsafe(run.emit, event)
+
+    step = work.step
+    return StepContext(
+        run_id=run.memory.run_id,
+        pipeline=run.pipeline.name,
+        step=step.name,
+        item=work.item,
+        attempt=attempt,
+        inputs=_inputs(work),
+        shared=run.pipeline.shared_context,
+        constraints=[*run.pipeline.global_constraints, *step.constraints],
+        facts=work.facts,
+        memories=dict(run.memory.memories),
+        namespace=run.equipment.namespace,
+        model=step_model(run, step),
+        idempotency_key=f"{run.memory.run_id}:{step.name}:{work.key[:16]}",
+        emit=emit,
+    )
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _inputs(work: Work) -> Mapping[str, Any]:
+    """Only what the step reads: a value that nobody reads is never decoded."""
+    names = {one.step for one in reads(work.step, work.outputs)}
+    return {
+        name: None if output is None else output.value
+        for name, output in work.outputs.items()
+        if name in names
+    }
+
+
+def _may_succeed(error: Exception) -> bool:
+    if isinstance(error, RetryableError | StepTimeoutError):
+        return True
+    return not isinstance(error, (TagentError, *HOPELESS))
+
+
+async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, context: StepContext) -> None:
+    asked = error.retry_after if isinstance(error, RetryableError) else None
+    ceiling = min(LONGEST_DELAY, run.equipment.retry_delay * 2 ** (attempt - 1))
+    # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    delay = asked if asked is not None else random.uniform(0.0, ceiling)
+    run.emit(
+        StepRetried(
+            run_id=context.run_id,
+            step=work.step.name,
+            item=work.item,
+            attempt=attempt,
+            error_type=type(error).__name__,
+            message=str(error),
+            delay=delay,
+            usage=context.usage,
+            cost=context.cost,
+        )
+    )
+    await asyncio.sleep(delay)
+
+
+def _finished(
+    run: Run, work: Work, value: Any, attempt: int, seconds: float, context: StepContext
+) -> StepFinished:
+    output = value if isinstance(value, StoredValue) else StoredValue.of(value)
+    if run.equipment.storage.durable and not output.storable:
+        run.warn(
+            f"Step {work.step.name!r}: its value cannot be stored and is computed again after a restart "
+            f"({output.problem}).",
+            work.step.name,
+        )
+    return StepFinished(
+        run_id=context.run_id,
+        step=work.step.name,
+        item=work.item,
+        output=output,
+        key=work.key,
+        components={} if work.item is not None else work.components,
+        attempt=attempt,
+        seconds=seconds,
+        usage=context.usage,
+        cost=context.cost,
+        metadata=context.metadata,
+    )
+
+
+def failed(
+    run: Run,
+    work: Work,
+    error: Exception,
+    attempt: int,
+    seconds: float = 0.0,
+    context: StepContext | None = None,
+) -> StepFailed:
+    return StepFailed(
+        run_id=run.memory.run_id,
+        step=work.step.name,
+        item=work.item,
+        error_type=type(error).__name__,
+        message=str(error),
+        traceback="" if isinstance(error, StepError) else user_traceback(error),
+        attempt=attempt,
+        seconds=seconds,
+        usage=context.usage if context is not None else TokenUsage(),
+        cost=context.cost if context is not None else 0.0,
+        metadata=context.metadata if context is not None else {},
+    )

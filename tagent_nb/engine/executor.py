@@ -1,0 +1,372 @@
+"""The public way to run a pipeline, from anywhere: script, notebook, or inside a running loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.handle import RunHandle
+from tagent_nb.engine.loop import submit
+from tagent_nb.engine.memory import PipelineMemory, new_run_id
+from tagent_nb.engine.resume import judge, recorded_units, refuse_changes
+from tagent_nb.engine.run import Equipment, Run, RunOptions
+from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine, read_memory
+from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationError, RunInProgressError
+from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.steps.agent import AgentRunner
+from tagent_nb.steps.providers import check_model
+from tagent_nb.steps.python import PythonRunner
+from tagent_nb.storage import open_storage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import BaseModel
+
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.steps.base import StepRunner
+    from tagent_nb.storage.base import Lease, StorageBackend
+
+
+class PipelineExecutor:
+    """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
+
+    Args:
+        pipeline: What to run. It may be changed while a run goes on; the run does not see it.
+        storage: Where runs are recorded: a backend, a folder, or a URL for :func:`open_storage`.
+            Without one, in memory, as long as this object lives.
+        cache: Answers unchanged steps; without one every step runs.
+        model: Model of agent steps that do not name one; overrides the pipeline's.
+        max_concurrency: Most attempts at the same time, items of mapped steps included.
+        observers: Called with every event, on the run's loop; they must return fast.
+        namespace: Names that Python bodies see besides the steps, such as the notebook's.
+        schemas: Model classes that stored values are turned back into.
+        retry_delay: Seconds; the ceiling of the first wait between attempts, doubled each time.
+        runners: Other runners by kind (``"python"``, ``"agent"``).
+
+    Attributes:
+        memory: Memory of the current or last run; ``None`` before the first.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        storage: StorageBackend | str | Path | None = None,
+        cache: ResultCache | None = None,
+        model: Any = None,
+        max_concurrency: int = 8,
+        observers: Iterable[Observer] = (),
+        namespace: Mapping[str, Any] | None = None,
+        schemas: Iterable[type[BaseModel]] = (),
+        retry_delay: float = 0.5,
+        runners: Mapping[str, StepRunner] | None = None,
+    ) -> None:
+        if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
+            raise DefinitionError(
+                f"max_concurrency must be a whole number from 1 on, not {max_concurrency!r}."
+            )
+        self.pipeline = pipeline
+        self.storage = open_storage(storage)
+        self.cache = cache
+        self.model = model
+        self.max_concurrency = max_concurrency
+        self.namespace: Mapping[str, Any] = {} if namespace is None else namespace
+        self.schemas = list(schemas)
+        self.retry_delay = retry_delay
+        self.runners: dict[str, StepRunner] = {"python": PythonRunner(), "agent": AgentRunner()}
+        self.runners.update(runners or {})
+        self.memory: PipelineMemory | None = None
+        self._observers: list[Observer] = list(observers)
+        self._run: Run | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_early = False
+
+    # -- running ----------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        *,
+        resume: bool | str = False,
+        force: bool | Iterable[str] = (),
+        until: str | None = None,
+        offline: bool = False,
+        use_cache: bool = True,
+        on_change: str = "refuse",
+    ) -> PipelineResult:
+        """Run the pipeline on the current loop.
+
+        Args:
+            resume: Carry on the newest run, or the run of this id; recorded steps are not run again.
+            force: Steps (or ``True``: all) that neither cache nor record may answer for.
+            until: Run only this step and what it depends on.
+            offline: Agent steps are answered by the cache only; a miss fails the step.
+            use_cache: ``False`` neither asks nor fills the cache.
+            on_change: What a resumed run does about recorded steps whose definition changed:
+                ``"refuse"`` raises, ``"rerun"`` runs them again and what depends on them.
+
+        Returns:
+            The result. A cancelled run returns what it has, with ``cancelled`` set.
+
+        Raises:
+            PipelineValidationError: The definition has problems; it names all of them.
+            ModelError: A model cannot be used. Nothing was run.
+            UnknownStepError: ``force`` or ``until`` names no step.
+            ResumeConflictError: Recorded steps have changed and ``on_change`` is ``"refuse"``.
+            NotStoredError: There is no run to resume.
+            RunInProgressError: This executor is running already.
+            StorageError: A result could not be recorded. What was recorded before is kept.
+        """
+        if self._run is not None or self._loop is not None:
+            raise RunInProgressError(
+                f"Pipeline {self.pipeline.name!r} is running already. Wait for it, or cancel() it first."
+            )
+        options = self._options(resume, force, until, offline, use_cache, on_change)
+        pipeline = self._subset(until)
+        self._check(pipeline, offline)
+        self._loop = asyncio.get_running_loop()
+        try:
+            return await self._sit(pipeline, options)
+        finally:
+            self._run = self._loop = None
+            self._stop_early = False
+
+    def run(self, **options: Any) -> PipelineResult:
+        """:meth:`execute` from anywhere: it works on a loop in a thread of its own and waits for it.
+
+        ``KeyboardInterrupt`` cancels the run, waits for its steps to clean up, and is raised again;
+        the run can be resumed and :attr:`result` has what was done.
+        """
+        return self.start(**options).result()
+
+    def start(self, **options: Any) -> RunHandle:
+        """:meth:`execute` in the background; returns at once with a handle."""
+        return RunHandle(self, submit(self.execute(**options)))
+
+    async def stream(self, **options: Any) -> AsyncIterator[Event]:
+        """:meth:`execute`, giving each event as it happens. Leaving the loop early cancels the run.
+
+        Raises what :meth:`execute` raises, after the last event.
+        """
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._observers.append(events.put_nowait)
+        task = asyncio.ensure_future(self.execute(**options))
+        task.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await task
+        finally:
+            if events.put_nowait in self._observers:
+                self._observers.remove(events.put_nowait)
+            if not task.done():
+                self.cancel()
+                await asyncio.wait([task])
+
+    def subscribe(self, observer: Observer) -> None:
+        """Call ``observer`` with every event from now on."""
+        self._observers.append(observer)
+
+    # -- control, from any thread -----------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Stop the run now; it can be resumed. Without a run, or called again, it does nothing."""
+        self._on_loop(self._cancel_now)
+
+    def pause(self) -> None:
+        """Start nothing further until :meth:`resume`; what runs goes on."""
+        self._on_loop(lambda: self._run and self._run.pause())
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`. (To carry on an earlier run: ``run(resume=True)``.)"""
+        self._on_loop(lambda: self._run and self._run.unpause())
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is going on."""
+        return self._loop is not None
+
+    @property
+    def result(self) -> PipelineResult | None:
+        """The result as it stands now: live while a run goes on; ``None`` before the first."""
+        return None if self.memory is None else self.memory.to_result()
+
+    def _cancel_now(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+        else:
+            self._stop_early = True
+
+    def _on_loop(self, action: Any) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(action)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _options(
+        self,
+        resume: bool | str,
+        force: bool | Iterable[str],
+        until: str | None,
+        offline: bool,
+        use_cache: bool,
+        on_change: str,
+    ) -> RunOptions:
+        if on_change not in ("refuse", "rerun"):
+            raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
+        forced: bool | frozenset[str] = True
+        if force is not True:
+            names = [force] if isinstance(force, str) else list(force or ())
+            forced = frozenset(self.pipeline.get_step(name).name for name in names)
+        return RunOptions(resume, forced, until, offline, use_cache, on_change)
+
+    def _subset(self, until: str | None) -> Pipeline:
+        """A snapshot, of ``until`` and what it depends on if that is given."""
+        pipeline = self.pipeline.snapshot()
+        if until is None:
+            return pipeline
+        wanted: set[str] = set()
+        waiting = [pipeline.get_step(until).name]
+        while waiting:
+            name = waiting.pop()
+            if name not in wanted and name in pipeline:
+                wanted.add(name)
+                waiting.extend(dependency.name for dependency in pipeline.dependencies(name))
+        pipeline.steps = [step for step in pipeline.steps if step.name in wanted]
+        return pipeline
+
+    def _check(self, pipeline: Pipeline, offline: bool) -> None:
+        """Refuse what cannot run, before anything runs."""
+        problems = pipeline.validate()
+        if problems:
+            raise PipelineValidationError(pipeline.name, problems)
+        if offline or not isinstance(self.runners["agent"], AgentRunner):
+            return
+        seen: list[Any] = []
+        for step in pipeline.steps:
+            if step.is_python:
+                continue
+            model = next((one for one in (step.model, self.model, pipeline.model) if one is not None), None)
+            if model is None:
+                raise ModelError(
+                    f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
+                    "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
+                )
+            if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
+                check_model(model)
+                seen.append(model)
+
+    async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
+        """One sitting of a run: from its lease to its last record."""
+        schemas = self._schemas(pipeline)
+        memory = await self._memory(pipeline, options, schemas)
+        lease = await self.storage.acquire(memory.pipeline_id, memory.run_id)
+        heartbeat = asyncio.ensure_future(self._keep(lease))
+        began = time.monotonic()
+        try:
+            run = await self._prepare(pipeline, options, memory, schemas, lease.token)
+            self._run = run
+            if self._stop_early:
+                run.cancel()
+            try:
+                await run.drive()
+            except asyncio.CancelledError:
+                run.cancel()
+                await asyncio.shield(run.finish(time.monotonic() - began))
+                raise
+            await run.finish(time.monotonic() - began)
+        finally:
+            heartbeat.cancel()
+            await self.storage.release(lease)
+        return memory.to_result()
+
+    def _schemas(self, pipeline: Pipeline) -> dict[str, type]:
+        """Classes by name that stored values may become: the steps', the given, the namespace's."""
+        found: dict[str, type] = {
+            name: value for name, value in self.namespace.items() if isinstance(value, type)
+        }
+        found.update({schema.__name__: schema for schema in self.schemas})
+        found.update(
+            {step.output_schema.__name__: step.output_schema for step in pipeline.steps if step.output_schema}
+        )
+        return found
+
+    async def _memory(
+        self, pipeline: Pipeline, options: RunOptions, schemas: Mapping[str, type]
+    ) -> PipelineMemory:
+        if options.resume is False:
+            memory = PipelineMemory(pipeline.id, new_run_id(), [step.name for step in pipeline.steps])
+            memory.pipeline_name = pipeline.name
+        else:
+            run_id = options.resume if isinstance(options.resume, str) else None
+            memory = await read_memory(self.storage, pipeline.name, run_id, schemas)
+        memory.shared_data = pipeline.shared_context
+        memory.memories = {**await self.storage.memories(pipeline.id), **memory.memories}
+        return memory
+
+    async def _prepare(
+        self,
+        pipeline: Pipeline,
+        options: RunOptions,
+        memory: PipelineMemory,
+        schemas: Mapping[str, type],
+        token: int,
+    ) -> Run:
+        definition = pipeline.to_dict() if self.storage.durable else {}
+        restored = recorded_units(memory) if options.resume is not False else {}
+        # The scheduler starts from what is kept, so the judgement needs a machine without records.
+        names = [step.name for step in pipeline.steps]
+        manager = PipelineMemoryManager(self.storage)
+        equipment = Equipment(
+            storage=self.storage,
+            cache=self.cache,
+            runners=self.runners,
+            model=self.model,
+            namespace=self.namespace,
+            schemas=schemas,
+            max_concurrency=self.max_concurrency,
+            retry_delay=self.retry_delay,
+            observers=self._observers,
+        )
+        previous = self._previous(pipeline, memory.run_id, schemas)
+        manager.put(pipeline.name, memory)
+        machine = PipelineStateMachine(pipeline, manager)
+        run = Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
+        where = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
+        if options.resume is False:
+            self.memory = memory
+            await run.conclude(
+                RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=tuple(names), **where)
+            )
+            return run
+        verdict = judge(run, definition)
+        if options.on_change == "refuse":
+            refuse_changes(pipeline.name, memory.run_id, verdict.changed)
+        self.memory = memory
+        await run.conclude(
+            RunContinued(run_id=memory.run_id, steps=tuple(names), kept=tuple(verdict.kept), **where)
+        )
+        run.machine = PipelineStateMachine(pipeline, manager)
+        return run
+
+    def _previous(self, pipeline: Pipeline, run_id: str, schemas: Mapping[str, type]) -> Any:
+        """How to read the run before this one, when somebody asks."""
+
+        async def read() -> PipelineMemory | None:
+            runs = [one.run_id for one in await self.storage.runs(pipeline.id) if one.run_id != run_id]
+            return await read_memory(self.storage, pipeline.name, runs[-1], schemas) if runs else None
+
+        return read
+
+    async def _keep(self, lease: Lease) -> None:
+        """Renew the lease until the run ends; when it is lost, stop: another process goes on."""
+        while True:
+            await asyncio.sleep(lease.ttl / 3)
+            await self.storage.renew(lease)

@@ -1,0 +1,78 @@
+"""A run that goes on in the background, and how to wait for it or stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.executor import PipelineExecutor
+    from tagent_nb.pipeline.result import PipelineResult
+
+CANCEL_GRACE = 2.0
+"""Seconds that an interrupted wait gives the steps of its run to clean up."""
+
+
+class RunHandle:
+    """A run in the background."""
+
+    def __init__(self, executor: PipelineExecutor, future: Future[PipelineResult]) -> None:
+        self.executor = executor
+        self._future = future
+
+    def __repr__(self) -> str:
+        memory = self.executor.memory
+        state = "done" if self.done() else "running"
+        return f"<RunHandle {memory.run_id if memory is not None else 'starting'}: {state}>"
+
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> PipelineResult:
+        """Wait for the result, at most ``timeout`` seconds.
+
+        Raises:
+            TimeoutError: The run goes on.
+            KeyboardInterrupt: The wait was interrupted; the run was cancelled.
+            Exception: Whatever :meth:`PipelineExecutor.execute` raised.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            while True:
+                # Short waits, since a long one is not interrupted on every platform.
+                left = 0.1 if until is None else min(0.1, until - time.monotonic())
+                try:
+                    return self._future.result(max(0.0, left))
+                except FutureTimeoutError:
+                    if self._future.done():
+                        raise
+                    if until is not None and time.monotonic() >= until:
+                        raise TimeoutError(
+                            f"The run goes on after {timeout:g} s. cancel() stops it."
+                        ) from None
+        except KeyboardInterrupt:
+            self.cancel(wait=CANCEL_GRACE)
+            raise
+
+    def cancel(self, wait: float = 0.0) -> None:
+        """Stop the run, and give it up to ``wait`` seconds to end."""
+        self.executor.cancel()
+        if wait > 0:
+            until = time.monotonic() + wait
+            while not self._future.done() and time.monotonic() < until:
+                time.sleep(0.01)
+
+    def pause(self) -> None:
+        """Start nothing further."""
+        self.executor.pause()
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`."""
+        self.executor.resume()
+
+    def __await__(self) -> Any:
+        return asyncio.wrap_future(self._future).__await__()

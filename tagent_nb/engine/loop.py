@@ -1,0 +1,41 @@
+"""One daemon thread with one event loop, for runs that are started from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_owner = 0
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The loop of this process, started at the first call. Never the kernel's own loop."""
+    global _loop, _owner
+    with _lock:
+        # A forked child inherits the object but not the thread that ran it.
+        if _loop is None or _loop.is_closed() or _owner != os.getpid():
+            loop = asyncio.new_event_loop()
+            ready = threading.Event()
+
+            def serve() -> None:
+                asyncio.set_event_loop(loop)
+                loop.call_soon(ready.set)
+                loop.run_forever()
+
+            threading.Thread(target=serve, name="tagent-nb loop", daemon=True).start()
+            ready.wait()
+            _loop, _owner = loop, os.getpid()
+        return _loop
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine on :func:`background_loop`; cancelling the future cancels it."""
+    return asyncio.run_coroutine_threadsafe(coroutine, background_loop())

@@ -1,0 +1,155 @@
+"""Mapped steps: the same path for each item of a list or each row of a DataFrame."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.unit import settle
+from tagent_nb.engine.work import Work, prepare, reads, static_components, why_it_runs
+from tagent_nb.errors import StepError, TagentError
+from tagent_nb.events import Output, StepCached, StepCancelled, StepFailed, StepFinished, StepStarted
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.frames import rows_of
+from tagent_nb.pipeline.models import PipelineStep, StepStatus
+from tagent_nb.pipeline.template import Reference, lookup
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import Run
+    from tagent_nb.pipeline.scheduler import Change
+
+Row = tuple[str, Any, Any]
+"""Key, label in the source's index, and the item itself."""
+
+
+async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Change | None:
+    """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
+    started = time.monotonic()
+    source, _, path = (step.map_over or "").partition(".")
+    work = whole(run, step, outputs)
+    try:
+        rows = _rows(step, outputs[source], tuple(path.split(".")) if path else ())
+    except TagentError as error:
+        return await run.conclude(_failure(run, step, type(error).__name__, str(error), started, []))
+    run.emit(
+        StepStarted(
+            run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
+        )
+    )
+    try:
+        await _run_items(run, step, outputs, source, rows)
+    except asyncio.CancelledError:
+        run.emit(StepCancelled(run_id=run.memory.run_id, step=step.name, seconds=time.monotonic() - started))
+        raise
+    return await run.conclude(_outcome(run, step, work, rows, started))
+
+
+def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
+    """The fingerprint of the mapped step as a whole, over the whole of its source."""
+    source = (step.map_over or "").partition(".")[0]
+    references = [one for one in reads(step, outputs) if one.step != source]
+    return prepare(run, step, outputs, references=[*references, Reference(source, (), "map")])
+
+
+def _rows(step: PipelineStep, output: Output | None, path: tuple[str, ...]) -> list[Row]:
+    value = None if output is None else lookup(output.value, path)
+    if value is None:
+        return []
+    try:
+        return rows_of(value)
+    except TypeError as error:
+        raise StepError(f"Step {step.name!r} cannot map over {step.map_over!r}: {error}") from None
+
+
+async def _run_items(
+    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None], source: str, rows: list[Row]
+) -> None:
+    """Workers that share one iterator: 50,000 items are never 50,000 tasks."""
+    queue: Iterator[Row] = iter(rows)
+    static_components(run, step)
+
+    async def work_off() -> None:
+        for key, _, row in queue:
+            await run.may_start()
+            unit = prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
+            if not _is_recorded(run, unit):
+                await run.conclude(*await settle(run, unit))
+
+    workers = min(len(rows), run.equipment.max_concurrency)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(work_off())
+    except ExceptionGroup as several:
+        # Items report their own failures; what arrives here ends the run, and one cause is enough.
+        raise several.exceptions[0] from None
+
+
+def _is_recorded(run: Run, unit: Work) -> bool:
+    """Whether an earlier sitting of this run has recorded the very same item."""
+    recorded = run.restored.get(unit.unit)
+    if recorded is None or recorded.key != unit.key or run.options.forces(unit.step.name):
+        return False
+    item = (run.memory.steps[unit.step.name].items or {}).get(str(unit.item))
+    return item is not None and item.status.has_value
+
+
+def _outcome(
+    run: Run, step: PipelineStep, work: Work, rows: list[Row], started: float
+) -> StepFinished | StepCached | StepFailed:
+    items = run.memory.steps[step.name].items or {}
+    mine = [items[key] for key, _, _ in rows]
+    good = sum(item.status.has_value for item in mine)
+    labels = [label for _, label, _ in rows]
+    metadata = {
+        "item_keys": [key for key, _, _ in rows],
+        "item_index": labels,
+        "items_failed": len(rows) - good,
+    }
+    if good < math.ceil(step.min_success * len(rows)):
+        first = next(item for item in mine if item.status is StepStatus.FAILED)
+        message = (
+            f"{len(rows) - good} of {len(rows)} items failed, and min_success is {step.min_success:g}. "
+            f"The first is item {first.key!r}: {first.error_type}: {first.error}"
+        )
+        return _failure(run, step, "StepError", message, started, rows)
+    output = StoredValue.of([None if item.output is None else item.output.value for item in mine])
+    if mine and all(item.status is StepStatus.CACHED for item in mine):
+        return StepCached(
+            run_id=run.memory.run_id,
+            step=step.name,
+            output=output,
+            key=work.key,
+            components=work.components,
+            metadata=metadata,
+        )
+    return StepFinished(
+        run_id=run.memory.run_id,
+        step=step.name,
+        output=output,
+        key=work.key,
+        components=work.components,
+        seconds=time.monotonic() - started,
+        metadata=metadata,
+    )
+
+
+def _failure(
+    run: Run, step: PipelineStep, kind: str, message: str, started: float, rows: list[Row]
+) -> StepFailed:
+    return StepFailed(
+        run_id=run.memory.run_id,
+        step=step.name,
+        error_type=kind,
+        message=message,
+        seconds=time.monotonic() - started,
+        metadata=_labels(rows),
+    )
+
+
+def _labels(rows: list[Row]) -> dict[str, Any]:
+    """The order and labels of the items, which a stored run needs to show them as they were."""
+    return {"item_keys": [key for key, _, _ in rows], "item_index": [label for _, label, _ in rows]}

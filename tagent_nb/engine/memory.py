@@ -1,0 +1,402 @@
+"""What is known about one run: a fold over its events."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tagent_nb.events import (
+    Event,
+    FactLearned,
+    MemorySaved,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+    RunUnpaused,
+    StepCached,
+    StepCancelled,
+    StepEvent,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepStreamed,
+    TokenUsage,
+    Warned,
+)
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemoryEntry:
+    """A step's recorded result.
+
+    Attributes:
+        data: The step's value.
+        timestamp: When it was recorded (UTC).
+        execution_id: Id of the run that recorded it.
+        dependencies_used: The steps it read, as its fingerprint names them.
+        metadata: Model, tool calls and the like.
+    """
+
+    step_name: str
+    pipeline_id: str
+    data: Any
+    timestamp: datetime
+    execution_id: str
+    dependencies_used: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class PipelineMemory:
+    """What is known about one run: a fold over its events.
+
+    Args:
+        pipeline_id: The pipeline's storage id.
+        run_id: The run; a new id if none is given.
+        steps: Step names in definition order; others are added when an event names them.
+
+    Attributes:
+        steps: One :class:`StepResult` by name.
+        shared_data: Values shared by all steps.
+        facts: Facts learned in this run.
+        memories: Memories saved by this or an earlier run.
+        events: Everything applied so far but streamed text, in order.
+    """
+
+    def __init__(self, pipeline_id: str, run_id: str | None = None, steps: Iterable[str] = ()) -> None:
+        self.pipeline_id = pipeline_id
+        self.run_id = run_id or new_run_id()
+        self.pipeline_name = pipeline_id
+        self.steps: dict[str, StepResult] = {name: StepResult(name) for name in steps}
+        self.shared_data: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        self.memories: dict[str, Any] = {}
+        self.events: list[Event] = []
+        self.warnings: list[str] = []
+        self.current_step: str | None = None
+        self.definition: Mapping[str, Any] = {}
+        self.finished: RunFinished | None = None
+        self.paused = False
+        self._began: float | None = None
+        self._seconds = 0.0
+
+    # -- the specified surface --------------------------------------------------------------
+
+    def save_step_result(self, step_name: str, result: Any) -> None:
+        """Record a value for a step, as if a run had computed it."""
+        self.apply(StepFinished(run_id=self.run_id, step=step_name, output=StoredValue.of(result)))
+
+    def get_step_result(self, step_name: str) -> Any:
+        """The step's value; ``None`` if it has none (see :meth:`has_step_result`)."""
+        step = self.steps.get(step_name)
+        return step.value if step is not None else None
+
+    def has_step_result(self, step_name: str) -> bool:
+        """Whether the step has completed with a value, falsy ones too."""
+        step = self.steps.get(step_name)
+        return step is not None and step.output is not None
+
+    @property
+    def step_results(self) -> dict[str, StepMemoryEntry]:
+        """The recorded results by step name."""
+        return {
+            name: StepMemoryEntry(
+                step_name=name,
+                pipeline_id=self.pipeline_id,
+                data=step.value,
+                timestamp=datetime.fromtimestamp(step.ended_at or 0.0, UTC),
+                execution_id=self.run_id,
+                dependencies_used=_inputs(step.components),
+                metadata=dict(step.metadata),
+            )
+            for name, step in self.steps.items()
+            if step.output is not None
+        }
+
+    @property
+    def execution_history(self) -> list[dict[str, Any]]:
+        """What happened, in order: ``event``, ``step``, ``item`` and ``timestamp`` (UTC)."""
+        return [
+            {
+                "event": type(event).__name__,
+                "step": getattr(event, "step", None),
+                "item": getattr(event, "item", None),
+                "timestamp": datetime.fromtimestamp(event.at, UTC),
+            }
+            for event in self.events
+        ]
+
+    # -- the fold ---------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, StepStreamed):
+            return
+        self.events.append(event)
+        fold = _FOLDS.get(type(event))
+        if fold is not None:
+            fold(self, event)
+
+    def step(self, name: str) -> StepResult:
+        """The state of a step, added if it is new."""
+        found = self.steps.get(name)
+        if found is None:
+            found = self.steps[name] = StepResult(name)
+        return found
+
+    def _unit(self, event: StepEvent) -> StepResult | ItemResult:
+        step = self.step(event.step)
+        if event.item is None:
+            return step
+        if step.items is None:
+            step.items = {}
+        found = step.items.get(event.item)
+        if found is None:
+            found = step.items[event.item] = ItemResult(event.item, event.item)
+        return found
+
+    def _spend(self, event: StepEvent, usage: TokenUsage, cost: float | None) -> None:
+        if cost == 0.0 and not usage:
+            return
+        units: list[StepResult | ItemResult] = [self.step(event.step)]
+        if event.item is not None:
+            units.append(self._unit(event))
+        for unit in units:
+            unit.usage = unit.usage + usage
+            unit.cost = None if cost is None or unit.cost is None else unit.cost + cost
+
+    def _run_started(self, event: RunStarted) -> None:
+        self.run_id = event.run_id
+        self.pipeline_name = event.pipeline
+        self.definition = event.definition
+        self._began = event.at
+        for name in event.steps:
+            self.step(name)
+
+    def _run_continued(self, event: RunContinued) -> None:
+        self._settle(self.events[-2].at if len(self.events) > 1 else event.at)
+        self._began = event.at
+        self.finished = None
+        self.paused = False
+        self.definition = event.definition or self.definition
+        self.steps = {name: self.step(name) for name in event.steps}
+        for step in self.steps.values():
+            if step.name not in event.kept:
+                _reset(step)
+
+    def _run_paused(self, event: RunPaused) -> None:
+        self.paused = True
+
+    def _run_unpaused(self, event: RunUnpaused) -> None:
+        self.paused = False
+
+    def _run_finished(self, event: RunFinished) -> None:
+        self.finished = event
+        self._settle(event.at)
+        self.current_step = None
+
+    def _settle(self, until: float) -> None:
+        if self._began is not None:
+            self._seconds += max(0.0, until - self._began)
+            self._began = None
+
+    def _step_started(self, event: StepStarted) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.RUNNING
+        self.current_step = event.step
+        if isinstance(unit, StepResult):
+            if event.items is not None:
+                unit.items_total = event.items
+                unit.items = unit.items if unit.items is not None else {}
+            else:
+                unit.attempts += 1
+            if unit.started_at is None or unit.ended_at is not None:
+                unit.started_at, unit.ended_at = event.at, None
+            unit.output = None
+            unit.error_type = unit.error = unit.traceback = ""
+            unit.reason = event.why or unit.reason
+        else:
+            unit.attempts += 1
+            unit.output = None
+            unit.error_type = unit.error = ""
+
+    def _step_retried(self, event: StepRetried) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.WAITING
+        unit.error_type, unit.error = event.error_type, event.message
+        self._spend(event, event.usage, event.cost)
+
+    def _step_finished(self, event: StepFinished) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.COMPLETED
+        unit.output = event.output
+        unit.seconds += event.seconds
+        unit.error_type = unit.error = ""
+        self._spend(event, event.usage, event.cost)
+        if isinstance(unit, StepResult):
+            self._valued(unit, event)
+
+    def _step_cached(self, event: StepCached) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.CACHED
+        unit.output = event.output
+        step = self.step(event.step)
+        # A mapped step's own event repeats what its items have said already.
+        if event.item is not None or step.items is None:
+            known = step.saved_cost is not None and event.saved_cost is not None
+            step.saved_cost = (step.saved_cost or 0.0) + (event.saved_cost or 0.0) if known else None
+        if isinstance(unit, StepResult):
+            self._valued(unit, event)
+
+    def _valued(self, step: StepResult, event: StepFinished | StepCached) -> None:
+        step.traceback = ""
+        step.key = event.key
+        step.components = event.components
+        step.metadata = event.metadata
+        if step.started_at is None:
+            step.started_at = event.at
+        step.ended_at = event.at
+        if step.items is not None:
+            _order_items(step, event.metadata)
+
+    def _step_failed(self, event: StepFailed) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.FAILED
+        unit.error_type, unit.error = event.error_type, event.message
+        unit.seconds += event.seconds
+        self._spend(event, event.usage, event.cost)
+        if isinstance(unit, StepResult):
+            unit.traceback = event.traceback
+            unit.metadata = event.metadata
+            unit.ended_at = event.at
+            if unit.items is not None:
+                _order_items(unit, event.metadata)
+
+    def _step_skipped(self, event: StepSkipped) -> None:
+        step = self.step(event.step)
+        step.status = StepStatus.SKIPPED
+        step.reason = event.reason
+        step.ended_at = event.at
+
+    def _step_cancelled(self, event: StepCancelled) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.CANCELLED
+        unit.seconds += event.seconds
+        if isinstance(unit, StepResult):
+            unit.ended_at = event.at
+
+    def _fact_learned(self, event: FactLearned) -> None:
+        self.facts[event.key] = event.value
+
+    def _memory_saved(self, event: MemorySaved) -> None:
+        self.memories[event.key] = event.value
+
+    def _warned(self, event: Warned) -> None:
+        self.warnings.append(event.message)
+
+    # -- results ----------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this run until now, all its sittings together."""
+        return self._seconds + (max(0.0, time.time() - self._began) if self._began is not None else 0.0)
+
+    def to_result(self) -> PipelineResult:
+        """The result as it stands now. Steps are the live ones: they change while the run goes on."""
+        steps = self.steps
+        failed = [name for name, step in steps.items() if step.status is StepStatus.FAILED]
+        ran = [step for step in steps.values() if step.status is not StepStatus.PENDING or step.attempts]
+        outputs = {name: step.output for name, step in steps.items() if step.output is not None}
+        unpriced = [step.name for step in ran if step.cost is None]
+        ended = self.finished
+        return PipelineResult(
+            pipeline_name=self.pipeline_name,
+            success=not failed and ended is not None and ended.success,
+            execution_time=self.seconds,
+            total_cost=sum(step.cost for step in ran if step.cost is not None),
+            cost_per_step={step.name: step.cost for step in ran},
+            token_usage={step.name: step.usage for step in ran},
+            step_outputs=OutputMap(outputs),
+            step_metadata={step.name: dict(step.metadata) for step in ran},
+            learned_facts=dict(self.facts),
+            saved_memories=dict(self.memories),
+            failed_steps=failed,
+            error_details={name: error_text(steps[name]) for name in failed},
+            run_id=self.run_id,
+            cancelled=ended is not None and ended.cancelled,
+            unpriced_steps=unpriced,
+            steps=steps,
+            events=self.events,
+            warnings=self.warnings,
+        )
+
+
+_FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
+    RunStarted: PipelineMemory._run_started,
+    RunContinued: PipelineMemory._run_continued,
+    RunPaused: PipelineMemory._run_paused,
+    RunUnpaused: PipelineMemory._run_unpaused,
+    RunFinished: PipelineMemory._run_finished,
+    StepStarted: PipelineMemory._step_started,
+    StepRetried: PipelineMemory._step_retried,
+    StepFinished: PipelineMemory._step_finished,
+    StepCached: PipelineMemory._step_cached,
+    StepFailed: PipelineMemory._step_failed,
+    StepSkipped: PipelineMemory._step_skipped,
+    StepCancelled: PipelineMemory._step_cancelled,
+    FactLearned: PipelineMemory._fact_learned,
+    MemorySaved: PipelineMemory._memory_saved,
+    Warned: PipelineMemory._warned,
+}
+
+
+def new_run_id() -> str:
+    """An id that sorts by time and is safe in paths and keys."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+def error_text(step: StepResult) -> str:
+    """Type and message of a failed step, and the user's own traceback lines if there are any."""
+    head = f"{step.error_type}: {step.error}"
+    return f"{head}\n{step.traceback}".rstrip()
+
+
+def _inputs(components: Mapping[str, str]) -> list[str]:
+    """The steps that a fingerprint names as inputs."""
+    names = (
+        name.removeprefix("input:").partition(".")[0] for name in components if name.startswith("input:")
+    )
+    return list(dict.fromkeys(names))
+
+
+def _reset(step: StepResult) -> None:
+    """Make a step pending again; what it has cost so far stays."""
+    step.status = StepStatus.PENDING
+    step.output = None
+    step.ended_at = None
+    step.error_type = step.error = step.traceback = step.reason = ""
+    for item in (step.items or {}).values():
+        if not item.status.has_value:
+            item.status = StepStatus.PENDING
+
+
+def _order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
+    """Put the items into the source's order with its labels; items that are gone go."""
+    keys = metadata.get("item_keys")
+    if keys is None or step.items is None:
+        return
+    labels = metadata["item_index"]
+    known = step.items
+    step.items = {key: known[key] for key in keys if key in known}
+    for key, label in zip(keys, labels, strict=True):
+        if key in known:
+            known[key].index = label

@@ -1,0 +1,112 @@
+"""Carrying on a run: what its records still answer for, and what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.cache.fingerprint import explain
+from tagent_nb.engine.mapping import whole
+from tagent_nb.engine.memory import PipelineMemory
+from tagent_nb.engine.work import prepare
+from tagent_nb.errors import ResumeConflictError, TagentError
+from tagent_nb.events import Output, StepCached, StepFinished
+from tagent_nb.pipeline.models import PipelineStep
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import Run
+
+Recorded = Mapping[tuple[str, str | None], StepFinished | StepCached]
+
+
+def recorded_units(memory: PipelineMemory) -> dict[tuple[str, str | None], StepFinished | StepCached]:
+    """The last recorded value of each unit of work."""
+    return {
+        (event.step, event.item): event
+        for event in memory.events
+        if isinstance(event, StepFinished | StepCached)
+    }
+
+
+@dataclass
+class Verdict:
+    """What a resumed run may keep, and what has changed (step to sentences)."""
+
+    kept: list[str] = field(default_factory=list)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+
+
+def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
+    """Compare every recorded step with its definition of today, in execution order.
+
+    A step below one that must run again cannot be judged yet: it is neither kept nor changed, and
+    its record answers for it later if its inputs turn out the same.
+    """
+    verdict = Verdict()
+    kept: set[str] = set()
+    old, new = _by_name(run.memory.definition), _by_name(definition)
+    for name in run.machine.scheduler.get_execution_order():
+        step = run.by_name[name]
+        recorded = run.restored.get((name, None))
+        if recorded is None and old.get(name) is not None and _has_items(run, name):
+            # A map that was stopped half-way has no fingerprint of its own yet.
+            if old[name] != new.get(name):
+                verdict.changed[name] = explain({}, {}, old[name], new.get(name)) or ["definition changed"]
+            continue
+        if recorded is None or run.options.forces(name):
+            continue
+        upstream = run.machine.scheduler.dependency_graph[name]
+        if any(above not in kept for above in upstream):
+            continue
+        outputs: dict[str, Output | None] = {above: run.restored[above, None].output for above in upstream}
+        differences = _differences(run, step, outputs, recorded, old.get(name), new.get(name))
+        if differences:
+            verdict.changed[name] = differences
+        elif recorded.output.storable:
+            kept.add(name)
+            verdict.kept.append(name)
+    return verdict
+
+
+def _differences(
+    run: Run,
+    step: PipelineStep,
+    outputs: Mapping[str, Output | None],
+    recorded: StepFinished | StepCached,
+    old: Mapping[str, Any] | None,
+    new: Mapping[str, Any] | None,
+) -> list[str]:
+    try:
+        work = (whole if step.map_over is not None else prepare)(run, step, outputs)
+    except TagentError as error:
+        return [str(error)]
+    if work.key == recorded.key:
+        return []
+    return explain(recorded.components, work.components, old, new) or ["its fingerprint changed"]
+
+
+def _has_items(run: Run, name: str) -> bool:
+    return any(step == name and item is not None for step, item in run.restored)
+
+
+def _by_name(definition: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {step["name"]: step for step in definition.get("steps", ())}
+
+
+def refuse_changes(pipeline: str, run_id: str, changed: Mapping[str, list[str]]) -> None:
+    """Raise if something has changed.
+
+    Raises:
+        ResumeConflictError: With the differences, and how to go on.
+    """
+    if not changed:
+        return
+    lines = "\n".join(f"  - {step}: {'; '.join(sentences)}" for step, sentences in changed.items())
+    raise ResumeConflictError(
+        f"Run {run_id} of pipeline {pipeline!r} cannot be resumed as it is: these recorded steps "
+        f"have changed since\n{lines}\n"
+        'Use on_change="rerun" (%tagent_run --resume --on-change rerun) to run them again and what '
+        "depends on them, or undo the change.",
+        {step: list(sentences) for step, sentences in changed.items()},
+    )

@@ -1,0 +1,172 @@
+"""Where runs stand: who keeps their memories, and the state machine that moves one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
+from tagent_nb.errors import NotStoredError
+from tagent_nb.events import (
+    Event,
+    RunStarted,
+    StepCached,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+)
+from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.names import storage_id
+from tagent_nb.pipeline.scheduler import Change, PipelineScheduler
+from tagent_nb.pipeline.state_machine import TaskBasedStateMachine
+
+if TYPE_CHECKING:
+    from tagent_nb.storage.base import StorageBackend
+
+
+class PipelineMemoryManager:
+    """Gives each pipeline its memory, and keeps it in storage.
+
+    Args:
+        storage: Where to keep it; without one it lives as long as this object.
+    """
+
+    def __init__(self, storage: StorageBackend | None = None) -> None:
+        self.storage = storage
+        self._memories: dict[str, PipelineMemory] = {}
+        self._stored: dict[str, int] = {}
+
+    def get_pipeline_memory(self, pipeline_name: str) -> PipelineMemory:
+        """The memory of a pipeline, an empty one if it is new here."""
+        found = self._memories.get(pipeline_name)
+        if found is None:
+            found = self._memories[pipeline_name] = PipelineMemory(storage_id(pipeline_name))
+            found.pipeline_name = pipeline_name
+        return found
+
+    def put(self, pipeline_name: str, memory: PipelineMemory) -> None:
+        """Use ``memory`` for this pipeline from now on."""
+        self._memories[pipeline_name] = memory
+
+    async def save(self, pipeline_name: str) -> None:
+        """Write what is not stored yet.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        memory = self.get_pipeline_memory(pipeline_name)
+        if self.storage is None:
+            return
+        done = self._stored.get(memory.run_id, 0)
+        fresh = memory.events[done:]
+        if fresh and not done and not isinstance(fresh[0], RunStarted):
+            started = RunStarted(
+                run_id=memory.run_id, at=fresh[0].at, pipeline=pipeline_name, steps=tuple(memory.steps)
+            )
+            await self.storage.append(memory.pipeline_id, memory.run_id, [started])
+        await self.storage.append(memory.pipeline_id, memory.run_id, fresh)
+        self._stored[memory.run_id] = done + len(fresh)
+
+    async def load(
+        self, pipeline_name: str, run_id: str | None = None, schemas: Mapping[str, type] | None = None
+    ) -> PipelineMemory:
+        """Rebuild the memory of a stored run, the newest one if no ``run_id`` is given.
+
+        Raises:
+            NotStoredError: Nothing is stored under that name.
+            StorageError: It could not be read.
+        """
+        memory = await read_memory(self.storage, pipeline_name, run_id, schemas)
+        self._memories[pipeline_name] = memory
+        self._stored[memory.run_id] = len(memory.events)
+        return memory
+
+
+async def read_memory(
+    storage: StorageBackend | None,
+    pipeline_name: str,
+    run_id: str | None = None,
+    schemas: Mapping[str, type] | None = None,
+) -> PipelineMemory:
+    """Fold a stored run into a fresh memory; see :meth:`PipelineMemoryManager.load`."""
+    pipeline_id = storage_id(pipeline_name)
+    if storage is not None and run_id is None:
+        runs = await storage.runs(pipeline_id)
+        run_id = runs[-1].run_id if runs else None
+    if storage is None or run_id is None:
+        raise NotStoredError(
+            f"No run of pipeline {pipeline_name!r} is stored. Run it first, under the same name and storage."
+        )
+    memory = PipelineMemory(pipeline_id, run_id)
+    memory.pipeline_name = pipeline_name
+    for event in await storage.read_run(pipeline_id, run_id, schemas):
+        memory.apply(event)
+    return memory
+
+
+class PipelineStateMachine(TaskBasedStateMachine):
+    """A run's phase, its memory and its scheduler, moved by one call: :meth:`apply`.
+
+    Args:
+        pipeline: What runs.
+        memory_manager: Holds the memory; recorded results count as completed.
+
+    Raises:
+        CycleError: Steps wait for each other.
+        UnknownStepError: A step depends on one that does not exist.
+    """
+
+    def __init__(self, pipeline: Pipeline, memory_manager: PipelineMemoryManager) -> None:
+        super().__init__(pipeline.description, [])
+        self.pipeline = pipeline
+        self.memory_manager = memory_manager
+        self.pipeline_memory = memory_manager.get_pipeline_memory(pipeline.name)
+        self.scheduler = PipelineScheduler(pipeline)
+        for step in pipeline.steps:
+            state = self.pipeline_memory.step(step.name)
+            if state.output is not None:
+                self.scheduler.mark(step.name, StepStatus.COMPLETED)
+
+    def get_ready_steps(self) -> list[PipelineStep]:
+        """The steps that can start now, in definition order."""
+        return self.scheduler.get_ready_steps()
+
+    def apply(self, event: Event) -> Change | None:
+        """Fold one event into memory, and tell the scheduler what it means.
+
+        Returns what became ready or can never run, for an event that ends a whole step.
+        """
+        self.pipeline_memory.apply(event)
+        status = _STATUSES.get(type(event))
+        if status is None or event.item is not None:  # type: ignore[attr-defined]
+            return None
+        return self.scheduler.mark(event.step, status)  # type: ignore[attr-defined]
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many steps have ended, and how many there are."""
+        return sum(status.is_final for status in self.scheduler.step_status.values()), len(
+            self.pipeline.steps
+        )
+
+
+_STATUSES: dict[type[Event], StepStatus] = {
+    StepStarted: StepStatus.RUNNING,
+    StepRetried: StepStatus.WAITING,
+    StepFinished: StepStatus.COMPLETED,
+    StepCached: StepStatus.CACHED,
+    StepFailed: StepStatus.FAILED,
+    StepSkipped: StepStatus.SKIPPED,
+    StepCancelled: StepStatus.CANCELLED,
+}
+
+__all__ = [
+    "PipelineMemory",
+    "PipelineMemoryManager",
+    "PipelineStateMachine",
+    "StepMemoryEntry",
+    "read_memory",
+]

@@ -1,0 +1,175 @@
+"""One unit of work, in one line from its fingerprint to its record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.attempt import attempts, failed
+from tagent_nb.engine.work import Work, prepare
+from tagent_nb.errors import OfflineMissError, TagentError
+from tagent_nb.events import (
+    Event,
+    FactLearned,
+    MemorySaved,
+    Output,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepSkipped,
+    TokenUsage,
+)
+from tagent_nb.pipeline.models import PipelineStep
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import Run
+    from tagent_nb.pipeline.scheduler import Change
+
+
+async def run_step(run: Run, step: PipelineStep) -> Change | None:
+    """Run a step to its final event, and record it. Returns what became ready or doomed."""
+    await run.may_start()
+    outputs = {name: _output(run, name) for name in run.machine.scheduler.dependency_graph[step.name]}
+    reason = _held_back(run, step, outputs)
+    if isinstance(reason, StepSkipped | StepFailed):
+        return await run.conclude(reason)
+    if step.map_over is not None:
+        from tagent_nb.engine.mapping import run_mapped
+
+        return await run_mapped(run, step, outputs)
+    return await run.conclude(*await settle(run, prepare(run, step, outputs)))
+
+
+def _output(run: Run, name: str) -> Output | None:
+    state = run.memory.steps.get(name)
+    return state.output if state is not None else None
+
+
+def _held_back(
+    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
+) -> StepSkipped | StepFailed | None:
+    if step.when is None:
+        return None
+    from tagent_nb.pipeline.conditions import holds
+
+    values = {name: None if output is None else output.value for name, output in outputs.items()}
+    try:
+        if holds(step.when, values, step=step.name, shared=run.pipeline.shared_context):
+            return None
+    except TagentError as error:
+        return StepFailed(
+            run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=str(error)
+        )
+    told = step.when if isinstance(step.when, str) else step.when.describe()
+    return StepSkipped(run_id=run.memory.run_id, step=step.name, reason=f"condition not met: {told}")
+
+
+async def settle(run: Run, work: Work) -> list[Event]:
+    """Get a unit's value from its record, the cache, an equal unit under way, or its runner.
+
+    Returns the events to record: facts and memories, and last the final event.
+    """
+    step = work.step
+    forced = run.options.forces(step.name)
+    if not forced:
+        kept = run.restored.get(work.unit)
+        if kept is not None and kept.key == work.key:
+            return [_from_record(kept)]
+    cache = run.equipment.cache if run.options.use_cache and step.cache else None
+    if cache is None:
+        return _offline(run, work) or await attempts(run, work)
+    if not forced:
+        entry = await cache.aget(work.key, run.equipment.schemas)
+        if entry is not None:
+            return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
+    missed = _offline(run, work)
+    return missed if missed else await _single_flight(run, work)
+
+
+def _offline(run: Run, work: Work) -> list[Event]:
+    if not run.options.offline or work.step.is_python:
+        return []
+    error = OfflineMissError(
+        f"Step {work.step.name!r} has no cached answer for these inputs, and the run is offline. "
+        "Run it once without offline, or see what changed with %tagent_explain."
+    )
+    return [failed(run, work, error, attempt=1)]
+
+
+async def _single_flight(run: Run, work: Work) -> list[Event]:
+    """Let equal units under way make one call."""
+    flight = run.flights.get(work.key)
+    if flight is not None:
+        done = await asyncio.shield(flight)
+        if done is not None:
+            return _from_cache(run, work, done.output, done.usage, done.cost, dict(done.metadata))
+    mine: asyncio.Future[StepFinished | None] = asyncio.get_running_loop().create_future()
+    run.flights[work.key] = mine
+    final: Event | None = None
+    try:
+        events = await attempts(run, work)
+        final = events[-1]
+        if isinstance(final, StepFinished):
+            await _remember(run, work, events)
+        return events
+    finally:
+        run.flights.pop(work.key, None)
+        mine.set_result(final if isinstance(final, StepFinished) else None)
+
+
+async def _remember(run: Run, work: Work, events: list[Event]) -> None:
+    cache = run.equipment.cache
+    final = events[-1]
+    if cache is None or not isinstance(final, StepFinished) or not final.output.storable:
+        return
+    metadata = dict(final.metadata)
+    # What a step learned belongs to its answer: a cached answer must teach the same.
+    for name, kind in (("facts", FactLearned), ("memories", MemorySaved)):
+        learned = {event.key: event.value for event in events if isinstance(event, kind)}
+        if learned:
+            metadata[f"_{name}"] = learned
+    await cache.aput(
+        work.key,
+        final.output,
+        usage=final.usage,
+        cost=final.cost,
+        step=work.step.name,
+        pipeline=run.memory.pipeline_id,
+        metadata=metadata,
+    )
+
+
+def _from_cache(
+    run: Run, work: Work, output: Output, usage: TokenUsage, cost: float | None, metadata: dict[str, Any]
+) -> list[Event]:
+    name, run_id = work.step.name, run.memory.run_id
+    events: list[Event] = []
+    for key, value in metadata.pop("_facts", {}).items():
+        events.append(FactLearned(run_id=run_id, step=name, item=work.item, key=key, value=value))
+    for key, value in metadata.pop("_memories", {}).items():
+        events.append(MemorySaved(run_id=run_id, step=name, item=work.item, key=key, value=value))
+    events.append(
+        StepCached(
+            run_id=run_id,
+            step=name,
+            item=work.item,
+            output=output,
+            key=work.key,
+            components={} if work.item is not None else work.components,
+            saved_usage=usage,
+            saved_cost=cost,
+            metadata=metadata,
+        )
+    )
+    return events
+
+
+def _from_record(kept: StepFinished | StepCached) -> StepFinished | StepCached:
+    """A step that was recorded in this run, before something above it ran again to the same value."""
+    if isinstance(kept, StepCached):
+        return replace(kept, at=time.time(), saved_usage=TokenUsage(), saved_cost=0.0)
+    # What it took has been counted when it was recorded.
+    return replace(kept, at=time.time(), usage=TokenUsage(), cost=0.0, seconds=0.0)

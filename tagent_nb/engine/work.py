@@ -1,0 +1,124 @@
+"""What a unit of work is about: its inputs, and its fingerprint with named components."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.cache.fingerprint import definition_components, explain, input_components, unit_key
+from tagent_nb.events import Output
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.template import Reference
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import Run
+    from tagent_nb.steps.base import StepRunner
+
+_ITEM = re.compile(r"\bitem\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one unit is about: its step, its item, what it reads, and its fingerprint."""
+
+    step: PipelineStep
+    outputs: Mapping[str, Output | None]
+    key: str
+    components: Mapping[str, str]
+    item: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def unit(self) -> tuple[str, str | None]:
+        return (self.step.name, self.item)
+
+
+def prepare(
+    run: Run,
+    step: PipelineStep,
+    outputs: Mapping[str, Output | None],
+    item: str | None = None,
+    references: Sequence[Reference] | None = None,
+) -> Work:
+    """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
+    facts = dict(run.memory.facts) if _wants_facts(step) else {}
+    components = dict(static_components(run, step))
+    components.update(input_components(reads(step, outputs) if references is None else references, outputs))
+    if facts:
+        components["facts"] = StoredValue.of(facts).digest
+    return Work(step, outputs, unit_key(components), components, item, facts)
+
+
+def _wants_facts(step: PipelineStep) -> bool:
+    return step.body is None or step.body.wants_context
+
+
+def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
+    """The part of a fingerprint that is the same for all items of a step in this run."""
+    found = run.static.get(step.name)
+    if found is None:
+        model, tools = None, []
+        if step.body is None:
+            from tagent_nb.steps.providers import model_name
+            from tagent_nb.steps.tools import tools_for
+
+            model, tools = model_name(step_model(run, step)), tools_for(step)
+        found = run.static[step.name] = definition_components(
+            step,
+            constraints=[*run.pipeline.global_constraints, *step.constraints],
+            shared=run.pipeline.shared_context,
+            model=model,
+            settings=step.settings,
+            tools=tools,
+            runner_version=runner_of(run, step).version,
+            namespace=run.equipment.namespace,
+        )
+    return found
+
+
+def step_model(run: Run, step: PipelineStep) -> Any:
+    """The step's own model, else the run's, else the pipeline's."""
+    for model in (step.model, run.equipment.model):
+        if model is not None:
+            return model
+    return run.pipeline.model
+
+
+def runner_of(run: Run, step: PipelineStep) -> StepRunner:
+    """The runner for this kind of step."""
+    return run.equipment.runners["python" if step.is_python else "agent"]
+
+
+def reads(step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[Reference]:
+    """The parts of its inputs that a unit of this step reads."""
+    source = (step.map_over or "").partition(".")[0]
+    body = step.body
+    if body is None:
+        found = [one for one in step.references if one.kind == "goal"]
+        if source and _ITEM.search(step.goal):
+            found.append(Reference(source, (), "goal"))
+        return found
+    names = [name for name in outputs if name in body.params or name in body.names]
+    if source and source not in names and ("item" in body.params or "item" in body.names):
+        names.append(source)
+    return [Reference(name, (), "goal") for name in names]
+
+
+async def why_it_runs(run: Run, work: Work) -> str:
+    """In words: what differs from the last time this step ended with a value."""
+    if work.item is not None:
+        return ""
+    if run.options.forces(work.step.name):
+        return "forced"
+    previous = await run.last_time()
+    if previous is None:
+        return "first run"
+    before = previous.steps.get(work.step.name)
+    if before is None or not before.components:
+        return "it has no earlier result"
+    sentences = explain(before.components, work.components, None, None)
+    return "; ".join(sentences) or "its earlier answer is not in the cache"
