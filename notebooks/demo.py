@@ -1,4 +1,4 @@
-"""`make demo`: execute the first notebook on the local model, and leave its table, graph and page in a folder."""
+"""`make demo`: execute the first notebook on the local model; leave its table, graph and page in a folder."""
 
 from __future__ import annotations
 
