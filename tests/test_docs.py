@@ -1,7 +1,7 @@
 """The documentation says what is true: its code runs, its links lead somewhere, nothing public is left out.
 
-Every ``python`` and ``ipython`` block of the README and of docs/ runs here, one page one session of IPython, in
-a folder that holds only reviews.csv. A block under the comment ``<!-- raises: CycleError -->`` must raise that.
+Every ``python`` and ``ipython`` block of the README and of docs/ runs here, one page one session of IPython,
+in a folder that holds only reviews.csv. A block under ``<!-- raises: CycleError -->`` must raise that.
 """
 
 from __future__ import annotations
