@@ -99,8 +99,6 @@ class Drawing:
         for node, step in zip(list(self.nodes), self.pipeline.steps, strict=True):
             for dependency in self.pipeline.dependencies(step):
                 if dependency.name not in self.ids:
-                    if dependency.type is DependencyType.OPTIONAL:
-                        continue
                     self._add_missing(dependency.name)
                 kind = "" if dependency.type is DependencyType.STRONG else f" ({dependency.type.value})"
                 tooltip = f"{dependency.name} → {step.name}{kind}"
@@ -184,7 +182,7 @@ def source(drawing: Drawing) -> graphviz.Digraph:
         dot.node(
             node.id,
             _label(node, paint, int(size)),
-            {"id": node.id, "class": node.classes},
+            _attributes={"id": node.id, "class": node.classes},
             style=",".join(style),
             fillcolor=paint.fill,
             color=paint.line,
