@@ -321,7 +321,6 @@ class PipelineExecutor:
     ) -> Run:
         definition = pipeline.to_dict() if self.storage.durable else {}
         restored = recorded_units(memory) if options.resume is not False else {}
-        # The scheduler starts from what is kept, so the judgement needs a machine without records.
         names = [step.name for step in pipeline.steps]
         manager = PipelineMemoryManager(self.storage)
         equipment = Equipment(
@@ -353,7 +352,6 @@ class PipelineExecutor:
         await run.conclude(
             RunContinued(run_id=memory.run_id, steps=tuple(names), kept=tuple(verdict.kept), **where)
         )
-        run.machine = PipelineStateMachine(pipeline, manager)
         return run
 
     def _previous(self, pipeline: Pipeline, run_id: str, schemas: Mapping[str, type]) -> Any:

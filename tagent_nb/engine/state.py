@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
 from tagent_nb.errors import NotStoredError
 from tagent_nb.events import (
     Event,
+    RunContinued,
+    RunFinished,
+    RunPaused,
     RunStarted,
+    RunUnpaused,
     StepCached,
     StepCancelled,
     StepFailed,
@@ -21,7 +25,7 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.names import storage_id
 from tagent_nb.pipeline.scheduler import Change, PipelineScheduler
-from tagent_nb.pipeline.state_machine import TaskBasedStateMachine
+from tagent_nb.pipeline.state_machine import Phase, TaskBasedStateMachine
 
 if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
@@ -119,16 +123,28 @@ class PipelineStateMachine(TaskBasedStateMachine):
         UnknownStepError: A step depends on one that does not exist.
     """
 
+    TRANSITIONS: ClassVar[Mapping[Phase, frozenset[Phase]]] = {
+        **TaskBasedStateMachine.TRANSITIONS,
+        Phase.INIT: frozenset({Phase.PLANNING, Phase.RESUMING, Phase.FAILED}),
+        Phase.RESUMING: frozenset({Phase.EXECUTING, Phase.FAILED}),
+        Phase.EXECUTING: frozenset({Phase.PAUSED, Phase.EVALUATING, Phase.FAILED}),
+        Phase.PAUSED: frozenset({Phase.EXECUTING, Phase.EVALUATING, Phase.FAILED}),
+    }
+
     def __init__(self, pipeline: Pipeline, memory_manager: PipelineMemoryManager) -> None:
         super().__init__(pipeline.description, [])
         self.pipeline = pipeline
         self.memory_manager = memory_manager
         self.pipeline_memory = memory_manager.get_pipeline_memory(pipeline.name)
-        self.scheduler = PipelineScheduler(pipeline)
-        for step in pipeline.steps:
-            state = self.pipeline_memory.step(step.name)
-            if state.output is not None:
-                self.scheduler.mark(step.name, StepStatus.COMPLETED)
+        self.scheduler = self._scheduled()
+
+    def _scheduled(self) -> PipelineScheduler:
+        """A scheduler that knows what memory has a value for."""
+        scheduler = PipelineScheduler(self.pipeline)
+        for step in self.pipeline.steps:
+            if self.pipeline_memory.step(step.name).output is not None:
+                scheduler.mark(step.name, StepStatus.COMPLETED)
+        return scheduler
 
     def get_ready_steps(self) -> list[PipelineStep]:
         """The steps that can start now, in definition order."""
@@ -141,9 +157,29 @@ class PipelineStateMachine(TaskBasedStateMachine):
         """
         self.pipeline_memory.apply(event)
         status = _STATUSES.get(type(event))
-        if status is None or event.item is not None:  # type: ignore[attr-defined]
+        if status is None:
+            self._follow(event)
+            return None
+        if event.item is not None:  # type: ignore[attr-defined]
             return None
         return self.scheduler.mark(event.step, status)  # type: ignore[attr-defined]
+
+    def _follow(self, event: Event) -> None:
+        """Move through the phases that an event of the run implies."""
+        if isinstance(event, RunContinued):
+            self.scheduler = self._scheduled()
+        if isinstance(event, RunFinished):
+            self.transition(Phase.EVALUATING)
+            self.transition(Phase.COMPLETED if event.success else Phase.FAILED)
+            return
+        for phase in _PHASES.get(type(event), ()):
+            self.transition(phase)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Phase, history and the status of each step as plain data."""
+        statuses = {name: status.value for name, status in self.scheduler.step_status.items()}
+        where = {"pipeline": self.pipeline.name, "run_id": self.pipeline_memory.run_id}
+        return {**super().to_dict(), **where, "steps": statuses}
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -152,6 +188,13 @@ class PipelineStateMachine(TaskBasedStateMachine):
             self.pipeline.steps
         )
 
+
+_PHASES: dict[type[Event], tuple[Phase, ...]] = {
+    RunStarted: (Phase.PLANNING, Phase.EXECUTING),
+    RunContinued: (Phase.RESUMING, Phase.EXECUTING),
+    RunPaused: (Phase.PAUSED,),
+    RunUnpaused: (Phase.EXECUTING,),
+}
 
 _STATUSES: dict[type[Event], StepStatus] = {
     StepStarted: StepStatus.RUNNING,

@@ -1,0 +1,231 @@
+"""Mapped steps: the same path for every item, paid for once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pandas as pd
+import pytest
+from pydantic import BaseModel
+
+from tagent_nb import (
+    FileStorageBackend,
+    Pipeline,
+    PipelineExecutor,
+    PipelineStep,
+    ResultCache,
+    StepContext,
+    events,
+)
+
+
+class Length(BaseModel):
+    length: int
+
+
+def words(*rows: Any) -> Pipeline:
+    pipeline = Pipeline("words").share(rows=list(rows))
+
+    @pipeline.task
+    def load(context: StepContext) -> list[Any]:
+        return list(context.shared["rows"])
+
+    return pipeline
+
+
+def measured(pipeline: Pipeline, calls: list[Any], **options: Any) -> Pipeline:
+    @pipeline.task(map_over="load", **options)
+    def measure(item: str) -> dict[str, int]:
+        calls.append(item)
+        if item == "bad":
+            raise ValueError(f"{item} item")
+        return {"length": len(item)}
+
+    return pipeline
+
+
+class TestMapping:
+    async def test_a_step_runs_once_per_item_in_order(self) -> None:
+        calls: list[Any] = []
+        result = await PipelineExecutor(measured(words("a", "bb", "ccc"), calls)).execute()
+        assert result["measure"] == [{"length": 1}, {"length": 2}, {"length": 3}]
+        assert sorted(calls) == ["a", "bb", "ccc"]
+        assert result.steps["measure"].items_total == 3
+
+    async def test_rows_of_a_frame_keep_their_index(self) -> None:
+        pipeline = Pipeline("frame")
+
+        @pipeline.task
+        def load() -> pd.DataFrame:
+            return pd.DataFrame({"text": ["good", "bad", "fine"]}, index=pd.Index([10, 20, 30], name="id"))
+
+        @pipeline.task(map_over="load", output_schema=Length)
+        def measure(load: Any) -> dict[str, int]:
+            return {"length": len(load["text"])}
+
+        result = await PipelineExecutor(pipeline).execute()
+        frame = result.output_frame("measure")
+        assert list(frame.index) == [10, 20, 30]
+        assert list(frame["length"]) == [4, 3, 4]
+        assert result["measure"] == [Length(length=4), Length(length=3), Length(length=4)]
+
+    async def test_a_field_of_a_value_can_be_mapped_over(self) -> None:
+        pipeline = Pipeline("field")
+        pipeline.put(PipelineStep.from_cell("load", "{'rows': [1, 2]}", python=True))
+        pipeline.put(PipelineStep.from_cell("twice", "item * 2", python=True, map_over="load.rows"))
+        assert (await PipelineExecutor(pipeline).execute())["twice"] == [2, 4]
+
+    async def test_no_items_is_an_empty_list(self) -> None:
+        result = await PipelineExecutor(measured(words(), [])).execute()
+        assert result["measure"] == []
+        assert result.success
+
+    async def test_what_is_no_list_fails_with_its_name(self) -> None:
+        pipeline = Pipeline("number")
+        pipeline.put(PipelineStep.from_cell("load", "42", python=True))
+        result = await PipelineExecutor(measured(pipeline, [])).execute()
+        assert "cannot map over 'load'" in result.error_details["measure"]
+
+    async def test_a_missing_field_fails_with_what_is_there(self) -> None:
+        pipeline = Pipeline("missing")
+        pipeline.put(PipelineStep.from_cell("load", "{'rows': [1]}", python=True))
+        pipeline.put(PipelineStep.from_cell("each", "item", python=True, map_over="load.row"))
+        result = await PipelineExecutor(pipeline).execute()
+        assert "Did you mean 'rows'" in result.error_details["each"]
+
+    async def test_failed_items_fail_the_step_and_are_a_column(self) -> None:
+        pipeline = measured(words("a", "bad", "ccc"), [], max_retries=0)
+        result = await PipelineExecutor(pipeline).execute()
+        assert result.failed_steps == ["measure"]
+        assert "1 of 3 items failed" in result.error_details["measure"]
+        assert "'1': ValueError: bad item" in result.error_details["measure"]
+        frame = result.output_frame("measure")
+        assert frame["error"].notna().tolist() == [False, True, False]
+
+    async def test_min_success_lets_some_items_fail(self) -> None:
+        pipeline = measured(words("a", "bad", "ccc"), [], max_retries=0, min_success=0.6)
+        result = await PipelineExecutor(pipeline).execute()
+        assert result.success
+        assert result["measure"] == [{"length": 1}, None, {"length": 3}]
+
+    async def test_each_item_is_tried_again_by_itself(self) -> None:
+        tries: dict[str, int] = {}
+        pipeline = words("a", "b")
+
+        @pipeline.task(map_over="load", max_retries=2)
+        def flaky(item: str, context: StepContext) -> int:
+            tries[item] = context.attempt
+            if item == "b" and context.attempt < 3:
+                raise OSError("not yet")
+            return context.attempt
+
+        result = await PipelineExecutor(pipeline, retry_delay=0.0).execute()
+        assert tries == {"a": 1, "b": 3}
+        assert result["flaky"] == [1, 3]
+
+    async def test_items_stay_under_max_concurrency(self) -> None:
+        running, most = 0, 0
+        pipeline = words(*range(12))
+
+        @pipeline.task(map_over="load")
+        async def each(item: int) -> int:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            return item
+
+        result = await PipelineExecutor(pipeline, max_concurrency=3).execute()
+        assert result["each"] == list(range(12))
+        assert most == 3
+
+    async def test_cancelling_in_the_middle_keeps_what_is_done(self) -> None:
+        reached = asyncio.Event()
+        pipeline = words("a", "stop", "c")
+
+        @pipeline.task(map_over="load")
+        async def each(item: str) -> str:
+            if item == "stop":
+                reached.set()
+                await asyncio.Event().wait()
+            return item
+
+        executor = PipelineExecutor(pipeline, max_concurrency=1)
+        task = asyncio.ensure_future(executor.execute())
+        await reached.wait()
+        executor.cancel()
+        result = await task
+        assert result.cancelled
+        assert result.steps["each"].status.value == "cancelled"
+        items = result.steps["each"].items
+        assert items is not None
+        assert [item.status.value for item in items.values()] == ["completed", "cancelled"]
+
+
+class TestPayingOnce:
+    async def test_only_new_items_are_computed(self, tmp_path: Any) -> None:
+        cache = ResultCache(tmp_path)
+        calls: list[Any] = []
+        await PipelineExecutor(measured(words("a", "bb"), calls), cache=cache).execute()
+        calls.clear()
+        result = await PipelineExecutor(measured(words("new", "a", "bb"), calls), cache=cache).execute()
+        assert calls == ["new"]
+        assert result["measure"] == [{"length": 3}, {"length": 1}, {"length": 2}]
+        assert result.steps["measure"].status.value == "completed"
+
+    async def test_a_map_that_is_all_cached_is_cached(self, tmp_path: Any) -> None:
+        cache = ResultCache(tmp_path)
+        calls: list[Any] = []
+        pipeline = measured(words("a", "bb"), calls)
+        await PipelineExecutor(pipeline, cache=cache).execute()
+        result = await PipelineExecutor(pipeline, cache=cache).execute()
+        assert len(calls) == 2
+        assert result.steps["measure"].status.value == "cached"
+
+    async def test_equal_items_make_one_call(self, tmp_path: Any) -> None:
+        calls: list[Any] = []
+        pipeline = words("same", "same", "same")
+
+        @pipeline.task(map_over="load")
+        async def each(item: str) -> str:
+            calls.append(item)
+            await asyncio.sleep(0)
+            return item.upper()
+
+        result = await PipelineExecutor(pipeline, cache=ResultCache(tmp_path)).execute()
+        assert calls == ["same"]
+        assert result["each"] == ["SAME", "SAME", "SAME"]
+
+    @pytest.mark.parametrize("with_cache", [True, False])
+    async def test_a_resumed_map_runs_only_what_is_missing(self, tmp_path: Any, with_cache: bool) -> None:
+        """Items that were recorded before the stop are not run again, with or without a cache."""
+        calls: list[int] = []
+        stop_at = 6
+        pipeline = words(*range(10))
+        executor = PipelineExecutor(
+            pipeline,
+            storage=FileStorageBackend(tmp_path / "runs"),
+            cache=ResultCache(tmp_path / "cache") if with_cache else None,
+            max_concurrency=1,
+        )
+
+        @pipeline.task(map_over="load")
+        async def each(item: int) -> int:
+            if item == stop_at:
+                executor.cancel()
+                await asyncio.Event().wait()
+            calls.append(item)
+            return item * 10
+
+        first = await executor.execute()
+        assert first.cancelled
+        assert calls == list(range(6))
+        stop_at = -1
+        second = await executor.execute(resume=True)
+        assert calls == list(range(10))
+        assert second["each"] == [item * 10 for item in range(10)]
+        assert second.run_id == first.run_id
+        started = [event for event in second.events if isinstance(event, events.RunContinued)]
+        assert len(started) == 1

@@ -1,0 +1,338 @@
+"""Definitions: steps and pipelines as the specification names them."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tagent_nb import (
+    DefinitionError,
+    Dependency,
+    DependencyType,
+    ExecutionMode,
+    OutputValidationError,
+    Pipeline,
+    PipelineStep,
+    StepStatus,
+    TemplateError,
+    UnknownStepError,
+)
+from tagent_nb.pipeline.body import PythonBody
+
+
+class Sentiment(BaseModel):
+    label: str
+    score: float = 0.0
+
+
+class Inner(BaseModel):
+    name: str
+
+
+class Outer(BaseModel):
+    inner: Inner
+
+
+class TestPipelineStep:
+    def test_defaults_are_those_of_the_specification(self) -> None:
+        step = PipelineStep("load", "Load the rows")
+        assert step.constraints == []
+        assert step.depends_on == []
+        assert step.execution_mode is ExecutionMode.SERIAL
+        assert step.timeout is None
+        assert step.retry_count == 0
+        assert step.max_retries == 3
+        assert step.tools_filter is None
+        assert step.output_schema is None
+        assert not step.is_python
+
+    def test_a_step_does_not_share_lists_with_its_caller(self) -> None:
+        constraints = ["short"]
+        step = PipelineStep("a", "goal", constraints=constraints)
+        constraints.append("long")
+        assert step.constraints == ["short"]
+
+    def test_a_step_is_immutable_and_copies_with_changes(self) -> None:
+        step = PipelineStep("a", "goal")
+        with pytest.raises(AttributeError):
+            step.goal = "other"  # type: ignore[misc]
+        assert step.with_(goal="other").goal == "other"
+        assert step.goal == "goal"
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"goal": ""}, "goal cannot be empty"),
+            ({"goal": "  \n"}, "goal cannot be empty"),
+            ({"goal": "x" * 1_000_000}, "1,000,000 characters; at most 262,144"),
+            ({"constraints": "short"}, r"constraints must be a list, not str. Write \['short'\]"),
+            ({"constraints": [1]}, "constraints must hold text only"),
+            ({"depends_on": "load"}, "depends_on must be a list"),
+            ({"depends_on": [3]}, "must be a step's name, not int"),
+            ({"depends_on": ["load:strnog"]}, "strong, weak or optional"),
+            ({"tools_filter": "search"}, "tools_filter must be a list"),
+            ({"tools": [3]}, "tools must be functions, not int"),
+            ({"execution_mode": "parallel"}, "ExecutionMode.SERIAL or ExecutionMode.CONCURRENT"),
+            ({"timeout": -1}, "timeout must be a number of seconds above 0"),
+            ({"timeout": 0}, "timeout must be"),
+            ({"timeout": float("nan")}, "timeout must be"),
+            ({"timeout": float("inf")}, "timeout must be"),
+            ({"timeout": True}, "timeout must be"),
+            ({"timeout": "5"}, "timeout must be"),
+            ({"retry_count": -1}, "retry_count must be a whole number"),
+            ({"max_retries": True}, "max_retries must be a whole number"),
+            ({"max_retries": 1.5}, "max_retries must be a whole number"),
+            ({"output_retries": -2}, "output_retries must be a whole number"),
+            ({"min_success": 1.5}, "min_success must be a share"),
+            ({"min_success": float("nan")}, "min_success must be a share"),
+            ({"output_schema": "Sentiment"}, "output_schema must be a pydantic model class"),
+            ({"output_schema": dict}, "output_schema must be a pydantic model class"),
+            ({"when": 3}, "when must be an expression"),
+            ({"when": " "}, "when must be an expression"),
+            ({"map_over": 3}, "map_over must be a step's name"),
+            ({"settings": "hot"}, "settings must be a dict"),
+        ],
+    )
+    def test_a_bad_field_gets_one_error_that_names_step_and_field(
+        self, fields: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(DefinitionError, match=message):
+            PipelineStep(**{"name": "a", "goal": "goal", **fields})
+
+    def test_an_empty_name_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="Step name cannot be empty"):
+            PipelineStep("", "goal")
+
+    def test_dependency_types_are_read_from_text(self) -> None:
+        step = PipelineStep("c", "goal", depends_on=["a", "b:weak", Dependency("d", DependencyType.OPTIONAL)])
+        assert [str(one) for one in step.dependencies] == ["a", "b:weak", "d:optional"]
+        assert step.depends_on[0] == "a"
+
+    def test_validate_output_follows_the_schema(self) -> None:
+        step = PipelineStep("a", "goal", output_schema=Sentiment)
+        assert step.validate_output({"label": "good"}) == Sentiment(label="good")
+        answer = Sentiment(label="bad")
+        assert step.validate_output(answer) is answer
+        with pytest.raises(
+            OutputValidationError, match="Step 'a' output does not match schema Sentiment: label"
+        ):
+            step.validate_output({"score": 1})
+        with pytest.raises(ValueError, match="a value of type list"):
+            step.validate_output(["good"])
+        assert PipelineStep("b", "goal").validate_output(["anything"]) == ["anything"]
+
+    def test_from_cell_makes_goals_and_bodies(self) -> None:
+        step = PipelineStep.from_cell("ask", "\n  Say hello.\n", output_schema=Sentiment)
+        assert (step.goal, step.output_schema) == ("Say hello.", Sentiment)
+        python = PipelineStep.from_cell("load", "[1, 2]", python=True, timeout=5)
+        assert python.is_python
+        assert python.timeout == 5
+
+    def test_from_cell_refuses_blank_cells_and_unknown_options(self) -> None:
+        with pytest.raises(DefinitionError, match="the cell is empty"):
+            PipelineStep.from_cell("a", " \n ")
+        with pytest.raises(DefinitionError, match="no option 'timeuot'. Did you mean 'timeout'"):
+            PipelineStep.from_cell("a", "goal", timeuot=3)
+
+
+class TestStatus:
+    def test_final_statuses_and_those_with_values(self) -> None:
+        final = {status for status in StepStatus if status.is_final}
+        assert {status.name for status in final} == {"COMPLETED", "CACHED", "FAILED", "SKIPPED", "CANCELLED"}
+        assert {status.name for status in StepStatus if status.has_value} == {"COMPLETED", "CACHED"}
+
+
+class TestPipeline:
+    def test_the_fluent_interface_builds_in_order(self) -> None:
+        pipeline = (
+            Pipeline("reviews", "What do customers say?")
+            .step("load", "Load")
+            .step("classify", "Classify {{ load }}", execution_mode=ExecutionMode.CONCURRENT)
+            .constraint("be brief", "be kind")
+            .share(currency="EUR")
+        )
+        assert [step.name for step in pipeline.steps] == ["load", "classify"]
+        assert pipeline.steps[1].execution_mode is ExecutionMode.CONCURRENT
+        assert pipeline.global_constraints == ["be brief", "be kind"]
+        assert pipeline.shared_context == {"currency": "EUR"}
+        assert len(pipeline) == 2
+        assert "load" in pipeline
+        assert 3 not in pipeline
+        assert repr(pipeline) == "<Pipeline 'reviews': 2 steps>"
+
+    def test_default_mode_is_for_steps_that_do_not_say(self) -> None:
+        pipeline = Pipeline("p", default_mode=ExecutionMode.CONCURRENT).step("a", "x")
+        pipeline.step("b", "x", execution_mode=ExecutionMode.SERIAL)
+        assert [step.execution_mode.name for step in pipeline.steps] == ["CONCURRENT", "SERIAL"]
+
+    def test_an_unknown_field_is_refused_with_a_hint(self) -> None:
+        with pytest.raises(DefinitionError, match="no option 'max_retry'. Did you mean 'max_retries'"):
+            Pipeline("p").step("a", "x", max_retry=3)
+
+    def test_put_replaces_in_place_and_remove_takes_out(self) -> None:
+        pipeline = Pipeline("p").step("a", "1").step("b", "2").step("c", "3")
+        pipeline.put(PipelineStep("b", "new")).remove("a")
+        assert [(step.name, step.goal) for step in pipeline.steps] == [("b", "new"), ("c", "3")]
+        assert pipeline.get_step("c").goal == "3"
+        with pytest.raises(UnknownStepError, match="no step 'a'"):
+            pipeline.remove("a")
+
+    def test_get_step_suggests_a_near_name(self) -> None:
+        with pytest.raises(KeyError, match="Did you mean 'classify'"):
+            Pipeline("p").step("classify", "x").get_step("clasify")
+        with pytest.raises(UnknownStepError, match="Steps: none"):
+            Pipeline("p").get_step("a")
+
+    def test_steps_is_a_list_that_others_may_change(self) -> None:
+        pipeline = Pipeline("p").step("a", "1").step("b", "2")
+        pipeline.steps.reverse()
+        assert pipeline.get_step("a").goal == "1"
+        del pipeline.steps[1]
+        assert "a" not in pipeline
+
+    def test_every_change_is_told_until_the_subscription_ends(self) -> None:
+        calls: list[int] = []
+        pipeline = Pipeline("p")
+        end = pipeline.subscribe(lambda: calls.append(len(pipeline)))
+        pipeline.step("a", "x").put(PipelineStep("a", "y")).constraint("c").share(k=1).remove("a")
+        end()
+        pipeline.step("b", "x")
+        assert calls == [1, 1, 1, 1, 0]
+
+    def test_task_makes_steps_of_functions(self) -> None:
+        pipeline = Pipeline("p")
+
+        @pipeline.task
+        def load() -> list[int]:
+            """Load some numbers."""
+            return [1, 2]
+
+        @pipeline.task(name="summed", timeout=5, goal="Add them")
+        def add(load: list[int], scale: int = 1) -> int:
+            return sum(load) * scale
+
+        assert load() == [1, 2]
+        assert pipeline.get_step("load").goal == "Load some numbers."
+        step = pipeline.get_step("summed")
+        assert (step.goal, step.timeout) == ("Add them", 5)
+        assert [str(one) for one in pipeline.dependencies("summed")] == ["load"]
+        assert add([3], 2) == 6
+
+    def test_ids_are_safe_and_differ_by_the_whole_name(self) -> None:
+        one, two = Pipeline("Réviews / 2026").id, Pipeline("Réviews : 2026").id
+        assert one != two
+        assert one == Pipeline("Réviews / 2026").id
+        assert one.replace("-", "").isalnum()
+
+    def test_a_snapshot_does_not_see_later_changes(self) -> None:
+        pipeline = Pipeline("p").step("a", "x")
+        copy = pipeline.snapshot()
+        pipeline.step("b", "x").share(k=1).constraint("c")
+        assert [step.name for step in copy.steps] == ["a"]
+        assert copy.shared_context == {}
+        assert copy.global_constraints == []
+
+    def test_pickling_leaves_subscribers_behind(self) -> None:
+        pipeline = Pipeline("p").step("a", "x")
+        pipeline.subscribe(lambda: None)
+        copy = pickle.loads(pickle.dumps(pipeline))
+        assert [step.name for step in copy.steps] == ["a"]
+        copy.step("b", "x")
+
+
+class TestInference:
+    def test_references_become_dependencies_beside_explicit_ones(self) -> None:
+        pipeline = Pipeline("p").step("load", "x").step("extra", "x").step("first", "x")
+        pipeline.step("last", "Use {{ load.text }} and {{ extra }}", depends_on=["first", "extra:weak"])
+        assert [str(one) for one in pipeline.dependencies("last")] == ["first", "extra:weak", "load"]
+
+    def test_conditions_and_maps_are_references_too(self) -> None:
+        pipeline = Pipeline("p").step("load", "x").step("flag", "x")
+        pipeline.step("each", "{{ load.text }}", map_over="load", when="flag == 1")
+        assert {str(one) for one in pipeline.dependencies("each")} == {"load", "flag"}
+
+    def test_cells_read_only_names_that_are_steps(self) -> None:
+        pipeline = Pipeline("p").step("load", "x")
+        pipeline.put(PipelineStep.from_cell("count", "len(load) + limit", python=True))
+        assert [str(one) for one in pipeline.dependencies("count")] == ["load"]
+
+    def test_a_parameter_with_a_default_may_be_absent(self) -> None:
+        pipeline = Pipeline("p")
+
+        @pipeline.task
+        def use(extra: int = 0) -> int:
+            return extra
+
+        assert pipeline.dependencies("use") == []
+        pipeline.step("extra", "x")
+        assert pipeline.dependencies("use") == [Dependency("extra", DependencyType.OPTIONAL)]
+
+    def test_an_explicit_type_wins_over_a_parameter(self) -> None:
+        pipeline = Pipeline("p").step("load", "x")
+
+        def use(load: Any, item: Any) -> Any:
+            return load
+
+        pipeline.put(
+            PipelineStep(
+                "use", "u", body=PythonBody.from_function(use), depends_on=["load:weak"], map_over="load"
+            )
+        )
+        assert [str(one) for one in pipeline.dependencies("use")] == ["load:weak"]
+
+    def test_a_field_that_the_schema_lacks_is_an_error_at_once(self) -> None:
+        pipeline = Pipeline("p").step("classify", "x", output_schema=Sentiment)
+        with pytest.raises(TemplateError, match="labl.*Did you mean 'label'"):
+            pipeline.put(PipelineStep("use", "{{ classify.labl }}"))
+        pipeline.put(PipelineStep("use", "{{ classify.label }}"))
+
+    def test_fields_of_a_mapped_source_are_checked_by_item(self) -> None:
+        pipeline = Pipeline("p").step("rows", "x").step("each", "x", map_over="rows", output_schema=Sentiment)
+        pipeline.put(PipelineStep("use", "{{ each.anything }}"))
+        outer = Pipeline("p").step("outer", "x", output_schema=Outer)
+        outer.put(PipelineStep("each", "{{ outer.name }}", map_over="outer.inner"))
+        with pytest.raises(TemplateError, match="'nam'"):
+            outer.put(PipelineStep("use", "{{ outer.inner.nam }}"))
+
+
+class TestValidate:
+    def test_a_good_pipeline_has_no_problems(self) -> None:
+        assert Pipeline("p").step("a", "x").step("b", "{{ a }}").validate() == []
+
+    def test_forward_references_are_fine(self) -> None:
+        assert Pipeline("p").step("b", "{{ a }}").step("a", "x").validate() == []
+
+    def test_no_steps_is_a_problem(self) -> None:
+        assert "has no steps" in Pipeline("p").validate()[0]
+
+    def test_all_problems_come_at_once(self) -> None:
+        pipeline = Pipeline("p").step("load", "x").step("load", "y")
+        pipeline.step("self_", "x", depends_on=["self_"])
+        pipeline.step("lost", "{{ laod }}")
+        pipeline.step("wrong", "{{ load.x ")
+        pipeline.step("iffy", "x", when="nothing > 1")
+        pipeline.step("mapped", "x", map_over="rows")
+
+        @pipeline.task
+        def needs(missing: int) -> int:
+            return missing
+
+        found = pipeline.validate()
+        assert len(found) == 7
+        assert "2 steps are named 'load'" in found[0]
+        assert "depends on itself" in found[1]
+        assert "own depends_on" in found[1]
+        assert "unknown step 'laod' in its goal. Did you mean 'load'" in found[2]
+        assert "wrong" in found[3]
+        assert "condition (when)" in found[4]
+        assert "map_over" in found[5]
+        assert "'missing' in its parameters" in found[6]
+
+    def test_a_cycle_is_named_with_its_path(self) -> None:
+        found = Pipeline("p").step("a", "{{ c }}").step("b", "{{ a }}").step("c", "{{ b }}").validate()
+        assert len(found) == 1
+        assert "Circular dependency" in found[0]
+        assert found[0].count("->") == 3

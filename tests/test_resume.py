@@ -1,0 +1,185 @@
+"""Resuming: what was recorded is not run again, and what changed is told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagent_nb import (
+    FileStorageBackend,
+    NotStoredError,
+    Pipeline,
+    PipelineExecutor,
+    PipelineStep,
+    ResumeConflictError,
+)
+
+
+class Lab:
+    """A pipeline of cells that log when they run, and a switch that makes one of them fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ran: list[str] = []
+        self.broken: set[str] = set()
+        self.pipeline = Pipeline("lab")
+        self.cell("a", "1")
+        self.cell("b", "a + 1")
+        self.cell("c", "b + 1")
+        self.cell("d", "c + 1")
+
+    def cell(self, name: str, expression: str, **options: Any) -> None:
+        text = f"run({name!r})\n{expression}"
+        self.pipeline.put(PipelineStep.from_cell(name, text, python=True, max_retries=0, **options))
+
+    def note(self, name: str) -> None:
+        self.ran.append(name)
+        if name in self.broken:
+            raise RuntimeError(f"{name} is broken")
+
+    async def go(self, **options: Any) -> Any:
+        """Run as a fresh kernel would: everything is read from the folder."""
+        self.ran.clear()
+        storage = FileStorageBackend(self.folder)
+        executor = PipelineExecutor(self.pipeline, storage=storage, namespace={"run": self.note})
+        try:
+            return await executor.execute(**options)
+        finally:
+            await storage.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+async def test_a_failed_run_goes_on_where_it_stopped(lab: Lab) -> None:
+    lab.broken = {"c"}
+    first = await lab.go()
+    assert first.failed_steps == ["c"]
+    lab.broken = set()
+    second = await lab.go(resume=True)
+    assert lab.ran == ["c", "d"]
+    assert dict(second.step_outputs) == {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert second.success
+    assert second.run_id == first.run_id
+    assert second.steps["a"].status.value == "completed"
+
+
+async def test_a_finished_run_resumed_runs_nothing(lab: Lab) -> None:
+    await lab.go()
+    result = await lab.go(resume=True)
+    assert lab.ran == []
+    assert result["d"] == 4
+
+
+async def test_a_run_can_be_resumed_by_its_id(lab: Lab) -> None:
+    lab.broken = {"c"}
+    first = await lab.go()
+    lab.broken = set()
+    await lab.go()
+    result = await lab.go(resume=first.run_id)
+    assert result.run_id == first.run_id
+    assert lab.ran == ["c", "d"]
+
+
+async def test_nothing_stored_is_one_clear_error(lab: Lab) -> None:
+    with pytest.raises(NotStoredError, match="No run of pipeline 'lab' is stored"):
+        await lab.go(resume=True)
+
+
+async def test_a_changed_step_is_refused_with_what_changed(lab: Lab) -> None:
+    lab.broken = {"d"}
+    await lab.go()
+    lab.broken = set()
+    lab.cell("b", "a + 100")
+    with pytest.raises(ResumeConflictError, match="b: ") as caught:
+        await lab.go(resume=True)
+    assert list(caught.value.changed) == ["b"]
+    assert "a + 100" in str(caught.value)
+    assert 'on_change="rerun"' in str(caught.value)
+    assert lab.ran == []
+
+
+async def test_rerun_runs_the_changed_step_and_what_depends_on_it(lab: Lab) -> None:
+    lab.broken = {"d"}
+    await lab.go()
+    lab.broken = set()
+    lab.cell("b", "a + 100")
+    result = await lab.go(resume=True, on_change="rerun")
+    assert lab.ran == ["b", "c", "d"]
+    assert result["d"] == 103
+
+
+async def test_rerun_stops_where_the_value_is_the_same(lab: Lab) -> None:
+    lab.broken = {"d"}
+    await lab.go()
+    lab.broken = set()
+    lab.cell("b", "a + 2 - 1")
+    result = await lab.go(resume=True, on_change="rerun")
+    assert lab.ran == ["b", "d"]
+    assert result.steps["c"].status.value == "completed"
+    assert result["d"] == 4
+
+
+async def test_forced_steps_run_again_on_resume(lab: Lab) -> None:
+    await lab.go()
+    await lab.go(resume=True, force=["b"])
+    assert lab.ran == ["b"]
+
+
+async def test_steps_that_came_or_went_are_no_conflict(lab: Lab) -> None:
+    await lab.go()
+    lab.pipeline.remove("d")
+    lab.cell("e", "c * 2")
+    result = await lab.go(resume=True)
+    assert lab.ran == ["e"]
+    assert set(result.steps) == {"a", "b", "c", "e"}
+
+
+async def test_comments_are_no_change(lab: Lab) -> None:
+    lab.broken = {"d"}
+    await lab.go()
+    lab.broken = set()
+    lab.cell("b", "# a comment\n\na + 1  # and another")
+    await lab.go(resume=True)
+    assert lab.ran == ["d"]
+
+
+async def test_a_value_that_cannot_be_stored_is_computed_again(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.cell("b", "lambda: 2")
+    lab.cell("c", "b()")
+    first = await lab.go()
+    assert first["c"] == 2
+    assert "cannot be stored" in first.warnings[0]
+    second = await lab.go(resume=True)
+    assert lab.ran[0] == "b"
+    assert second["d"] == 3
+
+
+async def test_a_cancelled_run_is_resumable(lab: Lab) -> None:
+    entered = asyncio.Event()
+    wait = asyncio.Event()
+
+    async def hold() -> None:
+        entered.set()
+        await wait.wait()
+
+    lab.pipeline.put(PipelineStep.from_cell("c", "await hold()\nb + 1", python=True))
+    storage = FileStorageBackend(lab.folder)
+    names = {"run": lab.note, "hold": hold}
+    executor = PipelineExecutor(lab.pipeline, storage=storage, namespace=names)
+    task = asyncio.ensure_future(executor.execute())
+    await entered.wait()
+    executor.cancel()
+    assert (await task).cancelled
+    wait.set()
+    lab.ran.clear()
+    result = await executor.execute(resume=True)
+    assert lab.ran == ["d"]
+    assert result["d"] == 4
+    await storage.close()
