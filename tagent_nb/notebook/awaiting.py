@@ -1,0 +1,120 @@
+"""Turns ``%tagent_run`` in a notebook cell into an awaited call.
+
+While a cell awaits, the kernel goes on handling messages: a click on Stop arrives, and an interrupt
+cancels what is awaited. That works for magics at the top level of a cell, also below ``if``,
+``for``, ``with`` and ``try``, and not inside functions and classes, where the call stays as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+MAGIC = "tagent_run"
+_CLOSED = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
+"""Where an ``await`` is not allowed, or belongs to somebody else."""
+
+
+def rewrite(source: str) -> str:
+    """The source with its top-level calls of the magic awaited; anything else is left untouched."""
+    if MAGIC not in source:
+        return source
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        # Magics that are no Python yet, or the user's mistake: IPython reports it in its own words.
+        return source
+    lines = source.encode().splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    text = source.encode()
+    for call, used in sorted(_calls(tree), key=lambda one: -_offset(starts, one[0])):
+        begin, end = _offset(starts, call), starts[(call.end_lineno or 1) - 1] + (call.end_col_offset or 0)
+        argument = ast.get_source_segment(source, call.args[1]) or "''"
+        inner = f"get_ipython().find_line_magic({MAGIC!r}).__self__.run_awaited({argument}, used={used})"
+        text = text[:begin] + f"(await {inner})".encode() + text[end:]
+    return text.decode()
+
+
+def _offset(starts: list[int], node: ast.expr) -> int:
+    return starts[node.lineno - 1] + node.col_offset
+
+
+def _calls(node: ast.AST) -> Iterator[tuple[ast.Call, bool]]:
+    """The calls of the magic that may be awaited, and whether somebody uses their value."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _CLOSED):
+            continue
+        if isinstance(child, ast.Call) and _is_ours(child):
+            yield child, not isinstance(node, ast.Expr)
+        else:
+            yield from _calls(child)
+
+
+def _is_ours(call: ast.Call) -> bool:
+    """``get_ipython().run_line_magic('tagent_run', '...')``, as IPython writes ``%tagent_run ...``."""
+    function = call.func
+    return (
+        isinstance(function, ast.Attribute)
+        and function.attr == "run_line_magic"
+        and isinstance(function.value, ast.Call)
+        and isinstance(function.value.func, ast.Name)
+        and function.value.func.id == "get_ipython"
+        and len(call.args) == 2
+        and not call.keywords
+        and isinstance(call.args[0], ast.Constant)
+        and call.args[0].value == MAGIC
+    )
+
+
+class AwaitedRuns:
+    """Input transformer: rewrites cells of a kernel, and no code that runs inside a cell.
+
+    ``%%time`` and ``%%capture`` compile their body themselves and cannot await; they, and any shell
+    without a running loop, keep the plain call, which polls.
+    """
+
+    has_side_effects = False
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self._depth = 0
+
+    def __call__(self, lines: list[str]) -> list[str]:
+        if self._depth > 0 or not self.can_await():
+            return lines
+        return rewrite("".join(lines)).splitlines(keepends=True)
+
+    def can_await(self) -> bool:
+        """Whether this shell awaits cells on a loop that runs already: an IPython kernel does."""
+        return getattr(self.shell, "kernel", None) is not None and bool(self.shell.autoawait)
+
+    def install(self) -> None:
+        """Begin to rewrite cells."""
+        self.shell.input_transformers_post.append(self)
+        self.shell.events.register("pre_run_cell", self._entered)
+        self.shell.events.register("post_run_cell", self._left)
+
+    def remove(self) -> None:
+        """Leave cells as they are."""
+        self.shell.input_transformers_post.remove(self)
+        self.shell.events.unregister("pre_run_cell", self._entered)
+        self.shell.events.unregister("post_run_cell", self._left)
+
+    def _entered(self, info: Any = None) -> None:
+        self._depth += 1
+
+    def _left(self, result: Any = None) -> None:
+        # The cell that loaded the extension is left without having been entered.
+        self._depth = max(0, self._depth - 1)

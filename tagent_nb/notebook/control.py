@@ -1,0 +1,134 @@
+"""A blocking run that can be stopped: by its button, by an interrupt, awaited or not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from tagent_nb.engine.handle import CANCEL_GRACE, RunHandle
+from tagent_nb.notebook.panel import SETTLE, Panel
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.result import PipelineResult
+
+BEAT = 0.05
+"""Seconds between two looks at a run. Without this beat an interrupt reaches an awaiting cell only
+when the run has ended by itself."""
+
+Course = Generator[float, None, PipelineResult | RunHandle]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run, as a magic asks for it. ``options`` go to :meth:`Session.start`."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    background: bool = False
+
+
+class RunControl:
+    """Starts runs for a cell and waits for them.
+
+    Args:
+        session: Whose current pipeline is run.
+        shell: The IPython shell; the result goes to its variable ``result``.
+    """
+
+    def __init__(self, session: Session, shell: Any) -> None:
+        self.session = session
+        self.shell = shell
+
+    def polling(self, request: Request) -> PipelineResult | RunHandle:
+        """Run and block this thread, awake ten times a second for an interrupt.
+
+        Raises:
+            UsageError: The run was interrupted; it can be resumed.
+            TagentError: The run was refused, or could not be recorded.
+        """
+        course = self._course(request)
+        try:
+            pause = next(course)
+            while True:
+                try:
+                    time.sleep(pause)
+                except KeyboardInterrupt as error:
+                    pause = course.throw(error)
+                else:
+                    pause = next(course)
+        except StopIteration as end:
+            return self._value(end)
+
+    async def awaited(self, request: Request) -> PipelineResult | RunHandle:
+        """As :meth:`polling`, and the loop goes on meanwhile; cancelling is an interrupt."""
+        course = self._course(request)
+        try:
+            pause = next(course)
+            while True:
+                try:
+                    await asyncio.sleep(pause)
+                except (asyncio.CancelledError, KeyboardInterrupt) as error:
+                    pause = course.throw(error)
+                else:
+                    pause = next(course)
+        except StopIteration as end:
+            return self._value(end)
+
+    @staticmethod
+    def _value(end: StopIteration) -> PipelineResult | RunHandle:
+        value: PipelineResult | RunHandle = end.value
+        return value
+
+    def _course(self, request: Request) -> Course:
+        """What happens between two beats; yields the seconds until the next one."""
+        panel = Panel(
+            self.session,
+            self.session.workspace,
+            live=getattr(self.shell, "kernel", None) is not None,
+            on_result=self.keep,
+        )
+        handle = panel.start(**request.options)
+        try:
+            while not (handle.done() or panel.feed.began.is_set()):
+                yield BEAT
+            if not panel.feed.began.is_set():
+                return handle.result()  # it was refused: this raises why
+            panel.show()
+            if request.background:
+                return handle
+            while not handle.done():
+                yield BEAT
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            yield from self._stop(handle)
+            yield from _settled(panel)
+            raise UsageError(_stopped(handle)) from None
+        yield from _settled(panel)
+        return handle.result()
+
+    def _stop(self, handle: RunHandle) -> Generator[float, None, None]:
+        """Cancel, and give the steps a bounded time to clean up."""
+        until = time.monotonic() + CANCEL_GRACE
+        while not handle.done() and time.monotonic() < until:
+            # Again each time: a cancel before the run has its loop would be lost.
+            handle.cancel()
+            yield BEAT
+
+    def keep(self, result: PipelineResult) -> None:
+        """Put a result where the notebook finds it."""
+        self.shell.user_ns["result"] = result
+
+
+def _settled(panel: Panel) -> Generator[float, None, None]:
+    until = time.monotonic() + SETTLE
+    while not panel.drawn.is_set() and time.monotonic() < until:
+        yield BEAT
+    panel.settle()
+
+
+def _stopped(handle: RunHandle) -> str:
+    if not handle.done():
+        return "The run was told to stop, and a step has not ended yet. Nothing further starts."
+    return "The run was stopped. %tagent_run --resume carries it on; what is done is not run again."

@@ -1,0 +1,234 @@
+"""HTML of the notebook's static views: step cards, tables of steps and of runs.
+
+Everything shown is escaped. Styles are inline, since a saved notebook loses style sheets, and take
+the theme's colours from Jupyter's CSS variables, each with a fallback that reads in both themes.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.display import DisplayHandle, display
+
+from tagent_nb.errors import TagentError
+from tagent_nb.pipeline.looks import KIND_LOOKS, LOOKS, model_label
+from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.result import StepResult
+
+MUTED = "color:var(--jp-ui-font-color2,#757575)"
+FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;line-height:1.45"
+MONO = "font-family:var(--jp-code-font-family,monospace);font-size:12px"
+LINE = "var(--jp-border-color2,rgba(128,128,128,.35))"
+TONES = {
+    StepStatus.PENDING: "var(--jp-ui-font-color2,#757575)",
+    StepStatus.READY: "var(--jp-ui-font-color2,#757575)",
+    StepStatus.RUNNING: "var(--jp-brand-color1,#2979ff)",
+    StepStatus.WAITING: "var(--jp-warn-color1,#b26a00)",
+    StepStatus.COMPLETED: "var(--jp-success-color1,#2e8540)",
+    StepStatus.CACHED: "var(--jp-info-color1,#0093a8)",
+    StepStatus.FAILED: "var(--jp-error-color1,#d32f2f)",
+    StepStatus.SKIPPED: "var(--jp-ui-font-color2,#757575)",
+    StepStatus.CANCELLED: "var(--jp-warn-color1,#b26a00)",
+}
+KIND_TONES = {"agent": "#7c6fe0", "python": "#6b7f99"}
+
+
+def escape(value: object) -> str:
+    """Text for HTML, on what fonts can show: control characters and half surrogates become ``\ufffd``."""
+    text = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in str(value))
+    return html.escape(text)
+
+
+def clip(text: str, limit: int) -> str:
+    """The text on one line, cut to ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """HTML with a plain text twin, for ``display()``."""
+
+    html: str
+    text: str
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/html": self.html, "text/plain": self.text}
+
+
+# -- one step -----------------------------------------------------------------------------
+
+
+def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
+    """What a card says about a step: (label, text) pairs, only what is worth saying."""
+    facts = [
+        ("reads", _reads(pipeline, step)),
+        ("each of", step.map_over or ""),
+        ("schema", _schema(step)),
+        ("model", _model(pipeline, step)),
+        ("when", step.when if isinstance(step.when, str) else step.when.describe() if step.when else ""),
+        (
+            "tools",
+            ", ".join([*(step.tools_filter or ()), *(getattr(t, "__name__", str(t)) for t in step.tools)]),
+        ),
+        ("rules", "; ".join(step.constraints)),
+        ("limits", _limits(step)),
+    ]
+    return [(label, clip(text, 160)) for label, text in facts if text]
+
+
+def _reads(pipeline: Pipeline, step: PipelineStep) -> str:
+    """The steps it depends on, with the parts that its goal names, and the type where it matters."""
+    parts: dict[str, list[str]] = {}
+    for reference in step.references:
+        if reference.path and reference.text not in parts.setdefault(reference.step, []):
+            parts[reference.step].append(reference.text)
+    told = []
+    for dependency in pipeline.dependencies(step):
+        text = ", ".join(parts.get(dependency.name) or [dependency.name])
+        kind = dependency.type.value
+        notes = [
+            *([] if kind == "strong" else [kind]),
+            *([] if dependency.name in pipeline else ["not defined yet"]),
+        ]
+        told.append(text + (f" ({', '.join(notes)})" if notes else ""))
+    return ", ".join(told)
+
+
+def _schema(step: PipelineStep) -> str:
+    if step.output_schema is None:
+        return ""
+    fields = list(step.output_schema.model_fields)
+    return f"{step.output_schema.__name__} ({', '.join(fields[:6])}{', …' if len(fields) > 6 else ''})"
+
+
+def _model(pipeline: Pipeline, step: PipelineStep) -> str:
+    if step.is_python:
+        return ""
+    model = step.model if step.model is not None else pipeline.model
+    if model is None:
+        return f"none yet: %tagent_pipeline {pipeline.name} --model NAME"
+    return model_label(model)
+
+
+def _limits(step: PipelineStep) -> str:
+    words = []
+    if step.timeout is not None:
+        words.append(f"{step.timeout:g} s each attempt")
+    if step.max_retries != 3:
+        words.append("no retry" if step.max_retries == 0 else f"{step.max_retries} retries")
+    if step.min_success < 1:
+        words.append(f"{step.min_success:.0%} of items must succeed")
+    if step.execution_mode is ExecutionMode.CONCURRENT:
+        words.append("concurrent")
+    if not step.cache:
+        words.append("never cached")
+    return ", ".join(words)
+
+
+def step_card(pipeline: Pipeline, step: PipelineStep) -> Bundle:
+    """A compact card of one step, shown below the cell that defines it."""
+    kind = "python" if step.is_python else "agent"
+    facts = step_facts(pipeline, step)
+    rows = "".join(
+        f'<div style="display:flex;gap:8px"><span style="flex:0 0 54px;{MUTED}">{escape(label)}</span>'
+        f'<span style="min-width:0;overflow-wrap:anywhere">{escape(text)}</span></div>'
+        for label, text in facts
+    )
+    goal = "" if step.is_python and step.goal.startswith("Python step ") else clip(step.goal, 120)
+    card = (
+        f'<div style="{FONT};color:var(--jp-ui-font-color1,inherit);max-width:720px;padding:5px 12px 6px;'
+        f"border:1px solid {LINE};border-left:4px solid {KIND_TONES[kind]};border-radius:4px;"
+        f'margin:2px 0">'
+        f'<div><span style="color:{KIND_TONES[kind]}" aria-hidden="true">{KIND_LOOKS[kind].mark}</span> '
+        f'<b>{escape(step.name)}</b> <span style="{MUTED}">{kind} step</span></div>'
+        f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}</div>'
+    )
+    told = "; ".join(f"{label} {text}" for label, text in facts)
+    return Bundle(card, f"{step.name}: {kind} step" + (f"; {told}" if told else ""))
+
+
+# -- many steps ---------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> str:
+    """An HTML table of cells that are HTML already; columns of ``right`` hold numbers."""
+    numbers = set(right)
+
+    def cell(tag: str, index: int, text: str) -> str:
+        side = "right;white-space:nowrap;font-variant-numeric:tabular-nums" if index in numbers else "left"
+        line = f"border-bottom:1px solid {LINE};" if tag == "th" else ""
+        return (
+            f'<{tag} style="text-align:{side};vertical-align:top;padding:3px 10px 3px 4px;{line}'
+            f'overflow-wrap:anywhere">{text}</{tag}>'
+        )
+
+    top = "".join(cell("th", index, escape(text)) for index, text in enumerate(head))
+    body = "".join(
+        f"<tr>{''.join(cell('td', index, text) for index, text in enumerate(row))}</tr>" for row in rows
+    )
+    return (
+        f'<table style="{FONT};border-collapse:collapse;margin:4px 0;width:100%">'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def state_mark(status: StepStatus) -> str:
+    """The mark and the word of a state, coloured."""
+    look = LOOKS[status]
+    return (
+        f'<span style="color:{TONES[status]};white-space:nowrap">'
+        f'<span aria-hidden="true">{look.mark}</span> {look.word}</span>'
+    )
+
+
+def definition_table(pipeline: Pipeline, states: Mapping[str, StepResult] | None = None) -> Bundle:
+    """All steps of a pipeline as a table: what they are and, after a run, where they stand."""
+    rows, lines = [], []
+    for step in pipeline.steps:
+        kind = "python" if step.is_python else "agent"
+        try:
+            facts = "; ".join(f"{label} {text}" for label, text in step_facts(pipeline, step))
+        except TagentError as error:
+            facts = str(error)
+        status = StepStatus.PENDING if states is None or step.name not in states else states[step.name].status
+        rows.append(
+            [
+                f"<b>{escape(step.name)}</b>",
+                f'<span style="color:{KIND_TONES[kind]}">{KIND_LOOKS[kind].mark} {kind}</span>',
+                escape(facts),
+                state_mark(status),
+            ]
+        )
+        lines.append(
+            f"{LOOKS[status].mark} {step.name}: {kind}; {facts or 'reads nothing'}; {LOOKS[status].word}"
+        )
+    title = f"{pipeline.name}: {count(len(pipeline.steps), 'step')}"
+    head = (
+        f'<div style="{FONT}"><b>{escape(title)}</b> '
+        f'<span style="{MUTED}">{escape(pipeline.description)}</span></div>'
+    )
+    body = table(["step", "kind", "", "state"], rows) if rows else ""
+    return Bundle(head + body, "\n".join([title, *lines]))
+
+
+def count(number: int, word: str) -> str:
+    """``"1 step"``, ``"2 steps"``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+# -- the cell's output --------------------------------------------------------------------
+
+
+def show(content: Any) -> DisplayHandle:
+    """Display in the output of the current cell; the handle updates it later, from any thread."""
+    handle: DisplayHandle = display(content, display_id=True)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def update(handle: DisplayHandle, content: Any) -> None:
+    """Replace what :func:`show` has displayed."""
+    handle.update(content)  # type: ignore[no-untyped-call]

@@ -1,0 +1,102 @@
+"""Why a step ran or did not, in words: its last two fingerprints, told apart by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tagent_nb.cache.fingerprint import explain
+from tagent_nb.engine.loop import submit
+from tagent_nb.engine.memory import PipelineMemory
+from tagent_nb.engine.state import read_memory
+from tagent_nb.errors import NotStoredError
+from tagent_nb.notebook.display import clip
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.looks import cost_text
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import StepResult
+
+MOST_RUNS = 20
+"""Earlier runs to look through for one in which the step has a fingerprint."""
+
+
+def explain_step(session: Session, name: str) -> str:
+    """What happened to a step in the last run, and what is different from the time before.
+
+    Raises:
+        UnknownStepError: The pipeline has no such step.
+        StorageError: Recorded runs cannot be read.
+    """
+    step = session.pipeline.get_step(name)
+    last = _last(session)
+    if last is None or step.name not in last.steps:
+        return f"{step.name} has not run yet."
+    state = last.steps[step.name]
+    lines = [f"{step.name}: {_what_happened(state)}"]
+    if state.components:
+        before = _before(session, last, step.name)
+        if before is None:
+            lines.append("There is no earlier run to compare with.")
+        else:
+            lines += _differences(last, before, step.name)
+    if step.name in session.workspace.redefined:
+        lines.append("It has been defined anew since; the next run compares the new definition.")
+    return "\n".join(lines)
+
+
+def _what_happened(state: StepResult) -> str:
+    if state.status is StepStatus.CACHED:
+        saved = f", which saved {cost_text(state.saved_cost)}" if state.saved_cost else ""
+        return f"not run: the answer was in the cache{saved}"
+    why = f" ({clip(state.reason, 300)})" if state.reason else ""
+    told = {
+        StepStatus.COMPLETED: f"ran{why}",
+        StepStatus.FAILED: f"ran and failed: {state.error_type}: {clip(state.error, 300)}",
+        StepStatus.SKIPPED: f"skipped: {state.reason}",
+        StepStatus.CANCELLED: "stopped before it ended; it runs again with --resume",
+        StepStatus.PENDING: "has not run in the last run",
+    }
+    return told.get(state.status, f"{state.status.value}{why}")
+
+
+def _differences(last: PipelineMemory, before: PipelineMemory, name: str) -> list[str]:
+    found = explain(
+        before.steps[name].components,
+        last.steps[name].components,
+        _definition(before, name),
+        _definition(last, name),
+    )
+    if not found:
+        return [f"Nothing that it depends on differs from run {before.run_id}."]
+    return [f"Different from run {before.run_id}:", *(f"- {sentence}" for sentence in found)]
+
+
+def _definition(memory: PipelineMemory, name: str) -> Mapping[str, Any] | None:
+    steps: list[Mapping[str, Any]] = list(memory.definition.get("steps", ()))
+    return next((step for step in steps if step.get("name") == name), None)
+
+
+def _last(session: Session) -> PipelineMemory | None:
+    executor = session.workspace.executor
+    if executor is not None and executor.memory is not None:
+        return executor.memory
+    try:
+        return submit(read_memory(session.workspace.storage, session.pipeline.name)).result()
+    except NotStoredError:
+        return None
+
+
+def _before(session: Session, last: PipelineMemory, name: str) -> PipelineMemory | None:
+    """The newest earlier run in which the step ended with a value."""
+    space = session.workspace
+
+    async def search() -> PipelineMemory | None:
+        runs = [run.run_id for run in await space.storage.runs(space.pipeline.id)]
+        earlier = runs[: runs.index(last.run_id)] if last.run_id in runs else runs
+        for run_id in reversed(earlier[-MOST_RUNS:]):
+            memory = await read_memory(space.storage, space.pipeline.name, run_id)
+            if name in memory.steps and memory.steps[name].components:
+                return memory
+        return None
+
+    return submit(search()).result()

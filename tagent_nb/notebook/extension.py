@@ -1,0 +1,34 @@
+"""What ``%load_ext tagent_nb`` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tagent_nb.notebook.awaiting import AwaitedRuns
+from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.session import current
+
+_installed: dict[int, tuple[TagentMagics, AwaitedRuns]] = {}
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register the magics of a shell, and let its cells await ``%tagent_run``. Twice is as once."""
+    if id(shell) in _installed:
+        return
+    magics = TagentMagics(shell, current())
+    shell.register_magics(magics)
+    awaited = AwaitedRuns(shell)
+    awaited.install()
+    _installed[id(shell)] = (magics, awaited)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take the magics away again; pipelines and results stay in ``tagent_nb.current()``."""
+    found = _installed.pop(id(shell), None)
+    if found is None:
+        return
+    magics, awaited = found
+    awaited.remove()
+    for kind, names in magics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)

@@ -1,0 +1,81 @@
+"""Tables of what a session has: pipelines, recorded runs, cached answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tagent_nb.cache.store import CacheStats
+from tagent_nb.engine.loop import submit
+from tagent_nb.notebook.display import FONT, MUTED, Bundle, count, escape, table
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.looks import model_label, seconds_text
+
+
+def _bundle(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> Bundle:
+    """The rows as an HTML table and as lines of text."""
+    cells = [[escape(cell) for cell in row] for row in rows]
+    body = table(head, cells, right=numbers) if rows else ""
+    lines = ["  ".join(cell for cell in row if cell) for row in rows]
+    return Bundle(f'<div style="{FONT};{MUTED}">{escape(title)}</div>{body}', "\n".join([title, *lines]))
+
+
+def pipelines_table(session: Session) -> Bundle:
+    """The pipelines of this notebook; the current one is marked."""
+    rows = []
+    current = session.workspace.pipeline.name if session.workspaces else None
+    for name, space in session.workspaces.items():
+        model = space.pipeline.model
+        state = "running" if space.running else "has run" if space.result is not None else ""
+        rows.append(
+            [
+                "▸" if name == current else "",
+                name,
+                count(len(space.pipeline), "step"),
+                "" if model is None else model_label(model),
+                state,
+                space.pipeline.description,
+            ]
+        )
+    title = f"{count(len(rows), 'pipeline')}; %tagent_pipeline NAME makes one current, or a new one"
+    return _bundle(title, ["", "pipeline", "steps", "model", "state", ""], rows, [2])
+
+
+def runs_table(session: Session) -> Bundle:
+    """The recorded runs of the current pipeline, the newest first."""
+    space = session.workspace
+    runs = submit(space.storage.runs(space.pipeline.id)).result()
+    rows = []
+    for run in reversed(runs):
+        took = seconds_text(run.ended_at - run.started_at) if run.ended_at and run.started_at else ""
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started_at)) if run.started_at else ""
+        rows.append([run.run_id, started, took, run.status, str(run.steps_done), _size(run.size)])
+    title = f"{space.pipeline.name}: {count(len(rows), 'recorded run')}"
+    return _bundle(title, ["run", "started", "took", "ended", "steps done", "size"], rows, [2, 4, 5])
+
+
+def cache_table(stats: CacheStats) -> Bundle:
+    """What the cache holds, by step."""
+    rows = [
+        [
+            one.step,
+            one.pipeline,
+            str(one.entries),
+            _size(one.size),
+            f"{seconds_text(max(0.0, time.time() - one.last_used))} ago",
+        ]
+        for one in stats.steps
+    ]
+    title = (
+        f"{count(stats.entries, 'answer')}, {_size(stats.size)} of {_size(stats.size_limit)} "
+        f"in {stats.directory}; {count(stats.hits, 'hit')} and {stats.misses} misses in this kernel"
+    )
+    return _bundle(title, ["step", "pipeline", "answers", "size", "last used"], rows, [2, 3, 4])
+
+
+def _size(size: int) -> str:
+    if size < 1024:
+        return f"{size} B"
+    if size < 1024**2:
+        return f"{size / 1024:.0f} kB"
+    return f"{size / 1024**2:.1f} MB" if size < 1024**3 else f"{size / 1024**3:.1f} GB"

@@ -1,0 +1,335 @@
+"""The magics: each reads its line, makes one call on a public object, and shows what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from tagent_nb.errors import DefinitionError, TagentError
+from tagent_nb.notebook.control import Request, RunControl
+from tagent_nb.notebook.display import Bundle, count, definition_table, show, step_card
+from tagent_nb.notebook.explaining import explain_step
+from tagent_nb.notebook.listing import cache_table, pipelines_table, runs_table
+from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
+from tagent_nb.notebook.picture import Picture
+from tagent_nb.notebook.run_view import result_view, run_html, run_text
+from tagent_nb.notebook.session import Session
+from tagent_nb.notebook.step_options import build_step
+from tagent_nb.pipeline.models import ExecutionMode
+
+__all__ = ["TagentMagics"]
+
+
+@magics_class
+class TagentMagics(Magics):
+    """Magics of one shell; ``session`` holds the objects they work on."""
+
+    def __init__(self, shell: Any, session: Session) -> None:
+        super().__init__(shell)
+        self.session = session
+        self.control = RunControl(session, shell)
+
+    # -- definitions ------------------------------------------------------------------------
+
+    @line_magic
+    @arguments()
+    @option("name", nargs="*", help="Name of the pipeline: free text. A new name makes a new pipeline.")
+    @option(
+        "--model", help="Model of agent steps that name none: 'local', 'test', 'openai:...', or a variable."
+    )
+    @option("--description", help="What the pipeline is for.")
+    @option("--concurrent", action="store_true", help="Steps overlap unless they say --serial.")
+    @option(
+        "--serial", action="store_true", help="Steps run one after the other unless they say --concurrent."
+    )
+    @option("--storage", help="Folder or URL where runs are recorded; .tagent/runs without it.")
+    @option("--constraint", action="append", metavar="TEXT", help="A rule for every step. May be repeated.")
+    @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time; 8 without it.")
+    @option("--no-cache", action="store_true", help="Never answer steps of this pipeline from the cache.")
+    @option("--remove", metavar="STEP", help="Take a step out, such as one whose cell is gone.")
+    @help_option
+    def tagent_pipeline(self, line: str) -> None:
+        """Make a pipeline, or go back to one; without a name, list the pipelines of this notebook.
+
+        Options that are not given stay as they were.
+        """
+        args = parse(TagentMagics.tagent_pipeline, line)
+        if args is None:
+            return
+        name = " ".join(args.name)
+        if not name and not args.remove:
+            show(pipelines_table(self.session))
+            return
+        no_leftovers("%tagent_pipeline", NAME=name, **{"--model": args.model, "--storage": args.storage})
+        if args.concurrent and args.serial:
+            raise UsageError("%tagent_pipeline: --concurrent and --serial exclude each other. Keep one.")
+        if name:
+            self.session.use(
+                name,
+                model=self.session.model(args.model),
+                description=args.description,
+                default_mode=_mode(args),
+                storage=args.storage,
+                cached=False if args.no_cache else None,
+                max_concurrency=args.max_concurrency,
+            )
+        pipeline = self.session.pipeline
+        if args.constraint is not None:
+            pipeline.global_constraints[:] = []
+            pipeline.constraint(*args.constraint)
+        if args.remove:
+            pipeline.remove(args.remove)
+        show(definition_table(pipeline))
+
+    @cell_magic
+    @arguments("%tagent_step")
+    @option("name", nargs="?", help="Name of the step: an identifier.")
+    @option("--python", action="store_true", help="The cell is Python; its last expression is the value.")
+    @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")
+    @option("--map-over", metavar="STEP", help="Run once for each item or row of this step's value.")
+    @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
+    @option("--depends-on", action="append", metavar="STEPS", help="Steps to wait for: a,b:weak,c:optional.")
+    @option("--constraint", action="append", metavar="TEXT", help="A rule for the answer. May be repeated.")
+    @option("--when", metavar="EXPR", help="Run only if this holds: 'classify.label == \"positive\"'.")
+    @option("--model", help="Model of this step; the pipeline's without it.")
+    @option(
+        "--tools", metavar="NAMES", help="Tools the step may use: names, globs, functions of the notebook."
+    )
+    @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
+    @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")
+    @option("--concurrent", action="store_true", help="May overlap with any other step.")
+    @option("--serial", action="store_true", help="Never overlaps with another serial step.")
+    @option("--no-cache", action="store_true", help="The cache never answers for this step.")
+    @help_option
+    def tagent_step(self, line: str, cell: str) -> None:
+        """Define a step of the current pipeline, or define it anew: the cell is its goal or its Python.
+
+        A goal refers to other steps: {{ load }}, {{ load.text }}. In Python their names are variables.
+        """
+        args = parse(TagentMagics.tagent_step, line)
+        if args is None:
+            return
+        if not args.name:
+            raise UsageError("%%tagent_step: the step has no name. Write: %%tagent_step NAME")
+        no_leftovers("%%tagent_step", NAME=args.name, **{"--model": args.model})
+        if args.concurrent and args.serial:
+            raise UsageError("%%tagent_step: --concurrent and --serial exclude each other. Keep one.")
+        step = self.session.put(build_step(self.session, args, cell, _mode(args)))
+        show(step_card(self.session.pipeline, step))
+
+    # -- runs -------------------------------------------------------------------------------
+
+    @line_magic
+    @arguments()
+    @option("--background", action="store_true", help="Return at once with a handle; other cells can run.")
+    @option(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="RUN",
+        help="Carry on the last run, or this one.",
+    )
+    @option(
+        "--force",
+        nargs="?",
+        const=True,
+        default=None,
+        metavar="STEPS",
+        help="Run these steps anew (a,b), or all.",
+    )
+    @option("--until", metavar="STEP", help="Run only this step and what it depends on.")
+    @option("--offline", action="store_true", help="Ask no model: what is not cached fails.")
+    @option("--no-cache", action="store_true", help="Neither ask nor fill the cache.")
+    @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time.")
+    @option(
+        "--on-change",
+        choices=("refuse", "rerun"),
+        default="refuse",
+        help="When a resumed run finds recorded steps changed: refuse, or run these and what follows again.",
+    )
+    @help_option
+    def tagent_run(self, line: str) -> Any:
+        """Run the current pipeline and wait for it; the result is the variable 'result'.
+
+        Stop and the kernel's interrupt end it, and --resume carries it on.
+        """
+        request = self._request(line)
+        return None if request is None else self.control.polling(request)
+
+    async def run_awaited(self, line: str, used: bool) -> Any:
+        """What a cell's ``%tagent_run`` is rewritten to; the value is given only where it is used."""
+        try:
+            request = self._request(self.control.shell.var_expand(line))
+            value = None if request is None else await self.control.awaited(request)
+        except TagentError as error:
+            raise UsageError(str(error)) from None
+        background = request is not None and request.background
+        return value if used or background else None
+
+    def _request(self, line: str) -> Request | None:
+        args = parse(TagentMagics.tagent_run, line)
+        if args is None:
+            return None
+        pipeline = self.session.pipeline
+        if not pipeline.steps:
+            raise DefinitionError(
+                f"Pipeline {pipeline.name!r} has no steps. Write a cell: %%tagent_step NAME"
+            )
+        force = names(args.force) if isinstance(args.force, str) else bool(args.force)
+        options = {
+            "resume": args.resume,
+            "force": force,
+            "until": args.until,
+            "offline": args.offline,
+            "use_cache": not args.no_cache,
+            "on_change": args.on_change,
+            "max_concurrency": args.max_concurrency,
+        }
+        return Request(options, args.background)
+
+    @line_magic
+    @arguments()
+    @option("--save", metavar="FILE", help="Also write the picture to this SVG file.")
+    @option("--definition", action="store_true", help="Leave out the states of the last run.")
+    @help_option
+    def tagent_graph(self, line: str) -> None:
+        """Show the current pipeline as a picture, with the states of its last run."""
+        args = parse(TagentMagics.tagent_graph, line)
+        if args is None:
+            return
+        picture = Picture(self.session.pipeline, None if args.definition else self.session.workspace.states())
+        if args.save:
+            Path(args.save).write_text(picture.svg, encoding="utf-8")
+        show(picture)
+
+    @line_magic
+    @arguments()
+    @help_option
+    def tagent_status(self, line: str) -> None:
+        """Show every step of the current pipeline: what it reads, and where it stands."""
+        args = parse(TagentMagics.tagent_status, line)
+        if args is not None:
+            show(definition_table(self.session.pipeline, self.session.workspace.states()))
+
+    @line_magic
+    @arguments()
+    @option("step", nargs="?", help="Give this step's values instead, as a DataFrame.")
+    @option("--run", metavar="RUN", help="Of this recorded run; see %%tagent_history.")
+    @help_option
+    def tagent_results(self, line: str) -> Any:
+        """Give the result of the last run as a DataFrame, one row a step; it is 'result' too."""
+        args = parse(TagentMagics.tagent_results, line)
+        if args is None:
+            return None
+        result = self.session.stored_result(args.run) if args.run else self.session.last_result()
+        self.control.keep(result)
+        return result.output_frame(args.step) if args.step else result.to_frame()
+
+    @line_magic
+    @arguments()
+    @option("step", nargs="?", help="Name of the step.")
+    @help_option
+    def tagent_explain(self, line: str) -> None:
+        """Say in words why a step ran or was not run in the last run, with what changed."""
+        args = parse(TagentMagics.tagent_explain, line)
+        if args is None:
+            return
+        if not args.step:
+            raise UsageError("%tagent_explain: which step? Write: %tagent_explain STEP")
+        print(explain_step(self.session, args.step))
+
+    @line_magic
+    @arguments()
+    @option("run", nargs="?", help="Show this run instead of the list.")
+    @help_option
+    def tagent_history(self, line: str) -> None:
+        """List the recorded runs of the current pipeline, the newest first."""
+        args = parse(TagentMagics.tagent_history, line)
+        if args is None:
+            return
+        if args.run:
+            view = result_view(self.session.stored_result(args.run))
+            show(Bundle(run_html(view, most=None, folded=True), run_text(view)))
+        else:
+            show(runs_table(self.session))
+
+    # -- what is kept -----------------------------------------------------------------------
+
+    @line_magic
+    @arguments()
+    @option(
+        "--clear",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="STEP",
+        help="Forget all answers, or a step's.",
+    )
+    @option("--older-than", type=float, metavar="DAYS", help="With --clear: only answers older than this.")
+    @help_option
+    def tagent_cache(self, line: str) -> None:
+        """Show what the cache holds, or forget some of it. That may cost money, never correctness."""
+        args = parse(TagentMagics.tagent_cache, line)
+        if args is None:
+            return
+        if args.older_than is not None and args.clear is False:
+            raise UsageError("%tagent_cache: --older-than needs --clear.")
+        if args.clear is not False:
+            step = args.clear if isinstance(args.clear, str) else None
+            seconds = None if args.older_than is None else args.older_than * 86_400
+            removed = self.session.cache.clear(step, seconds)
+            print(f"Forgot {count(removed, 'answer')}.")
+        show(cache_table(self.session.cache.stats()))
+
+    @line_magic
+    @arguments()
+    @option("file", nargs="?", help="Where to write: FILE.json (the definition) or FILE.svg (its picture).")
+    @help_option
+    def tagent_export(self, line: str) -> None:
+        """Write the current pipeline to a file: its definition as JSON, or its picture."""
+        args = parse(TagentMagics.tagent_export, line)
+        if args is None:
+            return
+        path = Path(args.file or "")
+        pipeline = self.session.pipeline
+        writers = {".json": pipeline.to_json, ".svg": lambda: Picture(pipeline, None).svg}
+        if path.suffix not in writers:
+            raise UsageError(
+                f"%tagent_export: write a file name that ends in .json or .svg, not {args.file!r}."
+            )
+        path.write_text(writers[path.suffix](), encoding="utf-8")
+        print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
+
+    @line_magic
+    @arguments()
+    @option("switch", nargs="?", choices=("on", "off"), help="on, or off.")
+    @help_option
+    def tagent_nest(self, line: str) -> None:
+        """Let code in cells call asyncio.run() although the notebook's loop runs. Pipelines do not need it.
+
+        It patches asyncio for the whole kernel with nest-asyncio2, and only a restart takes it off again.
+        """
+        args = parse(TagentMagics.tagent_nest, line)
+        if args is None:
+            return
+        import asyncio
+
+        import nest_asyncio2
+
+        on = bool(getattr(asyncio, "_nest_patched", False))
+        if args.switch == "on":
+            nest_asyncio2.apply()
+            on = True
+        elif args.switch == "off" and on:
+            raise UsageError("%tagent_nest: the patch of asyncio cannot be taken off. Restart the kernel.")
+        print(f"asyncio.run() inside cells is {'on' if on else 'off'}.")
+
+
+def _mode(args: Any) -> ExecutionMode | None:
+    if args.concurrent:
+        return ExecutionMode.CONCURRENT
+    return ExecutionMode.SERIAL if args.serial else None

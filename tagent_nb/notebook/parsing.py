@@ -1,0 +1,170 @@
+"""Reading the line of a magic: words, options and their mistakes, each told in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from tagent_nb.errors import TagentError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+"""Characters that look like ``-``; word processors put them into copied commands."""
+QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb"
+SHELL = ("|", ">", ">>", "<", "&", "&&", "||", ";")
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """One argument of a magic, as for ``argparse``."""
+    return argument(*names, **settings)  # type: ignore[no-untyped-call]
+
+
+def arguments(written: str | None = None) -> Callable[[F], F]:
+    """A magic that reads options (see :func:`option`) and shows mistakes as one message.
+
+    Args:
+        written: How help writes it, if not by the function's name after one percent sign.
+    """
+    add_parser: Callable[[F], F] = magic_arguments(written)  # type: ignore[no-untyped-call]
+    return lambda function: one_clear_message(add_parser(function))
+
+
+help_option = option("--help", action="store_true", help="Show this text.")
+
+
+def split(line: str, magic: str) -> list[str]:
+    """The words of a line as a shell would see them, without a trailing ``# comment``.
+
+    Raises:
+        UsageError: A quote is not closed.
+    """
+    try:
+        return shlex.split(_without_comment(line))
+    except ValueError:
+        raise UsageError(
+            f"{magic}: a quote is not closed in: {line.strip()}\n"
+            "Close it, or put text that has an apostrophe into double quotes."
+        ) from None
+
+
+def _without_comment(line: str) -> str:
+    quote = ""
+    previous = " "
+    for place, letter in enumerate(line):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter == "#" and previous.isspace():
+            return line[:place]
+        previous = letter
+    return line
+
+
+def parse(function: Any, line: str) -> argparse.Namespace | None:
+    """Read the line of a magic that was made with ``magic_arguments``.
+
+    Returns ``None`` after ``--help``, which prints the help text.
+
+    Raises:
+        UsageError: The line cannot be read; the message says how to write it.
+    """
+    parser: argparse.ArgumentParser = function.parser
+    magic = _called(function)
+    words = split(line, magic)
+    _check_letters(words, magic)
+    if "--help" in words:
+        print(parser.format_help())
+        return None
+    parser.allow_abbrev = False
+    _check_repeated(parser, words, magic)
+    try:
+        args, rest = parser.parse_known_args(words)
+    except UsageError as error:
+        raise UsageError(f"{magic}: {error}. {_hint(magic)}") from None
+    if rest:
+        raise UsageError(f"{magic}: {_unknown(parser, rest[0])} {_hint(magic)}")
+    return args
+
+
+def _called(function: Any) -> str:
+    name = function.__name__
+    return f"%%{name}" if name == "tagent_step" else f"%{name}"
+
+
+def _hint(magic: str) -> str:
+    return f"See {magic} --help"
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def _check_letters(words: list[str], magic: str) -> None:
+    for word in words:
+        if word[:1] in DASHES:
+            plain = re.sub(f"^[{DASHES}]+", "--", word)
+            raise UsageError(f"{magic}: {word!r} begins with a dash that is not ASCII. Write {plain!r}.")
+        if word[:1] in QUOTES:
+            raise UsageError(f"{magic}: {word!r} begins with a curly quote. Write \" or ' instead.")
+
+
+def _check_repeated(parser: argparse.ArgumentParser, words: list[str], magic: str) -> None:
+    given = [word.partition("=")[0] for word in words]
+    for action in parser._actions:
+        if not isinstance(action, argparse._AppendAction):
+            count = sum(given.count(option) for option in action.option_strings)
+            if count > 1:
+                raise UsageError(
+                    f"{magic}: option {action.option_strings[0]} is given {count} times. Keep one."
+                )
+
+
+def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
+    if word in SHELL:
+        return f"{word!r} means nothing here: a magic is no shell command."
+    if not word.startswith("-"):
+        return f"there is nothing to do with {word!r}. Text of several words needs quotes."
+    option = word.partition("=")[0]
+    options = _options(parser)
+    hint = did_you_mean(option, options) or did_you_mean(f"--{option.lstrip('-')}", options)
+    return f"there is no option {option}.{hint} Options: {', '.join(options)}."
+
+
+def names(text: str | None) -> list[str]:
+    """``"a, b:weak"`` as ``["a", "b:weak"]``."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def no_leftovers(magic: str, **values: str | None) -> None:
+    """Refuse ``$name`` and ``{name}`` that IPython could not fill in.
+
+    Raises:
+        UsageError: One of the values still holds such a name.
+    """
+    for option, value in values.items():
+        found = re.search(r"\$\{?([^\W\d]\w*)|^\{(.+)\}$", value or "")
+        if found:
+            name = found.group(1) or found.group(2)
+            raise UsageError(f"{magic}: {option} is {value!r}, but there is no variable {name!r}.")
+
+
+def one_clear_message(function: F) -> F:
+    """Show the user's mistakes as one message without a traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TagentError as error:
+            raise UsageError(str(error)) from None
+
+    return wrapper  # type: ignore[return-value]

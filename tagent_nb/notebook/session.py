@@ -1,0 +1,362 @@
+"""The objects behind a notebook's magics: its pipelines, their runs, and where these are kept."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.executor import PipelineExecutor
+from tagent_nb.engine.handle import RunHandle
+from tagent_nb.engine.loop import submit
+from tagent_nb.errors import DefinitionError, NotStoredError, RunInProgressError, did_you_mean
+from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
+from tagent_nb.pipeline.names import pipeline_name
+from tagent_nb.pipeline.result import PipelineResult, StepResult
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.storage.base import StorageBackend
+
+__all__ = ["STATE_FOLDER", "Session", "Workspace", "current"]
+
+STATE_FOLDER = ".tagent"
+"""Folder beside the notebook for runs and cached answers, unless ``--storage`` says otherwise."""
+
+
+@dataclass
+class Workspace:
+    """One pipeline of a notebook and what belongs to it.
+
+    Attributes:
+        pipeline: The definition.
+        storage: Where its runs are recorded.
+        cached: Whether unchanged steps are answered from the cache.
+        max_concurrency: Most attempts at the same time.
+        executor: The executor of the last run; ``None`` before the first.
+        handle: The last run, which may still go on.
+        redefined: Steps put since the last run began: the states of them are no longer true.
+    """
+
+    pipeline: Pipeline
+    storage: StorageBackend
+    cached: bool = True
+    max_concurrency: int = 8
+    executor: PipelineExecutor | None = None
+    handle: RunHandle | None = None
+    redefined: set[str] = field(default_factory=set)
+
+    @property
+    def running(self) -> bool:
+        """Whether a run goes on."""
+        return self.handle is not None and not self.handle.done()
+
+    @property
+    def result(self) -> PipelineResult | None:
+        """The result of the last run of this kernel: live while it goes on, ``None`` before the first."""
+        return None if self.executor is None else self.executor.result
+
+    def states(self) -> dict[str, StepResult] | None:
+        """States by step of the last run, without those that a redefinition made untrue."""
+        memory = None if self.executor is None else self.executor.memory
+        if memory is None:
+            return None
+        return {name: state for name, state in memory.steps.items() if name not in self.redefined}
+
+
+class Session:
+    """The pipelines of one notebook. ``tagent_nb.current()`` gives the kernel's own.
+
+    Args:
+        namespace: Names that Python steps and schema options see: the notebook's.
+        folder: Where runs and cached answers go by default.
+
+    Attributes:
+        workspaces: One :class:`Workspace` by pipeline name.
+    """
+
+    def __init__(self, namespace: Mapping[str, Any] | None = None, folder: str | Path = STATE_FOLDER) -> None:
+        self.namespace: Mapping[str, Any] = {} if namespace is None else namespace
+        self.folder = Path(folder)
+        self.workspaces: dict[str, Workspace] = {}
+        self._current: str | None = None
+        self._storages: dict[str, StorageBackend] = {}
+        self._cache: ResultCache | None = None
+
+    def __repr__(self) -> str:
+        return f"<Session: pipelines {', '.join(self.workspaces) or 'none'}; current {self._current}>"
+
+    # -- pipelines --------------------------------------------------------------------------
+
+    def use(
+        self,
+        name: str,
+        *,
+        model: Any = None,
+        description: str | None = None,
+        default_mode: ExecutionMode | None = None,
+        storage: StorageBackend | str | Path | None = None,
+        cached: bool | None = None,
+        max_concurrency: int | None = None,
+    ) -> Pipeline:
+        """Make a pipeline current; a new name makes a new one. What is ``None`` stays as it was.
+
+        Raises:
+            DefinitionError: The name or ``max_concurrency`` is not allowed.
+            RunInProgressError: The storage of a running pipeline cannot change.
+            StorageError: The storage cannot be used.
+        """
+        if max_concurrency is not None and max_concurrency < 1:
+            raise DefinitionError(f"max_concurrency must be 1 or more, not {max_concurrency}.")
+        key = pipeline_name(name)
+        found = self.workspaces.get(key)
+        if found is not None and storage is not None and found.running:
+            raise RunInProgressError(f"Pipeline {key!r} is running: its storage cannot change now.")
+        backend = self._storage(storage) if found is None or storage is not None else found.storage
+        if found is None:
+            found = self.workspaces[key] = Workspace(Pipeline(key), backend)
+        found.storage = backend
+        found.pipeline.model = found.pipeline.model if model is None else model
+        found.pipeline.description = found.pipeline.description if description is None else description
+        found.pipeline.default_mode = default_mode or found.pipeline.default_mode
+        found.cached = found.cached if cached is None else cached
+        found.max_concurrency = max_concurrency or found.max_concurrency
+        self._current = key
+        return found.pipeline
+
+    def adopt(self, pipeline: Pipeline) -> Workspace:
+        """Make a pipeline that was built in Python current; it replaces one of the same name.
+
+        Raises:
+            RunInProgressError: The pipeline of this name is running.
+        """
+        found = self.workspaces.get(pipeline.name)
+        if found is not None and found.running:
+            raise RunInProgressError(f"Pipeline {pipeline.name!r} is running. Wait for it, or stop it first.")
+        self.workspaces[pipeline.name] = Workspace(pipeline, found.storage if found else self._storage(None))
+        self._current = pipeline.name
+        return self.workspaces[pipeline.name]
+
+    @property
+    def workspace(self) -> Workspace:
+        """The current pipeline's workspace.
+
+        Raises:
+            DefinitionError: There is no pipeline yet.
+        """
+        if self._current is None:
+            raise DefinitionError("There is no pipeline yet. Begin with: %tagent_pipeline NAME")
+        return self.workspaces[self._current]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The current pipeline; raises as :attr:`workspace` does."""
+        return self.workspace.pipeline
+
+    @property
+    def result(self) -> PipelineResult | None:
+        """The current pipeline's last result of this kernel."""
+        return self.workspace.result
+
+    def put(self, step: PipelineStep) -> PipelineStep:
+        """Add a step to the current pipeline, or replace the one of its name."""
+        self.pipeline.put(step)
+        self.workspace.redefined.add(step.name)
+        return self.pipeline.get_step(step.name)
+
+    # -- runs -------------------------------------------------------------------------------
+
+    def executor(
+        self,
+        workspace: Workspace | None = None,
+        observers: Iterable[Observer] = (),
+        max_concurrency: int | None = None,
+    ) -> PipelineExecutor:
+        """A new executor for a workspace, with its storage, cache, namespace and schemas."""
+        space = workspace or self.workspace
+        return PipelineExecutor(
+            space.pipeline,
+            storage=space.storage,
+            cache=self.cache if space.cached else None,
+            max_concurrency=space.max_concurrency if max_concurrency is None else max_concurrency,
+            observers=observers,
+            namespace=self.namespace,
+            schemas=self.schemas().values(),
+        )
+
+    def start(
+        self,
+        workspace: Workspace | None = None,
+        *,
+        observers: Iterable[Observer] = (),
+        on_end: Callable[[PipelineResult | BaseException], None] | None = None,
+        max_concurrency: int | None = None,
+        **options: Any,
+    ) -> RunHandle:
+        """Run a pipeline in the background. Options are those of :meth:`PipelineExecutor.execute`.
+
+        Args:
+            workspace: Whose pipeline to run, without one the current.
+            observers: Called with every event.
+            on_end: Called once, on the run's loop, with the result or the error.
+            max_concurrency: Most attempts at the same time, for this run only.
+
+        Raises:
+            RunInProgressError: This pipeline is running already.
+        """
+        space = workspace or self.workspace
+        if space.running:
+            raise RunInProgressError(
+                f"Pipeline {space.pipeline.name!r} is running already. Wait for it, or press Stop first."
+            )
+        executor = self.executor(space, [*observers, _Begun(space)], max_concurrency)
+        earlier, space.executor = space.executor, executor
+
+        async def run() -> PipelineResult:
+            try:
+                result = await executor.execute(**options)
+            except BaseException as error:
+                if executor.memory is None:
+                    # Refused before it began: the last result is still the one before.
+                    space.executor = earlier
+                if on_end is not None:
+                    on_end(error)
+                raise
+            if on_end is not None:
+                on_end(result)
+            return result
+
+        future: Future[PipelineResult] = submit(run())
+        space.handle = RunHandle(executor, future)
+        return space.handle
+
+    def stored_result(self, run_id: str | None = None) -> PipelineResult:
+        """The result of a recorded run of the current pipeline, without an id of the newest.
+
+        Raises:
+            NotStoredError: There is none.
+            StorageError: It cannot be read.
+        """
+        from tagent_nb.engine.state import read_memory
+
+        space = self.workspace
+        reading = read_memory(space.storage, space.pipeline.name, run_id, self.schemas())
+        return submit(reading).result().to_result()
+
+    def last_result(self) -> PipelineResult:
+        """The last result of this kernel, else of the storage.
+
+        Raises:
+            NotStoredError: The pipeline has not run yet.
+        """
+        found = self.workspace.result
+        if found is not None:
+            return found
+        try:
+            return self.stored_result()
+        except NotStoredError:
+            raise NotStoredError(
+                f"Pipeline {self.pipeline.name!r} has not run yet. Run it with %tagent_run."
+            ) from None
+
+    # -- what options name ------------------------------------------------------------------
+
+    def schemas(self) -> dict[str, type[BaseModel]]:
+        """Pydantic model classes of the namespace by name, besides those that the steps use."""
+        from pydantic import BaseModel
+
+        found: dict[str, type[BaseModel]] = {}
+        for name, value in list(self.namespace.items()):
+            if inspect.isclass(value) and issubclass(value, BaseModel) and value is not BaseModel:
+                found.setdefault(name, value)
+        for workspace in self.workspaces.values():
+            for step in workspace.pipeline.steps:
+                if step.output_schema is not None:
+                    found.setdefault(step.output_schema.__name__, step.output_schema)
+        return found
+
+    def model(self, name: str | None) -> Any:
+        """The model that an option names: a model object of the namespace, else the text itself."""
+        found = self.namespace.get(name) if name is not None else None
+        return found if hasattr(found, "model_name") else name
+
+    def schema(self, name: str) -> type[BaseModel]:
+        """The pydantic model that an option names; ``module.Model`` is looked up in the namespace too.
+
+        Raises:
+            DefinitionError: There is none of this name, or it is no pydantic model.
+        """
+        from pydantic import BaseModel
+
+        first, *rest = name.split(".")
+        value: Any = self.namespace.get(first)
+        for part in rest:
+            value = getattr(value, part, None)
+        if inspect.isclass(value) and issubclass(value, BaseModel):
+            return value
+        if value is not None:
+            raise DefinitionError(
+                f"Schema {name!r} is {_what(value)}, not a pydantic model. "
+                f"Write: class {name.split('.')[-1]}(pydantic.BaseModel): ..."
+            )
+        known = self.schemas()
+        raise DefinitionError(
+            f"There is no schema {name!r}.{did_you_mean(name, known)} "
+            f"Define it in a cell above; pydantic models here: {', '.join(sorted(known)) or 'none'}."
+        )
+
+    # -- where things are kept --------------------------------------------------------------
+
+    @property
+    def cache(self) -> ResultCache:
+        """The cache of this notebook's folder, shared by its pipelines."""
+        if self._cache is None:
+            from tagent_nb.cache.store import ResultCache
+
+            self._cache = ResultCache(self.folder / "cache")
+        return self._cache
+
+    def _storage(self, storage: StorageBackend | str | Path | None) -> StorageBackend:
+        from tagent_nb.storage import open_storage
+
+        if storage is not None and not isinstance(storage, str | Path):
+            return storage
+        where = str(self.folder / "runs") if storage is None else str(storage)
+        if where not in self._storages:
+            self._storages[where] = open_storage(where)
+        return self._storages[where]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Observer: once a run has begun, its states are of the definitions of that moment."""
+
+    workspace: Workspace
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted | RunContinued):
+            self.workspace.redefined.clear()
+
+
+def _what(value: object) -> str:
+    return f"the class {value.__name__}" if inspect.isclass(value) else f"of type {type(value).__name__}"
+
+
+_session: Session | None = None
+
+
+def current() -> Session:
+    """The session of this kernel, made at the first call: pipelines, runs and results behind the magics."""
+    global _session
+    if _session is None:
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        _session = Session({} if shell is None else shell.user_ns)
+    return _session

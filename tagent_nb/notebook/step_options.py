@@ -1,0 +1,53 @@
+"""From the options of ``%%tagent_step`` to a step."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from tagent_nb.notebook.parsing import names
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
+
+
+def build_step(
+    session: Session, args: argparse.Namespace, cell: str, mode: ExecutionMode | None
+) -> PipelineStep:
+    """Make the step that the cell and its options describe. Options that are not given keep their default.
+
+    Raises:
+        DefinitionError: Something is not written right; the message names the step and the remedy.
+    """
+    given: dict[str, Any] = {
+        "constraints": args.constraint,
+        "timeout": args.timeout,
+        "max_retries": args.max_retries,
+        "min_success": args.min_success,
+        "map_over": args.map_over,
+        "when": args.when,
+        "model": session.model(args.model),
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    options["depends_on"] = [name for text in args.depends_on or () for name in names(text)]
+    options["execution_mode"] = mode or session.pipeline.default_mode
+    if args.output_schema:
+        options["output_schema"] = session.schema(args.output_schema)
+    if args.tools is not None:
+        options["tools_filter"], options["tools"] = _tools(session, names(args.tools))
+    if args.no_cache:
+        options["cache"] = False
+    return PipelineStep.from_cell(args.name, cell, python=args.python, **options)
+
+
+def _tools(session: Session, wanted: list[str]) -> tuple[list[str], list[Callable[..., Any]]]:
+    """Names and globs to allow, and functions of the notebook that are not registered as tools."""
+    from tagent_nb.steps.tools import registered_tools
+
+    known = registered_tools()
+    own = [
+        session.namespace[name]
+        for name in wanted
+        if name not in known and callable(session.namespace.get(name))
+    ]
+    return wanted, own

@@ -1,0 +1,92 @@
+"""Lines of magics: what they mean, and that each mistake is one clear sentence."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.core.error import UsageError
+
+from tagent_nb.errors import DefinitionError
+from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse, split
+
+
+@arguments()
+@option("name", nargs="?")
+@option("--model", help="A model.")
+@option("--resume", action="store_true")
+@option("--timeout", type=float)
+@option("--constraint", action="append")
+@help_option
+def tagent_thing(line: str) -> None:
+    """Do a thing."""
+    raise DefinitionError(f"no {line}")
+
+
+def test_words_quotes_and_a_comment() -> None:
+    args = parse(
+        tagent_thing, """load --model "a b" --constraint 'x # y' --constraint c#  # a comment 'here"""
+    )
+    assert args is not None
+    assert (args.name, args.model, args.constraint) == ("load", "a b", ["x # y", "c#"])
+    assert split("# only a comment", "%m") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--resme", "there is no option --resme. Did you mean '--resume'?"),
+        ("-resume", "there is no option -resume. Did you mean '--resume'?"),
+        ("--xyz", "there is no option --xyz. Options: "),
+        ("--mod x", "there is no option --mod. Did you mean '--model'?"),
+        ("load \u2013\u2013resume", "dash that is not ASCII. Write '--resume'."),
+        ("\u2014resume", "Write '--resume'."),
+        ("--model \u201clocal\u201d", "begins with a curly quote"),
+        ("Bob's reviews", "a quote is not closed in: Bob's reviews"),
+        ('--model "local', "a quote is not closed"),
+        ("load more", "there is nothing to do with 'more'"),
+        ("load | less", "'|' means nothing here: a magic is no shell command"),
+        ("load > file", "'>' means nothing here"),
+        ("load && ls", "'&&' means nothing here"),
+        ("--resume --resume", "option --resume is given 2 times"),
+        ("--model a --model=b", "option --model is given 2 times"),
+        ("--timeout soon", "invalid float value: 'soon'. See %tagent_thing --help"),
+        ("--model", "expected one argument"),
+    ],
+)
+def test_each_mistake_is_one_sentence_that_names_the_magic(line: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(tagent_thing, line)
+    text = str(caught.value)
+    assert text.startswith("%tagent_thing: ")
+    assert message in text
+
+
+def test_help_is_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(tagent_thing, "--help") is None
+    printed = capsys.readouterr().out
+    assert "%tagent_thing" in printed
+    assert "Do a thing." in printed
+    assert "--model MODEL" in printed
+
+
+def test_errors_of_the_library_become_usage_errors_without_a_traceback() -> None:
+    with pytest.raises(UsageError, match="no load") as caught:
+        tagent_thing("load")
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_names_are_split_at_commas() -> None:
+    assert names(" a, b:weak ,, ") == ["a", "b:weak"]
+    assert names(None) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("$model", "model"), ("${model}", "model"), ("{model}", "model")]
+)
+def test_a_variable_that_ipython_could_not_fill_in_is_named(value: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no variable '{name}'"):
+        no_leftovers("%m", NAME=value)
+
+
+def test_dollars_and_braces_that_name_no_variable_are_text() -> None:
+    no_leftovers("%m", NAME="reviews for $5 {a} b", MODEL=None)
