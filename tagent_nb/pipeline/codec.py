@@ -1,0 +1,301 @@
+"""Values as bytes: strict JSON with tags, no pickle, and no class that the caller did not pass.
+
+``encode`` keeps the order of dicts, since people see it; ``digest`` is over the canonical form, in
+which keys are sorted, so that equal values have equal digests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import uuid
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from tagent_nb.errors import CorruptRecordError, EncodeError
+from tagent_nb.pipeline.decoding import resolve, value_of
+from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
+from tagent_nb.pipeline.scalars import TAG
+
+__all__ = ["MAX_BYTES", "StoredValue", "decode", "digest", "encode", "from_tree", "to_tree"]
+
+MAX_BYTES = 512 * 1024 * 1024
+"""Most bytes of one encoded value."""
+
+_MAX_NESTING = 3 * MAX_DEPTH + 10  # a dict with odd keys takes three levels of JSON
+_NOT_BRACKETS = bytes(one for one in range(256) if one not in b"[]{}")
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_HALF_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
+
+
+def to_tree(value: Any, *, path: str = "output") -> Any:
+    """A value as JSON-able plain data with tags, for use inside records. Do not change what it
+    returns: plain parts may be the value's own.
+
+    Raises:
+        EncodeError: Something in it cannot be stored; the message has the path to it.
+    """
+    try:
+        return Encoder().tree(value)
+    except RefusedError as refused:
+        raise refused.to_error(path) from None
+    except RecursionError:
+        raise EncodeError(path, "it is nested too deeply to be stored from here") from None
+
+
+def from_tree(tree: Any, schemas: Mapping[str, type] | None = None) -> Any:
+    """The value of :func:`to_tree`; models whose class is not in ``schemas`` come back as dicts.
+
+    Raises:
+        CorruptRecordError: The tree is not one that :func:`to_tree` makes.
+    """
+    try:
+        return value_of(tree, schemas or {})
+    except RecursionError:
+        raise CorruptRecordError("A stored value is nested too deeply.") from None
+
+
+def encode(value: Any, *, path: str = "output") -> bytes:
+    """A value as strict JSON in UTF-8.
+
+    Args:
+        value: None, bool, int, float, str, list, dict, tuple, set, frozenset, dates and times,
+            Decimal, bytes, UUID, Path, Enum, range, pydantic models, dataclasses, named tuples,
+            DataFrame, Series, Index, ndarray, and these inside each other.
+        path: What the value is called in messages.
+
+    Raises:
+        EncodeError: Something in it cannot be stored; the message has the path to it, as in
+            ``output.items[3].fn: a function cannot be stored``.
+    """
+    return _seal(value, path)[0]
+
+
+def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
+    """The value of :func:`encode`.
+
+    Args:
+        blob: At most :data:`MAX_BYTES`.
+        schemas: Classes by name: pydantic models, dataclasses, enums, named tuples. Without its
+            class a model or dataclass comes back as a dict, an enum as its value.
+
+    Raises:
+        CorruptRecordError: The bytes are not what :func:`encode` writes.
+    """
+    _check_bytes(blob)
+    known = schemas or {}
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise CorruptRecordError("A stored value has the same key twice.")
+        return resolve(found, known) if TAG in found else found
+
+    try:
+        return json.loads(
+            blob.decode(), object_pairs_hook=unique, parse_constant=_refuse, parse_int=_parse_int()
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecordError(f"A stored value cannot be read: {error}") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical form. Values that are equal and of the same types have the
+    same digest; the schema of a model does not count.
+
+    Raises:
+        EncodeError: Something in it cannot be stored.
+    """
+    try:
+        return _sha(_to_bytes(value, to_canonical(Encoder(identity=True).tree(value))))
+    except RefusedError as refused:
+        raise refused.to_error("output") from None
+    except RecursionError:
+        raise EncodeError("output", "it is nested too deeply to be stored from here") from None
+
+
+class StoredValue:
+    """A value that is bytes as well: encoded when somebody stores it, decoded when somebody reads it.
+
+    Make one with :meth:`of`, :meth:`from_blob` or :meth:`unstorable`.
+    """
+
+    __slots__ = ("_blob", "_digest", "_refused", "_schemas", "_value")
+    _value: Any
+    _blob: bytes | None
+    _digest: str | None
+    _refused: tuple[str, str] | None
+    _schemas: Mapping[str, type] | None
+
+    @classmethod
+    def of(cls, value: Any) -> StoredValue:
+        """Wrap a live value. Nothing is encoded yet."""
+        found = cls.__new__(cls)
+        found._value = value
+        found._blob = found._digest = found._refused = found._schemas = None
+        return found
+
+    @classmethod
+    def from_blob(cls, blob: bytes, digest: str, schemas: Mapping[str, type] | None = None) -> StoredValue:
+        """Wrap encoded bytes and their digest. Nothing is decoded yet."""
+        found = cls.of(_UNREAD)
+        found._blob, found._digest, found._schemas = blob, digest, schemas
+        return found
+
+    @classmethod
+    def unstorable(cls, problem: str, digest: str | None = None) -> StoredValue:
+        """What is left of a value that could not be stored: ``None``, and why."""
+        found = cls.of(None)
+        path, _, what = problem.partition(": ")
+        found._refused, found._digest = (path, what), digest or _no_digest()
+        return found
+
+    def __repr__(self) -> str:
+        shown = f"{len(self._blob or b''):,} bytes" if self._value is _UNREAD else repr(self._value)
+        return f"<StoredValue {shown}>"
+
+    @property
+    def value(self) -> Any:
+        """The value, decoded when it is first read.
+
+        Raises:
+            CorruptRecordError: Its bytes are damaged.
+        """
+        if self._value is _UNREAD:
+            self._value = decode(self._blob or b"", self._schemas)
+        return self._value
+
+    @property
+    def blob(self) -> bytes:
+        """The encoded bytes.
+
+        Raises:
+            EncodeError: It cannot be stored; the message has the path to what is in the way.
+        """
+        if self._blob is None and self._refused is None:
+            try:
+                self._blob, known = _seal(self._value, "output")
+                self._digest = self._digest or known
+            except EncodeError as error:
+                self._refuse(error)
+        if self._blob is None:
+            assert self._refused is not None
+            raise EncodeError(*self._refused)
+        return self._blob
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical form. A value that cannot be stored has an id unlike any other."""
+        if self._digest is None:
+            try:
+                self._digest = digest(self._value)
+            except EncodeError as error:
+                self._refuse(error)
+        assert self._digest is not None
+        return self._digest
+
+    @property
+    def storable(self) -> bool:
+        """Whether the value can be stored. Encodes it."""
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be stored, with the path to what is in the way; ``None`` if it can."""
+        if self._blob is None and self._refused is None:
+            try:
+                _ = self.blob
+            except EncodeError as error:
+                return str(error)
+        return None if self._refused is None else ": ".join(self._refused)
+
+    def _refuse(self, error: EncodeError) -> None:
+        self._refused = (error.path, error.what)
+        self._digest = _no_digest()
+
+
+class _Unread:
+    def __repr__(self) -> str:
+        return "<not decoded yet>"
+
+
+_UNREAD: Any = _Unread()
+
+
+def _no_digest() -> str:
+    return f"unstorable-{uuid.uuid4().hex}"
+
+
+def _sha(blob: bytes) -> str:
+    return sha256(blob).hexdigest()
+
+
+def _seal(value: Any, path: str) -> tuple[bytes, str | None]:
+    """The encoded bytes; and their digest, where it takes no second walk."""
+    walk = Encoder()
+    try:
+        tree = walk.tree(value)
+        blob = _to_bytes(value, to_json(tree))
+    except RefusedError as refused:
+        raise refused.to_error(path) from None
+    except RecursionError:
+        raise EncodeError(path, "it is nested too deeply to be stored from here") from None
+    if len(blob) > MAX_BYTES:
+        raise EncodeError(
+            path,
+            f"it takes {len(blob):,} bytes; at most {MAX_BYTES:,} can be stored. "
+            "Write it to a file and return the file's path",
+        )
+    return blob, _sha(blob) if walk.same else None
+
+
+def _to_bytes(value: Any, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Some text has half a surrogate pair. Only now is it worth to look where.
+        Encoder(careful=True).tree(value)
+        raise
+
+
+def _check_bytes(blob: bytes) -> None:
+    if len(blob) > MAX_BYTES:
+        raise CorruptRecordError(
+            f"A stored value has {len(blob):,} bytes; more than {MAX_BYTES:,} are never written."
+        )
+    if blob.count(b"[") + blob.count(b"{") > _MAX_NESTING and _is_too_deep(blob):
+        raise CorruptRecordError(f"A stored value has more than {_MAX_NESTING} levels.")
+    if (b"\\ud" in blob or b"\\uD" in blob) and _HALF_PAIR.search(blob):
+        raise CorruptRecordError("A stored text has half a surrogate pair.")
+
+
+def _is_too_deep(blob: bytes) -> bool:
+    """Whether brackets nest too deeply, without a parser that could overflow the stack."""
+    # Without escaped quotes, every second piece between quotes is outside of texts.
+    outside = b"".join(blob.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    brackets = outside.translate(_ONE_KIND, _NOT_BRACKETS)
+    for _ in range(_MAX_NESTING):
+        before, brackets = brackets, brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+        if len(brackets) == len(before):
+            break  # not balanced: the parser would refuse it, if it lived to
+    return True
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _parse_int() -> Any:
+    """How to read integers: Python's own way, unless its limit on digits is off."""
+    limit = getattr(sys, "get_int_max_str_digits", lambda: 0)()
+    return int if 0 < limit <= MAX_DIGITS else _bounded_int
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MAX_DIGITS + 1:
+        raise ValueError(f"an integer has more than {MAX_DIGITS:,} digits")
+    return int(text)

@@ -1,0 +1,186 @@
+"""From trees back to values. See :mod:`tagent_nb.pipeline.encoding`.
+
+Classes come from the registry that the caller passes, by name; nothing is ever imported. Where a
+class is missing or no longer fits, its value comes back as plain data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+from tagent_nb.errors import CorruptRecordError
+from tagent_nb.pipeline.encoding import is_model
+from tagent_nb.pipeline.scalars import FROM_NODE, TAG, Node
+from tagent_nb.pipeline.schemas import schema_hash
+
+Schemas = Mapping[str, type]
+_MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+
+
+def value_of(tree: Any, schemas: Schemas) -> Any:
+    """The value of a tree; lists and dicts are new ones.
+
+    Raises:
+        CorruptRecordError: A node is malformed.
+    """
+    if isinstance(tree, list):
+        return [value_of(one, schemas) for one in tree]
+    if isinstance(tree, dict):
+        plain = {key: value_of(one, schemas) for key, one in tree.items()}
+        return resolve(plain, schemas) if TAG in plain else plain
+    return tree
+
+
+def resolve(node: Node, schemas: Schemas) -> Any:
+    """The value of one node, whose parts are values already.
+
+    Raises:
+        CorruptRecordError: The node is malformed, or of a type that this version does not know.
+    """
+    tag = node[TAG]
+    try:
+        if tag in FROM_NODE:
+            return FROM_NODE[tag](node)
+        if tag in _FROM_NODE:
+            return _FROM_NODE[tag](node, schemas)
+    except _MALFORMED as error:
+        raise CorruptRecordError(f"A stored {tag} cannot be read: {error}") from None
+    raise CorruptRecordError(
+        f"A stored value has the unknown type {str(tag)[:40]!r}: it is damaged, "
+        "or was written by a newer version of tagent-nb."
+    )
+
+
+def _list_of(node: Node) -> list[Any]:
+    value = node["v"]
+    if not isinstance(value, list):
+        raise TypeError("its parts are no list")
+    return value
+
+
+def _dict(node: Node, schemas: Schemas) -> Any:
+    pairs = [(key, value) for key, value in _list_of(node)]
+    try:
+        found = dict(pairs)
+    except TypeError:
+        found = {}
+    # Keys whose class is missing may be unhashable, or equal, as plain data: then the pairs remain.
+    return found if len(found) == len(pairs) else pairs
+
+
+def _set(node: Node, schemas: Schemas) -> Any:
+    kind = set if node[TAG] == "set" else frozenset
+    parts = _list_of(node)
+    try:
+        found = kind(parts)
+    except TypeError:
+        return parts
+    return found if len(found) == len(parts) else parts
+
+
+def _class(node: Node, schemas: Schemas) -> type | None:
+    name = node["name"]
+    if not isinstance(name, str):
+        raise TypeError("its class has no name")
+    return schemas.get(name)
+
+
+def _enum(node: Node, schemas: Schemas) -> Any:
+    kind = _class(node, schemas)
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return node["v"]
+    try:
+        return kind(node["v"])
+    except ValueError:
+        return node["v"]
+
+
+def _fields_of(node: Node) -> dict[str, Any]:
+    fields = node["v"]
+    if not isinstance(fields, dict):
+        raise TypeError("its fields are no object")
+    return fields
+
+
+def _model(node: Node, schemas: Schemas) -> Any:
+    fields = _fields_of(node)
+    kind: Any = _class(node, schemas)
+    if not is_model(kind):
+        return fields["root"] if list(fields) == ["root"] else fields
+    # Another schema under the same name may give other meanings to what it does not refuse.
+    if node.get("schema") != schema_hash(kind) and set(fields) != set(kind.model_fields):
+        return fields
+    try:
+        if kind.__pydantic_root_model__:
+            return kind.model_validate(fields["root"], strict=False)
+        found = kind.model_validate(fields, strict=False, by_name=True, by_alias=False)
+    except Exception:  # validators are the user's code; what does not fit comes back as plain data
+        return fields
+    found.__pydantic_fields_set__.difference_update(node.get("unset", ()))
+    return found
+
+
+def _data(node: Node, schemas: Schemas) -> Any:
+    fields = _fields_of(node)
+    kind: Any = _class(node, schemas)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return fields
+    if {one.name for one in dataclasses.fields(kind)} != set(fields):
+        return fields
+    # As copy does: neither __init__ nor __post_init__ runs a second time.
+    found = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(found, name, value)
+    return found
+
+
+def _namedtuple(node: Node, schemas: Schemas) -> Any:
+    kind: Any = _class(node, schemas)
+    names = tuple(name for name, _ in _list_of(node))
+    values = [value for _, value in _list_of(node)]
+    if isinstance(kind, type) and issubclass(kind, tuple) and getattr(kind, "_fields", None) == names:
+        return kind(*values)
+    return _tuple_class(node["name"], names)(*values)
+
+
+@lru_cache(maxsize=256)
+def _tuple_class(name: str, names: tuple[str, ...]) -> Any:
+    return namedtuple(name, names)  # a ValueError for names that are no identifiers
+
+
+def _frame(node: Node, schemas: Schemas) -> Any:
+    from tagent_nb.pipeline.frames.arrow import from_node
+
+    return from_node(node)
+
+
+_FROM_NODE: dict[str, Callable[[Node, Schemas], Any]] = {
+    "dict": _dict,
+    "tuple": lambda node, schemas: tuple(_list_of(node)),
+    "set": _set,
+    "frozenset": _set,
+    "enum": _enum,
+    "model": _model,
+    "data": _data,
+    "namedtuple": _namedtuple,
+    **dict.fromkeys(
+        (
+            "frame",
+            "series",
+            "index",
+            "ndarray",
+            "numpy",
+            "timestamp",
+            "pandas_timedelta",
+            "pandas_scalar",
+            "na",
+            "nat",
+        ),
+        _frame,
+    ),
+}

@@ -1,0 +1,338 @@
+"""From values to trees: JSON-able plain data in which ``{"$t": type, "v": ...}`` marks what JSON lacks.
+
+Only allowlisted types become nodes. A user's own dict that has the key ``"$t"``, or keys that are
+not text, becomes a list of pairs, so that nothing can be mistaken for a tag and ``{1: "a", "1": "b"}``
+survives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import io
+import json
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from math import isfinite
+from typing import Any
+
+from tagent_nb.errors import EncodeError
+from tagent_nb.pipeline.scalars import TAG, TO_NODE, Node
+from tagent_nb.pipeline.schemas import schema_hash
+
+MAX_DEPTH = 200
+"""Most containers inside each other."""
+MAX_DIGITS = 4300
+"""Most decimal digits of an integer: Python's own limit for reading one."""
+MAX_PARTS = 20_000_000
+"""Most items of all containers together: a few lists that share each other can unfold to billions."""
+
+_BIG = 10**MAX_DIGITS
+_PLAIN = frozenset({str, bool, type(None)})
+_NUMBERS = frozenset({int, float})
+
+_ordered = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
+_sorted = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False, sort_keys=True
+)
+to_json: Callable[[Any], str] = _ordered.encode
+"""A tree as JSON text; dicts keep their order."""
+to_canonical: Callable[[Any], str] = _sorted.encode
+"""A tree as JSON text with sorted keys: equal for equal trees."""
+
+
+class RefusedError(Exception):
+    """A value that cannot be stored, on its way up to where its path is known."""
+
+    def __init__(self, what: str, *, unknown_type: bool = False) -> None:
+        super().__init__(what)
+        self.what = what
+        self.unknown_type = unknown_type
+        self._parts: list[str] = []
+        self._holders: list[int] = []
+
+    def inside(self, part: str, holder: object) -> RefusedError:
+        """Note one part of the path on the way up."""
+        self._parts.append(part)
+        self._holders.append(id(holder))
+        return self
+
+    def to_error(self, path: str) -> EncodeError:
+        """The error with the whole path; short where the value holds itself."""
+        parts, holders = self._parts[::-1], self._holders[::-1]
+        for place, holder in enumerate(holders):
+            if holder in holders[:place]:
+                return EncodeError(
+                    path + "".join(parts[:place]), "an object that holds itself cannot be stored"
+                )
+        if len(parts) > 12:
+            parts = [*parts[:6], "...", *parts[-3:]]
+        return EncodeError(path + "".join(parts), self.what)
+
+
+def field_part(key: object) -> str:
+    """``.name``, or ``['some key']``, of a path."""
+    if isinstance(key, str) and key.isidentifier():
+        return f".{key}"
+    return f"[{repr(key)[:40]}]"
+
+
+class Encoder:
+    """One walk over one value.
+
+    Args:
+        identity: Leave out what does not belong to a value's identity, and sort what has no order:
+            what remains is what digests compare.
+        careful: Check texts one by one. Slow; it finds the path to one that cannot be written.
+
+    Attributes:
+        same: Whether the tree is the same with ``identity`` as without.
+    """
+
+    def __init__(self, *, identity: bool = False, careful: bool = False) -> None:
+        self.identity = identity
+        self.same = True
+        self._careful = careful
+        self._parts = 0
+
+    def tree(self, value: Any, depth: int = 0) -> Any:
+        """The tree of a value. Plain lists and dicts may be passed through as they are.
+
+        Raises:
+            RefusedError: It holds something that cannot be stored.
+        """
+        kind = type(value)
+        if kind is str:
+            return _check_text(value) if self._careful else value
+        if kind in _PLAIN:
+            return value
+        if kind is int:
+            return _check_int(value)
+        if kind is float:
+            return value if isfinite(value) else _odd_float(value)
+        if kind is dict:
+            return self._dict(value, depth)
+        if kind is list:
+            return self._list(value, depth)
+        return self._special(value, kind, depth)
+
+    # -- containers ---------------------------------------------------------------------------
+
+    def _enter(self, depth: int, parts: int) -> None:
+        if depth >= MAX_DEPTH:
+            raise RefusedError(f"more than {MAX_DEPTH} containers inside each other cannot be stored")
+        self._parts += parts
+        if self._parts > MAX_PARTS:
+            raise RefusedError(
+                f"more than {MAX_PARTS:,} parts cannot be stored. Return a DataFrame, or write them "
+                "to a file and return its path"
+            )
+
+    def _list(self, value: list[Any], depth: int) -> list[Any]:
+        self._enter(depth, len(value))
+        if not self._careful and _is_plain(value):
+            return value
+        return self.items(value, depth)
+
+    def items(self, value: Iterable[Any], depth: int) -> list[Any]:
+        """The trees of all items."""
+        found: list[Any] = []
+        try:
+            for item in value:
+                found.append(self.tree(item, depth + 1))
+        except RefusedError as refused:
+            raise refused.inside(f"[{len(found)}]", value) from None
+        return found
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> Node:
+        self._enter(depth, len(value))
+        if TAG in value or not all(type(key) is str for key in value):
+            return self._pairs(value, depth)
+        if len(value) > 1:
+            self.same = self.same and self.identity
+        return self.fields(value, depth)
+
+    def fields(self, value: Mapping[str, Any], depth: int, holder: object = None) -> Node:
+        """The trees of named parts."""
+        found = {}
+        key: object = None
+        try:
+            for key, item in value.items():
+                if self._careful:
+                    _check_text(key)
+                found[key] = self.tree(item, depth + 1)
+        except RefusedError as refused:
+            raise refused.inside(field_part(key), value if holder is None else holder) from None
+        return found
+
+    def _pairs(self, value: dict[Any, Any], depth: int) -> Node:
+        pairs = []
+        key: object = None
+        try:
+            for key, item in value.items():
+                pairs.append([self.tree(key, depth + 1), self.tree(item, depth + 1)])
+        except RefusedError as refused:
+            raise refused.inside(field_part(key), value) from None
+        if self.identity:
+            pairs.sort(key=to_canonical)
+        self.same = self.same and self.identity
+        return {TAG: "dict", "v": pairs}
+
+    def _set(self, value: set[Any] | frozenset[Any], tag: str, depth: int) -> Node:
+        self._enter(depth, len(value))
+        # A set has no order of its own: sorted, equal sets become equal bytes.
+        return {TAG: tag, "v": sorted(self.items(value, depth), key=to_canonical)}
+
+    # -- everything else ----------------------------------------------------------------------
+
+    def _special(self, value: Any, kind: type, depth: int) -> Any:
+        if isinstance(value, Enum):
+            return {TAG: "enum", "name": kind.__name__, "v": self.tree(value.value, depth + 1)}
+        room = kind.__module__.partition(".")[0]
+        if room == "pandas" or room == "numpy":
+            from tagent_nb.pipeline.frames.arrow import to_node
+
+            return to_node(value, self, depth)
+        if kind is tuple:
+            self._enter(depth, len(value))
+            return {TAG: "tuple", "v": self.items(value, depth)}
+        if isinstance(value, set | frozenset):
+            return self._set(value, "set" if isinstance(value, set) else "frozenset", depth)
+        for types_, convert in TO_NODE:
+            if isinstance(value, types_):
+                return convert(value)
+        if is_model(kind):
+            return self._model(value, kind, depth)
+        if dataclasses.is_dataclass(kind):
+            return self._dataclass(value, kind, depth)
+        return self._subclass(value, kind, depth)
+
+    def _model(self, value: Any, kind: Any, depth: int) -> Node:
+        self._enter(depth, len(value.__dict__))
+        fields = {name: value.__dict__[name] for name in kind.model_fields if name in value.__dict__}
+        fields.update(value.__pydantic_extra__ or {})
+        node = {TAG: "model", "name": kind.__name__, "v": self._model_fields(value, fields, depth)}
+        if not self.identity:
+            self.same = False
+            node["schema"] = schema_hash(kind)
+            unset = [name for name in fields if name not in value.model_fields_set]
+            if unset:
+                node["unset"] = unset
+        return node
+
+    def _model_fields(self, value: Any, fields: Mapping[str, Any], depth: int) -> Node:
+        found = {}
+        for name, item in fields.items():
+            try:
+                found.update(self.fields({name: item}, depth, value))
+            except RefusedError as refused:
+                if not refused.unknown_type:
+                    raise
+                # A type of the model's own, such as a URL: the model knows how to write and read it.
+                found[name] = self.tree(_as_json(value, name, refused), depth + 1)
+        return found
+
+    def _dataclass(self, value: Any, kind: type, depth: int) -> Node:
+        names = [field.name for field in dataclasses.fields(kind)]
+        self._enter(depth, len(names))
+        fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        return {TAG: "data", "name": kind.__name__, "v": self.fields(fields, depth, value)}
+
+    def _subclass(self, value: Any, kind: type, depth: int) -> Any:
+        """Values of the user's own subclasses count as what they are subclasses of."""
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            fields = self.fields(dict(zip(kind._fields, value, strict=True)), depth, value)
+            # A list of pairs, since a named tuple has an order and JSON objects have none.
+            return {TAG: "namedtuple", "name": kind.__name__, "v": [list(one) for one in fields.items()]}
+        for base, convert in _BASES:
+            if isinstance(value, base):
+                return self.tree(convert(value), depth)
+        raise RefusedError(_why_not(value, kind), unknown_type=not _is_known_refusal(value))
+
+
+_BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (tuple, tuple),
+    (list, list),
+    (dict | types.MappingProxyType, dict),
+)
+
+
+def _is_plain(value: list[Any]) -> bool:
+    """Whether a list may pass as it is: told by a few fast passes, not item by item."""
+    kinds = set(map(type, value))
+    if kinds <= _PLAIN:
+        return True
+    if not kinds <= _NUMBERS:
+        return False
+    if float in kinds and not all(map(isfinite, value)):
+        return False
+    return min(value) > -_BIG and max(value) < _BIG
+
+
+def _check_int(value: int) -> int:
+    if not -_BIG < value < _BIG:
+        raise RefusedError(f"an integer of more than {MAX_DIGITS:,} digits cannot be stored")
+    return value
+
+
+def _odd_float(value: float) -> Node:
+    return {TAG: "float", "v": "nan" if value != value else "inf" if value > 0 else "-inf"}
+
+
+def _check_text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RefusedError(
+            f"text with half a surrogate pair ({value[:20]!a}) cannot be stored. "
+            "Clean it: text.encode('utf-8', 'replace').decode()"
+        ) from None
+    return value
+
+
+def is_model(kind: object) -> bool:
+    """Whether this is a pydantic model class; without pydantic loaded there are none."""
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
+def _as_json(model: Any, name: str, refused: RefusedError) -> Any:
+    try:
+        return model.model_dump(mode="json", include={name}, warnings=False)[name]
+    except Exception:  # serializers are the user's code, and pydantic has errors of its own
+        raise refused from None
+
+
+def _is_known_refusal(value: object) -> bool:
+    return _noun(value) is not None
+
+
+def _noun(value: object) -> str | None:
+    if hasattr(value, "get_secret_value"):
+        return "a secret cannot be stored. Read it where it is used, and leave it out of the value"
+    if inspect.isroutine(value) or isinstance(value, functools.partial):
+        return "a function cannot be stored"
+    if isinstance(value, type):
+        return "a class cannot be stored"
+    if isinstance(value, types.ModuleType):
+        return "a module cannot be stored"
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        return "a generator cannot be stored. Return a list of what it yields"
+    if inspect.isawaitable(value):
+        return "a coroutine cannot be stored. Await it in the step"
+    if isinstance(value, io.IOBase):
+        return "an open file cannot be stored. Return its content or its path"
+    return None
+
+
+def _why_not(value: object, kind: type) -> str:
+    return _noun(value) or (
+        f"an object of class {kind.__module__}.{kind.__qualname__} cannot be stored. "
+        "Return plain data, a dataclass, a pydantic model or a DataFrame"
+    )

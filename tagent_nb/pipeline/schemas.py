@@ -1,0 +1,43 @@
+"""Model classes as JSON Schema, and the registries that classes come from when values are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+
+
+def json_schema(model: Any) -> dict[str, Any]:
+    """The JSON Schema of a pydantic model class; parts that JSON Schema cannot express are ``{}``."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Total(GenerateJsonSchema):
+        ignored_warning_kinds = frozenset({"skipped-choice", "non-serializable-default"})  # type: ignore[assignment]
+
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+            return {}
+
+    found: dict[str, Any] = model.model_json_schema(schema_generator=Total)
+    return found
+
+
+def schema_hash(model: type) -> str:
+    """SHA-256 (hex, its first 16 digits) of a model's JSON Schema."""
+    found = _known.get(model)
+    if found is None:
+        text = json.dumps(json_schema(model), sort_keys=True, default=str)
+        found = _known[model] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
+
+
+def registry(schemas: Iterable[type] | Mapping[str, type] | None) -> Mapping[str, type]:
+    """Classes by the name under which stored values know them."""
+    if schemas is None:
+        return {}
+    if isinstance(schemas, Mapping):
+        return schemas
+    return {one.__name__: one for one in schemas}
