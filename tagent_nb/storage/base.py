@@ -1,0 +1,325 @@
+"""What every storage backend offers: documents, runs, leases, and lists of runs.
+
+What is stored as records of bytes goes through :class:`tagent_nb.storage.recording.RecordingBackend`: a
+backend only has to keep bytes, and what they mean is decided once.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tagent_nb.errors import CorruptRecordError, LeaseLostError, NotStoredError, StorageError
+from tagent_nb.events import Event
+from tagent_nb.pipeline import codec as values
+from tagent_nb.pipeline.names import safe_id
+from tagent_nb.storage.codec import pack, unpack
+from tagent_nb.storage.leases import TTL, Holder, Lease
+from tagent_nb.storage.records import RunInfo
+
+__all__ = ["Lease", "RunInfo", "StorageBackend"]
+
+
+class StorageBackend(ABC):
+    """Keeps pipelines' runs, memories and snapshots.
+
+    To write one, derive from :class:`tagent_nb.storage.recording.RecordingBackend`, implement the primitives
+    (what starts with an underscore), and let :class:`tagent_nb.testing.StorageContract` test it. All methods
+    may be called from any event loop.
+
+    Attributes:
+        durable: Whether what is stored survives this process.
+        problems: What was found wrong and got over, such as a dropped torn record; one sentence each.
+        lease_ttl: Seconds without a heartbeat after which a lease expires.
+    """
+
+    durable: bool = True
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.lease_ttl = TTL
+        self._key: bytes | None = None
+
+    # -- primitives -------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
+        """Replace a document of a pipeline, all or nothing."""
+
+    @abstractmethod
+    async def _get(self, pipeline_id: str, name: str) -> bytes | None:
+        """A document of a pipeline, or ``None``."""
+
+    @abstractmethod
+    async def _pipelines(self) -> list[str]:
+        """Ids of all pipelines that have a document or a run."""
+
+    @abstractmethod
+    async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
+        """Id and size in bytes of each run of a pipeline."""
+
+    @abstractmethod
+    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
+        """Remove a run; afterwards no token that was ever given for it is good."""
+
+    @abstractmethod
+    async def _remove_documents(self, pipeline_id: str) -> None:
+        """Remove all documents of a pipeline."""
+
+    @abstractmethod
+    async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
+        """Token and holder of a run's lease; ``(0, b"")`` if there never was one."""
+
+    @abstractmethod
+    async def _swap_lease(
+        self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
+    ) -> bool:
+        """Set token and holder in one step if the token is still ``expected``; say whether it was."""
+
+    async def _now(self) -> float:
+        """The time by which heartbeats are judged, in seconds since the epoch."""
+        return time.time()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back files and connections. The backend opens them again when it is used again."""
+
+    @abstractmethod
+    def _forget(self, pipeline_id: str, run_id: str) -> None:
+        """Drop what this object remembers about a run: others may have changed it."""
+
+    def _where(self, pipeline_id: str, name: str) -> str:
+        """What messages call a run or a document of a pipeline."""
+        return f"{name} of pipeline {pipeline_id}"
+
+    # -- documents --------------------------------------------------------------------------
+
+    async def save(self, pipeline_id: str, data: Mapping[str, Any]) -> None:
+        """Keep ``data`` for a pipeline in place of what was saved before.
+
+        Raises:
+            EncodeError: A value cannot be stored; the message has the path to it.
+            StorageUnavailableError: It could not be written; what was saved before is unchanged.
+        """
+        await self._save(pipeline_id, "snapshot", data)
+
+    async def load(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
+        """What was saved last for a pipeline.
+
+        Args:
+            pipeline_id: The pipeline's storage id.
+            schemas: Classes by name that stored models become; without theirs they become dicts.
+
+        Raises:
+            NotStoredError: Nothing was saved.
+            CorruptRecordError: It is damaged.
+        """
+        data = await self._load(pipeline_id, "snapshot", schemas)
+        if data is None:
+            raise NotStoredError(
+                f"Nothing is saved for pipeline {pipeline_id!r}. Call save() first; "
+                "runs are read with runs() and read_run()."
+            )
+        return data
+
+    async def memories(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
+        """The saved memories of a pipeline; empty if there are none.
+
+        Raises:
+            CorruptRecordError: They are damaged.
+        """
+        return await self._load(pipeline_id, "memories", schemas) or {}
+
+    async def save_memories(self, pipeline_id: str, memories: Mapping[str, Any]) -> None:
+        """Keep ``memories`` in place of the pipeline's present ones. Errors as for :meth:`save`."""
+        await self._save(pipeline_id, "memories", memories)
+
+    async def _save(self, pipeline_id: str, name: str, data: Mapping[str, Any]) -> None:
+        safe_id(pipeline_id, "pipeline id")
+        body = values.encode(dict(data), path=name)
+        await self._put(pipeline_id, name, pack(name, pipeline_id, body, key=self._key))
+
+    async def _load(
+        self, pipeline_id: str, name: str, schemas: Mapping[str, type] | None
+    ) -> dict[str, Any] | None:
+        safe_id(pipeline_id, "pipeline id")
+        record = await self._get(pipeline_id, name)
+        if record is None:
+            return None
+        where = self._where(pipeline_id, name)
+        envelope = unpack(record, where, kind=name, owner=pipeline_id, key=self._key)
+        data = values.decode(envelope.body, schemas)
+        if not isinstance(data, dict):
+            raise CorruptRecordError(f"{where}: holds a {type(data).__name__} in place of a dict.")
+        return data
+
+    # -- runs -------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def append(
+        self, pipeline_id: str, run_id: str, events: Sequence[Event], *, token: int | None = None
+    ) -> None:
+        """Record events of a run: all of them or none.
+
+        Args:
+            pipeline_id: The pipeline's storage id.
+            run_id: The run; made with its first event.
+            events: What happened. Events that only the living see are left out.
+            token: The lease's token. ``None`` does without a check: only for a run nobody else knows.
+
+        Raises:
+            EncodeError: A value other than a step's output cannot be stored.
+            LeaseLostError: Another process carries the run on.
+            StorageUnavailableError: They could not be written; what was recorded before is unchanged.
+        """
+
+    @abstractmethod
+    async def read_run(
+        self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
+    ) -> list[Event]:
+        """What happened in a run, in order. Values of steps stay encoded until somebody reads them.
+
+        If the end of the run was torn by a crash, the last event is a :class:`Warned` that says so.
+
+        Raises:
+            NotStoredError: There is no such run.
+            CorruptRecordError: It is damaged before its end.
+            FormatVersionError: A newer version of tagent-nb wrote it.
+        """
+
+    @abstractmethod
+    async def _info(self, pipeline_id: str, run_id: str, size: int, alive: bool) -> RunInfo:
+        """What a list of runs says about one; ``alive``: somebody holds its lease."""
+
+    async def runs(self, pipeline_id: str) -> list[RunInfo]:
+        """All runs of a pipeline, oldest first; a damaged one is listed as such."""
+        safe_id(pipeline_id, "pipeline id")
+        found: list[RunInfo] = []
+        for run_id, size in await self._runs(pipeline_id):
+            alive = await self._alive(pipeline_id, run_id) is not None
+            found.append(await self._info(pipeline_id, run_id, size, alive))
+        return sorted(found, key=lambda info: (info.started_at, info.run_id))
+
+    async def delete_run(self, pipeline_id: str, run_id: str) -> None:
+        """Delete a run.
+
+        Raises:
+            NotStoredError: There is no such run.
+            StorageError: Somebody carries it on at this moment.
+        """
+        self._check(pipeline_id, run_id)
+        if run_id not in [known for known, _ in await self._runs(pipeline_id)]:
+            raise self._unknown(pipeline_id, run_id)
+        await self._refuse_active(pipeline_id, run_id, "be deleted")
+        self._forget(pipeline_id, run_id)
+        await self._remove_run(pipeline_id, run_id)
+
+    async def delete(self, pipeline_id: str) -> None:
+        """Delete all runs, memories and saved data of a pipeline.
+
+        Raises:
+            NotStoredError: There is nothing of it.
+            StorageError: Somebody carries one of its runs on; nothing was deleted.
+        """
+        safe_id(pipeline_id, "pipeline id")
+        if pipeline_id not in await self._pipelines():
+            raise NotStoredError(f"Pipeline {pipeline_id!r} is not stored. list_pipelines() lists what is.")
+        run_ids = [run_id for run_id, _ in await self._runs(pipeline_id)]
+        for run_id in run_ids:
+            await self._refuse_active(pipeline_id, run_id, "be deleted with its pipeline")
+        for run_id in run_ids:
+            self._forget(pipeline_id, run_id)
+            await self._remove_run(pipeline_id, run_id)
+        await self._remove_documents(pipeline_id)
+
+    async def list_pipelines(self) -> list[str]:
+        """Ids of all stored pipelines, sorted."""
+        return sorted(await self._pipelines())
+
+    # -- leases -----------------------------------------------------------------------------
+
+    async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
+        """Become the one who records a run, new or interrupted.
+
+        Raises:
+            LeaseLostError: Another process carries it on; the message names host and pid.
+        """
+        self._check(pipeline_id, run_id)
+        token, held = await self._lease(pipeline_id, run_id)
+        now = await self._now()
+        holder = Holder.from_bytes(held)
+        if holder is not None and holder.lives(now):
+            raise self._taken(pipeline_id, run_id, holder, now)
+        mine = Holder.here(now, self.lease_ttl)
+        # Time makes tokens grow even where the last lease was lost with its file.
+        new = max(token + 1, int(now * 1_000_000))
+        if not await self._swap_lease(pipeline_id, run_id, token, new, mine.to_bytes()):
+            _, held = await self._lease(pipeline_id, run_id)
+            raise self._taken(pipeline_id, run_id, Holder.from_bytes(held), now)
+        self._forget(pipeline_id, run_id)
+        return Lease(pipeline_id, run_id, new, mine.host, mine.pid, self.lease_ttl)
+
+    async def renew(self, lease: Lease) -> None:
+        """Say that the holder is alive.
+
+        Raises:
+            LeaseLostError: Another process has taken the run over.
+        """
+        holder = Holder.here(await self._now(), lease.ttl).to_bytes()
+        if not await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, holder):
+            _, held = await self._lease(lease.pipeline_id, lease.run_id)
+            raise self._lost(lease.pipeline_id, lease.run_id, held)
+
+    async def release(self, lease: Lease) -> None:
+        """Give the run back; without effect if another process has taken it over."""
+        await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, b"")
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _check(self, pipeline_id: str, run_id: str) -> None:
+        safe_id(pipeline_id, "pipeline id")
+        safe_id(run_id, "run id")
+
+    def _report(self, message: str) -> None:
+        if message not in self.problems:
+            self.problems.append(message)
+
+    async def _alive(self, pipeline_id: str, run_id: str) -> Holder | None:
+        """Who carries a run on at this moment."""
+        _, held = await self._lease(pipeline_id, run_id)
+        holder = Holder.from_bytes(held)
+        return holder if holder is not None and holder.lives(await self._now()) else None
+
+    async def _refuse_active(self, pipeline_id: str, run_id: str, what: str) -> None:
+        holder = await self._alive(pipeline_id, run_id)
+        if holder is not None:
+            raise StorageError(
+                f"Run {run_id} of pipeline {pipeline_id} cannot {what}: process {holder.pid} on "
+                f"{holder.host} carries it on. Stop it there first."
+            )
+
+    def _unknown(self, pipeline_id: str, run_id: str) -> NotStoredError:
+        return NotStoredError(
+            f"Run {run_id!r} of pipeline {pipeline_id!r} is not stored. runs() lists what is."
+        )
+
+    def _taken(self, pipeline_id: str, run_id: str, holder: Holder | None, now: float) -> LeaseLostError:
+        who, wait = "another process", self.lease_ttl
+        if holder is not None:
+            who = f"process {holder.pid} on {holder.host}"
+            wait = max(0.0, holder.beat + holder.ttl - now)
+        return LeaseLostError(
+            f"Run {run_id} of pipeline {pipeline_id} is being carried on by {who}. Wait until it ends or "
+            f"stop it there; if that process is gone, its claim ends in {wait:.0f} s."
+        )
+
+    def _lost(self, pipeline_id: str, run_id: str, held: bytes) -> LeaseLostError:
+        """The error for a writer whose token is no longer good."""
+        holder = Holder.from_bytes(held)
+        who = f"process {holder.pid} on {holder.host}" if holder is not None else "another process"
+        return LeaseLostError(
+            f"Run {run_id} of pipeline {pipeline_id} was taken over by {who}. What this process had recorded "
+            "until then is kept; follow the run there, or start a new one."
+        )

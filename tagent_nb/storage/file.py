@@ -1,0 +1,254 @@
+"""Storage in a folder: for each pipeline its documents, and for each run an append-only journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageUnavailableError
+from tagent_nb.storage.disk import (
+    can_lock,
+    from_file_name,
+    make_folder,
+    read_file,
+    replace_file,
+    sweep,
+    to_file_name,
+    trouble,
+)
+from tagent_nb.storage.journal import TAIL, RunFile
+from tagent_nb.storage.recording import RecordingBackend
+
+Durability = Literal["full", "fast"]
+T = TypeVar("T")
+
+_SUFFIXES = (".record", ".journal", ".lease", ".tmp")
+
+MAX_OPEN = 32
+"""Runs whose files stay open between two records."""
+
+
+class FileStorageBackend(RecordingBackend):
+    """Keeps everything in a folder of private files (0700, 0600).
+
+    Args:
+        base_path: The folder, made with the first record.
+        durability: ``"full"``: what was recorded survives a loss of power. ``"fast"``: it survives the death
+            of the process, but the last seconds may be lost with the power.
+
+    Raises:
+        DefinitionError: ``durability`` is neither of the two.
+        StorageUnavailableError: This system has no POSIX file locks.
+    """
+
+    tears = True
+
+    def __init__(
+        self, base_path: str | Path = "./pipeline_memory", *, durability: Durability = "full"
+    ) -> None:
+        super().__init__()
+        if durability not in ("full", "fast"):
+            raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
+        if not can_lock():
+            raise StorageUnavailableError(
+                "FileStorageBackend needs POSIX file locks, which this system lacks. Use SQLite: "
+                "open_storage('sqlite:///runs.db')."
+            )
+        self.base_path = Path(base_path).expanduser().absolute()
+        self.durability = durability
+        self._sync = durability == "full"
+        self._pid = os.getpid()
+        self._files: OrderedDict[tuple[str, str], RunFile] = OrderedDict()
+        self._swept: set[str] = set()
+        self._readers: ThreadPoolExecutor | None = None
+        self._flusher: ThreadPoolExecutor | None = None
+
+    def __repr__(self) -> str:
+        return f"FileStorageBackend({str(self.base_path)!r}, durability={self.durability!r})"
+
+    async def close(self) -> None:
+        """Close files and threads; they are opened again when they are needed."""
+        await super().close()
+        while self._files:
+            await self._in_thread(self._files.popitem()[1].close)
+        for pool in (self._readers, self._flusher):
+            if pool is not None:
+                pool.shutdown(wait=False)
+        self._readers = self._flusher = None
+
+    # -- runs -------------------------------------------------------------------------------
+
+    async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+        file = self._file(pipeline_id, run_id)
+        try:
+            # A write to the system's memory takes less time than a thread would need to wake up.
+            size = file.append(record, token, wait=False)
+        except BlockingIOError:
+            size = await self._in_folder(pipeline_id, partial(file.append, record, token, wait=True))
+        if self._sync:
+            # One thread, so that whoever waits behind a flush finds its own record flushed as well.
+            if self._flusher is None:
+                self._flusher = ThreadPoolExecutor(1, "tagent-nb-flush")
+            await asyncio.get_running_loop().run_in_executor(self._flusher, file.flush, size)
+
+    async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
+        return await self._in_thread(self._run_file(pipeline_id, run_id).read)
+
+    async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
+        return await self._in_thread(partial(self._run_file(pipeline_id, run_id).read, TAIL)) or b""
+
+    async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
+        def look() -> list[tuple[str, int]]:
+            found: list[tuple[str, int]] = []
+            for entry in _entries(self._folder(pipeline_id)):
+                run_id = from_file_name(entry.name.removesuffix(".journal"))
+                if entry.name.endswith(".journal") and run_id is not None:
+                    # Another process may delete the run while we look.
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((run_id, entry.stat(follow_symlinks=False).st_size))
+            return found
+
+        return await self._in_thread(look)
+
+    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
+        file = self._file(pipeline_id, run_id)
+        del self._files[pipeline_id, run_id]
+        await self._in_thread(file.remove)
+
+    # -- leases -----------------------------------------------------------------------------
+
+    async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
+        return await self._in_thread(self._run_file(pipeline_id, run_id).lease)
+
+    async def _swap_lease(
+        self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
+    ) -> bool:
+        file = self._file(pipeline_id, run_id)
+        done = await self._in_folder(pipeline_id, partial(file.swap_lease, expected, token, holder))
+        if not holder:
+            self._files.pop((pipeline_id, run_id), None)
+            await self._in_thread(file.close)
+        return done
+
+    # -- documents --------------------------------------------------------------------------
+
+    async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
+        await self._in_folder(pipeline_id, partial(replace_file, self._document(pipeline_id, name), record))
+
+    async def _get(self, pipeline_id: str, name: str) -> bytes | None:
+        return await self._in_thread(partial(read_file, self._document(pipeline_id, name)))
+
+    async def _remove_documents(self, pipeline_id: str) -> None:
+        folder = self._folder(pipeline_id)
+
+        def remove() -> None:
+            try:
+                for file in folder.iterdir():
+                    if file.suffix in _SUFFIXES:
+                        file.unlink()
+                # Something of somebody else may be left.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            except OSError as error:
+                raise trouble(error, "delete", folder) from error
+
+        self._swept.discard(pipeline_id)
+        await self._in_thread(remove)
+
+    async def _pipelines(self) -> list[str]:
+        def look() -> list[str]:
+            return [
+                pipeline_id
+                for entry in _entries(self.base_path)
+                if entry.is_dir(follow_symlinks=False)
+                and (pipeline_id := from_file_name(entry.name)) is not None
+                and any(one.name.endswith((".record", ".journal")) for one in _entries(Path(entry)))
+            ]
+
+        return await self._in_thread(look)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _where(self, pipeline_id: str, name: str) -> str:
+        folder = self._folder(pipeline_id)
+        document = folder / f"{name}.record"
+        return str(document if document.exists() else folder / f"{to_file_name(name)}.journal")
+
+    def _folder(self, pipeline_id: str) -> Path:
+        folder = self.base_path / to_file_name(pipeline_id)
+        if folder.is_symlink():
+            raise CorruptRecordError(
+                f"{folder} is a symbolic link. Put the folder itself there; nothing was changed."
+            )
+        return folder
+
+    def _document(self, pipeline_id: str, name: str) -> Path:
+        return self._folder(pipeline_id) / f"{name}.record"
+
+    def _file(self, pipeline_id: str, run_id: str) -> RunFile:
+        """The run's files, kept open for the next record."""
+        self._notice_fork()
+        key = (pipeline_id, run_id)
+        found = self._files.get(key)
+        if found is not None:
+            self._files.move_to_end(key)
+            return found
+        if len(self._files) >= MAX_OPEN:
+            oldest, file = next(iter(self._files.items()))
+            if file.close(wait=False):
+                del self._files[oldest]
+        found = self._files[key] = self._run_file(pipeline_id, run_id)
+        return found
+
+    def _run_file(self, pipeline_id: str, run_id: str) -> RunFile:
+        return RunFile(
+            self._folder(pipeline_id) / f"{to_file_name(run_id)}.journal",
+            run_id,
+            sync=self._sync,
+            key=self._key,
+            lost=partial(self._lost, pipeline_id, run_id),
+            report=self._report,
+        )
+
+    def _notice_fork(self) -> None:
+        """After a fork, locks belong to the parent as well, and threads were not copied: start afresh."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._files.clear()
+            self._readers = self._flusher = None
+
+    async def _in_folder(self, pipeline_id: str, function: Callable[[], T]) -> T:
+        """Call ``function`` in a thread, with the pipeline's folder made and swept."""
+
+        def call() -> T:
+            folder = self._folder(pipeline_id)
+            make_folder(folder, sync=self._sync)
+            if pipeline_id not in self._swept:
+                self._swept.add(pipeline_id)
+                sweep(folder)
+            return function()
+
+        return await self._in_thread(call)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        self._notice_fork()
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(4, "tagent-nb-storage")
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise trouble(error, "read", folder) from error

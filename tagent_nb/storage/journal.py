@@ -1,0 +1,268 @@
+"""One run in the file backend: its journal of records, and the lease that says who may add to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
+from tagent_nb.storage.codec import split
+from tagent_nb.storage.disk import (
+    locked,
+    make_folder,
+    open_file,
+    read_file,
+    read_open,
+    replace_file,
+    trouble,
+    write_all,
+)
+
+TAIL = 1 << 16
+"""Bytes at the end of a journal in which its last record is looked for."""
+
+_TOKEN = 20
+_flush = getattr(os, "fdatasync", os.fsync)
+
+
+class RunFile:
+    """A run's journal and lease. Methods with ``wait`` false never block: they raise BlockingIOError.
+
+    The lease's file is the lock of both. It is written in place, so that a writer that has it open sees
+    a change of the token at once.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        run_id: str,
+        *,
+        sync: bool,
+        key: bytes | None,
+        lost: Callable[[bytes], LeaseLostError],
+        report: Callable[[str], None],
+    ) -> None:
+        self.path = journal
+        self.lease_path = journal.with_suffix(".lease")
+        self._run_id = run_id
+        self._sync = sync
+        self._key = key
+        self._lost = lost
+        self._report = report
+        self._mutex = threading.Lock()
+        self._flushing = threading.Lock()
+        self._journal = -1
+        self._lease = -1
+        self._size = 0
+        self._synced = 0
+
+    # -- the lease --------------------------------------------------------------------------
+
+    def lease(self) -> tuple[int, bytes]:
+        """Token and holder; ``(0, b"")`` if there never was a lease."""
+        data = read_file(self.lease_path, 1 << 16)
+        return _parse_lease(data or b"")
+
+    def swap_lease(self, expected: int, token: int, holder: bytes) -> bool:
+        """Set token and holder if the token is still ``expected``."""
+        with self._mutex, self._locked(wait=True):
+            if self._stored_lease()[0] != expected:
+                return False
+            self._write_lease(token, holder)
+            return True
+
+    def _stored_lease(self) -> tuple[int, bytes]:
+        return _parse_lease(os.pread(self._lease, 1 << 16, 0))
+
+    def _write_lease(self, token: int, holder: bytes) -> None:
+        content = b"%0*d %b" % (_TOKEN, token, holder)
+        try:
+            os.pwrite(self._lease, content, 0)
+            os.ftruncate(self._lease, len(content))
+            if self._sync:
+                os.fsync(self._lease)
+        except OSError as error:
+            raise trouble(error, "write", self.lease_path) from error
+
+    @contextlib.contextmanager
+    def _locked(self, *, wait: bool) -> Iterator[None]:
+        while True:
+            if self._lease < 0:
+                if not wait:
+                    raise BlockingIOError
+                self._open_lease()
+            with locked(self._lease, self.lease_path, wait=wait):
+                # Whoever deletes a run sets the token first, so a journal that is open fails by its token.
+                if self._journal >= 0 or os.fstat(self._lease).st_nlink:
+                    yield
+                    return
+            self._close()
+
+    def _open_lease(self) -> None:
+        make_folder(self.path.parent, sync=self._sync)
+        try:
+            self._lease = open_file(self.lease_path, os.O_RDWR | os.O_CREAT, "write")
+        except FileNotFoundError as error:
+            raise trouble(error, "write", self.lease_path) from error
+
+    # -- the journal ------------------------------------------------------------------------
+
+    def append(self, record: bytes, token: int | None, *, wait: bool) -> int:
+        """Add a record, and return the journal's size with it."""
+        if not self._mutex.acquire(blocking=wait):
+            raise BlockingIOError
+        try:
+            with self._locked(wait=wait):
+                if token is not None and os.pread(self._lease, _TOKEN, 0) != b"%0*d" % (_TOKEN, token):
+                    raise self._lost(self._stored_lease()[1])
+                if self._journal < 0:
+                    self._open(record, wait=wait)
+                else:
+                    self._write(record, wait=wait)
+                return self._size
+        finally:
+            self._mutex.release()
+
+    def _open(self, record: bytes, *, wait: bool) -> None:
+        """Open the journal and add ``record``; a new journal is never seen without its first record."""
+        if not wait:
+            raise BlockingIOError
+        try:
+            self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
+        except FileNotFoundError:
+            replace_file(self.path, record, sync=self._sync)
+            self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
+            self._size = self._synced = len(record)
+            return
+        self._drop_torn_end()
+        self._write(record, wait=wait)
+
+    def _drop_torn_end(self) -> None:
+        size = os.fstat(self._journal).st_size
+        data = read_open(self._journal, self.path, size)
+        try:
+            journal = split(data, str(self.path), kind="events", owner=self._run_id, key=self._key)
+        except StorageError:
+            self._drop_journal()
+            raise
+        if journal.torn is not None:
+            os.ftruncate(self._journal, journal.good)
+            self._report(
+                f"The end of run {self._run_id} was torn: {size - journal.good:,} bytes were cut off. "
+                f"{journal.torn}"
+            )
+        self._size = journal.good
+
+    def _write(self, record: bytes, *, wait: bool) -> None:
+        state = os.fstat(self._journal)
+        if not state.st_nlink:
+            self._drop_journal()
+            raise StorageUnavailableError(
+                f"{self.path} was deleted while the run was being recorded. Start the run again."
+            )
+        if state.st_size != self._size:
+            # Somebody else recorded this run meanwhile, maybe only half of something.
+            if not wait:
+                raise BlockingIOError
+            self._drop_torn_end()
+        try:
+            write_all(self._journal, record)
+        except OSError as error:
+            self._undo()
+            raise trouble(error, "write", self.path) from error
+        self._size += len(record)
+
+    def _undo(self) -> None:
+        """Take back the part of a record that was written before an error."""
+        try:
+            os.ftruncate(self._journal, self._size)
+        except OSError:
+            # What cannot be undone now is a torn end, which opening the journal again cuts off.
+            self._drop_journal()
+
+    def flush(self, size: int) -> None:
+        """Bring the first ``size`` bytes to the disk, unless somebody did that meanwhile."""
+        with self._flushing:
+            if self._synced >= size or self._journal < 0:
+                return
+            reached = self._size
+            try:
+                _flush(self._journal)
+            except OSError as error:
+                self._drop_journal()
+                raise trouble(error, "flush", self.path) from error
+            self._synced = max(self._synced, reached)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def read(self, last: int | None = None) -> bytes | None:
+        """All records, or the last bytes; never half of a record that is being written."""
+        try:
+            descriptor = open_file(self.path, os.O_RDONLY, "read")
+        except FileNotFoundError:
+            return None
+        try:
+            size = self._settled_size(descriptor)
+            if last is None or size <= last:
+                return read_open(descriptor, self.path, size)
+            return os.pread(descriptor, last, size - last)
+        finally:
+            os.close(descriptor)
+
+    def _settled_size(self, descriptor: int) -> int:
+        """The journal's size at a moment when nobody writes."""
+        try:
+            lease = open_file(self.lease_path, os.O_RDONLY, "read")
+        except FileNotFoundError:
+            return os.fstat(descriptor).st_size
+        try:
+            with locked(lease, self.lease_path, wait=True, shared=True):
+                return os.fstat(descriptor).st_size
+        finally:
+            os.close(lease)
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Delete journal and lease; writers that have them open find that their token is no longer good."""
+        with self._mutex, self._locked(wait=True):
+            token, _ = self._stored_lease()
+            self._write_lease(token + 1, b"")
+            try:
+                self.path.unlink(missing_ok=True)
+                self.lease_path.unlink(missing_ok=True)
+            except OSError as error:
+                raise trouble(error, "delete", self.path) from error
+            self._drop_journal()
+            self._close()
+
+    def close(self, *, wait: bool = True) -> bool:
+        """Flush and close the files, unless one is in use and ``wait`` is false; say whether it was done."""
+        if not self._mutex.acquire(blocking=wait):
+            return False
+        try:
+            if self._sync:
+                self.flush(self._size)
+            self._close()
+        finally:
+            self._mutex.release()
+        return True
+
+    def _close(self) -> None:
+        self._drop_journal()
+        if self._lease >= 0:
+            os.close(self._lease)
+            self._lease = -1
+
+    def _drop_journal(self) -> None:
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+
+def _parse_lease(data: bytes) -> tuple[int, bytes]:
+    token, _, holder = data.partition(b" ")
+    return (int(token), holder) if len(token) == _TOKEN and token.isdigit() else (0, b"")

@@ -1,0 +1,64 @@
+"""One way to name every storage: a URL, a folder, or a backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
+
+from tagent_nb.errors import DefinitionError, did_you_mean
+
+if TYPE_CHECKING:
+    from tagent_nb.storage.base import StorageBackend
+
+SCHEMES = ("memory", "file")
+
+
+def open_storage(
+    where: str | Path | StorageBackend | None = None, *, durability: Literal["full", "fast"] = "full"
+) -> StorageBackend:
+    """The storage that ``where`` names.
+
+    Args:
+        where: ``None`` or ``"memory:"`` for memory; a folder (``"runs"``, ``Path("runs")``,
+            ``"file:///home/me/runs"``); or a backend, which is returned as it is.
+        durability: What survives a loss of power: everything recorded (``"full"``), or perhaps not the last
+            seconds (``"fast"``). Either survives the death of the process.
+
+    Raises:
+        DefinitionError: ``where`` is not understood.
+    """
+    from tagent_nb.storage.base import StorageBackend
+
+    if isinstance(where, StorageBackend):
+        return where
+    if where is None:
+        where = "memory:"
+    if isinstance(where, Path):
+        return _folder(where, durability)
+    if not isinstance(where, str) or not where.strip():
+        raise DefinitionError(
+            f"Storage must be a folder, a URL or a backend, not {where!r}. "
+            "Write 'memory:' or the path of a folder."
+        )
+    scheme, colon, _ = where.partition(":")
+    # One letter before the colon is a drive of Windows.
+    if not colon or len(scheme) == 1:
+        return _folder(Path(where), durability)
+    if scheme == "memory":
+        from tagent_nb.storage.memory import MemoryStorageBackend
+
+        return MemoryStorageBackend()
+    if scheme == "file":
+        # file:/path, file:///path and file://localhost/path are absolute; file:path is not.
+        return _folder(Path(unquote(urlsplit(where).path)), durability)
+    raise DefinitionError(
+        f"Storage {where!r}: there is no kind {scheme!r}.{did_you_mean(scheme, SCHEMES)} "
+        f"Known: {', '.join(SCHEMES)}, or the path of a folder."
+    )
+
+
+def _folder(path: Path, durability: Literal["full", "fast"]) -> StorageBackend:
+    from tagent_nb.storage.file import FileStorageBackend
+
+    return FileStorageBackend(path, durability=durability)

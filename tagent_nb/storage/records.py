@@ -1,0 +1,248 @@
+"""Events as the body of a record, and what a list of runs says about each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tagent_nb.errors import CorruptRecordError, TagentError
+from tagent_nb.events import (
+    Event,
+    RunContinued,
+    RunFinished,
+    RunStarted,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+)
+from tagent_nb.pipeline.event_codec import event_from_dict, event_to_dict
+
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a list of runs says about one.
+
+    Attributes:
+        run_id: The run.
+        pipeline_id: Storage id of its pipeline.
+        pipeline: Name of its pipeline.
+        status: ``"running"``, ``"interrupted"``, ``"completed"``, ``"failed"``, ``"cancelled"``, or
+            ``"damaged"`` with ``problem`` saying why.
+        started_at: Seconds since the epoch.
+        ended_at: Seconds since the epoch; ``None`` while it runs and after an interruption.
+        host: Name of the machine that carried it on last.
+        pid: The process that carried it on last.
+        steps: Number of steps of the pipeline.
+        steps_done: Steps that have a value, cached ones too.
+        steps_cached: Steps whose value came from the cache.
+        steps_failed: Steps that failed.
+        cost: USD, as far as prices are known.
+        unpriced: Whether some price is unknown.
+        size: Stored bytes; 0 where nothing is stored as bytes.
+        problem: What is wrong with the stored run, or ``None``.
+    """
+
+    run_id: str
+    pipeline_id: str
+    pipeline: str = ""
+    status: str = "interrupted"
+    started_at: float = 0.0
+    ended_at: float | None = None
+    host: str = ""
+    pid: int = 0
+    steps: int = 0
+    steps_done: int = 0
+    steps_cached: int = 0
+    steps_failed: int = 0
+    cost: float = 0.0
+    unpriced: bool = False
+    size: int = 0
+    problem: str | None = None
+
+
+@dataclass
+class Summary:
+    """A fold over a run's events that counts what :class:`RunInfo` shows."""
+
+    pipeline: str = ""
+    outcome: str = ""
+    started_at: float = 0.0
+    ended_at: float | None = None
+    host: str = ""
+    pid: int = 0
+    steps: int = 0
+    cost: float = 0.0
+    unpriced: bool = False
+    states: dict[str, str] = field(default_factory=dict)
+
+    def add(self, event: Event) -> None:
+        """Take one event in."""
+        kind = type(event)
+        if kind is StepFinished or kind is StepFailed or kind is StepRetried:
+            cost = event.cost  # type: ignore[attr-defined]
+            if cost is None:
+                self.unpriced = True
+            else:
+                self.cost += cost
+        state = _STATES.get(kind)
+        if state is not None:
+            if event.item is None:  # type: ignore[attr-defined]
+                self.states[event.step] = state  # type: ignore[attr-defined]
+        elif isinstance(event, RunStarted):
+            self.pipeline, self.started_at, self.steps = event.pipeline, event.at, len(event.steps)
+            self.host, self.pid = event.host, event.pid
+        elif isinstance(event, RunContinued):
+            self.states = {name: state for name, state in self.states.items() if name in event.kept}
+            self.steps = len(event.steps) or self.steps
+            self.host, self.pid = event.host, event.pid
+            self.outcome, self.ended_at = "", None
+        elif isinstance(event, RunFinished):
+            self.ended_at = event.at
+            self.outcome = "cancelled" if event.cancelled else "completed" if event.success else "failed"
+
+    def add_all(self, events: Iterable[Event]) -> Summary:
+        """Take several events in."""
+        for event in events:
+            self.add(event)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with counts in place of the steps' states."""
+        data = asdict(self)
+        data["states"] = _counts(self.states)
+        return data
+
+    def to_info(self, pipeline_id: str, run_id: str, *, size: int, alive: bool) -> RunInfo:
+        """The run as a list shows it; ``alive``: somebody holds its lease."""
+        return _info(self.to_dict(), pipeline_id, run_id, size=size, alive=alive)
+
+
+_STATES: dict[type[Event], str] = {StepFinished: "done", StepCached: "cached", StepFailed: "failed"}
+
+
+def _counts(states: Mapping[str, str]) -> dict[str, int]:
+    values = list(states.values())
+    return {state: values.count(state) for state in _STATES.values()}
+
+
+def _info(data: Mapping[str, Any], pipeline_id: str, run_id: str, *, size: int, alive: bool) -> RunInfo:
+    counts = data["states"]
+    return RunInfo(
+        run_id=run_id,
+        pipeline_id=pipeline_id,
+        pipeline=data["pipeline"],
+        status="running" if alive else data["outcome"] or "interrupted",
+        started_at=data["started_at"],
+        ended_at=None if alive else data["ended_at"],
+        host=data["host"],
+        pid=data["pid"],
+        steps=data["steps"],
+        steps_done=counts["done"] + counts["cached"],
+        steps_cached=counts["cached"],
+        steps_failed=counts["failed"],
+        cost=data["cost"],
+        unpriced=data["unpriced"],
+        size=size,
+    )
+
+
+# -- bodies ------------------------------------------------------------------------------------
+
+
+def encode_events(events: Sequence[Event], summary: Summary | None = None) -> bytes:
+    """Events as a body: a line of JSON, and behind it the encoded values as they are.
+
+    Args:
+        events: What one transaction records.
+        summary: Stored besides them with the event that ends a run, so that a list of runs need not
+            read the whole run.
+
+    Raises:
+        EncodeError: An event has a value that cannot be stored.
+    """
+    heads: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for event in events:
+        head = event_to_dict(event)
+        output = head.get("output")
+        if output is not None and output.get("blob") is not None:
+            # Inside the line it would be escaped a second time.
+            blobs.append(output["blob"])
+            output["blob"] = len(output["blob"])
+        heads.append(head)
+    content: dict[str, Any] = {"events": heads}
+    if summary is not None:
+        content["summary"] = summary.to_dict()
+    return b"%b\n%b" % (_to_json(content).encode(), b"".join(blobs))
+
+
+def decode_events(body: bytes, where: str, schemas: Mapping[str, type] | None = None) -> list[Event]:
+    """The events of a verified body.
+
+    Raises:
+        CorruptRecordError: The body is not what :func:`encode_events` writes.
+    """
+    content, place = _content(body, where)
+    events: list[Event] = []
+    try:
+        for head in content["events"]:
+            output = head.get("output")
+            if output is not None and output.get("blob") is not None:
+                end = place + int(output["blob"])
+                if not place <= end <= len(body):
+                    raise CorruptRecordError(f"{where}: a value is longer than its record.")
+                output["blob"] = body[place:end]
+                place = end
+            events.append(event_from_dict(head, schemas))
+    except TagentError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptRecordError(f"{where}: an event cannot be read ({error!r}).") from None
+    if place != len(body):
+        raise CorruptRecordError(f"{where}: {len(body) - place:,} bytes belong to no event.")
+    return events
+
+
+def summary_of(
+    body: bytes, where: str, pipeline_id: str, run_id: str, *, size: int, alive: bool
+) -> RunInfo | None:
+    """What the last record of a run says about all of it; ``None`` if it does not say.
+
+    Raises:
+        CorruptRecordError: The body cannot be read.
+    """
+    content, _ = _content(body, where)
+    if "summary" not in content:
+        return None
+    try:
+        return _info(content["summary"], pipeline_id, run_id, size=size, alive=alive)
+    except (KeyError, TypeError) as error:
+        raise CorruptRecordError(f"{where}: the summary cannot be read ({error!r}).") from None
+
+
+def _content(body: bytes, where: str) -> tuple[dict[str, Any], int]:
+    """The line of JSON, and where the values start."""
+    end = body.find(b"\n")
+    try:
+        content = json.loads(body[: max(end, 0)], parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecordError(f"{where}: the record is not JSON ({error}).") from None
+    if not isinstance(content, dict) or not isinstance(content.get("events"), list) or not content["events"]:
+        raise CorruptRecordError(f"{where}: the record has no list of events.")
+    return content, end + 1
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
