@@ -1,0 +1,246 @@
+"""The table behind the result cache: diskcache, with nothing of it that could run a stranger's code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diskcache
+
+from tagent_nb.errors import CorruptRecordError, StorageUnavailableError
+
+FILE = "cache.db"
+FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
+
+PATIENCE = 5.0
+"""Seconds that the cache's own thread waits for another process to finish writing."""
+
+REMEMBER_USE = 60.0
+"""Seconds within which a second use of an entry is not written down again."""
+
+FILL = 0.9
+"""Share of the limit that is left in use after old entries were removed."""
+
+_KEY = re.compile(r"[0-9a-f]{64}\Z")
+_SETTINGS: Mapping[str, Any] = {
+    **diskcache.DEFAULT_SETTINGS,
+    "statistics": 0,
+    "eviction_policy": "none",
+    "cull_limit": 0,
+    "sqlite_journal_mode": "wal",
+    "sqlite_synchronous": 1,
+    # A mapped file that somebody truncates would kill the kernel.
+    "sqlite_mmap_size": 0,
+    "sqlite_trusted_schema": 0,
+    "sqlite_cell_size_check": 1,
+}
+_COUNTERS = frozenset({"count", "size", "hits", "misses"})
+
+
+@dataclass(frozen=True)
+class StepCacheStats:
+    """Entries of one step: ``size`` in bytes, times in seconds since the epoch."""
+
+    pipeline: str
+    step: str
+    entries: int
+    size: int
+    first_stored: float
+    last_used: float
+
+
+def check_key(key: object) -> str:
+    """Return ``key`` if it is a SHA-256 in hexadecimal.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(key, str) and _KEY.match(key):
+        return key
+    raise ValueError(f"A cache key must be a SHA-256 in hexadecimal, not {key!r}.")
+
+
+class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
+    """Stores bytes in the row itself. The stock one unpickles, and follows file names."""
+
+    def __init__(self, directory: str, **stored: Any) -> None:
+        super().__init__(directory)
+
+    def put(self, key: object) -> tuple[str, bool]:
+        return check_key(key), True
+
+    def store(self, value: bytes, read: bool, key: object = None) -> tuple[int, int, None, bytes]:
+        return len(value), diskcache.core.MODE_RAW, None, value
+
+    def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
+        if mode != diskcache.core.MODE_RAW or filename is not None or not isinstance(value, bytes):
+            raise CorruptRecordError("it was not written by tagent-nb")
+        return value
+
+    def remove(self, file_path: object) -> None:
+        """No entry of ours has a file; a name in the table is somebody else's."""
+
+
+class Database(diskcache.Cache):  # type: ignore[misc]
+    """The table, with the settings of this module whatever the file says.
+
+    The thread that makes it waits for other processes (:data:`PATIENCE`); all others read only, and
+    never wait.
+    """
+
+    _opening = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), timeout=0, disk=_BytesDisk, **_SETTINGS)
+        self._opening = False
+        self._sql(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+
+    def reset(self, key: str, value: Any = diskcache.core.ENOVAL, update: bool = True) -> Any:
+        if key in _COUNTERS:
+            return super().reset(key)
+        if key not in _SETTINGS:
+            return value
+        value = _SETTINGS[key]
+        pragma = key.removeprefix("sqlite_")
+        if pragma == key:
+            return super().reset(key, value, update=False)
+        if self._sql_retry(f"PRAGMA {pragma}").fetchall() != [(value,)]:
+            self._sql_retry(f"PRAGMA {pragma} = {value}").fetchall()
+        return value
+
+    @property
+    def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
+        """The stock one waits for 60 seconds a statement. Ours waits while it opens, and then never."""
+        deadline = time.monotonic() + (PATIENCE if self._opening else 0.0)
+
+        def execute(*args: Any) -> sqlite3.Cursor:
+            while True:
+                try:
+                    found: sqlite3.Cursor = self._sql(*args)
+                    return found
+                except sqlite3.OperationalError as error:
+                    if not is_busy(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.005)
+
+        return execute
+
+    def used_bytes(self) -> int:
+        """Bytes of the file that are in use."""
+        ((pages,),) = self._sql("PRAGMA page_count").fetchall()
+        ((free,),) = self._sql("PRAGMA freelist_count").fetchall()
+        ((size,),) = self._sql("PRAGMA page_size").fetchall()
+        return int((pages - free) * size)
+
+    def write(self, entries: Iterable[tuple[str, bytes, str]], used: Iterable[str]) -> None:
+        """Store entries, and when others were used, in one transaction."""
+        now = time.time()
+        with self.transact():
+            for key, record, tag in entries:
+                self.set(key, record, tag=tag)
+            for key in used:
+                self._sql(
+                    "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1 AND access_time < ?",
+                    (now, key, now - REMEMBER_USE),
+                )
+
+    def evict(self, size_limit: int, protected: Collection[str]) -> bool:
+        """Remove the entries that were used longest ago until the file is well within its limit.
+
+        Returns:
+            Whether it is within the limit now; the rest may be protected.
+        """
+        with self.transact():
+            excess = self.used_bytes() - int(size_limit * FILL)
+            rows: list[int] = []
+            for row, key, size in self._sql("SELECT rowid, key, size FROM Cache ORDER BY access_time"):
+                if excess <= 0:
+                    break
+                if key not in protected:
+                    rows.append(row)
+                    excess -= int(size)
+            self._delete(rows)
+        return self.used_bytes() <= size_limit
+
+    def discard(self, step: str | None, older_than: float | None) -> int:
+        """Remove entries of a step, those stored more than so many seconds ago, or all."""
+        where: list[str] = ["1"]
+        values: list[Any] = []
+        if step is not None:
+            where.append("substr(tag, 1, length(?)) = ?")
+            values += [f"{step}\n"] * 2
+        if older_than is not None:
+            where.append("store_time < ?")
+            values.append(time.time() - older_than)
+        with self.transact():
+            rows = self._sql(f"SELECT rowid FROM Cache WHERE {' AND '.join(where)}", values).fetchall()
+            self._delete(row for (row,) in rows)
+        return len(rows)
+
+    def _delete(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self._sql("DELETE FROM Cache WHERE rowid = ?", (row,))
+
+    def by_step(self) -> list[StepCacheStats]:
+        """What is stored by pipeline and step, the largest first."""
+        rows = self._sql(
+            "SELECT tag, COUNT(*), SUM(size), MIN(store_time), MAX(access_time) FROM Cache GROUP BY tag"
+        )
+        found = []
+        for tag, entries, size, first, last in rows.fetchall():
+            step, _, pipeline = str(tag).partition("\n")
+            found.append(StepCacheStats(pipeline, step, int(entries), int(size), float(first), float(last)))
+        return sorted(found, key=lambda one: -one.size)
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether another process is in the way."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return isinstance(error, diskcache.Timeout) or code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def open_database(folder: Path) -> Database:
+    """Open or make the database of a folder.
+
+    Raises:
+        StorageUnavailableError: Its files are not such as tagent-nb makes.
+        OSError, sqlite3.Error: They cannot be used.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.path.expandvars(str(folder)) != str(folder):
+        raise StorageUnavailableError("its path has a '$' that the cache library would replace")
+    for file in (folder / name for name in FILES):
+        if file.is_symlink() or (file.exists() and not stat.S_ISREG(file.stat().st_mode)):
+            raise StorageUnavailableError(f"{file.name} is not a plain file")
+    if not (folder / FILE).exists():
+        # The files beside it get the same permissions from SQLite.
+        os.close(os.open(folder / FILE, os.O_CREAT | os.O_RDWR, 0o600))
+    else:
+        _refuse_foreign_schema(folder / FILE)
+    return Database(folder)
+
+
+def _refuse_foreign_schema(file: Path) -> None:
+    """SQL that a stranger left in the file must not run: no views, no triggers but diskcache's."""
+    with closing(sqlite3.connect(file, timeout=PATIENCE)) as connection:
+        for kind, name, text in connection.execute("SELECT type, name, sql FROM sqlite_master"):
+            sql = str(text or "").upper()
+            if kind == "view" or "VIRTUAL" in sql or (kind == "trigger" and "SELECT" in sql):
+                raise StorageUnavailableError(
+                    f"{file.name} has a {kind} {name!r} that tagent-nb did not make"
+                )
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, for a sentence to the user."""
+    if isinstance(error, diskcache.Timeout):
+        return "another process is writing, or the disk or the file is read-only"
+    return str(error) or type(error).__name__

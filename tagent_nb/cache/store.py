@@ -1,0 +1,455 @@
+"""The result cache: answers by fingerprint, in one SQLite file kept by diskcache.
+
+Deleting it costs money, never correctness. What a stranger put into it is never executed: values
+and keys are bytes and text only, no file is read or removed for an entry, settings in the file are
+not followed, and views and foreign triggers are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tagent_nb.cache.database import (
+    FILE,
+    FILES,
+    Database,
+    StepCacheStats,
+    check_key,
+    in_words,
+    is_busy,
+    open_database,
+)
+from tagent_nb.cache.record import CacheEntry, pack, unpack
+from tagent_nb.errors import EncodeError, StorageUnavailableError, TagentError
+from tagent_nb.events import Output, TokenUsage
+
+__all__ = ["CacheEntry", "CacheStats", "ResultCache", "StepCacheStats"]
+
+T = TypeVar("T")
+
+SIZE_LIMIT = 2**30
+"""Bytes that the cache file may take, unless it is told otherwise: 1 GiB."""
+
+_WAITING_ENTRIES, _WAITING_BYTES = 1000, 65536
+"""Writes that may wait in memory; a larger one, or one more, waits for the file."""
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """State of a cache: sizes in bytes; hits and misses since it was opened in this process."""
+
+    directory: Path
+    size: int
+    size_limit: int
+    entries: int
+    hits: int
+    misses: int
+    steps: list[StepCacheStats] = field(default_factory=list)
+
+
+@dataclass
+class _Run:
+    """An active run: entries it stands on, and what its user was told already."""
+
+    warn: Warn | None
+    keys: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+
+
+class ResultCache:
+    """Answers of steps by the SHA-256 of their fingerprint.
+
+    Reads happen where they are asked for and never wait for other processes. Writes are done by one
+    thread of its own, several in one transaction; until then they are answered from memory.
+    Nothing here raises because of what is on disk: whatever is wrong with it is a miss, and told
+    once per run.
+
+    Args:
+        directory: Folder of the cache; made (0700) when it is first used.
+        size_limit: Bytes the file may take. Entries used longest ago make room for new ones, but
+            never those that an active run has read or written.
+        warn: Takes a sentence for the user, from any thread; ``warnings.warn`` without one.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, size_limit: int = SIZE_LIMIT, warn: Warn | None = None
+    ) -> None:
+        if isinstance(size_limit, bool) or not isinstance(size_limit, int) or size_limit < 1:
+            raise ValueError(f"size_limit must be a positive number of bytes, not {size_limit!r}.")
+        self.directory = Path(directory).expanduser().absolute()
+        self.size_limit = size_limit
+        self.hits = 0
+        self.misses = 0
+        self._warn = warn
+        self._outside = _Run(warn)
+        self._runs: dict[str, _Run] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._database: Database | None = None
+        self._file_id: tuple[int, int] | None = None
+        self._unusable = False
+        self._waiting: dict[str, tuple[str, bytes, str]] = {}
+        self._used: deque[str] = deque()
+        self._flush_asked = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tagent-nb cache")
+
+    def __repr__(self) -> str:
+        return f"<ResultCache {str(self.directory)!r}: {self.hits} hits, {self.misses} misses>"
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def get(self, key: str, schemas: Mapping[str, type] | None = None) -> CacheEntry | None:
+        """The answer under ``key`` (SHA-256, hex), or ``None``.
+
+        Args:
+            schemas: Classes by name for pydantic models in the value.
+        """
+        record = self._read_now(key)
+        if isinstance(record, Exception):
+            record = self._thread.submit(self._read_patiently, key).result()
+        return self._answer(key, record, schemas)
+
+    async def aget(self, key: str, schemas: Mapping[str, type] | None = None) -> CacheEntry | None:
+        """As :meth:`get`; when the file is locked, the loop goes on meanwhile."""
+        record = self._read_now(key)
+        if isinstance(record, Exception):
+            record = await self._hop(self._read_patiently, key)
+        return self._answer(key, record, schemas)
+
+    def _read_now(self, key: str) -> bytes | Exception | None:
+        """The record, ``None`` without one, or why it cannot be read without waiting."""
+        self._notice_fork()
+        waiting = self._waiting.get(check_key(key))
+        if waiting is not None:
+            return waiting[1]
+        if self._unusable:
+            return None
+        if self._database is None:
+            return BlockingIOError("not open yet")
+        try:
+            return self._fetch(self._database, key)
+        except Exception as error:  # a poisoned file makes diskcache fail in many ways
+            if is_busy(error):
+                return error
+            self._tell_unreadable(error)
+            return None
+
+    def _read_patiently(self, key: str) -> bytes | None:
+        try:
+            database = self._open()
+            return None if database is None else self._fetch(database, key)
+        except Exception as error:  # as above
+            self._tell_unreadable(error)
+            return None
+
+    @staticmethod
+    def _fetch(database: Database, key: str) -> bytes | None:
+        found: bytes | None = database.get(key)
+        return found
+
+    def _answer(
+        self, key: str, record: bytes | None, schemas: Mapping[str, type] | None
+    ) -> CacheEntry | None:
+        if record is None:
+            self.misses += 1
+            return None
+        try:
+            entry = unpack(key, record, schemas)
+        except TagentError as error:
+            self._tell_unreadable(error)
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._used.append(key)
+        for run in tuple(self._runs.values()):
+            run.keys.add(key)
+        return entry
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def put(
+        self,
+        key: str,
+        output: Output,
+        *,
+        usage: TokenUsage | None = None,
+        cost: float | None = 0.0,
+        step: str = "",
+        pipeline: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Store an answer and wait until it is written.
+
+        Args:
+            key: SHA-256 (hex) of the unit's fingerprint.
+            output: The value.
+            usage: Tokens and calls it took.
+            cost: USD it took; ``None`` when unknown.
+            step: Name of the step, for :meth:`stats` and :meth:`clear`.
+            pipeline: Id of the pipeline, for :meth:`stats`.
+            metadata: Plain data to be given back with it.
+
+        Returns:
+            Whether it could be encoded; a value that cannot is told, and not stored.
+
+        Raises:
+            ValueError: ``key`` is no SHA-256.
+        """
+        if not self._accept(key, output, usage, cost, step, pipeline, metadata):
+            return False
+        self.flush()
+        return True
+
+    async def aput(
+        self,
+        key: str,
+        output: Output,
+        *,
+        usage: TokenUsage | None = None,
+        cost: float | None = 0.0,
+        step: str = "",
+        pipeline: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """As :meth:`put`, but returns when the answer is in memory and its write is under way.
+
+        It is encoded before this returns, so that later changes of the value do not reach it.
+        """
+        if not self._accept(key, output, usage, cost, step, pipeline, metadata):
+            return False
+        if len(self._waiting) > _WAITING_ENTRIES or len(self._waiting[key][1]) > _WAITING_BYTES:
+            await self._hop(self._flush)
+        elif not self._flush_asked:
+            self._flush_asked = True
+            self._thread.submit(self._flush)
+        return True
+
+    def _accept(
+        self,
+        key: str,
+        output: Output,
+        usage: TokenUsage | None,
+        cost: float | None,
+        step: str,
+        pipeline: str,
+        metadata: Mapping[str, Any] | None,
+    ) -> bool:
+        self._notice_fork()
+        try:
+            record = pack(check_key(key), output, usage or TokenUsage(), cost, metadata or {})
+        except EncodeError as error:
+            self._tell(
+                f"step {step}", f"Step {step!r} is not cached, since its answer cannot be stored: {error}"
+            )
+            return False
+        for run in tuple(self._runs.values()):
+            run.keys.add(key)
+        self._waiting[key] = (key, record, f"{step}\n{pipeline}")
+        return True
+
+    def flush(self) -> None:
+        """Wait until all that was put is written."""
+        self._notice_fork()
+        self._thread.submit(self._flush).result()
+
+    def _flush(self) -> None:
+        self._flush_asked = False
+        entries = dict(self._waiting)
+        used = set()
+        while self._used:
+            used.add(self._used.popleft())
+        try:
+            if entries or used:
+                database = self._open()
+                if database is not None:
+                    database.write(entries.values(), used)
+            if self._database is not None:
+                self._keep_within_limit(self._database)
+        except Exception as error:  # a full disk, a lock, a poisoned file: the run goes on without
+            self._tell("write", f"{self._named()} could not be written: {in_words(error)}. {_GOES_ON}")
+        for key, entry in entries.items():
+            if self._waiting.get(key) is entry:
+                del self._waiting[key]
+
+    def _keep_within_limit(self, database: Database) -> None:
+        if database.used_bytes() <= self.size_limit:
+            return
+        protected = {key for run in tuple(self._runs.values()) for key in run.keys}
+        if not database.evict(self.size_limit, protected):
+            self._tell(
+                "limit",
+                f"{self._named()} is larger than its size_limit of {self.size_limit:,} bytes, since this run "
+                "needs all that is in it. It shrinks when the run ends; raise size_limit to keep all.",
+            )
+
+    # -- runs -------------------------------------------------------------------------------
+
+    def protect(self, run_id: str, warn: Warn | None = None) -> None:
+        """Keep what a run reads and writes from now on until :meth:`release`.
+
+        Args:
+            run_id: The run.
+            warn: Takes this run's warnings, each kind once, from any thread.
+        """
+        self._notice_fork()
+        self._runs[run_id] = _Run(warn or self._warn)
+        self._unusable = False
+        if self._database is not None and self._file_id != self._id_of_file():
+            self._database = None  # somebody deleted or replaced the folder
+
+    def release(self, run_id: str) -> None:
+        """End :meth:`protect`: write down what was used, and make room if the limit is passed."""
+        self._runs.pop(run_id, None)
+        self.flush()
+
+    async def arelease(self, run_id: str) -> None:
+        """As :meth:`release`, without holding up the loop."""
+        self._runs.pop(run_id, None)
+        await self._hop(self._flush)
+
+    # -- looking after it -------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        """Size, entries, hits and misses, and the same by step, the largest first."""
+        self.flush()
+        size, steps = self._thread.submit(self._measure).result()
+        return CacheStats(
+            directory=self.directory,
+            size=size,
+            size_limit=self.size_limit,
+            entries=sum(step.entries for step in steps),
+            hits=self.hits,
+            misses=self.misses,
+            steps=steps,
+        )
+
+    def _measure(self) -> tuple[int, list[StepCacheStats]]:
+        if not (self.directory / FILE).exists():
+            return 0, []
+        try:
+            database = self._open()
+            if database is None:
+                return 0, []
+            return database.used_bytes(), database.by_step()
+        except Exception as error:  # a poisoned file makes diskcache fail in many ways
+            self._tell_unreadable(error)
+            return 0, []
+
+    def clear(self, step: str | None = None, older_than: float | None = None) -> int:
+        """Remove entries; without arguments all of them, even of a damaged cache.
+
+        Args:
+            step: Only those of steps of this name.
+            older_than: Only those stored more than so many seconds ago.
+
+        Returns:
+            How many entries were removed.
+
+        Raises:
+            StorageUnavailableError: The cache cannot be written now.
+        """
+        self.flush()
+        return self._thread.submit(self._clear, step, older_than).result()
+
+    def _clear(self, step: str | None, older_than: float | None) -> int:
+        everything = step is None and older_than is None
+        if not (self.directory / FILE).exists():
+            return 0
+        self._unusable = False
+        try:
+            database = self._open()
+            if database is not None:
+                return database.discard(step, older_than)
+        except Exception as error:  # a poisoned file makes diskcache fail in many ways
+            if not everything or is_busy(error):
+                raise self._not_cleared(in_words(error)) from error
+        if not everything:
+            raise self._not_cleared("it cannot be read. Clear all of it")
+        self._database = None
+        self._unusable = False
+        try:
+            for name in FILES:
+                (self.directory / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._not_cleared(str(error)) from error
+        return 0
+
+    def _not_cleared(self, why: str) -> StorageUnavailableError:
+        return StorageUnavailableError(f"{self._named()} cannot be cleared: {why}.")
+
+    def close(self) -> None:
+        """Write what is waiting and let go of the file. The cache opens again when it is used."""
+        self.flush()
+        thread = self._thread
+        thread.submit(self._let_go).result()
+        self._begin()
+        thread.shutdown()
+
+    def _let_go(self) -> None:
+        if self._database is not None:
+            self._database.close()
+
+    # -- inside -----------------------------------------------------------------------------
+
+    async def _hop(self, work: Callable[..., T], *args: Any) -> T:
+        self._notice_fork()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    def _open(self) -> Database | None:
+        """The database, in the cache's own thread; ``None`` if it cannot be used in this run."""
+        if self._database is None and not self._unusable:
+            try:
+                database = open_database(self.directory)
+            except Exception as error:  # whatever is wrong with the folder, the run goes on
+                self._unusable = True
+                self._tell("open", f"{self._named()} cannot be used: {in_words(error)}. {_GOES_ON}")
+            else:
+                self._file_id = self._id_of_file()
+                self._database = database
+        return self._database
+
+    def _id_of_file(self) -> tuple[int, int] | None:
+        try:
+            found = (self.directory / FILE).stat()
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino)
+
+    def _notice_fork(self) -> None:
+        """A forked child has neither our thread nor a right to our connections."""
+        if self._pid != os.getpid():
+            _PARENTS.append((self._database, self._thread))
+            self._begin()
+
+    def _named(self) -> str:
+        return f"The cache in {str(self.directory)!r}"
+
+    def _tell_unreadable(self, error: Exception) -> None:
+        self._tell("read", f"{self._named()} has an entry that is not used: {in_words(error)}. {_GOES_ON}")
+
+    def _tell(self, kind: str, message: str) -> None:
+        for run in tuple(self._runs.values()) or (self._outside,):
+            if kind not in run.told:
+                run.told.add(kind)
+                if run.warn is not None:
+                    run.warn(message)
+                else:
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+_GOES_ON = "The run goes on without it; clearing the cache mends it where that is possible."
+
+_PARENTS: list[Any] = []
+"""What a forked child got from its parent: closing it would disturb the parent."""
