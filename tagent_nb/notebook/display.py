@@ -48,12 +48,15 @@ def clip(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """HTML with a plain text twin, for ``display()``."""
 
     html: str
     text: str
+
+    def __repr__(self) -> str:
+        return self.text
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/html": self.html, "text/plain": self.text}
@@ -69,7 +72,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("each of", step.map_over or ""),
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
-        ("when", step.when if isinstance(step.when, str) else step.when.describe() if step.when else ""),
+        ("when", _when(step)),
         (
             "tools",
             ", ".join([*(step.tools_filter or ()), *(getattr(t, "__name__", str(t)) for t in step.tools)]),
@@ -114,6 +117,12 @@ def _model(pipeline: Pipeline, step: PipelineStep) -> str:
     return model_label(model)
 
 
+def _when(step: PipelineStep) -> str:
+    if step.when is None:
+        return ""
+    return step.when if isinstance(step.when, str) else step.when.describe()
+
+
 def _limits(step: PipelineStep) -> str:
     words = []
     if step.timeout is not None:
@@ -154,25 +163,36 @@ def step_card(pipeline: Pipeline, step: PipelineStep) -> Bundle:
 # -- many steps ---------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> str:
-    """An HTML table of cells that are HTML already; columns of ``right`` hold numbers."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), wide: int | None = None
+) -> str:
+    """An HTML table.
+
+    Args:
+        head: Titles of the columns, as text.
+        rows: Cells, as HTML.
+        right: Columns of numbers.
+        wide: The column that takes the room that is left; words of it may be broken anywhere.
+    """
     numbers = set(right)
 
-    def cell(tag: str, index: int, text: str) -> str:
-        side = "right;white-space:nowrap;font-variant-numeric:tabular-nums" if index in numbers else "left"
+    def cell(tag: str, index: int, content: str) -> str:
+        side = "right" if index in numbers else "left"
+        wrap = "width:100%;overflow-wrap:anywhere;min-width:120px" if index == wide else "white-space:nowrap"
         line = f"border-bottom:1px solid {LINE};" if tag == "th" else ""
-        return (
-            f'<{tag} style="text-align:{side};vertical-align:top;padding:3px 10px 3px 4px;{line}'
-            f'overflow-wrap:anywhere">{text}</{tag}>'
+        style = (
+            f"text-align:{side};vertical-align:top;padding:2px 10px 2px 4px;font-variant-numeric:tabular-nums"
         )
+        return f'<{tag} style="{style};{line}{wrap}">{content}</{tag}>'
 
     top = "".join(cell("th", index, escape(text)) for index, text in enumerate(head))
     body = "".join(
-        f"<tr>{''.join(cell('td', index, text) for index, text in enumerate(row))}</tr>" for row in rows
+        f"<tr>{''.join(cell('td', index, content) for index, content in enumerate(row))}</tr>" for row in rows
     )
+    style = f"{FONT};border-collapse:collapse;margin:4px 0;width:100%"
     return (
-        f'<table style="{FONT};border-collapse:collapse;margin:4px 0;width:100%">'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+        f'<div style="overflow-x:auto"><table style="{style}">'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -211,7 +231,7 @@ def definition_table(pipeline: Pipeline, states: Mapping[str, StepResult] | None
         f'<div style="{FONT}"><b>{escape(title)}</b> '
         f'<span style="{MUTED}">{escape(pipeline.description)}</span></div>'
     )
-    body = table(["step", "kind", "", "state"], rows) if rows else ""
+    body = table(["step", "kind", "", "state"], rows, wide=2) if rows else ""
     return Bundle(head + body, "\n".join([title, *lines]))
 
 

@@ -12,10 +12,12 @@ from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.looks import model_label, seconds_text
 
 
-def _bundle(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> Bundle:
+def _bundle(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], wide: int
+) -> Bundle:
     """The rows as an HTML table and as lines of text."""
     cells = [[escape(cell) for cell in row] for row in rows]
-    body = table(head, cells, right=numbers) if rows else ""
+    body = table(head, cells, right=numbers, wide=wide) if rows else ""
     lines = ["  ".join(cell for cell in row if cell) for row in rows]
     return Bundle(f'<div style="{FONT};{MUTED}">{escape(title)}</div>{body}', "\n".join([title, *lines]))
 
@@ -38,7 +40,7 @@ def pipelines_table(session: Session) -> Bundle:
             ]
         )
     title = f"{count(len(rows), 'pipeline')}; %tagent_pipeline NAME makes one current, or a new one"
-    return _bundle(title, ["", "pipeline", "steps", "model", "state", ""], rows, [2])
+    return _bundle(title, ["", "pipeline", "steps", "model", "state", ""], rows, [2], 5)
 
 
 def runs_table(session: Session) -> Bundle:
@@ -51,7 +53,7 @@ def runs_table(session: Session) -> Bundle:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started_at)) if run.started_at else ""
         rows.append([run.run_id, started, took, run.status, str(run.steps_done), _size(run.size)])
     title = f"{space.pipeline.name}: {count(len(rows), 'recorded run')}"
-    return _bundle(title, ["run", "started", "took", "ended", "steps done", "size"], rows, [2, 4, 5])
+    return _bundle(title, ["run", "started", "took", "ended", "steps done", "size"], rows, [2, 4, 5], 3)
 
 
 def cache_table(stats: CacheStats) -> Bundle:
@@ -70,7 +72,7 @@ def cache_table(stats: CacheStats) -> Bundle:
         f"{count(stats.entries, 'answer')}, {_size(stats.size)} of {_size(stats.size_limit)} "
         f"in {stats.directory}; {count(stats.hits, 'hit')} and {stats.misses} misses in this kernel"
     )
-    return _bundle(title, ["step", "pipeline", "answers", "size", "last used"], rows, [2, 3, 4])
+    return _bundle(title, ["step", "pipeline", "answers", "size", "last used"], rows, [2, 3, 4], 1)
 
 
 def _size(size: int) -> str:

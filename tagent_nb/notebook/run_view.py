@@ -63,8 +63,12 @@ def run_html(view: RunView, *, most: int | None = MOST_ROWS, folded: bool = Fals
     if left_out:
         words = [view.steps[name].status for name in left_out]
         told = ", ".join(f"{words.count(one)} {LOOKS[one].word}" for one in dict.fromkeys(words))
-        rows.append([f'<span style="{MUTED}">and {len(left_out)} more: {told}</span>', "", "", "", ""])
-    body = table(["step", "", "time", "tokens", "cost"], rows, right=(2, 3, 4)) if rows else ""
+        rows.append(["…", "", f'<span style="{MUTED}">and {len(left_out)} more: {told}</span>', "", "", ""])
+    head = ["step", "state", "", "time", "tokens", "cost"]
+    if not any(row[4] or row[5] for row in rows):
+        # Python steps alone use no tokens: two empty columns would only take room.
+        head, rows = head[:4], [row[:4] for row in rows]
+    body = table(head, rows, right=(3, 4, 5), wide=2) if rows else ""
     warnings = "".join(
         f'<div style="{FONT};color:{TONES[StepStatus.WAITING]}">⚠ {escape(text)}</div>'
         for text in view.warnings
@@ -120,13 +124,13 @@ def _head(view: RunView) -> str:
 
 
 def _row(view: RunView, step: StepResult, folded: bool) -> list[str]:
-    name = f"<b>{escape(step.name)}</b>"
     seconds = step.seconds
     if step.status in (StepStatus.RUNNING, StepStatus.WAITING) and step.started_at is not None and view.now:
         seconds = max(seconds, view.now - step.started_at)
     spent = bool(step.usage.total_tokens)
     return [
-        f"{name}<br>{state_mark(step.status)}",
+        f"<b>{escape(clip(step.name, 40))}</b>",
+        state_mark(step.status),
         _about(view, step, folded),
         seconds_text(seconds) if seconds or step.status is StepStatus.RUNNING else "",
         tokens_text(step.usage.total_tokens) if spent else "",

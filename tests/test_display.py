@@ -1,0 +1,172 @@
+"""Cards and tables: what they say, and that everything in them is escaped."""
+
+from __future__ import annotations
+
+import pytest
+from html_safety import HOSTILE, Reader, assert_safe
+from pydantic import BaseModel
+
+from tagent_nb.notebook.display import (
+    Bundle,
+    clip,
+    definition_table,
+    escape,
+    show,
+    state_mark,
+    step_card,
+    step_facts,
+    table,
+)
+from tagent_nb.pipeline.looks import LOOKS
+from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.result import StepResult
+
+
+class Answer(BaseModel):
+    a: int
+    b: int
+    c: int
+    d: int
+    e: int
+    f: int
+    g: int
+
+
+def lookup(query: str) -> str:
+    """Look something up."""
+    return query
+
+
+def pipeline() -> Pipeline:
+    made = Pipeline("reviews", "What customers say", model="local")
+    made.put(PipelineStep.from_cell("load", "# Load the rows\n[1, 2]", python=True))
+    made.put(PipelineStep("classify", "Classify {{ load.text }} {{ load.text }}", map_over="load"))
+    return made
+
+
+def facts(made: Pipeline, step: PipelineStep) -> dict[str, str]:
+    return dict(step_facts(made, step))
+
+
+def test_a_card_names_step_kind_what_it_reads_and_the_model() -> None:
+    made = pipeline()
+    card = step_card(made, made.get_step("classify"))
+    assert card.text == "classify: agent step; reads load.text; each of load; model local"
+    text = Reader(card.html).text
+    assert "Classify {{ load.text }}" in text
+    assert "agent step" in text
+    assert_safe(card.html)
+
+
+def test_a_python_card_shows_its_first_comment_and_no_model() -> None:
+    made = pipeline()
+    card = step_card(made, made.get_step("load"))
+    assert card.text == "load: python step"
+    assert "Load the rows" in card.html
+    made.put(PipelineStep.from_cell("bare", "1", python=True))
+    assert "Python step" not in step_card(made, made.get_step("bare")).html
+
+
+def test_a_card_tells_what_differs_from_the_defaults() -> None:
+    made = pipeline().step(
+        "report",
+        "Report {{ classify }}",
+        depends_on=["load:weak", "nowhere"],
+        output_schema=Answer,
+        when="load",
+        model="openai:gpt",
+        tools_filter=["search*"],
+        tools=[lookup],
+        constraints=["short", "kind"],
+        timeout=2.5,
+        max_retries=0,
+        min_success=0.9,
+        map_over="classify",
+        cache=False,
+        execution_mode=_concurrent(),
+    )
+    assert facts(made, made.get_step("report")) == {
+        "reads": "load (weak), nowhere (not defined yet), classify",
+        "each of": "classify",
+        "schema": "Answer (a, b, c, d, e, f, …)",
+        "model": "openai:gpt",
+        "when": "load",
+        "tools": "search*, lookup",
+        "rules": "short; kind",
+        "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, never cached",
+    }
+
+
+def _concurrent():  # type: ignore[no-untyped-def]
+    from tagent_nb.pipeline.models import ExecutionMode
+
+    return ExecutionMode.CONCURRENT
+
+
+def test_a_condition_object_is_described() -> None:
+    from tagent_nb.pipeline.conditions import DataExists
+
+    made = pipeline().step("report", "go", when=DataExists("classify.label"), max_retries=5)
+    told = facts(made, made.get_step("report"))
+    assert "classify.label" in told["when"]
+    assert told["limits"] == "5 retries"
+
+
+def test_an_agent_step_without_a_model_says_how_to_get_one() -> None:
+    made = Pipeline("p").step("a", "go")
+    assert facts(made, made.get_step("a"))["model"] == "none yet: %tagent_pipeline p --model NAME"
+
+
+def test_hostile_texts_stay_text_in_cards_and_tables() -> None:
+    made = Pipeline("<b onclick=x>", HOSTILE.strip(), model=HOSTILE)
+    made.step("a", HOSTILE, constraints=[HOSTILE], model=HOSTILE)
+    states = {"a": StepResult("a", StepStatus.FAILED, error=HOSTILE)}
+    for bundle in (step_card(made, made.get_step("a")), definition_table(made, states)):
+        assert_safe(bundle.html)
+        assert "alert(1)" in bundle.html
+
+
+def test_escaping_replaces_what_no_font_shows() -> None:
+    assert escape("<a>\x07\ud800\u202e\nb\tc") == "&lt;a&gt;\ufffd\ufffd\ufffd\nb\tc"
+
+
+def test_long_text_is_clipped_to_one_line() -> None:
+    assert clip("a\n  b", 10) == "a b"
+    assert clip("abcdef", 4) == "abc…"
+
+
+def test_the_table_of_steps_shows_states_and_broken_definitions() -> None:
+    made = pipeline()
+    bundle = definition_table(made, {"load": StepResult("load", StepStatus.CACHED)})
+    assert bundle.text.splitlines() == [
+        "reviews: 2 steps",
+        "↺ load: python; reads nothing; cached",
+        "○ classify: agent; reads load.text; each of load; model local; pending",
+    ]
+    assert "What customers say" in bundle.html
+    assert "○" in definition_table(made).text
+    assert definition_table(Pipeline("p")).text == "p: 0 steps"
+
+
+def test_a_step_that_cannot_be_read_is_listed_with_its_problem() -> None:
+    made = Pipeline("p").step("a", "{{ unclosed")
+    assert "unclosed" in definition_table(made).text or "a" in definition_table(made).text
+
+
+@pytest.mark.parametrize("status", StepStatus)
+def test_a_state_has_mark_and_word(status: StepStatus) -> None:
+    text = Reader(state_mark(status)).text
+    assert LOOKS[status].mark in text
+    assert LOOKS[status].word in text
+
+
+def test_columns_of_numbers_are_to_the_right() -> None:
+    html = table(["a", "b"], [["x", "1"]], right=[1])
+    assert html.count("text-align:right") == 2
+    assert html.count("text-align:left") == 2
+
+
+def test_a_bundle_has_a_plain_twin_for_shells_without_html(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Bundle("<b>x</b>", "x")._repr_mimebundle_() == {"text/html": "<b>x</b>", "text/plain": "x"}
+    show(Bundle("<b>x</b>", "shown"))
+    assert "shown" in capsys.readouterr().out

@@ -1,0 +1,150 @@
+"""A run at one moment: what its table and its text say."""
+
+from __future__ import annotations
+
+import pytest
+from html_safety import HOSTILE, Reader, assert_safe
+
+from tagent_nb.events import TokenUsage
+from tagent_nb.notebook.run_view import RunView, items_of, result_view, run_html, run_text
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
+
+
+def text_of(html: str) -> str:
+    return " ".join(Reader(html).text.split())
+
+
+def step(name: str, status: StepStatus, **fields: object) -> StepResult:
+    return StepResult(name, status, **fields)  # type: ignore[arg-type]
+
+
+def view(*steps: StepResult, phase: str = "running", **fields: object) -> RunView:
+    return RunView("reviews", {one.name: one for one in steps}, phase, 31.0, **fields)  # type: ignore[arg-type]
+
+
+def test_the_head_sums_up_steps_seconds_tokens_and_dollars() -> None:
+    one = step("a", StepStatus.COMPLETED, usage=TokenUsage(1000, 200), cost=0.02)
+    two = step("b", StepStatus.CACHED, saved_cost=0.5)
+    three = step("c", StepStatus.FAILED, usage=TokenUsage(10, 0), cost=None)
+    told = text_of(run_html(view(one, two, three, step("d", StepStatus.RUNNING))))
+    assert "3 of 4 steps · 31 s · 1.2k tokens · $0.0200 · 1 step without a known price · $0.50 saved" in told
+
+
+def test_an_unknown_price_alone_is_never_shown_as_zero() -> None:
+    one = step("a", StepStatus.COMPLETED, usage=TokenUsage(10, 0), cost=None)
+    told = text_of(run_html(view(one)))
+    assert "$0" not in told
+    assert "1 step without a known price" in told
+    assert "$?" in told
+
+
+def test_python_steps_alone_have_no_columns_for_tokens() -> None:
+    assert "tokens" not in text_of(run_html(view(step("a", StepStatus.COMPLETED, seconds=1.0))))
+
+
+def test_a_row_tells_items_attempts_reason_error_and_what_the_cache_saved() -> None:
+    one = step("a", StepStatus.RUNNING, attempts=2, reason="goal changed", seconds=1.0, started_at=100.0)
+    two = step("b", StepStatus.FAILED, error_type="ValueError", error="no\n<b>")
+    three = step("c", StepStatus.CACHED, saved_cost=0.25)
+    four = step("d", StepStatus.FAILED, error="plain")
+    told = text_of(run_html(view(one, two, three, four, items={"a": (4, 1, 10)}, now=112.0)))
+    assert "4/10 items, 1 failed · attempt 2 · goal changed 12 s" in told
+    assert "ValueError: no <b>" in told
+    assert "saved $0.25" in told
+    assert "plain" in told
+
+
+def test_items_without_failures_say_nothing_of_failures() -> None:
+    told = text_of(run_html(view(step("a", StepStatus.RUNNING), items={"a": (4, 0, 10)})))
+    assert "4/10 items" in told
+    assert "failed" not in told
+
+
+def test_live_shows_the_end_of_running_text_and_the_static_twin_folds_all() -> None:
+    one = step("a", StepStatus.RUNNING)
+    two = step("b", StepStatus.FAILED, error="x", traceback="line 3 of the cell")
+    texts = {"a": "x" * 700 + "end", "b": "printed by b"}
+    live = run_html(view(one, two, texts=texts))
+    assert "x" * 597 + "end" in live
+    assert "x" * 598 not in live
+    assert "printed by b" not in live
+    assert "<details>" not in live
+    twin = run_html(view(one, two, texts=texts), folded=True)
+    assert "x" * 700 + "end" in twin
+    assert "printed by b" in twin
+    assert "line 3 of the cell" in twin
+
+
+def test_progress_is_readable_by_screen_readers() -> None:
+    html = run_html(view(step("a", StepStatus.COMPLETED), step("b", StepStatus.RUNNING)))
+    assert 'role="progressbar" aria-valuenow="50"' in html
+
+
+@pytest.mark.parametrize("phase", ["running", "paused", "completed", "failed", "cancelled", "refused"])
+def test_each_phase_is_told_by_word(phase: str) -> None:
+    assert phase in text_of(run_html(view(phase=phase)))
+
+
+def test_of_many_steps_those_that_need_a_look_come_first_and_the_rest_is_summed_up() -> None:
+    steps = [step(f"s{n}", StepStatus.COMPLETED, ended_at=float(n)) for n in range(100)]
+    steps[3] = step("s3", StepStatus.FAILED)
+    steps[4] = step("s4", StepStatus.RUNNING)
+    steps[5] = step("s5", StepStatus.PENDING)
+    told = text_of(run_html(view(*steps), most=10))
+    assert "and 90 more: 89 completed, 1 pending" in told
+    assert told.index("s3 ") < told.index("s4 ") < told.index("s99 ")
+    assert "s50 " not in told
+    assert "s50 " in text_of(run_html(view(*steps), most=None))
+
+
+def test_hostile_texts_stay_text() -> None:
+    one = step("a", StepStatus.FAILED, error=HOSTILE, error_type=HOSTILE, reason=HOSTILE, traceback=HOSTILE)
+    shown = RunView(HOSTILE, {"a": one}, "failed", 1.0, HOSTILE, {"a": HOSTILE}, warnings=[HOSTILE])
+    assert_safe(run_html(shown, folded=True))
+    assert_safe(run_html(shown))
+
+
+def test_the_text_twin_has_one_line_a_step() -> None:
+    one = step("a", StepStatus.COMPLETED, seconds=1.0, usage=TokenUsage(10, 5), cost=0.01)
+    two = step("b", StepStatus.FAILED, error_type="E", error="bad")
+    three = step("c", StepStatus.SKIPPED, reason="step 'b' failed")
+    told = run_text(view(one, two, three, phase="failed", note="Go on.", warnings=["Careful."]))
+    assert told.splitlines() == [
+        "reviews: failed (3 of 3 steps, 31 s, 15 tokens, $0.0100)",
+        "  ✓ a: completed, 1.0 s",
+        "  ✗ b: failed, E: bad",
+        "  ⊘ c: skipped, step 'b' failed",
+        "Go on.",
+        "Careful.",
+    ]
+
+
+def test_items_are_counted_by_how_they_ended() -> None:
+    items = {
+        "0": ItemResult("0", 0, StepStatus.COMPLETED),
+        "1": ItemResult("1", 1, StepStatus.FAILED),
+        "2": ItemResult("2", 2, StepStatus.RUNNING),
+    }
+    mapped = step("m", StepStatus.RUNNING, items=items, items_total=5)
+    empty = step("e", StepStatus.RUNNING, items_total=5)
+    plain = step("p", StepStatus.RUNNING)
+    assert items_of({"m": mapped, "e": empty, "p": plain}) == {"m": (2, 1, 5), "e": (0, 0, 5)}
+
+
+@pytest.mark.parametrize(
+    ("success", "cancelled", "status", "phase"),
+    [
+        (True, False, StepStatus.COMPLETED, "completed"),
+        (False, True, StepStatus.CANCELLED, "cancelled"),
+        (False, False, StepStatus.FAILED, "failed"),
+        (False, False, StepStatus.SKIPPED, "failed"),
+    ],
+)
+def test_the_phase_of_a_result(success: bool, cancelled: bool, status: StepStatus, phase: str) -> None:
+    result = PipelineResult(
+        "reviews", success, 2.0, cancelled=cancelled, steps={"a": step("a", status)}, warnings=["w"]
+    )
+    shown = result_view(result, "note", {"a": "text"})
+    assert (shown.phase, shown.seconds, shown.note) == (phase, 2.0, "note")
+    assert list(shown.warnings) == ["w"]
