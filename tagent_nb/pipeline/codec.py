@@ -70,7 +70,7 @@ def encode(value: Any, *, path: str = "output") -> bytes:
         EncodeError: Something in it cannot be stored; the message has the path to it, as in
             ``output.items[3].fn: a function cannot be stored``.
     """
-    return _seal(value, path)[0]
+    return _seal(value, path)[1]
 
 
 def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
@@ -176,8 +176,9 @@ class StoredValue:
         """
         if self._blob is None and self._refused is None:
             try:
-                self._blob, known = _seal(self._value, "output")
-                self._digest = self._digest or known
+                walk, self._blob, tree = _seal(self._value, "output")
+                if self._digest is None and walk.same:
+                    self._digest = _sha(self._blob if walk.sorted else to_canonical(tree).encode())
             except EncodeError as error:
                 self._refuse(error)
         if self._blob is None:
@@ -232,8 +233,8 @@ def _sha(blob: bytes) -> str:
     return sha256(blob).hexdigest()
 
 
-def _seal(value: Any, path: str) -> tuple[bytes, str | None]:
-    """The encoded bytes; and their digest, where it takes no second walk."""
+def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
+    """The encoded bytes, and the walk and the tree that they come from."""
     walk = Encoder()
     try:
         tree = walk.tree(value)
@@ -248,7 +249,7 @@ def _seal(value: Any, path: str) -> tuple[bytes, str | None]:
             f"it takes {len(blob):,} bytes; at most {MAX_BYTES:,} can be stored. "
             "Write it to a file and return the file's path",
         )
-    return blob, _sha(blob) if walk.same else None
+    return walk, blob, tree
 
 
 def _to_bytes(value: Any, text: str) -> bytes:

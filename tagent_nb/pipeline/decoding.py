@@ -28,11 +28,17 @@ def value_of(tree: Any, schemas: Schemas) -> Any:
     Raises:
         CorruptRecordError: A node is malformed.
     """
+    # Loops, where comprehensions would read better: those take a stack frame more for each level.
     if isinstance(tree, list):
-        return [value_of(one, schemas) for one in tree]
+        items = []
+        for one in tree:
+            items.append(value_of(one, schemas))
+        return items
     if isinstance(tree, dict):
-        plain = {key: value_of(one, schemas) for key, one in tree.items()}
-        return resolve(plain, schemas) if TAG in plain else plain
+        fields = {}
+        for key, one in tree.items():
+            fields[key] = value_of(one, schemas)
+        return resolve(fields, schemas) if TAG in fields else fields
     return tree
 
 

@@ -90,11 +90,13 @@ class Encoder:
 
     Attributes:
         same: Whether the tree is the same with ``identity`` as without.
+        sorted: Whether its dicts have their keys in order already.
     """
 
     def __init__(self, *, identity: bool = False, careful: bool = False) -> None:
         self.identity = identity
         self.same = True
+        self.sorted = True
         self._careful = careful
         self._parts = 0
 
@@ -121,7 +123,12 @@ class Encoder:
 
     # -- containers ---------------------------------------------------------------------------
 
-    def _enter(self, depth: int, parts: int) -> None:
+    def enter(self, depth: int, parts: int) -> None:
+        """Count one container, its depth and its parts.
+
+        Raises:
+            RefusedError: It is too much.
+        """
         if depth >= MAX_DEPTH:
             raise RefusedError(f"more than {MAX_DEPTH} containers inside each other cannot be stored")
         self._parts += parts
@@ -132,7 +139,7 @@ class Encoder:
             )
 
     def _list(self, value: list[Any], depth: int) -> list[Any]:
-        self._enter(depth, len(value))
+        self.enter(depth, len(value))
         if not self._careful and _is_plain(value):
             return value
         return self.items(value, depth)
@@ -148,11 +155,11 @@ class Encoder:
         return found
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Node:
-        self._enter(depth, len(value))
+        self.enter(depth, len(value))
         if TAG in value or not all(type(key) is str for key in value):
             return self._pairs(value, depth)
         if len(value) > 1:
-            self.same = self.same and self.identity
+            self.sorted = False
         return self.fields(value, depth)
 
     def fields(self, value: Mapping[str, Any], depth: int, holder: object = None) -> Node:
@@ -182,13 +189,14 @@ class Encoder:
         return {TAG: "dict", "v": pairs}
 
     def _set(self, value: set[Any] | frozenset[Any], tag: str, depth: int) -> Node:
-        self._enter(depth, len(value))
+        self.enter(depth, len(value))
         # A set has no order of its own: sorted, equal sets become equal bytes.
         return {TAG: tag, "v": sorted(self.items(value, depth), key=to_canonical)}
 
     # -- everything else ----------------------------------------------------------------------
 
     def _special(self, value: Any, kind: type, depth: int) -> Any:
+        self.sorted = False
         if isinstance(value, Enum):
             return {TAG: "enum", "name": kind.__name__, "v": self.tree(value.value, depth + 1)}
         room = kind.__module__.partition(".")[0]
@@ -197,7 +205,7 @@ class Encoder:
 
             return to_node(value, self, depth)
         if kind is tuple:
-            self._enter(depth, len(value))
+            self.enter(depth, len(value))
             return {TAG: "tuple", "v": self.items(value, depth)}
         if isinstance(value, set | frozenset):
             return self._set(value, "set" if isinstance(value, set) else "frozenset", depth)
@@ -211,7 +219,7 @@ class Encoder:
         return self._subclass(value, kind, depth)
 
     def _model(self, value: Any, kind: Any, depth: int) -> Node:
-        self._enter(depth, len(value.__dict__))
+        self.enter(depth, len(value.__dict__))
         fields = {name: value.__dict__[name] for name in kind.model_fields if name in value.__dict__}
         fields.update(value.__pydantic_extra__ or {})
         node = {TAG: "model", "name": kind.__name__, "v": self._model_fields(value, fields, depth)}
@@ -237,7 +245,7 @@ class Encoder:
 
     def _dataclass(self, value: Any, kind: type, depth: int) -> Node:
         names = [field.name for field in dataclasses.fields(kind)]
-        self._enter(depth, len(names))
+        self.enter(depth, len(names))
         fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
         return {TAG: "data", "name": kind.__name__, "v": self.fields(fields, depth, value)}
 
@@ -250,7 +258,7 @@ class Encoder:
         for base, convert in _BASES:
             if isinstance(value, base):
                 return self.tree(convert(value), depth)
-        raise RefusedError(_why_not(value, kind), unknown_type=not _is_known_refusal(value))
+        raise refusal(value)
 
 
 _BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
@@ -272,7 +280,7 @@ def _is_plain(value: list[Any]) -> bool:
         return False
     if float in kinds and not all(map(isfinite, value)):
         return False
-    return min(value) > -_BIG and max(value) < _BIG
+    return bool(min(value) > -_BIG and max(value) < _BIG)
 
 
 def _check_int(value: int) -> int:
@@ -299,7 +307,7 @@ def _check_text(value: str) -> str:
 def is_model(kind: object) -> bool:
     """Whether this is a pydantic model class; without pydantic loaded there are none."""
     pydantic = sys.modules.get("pydantic")
-    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+    return isinstance(kind, type) and pydantic is not None and bool(issubclass(kind, pydantic.BaseModel))
 
 
 def _as_json(model: Any, name: str, refused: RefusedError) -> Any:
@@ -309,11 +317,7 @@ def _as_json(model: Any, name: str, refused: RefusedError) -> Any:
         raise refused from None
 
 
-def _is_known_refusal(value: object) -> bool:
-    return _noun(value) is not None
-
-
-def _noun(value: object) -> str | None:
+def _known_refusal(value: object) -> str | None:
     if hasattr(value, "get_secret_value"):
         return "a secret cannot be stored. Read it where it is used, and leave it out of the value"
     if inspect.isroutine(value) or isinstance(value, functools.partial):
@@ -331,8 +335,14 @@ def _noun(value: object) -> str | None:
     return None
 
 
-def _why_not(value: object, kind: type) -> str:
-    return _noun(value) or (
+def refusal(value: object) -> RefusedError:
+    """Says what a value is that cannot be stored, and what to return in its place."""
+    known = _known_refusal(value)
+    if known is not None:
+        return RefusedError(known)
+    kind = type(value)
+    return RefusedError(
         f"an object of class {kind.__module__}.{kind.__qualname__} cannot be stored. "
-        "Return plain data, a dataclass, a pydantic model or a DataFrame"
+        "Return plain data, a dataclass, a pydantic model or a DataFrame",
+        unknown_type=True,
     )
