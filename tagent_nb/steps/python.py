@@ -1,0 +1,210 @@
+"""Python steps: a body gets its inputs, runs, and can be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache, partial
+from types import CodeType
+from typing import Any
+
+from tagent_nb.errors import StepError
+from tagent_nb.pipeline.body import CELL_FUNCTION, PythonBody
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.capture import Lines, captured
+from tagent_nb.steps.traceback import show_source
+from tagent_nb.steps.worker import Worker
+
+POLITE_SECONDS = 0.25
+"""How long a body that has the context may take to notice ``context.stop`` by itself."""
+
+
+class PythonRunner:
+    """Runs the bodies of Python steps.
+
+    An async body is awaited where the run lives. A sync body gets a daemon thread of its own with a
+    copy of the context variables. What a body prints goes to ``context.write``.
+
+    **Stopping.** When the task that awaits :meth:`run` is cancelled, by a timeout or by Stop,
+    ``context.stop`` is set. A body with ``context`` then has 0.25 s to end by itself; after that an
+    exception is thrown into the thread, which ends the body at its next Python instruction.
+    A body that is inside a call that never returns to Python (a long query, ``time.sleep``) cannot
+    be stopped in this way: after ``grace`` seconds it is left alone, which is reported as progress of
+    kind ``"left_running"``. It ends when that call returns; its late value and prints are dropped.
+
+    Args:
+        grace: Seconds to wait for a stopped body to end.
+    """
+
+    version = "1"
+
+    def __init__(self, *, grace: float = 1.0) -> None:
+        self.grace = grace
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        """Return what the body returns, as it is.
+
+        Raises:
+            StepError: An input is missing, the body ended the program or cancelled itself, or it
+                assigns a notebook variable that it also reads.
+            Exception: What the body raises.
+        """
+        function = _bind(step, context)
+        target = function.func
+        lines = Lines(context.write)
+        try:
+            if inspect.iscoroutinefunction(target):
+                with captured(lines):
+                    return await function()
+            value = await self._in_thread(step, context, function, lines)
+            if inspect.isawaitable(value):
+                with captured(lines):
+                    return await value
+            return value
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                context.stop.set()
+                raise
+            raise StepError(
+                f"Step {step.name!r} awaited something that was cancelled. "
+                "Catch asyncio.CancelledError in the step if that is expected."
+            ) from error
+        except UnboundLocalError as error:
+            remedy = _remedy(step, error)
+            if remedy is None:
+                raise
+            raise StepError(remedy) from error
+        except Exception:
+            raise
+        except BaseException as error:
+            raise StepError(
+                f"Step {step.name!r} raised {type(error).__name__}, which would end the program "
+                "(sys.exit or exit?). Return a value, or raise an ordinary error."
+            ) from error
+
+    async def _in_thread(
+        self, step: PipelineStep, context: StepContext, call: Callable[[], Any], lines: Lines
+    ) -> Any:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        worker = Worker(step.name, call, lines, partial(_wake, loop, ended))
+        worker.start()
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            context.stop.set()
+            try:
+                await self._stop(step, context, worker, ended)
+            finally:
+                lines.close()
+            raise
+        return worker.result()
+
+    async def _stop(
+        self, step: PipelineStep, context: StepContext, worker: Worker, ended: asyncio.Future[None]
+    ) -> None:
+        try:
+            if step.body is not None and step.body.wants_context:
+                await asyncio.wait({ended}, timeout=min(POLITE_SECONDS, self.grace))
+        finally:
+            worker.interrupt()
+        await asyncio.wait({ended}, timeout=self.grace)
+        if not ended.done():
+            context.progress(
+                "left_running",
+                thread=worker.name,
+                message=f"Step {step.name!r} did not end when it was stopped: it is inside a call that "
+                "cannot be interrupted. It was left to end by itself; its value will be dropped.",
+            )
+
+
+def _wake(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+    # The loop is closed when a program ends before a body that was left running: nobody waits then.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set_result, None)
+
+
+# -- inputs -----------------------------------------------------------------------------------
+
+
+def _bind(step: PipelineStep, context: StepContext) -> partial[Any]:
+    """The body's function with its arguments."""
+    body = step.body
+    if body is None:
+        raise StepError(f"Step {step.name!r} has no Python body. Only Python steps are run as Python.")
+    extras = _provided(step, context)
+    if body.kind == "cell":
+        read = body.names & context.inputs.keys()
+        given = {name: context.inputs[name] for name in sorted(read)}
+        given.update({name: extras[name] for name in sorted(body.provided) if name in extras})
+        return partial(_made(body, tuple(given), context.namespace)[CELL_FUNCTION], **given)
+    function = body.function or _made(body, (), context.namespace)[body.name]
+    given = {}
+    for name in body.params:
+        if name in context.inputs:
+            given[name] = context.inputs[name]
+        elif name not in body.optional:
+            raise StepError(
+                f"Step {step.name!r} reads {name!r}, which has no value in this run. "
+                f"Add a step {name!r}, or give the parameter a default."
+            )
+    for name in sorted(body.provided):
+        if name in extras:
+            given[name] = extras[name]
+        elif inspect.signature(function).parameters[name].default is inspect.Parameter.empty:
+            raise StepError(
+                f"Step {step.name!r} asks for 'item', but it is not mapped. Set map_over, "
+                "or name the step that it reads."
+            )
+    return partial(function, **given)
+
+
+def _provided(step: PipelineStep, context: StepContext) -> dict[str, Any]:
+    """Values of the names that every body may ask for; ``item`` in a mapped step only."""
+    extras = {
+        "context": context,
+        "shared": context.shared,
+        "facts": context.facts,
+        "memories": context.memories,
+    }
+    source = (step.map_over or "").partition(".")[0]
+    if source in context.inputs:
+        extras["item"] = context.inputs[source]
+    return extras
+
+
+def _made(body: PythonBody, inputs: tuple[str, ...], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The names after the body's definition ran. A copy: what a step assigns never reaches the notebook."""
+    names = {"__name__": "__main__", **namespace}
+    show_source(body.filename, body.source)
+    exec(_compiled(body, inputs), names)
+    return names
+
+
+@lru_cache(maxsize=256)
+def _compiled(body: PythonBody, inputs: tuple[str, ...]) -> CodeType:
+    return body.compile(inputs)
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def _remedy(step: PipelineStep, error: UnboundLocalError) -> str | None:
+    """What to do when a cell assigns a name that it reads from outside; ``None`` for other cases."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    found = re.search(r"'([^']+)'", str(error))
+    if trace is None or found is None or trace.tb_frame.f_code.co_name != CELL_FUNCTION:
+        return None
+    name = found[1]
+    return (
+        f"Step {step.name!r}, line {trace.tb_lineno}: {name!r} is read before it has a value. The cell "
+        f"assigns {name!r}, so for Python it is a name of the step's own and not the notebook's variable. "
+        f"Write the result to another name, such as 'new_{name} = ...'."
+    )

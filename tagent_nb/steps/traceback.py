@@ -1,0 +1,56 @@
+"""Tracebacks that show a user's own lines, without ours, the libraries' and without secrets."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sysconfig
+from pathlib import Path
+from traceback import StackSummary, TracebackException
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_FOREIGN = tuple(
+    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+_SHORTEST_SECRET = 8
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of ``error`` and its causes, with the frames of the user's own code only.
+
+    Frames of this package, the standard library and installed packages are left out. Values of
+    environment variables that hold secrets are replaced by ``***``.
+    """
+    summary = TracebackException.from_exception(error, compact=True)
+    _shorten(summary)
+    return redact("".join(summary.format()).rstrip())
+
+
+def redact(text: str) -> str:
+    """``text`` with the values of secret environment variables (``..._API_KEY``, ``..._TOKEN``,
+    ``..._SECRET``, ``..._PASSWORD``) replaced by ``***``."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and name.upper().endswith(_SECRET_NAMES):
+            text = text.replace(value, "***")
+    return text
+
+
+def show_source(filename: str, source: str) -> None:
+    """Let tracebacks show the lines of code that was compiled under ``filename``."""
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+
+
+def _shorten(summary: TracebackException) -> None:
+    frames = [frame for frame in summary.stack if _is_users(frame.filename)]
+    summary.stack = StackSummary.from_list(frames)
+    parts = [summary.__cause__, summary.__context__, *(getattr(summary, "exceptions", None) or ())]
+    for part in parts:
+        if part is not None:
+            _shorten(part)
+
+
+def _is_users(filename: str) -> bool:
+    if filename.startswith("<step "):
+        return True
+    return not filename.startswith((_PACKAGE, "<frozen ", *_FOREIGN))

@@ -1,0 +1,135 @@
+"""A thread for one body, from outside of which the body can be ended."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from tagent_nb.steps.capture import Lines, captured
+
+TAKE_BACK_SECONDS = 0.25
+"""How long a body may take to notice an exception that cannot stay on its way."""
+
+
+class Interrupted(BaseException):
+    """Thrown into a body's thread to end it. Not an Exception, so that ``except Exception`` lets it pass."""
+
+
+class Worker:
+    """One body in one daemon thread.
+
+    ``interrupt`` throws only while the thread is inside the body, and at most once. The thread
+    leaves the body under the same lock and then waits for what was thrown and may not have arrived
+    yet, so that it never arrives later. Should it arrive on the way there, leaving is done again.
+    """
+
+    def __init__(self, step: str, call: Callable[[], Any], lines: Lines, ended: Callable[[], None]) -> None:
+        self.name = f"tagent-step-{step}"
+        self._call = call
+        self._lines = lines
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._inside = False
+        self._thrown = False
+        self._left: SimpleQueue[None] = SimpleQueue()
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._main,), name=self.name, daemon=True
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def result(self) -> Any:
+        """What the body returned; raises what it raised."""
+        if self._error is None:
+            return self._value
+        try:
+            raise self._error
+        finally:
+            # The error knows its frames, and they know us: without this it would stay until a collection.
+            self._error = None
+
+    def interrupt(self) -> None:
+        """Throw :class:`Interrupted` into the body, if the thread is inside it."""
+        thread, own = ctypes.c_ulong(self._thread.ident or 0), ctypes.c_ulong(threading.get_ident())
+        error = ctypes.py_object(Interrupted)
+        take_back = _must_take_back()
+        with self._lock:
+            if self._thrown:
+                return
+            self._thrown = True
+            if not self._inside:
+                return
+            _set_exception(thread, error)
+        if not take_back:
+            return
+        # See _must_take_back: no Python function may be entered until the signal is cleared.
+        try:
+            self._left.get(timeout=TAKE_BACK_SECONDS)
+        except Empty:
+            _set_exception(thread, None)
+            # Only an exception that arrives clears the signal, so this thread throws one at itself.
+            try:
+                while True:
+                    _set_exception(own, error)
+            except Interrupted:
+                pass
+
+    def _main(self) -> None:
+        try:
+            with captured(self._lines):
+                self._guarded()
+        finally:
+            self._ended()
+
+    def _guarded(self) -> None:
+        try:
+            try:
+                self._enter()
+                self._value = self._call()
+            finally:
+                self._leave()
+        except BaseException as error:
+            self._leave()
+            self._error = error
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._thrown:
+                raise Interrupted
+            self._inside = True
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside = False
+        if not self._thrown:
+            return
+        # Whether the exception has arrived cannot be asked, for the body may have swallowed it. Throwing it
+        # anew replaces one that is on its way, so that the last one arrives here.
+        try:
+            while True:
+                _set_exception(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Interrupted))
+        except Interrupted:
+            self._left.put(None)
+
+
+_set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+"""``(thread, error)``: raise ``error`` in a thread at its next instruction; ``None`` takes it back."""
+
+
+def _must_take_back() -> bool:
+    """Whether an exception that does not arrive at once must be taken back.
+
+    CPython 3.11 has one signal for the exceptions of all threads, and under a debugger or a coverage
+    tool each function call of each thread waits until it is cleared. While the thread to interrupt
+    is inside a long C call, the whole program would stand still.
+    """
+    traced = sys.gettrace() is not None or threading.gettrace() is not None
+    return traced and sys.version_info < (3, 12)

@@ -1,0 +1,137 @@
+"""Captured prints: text of a body goes to the body, all other text where it always went."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+
+import pytest
+
+from tagent_nb.steps.capture import MAX_PIECE, Lines, captured
+
+
+@pytest.fixture
+def pieces() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def lines(pieces: list[str]) -> Lines:
+    return Lines(pieces.append)
+
+
+def test_whole_lines_are_passed_on_together(lines: Lines, pieces: list[str]) -> None:
+    assert lines.write("a") == 1
+    lines.write("b\nc")
+    lines.write("\r")
+    lines.flush()
+    lines.flush()
+    assert pieces == ["ab\nc", "\r"]
+
+
+def test_long_text_without_a_line_end_is_passed_on(lines: Lines, pieces: list[str]) -> None:
+    lines.write("x" * MAX_PIECE)
+    assert pieces == []
+    lines.write("x")
+    assert pieces == ["x" * (MAX_PIECE + 1)]
+
+
+def test_nothing_comes_after_close(lines: Lines, pieces: list[str]) -> None:
+    lines.write("kept")
+    lines.close()
+    lines.write("late\n")
+    lines.flush()
+    assert pieces == []
+
+
+def test_all_ways_of_writing_are_captured(
+    lines: Lines, pieces: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with captured(lines):
+        sys.stdout.writelines(["a", "b"])
+        sys.stdout.flush()
+        print("c", flush=True)
+    assert pieces == ["ab", "c\n"]
+    assert capsys.readouterr().out == ""
+
+
+def test_other_threads_write_where_they_always_did(
+    lines: Lines, pieces: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with captured(lines):
+        other = threading.Thread(target=lambda: print("other", flush=True))
+        other.start()
+        other.join(10)
+    assert pieces == []
+    assert capsys.readouterr().out == "other\n"
+
+
+def test_everything_else_is_the_streams_own(lines: Lines) -> None:
+    """Attributes and methods that ipykernel or others use are those of the real stream."""
+
+    class KernelStream(io.StringIO):
+        parent = None
+
+        def set_parent(self, parent: str) -> None:
+            self.parent = parent
+
+    stream = KernelStream()
+    with contextlib.redirect_stdout(stream), captured(lines):
+        assert sys.stdout is not stream
+        sys.stdout.set_parent("cell 3")  # type: ignore[attr-defined]
+        assert sys.stdout.isatty() is False
+        with pytest.raises(AttributeError):
+            _ = sys.stdout.nothing  # type: ignore[attr-defined]
+    assert stream.parent == "cell 3"
+
+
+def test_nested_captures_give_way_to_the_inner_one(lines: Lines, pieces: list[str]) -> None:
+    before, inner = sys.stdout, list[str]()
+    with captured(lines):
+        outer_stream = sys.stdout
+        with captured(Lines(inner.append)):
+            assert sys.stdout is outer_stream
+            print("inner")
+        print("outer")
+    assert (pieces, inner) == (["outer\n"], ["inner\n"])
+    assert sys.stdout is before
+
+
+def test_a_stream_that_somebody_else_put_in_place_stays(lines: Lines, pieces: list[str]) -> None:
+    """As with ``%%capture`` begun before the body ends, and ended after it: both find what they left."""
+    before = sys.stdout
+    other = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        with captured(lines):
+            stack.enter_context(contextlib.redirect_stdout(other))
+            print("theirs")
+        assert sys.stdout is other
+    stand_in = sys.stdout
+    assert stand_in is not before
+    with captured(lines):
+        assert sys.stdout is stand_in
+        print("ours")
+    assert sys.stdout is before
+    assert (other.getvalue(), pieces) == ("theirs\n", ["ours\n"])
+
+
+def test_a_program_without_stdout_stays_without(
+    lines: Lines, pieces: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with captured(lines):
+        print("nowhere")
+    assert sys.stdout is None
+    assert pieces == []
+
+
+def test_an_error_inside_is_passed_on_after_the_last_text(lines: Lines, pieces: list[str]) -> None:
+    def fail() -> None:
+        print("last", end="")
+        raise ValueError
+
+    with pytest.raises(ValueError), captured(lines):  # noqa: PT011 - it has no text
+        fail()
+    assert pieces == ["last"]
