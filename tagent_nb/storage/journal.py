@@ -95,8 +95,7 @@ class RunFile:
                     raise BlockingIOError
                 self._open_lease()
             with locked(self._lease, self.lease_path, wait=wait):
-                # Whoever deletes a run sets the token first, so a journal that is open fails by its token.
-                if self._journal >= 0 or os.fstat(self._lease).st_nlink:
+                if os.fstat(self._lease).st_nlink:
                     yield
                     return
             self._close()
@@ -228,15 +227,15 @@ class RunFile:
 
     def remove(self) -> None:
         """Delete journal and lease; writers that have them open find that their token is no longer good."""
-        with self._mutex, self._locked(wait=True):
-            token, _ = self._stored_lease()
-            self._write_lease(token + 1, b"")
-            try:
-                self.path.unlink(missing_ok=True)
-                self.lease_path.unlink(missing_ok=True)
-            except OSError as error:
-                raise trouble(error, "delete", self.path) from error
-            self._drop_journal()
+        with self._mutex:
+            with self._locked(wait=True):
+                token, _ = self._stored_lease()
+                self._write_lease(token + 1, b"")
+                try:
+                    self.path.unlink(missing_ok=True)
+                    self.lease_path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise trouble(error, "delete", self.path) from error
             self._close()
 
     def close(self, *, wait: bool = True) -> bool:

@@ -61,6 +61,7 @@ class MemoryStorageBackend(StorageBackend):
 
     async def memories(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
         """The saved memories themselves. See :meth:`StorageBackend.memories`."""
+        safe_id(pipeline_id, "pipeline id")
         known = self._known.get(pipeline_id)
         return dict(known.memories) if known is not None else {}
 

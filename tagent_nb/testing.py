@@ -1,0 +1,465 @@
+"""What a storage backend must do, as tests that your own backend can run.
+
+Subclass :class:`StorageContract` and give it a fixture named ``storage``::
+
+    class TestMyStorage(StorageContract):
+        @pytest.fixture
+        def storage(self, tmp_path):
+            return MyStorage(tmp_path)
+
+        def another(self, storage):
+            return MyStorage(storage.path)
+
+Needs pytest and pytest-asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tagent_nb.errors import DefinitionError, EncodeError, LeaseLostError, NotStoredError, StorageError
+from tagent_nb.events import (
+    Event,
+    FactLearned,
+    MemorySaved,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+    RunUnpaused,
+    StepCached,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepStreamed,
+    TokenUsage,
+    Warned,
+)
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.event_codec import event_to_dict
+from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.leases import Holder
+
+__all__ = ["StorageContract", "plain", "sample_run"]
+
+UNSAFE_IDS: tuple[Any, ...] = (
+    "../../x", "/etc/passwd", "a/b", "a\\b", "a\0b", ".", "..", "", " ", "x" * 65, "é" * 200, "nul.json",
+    "a:b", "a ", "a.", "a\u202eb", "\uff41", "e\u0301", "~", "%2e%2e", "*", "a\nb", "\ud800",
+    "a'; DROP TABLE runs; --", "[a-z]", "{a}", 7, None, b"a",
+)  # fmt: skip
+"""Ids that never reach a path, a query or a key."""
+
+SIMILAR_IDS = ("a", "A", "aa", "aA", "-rf", "CON", "con", "nul", "__proto__", "_", "-", "x" * 64, "X" * 64)
+"""Ids that are allowed and must stay apart, also where file names know no case."""
+
+DEAD_PID = 2**22 + 1
+"""A process id above what Linux and macOS give out."""
+
+
+def sample_run(run_id: str = "run", pipeline: str = "sample", at: float = 1000.0) -> list[Event]:
+    """Events of a run that finished: one of each kind that storage keeps."""
+    run: dict[str, Any] = {"run_id": run_id}
+    step: dict[str, Any] = {"run_id": run_id, "at": at + 1}
+    value = {
+        "rows": [1, 2.5, "three", None, True],
+        "when": datetime(2026, 1, 2, tzinfo=UTC),
+        "price": Decimal("1.10"),
+    }
+    usage = TokenUsage(10, 20, requests=1)
+    steps = ("a", "b", "c", "d")
+    definition = {"name": pipeline}
+    done: dict[str, Any] = {"key": "k", "components": {"goal": "g"}, "metadata": {"model": "test"}}
+    return [
+        RunStarted(**run, at=at, pipeline=pipeline, steps=steps, definition=definition, host="me", pid=1),
+        StepProgress(**step, step="a", kind="tool", detail={"name": "search"}),
+        StepRetried(**step, step="a", attempt=1, error_type="ValueError", message="no", delay=0.5, cost=0.25),
+        FactLearned(**step, step="a", key="fact", value=[1, 2]),
+        MemorySaved(**step, step="a", item="0", key="memory", value={"x": 1}),
+        StepFinished(**step, **done, step="a", output=StoredValue.of(value), attempt=2, cost=0.5),
+        StepCached(**step, **done, step="b", output=StoredValue.of(""), saved_usage=usage, saved_cost=None),
+        StepFailed(**step, step="c", error_type="KeyError", message="'x'", traceback="line 1", cost=None),
+        StepSkipped(**step, step="d", reason="c failed", cause="c"),
+        StepCancelled(**step, step="d", item="1"),
+        Warned(**step, message="careful", step="a"),
+        RunPaused(**step),
+        RunUnpaused(**step),
+        RunContinued(**run, at=at + 2, steps=steps, kept=("a", "b"), host="there", pid=2),
+        StepFinished(**step, step="c", output=StoredValue.of(None)),
+        StepFinished(**step, step="d", output=StoredValue.of(b"bytes")),
+        RunFinished(**run, at=at + 3, success=True, seconds=3.0),
+    ]  # fmt: skip
+
+
+def plain(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Events in a form in which two equal ones compare equal."""
+    return [event_to_dict(event) for event in events]
+
+
+def holder(pid: int = DEAD_PID, **changes: Any) -> bytes:
+    """The stored form of a lease's holder: this machine's process ``pid``, with a fresh heartbeat."""
+    here = Holder.here(datetime.now(UTC).timestamp(), 30.0)
+    values = {
+        "host": here.host,
+        "pid": pid,
+        "machine": here.machine,
+        "started": here.started,
+        "beat": here.beat,
+    }
+    return Holder(**{**values, "ttl": 30.0, **changes}).to_bytes()
+
+
+@pytest.mark.asyncio
+class StorageContract:
+    """The promises of every storage backend, one test each."""
+
+    @pytest.fixture
+    def storage(self) -> StorageBackend:
+        """The backend under test, empty."""
+        raise pytest.UsageError(f"{type(self).__name__} needs a fixture named 'storage'.")
+
+    def another(self, storage: StorageBackend) -> StorageBackend:
+        """The same store as another process would open it; the same object if only one process can."""
+        return storage
+
+    # -- documents --------------------------------------------------------------------------
+
+    async def test_what_was_saved_last_is_loaded(self, storage: StorageBackend) -> None:
+        """Values of every storable kind come back equal; saving replaces."""
+        data = {
+            "n": 1,
+            "t": (1, 2),
+            "b": b"\x00\xff",
+            "d": datetime(2026, 1, 2, tzinfo=UTC),
+            "text": "zwölf \n ☃",
+        }
+        await storage.save("p", {"old": True})
+        await storage.save("p", data)
+        assert await self.another(storage).load("p") == data
+
+    async def test_an_unstorable_value_names_its_path_and_changes_nothing(
+        self, storage: StorageBackend
+    ) -> None:
+        """A function cannot be saved, and what was saved before is still there."""
+        await storage.save("p", {"good": 1})
+        with pytest.raises(EncodeError, match="fn"):
+            await storage.save("p", {"list": [{"fn": len}]})
+        assert await storage.load("p") == {"good": 1}
+
+    async def test_absent_is_not_empty(self, storage: StorageBackend) -> None:
+        """What was never stored is an error that says so, not an empty result."""
+        with pytest.raises(NotStoredError, match="'p'"):
+            await storage.load("p")
+        with pytest.raises(NotStoredError, match="'r'"):
+            await storage.read_run("p", "r")
+        with pytest.raises(NotStoredError, match="'r'"):
+            await storage.delete_run("p", "r")
+        with pytest.raises(NotStoredError, match="'p'"):
+            await storage.delete("p")
+        assert await storage.runs("p") == []
+        assert await storage.memories("p") == {}
+        assert await storage.list_pipelines() == []
+
+    async def test_memories_are_kept_apart_from_what_was_saved(self, storage: StorageBackend) -> None:
+        """Memories survive, are replaced as a whole, and do not mix with ``save``."""
+        await storage.save_memories("p", {"a": 1, "b": [2]})
+        await storage.save("p", {"c": 3})
+        await storage.save_memories("p", {"b": [2, 3]})
+        assert await self.another(storage).memories("p") == {"b": [2, 3]}
+        assert await self.another(storage).load("p") == {"c": 3}
+
+    # -- names ------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("bad", UNSAFE_IDS, ids=lambda bad: ascii(bad)[:20])
+    async def test_unsafe_ids_are_refused(self, storage: StorageBackend, bad: Any) -> None:
+        """No method lets such an id through, and nothing is stored under it."""
+        event = Warned(run_id="r", message="x")
+        calls = [
+            storage.save(bad, {}), storage.load(bad), storage.delete(bad), storage.memories(bad),
+            storage.save_memories(bad, {}), storage.runs(bad), storage.append(bad, "r", [event]),
+            storage.append("p", bad, [event]), storage.read_run(bad, "r"), storage.read_run("p", bad),
+            storage.delete_run(bad, "r"), storage.delete_run("p", bad), storage.acquire(bad, "r"),
+            storage.acquire("p", bad),
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(DefinitionError, match="not allowed"):
+                await call
+        assert await storage.list_pipelines() == []
+
+    async def test_similar_ids_stay_apart(self, storage: StorageBackend) -> None:
+        """Ids that differ only in case, or look like devices or options, are different pipelines and runs."""
+        for name in SIMILAR_IDS:
+            await storage.save(name, {"name": name})
+            await storage.append("p", name, [Warned(run_id=name, message=name)])
+        again = self.another(storage)
+        assert await again.list_pipelines() == sorted([*SIMILAR_IDS, "p"])
+        assert sorted(info.run_id for info in await again.runs("p")) == sorted(SIMILAR_IDS)
+        for name in SIMILAR_IDS:
+            assert await again.load(name) == {"name": name}
+            assert plain(await again.read_run("p", name))[0]["message"] == name
+
+    # -- runs -------------------------------------------------------------------------------
+
+    async def test_events_come_back_in_order(self, storage: StorageBackend) -> None:
+        """Every kind of event that storage keeps comes back equal, in the order of recording."""
+        events = sample_run()
+        await storage.append("p", "run", events[:3])
+        for event in events[3:]:
+            await storage.append("p", "run", [event])
+        found = await self.another(storage).read_run("p", "run")
+        assert plain(found) == plain(events)
+        outputs = [event.output.value for event in found if isinstance(event, StepFinished | StepCached)]
+        assert outputs == [
+            event.output.value for event in events if isinstance(event, StepFinished | StepCached)
+        ]
+
+    async def test_passing_events_are_not_kept(self, storage: StorageBackend) -> None:
+        """Streamed text and starts are for the living; a run is not made of them."""
+        passing = [StepStarted(run_id="r", step="a"), StepStreamed(run_id="r", step="a", text="x")]
+        await storage.append("p", "r", passing)
+        await storage.append("p", "r", [])
+        assert await storage.runs("p") == []
+        assert await storage.list_pipelines() == []
+        kept = Warned(run_id="r", message="kept")
+        await storage.append("p", "r", [passing[0], kept, passing[1]])
+        assert plain(await storage.read_run("p", "r")) == plain([kept])
+
+    async def test_a_value_that_cannot_be_stored_does_not_stop_the_run(self, storage: StorageBackend) -> None:
+        """An output such as a lambda is recorded as a problem; a durable backend gives ``None`` back."""
+        await storage.append("p", "r", [StepFinished(run_id="r", step="a", output=StoredValue.of(len))])
+        (event,) = await self.another(storage).read_run("p", "r")
+        assert isinstance(event, StepFinished)
+        assert not event.output.storable
+        if storage.durable:
+            assert event.output.value is None
+
+    async def test_a_batch_is_recorded_whole_or_not_at_all(self, storage: StorageBackend) -> None:
+        """If one event of a batch cannot be stored, none of the batch is; in memory, everything can be."""
+        first, last = (Warned(run_id="r", message=text) for text in ("first", "last"))
+        batch = [first, MemorySaved(run_id="r", step="a", key="k", value=len)]
+        await storage.append("p", "r", [first])
+        if storage.durable:
+            with pytest.raises(EncodeError):
+                await storage.append("p", "r", batch)
+            batch = []
+        await storage.append("p", "r", [*batch, last])
+        found = await self.another(storage).read_run("p", "r")
+        assert [type(event) for event in found] == [type(event) for event in [first, *batch, last]]
+
+    async def test_the_list_of_runs_tells_how_each_stands(self, storage: StorageBackend) -> None:
+        """Oldest first; status, steps, cost and times as recorded, without a look at any value."""
+        for at, outcome in ((300.0, "failed"), (100.0, "completed"), (200.0, "cancelled")):
+            events = sample_run(outcome, at=at)[:-1]
+            await storage.append("p", outcome, events)
+            ended = RunFinished(
+                run_id=outcome, at=at + 9, success=outcome == "completed", cancelled=outcome == "cancelled"
+            )
+            await storage.append("p", outcome, [ended])
+        await storage.append("p", "stopped", sample_run("stopped", at=400.0)[:9])
+        runs = await self.another(storage).runs("p")
+        assert [(info.run_id, info.status) for info in runs] == [
+            ("completed", "completed"),
+            ("cancelled", "cancelled"),
+            ("failed", "failed"),
+            ("stopped", "interrupted"),
+        ]
+        first, last = runs[0], runs[-1]
+        assert (first.pipeline, first.pipeline_id, first.host, first.pid) == ("sample", "p", "there", 2)
+        assert (first.started_at, first.ended_at) == (100.0, 109.0)
+        assert (first.steps, first.steps_done, first.steps_cached, first.steps_failed) == (4, 4, 1, 0)
+        assert (last.ended_at, last.host, last.steps_done, last.steps_failed) == (None, "me", 2, 1)
+        assert (first.cost, first.unpriced, first.problem) == (0.75, True, None)
+        assert (first.size > 0) is storage.durable
+
+    async def test_a_finished_run_can_be_carried_on(self, storage: StorageBackend) -> None:
+        """After more events the list shows how the run stands now, counted over all of it."""
+        events = sample_run()
+        await storage.append("p", "run", events[:9])
+        await storage.append("p", "run", [RunFinished(run_id="run", at=1002.0, success=False)])
+        again = self.another(storage)
+        lease = await again.acquire("p", "run")
+        await again.append("p", "run", events[13:16], token=lease.token)
+        (info,) = await again.runs("p")
+        assert (info.status, info.steps_done, info.ended_at) == ("running", 4, None)
+        await again.append("p", "run", [events[16]], token=lease.token)
+        await again.release(lease)
+        (info,) = await storage.runs("p")
+        assert (info.status, info.steps_done, info.started_at) == ("completed", 4, 1000.0)
+
+    async def test_tasks_record_at_once(self, storage: StorageBackend) -> None:
+        """Two hundred tasks that record at the same time lose nothing."""
+        lease = await storage.acquire("p", "r")
+        events = [StepFinished(run_id="r", step=f"s{n}", output=StoredValue.of(n)) for n in range(200)]
+        await asyncio.gather(*(storage.append("p", "r", [event], token=lease.token) for event in events))
+        found = await self.another(storage).read_run("p", "r")
+        assert sorted(event.output.value for event in found if isinstance(event, StepFinished)) == list(
+            range(200)
+        )
+
+    async def test_other_threads_and_loops_may_use_it(self, storage: StorageBackend) -> None:
+        """Four threads with a loop of their own record into one store through the same object."""
+        problems: list[BaseException] = []
+
+        async def record(name: str) -> None:
+            lease = await storage.acquire("p", name)
+            for event in sample_run(name):
+                await storage.append("p", name, [event], token=lease.token)
+            await storage.release(lease)
+
+        def work(name: str) -> None:
+            try:
+                asyncio.run(record(name))
+            except BaseException as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=work, args=(f"r{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in threads))
+        assert problems == []
+        for n in range(4):
+            assert plain(await storage.read_run("p", f"r{n}")) == plain(sample_run(f"r{n}"))
+
+    async def test_it_can_be_used_after_close(self, storage: StorageBackend) -> None:
+        """``close`` gives back files and connections; nothing stored is lost by it."""
+        events = sample_run()
+        await storage.append("p", "run", events[:5])
+        await storage.close()
+        await storage.append("p", "run", events[5:])
+        await storage.close()
+        assert plain(await storage.read_run("p", "run")) == plain(events)
+
+    # -- deleting ---------------------------------------------------------------------------
+
+    async def test_deleting_a_run_leaves_the_others(self, storage: StorageBackend) -> None:
+        """One run goes; its id can be used again and starts empty."""
+        for name in ("r1", "r2"):
+            await storage.append("p", name, sample_run(name))
+        await storage.delete_run("p", "r1")
+        assert [info.run_id for info in await self.another(storage).runs("p")] == ["r2"]
+        with pytest.raises(NotStoredError):
+            await storage.read_run("p", "r1")
+        event = Warned(run_id="r1", message="new")
+        await storage.append("p", "r1", [event])
+        assert plain(await storage.read_run("p", "r1")) == plain([event])
+
+    async def test_deleting_a_pipeline_leaves_the_others(self, storage: StorageBackend) -> None:
+        """Runs, memories and saved data go; those of other pipelines stay."""
+        for name in ("p", "q"):
+            await storage.append(name, "r", sample_run("r"))
+            await storage.save(name, {"x": 1})
+            await storage.save_memories(name, {"y": 2})
+        await storage.delete("p")
+        again = self.another(storage)
+        assert await again.list_pipelines() == ["q"]
+        assert await again.runs("p") == []
+        assert await again.memories("p") == {}
+        assert await again.load("q") == {"x": 1}
+        assert plain(await again.read_run("q", "r")) == plain(sample_run("r"))
+
+    async def test_an_active_run_is_not_deleted(self, storage: StorageBackend) -> None:
+        """Neither the run nor its pipeline goes while somebody carries it on."""
+        lease = await storage.acquire("p", "r")
+        await storage.append("p", "r", sample_run("r"), token=lease.token)
+        again = self.another(storage)
+        for call in (again.delete_run("p", "r"), again.delete("p")):
+            with pytest.raises(StorageError, match=str(lease.pid)):
+                await call
+        assert plain(await again.read_run("p", "r")) == plain(sample_run("r"))
+        await storage.release(lease)
+        await again.delete("p")
+        assert await storage.list_pipelines() == []
+
+    # -- leases -----------------------------------------------------------------------------
+
+    async def test_one_at_a_time_carries_a_run_on(self, storage: StorageBackend) -> None:
+        """A second claim is refused with host and process; after the release it is granted."""
+        lease = await storage.acquire("p", "r")
+        again = self.another(storage)
+        with pytest.raises(LeaseLostError, match=f"process {lease.pid} on {lease.host}"):
+            await again.acquire("p", "r")
+        await storage.renew(lease)
+        await storage.acquire("p", "another-run")
+        await storage.release(lease)
+        assert (await again.acquire("p", "r")).token > lease.token
+
+    async def test_of_many_claims_at_once_one_wins(self, storage: StorageBackend) -> None:
+        """Twenty claims of an interrupted run: one lease, nineteen clear errors."""
+        await storage.append("p", "r", sample_run("r")[:5])
+        handles = [self.another(storage) for _ in range(20)]
+        claims = await asyncio.gather(*(one.acquire("p", "r") for one in handles), return_exceptions=True)
+        assert sum(not isinstance(claim, LeaseLostError) for claim in claims) == 1
+        assert all(str(lost).startswith("Run r of") for lost in claims if isinstance(lost, LeaseLostError))
+
+    async def test_a_dead_process_loses_its_claim_at_once(self, storage: StorageBackend) -> None:
+        """A holder of this machine whose process is gone does not keep others waiting."""
+        assert await storage._swap_lease("p", "r", 0, 5, holder(DEAD_PID))
+        await storage.append("p", "r", sample_run("r")[:5])
+        assert [info.status for info in await storage.runs("p")] == ["interrupted"]
+        assert (await storage.acquire("p", "r")).token > 5
+
+    async def test_a_reused_process_id_is_not_the_holder(self, storage: StorageBackend) -> None:
+        """The same pid with another start time is another process."""
+        lease = await storage.acquire("p", "r")
+        await storage.release(lease)
+        assert await storage._swap_lease(
+            "p", "r", lease.token, lease.token, holder(lease.pid, started="long ago")
+        )
+        assert (await storage.acquire("p", "r")).token > lease.token
+
+    async def test_another_machine_keeps_its_claim_until_it_expires(self, storage: StorageBackend) -> None:
+        """Nobody here can see whether a process elsewhere lives; its heartbeat decides."""
+        beat = await storage._now()
+        elsewhere = {"host": "elsewhere", "machine": "another"}
+        assert await storage._swap_lease("p", "r", 0, 1, holder(7, **elsewhere, beat=beat))
+        with pytest.raises(LeaseLostError, match="process 7 on elsewhere"):
+            await storage.acquire("p", "r")
+        assert await storage._swap_lease("p", "r", 1, 1, holder(7, **elsewhere, beat=beat - 31))
+        assert (await storage.acquire("p", "r")).token > 1
+
+    async def test_the_loser_writes_nothing_more(self, storage: StorageBackend) -> None:
+        """Who lost its lease can neither record, nor renew, nor release; the error names the winner."""
+        loser = await storage.acquire("p", "r")
+        await storage.append("p", "r", [Warned(run_id="r", message="before")], token=loser.token)
+        again = self.another(storage)
+        # The loser hangs: its heartbeat is old.
+        assert await again._swap_lease("p", "r", loser.token, loser.token, holder(loser.pid, beat=0.0))
+        winner = await again.acquire("p", "r")
+        await again.append("p", "r", [Warned(run_id="r", message="winner")], token=winner.token)
+        for call in (
+            storage.append("p", "r", [Warned(run_id="r", message="late")], token=loser.token),
+            storage.renew(loser),
+        ):
+            with pytest.raises(LeaseLostError, match=f"process {winner.pid} on {winner.host}"):
+                await call
+        await storage.release(loser)
+        await again.append("p", "r", [Warned(run_id="r", message="still")], token=winner.token)
+        messages = [event["message"] for event in plain(await again.read_run("p", "r"))]
+        assert messages == ["before", "winner", "still"]
+
+    async def test_a_deleted_run_is_not_written_by_its_last_holder(self, storage: StorageBackend) -> None:
+        """After a run was deleted, a token of before is no good, and a new one is higher."""
+        lease = await storage.acquire("p", "r")
+        await storage.append("p", "r", sample_run("r")[:5], token=lease.token)
+        again = self.another(storage)
+        assert await again._swap_lease("p", "r", lease.token, lease.token, holder(DEAD_PID))
+        await again.delete_run("p", "r")
+        with pytest.raises(LeaseLostError):
+            await storage.append("p", "r", sample_run("r"), token=lease.token)
+        assert await again.runs("p") == []
+        assert (await storage.acquire("p", "r")).token > lease.token
+
+    async def test_a_lease_that_cannot_be_read_keeps_nobody_out(self, storage: StorageBackend) -> None:
+        """Garbage in place of a holder counts as nobody, and the token still grows."""
+        assert await storage._swap_lease("p", "r", 0, 5, b"\xff{not json")
+        assert (await storage.acquire("p", "r")).token > 5
