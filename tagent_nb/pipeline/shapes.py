@@ -1,0 +1,178 @@
+"""What kind of thing a value is, for goals and conditions: text, a record, a list or a table.
+
+Classes of pandas, NumPy and pydantic are recognised without importing them: where they are not
+loaded there are no instances of them. Frames are read by their own methods only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import deque
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from tagent_nb.errors import TemplateError
+
+__all__ = [
+    "PLAIN",
+    "cell",
+    "cells",
+    "fields_of",
+    "instance_of",
+    "items_of",
+    "key_text",
+    "unwrap",
+    "with_index",
+]
+
+PLAIN = (str, int, float, bytes, Decimal, datetime, date, time, timedelta, type(None))
+"""Types that goals and conditions see as they are."""
+
+_EXACT = frozenset({bool, *PLAIN})
+
+
+def unwrap(value: Any) -> Any:
+    """The plain value behind an enum, a root model, a path, a NumPy or pandas scalar, a subclass."""
+    if type(value) in _EXACT:
+        return value
+    if isinstance(value, Enum):
+        return unwrap(value.value)
+    if instance_of(value, "numpy", "generic"):
+        # .item() turns a datetime64 in nanoseconds into a bare integer.
+        return str(value) if value.dtype.kind in "mM" else unwrap(value.item())
+    if instance_of(value, "pydantic", "RootModel"):
+        return unwrap(value.root)
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, PurePath | UUID | complex):
+        return str(value)
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    return _pandas_scalar(value)
+
+
+def _pandas_scalar(value: Any) -> Any:
+    for name, convert in (("Timestamp", "to_pydatetime"), ("Timedelta", "to_pytimedelta")):
+        if instance_of(value, "pandas", name):
+            return getattr(value.floor("us"), convert)()
+    for name in ("Period", "Interval"):
+        if instance_of(value, "pandas", name):
+            return str(value)
+    return value
+
+
+def instance_of(value: object, module: str, name: str) -> bool:
+    """Whether ``value`` is of a class that may not be imported here: then there are no instances."""
+    loaded = sys.modules.get(module)
+    kind = getattr(loaded, name, None) if loaded is not None else None
+    return kind is not None and isinstance(value, kind)
+
+
+class _Attributes(Mapping[str, Any]):
+    """Declared fields of a model or dataclass, read when asked for."""
+
+    def __init__(self, owner: Any, names: Iterable[str]) -> None:
+        self._owner = owner
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return getattr(self._owner, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def fields_of(value: Any, path: str) -> Mapping[str, Any] | None:
+    """The fields of a record by name, or ``None`` if the value is none."""
+    if isinstance(value, Mapping):
+        if all(type(key) is str for key in value):
+            return value
+        named = {key_text(key): key for key in value}
+        if len(named) != len(value):
+            raise TemplateError(
+                f"{path!r} has keys that read the same as text ({', '.join(map(repr, value))}). "
+                "Let its step return a dict whose keys differ as text."
+            )
+        return {name: value[key] for name, key in named.items()}
+    if instance_of(value, "pydantic", "BaseModel"):
+        kind = type(value)
+        extra = value.model_extra or ()
+        return _Attributes(value, [*kind.model_fields, *kind.model_computed_fields, *extra])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _Attributes(value, [field.name for field in dataclasses.fields(value)])
+    if (
+        instance_of(value, "pandas", "Series")
+        and value.index.is_unique
+        and value.index.inferred_type == "string"
+    ):
+        return dict(zip(value.index, cells(value), strict=True))
+    return None
+
+
+def key_text(key: Any) -> str:
+    plain = unwrap(key)
+    return plain if isinstance(plain, str) else str(plain)
+
+
+def items_of(value: Any) -> Sequence[Any] | None:
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, deque | KeysView | ValuesView | ItemsView):
+        return list(value)
+    if isinstance(value, Set):
+        # Sorted, since the order of a set differs from one kernel to the next.
+        return sorted(value, key=_sort_key)
+    if isinstance(value, Sequence):
+        return value
+    if instance_of(value, "pandas", "Series"):
+        return cells(value)
+    if any(instance_of(value, *kind) for kind in (("numpy", "ndarray"), ("pandas", "Index"))):
+        listed = value.tolist()
+        return listed if isinstance(listed, list) else [listed]
+    return None
+
+
+def _sort_key(value: Any) -> tuple[str, Any]:
+    return type(value).__name__, value if isinstance(value, int | float) else repr(value)
+
+
+# -- DataFrames -----------------------------------------------------------------------------
+
+
+def cell(value: Any) -> Any:
+    """A cell of a frame: every mark for "missing" becomes ``None``."""
+    plain = unwrap(value)
+    return None if isinstance(plain, float) and plain != plain else plain
+
+
+def cells(column: Any) -> list[Any]:
+    return [cell(one) for one in column.tolist()]
+
+
+def with_index(frame: Any) -> Any:
+    """The frame with an index that says something (a name, or labels) as its first columns."""
+    index = frame.index
+    if not len(frame) or (index.dtype.kind in "iu" and index.name is None):
+        return frame
+    names = [name or ("index" if position == 0 else f"level_{position}")
+             for position, name in enumerate(index.names)]  # fmt: skip
+    if any(name in frame.columns for name in names):
+        return frame
+    return frame.reset_index(names=names)
