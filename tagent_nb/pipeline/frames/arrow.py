@@ -79,7 +79,7 @@ def _numpy_scalar(value: Any, walk: Encoder, depth: int) -> Any:
 def _to_numpy_scalar(node: Node) -> Any:
     import numpy as np
 
-    return np.array([node["v"]], "i8").view(_checked_dtype(node["dtype"], "mM"))[0]
+    return np.array([node["v"]], "i8").astype(_checked_dtype(node["dtype"], "mM"))[0]
 
 
 def _pandas_scalar(value: Any, walk: Encoder, depth: int) -> Node:

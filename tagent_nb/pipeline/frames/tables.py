@@ -1,0 +1,267 @@
+"""Results as DataFrames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb import events
+from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.pipeline.texts import short_text, value_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COUNTS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "requests", "tool_calls")
+
+
+# -- one row a step -----------------------------------------------------------------------------
+
+
+def steps_of(result: PipelineResult) -> dict[str, StepResult]:
+    """The steps of a result; made of its other fields where it was put together by hand."""
+    if result.steps:
+        return result.steps
+    from tagent_nb.events import TokenUsage
+    from tagent_nb.pipeline.codec import StoredValue
+
+    found = {}
+    for name in dict.fromkeys([*result.step_outputs, *result.failed_steps, *result.cost_per_step]):
+        step = found[name] = StepResult(name)
+        if name in result.step_outputs:
+            step.status = StepStatus.COMPLETED
+            step.output = StoredValue.of(result.step_outputs[name])
+        elif name in result.failed_steps:
+            step.status = StepStatus.FAILED
+        step.error = result.error_details.get(name, "")
+        step.usage = result.token_usage.get(name, TokenUsage())
+        step.cost = result.cost_per_step.get(name, 0.0)
+        step.metadata = result.step_metadata.get(name, {})
+    return found
+
+
+def error_line(step: StepResult) -> str:
+    """Type and message of what went wrong, on one line; the reason of a skipped step."""
+    if step.status is StepStatus.SKIPPED:
+        return step.reason
+    if not step.error and not step.error_type:
+        return ""
+    return short_text(f"{step.error_type}: {step.error}" if step.error_type else step.error, 300)
+
+
+def steps_frame(result: PipelineResult) -> pd.DataFrame:
+    """See :meth:`PipelineResult.to_frame`."""
+    import pandas as pd
+
+    steps = list(steps_of(result).values())
+    columns: dict[str, tuple[str, Callable[[StepResult], Any]]] = {
+        "status": ("str", lambda step: step.status.value),
+        "value": ("str", lambda step: value_text(step.output)),
+        "attempts": ("int64", lambda step: step.attempts),
+        "seconds": ("float64", lambda step: step.seconds),
+        "input_tokens": ("int64", lambda step: step.usage.input_tokens),
+        "output_tokens": ("int64", lambda step: step.usage.output_tokens),
+        "cost": ("float64", lambda step: step.cost),
+        "saved_cost": ("float64", lambda step: step.saved_cost),
+        "error": ("str", error_line),
+    }
+    index = pd.Index([step.name for step in steps], name="step", dtype="str")
+    return pd.DataFrame(
+        {
+            name: pd.Series([read(step) for step in steps], index=index, dtype=dtype)
+            for name, (dtype, read) in columns.items()
+        },
+        index=index,
+    )
+
+
+def usage_frame(result: PipelineResult) -> pd.DataFrame:
+    """See :meth:`PipelineResult.usage_frame`. Unknown prices are NaN, and not in the total."""
+    import pandas as pd
+
+    steps = steps_of(result)
+    index = pd.Index([*steps], name="step", dtype="str")
+    frame = pd.DataFrame(
+        {name: [getattr(step.usage, name) for step in steps.values()] for name in _COUNTS},
+        index,
+        dtype="int64",
+    )
+    frame.insert(2, "total_tokens", frame["input_tokens"] + frame["output_tokens"])
+    for name in ("cost", "saved_cost"):
+        frame[name] = pd.Series([getattr(step, name) for step in steps.values()], index, dtype="float64")
+    # One row more by hand: concatenating would turn counts into floats.
+    total = pd.DataFrame({name: [frame[name].sum()] for name in frame}, pd.Index(["total"], name="step"))
+    return pd.concat([frame, total.astype(frame.dtypes)])
+
+
+def events_frame(result: PipelineResult) -> pd.DataFrame:
+    """See :meth:`PipelineResult.events_frame`."""
+    import pandas as pd
+
+    happened = result.events
+    at = pd.Series([round(event.at * 1e6) for event in happened], dtype="int64")
+    return pd.DataFrame(
+        {
+            "at": pd.to_datetime(at, unit="us", utc=True).astype("datetime64[us, UTC]"),
+            "event": pd.Series([type(event).__name__ for event in happened], dtype="str"),
+            "step": pd.Series([getattr(event, "step", None) for event in happened], dtype="str"),
+            "item": pd.Series([getattr(event, "item", None) for event in happened], dtype="str"),
+            "attempt": pd.Series([getattr(event, "attempt", None) for event in happened], dtype="Int64"),
+            "detail": pd.Series([_detail(event) for event in happened], dtype="str"),
+        }
+    )
+
+
+def _detail(event: events.Event) -> str:
+    match event:
+        case events.StepFinished() | events.StepCached():
+            return value_text(event.output)
+        case events.StepFailed() | events.StepRetried():
+            return short_text(f"{event.error_type}: {event.message}", 300)
+        case events.StepSkipped():
+            return short_text(event.reason, 300)
+        case events.StepStarted():
+            return short_text(event.why, 300)
+        case events.StepProgress():
+            return short_text(f"{event.kind} {json.dumps(dict(event.detail), default=str)}", 300)
+        case events.FactLearned() | events.MemorySaved():
+            return f"{short_text(event.key, 40)} = {short_text(event.value)}"
+        case events.Warned():
+            return short_text(event.message, 300)
+        case events.RunFinished():
+            return "cancelled" if event.cancelled else "success" if event.success else "failed"
+    return ""
+
+
+# -- one step's value -----------------------------------------------------------------------------
+
+
+def output_frame(result: PipelineResult, step: str) -> pd.DataFrame:
+    """See :meth:`PipelineResult.output_frame`.
+
+    A list gives a row an item, a single record one row, a DataFrame is returned as it is, and
+    values without fields are in the column ``value``. For a mapped step the index has the labels of
+    its source, and the last column, ``error`` (``step_error`` if the values have a field of that
+    name), says why an item has no value and is missing where it has one.
+
+    Raises:
+        UnknownStepError: The step has neither a value nor items.
+    """
+    known = steps_of(result)
+    found = known.get(step)
+    if found is not None and found.items is not None:
+        return _items_frame(found)
+    if found is None or found.output is None:
+        raise UnknownStepError(_no_value(result, step, found))
+    return value_frame(found.output.value)
+
+
+def _no_value(result: PipelineResult, step: str, found: StepResult | None) -> str:
+    if found is not None:
+        why = error_line(found)
+        return f"Step {step!r} has no value: it is {found.status.value}" + (f" ({why})." if why else ".")
+    known = steps_of(result)
+    return (
+        f"Run {result.run_id or result.pipeline_name!r} has no step {step!r}.{did_you_mean(step, known)} "
+        f"Steps: {', '.join(known) or 'none'}."
+    )
+
+
+def value_frame(value: Any) -> pd.DataFrame:
+    """Any value as rows and columns; see :func:`output_frame`."""
+    import pandas as pd
+
+    if is_frame(value):
+        frame: pd.DataFrame = value
+        return frame
+    if isinstance(value, pd.Series):
+        return value.to_frame("value" if value.name is None else value.name)
+    if getattr(value, "ndim", 1) == 2:
+        return pd.DataFrame(value)
+    if record_of(value) is not None:
+        return frame_of([value])
+    items = items_of(value)
+    return frame_of(items if items is not None else [value]) if value is not None else _nothing()
+
+
+def _nothing() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({"value": pd.Series([None], dtype=object)})
+
+
+def _items_frame(step: StepResult) -> pd.DataFrame:
+    import pandas as pd
+
+    items = list((step.items or {}).values())
+    labels = [item.index for item in items]
+    if labels and all(isinstance(label, tuple) for label in labels):
+        index: pd.Index = pd.MultiIndex.from_tuples(labels)
+    else:
+        index = pd.Index(labels) if labels else pd.RangeIndex(0)
+    values = [None if item.output is None else item.output.value for item in items]
+    frame = frame_of(values, index)
+    errors = [f"{item.error_type}: {item.error}" if item.error_type else None for item in items]
+    name = "error" if "error" not in frame.columns else "step_error"
+    frame[name] = pd.Series(errors, index, dtype="str")
+    return frame
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def write_frame(result: PipelineResult, path: str | Path, step: str | None, kind: str) -> None:
+    """Write :func:`steps_frame`, or a step's :func:`output_frame`, as ``"csv"`` or ``"parquet"``.
+
+    Cells that such a file cannot hold, such as lists, are written as JSON.
+
+    Raises:
+        UnknownStepError: The step has no value.
+        OSError: The file cannot be written.
+    """
+    import pandas as pd
+
+    frame = steps_frame(result) if step is None else output_frame(result, step)
+    frame = _flat(frame)
+    if kind == "csv":
+        says_something = not isinstance(frame.index, pd.RangeIndex) or frame.index.name is not None
+        frame.to_csv(path, index=says_something, lineterminator="\n")
+    else:
+        frame.to_parquet(path)
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose cells are all of types that files know."""
+    flat = frame.copy(deep=False)
+    flat.columns = [str(label) for label in frame.columns]
+    for place, dtype in enumerate(frame.dtypes):
+        if dtype.kind == "O" and str(dtype) == "object":
+            cells = frame.iloc[:, place].tolist()
+            kinds = {type(cell) for cell in cells if cell is not None}
+            if len(kinds) > 1 or not kinds <= _IN_FILES:
+                texts = [_cell_text(cell) for cell in cells]
+                flat.isetitem(place, column_of(texts, frame.index).array)
+    return flat
+
+
+_IN_FILES = frozenset({str, bytes, int, float, bool})
+
+
+def _cell_text(cell: Any) -> str | None:
+    if cell is None or isinstance(cell, str):
+        return cell
+    if isinstance(cell, list | tuple | dict | set | frozenset | bool | int | float):
+        return json.dumps(plain(cell), ensure_ascii=False, default=str)
+    return str(cell)
+
+
+def table_text(frame: pd.DataFrame, max_rows: int = 20) -> str:
+    """A frame as plain text: at most ``max_rows`` rows, and how many more there are."""
+    shown = frame.head(max_rows).map(lambda cell: short_text(cell, 60) if isinstance(cell, str) else cell)
+    left = len(frame) - len(shown)
+    return shown.to_string() + (f"\n... {left:,} more rows" if left else "")

@@ -1,0 +1,58 @@
+"""Values as short texts, for tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tagent_nb.errors import TagentError
+from tagent_nb.events import Output
+
+__all__ = ["one_line", "short_text", "value_text"]
+
+
+def value_text(output: Output | None, limit: int = 80) -> str:
+    """What a step's output is, on one line; an output that was not stored says so.
+
+    Args:
+        output: The step's output, or ``None``.
+        limit: Most characters.
+    """
+    if output is None:
+        return ""
+    try:
+        value = output.value
+    except TagentError as error:
+        return one_line(f"(cannot be read: {error})", limit)
+    # None may stand for a value that could not be stored; of other values we know that they are there.
+    if value is None and not output.storable:
+        return one_line(f"(not stored: {output.problem})", limit)
+    return short_text(value, limit)
+
+
+def short_text(value: Any, limit: int = 80) -> str:
+    """A value on one line: tables by their size, texts as they are, all else by its ``repr``."""
+    if isinstance(value, str):
+        return one_line(value, limit)
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        rows, columns = value.shape
+        return f"DataFrame, {_count(rows, 'row')} x {_count(columns, 'column')}"
+    if pandas is not None and isinstance(value, pandas.Series | pandas.Index):
+        return f"{type(value).__name__}, {_count(len(value), 'value')}"
+    if isinstance(value, list | tuple | set | frozenset | dict) and len(value) > 20:
+        return f"{type(value).__name__}, {_count(len(value), 'item')}"
+    try:
+        return one_line(repr(value), limit)
+    except Exception as error:  # __repr__ is the user's code
+        return f"{type(value).__name__} (its repr fails: {type(error).__name__})"
+
+
+def one_line(text: str, limit: int) -> str:
+    """The text on one line of at most ``limit`` characters, with nothing in it that cannot be written."""
+    line = " ".join(text[: 4 * limit].split()).encode("utf-8", "replace").decode()
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
