@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, RootModel, computed_field
 
-from tagent_nb.errors import TemplateError
+from tagent_nb.errors import DefinitionError, TemplateError
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.conditions import DataExists
 from tagent_nb.pipeline.models import Pipeline, PipelineStep
@@ -131,6 +131,12 @@ def test_what_cannot_be_read_names_step_and_place(step: PipelineStep, words: str
     with pytest.raises(TemplateError) as caught:
         references_of(step)
     assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["true", "false", "none"])
+def test_what_a_goal_reads_as_a_constant_cannot_be_a_steps_name(name: str) -> None:
+    with pytest.raises(DefinitionError, match=f"Step name '{name}' is reserved"):
+        PipelineStep(name, "Say it")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ MAX_NAME = 64
 RESERVED = frozenset({"item", "shared", "facts", "memories", "context", "loop"})
 """Names that goals, conditions and Python steps already use for something else."""
 
+_CONSTANTS = frozenset({"true", "false", "none"})
+"""What a goal reads as a value: ``{{ none }}`` would never be the step."""
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -46,7 +49,7 @@ def step_name(name: object) -> str:
         raise DefinitionError(
             f"Step name {name!a} has letters that Python reads as others. Write {compatible!r}."
         )
-    if keyword.iskeyword(normal) or normal in RESERVED:
+    if keyword.iskeyword(normal) or normal in RESERVED or normal in _CONSTANTS:
         raise DefinitionError(f"Step name {normal!r} is reserved. Choose another, such as '{normal}_step'.")
     return normal
 
