@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
-    from tagent_nb.engine.executor import PipelineExecutor, RunHandle
-    from tagent_nb.engine.state import (
-        PipelineMemory,
-        PipelineMemoryManager,
-        PipelineStateMachine,
-        StepMemoryEntry,
-    )
+    from tagent_nb.engine.executor import PipelineExecutor
+    from tagent_nb.engine.handle import RunHandle
+    from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
+    from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine
     from tagent_nb.errors import (
         CorruptRecordError,
         CycleError,
@@ -203,15 +200,15 @@ _ROOMS = {
     "storage.open": ("open_storage",),
     "storage.redis": ("RedisStorageBackend",),
     "storage.sqlite": ("SQLiteStorageBackend",),
-    "engine.executor": (
-        "PipelineExecutor",
-        "RunHandle",
+    "engine.executor": ("PipelineExecutor",),
+    "engine.handle": ("RunHandle",),
+    "engine.memory": (
+        "PipelineMemory",
+        "StepMemoryEntry",
     ),
     "engine.state": (
-        "PipelineMemory",
         "PipelineMemoryManager",
         "PipelineStateMachine",
-        "StepMemoryEntry",
     ),
     "notebook.session": ("current",),
 }
