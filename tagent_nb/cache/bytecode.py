@@ -1,0 +1,106 @@
+"""What code does and what it refers to, read from its bytecode or from an ``ast.dump``."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+_GLOBAL, _IMPORT, _EXTENDED = (dis.opmap[one] for one in ("LOAD_GLOBAL", "IMPORT_NAME", "EXTENDED_ARG"))
+_BY_NAME = frozenset(
+    one for one in dis.hasname if dis.opname[one] in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+)
+_CONSTANTS = frozenset(dis.hasconst)
+_DOCSTRING_FLAG = 0x4000000
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What code refers to: global names, attribute names, and modules it imports itself."""
+
+    names: frozenset[str]
+    attributes: frozenset[str] = frozenset()
+    imports: frozenset[str] = frozenset()
+
+
+def _instructions(code: CodeType) -> Iterator[tuple[int, int]]:
+    extended = 0
+    raw = code.co_code
+    for place in range(0, len(raw), 2):
+        operation, argument = raw[place], raw[place + 1] | extended
+        extended = argument << 8 if operation == _EXTENDED else 0
+        if operation:  # 0 is room that the interpreter keeps for itself
+            yield operation, argument
+
+
+@functools.lru_cache(maxsize=4096)
+def code_digest(code: CodeType) -> str:
+    """SHA-256 of what a code object does: positions, comments and docstrings left out."""
+    return hashlib.sha256(repr(_parts(code)).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _parts(code: CodeType) -> tuple[Any, ...]:
+    # Constants by value, not by place: a docstring is a constant that no instruction loads.
+    steps = [
+        (operation, _constant(code.co_consts[argument]) if operation in _CONSTANTS else argument)
+        for operation, argument in _instructions(code)
+    ]
+    return (
+        steps,
+        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & ~_DOCSTRING_FLAG),
+        (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars),
+        code.co_exceptiontable,
+    )
+
+
+def _constant(value: object) -> Any:
+    if isinstance(value, CodeType):
+        return _parts(value)
+    if isinstance(value, frozenset):
+        return ("frozenset", sorted(map(repr, map(_constant, value))))
+    if isinstance(value, tuple):
+        return ("tuple", [_constant(one) for one in value])
+    return (type(value).__name__, repr(value))
+
+
+@functools.lru_cache(maxsize=4096)
+def code_reads(code: CodeType) -> Reads:
+    """What a code object, and the code nested in it, refers to."""
+    names: set[str] = set()
+    others = set(code.co_names)
+    imports: set[str] = set()
+    for operation, argument in _instructions(code):
+        if operation == _GLOBAL:
+            names.add(code.co_names[argument >> 1])
+        elif operation in _BY_NAME:
+            names.add(code.co_names[argument])
+        elif operation == _IMPORT:
+            imports.add(code.co_names[argument])
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner = code_reads(constant)
+            names |= inner.names
+            others |= inner.attributes
+            imports |= inner.imports
+    return Reads(frozenset(names), frozenset(others), frozenset(imports - {""}))
+
+
+_DUMPED_ATTRIBUTE = re.compile(r"\battr='(\w+)'")
+_DUMPED_IMPORT = re.compile(
+    r"\bImport\(names=\[((?:alias\([^)]*\)(?:, )?)+)\]|\bImportFrom\(module='([\w.]+)'"
+)
+_DUMPED_NAME = re.compile(r"\balias\(name='([\w.]+)'")
+
+
+def text_reads(names: Iterable[str], dump: str) -> Reads:
+    """The same for code that exists as an ``ast.dump`` only. It may find too much, never too little."""
+    imports = set()
+    for aliases, module in _DUMPED_IMPORT.findall(dump):
+        imports.update([module] if module else _DUMPED_NAME.findall(aliases))
+    attributes = {*_DUMPED_ATTRIBUTE.findall(dump), *_DUMPED_NAME.findall(dump)}
+    return Reads(frozenset(names), frozenset(attributes), frozenset(imports))
