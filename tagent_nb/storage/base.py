@@ -320,6 +320,6 @@ class StorageBackend(ABC):
         holder = Holder.from_bytes(held)
         who = f"process {holder.pid} on {holder.host}" if holder is not None else "another process"
         return LeaseLostError(
-            f"Run {run_id} of pipeline {pipeline_id} was taken over or deleted by {who}. What this process recorded "
-            "before is kept unless it was deleted; follow the run there, or start a new one."
+            f"Run {run_id} of pipeline {pipeline_id} was taken over or deleted by {who}. What this process "
+            "recorded before is kept unless it was deleted. Follow the run there, or start a new one."
         )

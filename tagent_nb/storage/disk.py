@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import re
@@ -14,12 +15,6 @@ from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, StorageUnavailableError
 from tagent_nb.storage.codec import MAX_BODY, MAX_HEAD
-
-try:
-    import fcntl
-except ImportError:
-    # Windows: see can_lock.
-    fcntl = None  # type: ignore[assignment]
 
 MAX_JOURNAL = 1 << 34
 """Longest journal that is read, in bytes."""
@@ -213,37 +208,26 @@ def sweep(folder: Path) -> None:
 # -- locks -------------------------------------------------------------------------------------
 
 
-def can_lock() -> bool:
-    """Whether this system has the locks that the file backend needs."""
-    return fcntl is not None
-
-
 @contextlib.contextmanager
-def locked(descriptor: int, path: Path, *, wait: bool, shared: bool = False) -> Iterator[None]:
+def locked(descriptor: int, path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock of an open file; processes, threads and descriptors exclude each other.
 
     Raises:
-        BlockingIOError: Somebody else holds it and ``wait`` is false.
         StorageUnavailableError: Somebody else held it for :data:`LOCK_WAIT` seconds.
     """
+    how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     deadline = time.monotonic() + LOCK_WAIT
-    while not _try_lock(descriptor, shared):
-        if not wait:
-            raise BlockingIOError
-        if time.monotonic() > deadline:
-            raise StorageUnavailableError(
-                f"Another process has locked {path} for {LOCK_WAIT:.0f} s. Find it with `fuser`, and end it."
-            )
-        time.sleep(0.005)
+    while True:
+        try:
+            fcntl.flock(descriptor, how)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StorageUnavailableError(
+                    f"Another process has locked {path} for {LOCK_WAIT:.0f} s. Find it with `fuser` and end it."
+                ) from None
+            time.sleep(0.005)
     try:
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _try_lock(descriptor: int, shared: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageUnavailableError
+from tagent_nb.errors import CorruptRecordError, DefinitionError
 from tagent_nb.storage.disk import (
-    can_lock,
     from_file_name,
     make_folder,
     read_file,
@@ -45,7 +44,6 @@ class FileStorageBackend(RecordingBackend):
 
     Raises:
         DefinitionError: ``durability`` is neither of the two.
-        StorageUnavailableError: This system has no POSIX file locks.
     """
 
     tears = True
@@ -56,11 +54,6 @@ class FileStorageBackend(RecordingBackend):
         super().__init__()
         if durability not in ("full", "fast"):
             raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
-        if not can_lock():
-            raise StorageUnavailableError(
-                "FileStorageBackend needs POSIX file locks, which this system lacks. Use SQLite: "
-                "open_storage('sqlite:///runs.db')."
-            )
         self.base_path = Path(base_path).expanduser().absolute()
         self.durability = durability
         self._sync = durability == "full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ _flush = getattr(os, "fdatasync", os.fsync)
 
 
 class RunFile:
-    """A run's journal and lease. Methods with ``wait`` false never block: they raise BlockingIOError.
+    """A run's journal and lease. With ``wait`` false, a method raises BlockingIOError rather than block.
 
     The lease's file is the lock of both. It is written in place, so that a writer that has it open sees
     a change of the token at once.
@@ -68,7 +69,7 @@ class RunFile:
 
     def swap_lease(self, expected: int, token: int, holder: bytes) -> bool:
         """Set token and holder if the token is still ``expected``."""
-        with self._mutex, self._locked(wait=True):
+        with self._mutex, self._locked():
             if self._stored_lease()[0] != expected:
                 return False
             self._write_lease(token, holder)
@@ -88,13 +89,12 @@ class RunFile:
             raise trouble(error, "write", self.lease_path) from error
 
     @contextlib.contextmanager
-    def _locked(self, *, wait: bool) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         while True:
             if self._lease < 0:
-                if not wait:
-                    raise BlockingIOError
                 self._open_lease()
-            with locked(self._lease, self.lease_path, wait=wait):
+            with locked(self._lease, self.lease_path):
+                # Somebody may have deleted the run while we waited, and its lock with it.
                 if os.fstat(self._lease).st_nlink:
                     yield
                     return
@@ -114,30 +114,58 @@ class RunFile:
         if not self._mutex.acquire(blocking=wait):
             raise BlockingIOError
         try:
-            with self._locked(wait=wait):
-                if token is not None and os.pread(self._lease, _TOKEN, 0) != b"%0*d" % (_TOKEN, token):
-                    raise self._lost(self._stored_lease()[1])
-                if self._journal < 0:
-                    self._open(record, wait=wait)
-                else:
-                    self._write(record, wait=wait)
-                return self._size
+            if wait:
+                with self._locked():
+                    self._check(token)
+                    self._add(record)
+            elif self._journal < 0 or self._lease < 0:
+                raise BlockingIOError
+            else:
+                self._add_now(record, token)
+            return self._size
         finally:
             self._mutex.release()
 
-    def _open(self, record: bytes, *, wait: bool) -> None:
-        """Open the journal and add ``record``; a new journal is never seen without its first record."""
-        if not wait:
-            raise BlockingIOError
+    def _add_now(self, record: bytes, token: int | None) -> None:
+        """The path of nearly every record; whatever is unusual is left to the one that may wait."""
+        fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
-        except FileNotFoundError:
-            replace_file(self.path, record, sync=self._sync)
-            self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
-            self._size = self._synced = len(record)
-            return
-        self._drop_torn_end()
-        self._write(record, wait=wait)
+            self._check(token)
+            state = os.fstat(self._journal)
+            if state.st_size != self._size or not state.st_nlink or not os.fstat(self._lease).st_nlink:
+                raise BlockingIOError
+            self._write(record)
+        finally:
+            fcntl.flock(self._lease, fcntl.LOCK_UN)
+
+    def _check(self, token: int | None) -> None:
+        if token is not None and os.pread(self._lease, _TOKEN, 0) != b"%0*d" % (_TOKEN, token):
+            raise self._lost(self._stored_lease()[1])
+
+    def _add(self, record: bytes) -> None:
+        """Open the journal if it is not open, and add ``record``.
+
+        A new journal is never seen without its first record.
+        """
+        if self._journal < 0:
+            try:
+                self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
+            except FileNotFoundError:
+                replace_file(self.path, record, sync=self._sync)
+                self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
+                self._size = self._synced = len(record)
+                return
+            self._drop_torn_end()
+        state = os.fstat(self._journal)
+        if not state.st_nlink:
+            self._drop_journal()
+            raise StorageUnavailableError(
+                f"{self.path} was deleted while the run was being recorded. Start the run again."
+            )
+        if state.st_size != self._size:
+            # Somebody else recorded this run meanwhile, maybe only half of something.
+            self._drop_torn_end()
+        self._write(record)
 
     def _drop_torn_end(self) -> None:
         size = os.fstat(self._journal).st_size
@@ -155,18 +183,7 @@ class RunFile:
             )
         self._size = journal.good
 
-    def _write(self, record: bytes, *, wait: bool) -> None:
-        state = os.fstat(self._journal)
-        if not state.st_nlink:
-            self._drop_journal()
-            raise StorageUnavailableError(
-                f"{self.path} was deleted while the run was being recorded. Start the run again."
-            )
-        if state.st_size != self._size:
-            # Somebody else recorded this run meanwhile, maybe only half of something.
-            if not wait:
-                raise BlockingIOError
-            self._drop_torn_end()
+    def _write(self, record: bytes) -> None:
         try:
             write_all(self._journal, record)
         except OSError as error:
@@ -218,7 +235,7 @@ class RunFile:
         except FileNotFoundError:
             return os.fstat(descriptor).st_size
         try:
-            with locked(lease, self.lease_path, wait=True, shared=True):
+            with locked(lease, self.lease_path, shared=True):
                 return os.fstat(descriptor).st_size
         finally:
             os.close(lease)
@@ -228,7 +245,7 @@ class RunFile:
     def remove(self) -> None:
         """Delete journal and lease; writers that have them open find that their token is no longer good."""
         with self._mutex:
-            with self._locked(wait=True):
+            with self._locked():
                 token, _ = self._stored_lease()
                 self._write_lease(token + 1, b"")
                 try:
