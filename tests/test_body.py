@@ -66,11 +66,11 @@ def test_parameters_name_the_steps_a_function_reads() -> None:
     assert (body.kind, body.name, body.params, body.optional) == (
         "function",
         "plain",
-        ("load", "extra"),
-        {"extra"},
+        ("load", "extra", "item"),
+        {"extra", "item"},
     )
     assert body.wants_context
-    assert body.provided == {"context", "item"}
+    assert body.provided == {"context"}
     assert {"THRESHOLD", "sum"} <= body.names
     assert "load" not in body.names
     assert body.function is plain
@@ -335,10 +335,10 @@ def test_global_in_a_functions_helper_is_a_global_name() -> None:
 
 
 def test_provided_names_are_not_steps() -> None:
-    """``context``, ``item``, ``shared``, ``facts`` and ``memories`` are kept apart; ``loop`` is free."""
+    """``context``, ``shared``, ``facts`` and ``memories`` are kept apart; ``item`` is what it maps over."""
     body = cell("context.learn('n', len(load))\n(item, shared, facts, memories, loop)")
-    assert body.names == {"load", "len", "loop"}
-    assert body.provided == {"context", "item", "shared", "facts", "memories"}
+    assert body.names == {"load", "len", "item", "loop"}
+    assert body.provided == {"context", "shared", "facts", "memories"}
     assert not cell("context = 1\ncontext").wants_context
 
 
@@ -441,4 +441,4 @@ def test_a_stored_function_that_no_longer_compiles_says_so() -> None:
 
 
 def test_module_has_no_more_provided_names_than_reserved_ones() -> None:
-    assert {"context", "item", "shared", "facts", "memories"} == PROVIDED
+    assert {"context", "shared", "facts", "memories"} == PROVIDED

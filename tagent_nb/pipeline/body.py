@@ -20,8 +20,8 @@ from tagent_nb.pipeline.names import RESERVED
 CELL_FUNCTION = "__step__"
 """Name of the function that a cell becomes."""
 
-PROVIDED = RESERVED - {"loop"}
-"""Names that a body may ask for besides steps: ``context``, ``item``, ``shared``, ``facts``, ``memories``."""
+PROVIDED = RESERVED - {"loop", "item"}
+"""Names that a body may ask for besides steps: ``context``, ``shared``, ``facts``, ``memories``."""
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
 _NOT_PYTHON = re.compile(r"^\s*[%!?]|^[^#'\"]*=\s*[%!]|\?\s*$")
@@ -35,7 +35,7 @@ class PythonBody:
         source: Its text; empty for a function whose source Python does not know.
         kind: ``"function"`` or ``"cell"``.
         name: The function's name, or the step's for a cell.
-        params: Parameters that name the steps a function reads, in order; empty for a cell.
+        params: Parameters that name the steps a function reads, in order, or ``item``; empty for a cell.
         optional: Those of ``params`` that have a default.
         names: Global names the body reads. A cell reads a step by its name.
         provided: Those of :data:`PROVIDED` that the body reads.

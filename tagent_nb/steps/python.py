@@ -137,36 +137,24 @@ def _bind(step: PipelineStep, context: StepContext) -> partial[Any]:
     body = step.body
     if body is None:
         raise StepError(f"Step {step.name!r} has no Python body. Only Python steps are run as Python.")
-    extras = _provided(step, context)
+    known = _known(step, context)
     if body.kind == "cell":
-        read = body.names & context.inputs.keys()
-        given = {name: context.inputs[name] for name in sorted(read)}
-        given.update({name: extras[name] for name in sorted(body.provided) if name in extras})
+        given = {name: known[name] for name in sorted((body.names | body.provided) & known.keys())}
         return partial(_made(body, tuple(given), context.namespace)[CELL_FUNCTION], **given)
-    function = body.function or _made(body, (), context.namespace)[body.name]
     given = {}
-    for name in body.params:
-        if name in context.inputs:
-            given[name] = context.inputs[name]
+    for name in (*body.params, *sorted(body.provided)):
+        if name in known:
+            given[name] = known[name]
         elif name not in body.optional:
-            raise StepError(
-                f"Step {step.name!r} reads {name!r}, which has no value in this run. "
-                f"Add a step {name!r}, or give the parameter a default."
-            )
-    for name in sorted(body.provided):
-        if name in extras:
-            given[name] = extras[name]
-        elif inspect.signature(function).parameters[name].default is inspect.Parameter.empty:
-            raise StepError(
-                f"Step {step.name!r} asks for 'item', but it is not mapped. Set map_over, "
-                "or name the step that it reads."
-            )
+            raise StepError(_missing(step, name))
+    function = body.function or _made(body, (), context.namespace)[body.name]
     return partial(function, **given)
 
 
-def _provided(step: PipelineStep, context: StepContext) -> dict[str, Any]:
-    """Values of the names that every body may ask for; ``item`` in a mapped step only."""
-    extras = {
+def _known(step: PipelineStep, context: StepContext) -> dict[str, Any]:
+    """What a body may read by name: the steps, what every body may ask for, and ``item`` if mapped."""
+    known = {
+        **context.inputs,
         "context": context,
         "shared": context.shared,
         "facts": context.facts,
@@ -174,8 +162,20 @@ def _provided(step: PipelineStep, context: StepContext) -> dict[str, Any]:
     }
     source = (step.map_over or "").partition(".")[0]
     if source in context.inputs:
-        extras["item"] = context.inputs[source]
-    return extras
+        known["item"] = context.inputs[source]
+    return known
+
+
+def _missing(step: PipelineStep, name: str) -> str:
+    if name == "item":
+        return (
+            f"Step {step.name!r} asks for 'item', but it is not mapped. Set map_over, "
+            "or name the step that it reads."
+        )
+    return (
+        f"Step {step.name!r} reads {name!r}, which has no value in this run. "
+        f"Add a step {name!r}, or give the parameter a default."
+    )
 
 
 def _made(body: PythonBody, inputs: tuple[str, ...], namespace: Mapping[str, Any]) -> dict[str, Any]:
