@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -19,12 +19,24 @@ from tagent_nb.pipeline.decoding import resolve, value_of
 from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
 from tagent_nb.pipeline.scalars import TAG
 
-__all__ = ["MAX_BYTES", "StoredValue", "decode", "digest", "encode", "from_tree", "to_tree"]
+__all__ = [
+    "MAX_BYTES",
+    "StoredValue",
+    "clean",
+    "decode",
+    "digest",
+    "encode",
+    "from_tree",
+    "notes_to_tree",
+    "parse",
+    "to_tree",
+]
 
 MAX_BYTES = 512 * 1024 * 1024
 """Most bytes of one encoded value."""
 
 _MAX_NESTING = 3 * MAX_DEPTH + 10  # a dict with odd keys takes three levels of JSON
+_TOO_DEEP = "it is nested too deeply to be stored from here"
 _NOT_BRACKETS = bytes(one for one in range(256) if one not in b"[]{}")
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _HALF_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
@@ -38,11 +50,28 @@ def to_tree(value: Any, *, path: str = "output") -> Any:
         EncodeError: Something in it cannot be stored; the message has the path to it.
     """
     try:
-        return Encoder().tree(value)
+        return Encoder(careful=True).tree(value)
     except RefusedError as refused:
         raise refused.to_error(path) from None
     except RecursionError:
-        raise EncodeError(path, "it is nested too deeply to be stored from here") from None
+        raise EncodeError(path, _TOO_DEEP) from None
+
+
+def notes_to_tree(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Details for people, such as a step's metadata, as :func:`to_tree` does it; but an entry that
+    cannot be stored says so in its place."""
+    found = {}
+    for key, value in notes.items():
+        try:
+            found[clean(str(key))] = to_tree(clean(value) if isinstance(value, str) else value)
+        except EncodeError as error:
+            found[clean(str(key))] = f"(not stored: {error.what})"
+    return found
+
+
+def clean(text: str) -> str:
+    """Messages may quote broken text: half a surrogate pair becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def from_tree(tree: Any, schemas: Mapping[str, type] | None = None) -> Any:
@@ -84,14 +113,27 @@ def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
     Raises:
         CorruptRecordError: The bytes are not what :func:`encode` writes.
     """
-    _check_bytes(blob)
     known = schemas or {}
+    return parse(blob, lambda fields: resolve(fields, known) if TAG in fields else fields)
+
+
+def parse(blob: bytes, on_object: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Strict JSON: UTF-8 without a mark, one document, no key twice, no NaN, bounded in size and depth.
+
+    Args:
+        blob: At most :data:`MAX_BYTES`.
+        on_object: Called with every object, the inner ones first; what it returns stands for it.
+
+    Raises:
+        CorruptRecordError: It is not.
+    """
+    _check_bytes(blob)
 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise CorruptRecordError("A stored value has the same key twice.")
-        return resolve(found, known) if TAG in found else found
+        return found if on_object is None else on_object(found)
 
     try:
         return json.loads(
@@ -113,7 +155,7 @@ def digest(value: Any) -> str:
     except RefusedError as refused:
         raise refused.to_error("output") from None
     except RecursionError:
-        raise EncodeError("output", "it is nested too deeply to be stored from here") from None
+        raise EncodeError("output", _TOO_DEEP) from None
 
 
 class StoredValue:
@@ -155,6 +197,11 @@ class StoredValue:
     def __repr__(self) -> str:
         shown = f"{len(self._blob or b''):,} bytes" if self._value is _UNREAD else repr(self._value)
         return f"<StoredValue {shown}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._refused is not None and self._value is None:
+            return StoredValue.unstorable, (": ".join(self._refused), self._digest)
+        return StoredValue.of, (self.value,)
 
     @property
     def value(self) -> Any:
@@ -242,7 +289,7 @@ def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
     except RefusedError as refused:
         raise refused.to_error(path) from None
     except RecursionError:
-        raise EncodeError(path, "it is nested too deeply to be stored from here") from None
+        raise EncodeError(path, _TOO_DEEP) from None
     if len(blob) > MAX_BYTES:
         raise EncodeError(
             path,

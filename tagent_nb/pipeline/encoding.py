@@ -86,7 +86,7 @@ class Encoder:
     Args:
         identity: Leave out what does not belong to a value's identity, and sort what has no order:
             what remains is what digests compare.
-        careful: Check texts one by one. Slow; it finds the path to one that cannot be written.
+        careful: Check all texts here, and not only when they are written: this knows their path.
 
     Attributes:
         same: Whether the tree is the same with ``identity`` as without.
@@ -140,7 +140,7 @@ class Encoder:
 
     def _list(self, value: list[Any], depth: int) -> list[Any]:
         self.enter(depth, len(value))
-        if not self._careful and _is_plain(value):
+        if _is_plain(value) and not (self._careful and _has_half_pair(value)):
             return value
         return self.items(value, depth)
 
@@ -281,6 +281,14 @@ def _is_plain(value: list[Any]) -> bool:
     if float in kinds and not all(map(isfinite, value)):
         return False
     return bool(min(value) > -_BIG and max(value) < _BIG)
+
+
+def _has_half_pair(value: list[Any]) -> bool:
+    try:
+        "".join(one for one in value if type(one) is str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _check_int(value: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from tagent_nb import events
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.events import Event, TokenUsage
-from tagent_nb.pipeline.codec import StoredValue, from_tree, to_tree
+from tagent_nb.pipeline.codec import StoredValue, clean, from_tree, notes_to_tree, to_tree
 
 Schemas = Mapping[str, type] | None
 
@@ -117,15 +117,10 @@ def _simple(annotation: str) -> _Load:
 
 def _dump_simple(value: Any, kind: str, field: str) -> Any:
     if isinstance(value, str):
-        return _clean(value)
+        return clean(value)
     if isinstance(value, float) and not isfinite(value):
         raise EncodeError(f"{kind}.{field}", f"{value} cannot be stored")
     return value
-
-
-def _clean(text: str) -> str:
-    """Messages may quote broken text: half a surrogate pair becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _dump_output(output: Any, event: Event) -> dict[str, Any]:
@@ -161,14 +156,7 @@ def _dump_value(value: Any, event: Any) -> Any:
 
 
 def _dump_notes(notes: Mapping[str, Any], event: Event) -> dict[str, Any]:
-    """Metadata and details are for people: an entry that cannot be stored says so in its place."""
-    found = {}
-    for key, value in notes.items():
-        try:
-            found[_clean(str(key))] = to_tree(_clean(value) if isinstance(value, str) else value)
-        except EncodeError as error:
-            found[_clean(str(key))] = f"(not stored: {error.what})"
-    return found
+    return notes_to_tree(notes)
 
 
 def _load_notes(data: Any, schemas: Schemas) -> dict[str, Any]:

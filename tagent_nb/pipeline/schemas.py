@@ -1,4 +1,4 @@
-"""Model classes as JSON Schema, and the registries that classes come from when values are read."""
+"""What stored data is checked against: its format, and model classes by name and JSON Schema."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from tagent_nb.errors import FormatVersionError, TagentError
+
+FORMAT = 1
+"""Version of the JSON of pipelines and results."""
 
 _known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
@@ -41,3 +46,23 @@ def registry(schemas: Iterable[type] | Mapping[str, type] | None) -> Mapping[str
     if isinstance(schemas, Mapping):
         return schemas
     return {one.__name__: one for one in schemas}
+
+
+def check_format(data: Mapping[str, Any], kind: str, problem: type[TagentError]) -> None:
+    """Check kind and version of stored data.
+
+    Raises:
+        TagentError: ``problem``: it is something else.
+        FormatVersionError: It is newer than this version knows.
+    """
+    version = data.get("format")
+    if data.get("kind") != kind or type(version) is not int or version < 1:
+        raise problem(
+            f"This is not a stored {kind}: it has kind {data.get('kind')!r} and format {version!r}. "
+            f"Pass what {kind}.to_dict() or to_json() returned."
+        )
+    if version > FORMAT:
+        raise FormatVersionError(
+            f"This {kind} was stored in format {version}; this version of tagent-nb reads up to {FORMAT}. "
+            "Upgrade tagent-nb to read it."
+        )

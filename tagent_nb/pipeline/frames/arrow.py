@@ -7,13 +7,14 @@ lists stay lists, and what cannot be stored names its column and row. Nothing is
 from __future__ import annotations
 
 import json
-import struct
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.pipeline.encoding import Encoder, RefusedError, field_part, refusal
-from tagent_nb.pipeline.scalars import TAG, Node, fixed_zone, pack_bytes, unpack_bytes, zone_from, zone_of
+from tagent_nb.pipeline.frames.stream import from_stream, to_stream
+from tagent_nb.pipeline.scalars import TAG, Node, fixed_zone, zone_from, zone_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,7 +154,7 @@ def _array(value: np.ndarray, walk: Encoder, depth: int) -> Node:
         column = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(value.dtype.itemsize), flat.size, [None, data]
         )
-    return node | {"v": _stream(pa.table({"0": column}))}
+    return node | {"v": to_stream(pa.table({"0": column}))}
 
 
 def _to_array(node: Node) -> np.ndarray:
@@ -169,7 +170,7 @@ def _to_array(node: Node) -> np.ndarray:
         if 0 not in (*shape, dtype.itemsize):
             raise ValueError("its data is missing")
         return np.zeros(shape, dtype)
-    column = _table(node["v"]).column("0").combine_chunks()
+    column = from_stream(node["v"]).column("0").combine_chunks()
     if dtype.kind in "biuf":
         flat: np.ndarray = column.to_numpy(zero_copy_only=False)
         return flat.astype(dtype).reshape(shape)
@@ -307,7 +308,7 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str]) -> Node:
         if not isinstance(dtype, pd.StringDtype):
             raise RefusedError(_NO_DTYPE.format(dtype)).inside(label, part)
         strings[place] = [dtype.storage, "NA" if dtype.na_value is pd.NA else "nan"]
-    node: Node = {"v": _stream(table)}
+    node: Node = {"v": to_stream(table)}
     return node | {"strings": strings} if strings else node
 
 
@@ -331,7 +332,7 @@ def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    typed = _table(node["v"]).to_pandas() if "v" in node else pd.DataFrame(index=pd.RangeIndex(rows))
+    typed = from_stream(node["v"]).to_pandas() if "v" in node else pd.DataFrame(index=pd.RangeIndex(rows))
     for place, (storage, missing) in node.get("strings", {}).items():
         typed[place] = typed[place].astype(pd.StringDtype(storage, pd.NA if missing == "NA" else np.nan))
     cells = node.get("cells", {})
@@ -350,66 +351,7 @@ def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
     return typed
 
 
-# -- Arrow streams ------------------------------------------------------------------------------
-
-
-def _stream(table: Any) -> str:
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return pack_bytes(sink.getvalue().to_pybytes())
-
-
-def _table(text: str) -> Any:
-    """The table of an Arrow stream, checked: bytes of strangers must not crash the process."""
-    import pyarrow as pa
-
-    data = unpack_bytes(text)
-    messages = pa.ipc.MessageReader.open_stream(data)
-    for message in messages:
-        if _is_compressed(message.metadata.to_pybytes()):
-            raise ValueError("a compressed stream; none is ever written")
-    table = pa.ipc.open_stream(data).read_all()
-    if table.num_rows > 8 * len(data):
-        raise ValueError("more rows than its bytes can hold")
-    table.validate(full=True)
-    return table
-
-
-_DICTIONARY, _BATCH = 2, 3
-
-
-def _is_compressed(message: bytes) -> bool:
-    """Whether a message's buffers are compressed: a few bytes could become gigabytes.
-
-    Arrow does not say so; its flatbuffer does (format/Message.fbs: Message.header is field 2,
-    DictionaryBatch.data is 1, RecordBatch.compression is 3).
-    """
-
-    def field(table: int, number: int) -> int:
-        (back,) = struct.unpack_from("<i", message, table)
-        (size,) = struct.unpack_from("<H", message, table - back)
-        slot = 4 + 2 * number
-        offset = struct.unpack_from("<H", message, table - back + slot)[0] if slot < size else 0
-        return table + offset if offset else 0
-
-    def follow(place: int) -> int:
-        return place + int(struct.unpack_from("<I", message, place)[0])
-
-    root = follow(0)
-    kind_at = field(root, 1)
-    kind = message[kind_at] if kind_at else 0
-    if kind not in (_DICTIONARY, _BATCH):
-        return False
-    batch = follow(field(root, 2))
-    if kind == _DICTIONARY:
-        batch = follow(field(batch, 1))
-    return field(batch, 3) != 0
-
-
-_READERS = {
+_READERS: dict[str, Callable[[Node], Any]] = {
     "frame": _to_frame,
     "series": _to_series,
     "index": lambda node: _to_index(node["v"]),
