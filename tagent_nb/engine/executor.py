@@ -19,6 +19,7 @@ from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationErro
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.pipeline.serialization import pipeline_to_dict
 from tagent_nb.steps.agent import AgentRunner
 from tagent_nb.steps.providers import check_model
 from tagent_nb.steps.python import PythonRunner
@@ -319,7 +320,8 @@ class PipelineExecutor:
         schemas: Mapping[str, type],
         token: int,
     ) -> Run:
-        definition = pipeline.to_dict() if self.storage.durable else {}
+        # What cannot be rebuilt, such as a model object, must not keep a run from being recorded.
+        definition = pipeline_to_dict(pipeline, strict=False) if self.storage.durable else {}
         restored = recorded_units(memory) if options.resume is not False else {}
         names = [step.name for step in pipeline.steps]
         manager = PipelineMemoryManager(self.storage)

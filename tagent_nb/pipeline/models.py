@@ -435,15 +435,21 @@ class Pipeline:
         return pipeline_to_dict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, schemas: Iterable[type[BaseModel]] = ()) -> Pipeline:
-        """Rebuild a pipeline; ``schemas`` are the model classes that its steps name.
+    def from_dict(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        schemas: Iterable[type[BaseModel]] = (),
+        tools: Iterable[Callable[..., Any]] = (),
+    ) -> Pipeline:
+        """Rebuild a pipeline; ``schemas`` and ``tools`` are the classes and functions that its steps name.
 
         Raises:
             DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
         """
         from tagent_nb.pipeline.serialization import pipeline_from_dict
 
-        return pipeline_from_dict(data, schemas=schemas)
+        return pipeline_from_dict(data, schemas=schemas, tools=tools)
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """:meth:`to_dict` as JSON text."""
@@ -452,11 +458,17 @@ class Pipeline:
         return pipeline_to_json(self, indent=indent)
 
     @classmethod
-    def from_json(cls, text: str, *, schemas: Iterable[type[BaseModel]] = ()) -> Pipeline:
+    def from_json(
+        cls,
+        text: str,
+        *,
+        schemas: Iterable[type[BaseModel]] = (),
+        tools: Iterable[Callable[..., Any]] = (),
+    ) -> Pipeline:
         """Rebuild a pipeline from :meth:`to_json`. Runs no code of the text."""
         from tagent_nb.pipeline.serialization import pipeline_from_json
 
-        return pipeline_from_json(text, schemas=schemas)
+        return pipeline_from_json(text, schemas=schemas, tools=tools)
 
     def to_pickle(self) -> bytes:
         """The pipeline as a pickle, functions and classes by reference. See :meth:`from_pickle`."""
