@@ -141,6 +141,25 @@ async def test_a_change_after_the_put_does_not_reach_the_cache(cache: ResultCach
     assert entry.output.value == [1]
 
 
+def test_an_answer_replaced_while_the_first_is_written_is_written_as_well(
+    cache: ResultCache, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = database_module.Database.write
+
+    def write_and_replace(*args: Any) -> None:
+        monkeypatch.setattr(database_module.Database, "write", write)
+        write(*args)
+        asyncio.run(cache.aput(key_of(1), stored("new")))
+
+    monkeypatch.setattr(database_module.Database, "write", write_and_replace)
+    cache.put(key_of(1), stored("old"))
+    for reader in (cache, reopened(cache, told)):
+        entry = reader.get(key_of(1))
+        assert entry is not None
+        assert entry.output.value == "new"
+        reader.close()
+
+
 async def test_large_answers_are_written_before_aput_returns(cache: ResultCache, told: list[str]) -> None:
     await cache.aput(key_of(1), stored("x" * 100_000))
     assert in_table(cache, "SELECT COUNT(*) FROM Cache") == [(1,)]
@@ -569,6 +588,41 @@ def test_a_read_only_folder_is_told_once_and_the_run_goes_on(tmp_path: Path) -> 
     finally:
         folder.chmod(0o700)
         shutil.rmtree(folder)
+
+
+FULL_DISK = """
+    import resource, sys
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.pipeline.codec import StoredValue
+    told = []
+    cache = ResultCache(sys.argv[1], warn=told.append)
+    def key(number): return f"{number:064x}"
+    def put(number): return cache.put(key(number), StoredValue.of("x" * 50_000))
+    put(0)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, most))
+    assert all(put(number) for number in range(1, 60))
+    assert cache.get(key(0)) is not None
+    assert cache.get(key(59)) is None
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    put(60)
+    cache.close()
+    assert cache.get(key(0)) is not None
+    assert cache.get(key(60)) is not None
+    print(len(told), told[0])
+"""
+
+
+def test_a_full_disk_is_told_once_and_harms_no_older_answer(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 The cache in")
+    assert "could not be written" in done.stdout
 
 
 def test_a_dollar_in_the_path_is_refused(

@@ -99,8 +99,10 @@ _DUMPED_NAME = re.compile(r"\balias\(name='([\w.]+)'")
 
 def text_reads(names: Iterable[str], dump: str) -> Reads:
     """The same for code that exists as an ``ast.dump`` only. It may find too much, never too little."""
-    imports = set()
-    for aliases, module in _DUMPED_IMPORT.findall(dump):
-        imports.update([module] if module else _DUMPED_NAME.findall(aliases))
-    attributes = {*_DUMPED_ATTRIBUTE.findall(dump), *_DUMPED_NAME.findall(dump)}
+    attributes = set(_DUMPED_ATTRIBUTE.findall(dump)) if "Attribute(" in dump else set()
+    imports: set[str] = set()
+    if "alias(" in dump:
+        attributes.update(_DUMPED_NAME.findall(dump))
+        for aliases, module in _DUMPED_IMPORT.findall(dump):
+            imports.update([module] if module else _DUMPED_NAME.findall(aliases))
     return Reads(frozenset(names), frozenset(attributes), frozenset(imports))

@@ -150,9 +150,10 @@ def _part_digest(value: Any, path: tuple[str, ...]) -> str:
 
 def unit_key(components: Mapping[str, str]) -> str:
     """SHA-256 (hex) over the named components, in whatever order they come."""
-    text = json.dumps(sorted(components.items()))
+    # ASCII text of the pairs: no two different sets of components share it, and it is quick.
+    text = ascii(sorted(components.items()))
     return hashlib.sha256(FORMAT + text.encode()).hexdigest()
 
 
 def _text_digest(*texts: str) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return hashlib.sha256(ascii(texts).encode()).hexdigest()

@@ -70,7 +70,7 @@ def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Cache
     start = _START + _LENGTHS.size
     if not record.startswith(MAGIC) or len(record) < start:
         raise CorruptRecordError("it is not an entry of this version of tagent-nb")
-    if _checksum(key, record[_START:]) != record[len(MAGIC) : _START]:
+    if _checksum(key, memoryview(record)[_START:]) != record[len(MAGIC) : _START]:
         raise CorruptRecordError("its checksum does not match")
     header, more = _LENGTHS.unpack_from(record, _START)
     try:
@@ -86,7 +86,7 @@ def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Cache
         raise CorruptRecordError(f"its header cannot be read: {error}") from None
 
 
-def _checksum(key: str, body: bytes) -> bytes:
+def _checksum(key: str, body: bytes | memoryview) -> bytes:
     found = hashlib.sha256(key.encode())
     found.update(body)
     return found.digest()
