@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
@@ -17,10 +16,7 @@ from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
 from tagent_nb.steps.traceback import show_source
-from tagent_nb.steps.worker import Worker
-
-POLITE_SECONDS = 0.25
-"""How long a body that has the context may take to notice ``context.stop`` by itself."""
+from tagent_nb.steps.worker import in_thread
 
 
 class PythonRunner:
@@ -30,11 +26,10 @@ class PythonRunner:
     copy of the context variables. What a body prints goes to ``context.write``.
 
     **Stopping.** When the task that awaits :meth:`run` is cancelled, by a timeout or by Stop,
-    ``context.stop`` is set. A body with ``context`` then has 0.25 s to end by itself; after that an
-    exception is thrown into the thread, which ends the body at its next Python instruction.
-    A body that is inside a call that never returns to Python (a long query, ``time.sleep``) cannot
-    be stopped in this way: after ``grace`` seconds it is left alone, which is reported as progress of
-    kind ``"left_running"``. It ends when that call returns; its late value and prints are dropped.
+    ``context.stop`` is set and a sync body is ended as :func:`tagent_nb.steps.worker.in_thread` says:
+    at its next Python instruction. A body that is inside a call that does not return to Python (a long
+    query, ``time.sleep``) is left alone after ``grace`` seconds, which is reported as progress of kind
+    ``"left_running"``. It ends when that call returns; its late value and prints are dropped.
 
     Args:
         grace: Seconds to wait for a stopped body to end.
@@ -60,7 +55,8 @@ class PythonRunner:
             if inspect.iscoroutinefunction(target):
                 with captured(lines):
                     return await function()
-            value = await self._in_thread(step, context, function, lines)
+            polite = step.body is not None and step.body.wants_context
+            value = await in_thread(step.name, function, context, lines, grace=self.grace, polite=polite)
             if inspect.isawaitable(value):
                 with captured(lines):
                     return await value
@@ -86,47 +82,6 @@ class PythonRunner:
                 f"Step {step.name!r} raised {type(error).__name__}, which would end the program "
                 "(sys.exit or exit?). Return a value, or raise an ordinary error."
             ) from error
-
-    async def _in_thread(
-        self, step: PipelineStep, context: StepContext, call: Callable[[], Any], lines: Lines
-    ) -> Any:
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-        worker = Worker(step.name, call, lines, partial(_wake, loop, ended))
-        worker.start()
-        try:
-            await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            context.stop.set()
-            try:
-                await self._stop(step, context, worker, ended)
-            finally:
-                lines.close()
-            raise
-        return worker.result()
-
-    async def _stop(
-        self, step: PipelineStep, context: StepContext, worker: Worker, ended: asyncio.Future[None]
-    ) -> None:
-        try:
-            if step.body is not None and step.body.wants_context:
-                await asyncio.wait({ended}, timeout=min(POLITE_SECONDS, self.grace))
-        finally:
-            worker.interrupt()
-        await asyncio.wait({ended}, timeout=self.grace)
-        if not ended.done():
-            context.progress(
-                "left_running",
-                thread=worker.name,
-                message=f"Step {step.name!r} did not end when it was stopped: it is inside a call that "
-                "cannot be interrupted. It was left to end by itself; its value will be dropped.",
-            )
-
-
-def _wake(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
-    # The loop is closed when a program ends before a body that was left running: nobody waits then.
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(ended.set_result, None)
 
 
 # -- inputs -----------------------------------------------------------------------------------

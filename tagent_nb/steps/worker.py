@@ -2,18 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
+
+POLITE_SECONDS = 0.25
+"""How long a body that can see ``context.stop`` may take to end by itself."""
 
 TAKE_BACK_SECONDS = 0.25
 """How long a body may take to notice an exception that cannot stay on its way."""
+
+
+async def in_thread(
+    name: str,
+    call: Callable[[], Any],
+    context: StepContext,
+    lines: Lines,
+    *,
+    grace: float = 1.0,
+    polite: bool = False,
+) -> Any:
+    """Await ``call`` in a daemon thread of its own, with a copy of the context variables.
+
+    When the awaiting task is cancelled, ``context.stop`` is set and :class:`Interrupted` is thrown into
+    the thread, which ends the call at its next Python instruction. Inside a C call there is none: after
+    ``grace`` seconds the thread is left to end by itself, and that is reported.
+
+    Args:
+        name: The step or tool, for the thread's name and the report.
+        lines: Where the call's prints go.
+        grace: Seconds to wait for the end.
+        polite: Wait up to 0.25 s for a call that looks at ``context.stop`` before anything is thrown.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    worker = Worker(name, call, lines, partial(_wake, loop, ended))
+    worker.start()
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        context.stop.set()
+        try:
+            if polite:
+                await asyncio.wait({ended}, timeout=min(POLITE_SECONDS, grace))
+            worker.interrupt()
+            await asyncio.wait({ended}, timeout=grace)
+            if not ended.done():
+                context.progress("left_running", thread=worker.name, message=_left(name))
+        finally:
+            worker.interrupt()
+            lines.close()
+        raise
+    return worker.result()
+
+
+def _left(name: str) -> str:
+    return (
+        f"{name!r} did not end when it was stopped: it is inside a call that cannot be interrupted. "
+        "It was left to end by itself; its value will be dropped."
+    )
+
+
+def _wake(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+    # The loop is closed when a program ends before a call that was left running: nobody waits then.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set_result, None)
 
 
 class Interrupted(BaseException):

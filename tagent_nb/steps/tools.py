@@ -1,0 +1,147 @@
+"""Functions that models may call while they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from tagent_nb.errors import DefinitionError, StepError, did_you_mean
+from tagent_nb.pipeline.models import PipelineStep, is_number
+
+if TYPE_CHECKING:
+    from tagent_nb.steps.base import StepContext
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_registered: dict[str, Callable[..., Any]] = {}
+_timeouts: dict[str, float | None] = {}
+_current: ContextVar[StepContext | None] = ContextVar("tagent_nb_tool_context", default=None)
+
+
+@overload
+def tool(function: F, /) -> F: ...
+@overload
+def tool(*, timeout: float | None = None) -> Callable[[F], F]: ...
+
+
+def tool(function: Any = None, /, *, timeout: float | None = None) -> Any:
+    """Register a function as a tool that agent steps may call.
+
+    Use it bare (``@tool``) or with arguments (``@tool(timeout=10)``). The function may be sync or
+    async; a sync one runs in a thread. Its name, type hints and docstring tell the model what it is
+    for and what it takes. Registering the same name again replaces the function, so that a cell
+    can be run again.
+
+    Args:
+        function: The function, when used bare.
+        timeout: Seconds that one call may take; after that the model is told so. ``None``: no limit.
+
+    Returns:
+        The function itself.
+
+    Raises:
+        DefinitionError: It is no named function, or the timeout is not a number above 0.
+    """
+    if timeout is not None and (not is_number(timeout) or timeout <= 0):
+        raise DefinitionError(f"A tool's timeout must be a number of seconds above 0, not {timeout!r}.")
+
+    def register(target: Any) -> Any:
+        name = getattr(target, "__name__", "")
+        if not callable(target) or isinstance(target, type) or not name.isidentifier():
+            raise DefinitionError(
+                f"A tool must be a function with a name, not {target!r}. Write @tool above a def."
+            )
+        _registered[name] = target
+        _timeouts[name] = timeout
+        return target
+
+    return register if function is None else register(function)
+
+
+def timeout_of(function: Callable[..., Any]) -> float | None:
+    """Seconds that one call of this tool may take; ``None`` without a limit."""
+    name = tool_name(function)
+    return _timeouts.get(name) if _registered.get(name) is function else None
+
+
+def registered_tools() -> dict[str, Callable[..., Any]]:
+    """The registered tools by name, in the order of registration."""
+    return dict(_registered)
+
+
+def forget_tool(name: str) -> None:
+    """Take a tool out of the registry.
+
+    Raises:
+        DefinitionError: There is none of this name.
+    """
+    _timeouts.pop(name, None)
+    if _registered.pop(name, None) is None:
+        raise DefinitionError(
+            f"There is no tool {name!r}.{did_you_mean(name, _registered)} "
+            f"Registered: {', '.join(_registered) or 'none'}."
+        )
+
+
+def tool_name(function: Callable[..., Any]) -> str:
+    """What models call this function."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def named_tools(step: PipelineStep) -> dict[str, Callable[..., Any]]:
+    """The tools that a step may use, by name: its own, then the registered ones, as its
+    ``tools_filter`` allows. An own tool wins over a registered one of the same name.
+
+    Raises:
+        StepError: ``tools_filter`` names a tool that does not exist.
+    """
+    known = dict(_registered)
+    known.update((tool_name(function), function) for function in step.tools)
+    if step.tools_filter is None:
+        return known
+    chosen: dict[str, Callable[..., Any]] = {}
+    for pattern in step.tools_filter:
+        found = {name: one for name, one in known.items() if fnmatchcase(name, pattern)}
+        if not found and not set(pattern) & set("*?["):
+            raise StepError(
+                f"Step {step.name!r}: tools_filter names {pattern!r}, which is no tool."
+                f"{did_you_mean(pattern, known)} Tools: {', '.join(known) or 'none'}. "
+                "Register it with @tool, or pass it in tools=[...]."
+            )
+        chosen.update(found)
+    return chosen
+
+
+def tools_for(step: PipelineStep) -> list[Callable[..., Any]]:
+    """The functions of :func:`named_tools`.
+
+    Raises:
+        StepError: ``tools_filter`` names a tool that does not exist.
+    """
+    return list(named_tools(step).values())
+
+
+@contextmanager
+def tools_of(context: StepContext) -> Iterator[None]:
+    """Let :func:`step_context` answer with ``context`` inside the block."""
+    before = _current.get()
+    _current.set(context)
+    try:
+        yield
+    finally:
+        _current.set(before)
+
+
+def step_context() -> StepContext:
+    """The context of the step whose model calls the tool that asks: its ``idempotency_key``, ``learn`` ...
+
+    Raises:
+        StepError: No tool is being called.
+    """
+    context = _current.get()
+    if context is None:
+        raise StepError("step_context() works inside a tool only, while a step's model calls it.")
+    return context
