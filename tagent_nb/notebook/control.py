@@ -92,9 +92,9 @@ class RunControl:
         )
         handle = panel.start(**request.options)
         try:
-            while not (handle.done() or panel.feed.began.is_set()):
+            while not (handle.done() or panel.sitting.feed.began.is_set()):
                 yield BEAT
-            if not panel.feed.began.is_set():
+            if not panel.sitting.feed.began.is_set():
                 return handle.result()  # it was refused: this raises why
             panel.show()
             if request.background:
@@ -123,7 +123,7 @@ class RunControl:
 
 def _settled(panel: Panel) -> Generator[float, None, None]:
     until = time.monotonic() + SETTLE
-    while not panel.drawn.is_set() and time.monotonic() < until:
+    while not panel.sitting.drawn.is_set() and time.monotonic() < until:
         yield BEAT
     panel.settle()
 

@@ -243,12 +243,17 @@ def count(number: int, word: str) -> str:
 # -- the cell's output --------------------------------------------------------------------
 
 
-def show(content: Any) -> DisplayHandle:
-    """Display in the output of the current cell; the handle updates it later, from any thread."""
+def show(content: Any) -> None:
+    """Display in the output of the current cell."""
+    display(content)  # type: ignore[no-untyped-call]
+
+
+def place(content: Any) -> DisplayHandle:
+    """Display in the output of the current cell; :func:`update` replaces it later, from any thread."""
     handle: DisplayHandle = display(content, display_id=True)  # type: ignore[no-untyped-call]
     return handle
 
 
 def update(handle: DisplayHandle, content: Any) -> None:
-    """Replace what :func:`show` has displayed."""
+    """Replace what :func:`place` has displayed."""
     handle.update(content)  # type: ignore[no-untyped-call]

@@ -10,11 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from IPython.display import DisplayHandle
+from typing import Any
 
 from tagent_nb.engine.handle import RunHandle
+from tagent_nb.errors import TagentError
 from tagent_nb.events import (
     Event,
     RunContinued,
@@ -26,13 +25,10 @@ from tagent_nb.events import (
     StepStarted,
     StepStreamed,
 )
-from tagent_nb.notebook.display import Bundle, show, update
+from tagent_nb.notebook.display import Bundle, place, show, update
 from tagent_nb.notebook.run_view import RunView, result_view, run_html, run_text
 from tagent_nb.notebook.session import Session, Workspace
 from tagent_nb.pipeline.result import PipelineResult
-
-if TYPE_CHECKING:
-    from ipywidgets import HTML, Box, Button
 
 __all__ = ["Feed", "Panel"]
 
@@ -61,7 +57,7 @@ class Feed:
         self.items: dict[str, list[int]] = {}
         self.began = threading.Event()
         self.changed = threading.Event()
-        self._writing: dict[str, str | None] = {}
+        self._writing: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepStreamed):
@@ -76,21 +72,49 @@ class Feed:
 
     def _write(self, event: StepStreamed) -> None:
         text = self.texts.get(event.step, "")
-        # Items run at the same time: say whose line it is, whenever that changes.
-        if event.item is not None and (
-            not text.endswith("\n") or self._writing.get(event.step) != event.item
-        ):
+        if event.item is not None:
+            # Items run at the same time: each line says whose it is.
+            if text and not text.endswith("\n") and self._writing.get(event.step) != event.item:
+                text += "\n"
             if not text or text.endswith("\n"):
                 text += f"[{event.item}] "
-            elif self._writing.get(event.step) != event.item:
-                text += f"\n[{event.item}] "
-        self._writing[event.step] = event.item
+            self._writing[event.step] = event.item
         self.texts[event.step] = (text + event.text)[-MOST_TEXT:]
 
     def _count(self, event: StepEvent) -> None:
         counts = self.items.setdefault(event.step, [0, 0, 0])
         counts[0] += 1
         counts[1] += isinstance(event, StepFailed)
+
+
+class Sitting:
+    """One run of a panel, from its start to its last drawing.
+
+    Attributes:
+        feed: What it folds from events.
+        over: Set when the run has ended.
+        drawn: Set when the static table is there.
+        outcome: The result or the error, once it is over.
+        handle: Stops it.
+    """
+
+    def __init__(self) -> None:
+        self.feed = Feed()
+        self.over = threading.Event()
+        self.drawn = threading.Event()
+        self.outcome: PipelineResult | BaseException | None = None
+        self.handle: RunHandle | None = None
+
+    def end(self, outcome: PipelineResult | BaseException) -> None:
+        """Take the outcome; called once, on the run's loop."""
+        self.outcome = outcome
+        self.over.set()
+        self.feed.changed.set()
+
+    @property
+    def result(self) -> PipelineResult | None:
+        """The result; ``None`` before the end, and for a run that was refused or not recorded."""
+        return self.outcome if isinstance(self.outcome, PipelineResult) else None
 
 
 class Panel:
@@ -115,170 +139,164 @@ class Panel:
         self.workspace = workspace
         self.live = live
         self.on_result = on_result
-        self.feed = Feed()
-        self.over = threading.Event()
-        self.drawn = threading.Event()
-        self.note = ""
-        self._outcome: PipelineResult | BaseException | None = None
-        self._handle: RunHandle | None = None
+        self.sitting = Sitting()
+        self.widgets: Widgets | None = None
         self._lock = threading.Lock()
-        self._place: DisplayHandle | None = None
-        self._twin: DisplayHandle | None = None
-        self._box: Box | None = None
-        self._html: HTML | None = None
-        self._stop: Button | None = None
-        self._again: Button | None = None
 
     # -- the run ----------------------------------------------------------------------------
 
     def start(self, **options: Any) -> RunHandle:
-        """Start a run; options are those of :meth:`PipelineExecutor.execute`.
+        """Start a run; options are those of :meth:`Session.start`.
 
         Raises:
             RunInProgressError: The pipeline is running already.
         """
-        self.feed = Feed()
-        self.over.clear()
-        self.drawn.clear()
-        self._outcome = None
-        self._handle = self.session.start(
-            self.workspace, observers=[self.feed], on_end=self._ended, **options
-        )
-        return self._handle
+        sitting = Sitting()
+        handle = self.session.start(self.workspace, observers=[sitting.feed], on_end=sitting.end, **options)
+        sitting.handle = handle
+        self.sitting = sitting
+        return handle
 
-    def _ended(self, outcome: PipelineResult | BaseException) -> None:
-        self._outcome = outcome
-        self.over.set()
-        self.feed.changed.set()
+    def stop(self) -> None:
+        """Stop the run; it can be resumed."""
+        if self.sitting.handle is not None:
+            self.sitting.handle.cancel()
+
+    def again(self) -> None:
+        """Carry the run on in the same place. Does nothing while it runs, and after a success."""
+        # The click may come on the main thread or on a subshell's, and twice.
+        with self._lock:
+            result = self.sitting.result
+            if self.widgets is None or not self.sitting.drawn.is_set() or (result and result.success):
+                return
+            try:
+                self.start(resume=True)
+            except TagentError as error:
+                # A button has nobody to raise to: say it where it was pressed.
+                self.widgets.end(self._final(str(error)), self.widgets.again.description)
+                return
+        self.widgets.clear()
+        self._follow()
 
     # -- what is seen -----------------------------------------------------------------------
 
     def show(self) -> None:
         """Show the panel in the output of the current cell, and keep it up to date."""
-        if self.live:
-            self._build()
-            self._place = show(self._box)
-            self._twin = show(Bundle("", ""))
+        # First, so that a run always comes to its end, also when an interrupt hits the lines below.
         self._follow()
+        if self.live:
+            with self._lock:
+                self.widgets = Widgets(run_html(self.view()), self.stop, self.again)
+                if self.sitting.drawn.is_set():
+                    self._end(self.widgets)
 
     def settle(self) -> None:
-        """Show the final text where there is no front end that showed the rest."""
-        if not self.live and self.over.is_set():
+        """After a run, show its table where no widget has shown it."""
+        if self.widgets is None and self.sitting.over.is_set():
             show(self._final())
 
-    def view(self) -> RunView:
+    def view(self, note: str = "") -> RunView:
         """The run as it is now."""
-        outcome = self._outcome
-        if isinstance(outcome, PipelineResult):
-            return result_view(outcome, self.note or _how_to_go_on(outcome), self.feed.texts)
-        memory = self.workspace.executor.memory if self.workspace.executor is not None else None
-        note = self.note if outcome is None else str(outcome)
-        phase = "failed" if outcome is not None else "paused" if memory and memory.paused else "running"
+        sitting = self.sitting
+        result = sitting.result
+        if result is not None:
+            return result_view(result, note or _how_to_go_on(result), sitting.feed.texts)
+        executor = self.workspace.executor
+        memory = executor.memory if executor is not None else None
+        error = sitting.outcome
+        phase = "failed" if error is not None else "paused" if memory and memory.paused else "running"
         return RunView(
             self.workspace.pipeline.name,
             {} if memory is None else dict(memory.steps),
             phase,
             0.0 if memory is None else memory.seconds,
-            note,
-            dict(self.feed.texts),
-            {name: (counts[0], counts[1], counts[2]) for name, counts in list(self.feed.items.items())},
+            note or ("" if error is None else str(error)),
+            dict(sitting.feed.texts),
+            {name: (ended, failed, all_) for name, (ended, failed, all_) in list(sitting.feed.items.items())},
             time.time(),
             () if memory is None else tuple(memory.warnings),
         )
 
-    def _final(self) -> Bundle:
-        view = self.view()
+    def _final(self, note: str = "") -> Bundle:
+        view = self.view(note)
         return Bundle(run_html(view, most=None, folded=True), run_text(view))
 
-    # -- widgets ----------------------------------------------------------------------------
+    # -- drawing ----------------------------------------------------------------------------
 
-    def _build(self) -> None:
+    def _follow(self) -> None:
+        draw = threading.Thread(target=self._draw, args=(self.sitting,), name="tagent-nb panel", daemon=True)
+        draw.start()
+
+    def _draw(self, sitting: Sitting) -> None:
+        """Draw until the run is over, and then what stays."""
+        while not sitting.over.is_set():
+            if self.widgets is not None:
+                self.widgets.html.value = run_html(self.view())
+            sitting.over.wait(INTERVAL)
+            sitting.feed.changed.wait(IDLE)
+            sitting.feed.changed.clear()
+        if sitting.result is not None:
+            self.on_result(sitting.result)
+        with self._lock:
+            if self.widgets is not None:
+                self._end(self.widgets)
+            sitting.drawn.set()
+
+    def _end(self, widgets: Widgets) -> None:
+        result = self.sitting.result
+        again = "Resume" if result is not None and result.cancelled else "Retry failed"
+        widgets.end(self._final(), "" if result is not None and result.success else again)
+
+
+class Widgets:
+    """The live widget in one output of a cell, and the place of its static twin in the next.
+
+    They are two outputs, since a saved notebook shows an error for one that has both a widget and a table.
+    """
+
+    def __init__(self, html: str, stop: Callable[[], None], again: Callable[[], None]) -> None:
         from ipywidgets import HTML, Button, HBox, Layout, VBox
 
-        layout = Layout(width="auto")
-        self._html = HTML(value=run_html(self.view()))
-        self._stop = Button(
+        self.html = HTML(value=html)
+        self.stop = Button(
             description="Stop",
             icon="stop",
             tooltip="Stop this run; it can be resumed",
-            layout=layout,
+            layout=Layout(width="auto"),
         )
-        self._again = Button(
-            description="Resume",
-            icon="play",
-            tooltip="Carry this run on",
-            layout=Layout(width="auto", display="none"),
-        )
-        self._stop.on_click(self._stop_clicked)
-        self._again.on_click(self._again_clicked)
-        self._box = VBox([self._html, HBox([self._stop, self._again])])
+        self.again = Button(icon="play", tooltip="Carry this run on", layout=Layout(width="auto"))
+        self.stop.on_click(lambda button: self._stopping(stop))
+        self.again.on_click(lambda button: again())
+        self.box = VBox([self.html, HBox([self.stop, self.again])])
+        self._running(True)
+        self._place = place(self.box)
+        self._twin = place(Bundle("", ""))
 
-    def _stop_clicked(self, button: Button) -> None:
-        button.disabled = True
-        button.description = "Stopping"
-        if self._handle is not None:
-            self._handle.cancel()
+    def _stopping(self, stop: Callable[[], None]) -> None:
+        self.stop.disabled = True
+        self.stop.description = "Stopping"
+        stop()
 
-    def _again_clicked(self, button: Button) -> None:
-        # The click may come on the main thread or on a subshell's, and twice.
-        with self._lock:
-            if not self.over.is_set() or button.disabled:
-                return
-            button.disabled = True
-            try:
-                self.start(resume=True)
-            except Exception as error:  # a button has nobody to raise to: show it where it was pressed
-                self.note = str(error)
-                self._refresh()
-                button.disabled = False
-                return
-        self.note = ""
-        if self._twin is not None:
-            update(self._twin, Bundle("", ""))
-        self._follow()
+    def _running(self, running: bool) -> None:
+        self.stop.disabled, self.stop.description = not running, "Stop"
+        self.stop.layout.display = None if running else "none"
+        self.html.layout.display = None if running else "none"
+        self.again.disabled = running
+        self.again.layout.display = "none" if running else None
 
-    def _follow(self) -> None:
-        threading.Thread(target=self._draw_until_over, name="tagent-nb panel", daemon=True).start()
+    def clear(self) -> None:
+        """Make room for another sitting."""
+        update(self._twin, Bundle("", ""))
+        self._running(True)
 
-    def _draw_until_over(self) -> None:
-        self._buttons(running=True)
-        while not self.over.is_set():
-            self._refresh()
-            self.over.wait(INTERVAL)
-            self.feed.changed.wait(IDLE)
-            self.feed.changed.clear()
-        self._close()
-
-    def _refresh(self) -> None:
-        if self._html is not None:
-            self._html.value = run_html(self.view())
-
-    def _buttons(self, *, running: bool) -> None:
-        if self._stop is None or self._again is None or self._html is None:
-            return
-        self._stop.disabled, self._stop.description = not running, "Stop"
-        self._stop.layout.display = None if running else "none"
-        self._html.layout.display = None if running else "none"
-        self._again.disabled = running
-        self._again.layout.display = "none" if running else None
-
-    def _close(self) -> None:
+    def end(self, table: Bundle, again: str) -> None:
         """Leave the static table, and a button only where there is something to go on with."""
-        outcome = self._outcome
-        if isinstance(outcome, PipelineResult):
-            self.on_result(outcome)
-        if self._twin is not None and self._place is not None and self._again is not None:
-            update(self._twin, self._final())
-            if isinstance(outcome, PipelineResult) and outcome.success:
-                update(self._place, Bundle("", ""))
-            else:
-                self._again.description = "Resume" if _cancelled(outcome) else "Retry failed"
-                self._buttons(running=False)
-        self.drawn.set()
-
-
-def _cancelled(outcome: PipelineResult | BaseException | None) -> bool:
-    return isinstance(outcome, PipelineResult) and outcome.cancelled
+        update(self._twin, table)
+        if again:
+            self.again.description = again
+            self._running(False)
+        else:
+            update(self._place, Bundle("", ""))
 
 
 def _how_to_go_on(result: PipelineResult) -> str:

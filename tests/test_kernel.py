@@ -1,0 +1,288 @@
+"""Runs in real kernels: interrupts, Stop, queued cells, and a kernel that is killed half-way."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import KernelManager
+
+PATIENCE = 60.0
+"""Seconds after which a test gives up. The steps that are stopped here would go on for ever."""
+
+
+class Kernel:
+    """An IPython kernel in a folder of its own, with the magics loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manager = KernelManager()
+        # The kernel of this environment, whatever kernels the machine has installed.
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        self.manager._kernel_spec = KernelSpec(argv=command, display_name="test", language="python")
+        environment = os.environ | {"IPYTHONDIR": str(folder / "ipython")}
+        self.manager.start_kernel(cwd=str(folder), env=environment)
+        self.client: BlockingKernelClient = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=PATIENCE)
+        self.outputs: dict[str, list[dict[str, Any]]] = {}
+        self.idle: set[str] = set()
+        self.run("%load_ext tagent_nb")
+
+    def send(self, code: str) -> str:
+        """Queue a cell; returns its id."""
+        return str(self.client.execute(code))
+
+    def receive(self) -> None:
+        """Take in one message, or none if none comes soon."""
+        try:
+            message = self.client.get_iopub_msg(timeout=0.2)
+        except queue.Empty:
+            assert self.manager.is_alive(), "the kernel died"
+            return
+        parent = message["parent_header"].get("msg_id", "")
+        if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+            self.idle.add(parent)
+        self.outputs.setdefault(parent, []).append(message)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Take messages in until something holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not happen: {self.outputs}"
+            self.receive()
+
+    def wait(self, cell: str) -> str:
+        """Wait for a cell to end; returns all its text."""
+        self.until(lambda: cell in self.idle)
+        return self.text(cell)
+
+    def run(self, code: str) -> str:
+        """Run a cell to its end; returns all its text."""
+        return self.wait(self.send(code))
+
+    def text(self, cell: str) -> str:
+        """What a cell printed, displayed and raised so far."""
+        found = []
+        for message in self.outputs.get(cell, []):
+            content = message["content"]
+            found.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
+            found.extend(content.get("traceback", []))
+        return "\n".join(found)
+
+    def define(self, name: str, code: str, options: str = "") -> None:
+        """Define a Python step that notes each of its runs in a file."""
+        note = f"with open('effects', 'a') as file:\n    file.write('{name}\\n')\n"
+        self.run(f"%%tagent_step {name} --python {options}\n{note}{code}")
+
+    def effects(self) -> Counter[str]:
+        """How often each step ran, over all kernels of this folder."""
+        path = self.folder / "effects"
+        return Counter(path.read_text().split() if path.exists() else [])
+
+    def interrupt(self) -> None:
+        """What the interrupt button does."""
+        self.manager.interrupt_kernel()
+
+    def kill(self) -> None:
+        """What the machine does when it has no memory left."""
+        assert self.manager.provisioner is not None
+        os.kill(self.manager.provisioner.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        self.close()
+
+    def close(self) -> None:
+        """End the kernel."""
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
+    """Starts kernels in the test's folder."""
+    started: list[Kernel] = []
+
+    def start() -> Kernel:
+        started.append(Kernel(tmp_path))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+FOREVER = "import os, time\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n"
+BEATING = (
+    "import os, time\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n"
+    "    with open('beats', 'a') as beats:\n        beats.write('.')\n"
+)
+STILL = (
+    "import os, time\nbefore = os.path.getsize('beats'); time.sleep(0.5)\n"
+    "print('STILL' if os.path.getsize('beats') == before else 'GOES ON')"
+)
+
+
+def test_a_cell_runs_a_pipeline_and_cells_queued_behind_it_all_execute(kernel: Callable[[], Kernel]) -> None:
+    book = kernel()
+    book.run("%tagent_pipeline queued")
+    book.define("slow", FOREVER + "5")
+    run = book.send("%tagent_run")
+    behind = [book.send(f"print('cell {number}', result['slow'])") for number in range(3)]
+    book.until(lambda: book.effects()["slow"] == 1)
+    assert not book.idle & {run, *behind}
+    (book.folder / "gate").touch()
+    assert [book.wait(cell).strip() for cell in behind] == ["cell 0 5", "cell 1 5", "cell 2 5"]
+    assert "✓ slow: completed" in book.text(run)
+
+
+def test_the_value_is_given_where_it_is_used_and_else_not_shown_twice(kernel: Callable[[], Kernel]) -> None:
+    book = kernel()
+    book.run("%tagent_pipeline values")
+    book.define("load", "5")
+    shown = book.send("%tagent_run")
+    book.wait(shown)
+    assert all(message["msg_type"] != "execute_result" for message in book.outputs[shown])
+    assert book.run("mine = %tagent_run\nprint(mine.success, mine is result)").strip().endswith("True True")
+    assert "5" in book.run("for step in ['load']:\n    %tagent_run --until {step}\nprint(result[step])")
+    assert "UsageError" in book.run("%tagent_run --until nowhere")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["%tagent_run", "mine = %tagent_run", "def go():\n    %tagent_run\ngo()", "%%time\n%tagent_run"],
+    ids=["awaited", "assigned", "in a function", "in %%time"],
+)
+def test_an_interrupt_ends_the_run_with_one_line_and_it_can_be_resumed(
+    kernel: Callable[[], Kernel], cell: str
+) -> None:
+    book = kernel()
+    book.run("%tagent_pipeline interrupted")
+    book.define("first", "1")
+    book.define("second", BEATING + "first + 1")
+    run = book.send(cell)
+    book.until(lambda: book.effects()["second"] == 1 and (book.folder / "beats").exists())
+    book.interrupt()
+    text = book.wait(run)
+    assert "The run was stopped. %tagent_run --resume carries it on" in text
+    assert "Traceback" not in text
+    assert "STILL" in book.run(STILL)
+    assert "True" in book.run("print(result.cancelled)")
+    (book.folder / "gate").touch()
+    assert "✓ second: completed" in book.run("%tagent_run --resume")
+    assert book.effects() == {"first": 1, "second": 2}
+    assert "2" in book.run("print(result['second'])")
+
+
+def test_stop_in_the_panel_ends_an_awaited_run(kernel: Callable[[], Kernel]) -> None:
+    book = kernel()
+    book.run("%tagent_pipeline stopped")
+    book.define("slow", BEATING + "5")
+    run = book.send("%tagent_run")
+    book.until(lambda: (book.folder / "beats").exists() and _stop_button(book, run) is not None)
+    content = {
+        "comm_id": _stop_button(book, run),
+        "data": {"method": "custom", "content": {"event": "click"}},
+    }
+    book.client.shell_channel.send(book.client.session.msg("comm_msg", content))
+    assert "■ slow: cancelled" in book.wait(run)
+    assert "STILL" in book.run(STILL)
+
+
+def _stop_button(book: Kernel, cell: str) -> str | None:
+    """The comm of the button, as a front end learns it."""
+    for message in book.outputs.get(cell, []):
+        state = (
+            message["content"].get("data", {}).get("state", {}) if message["msg_type"] == "comm_open" else {}
+        )
+        if state.get("description") == "Stop":
+            return str(message["content"]["comm_id"])
+    return None
+
+
+def test_a_background_run_leaves_the_kernel_free(kernel: Callable[[], Kernel]) -> None:
+    book = kernel()
+    book.run("%tagent_pipeline behind")
+    book.define("slow", FOREVER + "5")
+    run = book.send("handle = %tagent_run --background")
+    book.wait(run)
+    book.until(lambda: book.effects()["slow"] == 1)
+    assert "False" in book.run("print(handle.done())")
+    (book.folder / "gate").touch()
+    assert "5" in book.run("print(handle.result(30)['slow'])")
+    book.until(lambda: "✓ slow: completed" in "".join(book.text(cell) for cell in book.outputs))
+
+
+def test_printed_text_lands_in_the_area_of_its_step(kernel: Callable[[], Kernel]) -> None:
+    book = kernel()
+    book.run("%tagent_pipeline printing")
+    book.define("slow", "print('from the step')\n" + FOREVER + "5")
+    book.run("handle = %tagent_run --background")
+    book.until(lambda: book.effects()["slow"] == 1)
+    later = book.send("print('another cell')")
+    assert book.wait(later).strip() == "another cell"
+    (book.folder / "gate").touch()
+    assert "from the step" not in book.run("_ = handle.result(30)")
+    book.until(lambda: any("from the step" in _html(one) for cell in book.outputs.values() for one in cell))
+
+
+def _html(message: dict[str, Any]) -> str:
+    return str(message["content"].get("data", {}).get("text/html", ""))
+
+
+def _ten_steps(book: Kernel) -> None:
+    book.run("%tagent_pipeline ten --model test")
+    for number in range(1, 11):
+        reads = f"step_{number - 1} + " if number > 1 else ""
+        wait = FOREVER if number == 7 else ""
+        book.define(f"step_{number}", f"{wait}{reads}{number}")
+    book.run("%%tagent_step report\nSay something about {{ step_10 }}.")
+
+
+def test_a_kernel_killed_in_step_7_of_10_is_resumed_in_another(kernel: Callable[[], Kernel]) -> None:
+    first = kernel()
+    _ten_steps(first)
+    first.send("%tagent_run")
+    first.until(lambda: first.effects()["step_7"] == 1)
+    first.kill()
+    (first.folder / "gate").touch()
+    second = kernel()
+    _ten_steps(second)
+    assert "✓ step_10: completed" in second.run("%tagent_run --resume")
+    once = {f"step_{number}": 1 for number in range(1, 11)}
+    assert second.effects() == once | {"step_7": 2}
+    summary = "print([dict(r.step_outputs), r.total_cost, r.token_usage, sorted(r.cost_per_step.items())])"
+    resumed = second.run(f"r = result\n{summary}")
+    undisturbed = second.run(f"%tagent_run --force --no-cache\nr = result\n{summary}")
+    assert resumed.strip().splitlines()[-1] == undisturbed.strip().splitlines()[-1]
+
+
+def test_a_map_killed_at_item_60_of_100_pays_only_for_the_rest(kernel: Callable[[], Kernel]) -> None:
+    def define(book: Kernel) -> None:
+        book.run("%tagent_pipeline mapped --max-concurrency 1")
+        book.define("numbers", "list(range(100))")
+        note = "with open('items', 'a') as file:\n    file.write(f'{numbers}\\n')\n"
+        wait = FOREVER.replace("not os", "numbers == 60 and not os")
+        book.run(f"%%tagent_step double --python --map-over numbers\n{note}{wait}numbers * 2")
+
+    first = kernel()
+    define(first)
+    items = first.folder / "items"
+    first.send("%tagent_run")
+    first.until(lambda: items.exists() and "60" in items.read_text().split())
+    first.kill()
+    (first.folder / "gate").touch()
+    second = kernel()
+    define(second)
+    assert "✓ double: completed" in second.run("%tagent_run --resume")
+    assert Counter(items.read_text().split()) == {str(n): 1 for n in range(100)} | {"60": 2}
+    assert second.effects() == {"numbers": 1}
+    assert "True" in second.run("print(list(result['double']) == [n * 2 for n in range(100)])")

@@ -1,0 +1,575 @@
+"""The magics in a shell: what they do, and that each mistake is one clear message."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+import tagent_nb
+from tagent_nb.notebook import extension
+from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.models import ExecutionMode
+from tagent_nb.pipeline.result import PipelineResult
+
+
+class Notebook:
+    """A shell with the magics on a session of its own, and what its cells displayed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shell = InteractiveShell.instance()
+        self.shell.reset(new_session=False)
+        self.session = Session(self.shell.user_ns, folder)
+        self.shell.register_magics(TagentMagics(self.shell, self.session))
+        self.published = CapturingDisplayPublisher()
+        self.shell.display_pub = self.published
+
+    def __call__(self, line: str, body: str | None = None) -> Any:
+        """Run a line magic, or with ``body`` a cell magic."""
+        name, _, rest = line.partition(" ")
+        if body is None:
+            return self.shell.run_line_magic(name, rest)
+        return self.shell.run_cell_magic(name, rest, body)
+
+    @property
+    def shown(self) -> list[str]:
+        """The plain text of all that was displayed."""
+        return [one["data"]["text/plain"] for one in self.published.outputs]
+
+    def python(self, name: str, code: str, options: str = "") -> None:
+        """Define a Python step."""
+        self(f"tagent_step {name} --python {options}", code)
+
+    def noting(self, name: str, code: str, options: str = "") -> None:
+        """Define a Python step that notes each of its runs in a file."""
+        self.python(name, f"with open('effects', 'a') as file:\n    file.write('{name}')\n{code}", options)
+
+    def effects(self, line: str) -> str:
+        """Run a magic; return which steps ran, in order."""
+        Path("effects").unlink(missing_ok=True)
+        self(line)
+        return Path("effects").read_text() if Path("effects").exists() else ""
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
+    monkeypatch.chdir(tmp_path)
+    before = InteractiveShell.instance().display_pub
+    yield Notebook(tmp_path / ".tagent")
+    InteractiveShell.instance().display_pub = before
+
+
+def refused(book: Notebook, line: str, body: str | None = None) -> str:
+    """The message with which a magic refuses."""
+    with pytest.raises(UsageError) as caught:
+        book(line, body)
+    return str(caught.value)
+
+
+# -- %tagent_pipeline ---------------------------------------------------------------------
+
+
+def test_a_pipeline_is_made_changed_and_listed(book: Notebook) -> None:
+    book("tagent_pipeline my reviews --model test --description 'what they say' --concurrent --constraint x")
+    pipeline = book.session.pipeline
+    assert (pipeline.name, pipeline.model, pipeline.description) == ("my reviews", "test", "what they say")
+    assert pipeline.default_mode is ExecutionMode.CONCURRENT
+    assert pipeline.global_constraints == ["x"]
+    book("tagent_pipeline my reviews --serial --constraint a --constraint b --no-cache --max-concurrency 3")
+    assert pipeline.default_mode is ExecutionMode.SERIAL
+    assert pipeline.global_constraints == ["a", "b"]
+    assert (book.session.workspace.cached, book.session.workspace.max_concurrency) == (False, 3)
+    book("tagent_pipeline other --storage runs-here")
+    assert Path("runs-here").exists() or book.session.workspace.storage is not None
+    book("tagent_pipeline")
+    listing = book.shown[-1].splitlines()
+    assert listing[0].startswith("2 pipelines;")
+    assert listing[1] == "my reviews  0 steps  test  what they say"
+    assert listing[2] == "▸  other  0 steps"
+
+
+def test_listing_before_there_is_a_pipeline_tells_how_to_begin(book: Notebook) -> None:
+    book("tagent_pipeline")
+    assert book.shown == ["0 pipelines; %tagent_pipeline NAME makes one current, or a new one"]
+
+
+def test_a_step_can_be_taken_out(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    assert "Did you mean 'load'?" in refused(book, "tagent_pipeline --remove laod")
+    book("tagent_pipeline --remove load")
+    assert len(book.session.pipeline) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("tagent_pipeline a --concurrent --serial", "exclude each other"),
+        ("tagent_pipeline a --max-concurrency 0", "max_concurrency must be 1 or more"),
+        ("tagent_pipeline a --max-concurrency many", "invalid int value: 'many'"),
+        ("tagent_pipeline $nowhere", "NAME is '$nowhere', but there is no variable 'nowhere'"),
+        ("tagent_pipeline a --model {nowhere}", "--model is '{nowhere}', but there is no variable 'nowhere'"),
+        ("tagent_pipeline --remove a", "There is no pipeline yet"),
+        ("tagent_pipeline --modle x", "Did you mean '--model'?"),
+    ],
+)
+def test_mistakes_in_a_pipeline_line(book: Notebook, line: str, message: str) -> None:
+    assert message in refused(book, line)
+    assert book.session.workspaces == {} or len(book.session.pipeline) == 0
+
+
+# -- %%tagent_step ------------------------------------------------------------------------
+
+
+SCHEMA = "from pydantic import BaseModel\nclass Sentiment(BaseModel):\n    label: str"
+
+
+def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
+    book.shell.run_cell(SCHEMA)
+    book.shell.run_cell("def lookup(word: str) -> str:\n    'Look it up.'\n    return word")
+    book("tagent_pipeline reviews --model test")
+    book.python("load", "[1]")
+    book(
+        "tagent_step classify --output-schema Sentiment --map-over load --min-success 0.5 "
+        "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
+        "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
+        "--no-cache   # a comment",
+        "Say whether {{ load }} is good.\n",
+    )
+    step = book.session.pipeline.get_step("classify")
+    assert step.goal == "Say whether {{ load }} is good."
+    assert step.output_schema is book.shell.user_ns["Sentiment"]
+    assert (step.map_over, step.min_success, step.when, step.model) == ("load", 0.5, "load", "openai:gpt")
+    assert [str(one) for one in step.dependencies] == ["extra:weak", "more:optional", "load"]
+    assert step.constraints == ["be short", "kind"]
+    assert step.tools_filter == ["lookup", "search*"]
+    assert step.tools == [book.shell.user_ns["lookup"]]
+    assert (step.timeout, step.max_retries, step.cache) == (2.5, 1, False)
+    assert step.execution_mode is ExecutionMode.CONCURRENT
+    assert book.shown[-1].startswith("classify: agent step; reads extra (weak, not defined yet)")
+
+
+def test_a_step_takes_the_mode_of_its_pipeline_unless_it_says(book: Notebook) -> None:
+    book("tagent_pipeline reviews --concurrent")
+    book.python("a", "1")
+    book.python("b", "1", "--serial")
+    modes = [step.execution_mode for step in book.session.pipeline.steps]
+    assert modes == [ExecutionMode.CONCURRENT, ExecutionMode.SERIAL]
+
+
+def test_running_the_cell_again_replaces_the_step_in_its_place(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("a", "1")
+    book.python("b", "a")
+    book.python("a", "2")
+    assert [step.name for step in book.session.pipeline.steps] == ["a", "b"]
+    assert book("tagent_run")["b"] == 2
+
+
+STEP = "tagent_step"
+MISTAKES: list[tuple[str, str, str]] = [
+    (f"{STEP}", "go", "the step has no name. Write: %%tagent_step NAME"),
+    (f"{STEP} a", "", "the cell body is empty"),
+    (f"{STEP} a", "  \n \n", "the cell is empty"),
+    (f"{STEP} a --python", "\n", "the cell is empty"),
+    (f"{STEP} a --python", "# only a comment", "'a'"),
+    (f"{STEP} a --python", "1 +", "a"),
+    (f"{STEP} ../../x", "go", "is not an identifier"),
+    (f"{STEP} /etc/passwd", "go", "is not an identifier"),
+    (f"{STEP} a.b", "go", "is not an identifier"),
+    (f"{STEP} -rf", "go", "there is no option -rf"),
+    (f"{STEP} {'a' * 65}", "go", "at most 64 are allowed"),
+    (f"{STEP} class", "go", "is reserved"),
+    (f"{STEP} item", "go", "is reserved"),
+    (f"{STEP} \uff41bc", "go", "Write 'abc'"),
+    (f"{STEP} a\u202eb", "go", "is not an identifier"),
+    (f"{STEP} a --output-schema Sentimnt", "go", "Did you mean 'Sentiment'?"),
+    (f"{STEP} a --output-schema os", "go", "There is no schema 'os'"),
+    (f"{STEP} a --output-schema answer", "go", "is of type int, not a pydantic model"),
+    (f"{STEP} a --outputschema Sentiment", "go", "Did you mean '--output-schema'?"),
+    (f"{STEP} a \u2014python", "1", "begins with a dash that is not ASCII. Write '--python'."),
+    (f"{STEP} a --when 'x", "go", "a quote is not closed"),
+    (f"{STEP} a --when load.", "go", "'a'"),
+    (f"{STEP} a --python --python", "1", "option --python is given 2 times"),
+    (f"{STEP} a --timeout -1", "go", "timeout"),
+    (f"{STEP} a --timeout nan", "go", "timeout"),
+    (f"{STEP} a --timeout inf", "go", "timeout"),
+    (f"{STEP} a --max-retries -1", "go", "max_retries"),
+    (f"{STEP} a --min-success 2", "go", "min_success"),
+    (f"{STEP} a --depends-on b:sometimes", "go", "Write strong, weak or optional"),
+    (f"{STEP} a --concurrent --serial", "go", "exclude each other"),
+    (f"{STEP} a b", "go", "there is nothing to do with 'b'"),
+    (f"{STEP} a > file", "go", "a magic is no shell command"),
+    (f"{STEP} $nowhere", "go", "there is no variable 'nowhere'"),
+    (f"{STEP} a", "{{ x.__class__ }}", "a"),
+    (f"{STEP} a", "{{ unclosed", "a"),
+    (f"{STEP} a", "x" * 1_000_000, "a"),
+]
+
+
+@pytest.mark.parametrize(("line", "body", "message"), MISTAKES, ids=[line[:40] for line, _, _ in MISTAKES])
+def test_mistakes_in_a_step_are_one_message_and_define_nothing(
+    book: Notebook, line: str, body: str, message: str
+) -> None:
+    book.shell.run_cell(SCHEMA)
+    book.shell.user_ns["answer"] = 42
+    book("tagent_pipeline reviews")
+    text = refused(book, line, body)
+    assert message in text
+    assert len(text) < 1_500
+    assert len(book.session.pipeline) == 0
+
+
+def test_a_step_before_any_pipeline_says_how_to_begin(book: Notebook) -> None:
+    assert (
+        refused(book, "tagent_step a", "go") == "There is no pipeline yet. Begin with: %tagent_pipeline NAME"
+    )
+
+
+def test_a_field_that_the_schema_lacks_is_an_error_of_the_cell(book: Notebook) -> None:
+    book.shell.run_cell(SCHEMA)
+    book("tagent_pipeline reviews")
+    book("tagent_step classify --output-schema Sentiment", "go")
+    assert "Did you mean 'label'?" in refused(book, "tagent_step report", "{{ classify.lable }}")
+
+
+# -- %tagent_run --------------------------------------------------------------------------
+
+
+def test_a_run_gives_its_result_and_leaves_it_in_the_namespace(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "[1, 2]")
+    book.python("total", "sum(load)")
+    value = book("tagent_run")
+    assert isinstance(value, PipelineResult)
+    assert value["total"] == 3
+    assert book.shell.user_ns["result"].run_id == value.run_id
+    assert "✓ total: completed" in book.shown[-1]
+
+
+def test_agent_steps_run_on_the_test_model(book: Notebook) -> None:
+    book.shell.run_cell(SCHEMA)
+    book("tagent_pipeline reviews --model test")
+    book("tagent_step classify --output-schema Sentiment", "Classify.")
+    assert isinstance(book("tagent_run")["classify"], book.shell.user_ns["Sentiment"])
+
+
+def test_options_of_a_run_reach_it(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.noting("a", "1")
+    book.noting("b", "a")
+    book.noting("c", "3")
+    assert book.effects("tagent_run --until b") == "ab"
+    assert book.effects("tagent_run") == "c"
+    assert book.effects("tagent_run --force a") == "a"
+    assert book.effects("tagent_run --force a,c --max-concurrency 1") == "ac"
+    assert book.effects("tagent_run --force") == "abc"
+    assert book.effects("tagent_run --no-cache --until a") == "a"
+    assert book.effects("tagent_run --offline") == ""
+
+
+def test_a_failed_run_is_told_and_resumed(book: Notebook) -> None:
+    book("tagent_pipeline reviews --no-cache")
+    book.noting("a", "1")
+    code = "import os\nif not os.path.exists('luck'):\n    raise ValueError('no luck')\na + 1"
+    book.noting("b", code, "--max-retries 0")
+    assert book.effects("tagent_run") == "ab"
+    assert not book.shell.user_ns["result"].success
+    assert "✗ b: failed" in book.shown[-1]
+    assert "ValueError: no luck" in book.shown[-1]
+    Path("luck").touch()
+    assert book.effects("tagent_run --resume") == "b"
+    assert book.shell.user_ns["result"]["b"] == 2
+
+
+def test_a_resumed_run_refuses_changed_steps_until_it_may_run_them_again(book: Notebook) -> None:
+    book("tagent_pipeline reviews --no-cache")
+    book.noting("a", "1")
+    book.noting("b", "a + 1")
+    book("tagent_run")
+    book.noting("a", "5")
+    assert "--on-change rerun" in refused(book, "tagent_run --resume")
+    assert book.effects("tagent_run --resume --on-change rerun") == "ab"
+    assert book.shell.user_ns["result"]["b"] == 6
+
+
+def test_a_background_run_returns_its_handle(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("a", "5")
+    handle = book("tagent_run --background")
+    assert handle.result(10)["a"] == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("tagent_run --until totl", "Did you mean 'total'?"),
+        ("tagent_run --force totl", "Did you mean 'total'?"),
+        ("tagent_run --resume", "No run of pipeline 'reviews' is stored"),
+        ("tagent_run --resume ../../x", "../../x"),
+        ("tagent_run --on-change maybe", "invalid choice: 'maybe'"),
+        ("tagent_run --resme", "Did you mean '--resume'?"),
+        ("tagent_run total", "there is nothing to do with 'total'"),
+        ("tagent_run --max-concurrency 0", "max_concurrency"),
+    ],
+)
+def test_mistakes_in_a_run_are_one_message(book: Notebook, line: str, message: str) -> None:
+    book("tagent_pipeline reviews")
+    book.python("total", "1")
+    assert message in refused(book, line)
+
+
+def test_a_pipeline_that_cannot_run_names_all_its_problems(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test")
+    assert "has no steps. Write a cell: %%tagent_step NAME" in refused(book, "tagent_run")
+    book("tagent_step a --depends-on nothing", "{{ nowhere }}")
+    book("tagent_step b --depends-on b", "go")
+    text = refused(book, "tagent_run")
+    assert "'nowhere'" in text
+    assert "'nothing'" in text
+    assert "'b'" in text
+    book("tagent_graph")
+    assert book.shown[-1] == "Graph of reviews: 2 steps"
+
+
+def test_a_cycle_is_named_by_its_path_and_drawn(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test")
+    book("tagent_step a", "{{ b }}")
+    book("tagent_step b", "{{ a }}")
+    assert "a -> b -> a" in refused(book, "tagent_run")
+    book("tagent_graph")
+    assert book.shown[-1] == "Graph of reviews: 2 steps"
+
+
+def test_a_step_without_a_model_is_refused_before_anything_runs(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book("tagent_step a", "go")
+    assert "%tagent_pipeline NAME --model local" in refused(book, "tagent_run")
+
+
+# -- looking at it ------------------------------------------------------------------------
+
+
+def test_the_graph_is_shown_saved_and_exported(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    book("tagent_run")
+    book("tagent_graph --save graph.svg")
+    data = book.published.outputs[-1]["data"]
+    assert "✓" in data["image/svg+xml"]
+    assert Path("graph.svg").read_text("utf-8") == data["image/svg+xml"]
+    book("tagent_graph --definition")
+    assert "✓" not in book.published.outputs[-1]["data"]["image/svg+xml"]
+
+
+def test_status_and_results(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "[1, 2]")
+    assert "has not run yet" in refused(book, "tagent_results")
+    book("tagent_status")
+    assert "○ load" in book.shown[-1]
+    run = book("tagent_run").run_id
+    book("tagent_status")
+    assert "✓ load" in book.shown[-1]
+    table = book("tagent_results")
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.index) == ["load"]
+    assert len(book("tagent_results load")) == 2
+    assert len(book(f"tagent_results --run {run}")) == 1
+    assert book.shell.user_ns["result"].run_id == run
+    assert "Did you mean 'load'?" in refused(book, "tagent_results laod")
+
+
+def test_history_lists_runs_and_shows_one(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book("tagent_history")
+    assert book.shown[-1] == "reviews: 0 recorded runs"
+    book.python("load", "1")
+    first = book("tagent_run").run_id
+    second = book("tagent_run").run_id
+    book("tagent_history")
+    lines = book.shown[-1].splitlines()
+    assert lines[0] == "reviews: 2 recorded runs"
+    assert lines[1].startswith(second)
+    assert "completed" in lines[2]
+    book(f"tagent_history {first}")
+    assert "✓ load: completed" in book.shown[-1]
+
+
+def test_explain_says_in_words_why_a_step_ran(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    def explained(step: str) -> str:
+        capsys.readouterr()
+        book(f"tagent_explain {step}")
+        return capsys.readouterr().out
+
+    book("tagent_pipeline reviews")
+    book.python("load", "# rows\n[1, 2]")
+    book.python("total", "sum(load)")
+    assert explained("load") == "load has not run yet.\n"
+    book("tagent_run")
+    assert "There is no earlier run to compare with." in explained("load")
+    book.python("load", "# other comment\n[1, 2]")
+    book("tagent_run")
+    assert explained("load").startswith("load: not run: the answer was in the cache")
+    assert "Nothing that it depends on differs" in explained("load")
+    book.python("load", "# other comment\n[2, 1]")
+    book("tagent_run")
+    text = explained("load")
+    assert text.startswith("load: ran")
+    assert "- [1, 2]" in text
+    assert "+ [2, 1]" in text
+    assert "load changed" in explained("total") or "input" in explained("total")
+    book.python("load", "sorted([2, 1])")
+    assert "It has been defined anew since" in explained("load")
+    book("tagent_run")
+    assert explained("total").startswith("total: not run: the answer was in the cache")
+    assert refused(book, "tagent_explain") == "%tagent_explain: which step? Write: %tagent_explain STEP"
+    assert "Did you mean 'total'?" in refused(book, "tagent_explain totl")
+
+
+def test_explain_tells_other_ends_of_a_step(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "raise ValueError('no')", "--max-retries 0")
+    book.python("after", "load")
+    book("tagent_run")
+    book("tagent_explain load")
+    book("tagent_explain after")
+    told = capsys.readouterr().out
+    assert "load: ran and failed: ValueError: no" in told
+    assert "after: skipped: step 'load' failed" in told
+
+
+def test_explain_reads_recorded_runs_in_a_new_kernel(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    book("tagent_run")
+    later = Notebook(book.session.folder)
+    later("tagent_pipeline reviews")
+    later.python("load", "1")
+    later("tagent_explain load")
+    assert "load: ran" in capsys.readouterr().out
+
+
+# -- what is kept -------------------------------------------------------------------------
+
+
+def test_the_cache_is_shown_and_cleared(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    book("tagent_pipeline reviews")
+    book.python("a", "1")
+    book.python("b", "2")
+    book("tagent_run")
+    book("tagent_cache")
+    assert book.shown[-1].startswith("2 answers, ")
+    book("tagent_cache --clear a")
+    book("tagent_cache --clear --older-than 1")
+    book("tagent_cache --clear")
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line.startswith("Forgot")] == [
+        "Forgot 1 answer.",
+        "Forgot 0 answers.",
+        "Forgot 1 answer.",
+    ]
+    assert refused(book, "tagent_cache --older-than 1") == "%tagent_cache: --older-than needs --clear."
+
+
+def test_export_writes_definition_and_picture(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    book("tagent_export p.json")
+    book("tagent_export p.svg")
+    assert "Wrote p.json: 1 step." in capsys.readouterr().out
+    assert json.loads(Path("p.json").read_text("utf-8"))["name"] == "reviews"
+    assert "<svg" in Path("p.svg").read_text("utf-8")
+    for name in ("tagent_export", "tagent_export p.exe"):
+        assert "ends in .json or .svg" in refused(book, name)
+
+
+def test_nest_says_what_is_on(book: Notebook, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    import asyncio
+
+    import nest_asyncio2
+
+    monkeypatch.setattr(
+        nest_asyncio2, "apply", lambda: monkeypatch.setattr(asyncio, "_nest_patched", True, raising=False)
+    )
+    book("tagent_nest")
+    book("tagent_nest off")
+    book("tagent_nest on")
+    assert capsys.readouterr().out.splitlines() == [
+        "asyncio.run() inside cells is off.",
+        "asyncio.run() inside cells is off.",
+        "asyncio.run() inside cells is on.",
+    ]
+    assert "Restart the kernel" in refused(book, "tagent_nest off")
+    assert "invalid choice" in refused(book, "tagent_nest maybe")
+
+
+# -- all of them --------------------------------------------------------------------------
+
+
+def all_magics() -> list[tuple[str, Callable[..., Any]]]:
+    found = [
+        (name, getattr(TagentMagics, name)) for kind in ("line", "cell") for name in TagentMagics.magics[kind]
+    ]
+    return sorted(found)
+
+
+def test_the_magics_of_the_design_are_there() -> None:
+    assert [name for name, _ in all_magics()] == [
+        "tagent_cache",
+        "tagent_explain",
+        "tagent_export",
+        "tagent_graph",
+        "tagent_history",
+        "tagent_nest",
+        "tagent_pipeline",
+        "tagent_results",
+        "tagent_run",
+        "tagent_status",
+        "tagent_step",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in all_magics()])
+def test_each_has_help_and_refuses_what_it_does_not_know(
+    book: Notebook, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    body = "go" if name == "tagent_step" else None
+    assert book(f"{name} --help", body) is None
+    printed = capsys.readouterr().out
+    assert f"%{name}" in printed
+    assert "--help" in printed
+    assert book.shown == []
+    assert "there is no option --nonsense" in refused(book, f"{name} --nonsense", body)
+
+
+def test_loading_twice_and_unloading(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = InteractiveShell.instance()
+    transformers = list(shell.input_transformers_post)
+    tagent_nb.load_ipython_extension(shell)
+    tagent_nb.load_ipython_extension(shell)
+    assert len(shell.input_transformers_post) == len(transformers) + 1
+    assert shell.find_line_magic("tagent_run").__self__.session is tagent_nb.current()
+    tagent_nb.unload_ipython_extension(shell)
+    tagent_nb.unload_ipython_extension(shell)
+    assert shell.input_transformers_post == transformers
+    assert shell.find_line_magic("tagent_run") is None
+    assert extension._installed == {}
+
+
+def test_the_notebook_is_loaded_only_when_it_is_asked_for() -> None:
+    code = "import sys, tagent_nb; sys.exit('IPython' in sys.modules or 'ipywidgets' in sys.modules)"
+    import subprocess
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
