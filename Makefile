@@ -40,7 +40,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@$(call section,"Installing tagent-nb and what the demo needs")
-	@$(PIP) --editable '.[demo,local]'
+	@$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

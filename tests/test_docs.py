@@ -6,6 +6,7 @@ in a folder that holds only reviews.csv. A block under ``<!-- raises: CycleError
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -110,6 +111,32 @@ def test_every_error_has_its_entry_in_troubleshooting() -> None:
     text = (DOCS / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
     errors = {name for name in tagent_nb.__all__ if name.endswith("Error")}
     assert {name for name in errors if f"`{name}`" not in text} == set()
+
+
+def strings_of_the_package() -> list[str]:
+    """Every text in the code, with a NUL where an f-string fills something in."""
+    found: list[str] = []
+    for path in Path(tagent_nb.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(
+                        getattr(part, "value", "\0") if isinstance(part, ast.Constant) else "\0"
+                        for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_message_in_troubleshooting_is_one_that_the_code_can_say() -> None:
+    """A heading's words between the ellipses stand in the code, letter for letter."""
+    code = "\n".join(strings_of_the_package())
+    text = (DOCS / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### (.+)$", text, re.MULTILINE)
+    parts = [part.strip() for heading in headings for part in heading.split("…")]
+    assert [part for part in parts if part not in code] == []
 
 
 def test_a_block_that_should_raise_is_told_from_one_that_should_not(tmp_path: Path) -> None:
