@@ -77,7 +77,11 @@ def field_part(key: object) -> str:
     """``.name``, or ``['some key']``, of a path."""
     if isinstance(key, str) and key.isidentifier():
         return f".{key}"
-    return f"[{repr(key)[:40]}]"
+    try:
+        shown = repr(key)[:40]
+    except Exception:  # __repr__ is the user's code, and a long integer has none
+        shown = type(key).__name__
+    return f"[{shown}]"
 
 
 class Encoder:

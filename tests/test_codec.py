@@ -1,0 +1,794 @@
+"""The codec keeps values as they are, refuses what it cannot keep, and trusts no bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import pickle
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, RootModel, SecretBytes, SecretStr, model_validator
+
+from tagent_nb.errors import CorruptRecordError, EncodeError
+from tagent_nb.pipeline import codec, encoding
+from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode, from_tree, parse, to_tree
+
+
+class Plain:
+    """A class of the user's own that is no dataclass."""
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Word(StrEnum):
+    YES = "yes"
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: float = 0.0
+
+
+class Row(NamedTuple):
+    text: str
+    score: int
+
+
+class Label(BaseModel):
+    name: str
+    colour: Colour = Colour.RED
+    parts: list[Point] = []
+
+
+class Review(BaseModel):
+    label: Label
+    when: datetime | None = None
+    tags: set[str] = set()
+
+
+SCHEMAS: dict[str, type] = {one.__name__: one for one in (Colour, Level, Word, Point, Row, Label, Review)}
+
+
+def again(value: Any, schemas: Mapping[str, type] | None = SCHEMAS) -> Any:
+    """A value after it was stored and read."""
+    return decode(encode(value), schemas)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, of the same types, in the same order, and NaN like NaN."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float):
+        return math.isnan(one) == math.isnan(other) and (math.isnan(one) or one == other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return same(list(one.items()), list(other.items()))
+    return bool(one == other)
+
+
+# -- what is kept -------------------------------------------------------------------------------
+
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    10**4299,
+    1.5,
+    -0.0,
+    1e300,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    "grüße 🌍 \x00 \u2028 </script>",
+    [],
+    {},
+    [1, [2.5, ["x", None]]],
+    [1, 2.5, math.nan],
+    {"b": 1, "a": {"$": 2}},
+    {"$t": "tuple", "v": [1]},
+    {"x": {"$t": 1}},
+    {1: "a", "1": "b"},
+    {None: 1, True: 2, 2.5: 3, (1, "a"): 4},
+    (),
+    (1, (2, [3])),
+    {1, 2, 3},
+    {"a", 1, None, (1, 2)},
+    frozenset({1, 2}),
+    {frozenset({1}), frozenset()},
+    datetime(2024, 2, 29, 12, 30, 15, 123456),
+    datetime(2024, 1, 1, tzinfo=UTC),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=-3, seconds=7))),
+    date(1, 1, 1),
+    time(23, 59, 59, 999999),
+    time(12, tzinfo=UTC),
+    timedelta(days=-3, seconds=5, microseconds=7),
+    Decimal("1.10"),
+    Decimal("Infinity"),
+    Decimal("-1E+400"),
+    b"",
+    b"\x00\xff",
+    UUID(int=7),
+    Path("a/b c.txt"),
+    PurePosixPath("/x"),
+    PureWindowsPath("C:/x"),
+    range(1, 10, 3),
+    Colour.BLUE,
+    Level.LOW,
+    Word.YES,
+    Point(1, 2.0),
+    Row("a", 1),
+    Label(name="x"),
+    Review(label=Label(name="x", parts=[Point(1)]), when=datetime(2024, 1, 1, tzinfo=UTC), tags={"b", "a"}),
+    {"deep": [{"er": (Label(name="x"), {Colour.RED: [Point(0)]})}]},
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:40])
+def test_a_value_comes_back_equal_and_of_its_type(value: Any) -> None:
+    assert same(again(value), value)
+    assert same(from_tree(to_tree(value), SCHEMAS), value)
+
+
+def test_a_zone_comes_back_by_name_with_its_rules() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    twice = datetime(2024, 10, 27, 2, 30, tzinfo=berlin, fold=1)
+    back = again([twice, twice.replace(fold=0), time(9, tzinfo=berlin)])
+    assert [one.tzinfo for one in back] == [berlin] * 3
+    assert [one.fold for one in back] == [1, 0, 0]
+    assert back[0].utcoffset() == timedelta(hours=1)
+
+
+def test_a_zone_this_machine_does_not_know_keeps_the_instant() -> None:
+    stored = encode(datetime(2024, 7, 1, tzinfo=ZoneInfo("Europe/Berlin"))).replace(
+        b"Europe/Berlin", b"Mars/Olympus"
+    )
+    assert decode(stored) == datetime(2024, 6, 30, 22, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("zone", ["../../etc/passwd", "/etc/passwd", "", 7])
+def test_a_zone_is_looked_up_never_opened(zone: Any) -> None:
+    """Names that are paths fall back to the offset beside them."""
+    node = {"$t": "datetime", "v": "2024-01-01T00:00:00+01:00", "zone": zone}
+    assert from_tree(node).utcoffset() == timedelta(hours=1)
+
+
+def test_subclasses_of_plain_types_come_back_as_these() -> None:
+    class Text(str):
+        def __str__(self) -> str:
+            return "never called"
+
+    class Count(int):
+        pass
+
+    class Share(float):
+        pass
+
+    class Names(list[str]):
+        pass
+
+    class Pair(tuple[int, int]):
+        pass
+
+    values = [Text("a"), Count(3), Share(0.5), Names(["x"]), Pair((1, 2))]
+    assert same(again(values), ["a", 3, 0.5, ["x"], (1, 2)])
+    dicts = [OrderedDict(a=1), Counter("aab"), defaultdict(list, x=[1]), MappingProxyType({"k": 2})]
+    assert same(again(dicts), [{"a": 1}, {"a": 2, "b": 1}, {"x": [1]}, {"k": 2}])
+    assert same(again(bytearray(b"x")), b"x")
+
+
+def test_dicts_keep_their_order() -> None:
+    """People see it: in templates, tables and files."""
+    assert list(again({"b": 1, "a": 2})) == ["b", "a"]
+    assert list(again({2: "x", 1: "y"})) == [2, 1]
+
+
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.binary()
+    | st.decimals(allow_nan=False)
+    | st.datetimes(timezones=st.none() | st.timezones())
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.uuids()
+    | st.sampled_from([*Colour, *Level])
+)
+KEYS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.just("$t")
+)
+ANY = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(KEYS, inner)
+        | st.lists(inner).map(tuple)
+        | st.sets(st.integers() | st.text(max_size=2).filter(str.isascii))
+    ),
+    max_leaves=15,
+)
+
+
+@given(ANY)
+@settings(max_examples=300)
+def test_any_value_survives_and_its_digest_with_it(value: Any) -> None:
+    """What comes back is the same, is stored as the same bytes, and has the same digest."""
+    blob = encode(value)
+    back = decode(blob, SCHEMAS)
+    assert same(back, value)
+    assert encode(back) == blob
+    assert digest(back) == digest(value) == StoredValue.of(value).digest
+    assert same(from_tree(to_tree(value), SCHEMAS), value)
+
+
+# -- digests ------------------------------------------------------------------------------------
+
+
+def test_equal_values_have_equal_digests_whatever_their_order() -> None:
+    assert digest({"b": [1], "a": 2}) == digest({"a": 2, "b": [1]})
+    assert digest({1: "x", 2: "y"}) == digest({2: "y", 1: "x"})
+    assert digest({"x", "y", "z"}) == digest({"z", "y", "x"})
+    assert digest({1: {3, 2}, "$t": 0}) == digest({"$t": 0, 1: {2, 3}})
+
+
+def test_other_values_have_other_digests() -> None:
+    values = [1, 1.0, True, "1", [1], (1,), {1}, frozenset({1}), {"1": 1}, {1: 1}, None, b"1", Decimal(1)]
+    assert len({digest(value) for value in values}) == len(values)
+
+
+def test_the_schema_of_a_model_is_no_part_of_its_digest() -> None:
+    """A reworded description must not run again what reads the value."""
+
+    def model(text: str) -> Any:
+        class Answer(BaseModel):
+            label: str = Field(default="x", description=text)
+
+        return Answer
+
+    one, other = model("one")(label="y"), model("other")(label="y")
+    assert encode(one) != encode(other)
+    assert digest(one) == digest(other) == StoredValue.of(one).digest
+    assert digest(model("one")()) == digest(model("one")(label="x"))
+
+
+def test_the_digest_is_the_same_however_it_was_asked_for() -> None:
+    for value in ("text", [1, 2], {"b": 1, "a": 2}, {1: 2}, Label(name="x"), {3, 1, 2}):
+        after_blob = StoredValue.of(value)
+        assert after_blob.blob
+        assert after_blob.digest == StoredValue.of(value).digest == digest(value)
+
+
+# -- classes ------------------------------------------------------------------------------------
+
+
+def test_without_their_classes_values_come_back_as_plain_data() -> None:
+    value = {"m": Label(name="x"), "d": Point(1, 2.0), "e": Colour.RED, "l": [Level.LOW]}
+    assert again(value, None) == {
+        "m": {"name": "x", "colour": "red", "parts": []},
+        "d": {"x": 1, "y": 2.0},
+        "e": "red",
+        "l": [1],
+    }
+
+
+def test_a_named_tuple_keeps_its_fields_even_without_its_class() -> None:
+    back = again(Row("a", 1), None)
+    assert back == Row("a", 1)
+    assert (back.text, back.score) == ("a", 1)
+    assert type(again(Row("a", 1), {"Row": int})) is not Row
+    with pytest.raises(CorruptRecordError, match="namedtuple"):
+        from_tree({"$t": "namedtuple", "name": "Row", "v": [["import os", 1]]})
+
+
+def test_an_outer_class_rebuilds_what_is_inside_it() -> None:
+    """A nested class needs no place of its own in the registry."""
+    review = Review(label=Label(name="x", colour=Colour.BLUE, parts=[Point(1)]))
+    assert again(review, {"Review": Review}) == review
+
+
+def test_fields_that_were_never_set_stay_unset() -> None:
+    back = again(Label(name="x"))
+    assert back.model_dump(exclude_unset=True) == {"name": "x"}
+
+
+def test_extra_fields_aliases_and_root_models() -> None:
+    class Open(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        given: int = Field(alias="givenName")
+
+    class Words(RootModel[list[str]]):
+        pass
+
+    known: dict[str, type] = {"Open": Open, "Words": Words}
+    opened = Open.model_validate({"givenName": 1, "more": [2]})
+    assert again(opened, known) == opened
+    assert again(opened, None) == {"given": 1, "more": [2]}
+    assert again(Words(["a"]), known) == Words(["a"])
+    assert again(Words(["a"]), None) == ["a"]
+
+
+def test_types_of_a_models_own_are_stored_as_the_model_says() -> None:
+    class Page(BaseModel):
+        url: HttpUrl
+        seen: deque[int] = deque()
+
+    page = Page(url=HttpUrl("https://example.org/"), seen=deque([1, 2]))
+    assert again(page, {"Page": Page}) == page
+    assert again(page, None) == {"url": "https://example.org/", "seen": [1, 2]}
+
+
+def test_a_type_that_the_model_cannot_write_either_is_refused() -> None:
+    class Held(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        thing: object
+
+    with pytest.raises(EncodeError, match=r"^output\.thing: an object of class builtins\.object cannot"):
+        encode(Held(thing=object()))
+
+
+def test_a_schema_that_json_schema_cannot_express_is_no_obstacle() -> None:
+    class Odd(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        path: Path = Path("a")
+        call: Callable[[int], int] | None = None
+        plain: Plain | None = None
+        odd: Any = object()
+
+    odd = Odd(path=Path("b"), odd=1)
+    assert again(odd, {"Odd": Odd}) == odd
+
+
+def changed_label(**fields: Any) -> type:
+    return type("Label", (BaseModel,), {"__annotations__": dict(fields)})
+
+
+def test_a_class_that_no_longer_fits_gives_plain_data() -> None:
+    """Values of an old run are shown as they were, never bent into another meaning."""
+    blob = encode(Label(name="x"))
+    plain = {"name": "x", "colour": "red", "parts": []}
+    assert decode(blob, {"Label": changed_label(other=str)}) == plain
+    assert decode(blob, {"Label": changed_label(name=int, colour=str, parts=list)}) == plain
+    assert decode(blob, {"Label": Point}) == plain
+    assert decode(blob, {"Label": "not a class"}) == plain  # type: ignore[dict-item]
+
+
+def test_a_class_with_the_very_same_fields_is_used() -> None:
+    back = decode(encode(Label(name="x")), {"Label": changed_label(name=str, colour=str, parts=list)})
+    assert isinstance(back, BaseModel)
+
+
+def test_a_validator_that_fails_gives_plain_data() -> None:
+    class Fussy(BaseModel):
+        n: int
+
+        @model_validator(mode="before")
+        @classmethod
+        def only_text(cls, value: Any) -> Any:
+            if not isinstance(value, str):
+                raise RuntimeError("only text")
+            return {"n": int(value)}
+
+    assert again(Fussy.model_validate("3"), {"Fussy": Fussy}) == {"n": 3}
+
+
+def test_a_dataclass_is_rebuilt_without_running_its_init() -> None:
+    @dataclass
+    class Counted:
+        n: int
+        twice: int = field(init=False, default=0)
+
+        def __post_init__(self) -> None:
+            self.n += 1
+
+    value = Counted(1)
+    value.twice = 4
+    assert again(value, {"Counted": Counted}) == value
+    assert again(value, {"Counted": Point}) == {"n": 2, "twice": 4}
+
+
+def test_a_dataclass_or_enum_that_changed_gives_plain_data() -> None:
+    class Other(Enum):
+        GREEN = "green"
+
+    assert again(Colour.RED, {"Colour": Other}) == "red"
+    assert again(Colour.RED, {"Colour": int}) == "red"
+    assert again({Colour.RED: 1}, None) == {"red": 1}
+
+
+def test_keys_and_members_that_lost_their_classes_stay_readable() -> None:
+    """As dicts they could not be keys, and enums may turn into equal values: then pairs remain."""
+    points = {Point(1): "a", Point(2): "b"}
+    assert again(points, None) == [({"x": 1, "y": 0.0}, "a"), ({"x": 2, "y": 0.0}, "b")]
+    assert again({Colour.RED: 1, "red": 2}, None) == [("red", 1), ("red", 2)]
+    assert again({Point(1)}, None) == [{"x": 1, "y": 0.0}]
+    assert again(frozenset({Colour.RED, "red"}), None) == ["red", "red"]
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def a_function() -> None:
+    """Cannot be stored."""
+
+
+async def a_coroutine() -> None:
+    """Cannot be stored."""
+
+
+async def an_async_generator() -> Any:
+    yield 1
+
+
+def refused(value: Any) -> str:
+    with pytest.raises(EncodeError) as caught:
+        encode(value)
+    with pytest.raises(EncodeError) as by_digest:
+        digest(value)
+    with pytest.raises(EncodeError) as by_tree:
+        to_tree(value)
+    assert str(by_digest.value) == str(by_tree.value) == str(caught.value)
+    stored = StoredValue.of(value)
+    assert not stored.storable
+    assert stored.problem == str(caught.value)
+    return str(caught.value)
+
+
+REFUSED = [
+    (a_function, "output: a function cannot be stored"),
+    (lambda: 1, "output: a function cannot be stored"),
+    (len, "output: a function cannot be stored"),
+    ("x".upper, "output: a function cannot be stored"),
+    (functools.partial(print, 1), "output: a function cannot be stored"),
+    ((one for one in [1]), "output: a generator cannot be stored. Return a list of what it yields"),
+    (an_async_generator(), "output: a generator cannot be stored. Return a list of what it yields"),
+    (Plain, "output: a class cannot be stored"),
+    (math, "output: a module cannot be stored"),
+    (
+        Plain(),
+        "output: an object of class test_codec.Plain cannot be stored. "
+        "Return plain data, a dataclass, a pydantic model or a DataFrame",
+    ),
+    (deque([1]), "output: an object of class collections.deque cannot be stored. "
+                 "Return plain data, a dataclass, a pydantic model or a DataFrame"),
+    (1j, "output: an object of class builtins.complex cannot be stored. "
+         "Return plain data, a dataclass, a pydantic model or a DataFrame"),
+    (SecretStr("hush"), "output: a secret cannot be stored. "
+                        "Read it where it is used, and leave it out of the value"),
+    ({"k": SecretBytes(b"hush")}, "output.k: a secret cannot be stored. "
+                                  "Read it where it is used, and leave it out of the value"),
+    ({10**4000: len}, "output[" + "1" + "0" * 39 + "]: a function cannot be stored"),
+    ({10**5000: 1}, "output[int]: an integer of more than 4,300 digits cannot be stored"),
+    (10**4300, "output: an integer of more than 4,300 digits cannot be stored"),
+    ([1, -(10**4300)], "output[1]: an integer of more than 4,300 digits cannot be stored"),
+    ({"items": [0, 1, 2, {"fn": a_function}]}, "output.items[3].fn: a function cannot be stored"),
+    ({"a b": {1: [a_function]}}, "output['a b'][1][0]: a function cannot be stored"),
+    ({a_function: 1}, "output[" + repr(a_function)[:40] + "]: a function cannot be stored"),
+    ((1, {a_function}), "output[1][0]: a function cannot be stored"),
+    (Point(a_function), "output.x: a function cannot be stored"),  # type: ignore[arg-type]
+    (Row("a", len), "output.score: a function cannot be stored"),  # type: ignore[arg-type]
+    (Label.model_construct(name=a_function), "output.name: a function cannot be stored"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "message"), REFUSED, ids=lambda one: one if isinstance(one, str) else "")
+def test_what_cannot_be_stored_says_what_and_where(value: Any, message: str) -> None:
+    assert refused(value) == message
+
+
+def test_an_open_file_and_a_coroutine_are_refused() -> None:
+    assert "an open file cannot be stored. Return its content or its path" in refused({"f": io.StringIO()})
+    waiting = a_coroutine()
+    assert "a coroutine cannot be stored. Await it in the step" in refused([waiting])
+    waiting.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\ud800",
+        ["ok", "\udfff"],
+        {"k": "\ud83d"},
+        {"\ud800": 1},
+        {"\ud800": {"$t": 1}},
+        [1, "\ud800"],
+        ("\ud800",),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_with_its_path_and_remedy(value: Any) -> None:
+    message = refused(value)
+    assert message.startswith("output")
+    assert "half a surrogate pair" in message
+    assert "text.encode('utf-8', 'replace').decode()" in message
+
+
+def test_the_path_starts_with_the_name_that_the_caller_gives() -> None:
+    with pytest.raises(EncodeError, match=r"^metadata\.x: a function") as caught:
+        encode({"x": len}, path="metadata")
+    assert caught.value.path == "metadata.x"
+    with pytest.raises(EncodeError, match=r"^facts\.x: a function"):
+        to_tree({"x": len}, path="facts")
+
+
+def test_an_object_that_holds_itself_is_refused_where_it_first_does() -> None:
+    inner: dict[str, Any] = {}
+    inner["again"] = [inner]
+    assert refused({"a": [1, inner]}) == "output.a[1].again[0]: an object that holds itself cannot be stored"
+    line: list[Any] = []
+    line.append(line)
+    assert refused(line) == "output[0]: an object that holds itself cannot be stored"
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_depth_is_bounded() -> None:
+    assert again(nested(200)) == nested(200)
+    message = refused(nested(201))
+    assert message.endswith("more than 200 containers inside each other cannot be stored")
+    assert len(message) < 200
+    assert "more than 200 containers" in refused(nested(10_000))
+    many: Any = 1
+    for _ in range(200):
+        many = {0: many}
+    assert again(many) == many
+    assert from_tree(to_tree(many)) == many
+
+
+def test_values_that_unfold_to_billions_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MAX_PARTS", 10_000)
+    value: Any = [1]
+    for _ in range(150):
+        value = [value, value]
+    assert "parts cannot be stored. Return a DataFrame, or write them to a file" in refused(value)
+
+
+def test_size_is_bounded_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_BYTES", 100)
+    with pytest.raises(
+        EncodeError, match=r"output: it takes 102 bytes; at most 100 can be stored\. Write it to a"
+    ):
+        encode("x" * 100)
+    with pytest.raises(CorruptRecordError, match="102 bytes; more than 100 are never written"):
+        decode(b'"' + b"x" * 100 + b'"')
+
+
+def test_a_deep_stack_is_an_error_not_a_crash() -> None:
+    """Called from the bottom of the stack, the walk itself may be one level too many."""
+
+    def dive(action: Any) -> Any:
+        try:
+            return dive(action)
+        except RecursionError:
+            return action()
+
+    value = nested(190)
+    blob, tree = encode(value), to_tree(value)
+    for action in (lambda: encode(value), lambda: digest(value), lambda: to_tree(value)):
+        with pytest.raises(EncodeError, match="nested too deeply to be stored from here"):
+            dive(action)
+    with pytest.raises(CorruptRecordError):
+        dive(lambda: decode(blob))
+    with pytest.raises(CorruptRecordError, match="nested too deeply"):
+        dive(lambda: from_tree(tree))
+
+
+# -- bytes that nobody wrote --------------------------------------------------------------------
+
+DAMAGED = [
+    b"",
+    b" ",
+    b"\xef\xbb\xbf1",
+    b"1 2",
+    b"{} {}",
+    b'{"a": 1, "a": 2}',
+    b'{"a": {"b": 1, "b": 2}}',
+    b"NaN",
+    b"[Infinity]",
+    b"-Infinity",
+    b"9" * 5000,
+    b"-" + b"9" * 5000,
+    b"[" * 200_000,
+    b"[" * 200_000 + b"]" * 200_000,
+    b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    b"\xff\xfe1\x00",
+    b'"\xff"',
+    b'"\\ud800"',
+    b'"x\\\\\\uDFFF"',
+    b"{'a': 1}",
+    b"[1,]",
+    b'"\n"',
+    b"\x80\x04K\x01.",  # a pickle
+    b'{"$t": "unheard of", "v": 1}',
+    b'{"$t": null}',
+    b'{"$t": []}',
+    b'{"$t": "tuple"}',
+    b'{"$t": "tuple", "v": {"a": 1}}',
+    b'{"$t": "dict", "v": [1]}',
+    b'{"$t": "dict", "v": [[1, 2, 3]]}',
+    b'{"$t": "set", "v": 1}',
+    b'{"$t": "float", "v": "1.5"}',
+    b'{"$t": "datetime", "v": "yesterday"}',
+    b'{"$t": "datetime", "v": 1}',
+    b'{"$t": "time", "v": "25:00"}',
+    b'{"$t": "timedelta", "v": [1e30, 0, 0]}',
+    b'{"$t": "timedelta", "v": 1}',
+    b'{"$t": "decimal", "v": "one"}',
+    b'{"$t": "bytes", "v": "***"}',
+    b'{"$t": "uuid", "v": "x"}',
+    b'{"$t": "path", "v": 1}',
+    b'{"$t": "range", "v": [1, 2, 0]}',
+    b'{"$t": "enum", "v": 1}',
+    b'{"$t": "enum", "name": 1, "v": 1}',
+    b'{"$t": "model", "name": "Label", "v": [1]}',
+    b'{"$t": "data", "name": "Point", "v": 1}',
+    b'{"$t": "namedtuple", "name": "a b", "v": [["x", 1]]}',
+    b'{"$t": "namedtuple", "name": "Row", "v": [["x"]]}',
+]
+
+
+@pytest.mark.parametrize("blob", DAMAGED, ids=lambda blob: repr(blob[:40]))
+def test_bytes_that_the_codec_did_not_write_are_refused(blob: bytes) -> None:
+    with pytest.raises(CorruptRecordError):
+        decode(blob, SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    "text", ["\\ud800 as text", 'a "quoted" [[[[ bracket', "\\", '\\"', "[" * 5000, "1" * 5000]
+)
+def test_texts_that_look_like_damage_are_no_damage(text: str) -> None:
+    assert again(text) == text
+    assert again([text] * 400) == [text] * 400
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")))
+def test_random_bytes_give_a_value_or_the_right_error(blob: bytes) -> None:
+    with contextlib.suppress(CorruptRecordError):
+        decode(blob, SCHEMAS)
+
+
+@given(ANY, st.data())
+def test_a_flipped_byte_gives_a_value_or_the_right_error(value: Any, data: st.DataObject) -> None:
+    blob = bytearray(encode(value))
+    place = data.draw(st.integers(0, len(blob) - 1))
+    blob[place] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(CorruptRecordError):
+        decode(bytes(blob), SCHEMAS)
+
+
+@pytest.fixture
+def no_limit_on_digits() -> Iterator[None]:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    yield
+    sys.set_int_max_str_digits(before)
+
+
+@pytest.mark.usefixtures("no_limit_on_digits")
+def test_digits_are_bounded_even_where_python_does_not_bound_them() -> None:
+    assert decode(b"-" + b"9" * 4300) == -(10**4300) + 1
+    with pytest.raises(CorruptRecordError, match="more than 4,300 digits"):
+        decode(b"9" * 4302)
+    assert "more than 4,300 digits" in refused(10**5000)
+
+
+def test_parse_is_strict_json_without_tags() -> None:
+    assert parse(b'{"$t": "unheard of"}') == {"$t": "unheard of"}
+    with pytest.raises(CorruptRecordError, match="the same key twice"):
+        parse(b'{"a": 1, "a": 1}')
+
+
+# -- stored values ------------------------------------------------------------------------------
+
+
+def test_of_encodes_nothing_until_it_is_asked() -> None:
+    value = [1]
+    stored = StoredValue.of(value)
+    value.append(2)
+    assert stored.blob == b"[1,2]"
+    assert stored.value is value
+    assert stored.storable
+    assert stored.problem is None
+    assert "[1, 2]" in repr(stored)
+
+
+def test_from_blob_decodes_nothing_until_it_is_asked() -> None:
+    stored = StoredValue.from_blob(b"not json", "d" * 64)
+    assert stored.digest == "d" * 64
+    assert stored.blob == b"not json"
+    assert stored.storable
+    assert repr(stored) == "<StoredValue 8 bytes>"
+    with pytest.raises(CorruptRecordError):
+        _ = stored.value
+
+
+def test_from_blob_decodes_once_with_its_schemas() -> None:
+    stored = StoredValue.from_blob(encode(Point(1)), "d", SCHEMAS)
+    assert stored.value == Point(1)
+    assert stored.value is stored.value
+
+
+def test_a_value_that_cannot_be_stored_is_still_there() -> None:
+    stored = StoredValue.of({"fn": len})
+    assert stored.digest.startswith("unstorable-")
+    assert stored.digest == stored.digest
+    assert stored.digest != StoredValue.of({"fn": len}).digest
+    assert stored.value == {"fn": len}
+    assert stored.problem == "output.fn: a function cannot be stored"
+    with pytest.raises(EncodeError, match=r"^output\.fn: a function cannot be stored$"):
+        _ = stored.blob
+
+
+def test_what_is_left_of_an_unstorable_value_is_none_and_why() -> None:
+    stored = StoredValue.unstorable("output.fn: a function cannot be stored", "unstorable-1")
+    assert stored.value is None
+    assert not stored.storable
+    assert stored.problem == "output.fn: a function cannot be stored"
+    assert stored.digest == "unstorable-1"
+    assert StoredValue.unstorable("x").digest != StoredValue.unstorable("x").digest
+    with pytest.raises(EncodeError, match=r"output\.fn"):
+        _ = stored.blob
+
+
+def test_stored_values_can_be_pickled() -> None:
+    for stored in (StoredValue.of([1]), StoredValue.from_blob(b"[1]", "d")):
+        assert pickle.loads(pickle.dumps(stored)).value == [1]
+    lost = pickle.loads(pickle.dumps(StoredValue.unstorable("output: gone", "unstorable-1")))
+    assert (lost.value, lost.problem, lost.digest) == (None, "output: gone", "unstorable-1")
+    assert pickle.loads(pickle.dumps(StoredValue.of(len))).value is len
+
+
+Made = namedtuple("Made", "a b")
+
+
+def test_named_tuples_of_collections_as_well() -> None:
+    assert again(Made(1, [2]), None) == (1, [2])
+    assert again(Made(1, [2]), {"Made": Made}) == Made(1, [2])
+
+
+def test_notes_say_in_their_place_what_is_not_stored() -> None:
+    notes = codec.notes_to_tree({"ok": (1,), "fn": len, "broken": "\ud800", "\ud800": 1})
+    assert from_tree(notes) == {
+        "ok": (1,),
+        "fn": "(not stored: a function cannot be stored)",
+        "broken": "?",
+        "?": 1,
+    }
