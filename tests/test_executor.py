@@ -345,13 +345,13 @@ class TestConditions:
         pipeline.put(PipelineStep("load", "l", body=_cell("load", "{'count': 0}")))
         pipeline.put(PipelineStep("few", "f", body=_cell("few", "1"), when="load.count > 0"))
         pipeline.put(PipelineStep("after", "a", body=_cell("after", "few")))
-        pipeline.put(PipelineStep("none", "n", body=_cell("none", "2"), when="load.count == 0"))
+        pipeline.put(PipelineStep("zero", "n", body=_cell("zero", "2"), when="load.count == 0"))
         result = await PipelineExecutor(pipeline).execute()
         assert statuses(result) == {
             "load": "completed",
             "few": "skipped",
             "after": "skipped",
-            "none": "completed",
+            "zero": "completed",
         }
         assert result.steps["few"].reason == "condition not met: load.count > 0"
         assert result.success

@@ -20,6 +20,20 @@ from tagent_nb import (
 )
 
 
+class Calls:
+    """What ran. Its slots are no part of a fingerprint, as attributes and lists would be."""
+
+    __slots__ = ("executor", "items", "stop_at")
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.stop_at: Any = None
+        self.executor: Any = None
+
+    def append(self, item: Any) -> None:
+        self.items.append(item)
+
+
 class Length(BaseModel):
     length: int
 
@@ -34,7 +48,7 @@ def words(*rows: Any) -> Pipeline:
     return pipeline
 
 
-def measured(pipeline: Pipeline, calls: list[Any], **options: Any) -> Pipeline:
+def measured(pipeline: Pipeline, calls: Calls, **options: Any) -> Pipeline:
     @pipeline.task(map_over="load", **options)
     def measure(item: str) -> dict[str, int]:
         calls.append(item)
@@ -47,10 +61,10 @@ def measured(pipeline: Pipeline, calls: list[Any], **options: Any) -> Pipeline:
 
 class TestMapping:
     async def test_a_step_runs_once_per_item_in_order(self) -> None:
-        calls: list[Any] = []
+        calls = Calls()
         result = await PipelineExecutor(measured(words("a", "bb", "ccc"), calls)).execute()
         assert result["measure"] == [{"length": 1}, {"length": 2}, {"length": 3}]
-        assert sorted(calls) == ["a", "bb", "ccc"]
+        assert sorted(calls.items) == ["a", "bb", "ccc"]
         assert result.steps["measure"].items_total == 3
 
     async def test_rows_of_a_frame_keep_their_index(self) -> None:
@@ -77,14 +91,14 @@ class TestMapping:
         assert (await PipelineExecutor(pipeline).execute())["twice"] == [2, 4]
 
     async def test_no_items_is_an_empty_list(self) -> None:
-        result = await PipelineExecutor(measured(words(), [])).execute()
+        result = await PipelineExecutor(measured(words(), Calls())).execute()
         assert result["measure"] == []
         assert result.success
 
     async def test_what_is_no_list_fails_with_its_name(self) -> None:
         pipeline = Pipeline("number")
         pipeline.put(PipelineStep.from_cell("load", "42", python=True))
-        result = await PipelineExecutor(measured(pipeline, [])).execute()
+        result = await PipelineExecutor(measured(pipeline, Calls())).execute()
         assert "cannot map over 'load'" in result.error_details["measure"]
 
     async def test_a_missing_field_fails_with_what_is_there(self) -> None:
@@ -95,7 +109,7 @@ class TestMapping:
         assert "Did you mean 'rows'" in result.error_details["each"]
 
     async def test_failed_items_fail_the_step_and_are_a_column(self) -> None:
-        pipeline = measured(words("a", "bad", "ccc"), [], max_retries=0)
+        pipeline = measured(words("a", "bad", "ccc"), Calls(), max_retries=0)
         result = await PipelineExecutor(pipeline).execute()
         assert result.failed_steps == ["measure"]
         assert "1 of 3 items failed" in result.error_details["measure"]
@@ -104,7 +118,7 @@ class TestMapping:
         assert frame["error"].notna().tolist() == [False, True, False]
 
     async def test_min_success_lets_some_items_fail(self) -> None:
-        pipeline = measured(words("a", "bad", "ccc"), [], max_retries=0, min_success=0.6)
+        pipeline = measured(words("a", "bad", "ccc"), Calls(), max_retries=0, min_success=0.6)
         result = await PipelineExecutor(pipeline).execute()
         assert result.success
         assert result["measure"] == [{"length": 1}, None, {"length": 3}]
@@ -167,25 +181,25 @@ class TestMapping:
 class TestPayingOnce:
     async def test_only_new_items_are_computed(self, tmp_path: Any) -> None:
         cache = ResultCache(tmp_path)
-        calls: list[Any] = []
+        calls = Calls()
         await PipelineExecutor(measured(words("a", "bb"), calls), cache=cache).execute()
-        calls.clear()
+        calls.items.clear()
         result = await PipelineExecutor(measured(words("new", "a", "bb"), calls), cache=cache).execute()
-        assert calls == ["new"]
+        assert calls.items == ["new"]
         assert result["measure"] == [{"length": 3}, {"length": 1}, {"length": 2}]
         assert result.steps["measure"].status.value == "completed"
 
     async def test_a_map_that_is_all_cached_is_cached(self, tmp_path: Any) -> None:
         cache = ResultCache(tmp_path)
-        calls: list[Any] = []
+        calls = Calls()
         pipeline = measured(words("a", "bb"), calls)
         await PipelineExecutor(pipeline, cache=cache).execute()
         result = await PipelineExecutor(pipeline, cache=cache).execute()
-        assert len(calls) == 2
+        assert len(calls.items) == 2
         assert result.steps["measure"].status.value == "cached"
 
     async def test_equal_items_make_one_call(self, tmp_path: Any) -> None:
-        calls: list[Any] = []
+        calls = Calls()
         pipeline = words("same", "same", "same")
 
         @pipeline.task(map_over="load")
@@ -195,14 +209,14 @@ class TestPayingOnce:
             return item.upper()
 
         result = await PipelineExecutor(pipeline, cache=ResultCache(tmp_path)).execute()
-        assert calls == ["same"]
+        assert calls.items == ["same"]
         assert result["each"] == ["SAME", "SAME", "SAME"]
 
     @pytest.mark.parametrize("with_cache", [True, False])
     async def test_a_resumed_map_runs_only_what_is_missing(self, tmp_path: Any, with_cache: bool) -> None:
         """Items that were recorded before the stop are not run again, with or without a cache."""
-        calls: list[int] = []
-        stop_at = 6
+        calls = Calls()
+        calls.stop_at = 6
         pipeline = words(*range(10))
         executor = PipelineExecutor(
             pipeline,
@@ -211,20 +225,22 @@ class TestPayingOnce:
             max_concurrency=1,
         )
 
+        calls.executor = executor
+
         @pipeline.task(map_over="load")
         async def each(item: int) -> int:
-            if item == stop_at:
-                executor.cancel()
+            if item == calls.stop_at:
+                calls.executor.cancel()
                 await asyncio.Event().wait()
             calls.append(item)
             return item * 10
 
         first = await executor.execute()
         assert first.cancelled
-        assert calls == list(range(6))
-        stop_at = -1
+        assert calls.items == list(range(6))
+        calls.stop_at = None
         second = await executor.execute(resume=True)
-        assert calls == list(range(10))
+        assert calls.items == list(range(10))
         assert second["each"] == [item * 10 for item in range(10)]
         assert second.run_id == first.run_id
         started = [event for event in second.events if isinstance(event, events.RunContinued)]

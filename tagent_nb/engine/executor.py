@@ -20,6 +20,7 @@ from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.pipeline.serialization import pipeline_to_dict
+from tagent_nb.pipeline.serialization import pipeline_to_dict
 from tagent_nb.steps.agent import AgentRunner
 from tagent_nb.steps.providers import check_model
 from tagent_nb.steps.python import PythonRunner
@@ -276,6 +277,8 @@ class PipelineExecutor:
             self._run = run
             if self._stop_early:
                 run.cancel()
+            if self.cache is not None:
+                self.cache.protect(memory.run_id, run.warn_from_anywhere)
             try:
                 await run.drive()
             except asyncio.CancelledError:
@@ -285,6 +288,8 @@ class PipelineExecutor:
             await run.finish(time.monotonic() - began)
         finally:
             heartbeat.cancel()
+            if self.cache is not None:
+                await self.cache.arelease(memory.run_id)
             await self.storage.release(lease)
         return memory.to_result()
 

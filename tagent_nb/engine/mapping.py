@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.unit import settle
-from tagent_nb.engine.work import Work, prepare, reads, static_components, why_it_runs
+from tagent_nb.engine.work import Work, prepare, reads, source_of, static_components, why_it_runs
 from tagent_nb.errors import StepError, TagentError
 from tagent_nb.events import Output, StepCached, StepCancelled, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
@@ -28,10 +28,10 @@ Row = tuple[str, Any, Any]
 async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Change | None:
     """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
     started = time.monotonic()
-    source, _, path = (step.map_over or "").partition(".")
+    source = source_of(step)
     work = whole(run, step, outputs)
     try:
-        rows = _rows(step, outputs[source], tuple(path.split(".")) if path else ())
+        rows = _rows(step, outputs[source.step], source)
     except TagentError as error:
         return await run.conclude(_failure(run, step, type(error).__name__, str(error), started, []))
     run.emit(
@@ -40,7 +40,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
         )
     )
     try:
-        await _run_items(run, step, outputs, source, rows)
+        await _run_items(run, step, outputs, source.step, rows)
     except asyncio.CancelledError:
         run.emit(StepCancelled(run_id=run.memory.run_id, step=step.name, seconds=time.monotonic() - started))
         raise
@@ -49,13 +49,13 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
 
 def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
     """The fingerprint of the mapped step as a whole, over the whole of its source."""
-    source = (step.map_over or "").partition(".")[0]
-    references = [one for one in reads(step, outputs) if one.step != source]
-    return prepare(run, step, outputs, references=[*references, Reference(source, (), "map")])
+    source = source_of(step)
+    references = [one for one in reads(step, outputs) if one.step != source.step]
+    return prepare(run, step, outputs, references=[*references, source])
 
 
-def _rows(step: PipelineStep, output: Output | None, path: tuple[str, ...]) -> list[Row]:
-    value = None if output is None else lookup(output.value, path)
+def _rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
+    value = None if output is None else lookup(output.value, source.path, name=source.step)
     if value is None:
         return []
     try:

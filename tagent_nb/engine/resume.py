@@ -21,11 +21,11 @@ Recorded = Mapping[tuple[str, str | None], StepFinished | StepCached]
 
 
 def recorded_units(memory: PipelineMemory) -> dict[tuple[str, str | None], StepFinished | StepCached]:
-    """The last recorded value of each unit of work."""
+    """The last recorded value of each unit of work, if it could be stored."""
     return {
         (event.step, event.item): event
         for event in memory.events
-        if isinstance(event, StepFinished | StepCached)
+        if isinstance(event, StepFinished | StepCached) and event.output.storable
     }
 
 
@@ -63,7 +63,7 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
         differences = _differences(run, step, outputs, recorded, old.get(name), new.get(name))
         if differences:
             verdict.changed[name] = differences
-        elif recorded.output.storable:
+        else:
             kept.add(name)
             verdict.kept.append(name)
     return verdict

@@ -99,6 +99,7 @@ class Run:
         self.slots = asyncio.Semaphore(equipment.max_concurrency)
         self.flights: dict[str, asyncio.Future[StepFinished | None]] = {}
         self.static: dict[str, dict[str, str]] = {}
+        self.memo: dict[Any, Any] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
         self._order = {step.name: index for index, step in enumerate(pipeline.steps)}
         self._serial: list[tuple[int, str]] = []
@@ -106,7 +107,8 @@ class Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Event()
         self._gate.set()
-        self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._idle: asyncio.Future[None] = self._loop.create_future()
         self._unwritten: list[Event] = []
         self._breath = 0.0
         self.cancelled = False
@@ -120,7 +122,7 @@ class Run:
             StorageError: A result could not be recorded; nothing goes on.
             CancelledError: Somebody cancelled the task that waits here.
         """
-        self._breath = asyncio.get_running_loop().time() + BREATH
+        self._breath = self._loop.time() + BREATH
         self._offer([step.name for step in self.machine.get_ready_steps()])
         self._settle_idle()
         try:
@@ -196,6 +198,10 @@ class Run:
             await storage.save_memories(memory.pipeline_id, memory.memories)
         return change
 
+    def warn_from_anywhere(self, message: str) -> None:
+        """:meth:`warn` from any thread."""
+        self._loop.call_soon_threadsafe(self.warn, message)
+
     def warn(self, message: str, step: str | None = None) -> None:
         """Tell the user something that does not stop the run, once."""
         if message not in self.memory.warnings:
@@ -231,7 +237,7 @@ class Run:
         return heapq.heappop(self._serial)[1]
 
     def _spawn(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._worker(name), name=f"tagent-nb {name}")
+        task = self._loop.create_task(self._worker(name), name=f"tagent-nb {name}")
         self._tasks.add(task)
         task.add_done_callback(self._worker_done)
 
@@ -257,10 +263,10 @@ class Run:
             if change is not None and change.doomed:
                 ready = [*ready, *await self._skip(change.doomed)]
             following = self._follow(step, ready)
-            now = asyncio.get_running_loop().time()
+            now = self._loop.time()
             if now >= self._breath:
                 await asyncio.sleep(0)
-                self._breath = asyncio.get_running_loop().time() + BREATH
+                self._breath = self._loop.time() + BREATH
 
     def _follow(self, step: PipelineStep, ready: Sequence[str]) -> str | None:
         if step.execution_mode is ExecutionMode.SERIAL:

@@ -55,9 +55,11 @@ def _held_back(
         return None
     from tagent_nb.pipeline.conditions import holds
 
+    memory = run.memory
     values = {name: None if output is None else output.value for name, output in outputs.items()}
     try:
-        if holds(step.when, values, step=step.name, shared=run.pipeline.shared_context):
+        told = {"shared": run.pipeline.shared_context, "facts": memory.facts, "memories": memory.memories}
+        if holds(step.when, values, step=step.name, **told):
             return None
     except TagentError as error:
         return StepFailed(

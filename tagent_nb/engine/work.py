@@ -45,16 +45,20 @@ def prepare(
     references: Sequence[Reference] | None = None,
 ) -> Work:
     """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
-    facts = dict(run.memory.facts) if _wants_facts(step) else {}
+    facts = dict(run.memory.facts) if _wants(step, "facts") else {}
     components = dict(static_components(run, step))
     components.update(input_components(reads(step, outputs) if references is None else references, outputs))
     if facts:
         components["facts"] = StoredValue.of(facts).digest
+    if run.memory.memories and _wants(step, "memories"):
+        components["memories"] = StoredValue.of(run.memory.memories).digest
     return Work(step, outputs, unit_key(components), components, item, facts)
 
 
-def _wants_facts(step: PipelineStep) -> bool:
-    return step.body is None or step.body.wants_context
+def _wants(step: PipelineStep, name: str) -> bool:
+    """Whether facts or memories reach this step: every agent, and Python that asks for them."""
+    body = step.body
+    return body is None or body.wants_context or name in body.provided or name in body.params
 
 
 def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
@@ -76,6 +80,8 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
             tools=tools,
             runner_version=runner_of(run, step).version,
             namespace=run.equipment.namespace,
+            inputs=run.machine.scheduler.dependency_graph[step.name],
+            memo=run.memo,
         )
     return found
 
@@ -93,17 +99,23 @@ def runner_of(run: Run, step: PipelineStep) -> StepRunner:
     return run.equipment.runners["python" if step.is_python else "agent"]
 
 
+def source_of(step: PipelineStep) -> Reference:
+    """What a mapped step maps over."""
+    return Reference.parse(step.map_over or "", "map")
+
+
 def reads(step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[Reference]:
     """The parts of its inputs that a unit of this step reads."""
-    source = (step.map_over or "").partition(".")[0]
+    source = source_of(step).step if step.map_over is not None else ""
     body = step.body
     if body is None:
         found = [one for one in step.references if one.kind == "goal"]
         if source and _ITEM.search(step.goal):
             found.append(Reference(source, (), "goal"))
         return found
-    names = [name for name in outputs if name in body.params or name in body.names]
-    if source and source not in names and ("item" in body.params or "item" in body.names):
+    read = {*body.params, *body.names, *body.provided}
+    names = [name for name in outputs if name in read]
+    if source and source not in names and "item" in read:
         names.append(source)
     return [Reference(name, (), "goal") for name in names]
 

@@ -133,7 +133,7 @@ def _wrong_fields(pipeline: Pipeline, step: PipelineStep) -> list[str]:
 
 
 def _source(step: PipelineStep) -> str:
-    return (step.map_over or "").partition(".")[0]
+    return next((one.step for one in step.references if one.kind == "map"), "")
 
 
 def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
