@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.handle import RunHandle
@@ -19,7 +19,6 @@ from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationErro
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.pipeline.serialization import pipeline_to_dict
 from tagent_nb.pipeline.serialization import pipeline_to_dict
 from tagent_nb.steps.agent import AgentRunner
 from tagent_nb.steps.providers import check_model
@@ -183,11 +182,11 @@ class PipelineExecutor:
 
     def pause(self) -> None:
         """Start nothing further until :meth:`resume`; what runs goes on."""
-        self._on_loop(lambda: self._run and self._run.pause())
+        self._on_loop(self._pause_now)
 
     def resume(self) -> None:
         """Go on after :meth:`pause`. (To carry on an earlier run: ``run(resume=True)``.)"""
-        self._on_loop(lambda: self._run and self._run.unpause())
+        self._on_loop(self._unpause_now)
 
     @property
     def running(self) -> bool:
@@ -205,7 +204,15 @@ class PipelineExecutor:
         else:
             self._stop_early = True
 
-    def _on_loop(self, action: Any) -> None:
+    def _pause_now(self) -> None:
+        if self._run is not None:
+            self._run.pause()
+
+    def _unpause_now(self) -> None:
+        if self._run is not None:
+            self._run.unpause()
+
+    def _on_loop(self, action: Callable[[], None]) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(action)
@@ -345,7 +352,7 @@ class PipelineExecutor:
         manager.put(pipeline.name, memory)
         machine = PipelineStateMachine(pipeline, manager)
         run = Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
-        where = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
+        where: dict[str, Any] = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
         if options.resume is False:
             self.memory = memory
             await run.conclude(

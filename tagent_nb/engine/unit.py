@@ -58,8 +58,8 @@ def _held_back(
     memory = run.memory
     values = {name: None if output is None else output.value for name, output in outputs.items()}
     try:
-        told = {"shared": run.pipeline.shared_context, "facts": memory.facts, "memories": memory.memories}
-        if holds(step.when, values, step=step.name, **told):
+        around = {"shared": run.pipeline.shared_context, "facts": memory.facts, "memories": memory.memories}
+        if holds(step.when, values, step=step.name, **around):
             return None
     except TagentError as error:
         return StepFailed(
