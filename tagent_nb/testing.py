@@ -87,6 +87,7 @@ def sample_run(run_id: str = "run", pipeline: str = "sample", at: float = 1000.0
         FactLearned(**step, step="a", key="fact", value=[1, 2]),
         MemorySaved(**step, step="a", item="0", key="memory", value={"x": 1}),
         StepFinished(**step, **done, step="a", output=StoredValue.of(value), attempt=2, cost=0.5),
+        StepFinished(**step, step="c", item="0", output=StoredValue.of("an item"), cost=0.25),
         StepCached(**step, **done, step="b", output=StoredValue.of(""), saved_usage=usage, saved_cost=None),
         StepFailed(**step, step="c", error_type="KeyError", message="'x'", traceback="line 1", cost=None),
         StepSkipped(**step, step="d", reason="c failed", cause="c"),
@@ -265,7 +266,7 @@ class StorageContract:
                 run_id=outcome, at=at + 9, success=outcome == "completed", cancelled=outcome == "cancelled"
             )
             await storage.append("p", outcome, [ended])
-        await storage.append("p", "stopped", sample_run("stopped", at=400.0)[:9])
+        await storage.append("p", "stopped", sample_run("stopped", at=400.0)[:10])
         runs = await self.another(storage).runs("p")
         assert [(info.run_id, info.status) for info in runs] == [
             ("completed", "completed"),
@@ -278,20 +279,20 @@ class StorageContract:
         assert (first.started_at, first.ended_at) == (100.0, 109.0)
         assert (first.steps, first.steps_done, first.steps_cached, first.steps_failed) == (4, 4, 1, 0)
         assert (last.ended_at, last.host, last.steps_done, last.steps_failed) == (None, "me", 2, 1)
-        assert (first.cost, first.unpriced, first.problem) == (0.75, True, None)
+        assert (first.cost, first.unpriced, first.problem) == (1.0, True, None)
         assert (first.size > 0) is storage.durable
 
     async def test_a_finished_run_can_be_carried_on(self, storage: StorageBackend) -> None:
         """After more events the list shows how the run stands now, counted over all of it."""
         events = sample_run()
-        await storage.append("p", "run", events[:9])
+        await storage.append("p", "run", events[:10])
         await storage.append("p", "run", [RunFinished(run_id="run", at=1002.0, success=False)])
         again = self.another(storage)
         lease = await again.acquire("p", "run")
-        await again.append("p", "run", events[13:16], token=lease.token)
+        await again.append("p", "run", events[14:17], token=lease.token)
         (info,) = await again.runs("p")
         assert (info.status, info.steps_done, info.ended_at) == ("running", 4, None)
-        await again.append("p", "run", [events[16]], token=lease.token)
+        await again.append("p", "run", [events[17]], token=lease.token)
         await again.release(lease)
         (info,) = await storage.runs("p")
         assert (info.status, info.steps_done, info.started_at) == ("completed", 4, 1000.0)
@@ -436,12 +437,11 @@ class StorageContract:
         assert await again._swap_lease("p", "r", loser.token, loser.token, holder(loser.pid, beat=0.0))
         winner = await again.acquire("p", "r")
         await again.append("p", "r", [Warned(run_id="r", message="winner")], token=winner.token)
-        for call in (
-            storage.append("p", "r", [Warned(run_id="r", message="late")], token=loser.token),
-            storage.renew(loser),
-        ):
-            with pytest.raises(LeaseLostError, match=f"process {winner.pid} on {winner.host}"):
-                await call
+        named = f"process {winner.pid} on {winner.host}"
+        with pytest.raises(LeaseLostError, match=named):
+            await storage.append("p", "r", [Warned(run_id="r", message="late")], token=loser.token)
+        with pytest.raises(LeaseLostError, match=named):
+            await storage.renew(loser)
         await storage.release(loser)
         await again.append("p", "r", [Warned(run_id="r", message="still")], token=winner.token)
         messages = [event["message"] for event in plain(await again.read_run("p", "r"))]

@@ -1,30 +1,773 @@
-"""Storage in a folder keeps the contract."""
+"""Storage in a folder: the contract, and what is special about files."""
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from tagent_nb.errors import CorruptRecordError, FormatVersionError, LeaseLostError, StorageUnavailableError
+from tagent_nb.events import Event, StepFinished, Warned
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.storage import disk, file, journal
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.testing import StorageContract
+from tagent_nb.testing import StorageContract, plain, sample_run
 
 
 class TestFileStorageFull(StorageContract):
-    """The contract of all backends."""
+    """The contract of all backends, with a flush per record."""
 
-    durability = "full"
+    durability: Literal["full", "fast"] = "full"
 
     @pytest.fixture
     def storage(self, tmp_path: Path) -> StorageBackend:
         return FileStorageBackend(tmp_path / "runs", durability=self.durability)
 
     def another(self, storage: StorageBackend) -> StorageBackend:
+        assert isinstance(storage, FileStorageBackend)
         return FileStorageBackend(storage.base_path, durability=self.durability)
 
 
 class TestFileStorageFast(TestFileStorageFull):
-    """The same without a flush per record."""
+    """The same without."""
 
     durability = "fast"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStorageBackend:
+    """An empty store."""
+    return FileStorageBackend(tmp_path / "runs", durability="fast")
+
+
+def messages(events: list[Event]) -> list[str]:
+    """What the warnings among events say."""
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+def warned(text: str) -> list[Event]:
+    """A batch of one event."""
+    return [Warned(run_id="r", message=text)]
+
+
+def open_files() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def record(store: StorageBackend, *texts: str, run_id: str = "r") -> None:
+    """A run of a few events, one record each."""
+    for text in texts:
+        await store.append("p", run_id, [Warned(run_id=run_id, message=text)])
+
+
+def journal_of(store: FileStorageBackend) -> Path:
+    """The journal of the run that :func:`record` makes."""
+    return store.base_path / "p" / "r.journal"
+
+
+# -- what is on the disk -----------------------------------------------------------------------
+
+
+async def test_files_and_folders_are_private(store: FileStorageBackend) -> None:
+    """0700 and 0600, whatever the umask is."""
+    before = os.umask(0)
+    try:
+        await store.save("p", {"x": 1})
+        lease = await store.acquire("p", "r")
+        await store.append("p", "r", sample_run("r"), token=lease.token)
+    finally:
+        os.umask(before)
+    made = [store.base_path, *store.base_path.rglob("*")]
+    assert {path.suffix for path in made} == {"", ".record", ".journal", ".lease"}
+    for path in made:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+async def test_a_step_of_2_kb_takes_less_than_3_kb(store: FileStorageBackend) -> None:
+    """One record a step, written once: 1,000 steps of 2 KB are at most 3 MB, and 2,000 twice as much."""
+    lease = await store.acquire("p", "r")
+    sizes = []
+    for n in range(200):
+        event = StepFinished(
+            run_id="r",
+            step=f"step_{n}",
+            output=StoredValue.of({"text": "x" * 2000, "n": n}),
+            key="k" * 64,
+            components={"runner": "python-1", "code": "c" * 64, "input:before": "i" * 64},
+            seconds=0.1,
+        )
+        await store.append("p", "r", [event], token=lease.token)
+        sizes.append(journal_of(store).stat().st_size)
+    assert sizes[-1] < 200 * 3000
+    steps = [after - before for before, after in pairwise(sizes)]
+    assert max(steps) - min(steps) < 20
+
+
+async def test_files_of_others_are_left_alone(store: FileStorageBackend) -> None:
+    """Foreign files and folders are neither listed nor deleted."""
+    await record(store, "x")
+    for name in ("README.txt", "p/notes.txt", "p/~~.journal", "P/x", "empty/x", "a.b/r.journal"):
+        path = store.base_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert await store.list_pipelines() == ["p"]
+    assert [info.run_id for info in await store.runs("p")] == ["r"]
+    await store.delete("p")
+    assert await store.list_pipelines() == []
+    assert (store.base_path / "p/notes.txt").exists()
+
+
+async def test_what_a_dead_process_left_aside_is_swept(store: FileStorageBackend, tmp_path: Path) -> None:
+    """Old temporary files go when the folder is next written to; young ones may be in use."""
+    await record(store, "x")
+    old, young = store.base_path / "p/.1-1.tmp", store.base_path / "p/.1-2.tmp"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    await FileStorageBackend(store.base_path).save("p", {})
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_the_folder_may_be_a_link_that_the_user_made(tmp_path: Path) -> None:
+    """The place of the store is the user's own choice."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    asyncio.run(FileStorageBackend(tmp_path / "link").save("p", {"x": 1}))
+    assert asyncio.run(FileStorageBackend(tmp_path / "real").load("p")) == {"x": 1}
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_calls_come_in_the_order_that_survives_a_loss_of_power(tmp_path: Path) -> None:
+    """Write aside, flush, rename, flush the folder; and after each record a flush of its journal."""
+    program = (
+        "import asyncio, sys\n"
+        "from tagent_nb.storage.file import FileStorageBackend\n"
+        "from tagent_nb.events import Warned\n"
+        "async def main():\n"
+        "    store = FileStorageBackend(sys.argv[1])\n"
+        "    await store.save('p', {'x': 1})\n"
+        "    for text in ('one', 'two'):\n"
+        "        await store.append('p', 'r', [Warned(run_id='r', message=text)])\n"
+        "asyncio.run(main())\n"
+    )
+    log = tmp_path / "log"
+    calls = "trace=openat,write,fsync,fdatasync,rename,mkdir"
+    subprocess.run(
+        [
+            "strace",
+            "-f",
+            "-y",
+            "-o",
+            str(log),
+            "-e",
+            calls,
+            sys.executable,
+            "-c",
+            program,
+            str(tmp_path / "runs"),
+        ],
+        check=True,
+    )
+    order: list[str] = []
+    for line in log.read_text().splitlines():
+        call = line.partition(" ")[2].strip()
+        name = call.partition("(")[0]
+        if "/runs" not in call or name == "openat":
+            continue
+        what = next(part for part in (".tmp", ".journal", ".lease", "runs/p", "runs") if part in call)
+        order.append(f"{name} {what}")
+    whole = ["write .tmp", "fsync .tmp", "rename .tmp", "fsync runs/p"]
+    made = ["mkdir runs", "mkdir runs/p", "fsync runs"]
+    assert order == [*made, *whole, *whole, "write .journal", "fdatasync .journal"]
+
+
+# -- damage ------------------------------------------------------------------------------------
+
+
+async def test_a_torn_end_is_dropped_reported_and_cut_off(store: FileStorageBackend) -> None:
+    """Readers leave it out and say so; the next writer cuts it off, and what it writes is whole."""
+    await record(store, "one", "two", "three")
+    path = journal_of(store)
+    os.truncate(path, path.stat().st_size - 10)
+    reader, writer = FileStorageBackend(store.base_path), FileStorageBackend(store.base_path)
+    found = messages(await reader.read_run("p", "r"))
+    assert found[:2] == ["one", "two"]
+    assert "torn" in found[2]
+    assert reader.problems == found[2:]
+    assert [(info.status, info.problem) for info in await reader.runs("p")] == [("interrupted", None)]
+    await record(writer, "four")
+    assert any("cut off" in problem for problem in writer.problems)
+    assert messages(await store.read_run("p", "r")) == ["one", "two", "four"]
+
+
+async def test_a_torn_end_of_somebody_else_is_cut_off_by_a_writer_that_is_open(
+    store: FileStorageBackend,
+) -> None:
+    """Also where the other process died while this one had the journal open."""
+    await record(store, "one", "two")
+    with journal_of(store).open("ab") as other:
+        other.write(pack("events", "r", b"cut")[:-20])
+    await record(store, "three")
+    assert messages(await store.read_run("p", "r")) == ["one", "two", "three"]
+
+
+async def test_damage_before_the_end_is_an_error_for_readers_and_writers(store: FileStorageBackend) -> None:
+    """Nothing is dropped, nothing is written, and the other runs are still listed."""
+    await record(store, "one", "two", "three")
+    await record(store, "x", run_id="other")
+    path = journal_of(store)
+    data = path.read_bytes()
+    damaged = data.replace(b"two", b"tvo")
+    path.write_bytes(damaged)
+    again = FileStorageBackend(store.base_path)
+    with pytest.raises(CorruptRecordError, match=r"r\.journal.*checksum"):
+        await again.read_run("p", "r")
+    with pytest.raises(CorruptRecordError):
+        await record(again, "four")
+    assert path.read_bytes() == damaged
+    by_id = {info.run_id: info for info in await again.runs("p")}
+    assert (by_id["r"].status, by_id["other"].status) == ("damaged", "interrupted")
+    assert "checksum" in str(by_id["r"].problem)
+
+
+async def test_damage_under_an_open_writer_stops_it(store: FileStorageBackend) -> None:
+    """What others did to the journal meanwhile is checked before anything is written behind it."""
+    await record(store, "one", "two")
+    path = journal_of(store)
+    damaged = path.read_bytes().replace(b"two", b"tvo") + pack("events", "r", b"{}")
+    path.write_bytes(damaged)
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        await record(store, "three")
+    assert path.read_bytes() == damaged
+
+
+async def test_cut_at_every_64th_byte_a_journal_is_never_silently_empty(
+    store: FileStorageBackend,
+) -> None:
+    """What is left is whole events and a warning, or a typed error."""
+    await store.append("p", "r", sample_run("r")[:1])
+    for event in sample_run("r")[1:]:
+        await store.append("p", "r", [event])
+    path = journal_of(store)
+    data, events = path.read_bytes(), plain(sample_run("r"))
+    for size in range(0, len(data), 64):
+        path.write_bytes(data[:size])
+        again = FileStorageBackend(store.base_path)
+        try:
+            found = await again.read_run("p", "r")
+        except CorruptRecordError:
+            assert size < data.index(b"\ntagent-nb", 1)
+            assert [info.status for info in await again.runs("p")] == ["damaged"]
+        else:
+            torn = bool(again.problems)
+            whole = plain(found[:-1] if torn else found)
+            assert whole == events[: len(whole)]
+            assert torn or data[size : size + 9] == b"tagent-nb"
+
+
+@pytest.mark.parametrize("name", ["snapshot", "memories"])
+async def test_cut_at_every_64th_byte_a_document_is_a_typed_error(
+    store: FileStorageBackend, name: str
+) -> None:
+    """A document has no end that could be dropped."""
+    await store.save("p", {"text": "x" * 1000})
+    await store.save_memories("p", {"text": "x" * 1000})
+    path = store.base_path / f"p/{name}.record"
+    data = path.read_bytes()
+    for size in range(0, len(data), 64):
+        path.write_bytes(data[:size])
+        with pytest.raises(CorruptRecordError, match=f"{name}.record"):
+            await (store.load("p") if name == "snapshot" else store.memories("p"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\xef\xbb\xbf{}", b"{}{}", b'{"a":1,"a":2}', b"[" * 200_000, b"9" * 5000, b"NaN",
+        b"PK\x03\x04" + b"\0" * 99, b"\x80\x04\x95.", b"\xff\xfe\x00", b"{}", b"null",
+    ],
+    ids=lambda content: ascii(content[:12]),
+)  # fmt: skip
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_whatever_a_file_holds_is_a_typed_error(
+    store: FileStorageBackend, content: bytes, wrapped: bool
+) -> None:
+    """Bare, or in an envelope whose checksum is right; only a wrapped ``{}`` is a document of ours."""
+    await store.save("p", {"x": 1})
+    await record(store, "x")
+    for path, kind, owner in (
+        (store.base_path / "p/snapshot.record", "snapshot", "p"),
+        (journal_of(store), "events", "r"),
+    ):
+        path.write_bytes(pack(kind, owner, content) if wrapped else content)
+    again = FileStorageBackend(store.base_path)
+    if wrapped and content == b"{}":
+        assert await again.load("p") == {}
+    else:
+        with pytest.raises(CorruptRecordError):
+            await again.load("p")
+    with pytest.raises(CorruptRecordError):
+        await again.read_run("p", "r")
+    assert [info.status for info in await again.runs("p")] == ["damaged"]
+
+
+async def test_a_newer_format_is_refused_and_left_as_it_is(store: FileStorageBackend) -> None:
+    """By readers and by writers; the list of runs says so."""
+    await record(store, "one")
+    path = journal_of(store)
+    newer = path.read_bytes() + b"tagent-nb 999 something new\n"
+    path.write_bytes(newer)
+    again = FileStorageBackend(store.base_path)
+    for call in (again.read_run("p", "r"), record(again, "two")):
+        with pytest.raises(FormatVersionError, match="newer tagent-nb"):
+            await call
+    (info,) = await again.runs("p")
+    assert (info.status, "newer" in str(info.problem)) == ("damaged", True)
+    assert path.read_bytes() == newer
+
+
+async def test_records_that_belong_elsewhere_are_refused(store: FileStorageBackend) -> None:
+    """A file copied to another name is not taken for what the name says."""
+    await record(store, "x")
+    await store.save("p", {"x": 1})
+    folder = store.base_path / "p"
+    (folder / "r2.journal").write_bytes((folder / "r.journal").read_bytes())
+    (folder / "memories.record").write_bytes((folder / "snapshot.record").read_bytes())
+    (store.base_path / "q").mkdir()
+    (store.base_path / "q/snapshot.record").write_bytes((folder / "snapshot.record").read_bytes())
+    for call in (store.read_run("p", "r2"), store.memories("p"), store.load("q")):
+        with pytest.raises(CorruptRecordError, match="belong"):
+            await call
+
+
+def _link(path: Path) -> None:
+    secret = path.parent.parent.parent / "secret"
+    secret.write_text("do not touch")
+    path.symlink_to(secret)
+
+
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+STRANGE: dict[str, Any] = {
+    "link": _link,
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "socket": _socket,
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+async def test_links_pipes_and_folders_in_place_of_files_are_refused(
+    store: FileStorageBackend, tmp_path: Path, kind: str
+) -> None:
+    """Reading neither hangs nor follows, writing changes nothing; the run is listed as damaged."""
+    await record(store, "x")
+    await store.save("p", {"x": 1})
+    await store.close()
+    for name in ("r.journal", "snapshot.record"):
+        path = store.base_path / "p" / name
+        path.unlink()
+        STRANGE[kind](path)
+    for call in (store.read_run("p", "r"), record(store, "y"), store.load("p")):
+        with pytest.raises(CorruptRecordError, match="Put the file itself|not a regular file"):
+            await call
+    assert [info.status for info in await store.runs("p")] == ["damaged"]
+    if kind == "link":
+        assert (tmp_path / "secret").read_text() == "do not touch"
+    path = store.base_path / "p/r.lease"
+    path.unlink(missing_ok=True)
+    STRANGE[kind](path)
+    with pytest.raises(CorruptRecordError):
+        await store.acquire("p", "r")
+
+
+async def test_a_link_in_place_of_a_pipelines_folder_is_refused(
+    store: FileStorageBackend, tmp_path: Path
+) -> None:
+    """A store from a stranger does not lead elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    store.base_path.mkdir()
+    (store.base_path / "p").symlink_to(tmp_path / "elsewhere")
+    for call in (store.save("p", {}), store.load("p"), record(store, "x"), store.runs("p")):
+        with pytest.raises(CorruptRecordError, match="symbolic link"):
+            await call
+    assert await store.list_pipelines() == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+async def test_too_long_a_file_is_refused_unread(store: FileStorageBackend) -> None:
+    """A sparse file of some terabytes costs no memory."""
+    await store.save("p", {"x": 1})
+    os.truncate(store.base_path / "p/snapshot.record", 1 << 40)
+    with pytest.raises(CorruptRecordError, match="at most"):
+        await store.load("p")
+
+
+# -- trouble with the disk ---------------------------------------------------------------------
+
+
+async def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
+    """The message names the place and the remedy."""
+    (tmp_path / "runs").write_text("I am a file")
+    store = FileStorageBackend(tmp_path / "runs")
+    for call in (store.save("p", {}), record(store, "x"), store.list_pipelines(), store.load("p")):
+        with pytest.raises(StorageUnavailableError, match="use another folder"):
+            await call
+    await store.close()
+    assert (tmp_path / "runs").read_text() == "I am a file"
+
+
+@pytest.mark.parametrize("fault", ["write", "fsync", "rename"])
+async def test_a_failed_save_leaves_what_was_saved(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Wherever it fails, the old document is there and nothing is left aside."""
+    await store.save("p", {"x": 1})
+
+    def fail(*args: object, **kwargs: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        target: Any = Path if fault == "rename" else os
+        patch.setattr(target, "replace" if fault == "rename" else fault, fail)
+        with pytest.raises(StorageUnavailableError, match="disk is full"):
+            await store.save("p", {"x": 2})
+    assert await store.load("p") == {"x": 1}
+    assert not list(store.base_path.rglob("*.tmp"))
+
+
+async def test_a_record_that_did_not_fit_is_taken_back(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a record is cut off at once, and recording goes on when there is space again."""
+    await record(store, "one")
+    real = os.write
+    calls = []
+
+    def half(descriptor: int, data: bytes) -> int:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, bytes(data)[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        with pytest.raises(StorageUnavailableError, match="free some space"):
+            await record(store, "two")
+    assert len(calls) == 2
+    await record(store, "three")
+    assert messages(await store.read_run("p", "r")) == ["one", "three"]
+    assert store.problems == []
+
+
+async def test_a_record_that_cannot_be_taken_back_is_cut_off_later(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the disk refuses that as well, the next record finds a torn end and removes it."""
+    await record(store, "one")
+    real = os.write
+
+    calls = []
+
+    def half(descriptor: int, data: bytes) -> int:
+        calls.append(len(data))
+        return refuse() if len(calls) > 1 else real(descriptor, data[:20])
+
+    def refuse(*args: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(StorageUnavailableError, match="Check the disk"):
+            await record(store, "two")
+    await record(store, "three")
+    assert messages(await store.read_run("p", "r")) == ["one", "three"]
+    assert any("cut off" in problem for problem in store.problems)
+
+
+async def test_a_failed_flush_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may not be on the disk is not reported as recorded."""
+    store = FileStorageBackend(tmp_path)
+    await record(store, "one")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_flush", fail)
+        with pytest.raises(StorageUnavailableError, match="flush"):
+            await record(store, "two")
+    await record(store, "three")
+    assert messages(await store.read_run("p", "r"))[-1] == "three"
+
+
+async def test_a_torn_end_that_cannot_be_cut_off_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written behind it."""
+    await record(store, "one")
+    await store.close()
+    with journal_of(store).open("ab") as torn:
+        torn.write(b"tagent-nb 1 json")
+    size = journal_of(store).stat().st_size
+
+    def refuse(*args: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(StorageUnavailableError, match="Cannot repair"):
+            await record(store, "two")
+    assert journal_of(store).stat().st_size == size
+    await record(store, "three")
+    assert messages(await store.read_run("p", "r")) == ["one", "three"]
+
+
+@pytest.mark.parametrize("fault", ["pwrite", "unlink"])
+async def test_trouble_with_leases_and_deletes_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """With the file's name, and with everything still there."""
+    await record(store, "one")
+    await store.save("p", {"x": 1})
+
+    def refuse(*args: object, **kwargs: object) -> int:
+        raise OSError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if fault == "pwrite" else Path, fault, refuse)
+        calls = [store.delete("p"), store.delete_run("p", "r")]
+        if fault == "pwrite":
+            calls.append(store.acquire("p", "r"))  # type: ignore[arg-type]
+        for call in calls:
+            with pytest.raises(StorageUnavailableError, match="permissions"):
+                await call
+    again = FileStorageBackend(store.base_path)
+    assert messages(await again.read_run("p", "r")) == ["one"]
+    assert await again.load("p") == {"x": 1}
+
+
+async def test_documents_that_cannot_be_deleted_are_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline without runs has only documents."""
+    await store.save("p", {"x": 1})
+
+    def refuse(*args: object, **kwargs: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StorageUnavailableError, match="permissions"):
+        await store.delete("p")
+
+
+async def test_a_folder_that_vanishes_at_the_wrong_moment_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making the folder and opening the lease."""
+    for module in (file, journal):
+        monkeypatch.setattr(module, "make_folder", lambda path, sync: None)
+    with pytest.raises(StorageUnavailableError, match=r"r\.lease"):
+        await store.acquire("p", "r")
+
+
+async def test_a_file_that_cannot_be_read_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for an absent or a damaged one."""
+    await store.save("p", {"x": 1})
+
+    def refuse(*args: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    await record(store, "x")
+    monkeypatch.setattr(os, "lseek", refuse)
+    for call in (store.load("p"), store.runs("p"), store.read_run("p", "r")):
+        with pytest.raises(StorageUnavailableError, match="Cannot read"):
+            await call
+
+
+async def test_a_journal_deleted_under_a_run_is_noticed(store: FileStorageBackend) -> None:
+    """Nothing is written into a file that has no name any more."""
+    lease = await store.acquire("p", "r")
+    await store.append("p", "r", warned("one"), token=lease.token)
+    journal_of(store).unlink()
+    with pytest.raises(StorageUnavailableError, match="was deleted"):
+        await store.append("p", "r", warned("two"), token=lease.token)
+
+
+async def test_a_store_deleted_under_a_run_is_noticed(store: FileStorageBackend) -> None:
+    """The lease went with it, so this process has no right to record any more."""
+    lease = await store.acquire("p", "r")
+    await store.append("p", "r", warned("one"), token=lease.token)
+    subprocess.run(["rm", "-r", str(store.base_path)], check=True)
+    with pytest.raises(LeaseLostError, match="deleted"):
+        await store.append("p", "r", warned("two"), token=lease.token)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (13, "permissions"),
+        (30, "permissions"),
+        (24, "ulimit"),
+        (5, "Check the disk"),
+        (122, "full"),
+        (40, "itself"),
+    ],
+)
+def test_each_kind_of_trouble_has_its_remedy(code: int, remedy: str) -> None:
+    """By the system's error number."""
+    error = disk.trouble(OSError(code, os.strerror(code)), "write", Path("x"))
+    assert remedy in str(error)
+    assert "x" in str(error)
+
+
+# -- locks, processes, threads -----------------------------------------------------------------
+
+
+async def test_a_lock_held_elsewhere_delays_the_record_and_not_the_loop(store: FileStorageBackend) -> None:
+    """While another process holds the lock, tasks go on; then the record is written."""
+    await record(store, "one")
+    lock = os.open(store.base_path / "p/r.lease", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    writing = asyncio.ensure_future(record(store, "two"))
+    listing = asyncio.ensure_future(store.runs("p"))
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+        assert not writing.done()
+        assert not listing.done()
+    os.close(lock)
+    await writing
+    assert [info.run_id for info in await listing] == ["r"]
+    assert messages(await store.read_run("p", "r")) == ["one", "two"]
+
+
+async def test_a_lock_that_is_never_given_back_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bounded time, with the name of the file."""
+    monkeypatch.setattr(disk, "LOCK_WAIT", 0.02)
+    await record(store, "one")
+    lock = os.open(store.base_path / "p/r.lease", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(StorageUnavailableError, match=r"r\.lease"):
+        await record(store, "two")
+    os.close(lock)
+    await record(store, "three")
+    assert messages(await store.read_run("p", "r")) == ["one", "three"]
+
+
+async def test_more_runs_than_may_be_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are closed and opened again as needed; nothing is lost, and few stay open."""
+    monkeypatch.setattr(file, "MAX_OPEN", 3)
+    store = FileStorageBackend(tmp_path)
+    names = [f"r{n}" for n in range(8)]
+    before = open_files()
+    for text in ("one", "two"):
+        for name in names:
+            await record(store, text, run_id=name)
+    assert open_files() <= before + 6
+    for name in names:
+        assert messages(await store.read_run("p", name)) == ["one", "two"]
+
+
+async def test_a_run_in_use_is_not_closed_to_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest run may be waiting for its lock at that moment."""
+    monkeypatch.setattr(file, "MAX_OPEN", 1)
+    store = FileStorageBackend(tmp_path, durability="fast")
+    await record(store, "one")
+    lock = os.open(tmp_path / "p/r.lease", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    writing = asyncio.ensure_future(record(store, "two"))
+    await asyncio.sleep(0.02)
+    await record(store, "x", run_id="other")
+    os.close(lock)
+    await writing
+    assert messages(await store.read_run("p", "r")) == ["one", "two"]
+
+
+async def test_a_run_that_has_ended_keeps_no_file_open(store: FileStorageBackend) -> None:
+    """A notebook that runs for weeks does not run out of files."""
+    before = open_files()
+    for n in range(5):
+        lease = await store.acquire("p", f"r{n}")
+        await store.append("p", f"r{n}", warned("x"), token=lease.token)
+        await store.release(lease)
+    assert open_files() == before
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_a_forked_child_records_on_its_own(tmp_path: Path) -> None:
+    """It takes over neither the parent's locks nor its threads."""
+    store = FileStorageBackend(tmp_path)
+    await record(store, "parent")
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(record(store, "child"))
+            asyncio.run(record(store, "own", run_id="other"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 30
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        assert time.monotonic() < deadline, "the child hangs"
+        await asyncio.sleep(0.01)
+    assert os.waitstatus_to_exitcode(done[1]) == 0
+    await record(store, "parent again")
+    assert messages(await store.read_run("p", "r")) == ["parent", "child", "parent again"]
+    assert messages(await store.read_run("p", "other")) == ["own"]
+
+
+async def test_a_reader_never_sees_half_a_record(store: FileStorageBackend) -> None:
+    """Lists and readers beside a writer find whole records only, and report nothing."""
+    reader = FileStorageBackend(store.base_path)
+    value = StoredValue.of("x" * 300_000)
+    await record(store, "first")
+
+    async def write() -> None:
+        for n in range(40):
+            await store.append("p", "r", [StepFinished(run_id="r", step=f"s{n}", output=value)])
+            await asyncio.sleep(0)
+
+    writing = asyncio.ensure_future(write())
+    while not writing.done():
+        await reader.read_run("p", "r")
+        await reader.runs("p")
+    await writing
+    assert reader.problems == []
+    assert len(await reader.read_run("p", "r")) == 41
+
+
+async def test_another_process_id_means_a_fork(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and threads of before are left to the parent."""
+    await record(store, "one")
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    await record(store, "two")
+    assert messages(await store.read_run("p", "r")) == ["one", "two"]
+
+
+def test_it_says_what_it_is(tmp_path: Path) -> None:
+    """In lists of settings and in messages."""
+    assert repr(FileStorageBackend(tmp_path)) == f"FileStorageBackend({str(tmp_path)!r}, durability='full')"

@@ -22,11 +22,16 @@ MAX_BODY = 1 << 30
 """Longest head and body in bytes; longer ones are refused before they are read."""
 
 _MAGIC = b"tagent-nb "
+_REMEDY = "Restore a backup, or delete it; nothing was changed."
 _MARK = b"\n" + _MAGIC
 
 
 class _DamageError(CorruptRecordError):
     """Bytes that a torn write may have left, unlike those that somebody put there whole."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what}. {_REMEDY}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ def split(
         except _DamageError as error:
             if not records or _intact_after(data, place):
                 raise CorruptRecordError(str(error)) from None
-            return Journal(records, place, str(error))
+            return Journal(records, place, error.what)
         records.append(envelope)
     if not records:
         raise CorruptRecordError(f"{where} is empty. {_REMEDY}")
@@ -130,9 +135,6 @@ def last_record(data: bytes) -> int | None:
     if found >= 0:
         return found + 1
     return 0 if data.startswith(_MAGIC) else None
-
-
-_REMEDY = "Restore a backup, or delete it; nothing was changed."
 
 
 def _digest(head: bytes, body: bytes, key: bytes | None) -> bytes:
@@ -153,7 +155,7 @@ def _read(
     line = data[start:end] if end >= 0 else b""
     words = line.split(b" ")
     if not line.startswith(_MAGIC) or len(words) < 2 or not words[1].isdigit() or len(words[1]) > 9:
-        raise _DamageError(f"{place}: no record starts here. {_REMEDY}")
+        raise _DamageError(f"{place}: no record starts here")
     if int(words[1]) > FORMAT:
         raise FormatVersionError(
             f"{place}: written in format {int(words[1])}, and this tagent-nb reads up to {FORMAT}. "
@@ -164,13 +166,13 @@ def _read(
     body = data[body_start : body_start + length]
     signed = words[2] == b"json-signed"
     if len(body) < length or data[body_start + length : body_start + length + 1] != b"\n":
-        raise _DamageError(f"{place}: the record is cut off. {_REMEDY}")
+        raise _DamageError(f"{place}: the record is cut off")
     if signed and key is None:
         # Without the key its plain checksum is unknown, so nothing vouches for it.
         raise CorruptRecordError(f"{place}: the record is signed. Open this store with its key.")
     head = line[: line.rindex(b" ")]
     if not hmac.compare_digest(_digest(head, body, key if signed else None), digest):
-        raise _DamageError(f"{place}: the checksum does not match. {_REMEDY}")
+        raise _DamageError(f"{place}: the checksum does not match")
     if key is not None and not signed:
         raise CorruptRecordError(
             f"{place}: the record is not signed, and this store accepts signed ones only. "
@@ -189,28 +191,33 @@ def _read(
 def _head(words: list[bytes], place: str) -> tuple[Envelope, bytes, int]:
     """What the line says: an envelope without its body, the digest and the body's length."""
     if len(words) != 9 or words[2] not in (b"json", b"json-signed"):
-        raise _DamageError(f"{place}: the head of the record cannot be read. {_REMEDY}")
+        raise _DamageError(f"{place}: the head of the record cannot be read")
     try:
         kind, owner, step = words[3].decode("ascii"), words[4].decode("ascii"), words[5].decode()
     except UnicodeDecodeError:
-        raise _DamageError(f"{place}: the head of the record is not text. {_REMEDY}") from None
+        raise _DamageError(f"{place}: the head of the record is not text") from None
     numbers = words[6:8]
     if not all(number.isdigit() and len(number) <= 10 for number in numbers) or int(numbers[1]) > MAX_BODY:
-        raise _DamageError(f"{place}: the head of the record has impossible numbers. {_REMEDY}")
+        raise _DamageError(f"{place}: the head of the record has impossible numbers")
     return Envelope(kind, owner, step, int(numbers[0]), b""), words[8], int(numbers[1])
 
 
 def _intact_after(data: bytes, start: int) -> bool:
     """Whether a whole record lies somewhere behind ``start``."""
-    found = data.find(_MARK, start)
+    found = data.find(_MAGIC, start + 1)
     while found >= 0:
         try:
-            _read(data, found + 1, "", None, None, None)
+            _read(data, found, "", None, None, None)
+        except FormatVersionError:
+            # Text within a torn record may look like this, but not after a line feed.
+            if data[found - 1 : found] == b"\n":
+                return True
         except _DamageError:
-            found = data.find(_MARK, found + 1)
-        except StorageError:
-            # Signed, or of another version: whole enough that it was not a torn write.
+            pass
+        except CorruptRecordError:
+            # Signed: whole enough that it was no torn write.
             return True
         else:
             return True
+        found = data.find(_MAGIC, found + 1)
     return False

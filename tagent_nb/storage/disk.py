@@ -224,7 +224,7 @@ def locked(descriptor: int, path: Path, *, shared: bool = False) -> Iterator[Non
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise StorageUnavailableError(
-                    f"Another process has locked {path} for {LOCK_WAIT:.0f} s. Find it with `fuser` and end it."
+                    f"Another process holds {path} since {LOCK_WAIT:.0f} s. Find it with `fuser` and end it."
                 ) from None
             time.sleep(0.005)
     try:

@@ -168,18 +168,23 @@ class RunFile:
         self._write(record)
 
     def _drop_torn_end(self) -> None:
+        """Read the journal that was just opened, or that others have changed, and cut off a torn end."""
         size = os.fstat(self._journal).st_size
-        data = read_open(self._journal, self.path, size)
         try:
+            data = read_open(self._journal, self.path, size)
             journal = split(data, str(self.path), kind="events", owner=self._run_id, key=self._key)
+            if journal.torn is not None:
+                os.ftruncate(self._journal, journal.good)
+        except OSError as error:
+            self._drop_journal()
+            raise trouble(error, "repair", self.path) from error
         except StorageError:
             self._drop_journal()
             raise
         if journal.torn is not None:
-            os.ftruncate(self._journal, journal.good)
             self._report(
-                f"The end of run {self._run_id} was torn: {size - journal.good:,} bytes were cut off. "
-                f"{journal.torn}"
+                f"The end of run {self._run_id} was torn: {size - journal.good:,} bytes were cut off "
+                f"({journal.torn})."
             )
         self._size = journal.good
 

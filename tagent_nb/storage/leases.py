@@ -12,6 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_PROC = Path("/proc")
+_SIGNALS = os.name == "posix"
+"""Whether signal 0 only looks. On Windows it would end the other process."""
+
 TTL = 30.0
 """Seconds without a heartbeat after which a lease counts as expired."""
 
@@ -98,27 +102,27 @@ def machine_id() -> str:
     parts = [platform.node()]
     # Not on Linux, the name has to do.
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+        parts.append((_PROC / "sys/kernel/random/boot_id").read_text())
+        parts.append(str((_PROC / "self/ns/pid").readlink()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def process_start(pid: int) -> str | None:
     """When a process of this machine started; ``""`` where that is unknown, ``None`` if there is none."""
-    if Path("/proc/self/stat").exists():
+    if (_PROC / "self/stat").exists():
         try:
-            # The name in brackets may hold anything; the fields after it count from the state.
-            state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            stat = (_PROC / f"{pid}/stat").read_text(errors="replace")
         except OSError:
             return None
+        # The name in brackets may hold anything; the fields after it count from the state.
+        state, *fields = stat.rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
-    if os.name != "posix":
-        # Signal 0 would end a process on Windows; the heartbeat decides there.
-        return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return ""
+    if _SIGNALS:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            # Somebody else's, but alive.
+            return ""
     return ""

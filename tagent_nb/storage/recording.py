@@ -104,13 +104,13 @@ class RecordingBackend(StorageBackend):
         where = self._where(pipeline_id, run_id)
         journal = split(data, where, kind="events", owner=run_id, key=self._key)
         if journal.torn is not None and not self.tears:
-            raise CorruptRecordError(journal.torn)
+            raise CorruptRecordError(f"{journal.torn}. Restore a backup, or delete the run.")
         events: list[Event] = []
         for record in journal.records:
             events.extend(decode_events(record.body, where, schemas))
         if journal.torn is not None:
             lost = len(data) - journal.good
-            message = f"The end of run {run_id} was torn and is left out ({lost:,} bytes). {journal.torn}"
+            message = f"The end of run {run_id} was torn and is left out ({lost:,} bytes; {journal.torn})."
             self._report(message)
             events.append(Warned(run_id=run_id, at=events[-1].at, message=message))
         return events

@@ -193,11 +193,11 @@ def decode_events(body: bytes, where: str, schemas: Mapping[str, type] | None = 
         for head in content["events"]:
             output = head.get("output")
             if output is not None and output.get("blob") is not None:
-                end = place + int(output["blob"])
-                if not place <= end <= len(body):
+                size = output["blob"]
+                if type(size) is not int or not 0 <= size <= len(body) - place:
                     raise CorruptRecordError(f"{where}: a value is longer than its record.")
-                output["blob"] = body[place:end]
-                place = end
+                output["blob"] = body[place : place + size]
+                place += size
             events.append(event_from_dict(head, schemas))
     except TagentError:
         raise

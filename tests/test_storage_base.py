@@ -1,0 +1,253 @@
+"""What all backends share: names of storages, who holds a lease, and bodies of records."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagent_nb import testing
+from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError
+from tagent_nb.events import Event, RunStarted, StepFinished, Warned
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.storage import leases, open_storage
+from tagent_nb.storage.file import FileStorageBackend
+from tagent_nb.storage.leases import Holder, process_start
+from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.storage.records import decode_events, encode_events, summary_of
+from tagent_nb.testing import StorageContract
+
+# -- open_storage ------------------------------------------------------------------------------
+
+
+def test_memory_and_folders_are_named_by_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as text, as a path, as a URL; nothing is made before the first record."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert isinstance(open_storage(), MemoryStorageBackend)
+    assert isinstance(open_storage("memory:"), MemoryStorageBackend)
+    folders = {
+        "runs": tmp_path / "runs",
+        Path("some/runs"): tmp_path / "some/runs",
+        "~/runs": tmp_path / "home/runs",
+        "file:runs": tmp_path / "runs",
+        f"file://{tmp_path}/my%20runs": tmp_path / "my runs",
+        f"file://localhost{tmp_path}/runs": tmp_path / "runs",
+    }
+    for name, folder in folders.items():
+        storage = open_storage(name, durability="fast")
+        assert isinstance(storage, FileStorageBackend)
+        assert (storage.base_path, storage.durability) == (folder, "fast")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backend_is_returned_as_it_is() -> None:
+    """So that functions can take either."""
+    storage = MemoryStorageBackend()
+    assert open_storage(storage) is storage
+
+
+@pytest.mark.parametrize("bad", ["", "  ", 7, b"runs"])
+def test_what_is_no_storage_is_refused(bad: Any) -> None:
+    """The message shows what to write."""
+    with pytest.raises(DefinitionError, match="memory:"):
+        open_storage(bad)
+
+
+def test_an_unknown_kind_gets_a_hint() -> None:
+    """A slip in the scheme is not taken for a folder."""
+    with pytest.raises(DefinitionError, match="Did you mean 'memory'"):
+        open_storage("memry:")
+
+
+def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
+    """There are two levels."""
+    with pytest.raises(DefinitionError, match="'full' or 'fast'"):
+        open_storage(tmp_path, durability="slow")  # type: ignore[arg-type]
+
+
+# -- holders of leases -------------------------------------------------------------------------
+
+
+def test_this_process_lives_and_a_dead_one_does_not() -> None:
+    """A process that has ended, or is a zombie, does not hold its lease any longer."""
+    assert Holder.here(100.0, 30.0).lives(129.0)
+    assert not Holder.here(100.0, 30.0).lives(131.0)
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process_start(child.pid) is None
+    assert process_start(child.pid) is None
+    assert process_start(testing.DEAD_PID) is None
+
+
+def test_a_process_name_may_hold_anything(tmp_path: Path) -> None:
+    """Spaces and brackets in the name of a process do not shift what is read about it."""
+    program = tmp_path / "a) R 1 (b"
+    program.symlink_to(sys.executable)
+    with subprocess.Popen([str(program), "-c", "input()"], stdin=subprocess.PIPE) as child:
+        started = process_start(child.pid)
+        assert started is not None
+        assert started.isdigit()
+        assert int(started) >= int(process_start(os.getpid()) or 0)
+        child.communicate(b"\n")
+
+
+def test_without_proc_a_signal_tells_who_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS: start times are unknown, so only a dead process is told from others."""
+    monkeypatch.setattr(leases, "_PROC", Path("/nowhere"))
+    assert process_start(os.getpid()) == ""
+    assert process_start(testing.DEAD_PID) is None
+
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert process_start(1) == ""
+
+
+def test_without_signals_the_heartbeat_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows signal 0 would end the other process."""
+    monkeypatch.setattr(leases, "_PROC", Path("/nowhere"))
+    monkeypatch.setattr(leases, "_SIGNALS", False)
+    assert process_start(testing.DEAD_PID) == ""
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b'{"host": 1}', b"[" * 100_000])
+def test_a_holder_that_cannot_be_read_is_nobody(data: bytes) -> None:
+    """The token still fences."""
+    assert Holder.from_bytes(data) is None
+
+
+# -- bodies of records -------------------------------------------------------------------------
+
+
+def test_values_are_stored_as_they_are() -> None:
+    """A value's bytes are in the record once, and not escaped."""
+    value = 'say "zwölf" \\ ' * 100
+    events: list[Event] = [StepFinished(run_id="r", step=name, output=StoredValue.of(value)) for name in "ab"]
+    body = encode_events(events)
+    assert body.count(StoredValue.of(value).blob) == 2
+    assert len(body) < 2 * len(StoredValue.of(value).blob) + 400
+    found = decode_events(body, "here")
+    assert [event.output.value for event in found if isinstance(event, StepFinished)] == [value, value]
+
+
+def test_half_of_a_surrogate_pair_in_a_message_stops_nothing() -> None:
+    """A traceback may hold any text; what cannot be written is replaced."""
+    (event,) = decode_events(encode_events([Warned(run_id="r", message="\ud800 ☃ \0")]), "here")
+    assert isinstance(event, Warned)
+    assert event.message.endswith(" ☃ \0")
+
+
+def _body(*events: object, rest: bytes = b"", **more: object) -> bytes:
+    return json.dumps({"events": list(events), **more}).encode() + b"\n" + rest
+
+
+WARNED = {"event": "Warned", "run_id": "r", "at": 1.0, "message": "x"}
+FINISHED = {"event": "StepFinished", "run_id": "r", "at": 1.0, "step": "a"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\n", b"{}", b"{}\n", b"null\n", b"[]\n", b'{"events": {}}\n', b'{"events": []}\n',
+        b'\xef\xbb\xbf{"events": []}\n', b'{"events": []}{"events": []}\n', b"\x80\x04N.\n", b"\xff\n",
+        b'{"events": [NaN]}\n', b'{"events": [Infinity]}\n', b"[" * 200_000 + b"\n",
+        b'{"events": [' + b"9" * 5000 + b"]}\n", b'{"events": [{"event": "Warned", "event": "Warned"}]}\n',
+        _body(1), _body(None), _body([]), _body({}), _body({"event": "No"}), _body({"event": ["Warned"]}),
+        _body({**WARNED, "message": 1}), _body({**WARNED, "extra": 1}), _body({"event": "Warned"}),
+        _body({**WARNED, "at": "now"}), _body(WARNED, rest=b"x"), _body({**FINISHED, "output": 1}),
+        _body({**FINISHED, "output": {"blob": 4, "digest": "d"}}, rest=b"abc"),
+        _body({**FINISHED, "output": {"blob": 3, "digest": "d"}}, rest=b"abcd"),
+        _body({**FINISHED, "output": {"blob": -1, "digest": "d"}}),
+        _body({**FINISHED, "output": {"blob": True, "digest": "d"}}, rest=b"a"),
+        _body({**FINISHED, "output": {"blob": "3", "digest": "d"}}, rest=b"abc"),
+        _body({**FINISHED, "output": {"blob": 3.0, "digest": "d"}}, rest=b"abc"),
+        _body({**FINISHED, "output": {"blob": 3}}, rest=b"abc"),
+        _body({**FINISHED, "output": {"digest": "d"}}),
+        _body({"event": "RunStarted", "run_id": "r", "at": 1, "pipeline": "p", "steps": "abc"}),
+        _body({"event": "__class__"}), _body({"event": "StepEvent", "run_id": "r", "step": "a"}),
+    ],
+    ids=lambda body: ascii(body)[:30],
+)  # fmt: skip
+def test_a_body_that_is_not_ours_is_refused(body: bytes) -> None:
+    """With a checksum that is right: somebody else's file, or a newer writer's."""
+    with pytest.raises(CorruptRecordError):
+        decode_events(body, "here")
+
+
+@pytest.mark.parametrize("summary", [1, None, [], {}, {"states": {}}, {"states": {"done": "x"}}])
+def test_a_summary_that_is_not_ours_is_refused(summary: object) -> None:
+    """The list of runs shows such a run as damaged."""
+    with pytest.raises(CorruptRecordError, match="summary"):
+        summary_of(_body(WARNED, summary=summary), "here", "p", "r", size=1, alive=False)
+
+
+def test_no_class_is_found_by_its_name() -> None:
+    """A model whose class nobody passed becomes a dict; nothing is imported for it."""
+    before = set(sys.modules)
+    blob = b'{"$t":"model","name":"xml.sax.handler.ContentHandler","v":{"x":1},"schema":"0"}'
+    head = {**FINISHED, "output": {"blob": len(blob), "digest": "d"}}
+    (event,) = decode_events(_body(head, rest=blob), "here")
+    assert isinstance(event, StepFinished)
+    assert event.output.value == {"x": 1}
+    assert set(sys.modules) - before == set()
+
+
+# -- the contract itself -----------------------------------------------------------------------
+
+
+def test_the_contract_says_what_it_needs() -> None:
+    """A subclass without the fixture gets a message, not a puzzle."""
+    fixture = StorageContract.__dict__["storage"]
+    function = getattr(fixture, "_get_wrapped_function", lambda: fixture.__wrapped__)()
+    with pytest.raises(pytest.UsageError, match="fixture named 'storage'"):
+        function(StorageContract())
+
+
+async def test_the_contract_finds_a_backend_that_forgets_to_fence(tmp_path: Path) -> None:
+    """The suite is worth something: it fails for a backend that accepts a late write."""
+
+    class Careless(FileStorageBackend):
+        async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+            await super()._append(pipeline_id, run_id, record, None)
+
+    storage = Careless(tmp_path)
+    with pytest.raises(BaseException, match="DID NOT RAISE"):
+        await StorageContract().test_the_loser_writes_nothing_more(storage)
+
+
+async def test_a_claim_lost_to_one_that_was_given_back_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody took the run and gave it back within the blink of an eye: try again, it says."""
+    storage = MemoryStorageBackend()
+
+    async def lose(*args: object) -> bool:
+        return False
+
+    monkeypatch.setattr(storage, "_swap_lease", lose)
+    with pytest.raises(LeaseLostError, match="another process"):
+        await storage.acquire("p", "r")
+
+
+async def test_counts_start_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted but not stored does not stay in the list of runs."""
+    storage = FileStorageBackend(tmp_path, durability="fast")
+    await storage.append("p", "r", [RunStarted(run_id="r", pipeline="x", steps=("a", "b"))])
+
+    async def refuse(*args: object) -> None:
+        raise asyncio.CancelledError
+
+    done = [StepFinished(run_id="r", step=name, output=StoredValue.of(1), cost=1.0) for name in "ab"]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_append", refuse)
+        with pytest.raises(asyncio.CancelledError):
+            await storage.append("p", "r", [done[0]])
+    await storage.append("p", "r", [done[1]])
+    (info,) = await storage.runs("p")
+    assert (info.steps_done, info.cost) == (1, 1.0)

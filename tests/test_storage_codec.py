@@ -1,0 +1,204 @@
+"""Records: what is written comes back, and whatever else is there is a typed error."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError
+from tagent_nb.storage import codec
+from tagent_nb.storage.codec import last_record, pack, split, unpack
+
+OWNERS = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
+KEY = b"k" * 32
+
+
+def three(key: bytes | None = None) -> list[bytes]:
+    """Three records of one run."""
+    return [pack("events", "r", body, step="s", attempt=1, key=key) for body in (b"one", b"", b"\ntwo\n")]
+
+
+@given(
+    owner=OWNERS,
+    body=st.binary(max_size=300),
+    step=st.text(max_size=70),
+    attempt=st.integers(0, 999),
+    key=st.none() | st.binary(min_size=1, max_size=64),
+)
+def test_what_is_packed_is_unpacked(
+    owner: str, body: bytes, step: str, attempt: int, key: bytes | None
+) -> None:
+    """Any body and any step come back with their owner, attempt and whether they are signed."""
+    record = pack("events", owner, body, step=step, attempt=attempt, key=key)
+    found = unpack(record, "here", kind="events", owner=owner, key=key)
+    assert (found.kind, found.owner, found.body, found.attempt) == ("events", owner, body, attempt)
+    assert found.step == (step if step.isidentifier() else "-")
+    assert found.signed is (key is not None)
+
+
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=6), st.none() | st.just(KEY))
+def test_records_in_a_row_are_split(bodies: list[bytes], key: bytes | None) -> None:
+    """Records that follow each other come back in order, whatever their bodies look like."""
+    data = b"".join(pack("events", "r", body, key=key) for body in bodies)
+    journal = split(data, "here", owner="r", key=key)
+    assert [one.body for one in journal.records] == bodies
+    assert (journal.good, journal.torn) == (len(data), None)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "signed"])
+def test_a_changed_byte_is_noticed_wherever_it_is(key: bytes | None) -> None:
+    """Flipping any single bit of a record is a typed error."""
+    record = pack("snapshot", "p", b'{"a":1}', key=key)
+    for place in range(len(record)):
+        for bit in range(8):
+            damaged = bytearray(record)
+            damaged[place] ^= 1 << bit
+            with pytest.raises((CorruptRecordError, FormatVersionError)):
+                unpack(bytes(damaged), "here", kind="snapshot", owner="p", key=key)
+
+
+def test_a_cut_end_is_dropped_and_described() -> None:
+    """Cut anywhere, whole records stay, and what is left of the last one is named with its place."""
+    records = three()
+    data = b"".join(records)
+    ends = [len(records[0]), len(records[0]) + len(records[1]), len(data)]
+    for size in range(len(records[0]), len(data)):
+        journal = split(data[:size], "here")
+        whole = sum(end <= size for end in ends)
+        assert len(journal.records) == whole
+        assert journal.good == ends[whole - 1]
+        if size in ends:
+            assert journal.torn is None
+        else:
+            assert f"byte {journal.good:,}" in str(journal.torn)
+
+
+def test_nothing_whole_is_an_error_and_not_an_empty_run() -> None:
+    """Cut within the first record, or empty, there is no run to speak of."""
+    data = b"".join(three())
+    for size in range(len(three()[0])):
+        with pytest.raises(CorruptRecordError, match="here"):
+            split(data[:size], "here")
+
+
+def test_damage_before_the_end_is_an_error() -> None:
+    """A torn record with an intact one behind it was no crash: nothing is dropped."""
+    one, two, three_ = three()
+    for damaged in (one[:-5] + two + three_, one + b"x" * len(two) + three_, one + two[:-3] + three_):
+        with pytest.raises(CorruptRecordError, match="byte"):
+            split(damaged, "here")
+
+
+def test_a_torn_value_may_speak_of_records() -> None:
+    """Text that looks like a record, within a torn one, is not taken for an intact record."""
+    one = pack("events", "r", b"one")
+    torn = pack("events", "r", b"a tagent-nb 1 json events r s 1 3 0000 tagent-nb x" * 20)[:-30]
+    assert split(one + torn, "here").torn is not None
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 500, b"garbage", b"tagent-nb", b"tagent-nb x y"])
+def test_what_a_loss_of_power_leaves_is_a_torn_end(rest: bytes) -> None:
+    """Zeros, garbage or half a head behind the last record are dropped."""
+    data = b"".join(three())
+    journal = split(data + rest, "here")
+    assert (len(journal.records), journal.good) == (3, len(data))
+    assert journal.torn is not None
+
+
+@pytest.mark.parametrize("version", [2, 999, 999_999_999])
+def test_a_newer_version_is_refused_and_never_taken_for_damage(version: int) -> None:
+    """Also as the last record, where damage would be dropped."""
+    data = b"".join(three())
+    newer = f"tagent-nb {version} whatever it is by then\n".encode()
+    for text in (newer, data + newer):
+        with pytest.raises(FormatVersionError, match="newer tagent-nb"):
+            split(text, "here")
+    with pytest.raises(CorruptRecordError):
+        split(data[:-9] + b"\n" + newer, "here")
+    assert split(data[:-3] + b" says " + newer, "here").torn is not None
+
+
+def test_a_right_checksum_for_another_run_is_refused() -> None:
+    """Owner and kind are part of what is checked; such a record is not a torn end."""
+    data = b"".join(three())
+    with pytest.raises(CorruptRecordError, match="belongs to 'x', not to 'r'"):
+        split(data + pack("events", "x", b""), "here", owner="r")
+    with pytest.raises(CorruptRecordError, match="holds 'snapshot' where 'events' belong"):
+        split(data + pack("snapshot", "r", b""), "here", owner="r", kind="events")
+
+
+def test_a_store_with_a_key_takes_signed_records_only() -> None:
+    """Unsigned and wrongly signed ones are refused, and signed ones without the key."""
+    plain, signed = pack("events", "r", b"x"), pack("events", "r", b"x", key=KEY)
+    with pytest.raises(CorruptRecordError, match="not signed"):
+        unpack(plain, "here", key=KEY)
+    with pytest.raises(CorruptRecordError, match="with its key"):
+        unpack(signed, "here")
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        unpack(signed, "here", key=b"other")
+    with pytest.raises(CorruptRecordError):
+        split(plain[:-2] + signed, "here")
+
+
+def test_one_record_means_one() -> None:
+    """A second document behind the first is refused."""
+    with pytest.raises(CorruptRecordError, match="follow the record"):
+        unpack(b"".join(three()), "here")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"tagent-nb 1 json events r s 1 3",
+        b"tagent-nb 1 pickle events r s 1 3 " + b"0" * 64,
+        b"tagent-nb 1 json events r s 1 -3 " + b"0" * 64,
+        b"tagent-nb 1 json events r s 1 99999999999 " + b"0" * 64,
+        b"tagent-nb 1 json events r s 1 9999999999 " + b"0" * 64,
+        b"tagent-nb 1 json events r s one 3 " + b"0" * 64,
+        b"tagent-nb 1 json events r \xff 1 3 " + b"0" * 64,
+        b"tagent-nb 1 json \xff r s 1 3 " + b"0" * 64,
+        b"tagent-nb 1 json events r " + b"s" * 2000 + b" 1 3 " + b"0" * 64,
+    ],
+)
+def test_an_impossible_head_is_damage(head: bytes) -> None:
+    """Too few words, unknown codecs, wild numbers and bytes that are no text are refused, unread."""
+    with pytest.raises(CorruptRecordError):
+        unpack(head + b"\nabc\n", "here")
+
+
+def test_too_long_a_body_is_refused_when_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says how long it is and what to do instead."""
+    monkeypatch.setattr(codec, "MAX_BODY", 10)
+    assert unpack(pack("events", "r", b"x" * 10), "here").body == b"x" * 10
+    with pytest.raises(StorageError, match=r"11 bytes.*return its path"):
+        pack("events", "r", b"x" * 11)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=400))
+def test_any_bytes_give_a_typed_error(data: bytes) -> None:
+    """Whatever is in a file, reading it raises nothing but a storage error."""
+    for text in (data, b"tagent-nb 1 " + data, three()[0] + data):
+        try:
+            split(text, "here")
+        except (CorruptRecordError, FormatVersionError):
+            continue
+
+
+def test_the_last_record_is_found_from_behind() -> None:
+    """In the tail of a journal, which may begin in the middle of a record."""
+    records = three()
+    data = b"".join(records)
+    start = last_record(data[5:])
+    assert start is not None
+    assert data[5:][start:] == records[2]
+    assert last_record(records[0]) == 0
+    assert last_record(records[0][3:]) is None
+
+
+def test_a_signed_record_behind_damage_counts_as_whole() -> None:
+    """Without the key nobody can verify it, but no torn write ends in a whole record."""
+    plain, signed = pack("events", "r", b"one"), pack("events", "r", b"two", key=KEY)
+    with pytest.raises(CorruptRecordError, match="cut off|checksum"):
+        split(plain + plain[:-3] + signed, "here")
