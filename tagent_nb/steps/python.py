@@ -56,7 +56,9 @@ class PythonRunner:
                 with captured(lines):
                     return await function()
             polite = step.body is not None and step.body.wants_context
-            value = await in_thread(step.name, function, context, lines, grace=self.grace, polite=polite)
+            value = await in_thread(
+                step.name, function, context, lines, stop=context.stop, grace=self.grace, polite=polite
+            )
             if inspect.isawaitable(value):
                 with captured(lines):
                     return await value

@@ -29,20 +29,22 @@ async def in_thread(
     context: StepContext,
     lines: Lines,
     *,
+    stop: threading.Event,
     grace: float = 1.0,
     polite: bool = False,
 ) -> Any:
     """Await ``call`` in a daemon thread of its own, with a copy of the context variables.
 
-    When the awaiting task is cancelled, ``context.stop`` is set and :class:`Interrupted` is thrown into
-    the thread, which ends the call at its next Python instruction. Inside a C call there is none: after
+    When the awaiting task is cancelled, ``stop`` is set and :class:`Interrupted` is thrown into the
+    thread, which ends the call at its next Python instruction. Inside a C call there is none: after
     ``grace`` seconds the thread is left to end by itself, and that is reported.
 
     Args:
         name: The step or tool, for the thread's name and the report.
         lines: Where the call's prints go.
+        stop: Set before anything is thrown.
         grace: Seconds to wait for the end.
-        polite: Wait up to 0.25 s for a call that looks at ``context.stop`` before anything is thrown.
+        polite: Wait up to 0.25 s for a call that looks at ``stop`` before anything is thrown.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
@@ -51,7 +53,7 @@ async def in_thread(
     try:
         await asyncio.shield(ended)
     except asyncio.CancelledError:
-        context.stop.set()
+        stop.set()
         try:
             if polite:
                 await asyncio.wait({ended}, timeout=min(POLITE_SECONDS, grace))

@@ -1,0 +1,189 @@
+"""Agent steps, first form: one conversation with a model that ends in a value."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pkgutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+from tagent_nb.errors import DefinitionError, StepError, did_you_mean
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.steps import local
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.capture import Lines, captured
+from tagent_nb.steps.model_errors import explained
+from tagent_nb.steps.prompt import instructions, prompt
+from tagent_nb.steps.providers import cost_of, is_local, model_name, resolve_model
+from tagent_nb.steps.streaming import Coalesced, stream_to
+from tagent_nb.steps.tools import named_tools, tools_of
+from tagent_nb.steps.toolset import toolset
+
+if TYPE_CHECKING:
+    from pydantic_ai import Agent
+    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.models import Model
+    from pydantic_ai.settings import ModelSettings
+    from pydantic_ai.usage import RunUsage
+
+
+class AgentRunner:
+    """Asks a model for the value of an agent step.
+
+    The goal with its values filled in is the task; constraints and a rule that data is no
+    instruction come before it. With an ``output_schema`` the value is an instance of it: as a tool
+    call or as native structured output, as the model's profile says. An invalid answer goes back to
+    the model at most ``output_retries`` times. Without a schema the value is text, which is written
+    to ``context.write`` while it comes, outside mapped steps.
+
+    Tokens and USD are spent on the context, of failed attempts as well. The client's own retries
+    are off: attempts are the engine's affair.
+    """
+
+    version = "1"
+
+    def __init__(self) -> None:
+        self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, asyncio.Future[Model[Any]]]] = (
+            WeakKeyDictionary()
+        )
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        """Return the model's answer.
+
+        Raises:
+            ModelError: The model cannot be used.
+            OutputValidationError: No answer matched the schema; the message shows the last one.
+            RetryableError: The model's side failed in a way that may pass, such as a rate limit.
+            StepError: The model's side refused the request, or the step uses what the model cannot do.
+            TemplateError: The goal reads something that is not there.
+        """
+        task = prompt(step, context)
+        model = await self._model(context.model)
+        calls: list[str] = []
+        agent = _agent(step, context, model, calls)
+        return await _asked(step, context, model, agent, task, calls)
+
+    async def _model(self, wanted: Any) -> Model[Any]:
+        """The model, with one client for all steps of a loop. Made in a thread: importing takes long."""
+        if not isinstance(wanted, str):
+            return await asyncio.to_thread(resolve_model, wanted)
+        address = await asyncio.to_thread(local.address) if is_local(wanted) else ""
+        # A key that is set later must be read; its value stays where it is.
+        key = (wanted, address, hash(frozenset(os.environ.items())))
+        known = self._models.setdefault(asyncio.get_running_loop(), {})
+        if key not in known:
+            known[key] = asyncio.ensure_future(asyncio.to_thread(resolve_model, wanted))
+            known[key].add_done_callback(lambda made: made.cancelled() or made.exception())
+        try:
+            return await asyncio.shield(known[key])
+        except Exception:
+            known.pop(key, None)
+            raise
+
+
+def _agent(step: PipelineStep, context: StepContext, model: Model[Any], calls: list[str]) -> Agent[Any, Any]:
+    from pydantic_ai import Agent
+
+    return Agent(
+        model,
+        output_type=str if step.output_schema is None else step.output_schema,
+        instructions=instructions(context),
+        name=step.name,
+        deps_type=StepContext,
+        retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
+        tools=toolset(_usable_tools(step, context, model), context, calls),
+    )
+
+
+def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -> dict[str, Any]:
+    tools = named_tools(step)
+    if not tools or model.profile.get("supports_tools", True):
+        return tools
+    if step.tools or step.tools_filter:
+        raise StepError(
+            f"Step {step.name!r} has tools ({', '.join(tools)}), but model {model_name(context.model)!r} "
+            "cannot call any. Choose another model for this step, or leave its tools out."
+        )
+    context.progress("tools_left_out", tools=list(tools), message="this model cannot call tools")
+    return {}
+
+
+async def _asked(
+    step: PipelineStep,
+    context: StepContext,
+    model: Model[Any],
+    agent: Agent[Any, Any],
+    task: str,
+    calls: list[str],
+) -> Any:
+    from pydantic_ai import capture_run_messages
+    from pydantic_ai.usage import RunUsage
+
+    usage = RunUsage()
+    pieces = Coalesced(context.write)
+    streamed = step.output_schema is None and context.item is None and _can_stream(model)
+    with capture_run_messages() as messages, tools_of(context), captured(Lines(context.write)):
+        try:
+            result = await agent.run(
+                task,
+                deps=context,
+                usage=usage,
+                model_settings=_settings(step, model),
+                event_stream_handler=stream_to(pieces) if streamed else None,
+            )
+        except asyncio.CancelledError:
+            context.stop.set()
+            raise
+        except Exception as error:
+            better = explained(step, context, error, messages)
+            if better is error:
+                raise
+            raise better from error
+        finally:
+            pieces.flush()
+            _account(context, usage, messages, calls)
+    return result.output
+
+
+def _can_stream(model: Model[Any]) -> bool:
+    """A function model may have been given a function for whole answers only."""
+    return getattr(model, "stream_function", True) is not None
+
+
+def _settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
+    """The step's settings, and no retries by the provider's client: attempts are the engine's affair."""
+    import pydantic_ai.models
+    from pydantic_ai.settings import ModelSettings
+
+    known = ModelSettings.__annotations__
+    prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
+    for name in step.settings:
+        if name not in known and name.partition("_")[0] not in prefixes:
+            raise DefinitionError(
+                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
+            )
+    settings = dict(step.settings)
+    if "max_retries" not in model.unsupported_settings:
+        settings.setdefault("max_retries", 0)
+    return cast("ModelSettings", settings)
+
+
+def _account(
+    context: StepContext, usage: RunUsage, messages: Sequence[ModelMessage], calls: list[str]
+) -> None:
+    spent = TokenUsage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cache_read_tokens,
+        reasoning_tokens=usage.output_reasoning_tokens,
+        requests=usage.requests,
+        tool_calls=len(calls),
+    )
+    context.spend(spent, cost_of(context.model, messages))
+    context.metadata["model"] = model_name(context.model)
+    if calls:
+        context.metadata["tools_called"] = list(calls)

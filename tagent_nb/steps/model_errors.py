@@ -1,0 +1,131 @@
+"""What went wrong between a step and its model, in our words and with a remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.errors import OutputValidationError, RetryableError, StepError, TagentError
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.validation import to_schema
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.providers import model_name
+from tagent_nb.steps.traceback import redact
+
+if TYPE_CHECKING:
+    from pydantic_ai.exceptions import ModelAPIError
+    from pydantic_ai.messages import ModelMessage
+
+SHOWN = 500
+"""Characters of an answer or of a provider's message that an error shows at most."""
+
+
+def explained(
+    step: PipelineStep, context: StepContext, error: Exception, messages: Sequence[ModelMessage]
+) -> Exception:
+    """The error to raise in place of ``error``, which may be ``error`` itself.
+
+    What another attempt cannot mend becomes a :class:`StepError`, what it may mend a
+    :class:`RetryableError` with the wait that the other side asked for.
+    """
+    from pydantic_ai import exceptions
+
+    if isinstance(error, TagentError):
+        return error
+    if isinstance(error, exceptions.ModelAPIError):
+        return _of_provider(step, context, error)
+    if isinstance(error, exceptions.OutputTokenLimitExceeded):
+        return StepError(
+            f"Step {step.name!r}: the answer was cut off at the model's limit of output tokens. "
+            "Raise max_tokens in the step's settings, or ask for less."
+        )
+    if isinstance(error, exceptions.ContentFilterError):
+        return StepError(f"Step {step.name!r}: the provider's content filter refused the answer: {error}")
+    if isinstance(error, exceptions.UnexpectedModelBehavior):
+        if "maximum output retries" in error.message:
+            return _invalid(step, messages)
+        return RetryableError(f"Step {step.name!r}: {redact(str(error))[:SHOWN]}")
+    if isinstance(error, exceptions.UsageLimitExceeded):
+        return StepError(f"Step {step.name!r}: {error.message}")
+    if isinstance(error, exceptions.UserError):
+        return StepError(f"Step {step.name!r} cannot ask {model_name(context.model)!r}: {error}")
+    return error
+
+
+def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError) -> StepError:
+    from pydantic_ai import exceptions
+
+    model = model_name(context.model)
+    said = _said(error)
+    if isinstance(error, exceptions.ModelAuthenticationError):
+        return StepError(
+            f"Step {step.name!r}: {model!r} refused the key ({said}). "
+            "Check the provider's key in the environment."
+        )
+    if isinstance(error, exceptions.ModelNotFoundError):
+        hint = getattr(error, "suggested_model_id", None)
+        return StepError(
+            f"Step {step.name!r}: the provider has no model {model!r} ({said})."
+            + (f" Did you mean {hint!r}?" if hint else " Check the model's name.")
+        )
+    if isinstance(error, exceptions.ModelQuotaExceededError):
+        return StepError(f"Step {step.name!r}: the account behind {model!r} has no quota left ({said}).")
+    if isinstance(error, exceptions.ModelRequestRejectedError):
+        return StepError(f"Step {step.name!r}: {model!r} rejected the request ({said}).")
+    if isinstance(error, exceptions.ModelRateLimitError):
+        message = f"Step {step.name!r}: {model!r} asks for fewer requests ({said})."
+    elif isinstance(error, exceptions.ModelConnectionError):
+        message = (
+            f"Step {step.name!r}: {model!r} cannot be reached ({said}). Is it running, and the network up?"
+        )
+    else:
+        message = f"Step {step.name!r}: {model!r} failed ({said})."
+    return RetryableError(message, retry_after=error.retry_after)
+
+
+def _said(error: ModelAPIError) -> str:
+    """What the other side said, short and without secrets."""
+    body: Any = error.body
+    if isinstance(body, dict):
+        inner = body.get("error", body)
+        body = inner.get("message", inner) if isinstance(inner, dict) else inner
+    status = getattr(error, "status_code", None)
+    text = str(body) if body else error.message
+    return redact(f"HTTP {status}: {text}" if status is not None else text)[:SHOWN]
+
+
+def _invalid(step: PipelineStep, messages: Sequence[ModelMessage]) -> OutputValidationError:
+    answer = _last_answer(messages)
+    schema = step.output_schema.__name__ if step.output_schema is not None else "text"
+    tries = step.output_retries + 1
+    return OutputValidationError(
+        f"Step {step.name!r}: no answer matched {schema} in {tries} {'try' if tries == 1 else 'tries'}. "
+        f"{_problem(step, answer)} The last answer was: {answer[:SHOWN]}"
+        f"{'...' if len(answer) > SHOWN else ''}"
+    )
+
+
+def _last_answer(messages: Sequence[ModelMessage]) -> str:
+    for message in reversed(messages):
+        if message.kind == "response":
+            for part in reversed(message.parts):
+                if part.part_kind == "tool-call":
+                    return part.args_as_json_str()
+                if part.part_kind == "text":
+                    return part.content
+    return ""
+
+
+def _problem(step: PipelineStep, answer: str) -> str:
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        return "It was not JSON."
+    if step.output_schema is None:
+        return ""
+    try:
+        to_schema(step.output_schema, value)
+    except ValueError as error:
+        return f"Wrong: {error}."
+    return ""

@@ -1,0 +1,48 @@
+"""What an agent step says to its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tagent_nb.pipeline.delimiting import DATA_RULE, delimit
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.template import render
+from tagent_nb.steps.base import StepContext
+
+ROLE = "You carry out one step of a pipeline. Do what the task says and give the result only."
+
+
+def instructions(context: StepContext) -> str:
+    """The system instruction: the role, the rule about data, and the constraints."""
+    parts = [ROLE, DATA_RULE]
+    if context.constraints:
+        parts.append("\n".join(["Constraints:", *(f"- {one}" for one in context.constraints)]))
+    return "\n\n".join(parts)
+
+
+def prompt(step: PipelineStep, context: StepContext) -> str:
+    """The task: what is known, each as delimited data, then the goal with its values filled in.
+
+    Raises:
+        TemplateError: The goal reads something that is not there.
+    """
+    known = {
+        "Shared by all steps": context.shared,
+        "Facts learned so far": context.facts,
+        "Memories of earlier runs": context.memories,
+    }
+    parts = [f"{title}: {delimit(dict(values))}" for title, values in known.items() if values]
+    item: dict[str, Any] = {}
+    source = (step.map_over or "").partition(".")[0]
+    if source in context.inputs:
+        item["item"] = context.inputs[source]
+    goal = render(
+        step.goal,
+        context.inputs,
+        step=step.name,
+        shared=context.shared,
+        facts=context.facts,
+        memories=context.memories,
+        **item,
+    )
+    return "\n\n".join([*parts, goal])

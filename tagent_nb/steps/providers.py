@@ -1,0 +1,182 @@
+"""Models by name: which there are, whether they can be used, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
+from tagent_nb.events import TokenUsage
+from tagent_nb.steps import local
+from tagent_nb.steps.traceback import redact
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.models import Model
+
+OLLAMA_URL = "http://localhost:11434/v1"
+"""Where Ollama listens unless ``OLLAMA_BASE_URL`` says otherwise."""
+
+_VARIABLE = re.compile(r"`([A-Z][A-Z0-9_]*)`")
+_EXTRA = re.compile(r"pydantic-ai-slim\[([a-z-]+)\]")
+_WITHOUT_KEY = "Without a key there are model='local' (see `tagent-nb model install`) and model='test'."
+
+
+def is_local(model: object) -> bool:
+    """Whether this names the model that comes with tagent-nb."""
+    return model in ("local", local.NAME) if isinstance(model, str) else False
+
+
+def model_name(model: Any) -> str:
+    """The name of a model as results and fingerprints show it; empty without one."""
+    if model is None:
+        return ""
+    if isinstance(model, str):
+        return local.NAME if is_local(model) else model
+    system, name = getattr(model, "system", ""), getattr(model, "model_name", "")
+    if system == local.SYSTEM:
+        return str(name)
+    return f"{system}:{name}" if name else type(model).__name__
+
+
+def check_model(model: Any) -> None:
+    """Check that a model can be used, without asking it anything and without the network.
+
+    Raises:
+        UnknownModelError: There is no such provider, or no model at all.
+        MissingKeyError: The provider's key, or another setting of it, is not in the environment.
+        MissingExtraError: The provider's package, or the local model, is not installed.
+    """
+    if is_local(model):
+        local.check()
+    else:
+        resolve_model(model)
+
+
+def resolve_model(model: Any) -> Model[Any]:
+    """The pydantic-ai model for a name such as ``"openai:gpt-5"``, ``"local"`` or ``"test"``.
+
+    A pydantic-ai model object comes back as it is. ``"local"`` starts the local model, which takes
+    about a second the first time. Keys are read from the environment now.
+
+    Raises:
+        ModelError: As :func:`check_model`.
+    """
+    from pydantic_ai.exceptions import UserError
+    from pydantic_ai.models import Model, infer_model
+
+    if isinstance(model, Model):
+        return model
+    if is_local(model):
+        return local.model()
+    if model is None:
+        raise UnknownModelError(
+            "No model is set. Give the pipeline one: Pipeline(..., model='local') or "
+            "%tagent_pipeline NAME --model local."
+        )
+    if not isinstance(model, str):
+        raise UnknownModelError(
+            f"A model must be a name such as 'openai:gpt-5' or a pydantic-ai model, "
+            f"not {type(model).__name__} ({model!r})."
+        )
+    try:
+        return infer_model(model, _provider) if model.startswith("ollama:") else infer_model(model)
+    except UserError as error:
+        raise _refused(model, str(error)) from None
+    except ImportError as error:
+        raise _not_installed(model, str(error)) from None
+    except Exception as error:  # providers of other packages check their settings in their own ways
+        raise ModelError(f"Model {model!r} cannot be used: {redact(str(error))}") from error
+
+
+def _provider(name: str) -> Any:
+    """Ollama, which needs neither a key nor an address when it runs on this machine."""
+    from pydantic_ai.providers.ollama import OllamaProvider
+
+    return OllamaProvider(base_url=os.environ.get("OLLAMA_BASE_URL") or OLLAMA_URL)
+
+
+def _refused(model: str, message: str) -> ModelError:
+    if message.startswith("Unknown model"):
+        return UnknownModelError(_unknown(model))
+    variables = _VARIABLE.findall(message)
+    if not variables:
+        return MissingKeyError(f"Model {model!r} cannot be used: {message} {_WITHOUT_KEY}")
+    name = variables[0]
+    return MissingKeyError(
+        f"Model {model!r} needs the environment variable {name}, which is not set. Set it before the run, "
+        f"for example: import os, getpass; os.environ[{name!r}] = getpass.getpass('{name}: '). {_WITHOUT_KEY}"
+    )
+
+
+def _unknown(model: str) -> str:
+    provider, colon, _ = model.partition(":")
+    if provider.startswith("local"):
+        return f"There is no model {model!r}. The local model is 'local' (its full name is {local.NAME!r})."
+    if not colon:
+        return f"There is no model {model!r}. Name its provider too, as in 'openai:gpt-5'."
+    known = _providers()
+    return (
+        f"Model {model!r}: there is no provider {provider!r}.{did_you_mean(provider, known)} "
+        f"Known: {', '.join(known)}."
+    )
+
+
+def _not_installed(model: str, message: str) -> MissingExtraError:
+    found = _EXTRA.search(message)
+    remedy = f'Run: pip install "pydantic-ai-slim[{found[1]}]"' if found else message
+    return MissingExtraError(f"Model {model!r} needs a package that is not installed. {remedy}")
+
+
+def _providers() -> list[str]:
+    """Names of providers, for messages."""
+    import pydantic_ai.providers
+
+    files = (one.name for one in pkgutil.iter_modules(pydantic_ai.providers.__path__))
+    return sorted(name.replace("_", "-") for name in files if not name.startswith("_"))
+
+
+# -- prices -----------------------------------------------------------------------------------
+
+
+def price(model: Any, usage: TokenUsage) -> float | None:
+    """USD that these tokens cost with this model; ``None`` when its price is unknown.
+
+    The local model and ``"test"`` cost 0. Prices are those that come with the installed
+    ``genai-prices``; nothing is downloaded.
+    """
+    if not usage or _is_free(model):
+        return 0.0
+    from genai_prices import Usage, calc_price
+
+    provider, _, name = model_name(model).partition(":")
+    tokens = Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cached_tokens,
+    )
+    try:
+        return float(calc_price(tokens, name, provider_id=provider or None).total_price)
+    except (LookupError, ValueError):
+        return None
+
+
+def cost_of(model: Any, messages: Iterable[ModelMessage]) -> float | None:
+    """USD of the answers in a conversation; ``None`` when the price of one is unknown."""
+    if _is_free(model):
+        return 0.0
+    total = 0.0
+    for message in messages:
+        if message.kind == "response":
+            if message.usage.cost is None:
+                return None
+            total += float(message.usage.cost)
+    return total
+
+
+def _is_free(model: Any) -> bool:
+    """The local model, and the test model, which asks nobody."""
+    return model == "test" or getattr(model, "system", "") == "test" or model_name(model) == local.NAME
