@@ -41,7 +41,9 @@ async def attempts(run: Run, work: Work) -> list[Event]:
     step = work.step
     attempt = step.retry_count + 1
     last = max(attempt, step.max_retries + 1)
-    work = replace(work, why=await why_it_runs(run, work))
+    why = await why_it_runs(run, work)
+    if why:
+        work = replace(work, why=why)
     began = time.monotonic()
     while True:
         await run.may_start()
@@ -118,7 +120,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         memories=dict(run.memory.memories),
         namespace=run.equipment.namespace,
         model=step_model(run, step),
-        idempotency_key=f"{run.memory.run_id}:{step.name}:{work.key[:16]}",
+        idempotency_key=f"{run.memory.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
         emit=emit,
     )
 

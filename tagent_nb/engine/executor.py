@@ -238,9 +238,9 @@ class PipelineExecutor:
 
     def _subset(self, until: str | None) -> Pipeline:
         """A snapshot, of ``until`` and what it depends on if that is given."""
-        pipeline = self.pipeline.snapshot()
+        pipeline = self.pipeline
         if until is None:
-            return pipeline
+            return pipeline.snapshot()
         wanted: set[str] = set()
         waiting = [pipeline.get_step(until).name]
         while waiting:
@@ -248,8 +248,7 @@ class PipelineExecutor:
             if name not in wanted and name in pipeline:
                 wanted.add(name)
                 waiting.extend(dependency.name for dependency in pipeline.dependencies(name))
-        pipeline.steps = [step for step in pipeline.steps if step.name in wanted]
-        return pipeline
+        return pipeline.snapshot(wanted)
 
     def _check(self, pipeline: Pipeline, offline: bool) -> None:
         """Refuse what cannot run, before anything runs."""
@@ -320,6 +319,8 @@ class PipelineExecutor:
         else:
             run_id = options.resume if isinstance(options.resume, str) else None
             memory = await read_memory(self.storage, pipeline.name, run_id, schemas)
+            if self.memory is not None and self.memory.run_id == memory.run_id:
+                memory.pipeline = self.memory.pipeline
         memory.shared_data = pipeline.shared_context
         memory.memories = {**await self.storage.memories(pipeline.id), **memory.memories}
         return memory
@@ -354,7 +355,7 @@ class PipelineExecutor:
         run = Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
         where: dict[str, Any] = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
         if options.resume is False:
-            self.memory = memory
+            self.memory, memory.pipeline = memory, pipeline
             await run.conclude(
                 RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=tuple(names), **where)
             )
@@ -362,7 +363,7 @@ class PipelineExecutor:
         verdict = judge(run, definition)
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, memory.run_id, verdict.changed)
-        self.memory = memory
+        self.memory, memory.pipeline = memory, pipeline
         await run.conclude(
             RunContinued(run_id=memory.run_id, steps=tuple(names), kept=tuple(verdict.kept), **where)
         )

@@ -31,7 +31,7 @@ from tagent_nb.events import (
     Warned,
 )
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.models import Pipeline, StepStatus
 from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
 
 
@@ -70,6 +70,7 @@ class PipelineMemory:
         facts: Facts learned in this run.
         memories: Memories saved by this or an earlier run.
         events: Everything applied so far but streamed text, in order.
+        pipeline: The definition that ran, in the process that ran it.
     """
 
     def __init__(self, pipeline_id: str, run_id: str | None = None, steps: Iterable[str] = ()) -> None:
@@ -84,6 +85,7 @@ class PipelineMemory:
         self.warnings: list[str] = []
         self.current_step: str | None = None
         self.definition: Mapping[str, Any] = {}
+        self.pipeline: Pipeline | None = None
         self.finished: RunFinished | None = None
         self.paused = False
         self._began: float | None = None

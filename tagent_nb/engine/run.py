@@ -94,6 +94,8 @@ class Run:
         self.options = options
         self.token = token
         self.restored = dict(restored or {})
+        # A fingerprint that neither a cache nor a later process can ask for is not worked out.
+        self.keyed = equipment.cache is not None or equipment.storage.durable or options.resume is not False
         self._previous = previous
         self._last_time: asyncio.Future[PipelineMemory | None] | None = None
         self.slots = asyncio.Semaphore(equipment.max_concurrency)

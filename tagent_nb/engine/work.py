@@ -45,7 +45,9 @@ def prepare(
     references: Sequence[Reference] | None = None,
 ) -> Work:
     """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
-    facts = dict(run.memory.facts) if _wants(step, "facts") else {}
+    facts = dict(run.memory.facts) if run.memory.facts and _wants(step, "facts") else {}
+    if not run.keyed:
+        return Work(step, outputs, "", {}, item, facts)
     components = dict(static_components(run, step))
     components.update(input_components(reads(step, outputs) if references is None else references, outputs))
     if facts:
@@ -122,7 +124,7 @@ def reads(step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[Refe
 
 async def why_it_runs(run: Run, work: Work) -> str:
     """In words: what differs from the last time this step ended with a value."""
-    if work.item is not None:
+    if work.item is not None or not run.keyed:
         return ""
     if run.options.forces(work.step.name):
         return "forced"
@@ -133,4 +135,6 @@ async def why_it_runs(run: Run, work: Work) -> str:
     if before is None or not before.components:
         return "it has no earlier result"
     sentences = explain(before.components, work.components, None, None)
+    if not sentences and work.step.map_over is not None:
+        return ""  # its items say for themselves whether they were cached
     return "; ".join(sentences) or "its earlier answer is not in the cache"

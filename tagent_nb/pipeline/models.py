@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
@@ -294,6 +294,8 @@ class Pipeline:
         self.global_constraints: list[str] = []
         self.shared_context: dict[str, Any] = {}
         self._positions: dict[str, int] = {}
+        # Dependencies by step, in a snapshot only: there they cannot change any more.
+        self._known: dict[str, list[Dependency]] | None = None
         self._subscribers: list[Callable[[], None]] = []
 
     @property
@@ -410,7 +412,13 @@ class Pipeline:
         """
         from tagent_nb.pipeline.validation import dependencies_of
 
-        return dependencies_of(self, self.get_step(step) if isinstance(step, str) else step)
+        found = self.get_step(step) if isinstance(step, str) else step
+        if self._known is None:
+            return dependencies_of(self, found)
+        known = self._known.get(found.name)
+        if known is None:
+            known = self._known[found.name] = dependencies_of(self, found)
+        return known
 
     def validate(self) -> list[str]:
         """All problems of the definition, one sentence each with the remedy; empty if it can run."""
@@ -418,10 +426,15 @@ class Pipeline:
 
         return problems(self)
 
-    def snapshot(self) -> Pipeline:
-        """A copy that later changes of this pipeline do not reach. Steps are immutable."""
+    def snapshot(self, only: Container[str] | None = None) -> Pipeline:
+        """A copy to run: later changes of this pipeline do not reach it, and it is not to be changed.
+
+        Args:
+            only: Names of the steps to keep; all of them without.
+        """
         copy = Pipeline(self.name, self.description, default_mode=self.default_mode, model=self.model)
-        copy.steps = list(self.steps)
+        copy.steps = [step for step in self.steps if only is None or step.name in only]
+        copy._known = {}
         copy.global_constraints = list(self.global_constraints)
         copy.shared_context = dict(self.shared_context)
         return copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from tagent_nb.events import Event, FactLearned, MemorySaved, StepProgress, StepStreamed, TokenUsage
@@ -39,7 +40,6 @@ class StepContext:
         usage: Tokens and calls spent by this attempt, failed ones included.
         cost: USD spent by this attempt; ``None`` when a price is unknown.
         metadata: Plain data that ends in ``result.step_metadata``.
-        stop: Set when the attempt is cancelled or timed out; long loops may look at it.
     """
 
     run_id: str
@@ -59,7 +59,11 @@ class StepContext:
     usage: TokenUsage = field(default_factory=TokenUsage)
     cost: float | None = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
-    stop: threading.Event = field(default_factory=threading.Event)
+
+    @cached_property
+    def stop(self) -> threading.Event:
+        """Set when the attempt is cancelled or timed out; long loops may look at it."""
+        return threading.Event()
 
     def learn(self, key: str, value: Any) -> None:
         """Record a fact for the later steps of this run."""
