@@ -33,8 +33,8 @@ THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
 
 COMPACT_FROM = 40
 """Number of steps from which nodes are one small line without details."""
-_WIDE = 900
-"""Width in points that a notebook's output area shows without shrinking the picture much."""
+_WIDE = 640.0
+"""Width in points that a notebook's output area shows without scrolling."""
 INK = {"auto": "#7b838f", "light": "#6b7280", "dark": "#8b949e"}
 """Edges and legend text; the one for ``auto`` has a contrast over 3.8 on white and on #111."""
 EDGES = {
@@ -76,6 +76,8 @@ class Drawing:
         for node in self.nodes:
             self.ids.setdefault(node.name, node.id)
         self.edges = list(self._edges())
+        self.size = 8 if self.compact else 10
+        self.widths = {node.id: max(line_widths(node.lines, self.size)) + 18 for node in self.nodes}
 
     def _node(self, ident: str, step: PipelineStep) -> Node:
         kind = "python" if step.is_python else "agent"
@@ -113,6 +115,16 @@ class Drawing:
 
     def direction(self) -> str:
         """Left to right where that fits the page or is narrower; else top to bottom, as pages scroll."""
+        levels: dict[int, list[float]] = {}
+        for ident, level in self._levels().items():
+            levels.setdefault(level, []).append(self.widths[ident])
+        gap = 14 if self.compact else 36
+        across = sum(max(widths) + gap for widths in levels.values())
+        down = max((sum(widths) + gap * len(widths) for widths in levels.values()), default=0.0)
+        return "LR" if across <= max(_WIDE, down) else "TB"
+
+    def _levels(self) -> dict[str, int]:
+        """How many steps stand before each node."""
         parents: dict[str, list[str]] = {node.id: [] for node in self.nodes}
         for edge in self.edges:
             parents[edge.target].append(edge.source)
@@ -121,10 +133,7 @@ class Drawing:
         for _ in range(2):
             for ident, above in parents.items():
                 level[ident] = 1 + max((level.get(one, 0) for one in above if one != ident), default=0)
-        depth = min(max(level.values(), default=1), len(self.nodes))
-        breadth = max((list(level.values()).count(n) for n in set(level.values())), default=1)
-        node = 90 if self.compact else 160
-        return "LR" if depth * node <= max(_WIDE, breadth * node) else "TB"
+        return level
 
     def paint(self, look: Look) -> Paint:
         return look.dark if self.theme == "dark" else look.light
@@ -163,7 +172,6 @@ def source(drawing: Drawing) -> graphviz.Digraph:
     import graphviz
 
     _find_dot()
-    size = "8" if drawing.compact else "10"
     ink = INK[drawing.theme]
     dot = graphviz.Digraph(
         graph_attr={
@@ -173,7 +181,13 @@ def source(drawing: Drawing) -> graphviz.Digraph:
             "ranksep": "0.3" if drawing.compact else "0.4",
             "pad": "0.06",
         },
-        node_attr={"shape": "box", "fontname": "Helvetica", "fontsize": size, "margin": "0", "height": "0"},
+        node_attr={
+            "shape": "box",
+            "fontname": "Helvetica",
+            "fontsize": str(drawing.size),
+            "margin": "0",
+            "height": "0",
+        },
         edge_attr={"color": ink, "arrowsize": "0.5" if drawing.compact else "0.65", "penwidth": "1"},
     )
     for node in drawing.nodes:
@@ -181,7 +195,7 @@ def source(drawing: Drawing) -> graphviz.Digraph:
         style = ["filled", *(["rounded"] if node.rounded else []), node.look.outline]
         dot.node(
             node.id,
-            _label(node, paint, int(size)),
+            _label(node, drawing.size),
             _attributes={"id": node.id, "class": node.classes},
             style=",".join(style),
             fillcolor=paint.fill,
@@ -195,14 +209,18 @@ def source(drawing: Drawing) -> graphviz.Digraph:
     return dot
 
 
-def _label(node: Node, paint: Paint, size: int) -> str:
+def line_widths(lines: list[str], size: int) -> list[int]:
+    """Width in points of each line of a label; the first is bold, the others are two points smaller."""
+    sizes = [size * 1.05, *(size - 2.0 for _ in lines[1:])]
+    return [min(int(text_width(line) * points), 600) for line, points in zip(lines, sizes, strict=True)]
+
+
+def _label(node: Node, size: int) -> str:
     """An HTML-like label. Cells are as wide as wide fonts need, since every browser has its own."""
-    rows = []
-    for index, line in enumerate(node.lines):
-        points = size if index == 0 else size - 2
+    rows: list[str] = []
+    for line, width in zip(node.lines, line_widths(node.lines, size), strict=True):
         text = html.escape(line)
-        width = min(int(text_width(line) * points * (1.05 if index == 0 else 1.0)), 600)
-        inner = f"<B>{text}</B>" if index == 0 else f'<FONT POINT-SIZE="{points}">{text}</FONT>'
+        inner = f'<FONT POINT-SIZE="{size - 2}">{text}</FONT>' if rows else f"<B>{text}</B>"
         rows.append(f'<TR><TD ALIGN="LEFT" WIDTH="{width}">{inner}</TD></TR>')
     edge = 3 if len(node.lines) == 1 else 7
     table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{"".join(rows)}</TABLE>'

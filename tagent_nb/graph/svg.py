@@ -42,25 +42,34 @@ def _spoken(drawing: Drawing) -> str:
     return text
 
 
+_PAGES = ('body[data-jp-theme-light="false"]', "body.vscode-dark", 'html[theme="dark"]')
+
+
 def _style(drawing: Drawing) -> str:
-    """Colours for pages that say that they are dark, scoped to this graph and to what occurs."""
+    """Colours for dark pages, scoped to this graph and to what occurs.
+
+    Where the SVG is part of the page, the page says that it is dark. JupyterLab shows it as an image,
+    which is told by the media query; as ``:root`` shows, that is for images and files only.
+    """
     looks = {node.classes: node.look for node in drawing.nodes} | dict(_legend_looks(drawing))
-    pages = ('body[data-jp-theme-light="false"]', "body.vscode-dark", 'html[theme="dark"]')
-    rules = [
-        ".tagent-graph{max-width:100%;height:auto}"
-        ".tagent-graph text{font-family:var(--jp-ui-font-family,Helvetica,Arial,sans-serif)}"
-    ]
-    for page in pages:
-        scope = f"{page} .tagent-graph"
-        rules.append(f"{scope} .tagent-ink text{{fill:#b6bdc7}}")
-        for name, look in looks.items():
-            fill, line, text = look.dark
-            rules.append(
-                f"{scope} .{name}>:not(text){{stroke:{line}}}"
-                f'{scope} .{name}>:not(text):not([fill="none"]){{fill:{fill}}}'
-                f"{scope} .{name}>text{{fill:{text}}}"
-            )
-    return "".join(rules)
+    image = "".join(_dark(":root.tagent-graph", looks))
+    return "".join(
+        [
+            ".tagent-graph{max-width:100%;height:auto}",
+            ".tagent-graph text{font-family:var(--jp-ui-font-family,Helvetica,Arial,sans-serif)}",
+            *(rule for page in _PAGES for rule in _dark(f"{page} .tagent-graph", looks)),
+            f"@media (prefers-color-scheme:dark){{:root.tagent-graph{{color-scheme:light dark}}{image}}}",
+        ]
+    )
+
+
+def _dark(scope: str, looks: Mapping[str, Look]) -> Iterator[str]:
+    yield f"{scope} .tagent-ink text{{fill:#a6aeb9}}"
+    for name, look in looks.items():
+        fill, line, text = look.dark
+        yield f"{scope} .{name}>:not(text){{stroke:{line}}}"
+        yield f'{scope} .{name}>:not(text):not([fill="none"]){{fill:{fill}}}'
+        yield f"{scope} .{name}>text{{fill:{text}}}"
 
 
 # -- legend -------------------------------------------------------------------------------

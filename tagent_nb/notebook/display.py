@@ -189,7 +189,8 @@ def table(
     body = "".join(
         f"<tr>{''.join(cell('td', index, content) for index, content in enumerate(row))}</tr>" for row in rows
     )
-    style = f"{FONT};border-collapse:collapse;margin:4px 0;width:100%"
+    # Jupyter's own style sheet fixes the layout of tables: all columns would be equally wide.
+    style = f"{FONT};border-collapse:collapse;table-layout:auto;margin:4px 0;width:100%"
     return (
         f'<div style="overflow-x:auto"><table style="{style}">'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -157,7 +157,7 @@ def _about(view: RunView, step: StepResult, folded: bool) -> str:
         told += _folded("traceback", step.traceback)
     text = (view.texts or {}).get(step.name, "")
     if text and folded:
-        told += _folded("printed", text)
+        told += _folded("text", text)
     elif text and step.status in (StepStatus.RUNNING, StepStatus.WAITING):
         told += _printed(text[-600:])
     return told
