@@ -95,7 +95,7 @@ class StepResult:
         return self.output.value if self.output is not None else None
 
 
-@dataclass
+@dataclass(repr=False)
 class PipelineResult:
     """The result of a run: values, costs, facts and errors by step.
 
@@ -140,6 +140,14 @@ class PipelineResult:
     steps: dict[str, StepResult] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
+        cost = f"${self.total_cost:.4f}" + (" and unknown prices" if self.unpriced_steps else "")
+        return (
+            f"<PipelineResult {self.pipeline_name!r}: {ended}, {len(self.step_outputs)} values, "
+            f"{self.execution_time:.1f} s, {cost}, run {self.run_id or 'not recorded'}>"
+        )
 
     def get_step_output(self, step_name: str, expected_type: type[T] = object) -> T | None:  # type: ignore[assignment]
         """The step's value if it is of ``expected_type``, falsy values too; else ``None``."""
