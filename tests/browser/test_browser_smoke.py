@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from conftest import Lab, LabPage
+from jupyterlab_page import Lab, LabPage
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
