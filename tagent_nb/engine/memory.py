@@ -228,6 +228,7 @@ class PipelineMemory:
             unit.reason = event.why or unit.reason
         else:
             unit.attempts += 1
+            self.step(event.step).attempts += 1
             unit.output = None
             unit.error_type = unit.error = ""
 

@@ -60,7 +60,7 @@ class StepResult:
 
     Attributes:
         status: Its last status.
-        attempts: Attempts made in this run.
+        attempts: Attempts made in this run, those of its items together for a mapped step.
         seconds: Wall time of the step in seconds, retries included.
         usage: Tokens and calls, failed attempts included.
         cost: USD; ``None`` when a price is unknown.
