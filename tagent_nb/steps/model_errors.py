@@ -111,7 +111,7 @@ def _last_answer(messages: Sequence[ModelMessage]) -> str:
         if message.kind == "response":
             for part in reversed(message.parts):
                 if part.part_kind == "tool-call":
-                    return part.args_as_json_str()
+                    return part.args if isinstance(part.args, str) else part.args_as_json_str()
                 if part.part_kind == "text":
                     return part.content
     return ""

@@ -170,7 +170,8 @@ def cost_of(model: Any, messages: Iterable[ModelMessage]) -> float | None:
         return 0.0
     total = 0.0
     for message in messages:
-        if message.kind == "response":
+        # A request that was refused leaves an empty answer behind.
+        if message.kind == "response" and (message.parts or message.usage.has_values()):
             if message.usage.cost is None:
                 return None
             total += float(message.usage.cost)

@@ -1,0 +1,152 @@
+"""An OpenAI-compatible server on the loopback address that plays a script, one act a request."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "sk-fake-1234567890"
+
+
+@dataclass
+class Act:
+    """One answer of the server.
+
+    Attributes:
+        text: Text of the answer.
+        tool: Name of a tool to call instead, with ``arguments``.
+        status: HTTP status.
+        body: What to send in place of an answer, as it is.
+        headers: Further headers.
+        hang: Answer only when the server is closed.
+        finish: Why the model stopped.
+    """
+
+    text: str = ""
+    tool: str = ""
+    arguments: dict[str, Any] | str = field(default_factory=dict)
+    status: int = 200
+    body: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    hang: bool = False
+    finish: str = "stop"
+
+
+def error(status: int, message: str, code: str = "", **headers: str) -> Act:
+    """A refusal in OpenAI's form. Header names are written with underscores."""
+    body = json.dumps({"error": {"message": message, "type": "error", "code": code or None}})
+    return Act(status=status, body=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+@dataclass
+class FakeOpenAI:
+    """The running server: its address, and the requests it got."""
+
+    url: str
+    acts: list[Act]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    arrived: threading.Event = field(default_factory=threading.Event)
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def texts(self, number: int = -1) -> list[str]:
+        """The texts of the messages of one request, system instruction first."""
+        return [str(message.get("content") or "") for message in self.requests[number]["messages"]]
+
+
+@contextmanager
+def fake_openai(*acts: Act) -> Iterator[FakeOpenAI]:
+    """Serve ``acts`` in order; the last one is repeated. Keys other than :data:`KEY` get a 401."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    fake = FakeOpenAI(f"http://127.0.0.1:{server.server_port}/v1", list(acts))
+    server.fake = fake  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield fake
+    finally:
+        fake.closed.set()
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        fake: FakeOpenAI = self.server.fake  # type: ignore[attr-defined]
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.headers["Authorization"] not in (f"Bearer {KEY}", "Bearer api-key-not-set"):
+            self._send(
+                error(401, f"Incorrect API key: {self.headers['Authorization']}", "invalid_api_key"), asked
+            )
+            return
+        act = fake.acts[min(len(fake.requests), len(fake.acts) - 1)]
+        fake.requests.append(asked)
+        fake.arrived.set()
+        if act.hang:
+            fake.closed.wait(60)
+            return
+        self._send(act, asked)
+
+    def _send(self, act: Act, asked: dict[str, Any]) -> None:
+        streamed = act.body is None and asked.get("stream")
+        body = (act.body if act.body is not None else (_stream if streamed else _whole)(act, asked)).encode()
+        self.send_response(act.status)
+        self.send_header("Content-Type", "text/event-stream" if streamed else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in act.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+USAGE = {
+    "prompt_tokens": 100,
+    "completion_tokens": 10,
+    "total_tokens": 110,
+    "prompt_tokens_details": {"cached_tokens": 20},
+    "completion_tokens_details": {"reasoning_tokens": 3},
+}
+
+
+def _head(asked: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": 1_700_000_000, "model": asked["model"]}
+
+
+def _message(act: Act) -> dict[str, Any]:
+    if not act.tool:
+        return {"role": "assistant", "content": act.text}
+    arguments = act.arguments if isinstance(act.arguments, str) else json.dumps(act.arguments)
+    call = {"id": "call_1", "type": "function", "function": {"name": act.tool, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def _whole(act: Act, asked: dict[str, Any]) -> str:
+    choice = {"index": 0, "message": _message(act), "finish_reason": "tool_calls" if act.tool else act.finish}
+    return json.dumps({**_head(asked, "chat.completion"), "choices": [choice], "usage": USAGE})
+
+
+def _stream(act: Act, asked: dict[str, Any]) -> str:
+    head = _head(asked, "chat.completion.chunk")
+    message = _message(act)
+    if act.tool:
+        message["tool_calls"][0]["index"] = 0
+        deltas = [message]
+    else:
+        words = act.text.split(" ")
+        pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
+        deltas = [{"role": "assistant", "content": piece} for piece in pieces]
+    chunks = [{**head, "choices": [{"index": 0, "delta": one, "finish_reason": None}]} for one in deltas]
+    last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if act.tool else act.finish}
+    chunks += [{**head, "choices": [last]}, {**head, "choices": [], "usage": USAGE}]
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
