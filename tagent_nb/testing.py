@@ -16,7 +16,6 @@ Needs pytest and pytest-asyncio.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -309,7 +308,6 @@ class StorageContract:
 
     async def test_other_threads_and_loops_may_use_it(self, storage: StorageBackend) -> None:
         """Four threads with a loop of their own record into one store through the same object."""
-        problems: list[BaseException] = []
 
         async def record(name: str) -> None:
             lease = await storage.acquire("p", name)
@@ -317,19 +315,10 @@ class StorageContract:
                 await storage.append("p", name, [event], token=lease.token)
             await storage.release(lease)
 
-        def work(name: str) -> None:
-            try:
-                asyncio.run(record(name))
-            except BaseException as error:
-                problems.append(error)
-
-        threads = [threading.Thread(target=work, args=(f"r{n}",)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in threads))
-        assert problems == []
-        for n in range(4):
-            assert plain(await storage.read_run("p", f"r{n}")) == plain(sample_run(f"r{n}"))
+        names = [f"r{n}" for n in range(4)]
+        await asyncio.gather(*(asyncio.to_thread(asyncio.run, record(name)) for name in names))
+        for name in names:
+            assert plain(await storage.read_run("p", name)) == plain(sample_run(name))
 
     async def test_it_can_be_used_after_close(self, storage: StorageBackend) -> None:
         """``close`` gives back files and connections; nothing stored is lost by it."""

@@ -585,6 +585,7 @@ async def test_a_folder_that_vanishes_at_the_wrong_moment_is_an_error(
         monkeypatch.setattr(module, "make_folder", lambda path, sync: None)
     with pytest.raises(StorageUnavailableError, match=r"r\.lease"):
         await store.acquire("p", "r")
+    await store.close()
 
 
 async def test_a_file_that_cannot_be_read_is_an_error(
