@@ -11,7 +11,7 @@ import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -527,6 +527,7 @@ def test_an_open_file_and_a_coroutine_are_refused() -> None:
         {"\ud800": {"$t": 1}},
         [1, "\ud800"],
         ("\ud800",),
+        {"p": Path("\udc80")},
     ],
 )
 def test_half_a_surrogate_pair_is_refused_with_its_path_and_remedy(value: Any) -> None:
@@ -534,6 +535,17 @@ def test_half_a_surrogate_pair_is_refused_with_its_path_and_remedy(value: Any) -
     assert message.startswith("output")
     assert "half a surrogate pair" in message
     assert "text.encode('utf-8', 'replace').decode()" in message
+
+
+def test_a_time_zone_with_a_broken_name_is_refused() -> None:
+    class Zone(tzinfo):
+        key = "\ud800"
+
+        def utcoffset(self, when: datetime | None) -> timedelta:
+            return timedelta(0)
+
+    with pytest.raises(EncodeError, match="surrogates not allowed"):
+        encode(datetime(2024, 1, 1, tzinfo=Zone()))
 
 
 def test_the_path_starts_with_the_name_that_the_caller_gives() -> None:

@@ -264,12 +264,7 @@ class StoredValue:
         self._digest = _no_digest()
 
 
-class _Unread:
-    def __repr__(self) -> str:
-        return "<not decoded yet>"
-
-
-_UNREAD: Any = _Unread()
+_UNREAD: Any = object()
 
 
 def _no_digest() -> str:
@@ -302,10 +297,10 @@ def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
 def _to_bytes(value: Any, text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as error:
         # Some text has half a surrogate pair. Only now is it worth to look where.
         Encoder(careful=True).tree(value)
-        raise
+        raise RefusedError(str(error)) from None
 
 
 def _check_bytes(blob: bytes) -> None:

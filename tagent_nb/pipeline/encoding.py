@@ -215,7 +215,10 @@ class Encoder:
             return self._set(value, "set" if isinstance(value, set) else "frozenset", depth)
         for types_, convert in TO_NODE:
             if isinstance(value, types_):
-                return convert(value)
+                node = convert(value)
+                if self._careful and isinstance(node["v"], str):
+                    _check_text(node["v"])
+                return node
         if is_model(kind):
             return self._model(value, kind, depth)
         if dataclasses.is_dataclass(kind):

@@ -7,7 +7,6 @@ lists stay lists, and what cannot be stored names its column and row. Nothing is
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,10 @@ def to_node(value: Any, walk: Encoder, depth: int) -> Any:
         return _numpy_scalar(value, walk, depth)
     if type(value) is np.ndarray:
         return _array(value, walk, depth)
-    pd = sys.modules.get("pandas")
-    if pd is None:
+    if type(value).__module__.partition(".")[0] == "numpy":
         raise refusal(value)
+    import pandas as pd
+
     if type(value) is pd.DataFrame:
         return _frame(value, walk, depth)
     if type(value) is pd.Series:
@@ -147,14 +147,11 @@ def _array(value: np.ndarray, walk: Encoder, depth: int) -> Node:
         raise RefusedError(f"an array of dtype {value.dtype} cannot be stored. Convert it with .astype(...)")
     if value.size == 0 or value.dtype.itemsize == 0:
         return node
-    if value.dtype.kind in "biuf":
-        column = pa.array(flat.astype(value.dtype.newbyteorder("=")))
-    else:
-        data = pa.py_buffer(flat.tobytes())
-        column = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(value.dtype.itemsize), flat.size, [None, data]
-        )
-    return node | {"v": to_stream(pa.table({"0": column}))}
+    native = value.dtype.newbyteorder("=")
+    fixed = pa.from_numpy_dtype(native) if native.kind in "iuf" else pa.binary(native.itemsize)
+    # By its buffer: converting would load pandas, which costs more than all the rest.
+    column = pa.Array.from_buffers(fixed, flat.size, [None, pa.py_buffer(flat.astype(native).tobytes())])
+    return node | {"v": to_stream(pa.Table.from_arrays([column], names=["0"]))}
 
 
 def _to_array(node: Node) -> np.ndarray:
@@ -171,10 +168,8 @@ def _to_array(node: Node) -> np.ndarray:
             raise ValueError("its data is missing")
         return np.zeros(shape, dtype)
     column = from_stream(node["v"]).column("0").combine_chunks()
-    if dtype.kind in "biuf":
-        flat: np.ndarray = column.to_numpy(zero_copy_only=False)
-        return flat.astype(dtype).reshape(shape)
-    return np.frombuffer(column.buffers()[1], dtype, len(column)).reshape(shape).copy()
+    flat = np.frombuffer(column.buffers()[1], dtype.newbyteorder("="), len(column))
+    return flat.astype(dtype).reshape(shape)
 
 
 def _checked_dtype(text: Any, kinds: str) -> np.dtype:
@@ -235,7 +230,7 @@ def _index(index: pd.Index, walk: Encoder, depth: int) -> Node:
     freq = getattr(index, "freqstr", None)
     if freq is not None and not isinstance(index, pd.PeriodIndex):
         node["freq"] = freq
-    return node | {"vectors": _vectors(levels, ["index"] * index.nlevels, walk, depth)}
+    return node | {"vectors": _vectors(levels, [".index"] * index.nlevels, walk, depth)}
 
 
 def _to_index(node: Node) -> pd.Index:
@@ -264,6 +259,8 @@ def _unnamed_index(node: Node) -> Any:
 
 def _vectors(frame: pd.DataFrame, labels: list[str], walk: Encoder, depth: int) -> Node:
     """Columns by position: typed ones in an Arrow stream, those of objects as trees."""
+    import pandas as pd
+
     node: Node = {}
     typed = []
     cells: dict[str, Any] = {}
@@ -278,53 +275,74 @@ def _vectors(frame: pd.DataFrame, labels: list[str], walk: Encoder, depth: int) 
             raise refused.inside(label, frame) from None
     if cells:
         node["cells"] = cells
-    if typed:
-        part = frame.iloc[:, typed]
-        node.update(_typed(part, typed, [labels[place] for place in typed]))
-    return node
+    if not typed:
+        return node
+    part = frame.iloc[:, typed]
+    for position, place in enumerate(typed):
+        dtype = part.dtypes.iloc[position]
+        if isinstance(dtype, pd.CategoricalDtype):
+            # By hand: Arrow knows few types of categories, and not those that pandas.cut makes.
+            part.isetitem(position, part.iloc[:, position].cat.codes.array)
+            kept = {"index": _index(dtype.categories, walk, depth + 1), "ordered": dtype.ordered}
+            node.setdefault("categories", {})[str(place)] = kept
+    return node | _typed(part, typed, [labels[place] for place in typed])
 
 
 def _typed(part: pd.DataFrame, places: list[int], labels: list[str]) -> Node:
     import pandas as pd
-    import pyarrow as pa
 
     part = part.copy(deep=False)
     part.columns = pd.Index([str(place) for place in places])
     part.index = pd.RangeIndex(len(part))
-    try:
-        table = pa.Table.from_pandas(part, preserve_index=False, nthreads=1).combine_chunks()
-    except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as error:
-        raise _no_dtype(part, labels, str(error)) from None
-    # The versions of pandas and Arrow must not make another digest of the same table.
-    known = json.loads(table.schema.metadata[b"pandas"])
-    kept = json.dumps({key: known[key] for key in sorted(known) if key not in ("creator", "pandas_version")})
-    table = table.replace_schema_metadata({b"pandas": kept.encode()})
-    strings = {}
-    restored = table.slice(0, 0).to_pandas().dtypes
-    for place, label in zip(part.columns, labels, strict=True):
+    node: Node = {}
+    for place in part.columns:
         dtype = part[place].dtype
-        if restored[place] == dtype:
-            continue
-        if not isinstance(dtype, pd.StringDtype):
-            raise RefusedError(_NO_DTYPE.format(dtype)).inside(label, part)
-        strings[place] = [dtype.storage, "NA" if dtype.na_value is pd.NA else "nan"]
-    node: Node = {"v": to_stream(table)}
-    return node | {"strings": strings} if strings else node
+        if isinstance(dtype, pd.ArrowDtype):
+            node.setdefault("arrow", []).append(place)
+        elif isinstance(dtype, pd.StringDtype):
+            missing = "NA" if dtype.na_value is pd.NA else "nan"
+            node.setdefault("strings", {})[place] = [dtype.storage, missing]
+    try:
+        table = _to_table(part, node)
+    except _NOT_WRITTEN:
+        # Which column it is: they are tried one by one, now that it matters.
+        columns = zip(part.columns, labels, strict=True)
+        place, label = min(columns, key=lambda one: _survives(part[[one[0]]], node))
+        raise RefusedError(
+            f"a column of dtype {part[place].dtype} cannot be stored. Convert it with .astype(...)"
+        ).inside(label, part) from None
+    return node | {"v": to_stream(table)}
 
 
-_NO_DTYPE = "a column of dtype {} cannot be stored. Convert it with .astype(...)"
+_NOT_WRITTEN = (ValueError, TypeError, NotImplementedError)
+"""What Arrow raises; ArrowInvalid, ArrowTypeError and ArrowNotImplementedError are among these."""
 
 
-def _no_dtype(part: pd.DataFrame, labels: list[str], message: str) -> RefusedError:
-    """Which column it is: they are tried one by one, now that it matters."""
+def _to_table(part: pd.DataFrame, node: Node) -> Any:
+    """An Arrow table that is known to come back with the same dtypes, else one of ``_NOT_WRITTEN``."""
     import pyarrow as pa
 
-    for place, label in zip(part.columns, labels, strict=True):
-        try:
-            pa.Table.from_pandas(part[[place]], preserve_index=False)
-        except (pa.ArrowException, ValueError, TypeError, NotImplementedError):
-            return RefusedError(_NO_DTYPE.format(part[place].dtype)).inside(label, part)
-    return RefusedError(f"a table that Arrow refuses cannot be stored: {message}")
+    arrow = [place for place in node.get("arrow", ()) if place in part.columns]
+    by_hand = {*arrow, *node.get("strings", ())}
+    table = pa.Table.from_pandas(part, preserve_index=False, nthreads=1)
+    # The versions of pandas and Arrow must not make another digest of the same table.
+    known = json.loads(table.schema.metadata[b"pandas"])
+    kept = {key: known[key] for key in sorted(known) if key not in ("creator", "pandas_version")}
+    kept["columns"] = [column for column in known["columns"] if column["name"] not in arrow]
+    table = table.replace_schema_metadata({b"pandas": json.dumps(kept).encode()})
+    restored = table.drop_columns(arrow).slice(0, 0).to_pandas().dtypes
+    for place, dtype in part.dtypes.items():
+        if place not in by_hand and restored[place] != dtype:
+            raise TypeError(f"{dtype} becomes {restored[place]}")
+    return table
+
+
+def _survives(part: pd.DataFrame, node: Node) -> bool:
+    try:
+        _to_table(part, node)
+    except _NOT_WRITTEN:
+        return False
+    return True
 
 
 def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
@@ -332,23 +350,28 @@ def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    typed = from_stream(node["v"]).to_pandas() if "v" in node else pd.DataFrame(index=pd.RangeIndex(rows))
+    columns: dict[str, Any] = {}
+    if "v" in node:
+        table = from_stream(node["v"])
+        arrow = list(node.get("arrow", ()))
+        columns.update(table.drop_columns(arrow).to_pandas().items())
+        columns.update({place: pd.Series(pd.arrays.ArrowExtensionArray(table[place])) for place in arrow})
     for place, (storage, missing) in node.get("strings", {}).items():
-        typed[place] = typed[place].astype(pd.StringDtype(storage, pd.NA if missing == "NA" else np.nan))
-    cells = node.get("cells", {})
+        dtype = pd.StringDtype(storage, pd.NA if missing == "NA" else np.nan)
+        columns[place] = columns[place].astype(dtype)
+    for place, kept in node.get("categories", {}).items():
+        categories = pd.CategoricalDtype(_to_index(kept["index"]), bool(kept["ordered"]))
+        columns[place] = pd.Series(pd.Categorical.from_codes(columns[place], dtype=categories))
+    for place, cells in node.get("cells", {}).items():
+        columns[place] = pd.Series(cells, dtype=object)
     places = [str(place) for place in range(count)]
-    if sorted([*typed.columns, *cells]) != sorted(places):
+    if set(columns) != set(places):
         raise ValueError("columns are missing")
-    if any(len(one) != rows for one in (typed, *cells.values())):
+    if any(len(column) != rows for column in columns.values()):
         raise ValueError("columns and index differ in length")
-    if cells:
-        columns = {
-            place: pd.Series(cells[place], dtype=object) if place in cells else typed[place]
-            for place in places
-        }
-        typed = pd.DataFrame(columns, index=typed.index)
-    typed.columns = pd.RangeIndex(count)
-    return typed
+    frame = pd.DataFrame({place: columns[place] for place in places}, index=pd.RangeIndex(rows))
+    frame.columns = pd.RangeIndex(count)
+    return frame
 
 
 _READERS: dict[str, Callable[[Node], Any]] = {

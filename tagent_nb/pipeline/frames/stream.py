@@ -14,7 +14,7 @@ def to_stream(table: Any) -> str:
 
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table.combine_chunks())
     return pack_bytes(sink.getvalue().to_pybytes())
 
 

@@ -1,0 +1,486 @@
+"""DataFrames, Series, indexes and arrays come back with index and dtypes intact, and never as pickle."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import subprocess
+import sys
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tagent_nb.errors import CorruptRecordError, EncodeError
+from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode
+
+equal_frames = pd.testing.assert_frame_equal
+equal_series = pd.testing.assert_series_equal
+equal_indexes = pd.testing.assert_index_equal
+
+
+def again(value: Any) -> Any:
+    """A value after it was stored and read; stored once more it gives the same bytes."""
+    blob = encode(value)
+    back = decode(blob)
+    assert encode(back) == blob
+    assert digest(back) == digest(value) == StoredValue.of(value).digest
+    return back
+
+
+DAYS = pd.to_datetime(["2024-01-01", "2024-02-01"])
+TYPED = pd.DataFrame(
+    {
+        "int64": [1, 2],
+        "uint8": np.array([1, 2], "u1"),
+        "float": [1.5, np.nan],
+        "inf": [np.inf, -np.inf],
+        "float32": np.array([1, np.nan], "f4"),
+        "float16": np.array([1, 2], "f2"),
+        "bool": [True, False],
+        "str": ["x", None],
+        "string": pd.array(["x", None], dtype="string"),
+        "string[python]": pd.array(["x", None], dtype="string[python]"),
+        "str[python]": pd.array(["x", None], dtype=pd.StringDtype("python", np.nan)),
+        "Int64": pd.array([1, None], dtype="Int64"),
+        "Float64": pd.array([1.5, None], dtype="Float64"),
+        "boolean": pd.array([True, None], dtype="boolean"),
+        "category": pd.Categorical(["u", "v"], categories=["v", "u", "w"], ordered=True),
+        "category of int": pd.Categorical([7, 8]),
+        "datetime": DAYS,
+        "datetime[s]": DAYS.astype("datetime64[s]"),
+        "datetime[ns]": DAYS.astype("datetime64[ns]"),
+        "zone": DAYS.tz_localize("Europe/Berlin"),
+        "utc": DAYS.tz_localize("UTC"),
+        "timedelta": pd.to_timedelta([1, None], unit="s"),
+        "period": pd.period_range("2024-01", periods=2, freq="M"),
+        "interval": pd.interval_range(0, 2, closed="left"),
+        "int64[pyarrow]": pd.array([1, None], dtype="int64[pyarrow]"),
+        "lists[pyarrow]": pd.Series([[1], None], dtype=pd.ArrowDtype(pa.list_(pa.int64()))),
+        "categories[pyarrow]": pd.Series(
+            ["x", "y"], dtype=pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))
+        ),
+        "cut": pd.cut(pd.Series([1, 2]), [0, 1, 5]),
+        "category of objects": pd.Categorical([1, "a"]),
+        "category of times": pd.Categorical(DAYS.tz_localize("UTC"), ordered=True),
+        "no category": pd.Categorical([None, None]),
+    }
+)
+
+OBJECTS = pd.DataFrame(
+    {
+        "mixed": [1, "a", None],
+        "lists": [[1], (2,), {3}],
+        "dicts": [{"x": 1}, {"x": 1, "y": None}, {}],
+        "dates": [date(2024, 1, 1), None, datetime(2024, 1, 1)],
+        "decimals": [Decimal("1.10"), Decimal("2"), float("nan")],
+        "missing": [None, pd.NA, pd.NaT],
+        "bytes": [b"a", b"", None],
+    },
+    dtype=object,
+)
+
+FRAMES = {
+    "typed": TYPED,
+    "objects": OBJECTS,
+    "both": pd.concat([TYPED, OBJECTS.iloc[:2]], axis=1)[["lists", "str", "mixed", "zone"]],
+    "empty": pd.DataFrame(),
+    "no columns": pd.DataFrame(index=[3, 1]),
+    "no rows": TYPED.iloc[:0],
+    "no rows of objects": OBJECTS.iloc[:0],
+    "slice": TYPED.iloc[1:],
+    "stacked": pd.concat([TYPED, TYPED]),
+    "columns of the same name": pd.DataFrame([[1, "a"], [2, "b"]], columns=["x", "x"]),
+    "columns of all kinds": pd.DataFrame([[1, 2, 3, 4]], columns=[1, "1", ("a", 2), None]),
+    "numbered columns": pd.DataFrame(np.eye(2)),
+    "named columns": pd.DataFrame({"a": [1]}, columns=pd.Index(["a"], name="cols")),
+    "columns of dates": pd.DataFrame([[1, 2]], columns=DAYS),
+    "columns of two levels": pd.DataFrame(np.eye(2), columns=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)])),
+    "text index": pd.DataFrame({"a": [1, 2]}, index=["x", "y"]),
+    "object index": pd.DataFrame({"a": [1, 2]}, index=pd.Index(["x", 1], dtype=object)),
+    "named index": pd.DataFrame({"a": [1]}, index=pd.Index([1.5], name=("x", 1))),
+    "range index": pd.DataFrame({"a": [1, 2]}, index=pd.RangeIndex(5, 1, -2, name="n")),
+    "days": pd.DataFrame({"a": [1, 2]}, index=pd.date_range("2024", periods=2, tz="Europe/Paris", name="d")),
+    "hours": pd.DataFrame({"a": [1, 2]}, index=pd.timedelta_range("0h", periods=2, freq="h")),
+    "months": pd.DataFrame({"a": [1, 2]}, index=pd.period_range("2024", periods=2, freq="M")),
+    "categories": pd.DataFrame({"a": [1, 2]}, index=pd.CategoricalIndex(["x", "y"])),
+    "intervals": pd.DataFrame({"a": [1, 2]}, index=pd.interval_range(0, 2)),
+    "two levels": pd.DataFrame(
+        {"a": range(4)}, index=pd.MultiIndex.from_product([["x", "y"], DAYS], names=["k", None])
+    ),
+    "one level of many": pd.DataFrame({"a": [1]}, index=pd.MultiIndex.from_arrays([["x"]], names=["k"])),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+def test_a_frame_comes_back_as_it_was(frame: pd.DataFrame) -> None:
+    equal_frames(again(frame), frame, check_freq=True)
+
+
+@pytest.mark.parametrize("name", TYPED.columns)
+def test_a_series_comes_back_as_it_was(name: str) -> None:
+    equal_series(again(TYPED[name]), TYPED[name])
+    equal_series(again(TYPED[name].rename(("a", 1)).iloc[1:]), TYPED[name].rename(("a", 1)).iloc[1:])
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        pd.Series([], dtype=object),
+        pd.Series([[1], None], name=3),
+        pd.Series({"x": 1}),
+        pd.Series([1], index=DAYS[:1], name=pd.Timestamp("2024-01-01")),
+    ],
+)
+def test_other_series_too(series: pd.Series) -> None:
+    equal_series(again(series), series)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.Index([3, 1]),
+        pd.RangeIndex(3),
+        pd.Index(["a"], name="n"),
+        pd.Index(["a", None]),
+        pd.Index([True, False]),
+        DAYS,
+        pd.MultiIndex.from_tuples([("a", 1)]),
+        pd.Index([], dtype=object),
+    ],
+)
+def test_an_index_comes_back_as_it_was(index: pd.Index) -> None:
+    equal_indexes(again(index), index, exact=True)
+
+
+def test_attributes_of_a_frame_are_kept() -> None:
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["source"] = ("x", 1)
+    assert again(frame).attrs == {"source": ("x", 1)}
+
+
+def test_what_comes_back_can_be_changed() -> None:
+    frame = again(pd.DataFrame({"a": [1.0, 2.0]}))
+    frame.loc[0, "a"] = 5.0
+    assert frame["a"].tolist() == [5.0, 2.0]
+    array = again(np.array([1, 2]))
+    array[0] = 5
+    assert array.tolist() == [5, 2]
+
+
+def test_frames_inside_other_values() -> None:
+    back = again({"frames": [(TYPED, np.eye(2))]})
+    equal_frames(back["frames"][0][0], TYPED)
+    assert back["frames"][0][1].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_equal_frames_have_equal_digests() -> None:
+    assert digest(TYPED) == digest(TYPED.copy())
+    assert digest(TYPED) == digest(pd.concat([TYPED.iloc[:1], TYPED.iloc[1:]]))
+    changed = TYPED.copy()
+    changed.loc[0, "int64"] = 9
+    others = [
+        TYPED,
+        changed,
+        TYPED.rename(columns={"int64": "x"}),
+        TYPED[TYPED.columns[::-1]],
+        TYPED.iloc[::-1],
+    ]
+    assert len({digest(one) for one in others}) == len(others)
+
+
+COLUMN_TYPES = [
+    (st.integers(-(2**63), 2**63 - 1), "int64"),
+    (st.floats(), "float64"),
+    (st.none() | st.integers(-128, 127), "Int8"),
+    (st.none() | st.booleans(), "boolean"),
+    (st.none() | st.text(st.characters(exclude_categories=["Cs"])), "str"),
+    (st.none() | st.text(st.characters(exclude_categories=["Cs"])), "string"),
+    (st.none() | st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)), "datetime64[us]"),
+    (st.none() | st.timedeltas(timedelta(-9999), timedelta(9999)), "timedelta64[us]"),
+    (st.none() | st.sampled_from("xyz"), "category"),
+    (st.none() | st.integers() | st.text(max_size=3).filter(str.isascii) | st.lists(st.integers()), "object"),
+]
+COLUMN = st.sampled_from(COLUMN_TYPES).flatmap(
+    lambda one: st.lists(one[0], min_size=4, max_size=4).map(lambda cells: pd.Series(cells, dtype=one[1]))
+)
+
+
+@given(st.lists(COLUMN, max_size=4), st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_frame_survives(columns: list[pd.Series], data: st.DataObject) -> None:
+    frame = pd.DataFrame(dict(enumerate(columns)), index=range(4))
+    frame.columns = data.draw(
+        st.lists(st.text("ab", max_size=2), min_size=len(columns), max_size=len(columns))
+    )
+    index = data.draw(COLUMN)
+    frame.index = pd.Index(index, dtype=index.dtype)
+    rows = data.draw(st.lists(st.integers(0, 3), max_size=6))
+    frame = frame.iloc[rows]
+    equal_frames(decode(encode(frame)), frame, check_exact=True)
+
+
+# -- arrays -------------------------------------------------------------------------------------
+
+ARRAYS = [
+    np.arange(6).reshape(2, 3),
+    np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    np.arange(24).reshape(2, 3, 4)[:, ::2],
+    np.array(1.5),
+    np.array([1, np.nan, np.inf]),
+    np.array([1, np.nan], "f2"),
+    np.array([[True], [False]]),
+    np.array([1, 2], ">i4"),
+    np.array([1.5], ">f8"),
+    np.array(["a", "bcd", "ü"]),
+    np.array([b"x", b"yz"]),
+    np.array([1 + 2j]),
+    np.array(["2024-01-01", "NaT"], "M8[D]"),
+    np.array([3, 4], "m8[ms]"),
+    np.array([], "f4"),
+    np.zeros((2, 0, 3)),
+    np.array([""]),
+    np.array([], "U0"),
+    np.array([None, [1], "x", {"a": (1,)}], dtype=object),
+    np.array([[1, "a"]], dtype=object),
+    np.array(None, dtype=object),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype} {array.shape}")
+def test_an_array_comes_back_as_it_was(array: np.ndarray) -> None:
+    back = again(array)
+    np.testing.assert_array_equal(back, array)
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
+
+
+@given(
+    hnp.arrays(
+        st.one_of(
+            hnp.integer_dtypes(),
+            hnp.floating_dtypes(sizes=(16, 32, 64)),
+            hnp.boolean_dtypes(),
+            hnp.unicode_string_dtypes(max_len=4),
+            hnp.byte_string_dtypes(max_len=4),
+            hnp.complex_number_dtypes(sizes=(64, 128)),
+        ),
+        hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_any_array_survives(array: np.ndarray) -> None:
+    back = decode(encode(array))
+    np.testing.assert_array_equal(back, array)
+    assert back.dtype == array.dtype
+
+
+# -- scalars ------------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    numbers = [
+        np.int8(3),
+        np.uint64(2**64 - 1),
+        np.float64(1.5),
+        np.bool_(True),
+        np.str_("x"),
+        np.bytes_(b"x"),
+    ]
+    back = decode(encode(numbers))
+    assert back == [3, 2**64 - 1, 1.5, True, "x", b"x"]
+    assert [type(one) for one in back] == [int, int, float, bool, str, bytes]
+    assert digest(np.int64(3)) == digest(3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pd.Timestamp("2024-01-01 00:00:00.123456789"),
+        pd.Timestamp("2024-07-01", tz="Europe/Berlin"),
+        pd.Timestamp("2024-07-01", tz="UTC"),
+        pd.Timestamp("2024-07-01T00:00:00-03:30"),
+        pd.Timestamp("2024-10-27 00:30", tz="UTC").tz_convert("Europe/Berlin"),
+        pd.Timestamp(1700000000, unit="s"),
+        pd.Timedelta("1ns"),
+        pd.Timedelta(days=-1),
+        pd.NaT,
+        pd.NA,
+        pd.Period("2024Q1"),
+        pd.Interval(0, 1, closed="both"),
+        np.datetime64("2024-01-01"),
+        np.datetime64("NaT", "ns"),
+        np.timedelta64(3, "s"),
+    ],
+    ids=repr,
+)
+def test_times_and_other_scalars_come_back_as_they_were(value: Any) -> None:
+    back = again([value])[0]
+    assert repr(back) == repr(value)
+    assert type(back) is type(value)
+    assert again({value: 1}) == {value: 1} or str(value) in ("NaT", "<NA>")
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+class Own(pd.DataFrame):
+    """A user's subclass, with who knows what inside."""
+
+
+REFUSED = [
+    (pd.DataFrame({"a": [1, 2], "fn": [1, len]}), "output.fn[1]: a function cannot be stored"),
+    (pd.DataFrame({"a": [1], "b c": [[{"x": len}]]}), "output['b c'][0][0].x: a function cannot be stored"),
+    (pd.Series([1, len]), "output[1]: a function cannot be stored"),
+    (pd.Series([1], name=len), "output: a function cannot be stored"),
+    (pd.DataFrame({"a": [1]}, index=[len]), "output.index[0]: a function cannot be stored"),
+    (pd.Index([len]), "output.index[0]: a function cannot be stored"),
+    (np.array([1, len], dtype=object), "output[1]: a function cannot be stored"),
+    (
+        pd.DataFrame({"a": [1], "s": pd.arrays.SparseArray([1])}),
+        "output.s: a column of dtype Sparse[int64, 0] cannot be stored. Convert it with .astype(...)",
+    ),
+    (
+        pd.DataFrame({"a": [1], "c": [1j]}),
+        "output.c: a column of dtype complex128 cannot be stored. Convert it with .astype(...)",
+    ),
+    (
+        pd.DataFrame({"a": [1], "i": pd.arrays.IntervalArray.from_breaks(DAYS.tz_localize("UTC"))}),
+        "output.i: a column of dtype interval[datetime64[us, UTC], right] cannot be stored.",
+    ),
+    (
+        pd.DataFrame({"a": [1], "z": DAYS[:1].tz_localize(timezone(timedelta(seconds=5)))}),
+        "output.z: a column of dtype datetime64[us, UTC+00:00:05] cannot be stored.",
+    ),
+    (
+        pd.DataFrame({"a": [1], "z": DAYS[:1].tz_localize("dateutil/Europe/Berlin")}),
+        "output.z: a column of dtype datetime64[us, tzfile(",
+    ),
+    (np.zeros(1, "i4,f4"), "an array of dtype [('f0', '<i4'), ('f1', '<f4')] cannot be stored."),
+    (np.zeros(1, "g"), "cannot be stored. Convert it with .astype(...)"),
+    (np.longdouble(1), "an object of class numpy.longdouble cannot be stored"),
+    (np.complex128(1), "an object of class numpy.complex128 cannot be stored"),
+    (np.zeros(1, "i4,f4")[0], "an object of class numpy.void cannot be stored"),
+    (np.sin, "an object of class numpy.ufunc cannot be stored"),
+    (np.ma.array([1]), "an object of class numpy.ma.MaskedArray cannot be stored"),
+    (pd.Categorical(["a"]), "an object of class pandas.Categorical cannot be stored"),
+    (Own({"a": [1]}), "an object of class test_arrow.Own cannot be stored"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), REFUSED, ids=[message[:60] for _, message in REFUSED])
+def test_what_cannot_be_stored_says_what_and_where(value: Any, message: str) -> None:
+    with pytest.raises(EncodeError) as caught:
+        encode(value)
+    assert message in str(caught.value)
+
+
+def test_text_that_cannot_be_written_names_its_column() -> None:
+    for dtype in (object, pd.StringDtype("python")):
+        frame = pd.DataFrame({"a": [1], "t": pd.Series(["\ud800"], dtype=dtype)})
+        with pytest.raises(EncodeError, match=r"^output\.t"):
+            encode(frame)
+
+
+def test_a_frame_too_many_levels_down_is_refused() -> None:
+    for inner in (pd.DataFrame({"a": [1]}), pd.Series([1]), pd.Index([1]), np.array([1])):
+        value: Any = inner
+        for _ in range(200):
+            value = [value]
+        with pytest.raises(EncodeError, match="more than 200 containers"):
+            encode(value)
+
+
+def test_arrays_are_stored_without_loading_pandas() -> None:
+    """A pipeline that only knows NumPy does not pay for pandas."""
+    code = (
+        "import sys, numpy as np\n"
+        "from tagent_nb.pipeline.codec import decode, encode\n"
+        "assert decode(encode([np.int64(1), np.array([1.5])]))[0] == 1\n"
+        "try: encode(np.sin)\n"
+        "except TypeError: pass\n"
+        "print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# -- streams that nobody wrote --------------------------------------------------------------------
+
+
+def stream(table: pa.Table, compression: str | None = None) -> str:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return base64.b64encode(sink.getvalue().to_pybytes()).decode()
+
+
+def series_of(text: str, rows: int = 2) -> bytes:
+    index = {"range": [0, rows, 1], "names": [None]}
+    return json.dumps({"$t": "series", "index": index, "name": None, "vectors": {"v": text}}).encode()
+
+
+def test_a_plain_stream_of_somebody_else_is_read() -> None:
+    assert decode(series_of(stream(pa.table({"0": [1, 2]})))).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("column", [pa.array([0] * 100_000), pa.array(["x"] * 100_000).dictionary_encode()])
+def test_a_compressed_stream_is_refused_unread(compression: str, column: pa.Array) -> None:
+    """A few bytes could become gigabytes."""
+    with pytest.raises(CorruptRecordError, match="a compressed stream"):
+        decode(series_of(stream(pa.table({"0": column}), compression), len(column)))
+
+
+def test_more_rows_than_bytes_are_refused() -> None:
+    with pytest.raises(CorruptRecordError, match="more rows than its bytes can hold"):
+        decode(series_of(stream(pa.table({"0": pa.nulls(10_000_000)})), 10_000_000))
+
+
+def test_columns_and_rows_must_be_all_there() -> None:
+    for table in ({"1": [1, 2]}, {"0": [1, 2], "1": [1, 2]}, {"0": [1]}):
+        with pytest.raises(CorruptRecordError):
+            decode(series_of(stream(pa.table(table))))
+    with pytest.raises(CorruptRecordError, match="its data is missing"):
+        decode(b'{"$t": "ndarray", "dtype": "<i8", "shape": [2]}')
+
+
+def test_an_array_of_objects_is_never_made_of_bytes() -> None:
+    for dtype in ("O", "V8", "i4,O"):
+        node = {"$t": "ndarray", "dtype": dtype, "shape": [1], "v": stream(pa.table({"0": [1]}))}
+        with pytest.raises(CorruptRecordError):
+            decode(json.dumps(node).encode())
+    with pytest.raises(CorruptRecordError, match="dtype"):
+        decode(b'{"$t": "numpy", "dtype": "O", "v": 1}')
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_flipped_byte_in_a_stream_is_a_value_or_the_right_error(data: st.DataObject) -> None:
+    """Neither a crash of the process nor an error of pandas or Arrow."""
+    frame = pd.DataFrame({"a": [1, 2], "s": ["x", "yz"], "c": pd.Categorical(["u", "v"])})
+    node = json.loads(encode(frame))
+    raw = bytearray(base64.b64decode(node["vectors"]["v"]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    node["vectors"]["v"] = base64.b64encode(raw).decode()
+    with contextlib.suppress(CorruptRecordError):
+        decode(json.dumps(node).encode())
+
+
+@pytest.mark.parametrize(
+    "tag", ["frame", "series", "index", "ndarray", "timestamp", "pandas_timedelta", "pandas_scalar"]
+)
+def test_malformed_nodes_are_refused(tag: str) -> None:
+    for rest in ({}, {"v": 1}, {"v": "AAAA", "vectors": [], "index": {}, "columns": {}, "unit": "parsec"}):
+        with pytest.raises(CorruptRecordError, match=f"A stored {tag} cannot be read"):
+            decode(json.dumps({"$t": tag, **rest}).encode())
