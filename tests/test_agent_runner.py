@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, field_validator
-from pydantic_ai.exceptions import ContentFilterError, UsageLimitExceeded
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.exceptions import ContentFilterError, UsageLimitExceeded, UserError
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
@@ -177,6 +179,15 @@ async def test_settings_reach_the_model(context: StepContext) -> None:
     assert infos[0].model_settings.items() >= settings.items()
 
 
+async def test_a_model_without_retries_of_its_own_is_not_told_to_leave_them(context: StepContext) -> None:
+    class Bare(TestModel):
+        unsupported_settings = frozenset({"max_retries"})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await run(step(), context, model=Bare())
+
+
 async def test_a_setting_that_no_model_knows_is_a_mistake(context: StepContext) -> None:
     with pytest.raises(DefinitionError, match="no model setting 'temprature'. Did you mean 'temperature'"):
         await run(step(settings={"temprature": 0}), context)
@@ -225,6 +236,41 @@ async def test_an_answer_that_is_no_json_says_so(context: StepContext) -> None:
     model, _ = answering("not { json" + "x" * 600)
     with pytest.raises(OutputValidationError, match=r"It was not JSON\. .*xxx\.\.\.$"):
         await run(step(output_schema=Sentiment), context, model=model)
+
+
+async def test_empty_answers_to_the_end_are_told_as_such(context: StepContext) -> None:
+    def nothing(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[])
+
+    with pytest.raises(OutputValidationError, match=r"matched text in 3 tries\. The last answer was empty"):
+        await run(step(), context, model=FunctionModel(nothing))
+
+
+async def test_text_in_place_of_a_structured_answer_is_shown(context: StepContext) -> None:
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[TextPart("I think it is positive."), ThinkingPart("hm")])
+
+    with pytest.raises(OutputValidationError, match=r"was not JSON\. The last answer was: I think it is"):
+        await run(step(output_schema=Sentiment), context, model=FunctionModel(answer))
+
+
+async def test_an_answer_that_is_right_by_now_is_shown_without_a_reason(context: StepContext) -> None:
+    """A validator may look at more than the answer."""
+    tries = iter([False, False, False, True])
+
+    class Moody(BaseModel):
+        label: str
+
+        @field_validator("label")
+        @classmethod
+        def _mood(cls, value: str) -> str:
+            if not next(tries):
+                raise ValueError("not now")
+            return value
+
+    model, _ = answering('{"label": "x"}')
+    with pytest.raises(OutputValidationError, match=r"in 3 tries\. The last answer was: ."):
+        await run(step(output_schema=Moody), context, model=model)
 
 
 async def test_text_streams_in_pieces(context: StepContext, seen: list[Event]) -> None:
@@ -386,6 +432,36 @@ async def test_cancelling_ends_the_conversation_and_counts_it(context: StepConte
     assert context.metadata["model"].startswith("function:")
 
 
+@pytest.mark.parametrize("wait", ["sync", "async"])
+async def test_cancelling_ends_a_tool(context: StepContext, seen: list[Event], wait: str) -> None:
+    """A Stop is no error of the tool, and the model hears nothing of it."""
+    ready, ended = threading.Event(), threading.Event()
+
+    def busy(q: str) -> str:
+        try:
+            ready.set()
+            while True:
+                sum(range(10))
+        finally:
+            ended.set()
+
+    async def waiting(q: str) -> str:
+        try:
+            ready.set()
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        return q
+
+    job = asyncio.create_task(run(step(tools=[busy if wait == "sync" else waiting]), context))
+    assert await asyncio.to_thread(ready.wait, 20)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert await asyncio.to_thread(ended.wait, 20)
+    assert progress(seen, "tool_error") == []
+
+
 # -- models that cannot be used ---------------------------------------------------------------
 
 
@@ -409,6 +485,7 @@ async def test_a_model_that_cannot_be_used_is_tried_anew(
     [
         (UsageLimitExceeded("too many"), StepError, "too many"),
         (ContentFilterError("blocked"), StepError, "content filter"),
+        (UserError("not like this"), StepError, "cannot ask 'function:.*not like this"),
         (KeyError("own"), KeyError, "own"),
     ],
 )

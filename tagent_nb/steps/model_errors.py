@@ -14,6 +14,7 @@ from tagent_nb.steps.providers import model_name
 from tagent_nb.steps.traceback import redact
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic_ai.exceptions import ModelAPIError
     from pydantic_ai.messages import ModelMessage
 
@@ -97,35 +98,33 @@ def _said(error: ModelAPIError) -> str:
 
 def _invalid(step: PipelineStep, messages: Sequence[ModelMessage]) -> OutputValidationError:
     answer = _last_answer(messages)
-    schema = step.output_schema.__name__ if step.output_schema is not None else "text"
-    tries = step.output_retries + 1
-    return OutputValidationError(
-        f"Step {step.name!r}: no answer matched {schema} in {tries} {'try' if tries == 1 else 'tries'}. "
-        f"{_problem(step, answer)} The last answer was: {answer[:SHOWN]}"
-        f"{'...' if len(answer) > SHOWN else ''}"
-    )
+    schema = step.output_schema
+    wanted = "text" if schema is None else schema.__name__
+    tries = f"{step.output_retries + 1} {'tries' if step.output_retries else 'try'}"
+    message = f"Step {step.name!r}: no answer matched {wanted} in {tries}."
+    if not answer:
+        return OutputValidationError(f"{message} The last answer was empty.")
+    wrong = "" if schema is None else _wrong(schema, answer)
+    shown = answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}..."
+    return OutputValidationError(f"{message}{wrong} The last answer was: {shown}")
 
 
 def _last_answer(messages: Sequence[ModelMessage]) -> str:
+    """The last text, or the last arguments of the tool that takes the answer."""
     for message in reversed(messages):
-        if message.kind == "response":
-            for part in reversed(message.parts):
-                if part.part_kind == "tool-call":
-                    return part.args if isinstance(part.args, str) else part.args_as_json_str()
-                if part.part_kind == "text":
-                    return part.content
+        for part in reversed(message.parts if message.kind == "response" else ()):
+            if part.part_kind == "text":
+                return part.content
+            if part.part_kind == "tool-call":
+                return part.args if isinstance(part.args, str) else part.args_as_json_str()
     return ""
 
 
-def _problem(step: PipelineStep, answer: str) -> str:
+def _wrong(schema: type[BaseModel], answer: str) -> str:
     try:
-        value = json.loads(answer)
-    except ValueError:
-        return "It was not JSON."
-    if step.output_schema is None:
-        return ""
-    try:
-        to_schema(step.output_schema, value)
+        to_schema(schema, json.loads(answer))
+    except json.JSONDecodeError:
+        return " It was not JSON."
     except ValueError as error:
-        return f"Wrong: {error}."
+        return f" Wrong: {error}."
     return ""
