@@ -1,0 +1,85 @@
+"""Events are frozen facts; token counts add up."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagent_nb import events
+from tagent_nb.events import Event, StepEvent, TokenUsage
+
+COUNTS = st.builds(TokenUsage, *[st.integers(0, 10**9)] * 6)
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_usage_adds_up_count_by_count(a: TokenUsage, b: TokenUsage, c: TokenUsage) -> None:
+    total = a + b
+    assert total.to_dict() == {name: count + b.to_dict()[name] for name, count in a.to_dict().items()}
+    assert (a + b) + c == a + (b + c)
+    assert a + TokenUsage() == a
+    assert total.total_tokens == a.total_tokens + b.total_tokens
+
+
+def test_total_tokens_are_input_and_output_only() -> None:
+    """Cached and reasoning tokens are parts of these, and requests are no tokens."""
+    assert TokenUsage(1, 2, 3, 4, 5, 6).total_tokens == 3
+
+
+def test_only_no_usage_at_all_is_false() -> None:
+    assert not TokenUsage()
+    assert TokenUsage(requests=1)
+    assert TokenUsage(cached_tokens=1)
+
+
+def test_usage_is_plain_data_by_name() -> None:
+    assert TokenUsage(1, 2, 3, 4, 5, 6).to_dict() == {
+        "input_tokens": 1,
+        "output_tokens": 2,
+        "cached_tokens": 3,
+        "reasoning_tokens": 4,
+        "requests": 5,
+        "tool_calls": 6,
+    }
+    assert TokenUsage(**TokenUsage(1, 2).to_dict()) == TokenUsage(1, 2)
+
+
+def kinds() -> list[type[Event]]:
+    return [
+        one
+        for one in vars(events).values()
+        if isinstance(one, type) and issubclass(one, Event) and one not in (Event, StepEvent)
+    ]
+
+
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+def test_an_event_is_frozen_small_and_named_by_keyword(kind: type[Event]) -> None:
+    """Observers on other threads may keep it: nobody can change it under them."""
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert kind.__dataclass_params__.kw_only if hasattr(kind.__dataclass_params__, "kw_only") else True  # type: ignore[attr-defined]
+    assert not hasattr(kind, "__dict__") or "__slots__" in vars(kind)
+    assert kind.__doc__
+    with pytest.raises(TypeError):
+        kind("run")  # type: ignore[misc]
+
+
+def test_an_event_tells_its_run_and_time() -> None:
+    before = time.time()
+    event = events.StepStarted(run_id="r", step="load")
+    assert before <= event.at <= time.time()
+    assert (event.run_id, event.step, event.item, event.attempt) == ("r", "load", None, 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.step = "other"  # type: ignore[misc]
+
+
+def test_defaults_of_events_are_not_shared() -> None:
+    one, other = (events.RunStarted(run_id="r", pipeline="p", steps=()) for _ in range(2))
+    assert one.definition == {}
+    assert one.definition is not other.definition
+
+
+def test_streamed_text_and_starts_are_not_kept() -> None:
+    assert set(events.PASSING) == {events.StepStreamed, events.StepStarted}
