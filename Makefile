@@ -93,8 +93,9 @@ unit: $(VENV)/.dev $(VENV)/.model system
 	@$(PYTEST) -q --cov --cov-report=term
 
 notebooks: $(VENV)/.dev $(VENV)/.model
-	@$(call section,"Notebooks: nbval")
-	@$(PYTEST) -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks/*.ipynb
+	@$(call section,"Notebooks: nbval, on a copy, so that no earlier run answers")
+	@rm -rf test-artifacts/notebooks && mkdir -p test-artifacts && cp -r notebooks test-artifacts/
+	@$(PYTEST) -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg test-artifacts/notebooks
 
 docs: $(VENV)/.dev
 	@$(call section,"Documentation: sphinx -W")

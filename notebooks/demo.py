@@ -32,7 +32,12 @@ def main(target: Path) -> None:
     shutil.copytree(HERE / "data", target / "data")
     notebook = nbformat.read(HERE / f"{NAME}.ipynb", as_version=4)
     began = time.monotonic()
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(target)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=200,
+        resources={"metadata": {"path": str(target)}},
+        extra_arguments=["--IPKernelApp.log_level=40"],  # no warnings about its connection
+    ).execute()
     page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
     files = {f"{NAME}.html": page, "graph.svg": outputs(notebook, "image/svg+xml")[-1]}
     for name, text in files.items():
