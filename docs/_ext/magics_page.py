@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def described(written: str, parser: argparse.ArgumentParser) -> str:
     arguments = [action for action in parser._actions if "--help" not in action.option_strings]
     words = [written, *(_name(action) if not action.option_strings else "" for action in arguments)]
     usage = " ".join(word for word in words if word) + (" [options]" if len(arguments) else "")
-    text = textwrap.dedent(parser.description or "").strip()
+    text = inspect.cleandoc(parser.description or "")
     rows = [f"| `{_written(action)}` | {_help(action)} |" for action in arguments]
     table = ["", "| argument | what it does |", "| --- | --- |", *rows] if rows else []
     return "\n".join([f"## `{written}`", "", f"```text\n{usage}\n```", "", text, *table, ""])
