@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import keyword
 import re
+import sys
 import unicodedata
 
 from tagent_nb.errors import DefinitionError
@@ -51,7 +52,8 @@ def step_name(name: object) -> str:
         )
     if keyword.iskeyword(normal) or normal in RESERVED or normal in _CONSTANTS:
         raise DefinitionError(f"Step name {normal!r} is reserved. Choose another, such as '{normal}_step'.")
-    return normal
+    # Names are keys of many dicts: an interned one is found by identity, and kept once.
+    return sys.intern(str.__str__(normal))
 
 
 def pipeline_name(name: object) -> str:

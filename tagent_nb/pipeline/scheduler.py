@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
 
 from tagent_nb.errors import CycleError, IllegalTransitionError, UnknownStepError, did_you_mean
-from tagent_nb.pipeline.models import Dependency, DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
 
-_FINAL = frozenset(status for status in StepStatus if status.is_final)
-_VALUED = frozenset(status for status in StepStatus if status.has_value)
+PENDING, READY = StepStatus.PENDING, StepStatus.READY
+COMPLETED, CACHED = StepStatus.COMPLETED, StepStatus.CACHED
+FAILED, SKIPPED, CANCELLED = StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED
 
 
 @dataclass(slots=True)
 class Change:
-    """What the end of a step means for others.
+    """What a step's new status means for others.
 
     Attributes:
         ready: Steps that may start now.
         doomed: Steps that can never run, each with the step to blame. They stay PENDING until the
-            caller marks them SKIPPED.
+            caller marks them SKIPPED, which in turn tells what that dooms.
     """
 
     ready: list[str] = field(default_factory=list)
     doomed: list[tuple[str, str]] = field(default_factory=list)
-
-
-_NOTHING = Change()
 
 
 class PipelineScheduler:
@@ -37,8 +37,7 @@ class PipelineScheduler:
         pipeline: What runs; later changes of it are not seen.
 
     Attributes:
-        dependency_graph: Names of the steps that each step waits for.
-        step_status: Status by step name.
+        step_status: Status by step name; changed by :meth:`mark` only.
 
     Raises:
         CycleError: Steps wait for each other; the message has the path ``a -> b -> a``.
@@ -48,47 +47,80 @@ class PipelineScheduler:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._steps = {step.name: step for step in pipeline.steps}
-        self.step_status: dict[str, StepStatus] = dict.fromkeys(self._steps, StepStatus.PENDING)
-        self.dependency_graph: dict[str, list[str]] = {}
-        self._dependents: dict[str, list[tuple[str, bool]]] = {name: [] for name in self._steps}
-        self._open: dict[str, int] = {}
-        self._doomed: set[str] = set()
+        self.step_status: dict[str, StepStatus] = dict.fromkeys(self._steps, PENDING)
         self._unfinished = len(self._steps)
-        for name, step in self._steps.items():
-            self._connect(name, _dependencies(pipeline, step))
-        self._order = self._sort()
+        self._doomed: set[str] = set()
+        # Edges (above, below) that only order two steps; all others are STRONG.
+        self._weak: set[tuple[str, str]] = set()
+        self._implied: dict[str, list[str]] = {}
+        self._dependents: dict[str, list[str]] = {name: [] for name in self._steps}
+        self._open: dict[str, int] = {}
+        self._connect()
+        self._order = self._sorted()
         if len(self._order) < len(self._steps):
             raise CycleError(self.detect_cycle() or [])
-        for name, count in self._open.items():
-            if count == 0:
-                self.step_status[name] = StepStatus.READY
+        self._ready = {name for name, count in self._open.items() if not count}
+        self.step_status.update(dict.fromkeys(self._ready, READY))
 
-    def _connect(self, name: str, dependencies: Iterable[Dependency]) -> None:
-        above: list[str] = []
-        for dependency in dependencies:
-            dependents = self._dependents.get(dependency.name)
-            if dependents is None:
-                if dependency.type is DependencyType.OPTIONAL:
-                    continue
+    def _connect(self) -> None:
+        counts = self._open
+        dependents: dict[Any, list[str]] = self._dependents
+        for name, step in self._steps.items():
+            if (
+                step.body is not None
+                or step.when is not None
+                or step.map_over is not None
+                or "{" in step.goal
+            ):
+                self._connect_implied(name, step)
+                continue
+            # Nothing is implied, and names alone are STRONG: no need of a closer look.
+            written = step.depends_on
+            try:
+                for one in written:
+                    dependents[one].append(name)
+            except KeyError:  # one that has a type, or is not there
+                for one in takewhile(dependents.__contains__, written):
+                    dependents[one].pop()
+                self._connect_implied(name, step)
+            else:
+                counts[name] = len(written)
+
+    def _connect_implied(self, name: str, step: PipelineStep) -> None:
+        above = self._implied[name] = []
+        for dependency in self.pipeline.dependencies(step):
+            if dependency.name not in self._steps:
                 raise UnknownStepError(
                     f"Step {name!r} depends on unknown step {dependency.name!r}."
                     f"{did_you_mean(dependency.name, self._steps)} "
                     "Add a step of that name or correct the name."
                 )
             above.append(dependency.name)
-            dependents.append((name, dependency.type is DependencyType.STRONG))
-        self.dependency_graph[name] = above
+            self._dependents[dependency.name].append(name)
+            if dependency.type is not DependencyType.STRONG:
+                self._weak.add((dependency.name, name))
         self._open[name] = len(above)
 
-    def _sort(self) -> list[str]:
+    @cached_property
+    def dependency_graph(self) -> dict[str, list[str]]:
+        """Names of the steps that each step waits for, each name once."""
+        # Made when somebody asks: the order needs only the other direction.
+        implied = self._implied
+        return {
+            name: implied[name] if name in implied else [str(one) for one in dict.fromkeys(step.depends_on)]
+            for name, step in self._steps.items()
+        }
+
+    def _sorted(self) -> list[str]:
         """Kahn's algorithm (https://doi.org/10.1145/368996.369025); short if there is a cycle."""
         left = dict(self._open)
-        order = [name for name, count in left.items() if count == 0]
+        order = [name for name, count in left.items() if not count]
         dependents = self._dependents
         for name in order:
-            for below, _ in dependents[name]:
-                left[below] -= 1
-                if left[below] == 0:
+            for below in dependents[name]:
+                count = left[below] - 1
+                left[below] = count
+                if not count:
                     order.append(below)
         return order
 
@@ -100,7 +132,9 @@ class PipelineScheduler:
 
     def get_ready_steps(self) -> list[PipelineStep]:
         """The steps that may start now, in definition order."""
-        return [step for name, step in self._steps.items() if self.step_status[name] is StepStatus.READY]
+        if len(self._ready) < 2:
+            return [self._steps[name] for name in self._ready]
+        return [self._steps[name] for name in sorted(self._ready, key=self._positions.__getitem__)]
 
     def status_of(self, name: str) -> StepStatus:
         """The status of a step.
@@ -114,112 +148,184 @@ class PipelineScheduler:
         return status
 
     def blocked_steps(self) -> dict[str, list[str]]:
-        """The steps that wait, each with the unfinished steps it waits for."""
-        status = self.step_status
+        """The steps that wait, each with the unfinished steps it waits for.
+
+        A step whose list is empty is blocked for good: what it waited for ended without a value.
+        """
+        statuses = self.step_status
         return {
-            name: [above for above in self.dependency_graph[name] if status[above] not in _FINAL]
-            for name in self._steps
-            if status[name] is StepStatus.PENDING
+            name: [above for above in self.dependency_graph[name] if not statuses[above].is_final]
+            for name, status in statuses.items()
+            if status is PENDING
         }
 
     def has_deadlock(self) -> bool:
-        """Whether steps are left, yet none is ready, runs or waits for its next attempt."""
-        return not self.is_done and all(
-            status is StepStatus.PENDING or status in _FINAL for status in self.step_status.values()
-        )
+        """Whether steps are left, yet none is ready, runs or waits for its next attempt.
+
+        Doomed steps that nobody has marked SKIPPED are such steps.
+        """
+        if self.is_done or self._ready:
+            return False
+        return all(status is PENDING or status.is_final for status in self.step_status.values())
 
     @property
     def is_done(self) -> bool:
         """Whether every step has ended."""
-        return self._unfinished == 0
+        return not self._unfinished
 
     def detect_cycle(self) -> list[str] | None:
-        """A path that ends where it starts, or ``None``. (Of a finished scheduler always ``None``.)"""
-        sorted_names = set(self._sort())
-        stuck = next((name for name in self._steps if name not in sorted_names), None)
-        if stuck is None:
-            return None
-        # Every stuck step waits for another stuck step, so that walking up must come round.
-        path: dict[str, None] = {}
-        name = stuck
-        while name not in path:
-            path[name] = None
-            name = next(above for above in self.dependency_graph[name] if above not in sorted_names)
-        walked = list(path)
-        around = walked[walked.index(name) :]
-        around.reverse()
-        first = min(around, key=list(self._steps).index)
-        turned = around[around.index(first) :] + around[: around.index(first)]
-        return [*turned, first]
+        """A path in the direction of the graph's arrows that ends where it starts, or ``None``.
+
+        The constructor refuses cycles; there is one only if ``dependency_graph`` was changed since.
+        """
+        return find_cycle(self.dependency_graph)
 
     def downstream(self, names: Iterable[str]) -> set[str]:
-        """These steps and all that depend on them, directly or not."""
-        return self._reach(names, lambda name: [below for below, _ in self._dependents[name]])
+        """These steps and all that depend on them, directly or not.
+
+        Raises:
+            UnknownStepError: One of them does not exist.
+        """
+        return self._reach(names, self._dependents)
 
     def upstream(self, names: Iterable[str]) -> set[str]:
-        """These steps and all they depend on, directly or not."""
-        return self._reach(names, lambda name: self.dependency_graph[name])
+        """These steps and all they depend on, directly or not.
 
-    def _reach(self, names: Iterable[str], neighbours: object) -> set[str]:
-        found: set[str] = set()
-        waiting = deque(names)
-        while waiting:
-            name = waiting.popleft()
+        Raises:
+            UnknownStepError: One of them does not exist.
+        """
+        return self._reach(names, self.dependency_graph)
+
+    def _reach(self, names: Iterable[str], neighbours: Mapping[str, list[str]]) -> set[str]:
+        waiting = [names] if isinstance(names, str) else list(names)
+        for name in waiting:
             self.status_of(name)
-            if name not in found:
-                found.add(name)
-                waiting.extend(neighbours(name))  # type: ignore[operator]
+        found = set(waiting)
+        while waiting:
+            for name in neighbours[waiting.pop()]:
+                if name not in found:
+                    found.add(name)
+                    waiting.append(name)
         return found
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self._steps)}
 
     # -- progress ---------------------------------------------------------------------------
 
     def mark(self, step: str, status: StepStatus) -> Change:
         """Note a step's status, and tell what it means for others.
 
+        A final status may be noted again; that changes nothing.
+
         Raises:
             UnknownStepError: There is no such step.
-            IllegalTransitionError: The step has ended already.
+            IllegalTransitionError: The step has ended, or ``status`` is PENDING.
         """
         before = self.step_status.get(step)
         if before is None:
             raise self._unknown(step)
-        if before in _FINAL:
+        # Identities, not sets: to hash a member of an Enum is a Python call, and this is the hot path.
+        if (
+            before is COMPLETED
+            or before is CACHED
+            or before is FAILED
+            or before is SKIPPED
+            or before is CANCELLED
+        ):
             if before is status:
-                return _NOTHING
-            raise IllegalTransitionError(
-                f"Step {step!r} is {before.value} and cannot become {status.value}. "
-                "Start another run to run it again."
-            )
+                return Change()
+            raise _illegal(step, before, status, "Start another run to run it again.")
+        if status is COMPLETED or status is CACHED:
+            self._end(step, status)
+            return Change(self._release(step))
+        if status is FAILED or status is SKIPPED or status is CANCELLED:
+            self._end(step, status)
+            return self._doom(step)
+        if status is PENDING and before is not PENDING:
+            raise _illegal(step, before, status, "Only a step that has never been ready is pending.")
+        if status is READY:
+            self._ready.add(step)
+        else:
+            self._ready.discard(step)
         self.step_status[step] = status
-        if status not in _FINAL:
-            return _NOTHING
+        return Change()
+
+    def _end(self, step: str, status: StepStatus) -> None:
+        self.step_status[step] = status
+        self._ready.discard(step)
         self._unfinished -= 1
-        dependents = self._dependents[step]
-        if not dependents:
-            return _NOTHING
+
+    def _release(self, step: str) -> list[str]:
+        """The steps that waited for this one alone."""
+        ready = []
+        counts = self._open
+        for name in self._dependents[step]:
+            count = counts[name] - 1
+            counts[name] = count
+            if not count and self.step_status[name] is PENDING and name not in self._doomed:
+                self.step_status[name] = READY
+                self._ready.add(name)
+                ready.append(name)
+        return ready
+
+    def _doom(self, step: str) -> Change:
+        """What follows from an end without a value."""
         change = Change()
-        valued = status in _VALUED
-        for name, strong in dependents:
+        for name in self._dependents[step]:
             self._open[name] -= 1
-            if name in self._doomed:
+            if name in self._doomed or self.step_status[name] is not PENDING:
                 continue
-            if strong and not valued:
+            if (step, name) not in self._weak:
                 self._doomed.add(name)
-                if self.step_status[name] is StepStatus.PENDING:
-                    change.doomed.append((name, step))
-            elif self._open[name] == 0 and self.step_status[name] is StepStatus.PENDING:
-                self.step_status[name] = StepStatus.READY
+                change.doomed.append((name, step))
+            elif not self._open[name]:
+                self.step_status[name] = READY
+                self._ready.add(name)
                 change.ready.append(name)
         return change
 
     def _unknown(self, name: str) -> UnknownStepError:
         return UnknownStepError(
-            f"Pipeline {self.pipeline.name!r} has no step {name!r}.{did_you_mean(name, self._steps)}"
+            f"Pipeline {self.pipeline.name!r} has no step {name!r}.{did_you_mean(name, self._steps)} "
+            "Its steps are fixed when the run starts."
         )
 
 
-def _dependencies(pipeline: Pipeline, step: PipelineStep) -> Iterable[Dependency]:
-    """Short cut for steps that cannot imply anything: no template, body, condition or map."""
-    if step.body is None and step.when is None and step.map_over is None and "{" not in step.goal:
-        return step.dependencies
-    return pipeline.dependencies(step)
+def _illegal(step: str, before: StepStatus, after: StepStatus, remedy: str) -> IllegalTransitionError:
+    return IllegalTransitionError(
+        f"Step {step!r} is {before.value} and cannot become {after.value}. {remedy}"
+    )
+
+
+def find_cycle(graph: Mapping[str, Iterable[str]]) -> list[str] | None:
+    """A path such as ``a -> b -> a``, or ``None``.
+
+    Args:
+        graph: Names that each name waits for; names outside the graph are passed over.
+
+    Returns:
+        Names, each after one it waits for; first and last is the one that ``graph`` has first.
+    """
+    finished: set[str] = set()
+    for start in graph:
+        path = {} if start in finished else {start: iter(graph[start])}
+        while path:
+            name = next(reversed(path))
+            above = next(path[name], None)
+            if above is None:
+                finished.add(name)
+                path.popitem()
+            elif above in path:
+                walked = list(path)
+                return _turned(walked[walked.index(above) :][::-1], graph)
+            elif above in graph and above not in finished:
+                path[above] = iter(graph[above])
+    return None
+
+
+def _turned(around: list[str], graph: Mapping[str, Iterable[str]]) -> list[str]:
+    members = set(around)
+    first = around.index(next(name for name in graph if name in members))
+    return [*around[first:], *around[:first], around[first]]
