@@ -39,10 +39,8 @@ def schema_hash(model: type) -> str:
     return found
 
 
-def registry(schemas: Iterable[type] | Mapping[str, type] | None) -> Mapping[str, type]:
+def registry(schemas: Iterable[type] | Mapping[str, type]) -> Mapping[str, type]:
     """Classes by the name under which stored values know them."""
-    if schemas is None:
-        return {}
     if isinstance(schemas, Mapping):
         return schemas
     return {one.__name__: one for one in schemas}
