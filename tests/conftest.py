@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from typing import Any
 
 import pydantic_ai.models
 import pytest
@@ -33,14 +34,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"{part} is not installed; `make test` installs it where it may")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Where ``CI=true``, a skipped test is a failed one: all parts must be there."""
-    report = yield
+def _fail_skipped(report: Any) -> Any:
     if CI and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = f"CI skips nothing, but this test was skipped: {report.longrepr}"
+        report.longrepr = f"CI skips nothing, but this was skipped: {report.longrepr}"
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Where ``CI=true``, a skipped test is a failed one: all parts must be there."""
+    return _fail_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """The same for a whole file that skips itself."""
+    return _fail_skipped((yield))
 
 
 @pytest.fixture(autouse=True)
