@@ -23,7 +23,14 @@ from typing import Any
 
 import pytest
 
-from tagent_nb.errors import DefinitionError, EncodeError, LeaseLostError, NotStoredError, StorageError
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    EncodeError,
+    LeaseLostError,
+    NotStoredError,
+    StorageError,
+)
 from tagent_nb.events import (
     Event,
     FactLearned,
@@ -452,3 +459,9 @@ class StorageContract:
         """Garbage in place of a holder counts as nobody, and the token still grows."""
         assert await storage._swap_lease("p", "r", 0, 5, b"\xff{not json")
         assert (await storage.acquire("p", "r")).token > 5
+
+    async def test_a_token_beyond_all_is_damage(self, storage: StorageBackend) -> None:
+        """It could not grow any more; the error names the run."""
+        assert await storage._swap_lease("p", "r", 0, 2**62, b"")
+        with pytest.raises(CorruptRecordError, match="lease of run r"):
+            await storage.acquire("p", "r")

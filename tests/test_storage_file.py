@@ -598,6 +598,7 @@ async def test_a_file_that_cannot_be_read_is_an_error(
         raise OSError(5, "Input/output error")
 
     await record(store, "x")
+    (store.base_path / "p/r.lease").unlink()
     monkeypatch.setattr(os, "lseek", refuse)
     for call in (store.load("p"), store.runs("p"), store.read_run("p", "r")):
         with pytest.raises(StorageUnavailableError, match="Cannot read"):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagent_nb.errors import CorruptRecordError, LeaseLostError, NotStoredError, StorageError
+from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, NotStoredError, StorageError
 from tagent_nb.events import Event
 from tagent_nb.pipeline import codec as values
 from tagent_nb.pipeline.names import safe_id
@@ -20,6 +20,10 @@ from tagent_nb.storage.leases import TTL, Holder, Lease
 from tagent_nb.storage.records import RunInfo
 
 __all__ = ["Lease", "RunInfo", "StorageBackend"]
+
+
+MAX_TOKEN = 1 << 53
+"""Above any token for centuries to come, and exact in every language."""
 
 
 class StorageBackend(ABC):
@@ -197,7 +201,7 @@ class StorageBackend(ABC):
         """All runs of a pipeline, oldest first; a damaged one is listed as such."""
         safe_id(pipeline_id, "pipeline id")
         found: list[RunInfo] = []
-        for run_id, size in await self._runs(pipeline_id):
+        for run_id, size in [known for known in await self._runs(pipeline_id) if _is_safe(known[0])]:
             alive = await self._alive(pipeline_id, run_id) is not None
             found.append(await self._info(pipeline_id, run_id, size, alive))
         return sorted(found, key=lambda info: (info.started_at, info.run_id))
@@ -236,7 +240,7 @@ class StorageBackend(ABC):
 
     async def list_pipelines(self) -> list[str]:
         """Ids of all stored pipelines, sorted."""
-        return sorted(await self._pipelines())
+        return sorted(name for name in await self._pipelines() if _is_safe(name))
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -248,6 +252,11 @@ class StorageBackend(ABC):
         """
         self._check(pipeline_id, run_id)
         token, held = await self._lease(pipeline_id, run_id)
+        if token > MAX_TOKEN:
+            raise CorruptRecordError(
+                f"The lease of run {run_id} of pipeline {pipeline_id} is damaged. "
+                "Restore a backup, or delete the run."
+            )
         now = await self._now()
         holder = Holder.from_bytes(held)
         if holder is not None and holder.lives(now):
@@ -323,3 +332,12 @@ class StorageBackend(ABC):
             f"Run {run_id} of pipeline {pipeline_id} was taken over or deleted by {who}. What this process "
             "recorded before is kept unless it was deleted. Follow the run there, or start a new one."
         )
+
+
+def _is_safe(name: object) -> bool:
+    """Whether a name that a store gave us is one that we could have given it."""
+    try:
+        safe_id(name)
+    except DefinitionError:
+        return False
+    return True

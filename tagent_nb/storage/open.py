@@ -11,7 +11,7 @@ from tagent_nb.errors import DefinitionError, did_you_mean
 if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
 
-SCHEMES = ("memory", "file")
+SCHEMES = ("memory", "file", "sqlite")
 
 
 def open_storage(
@@ -21,7 +21,8 @@ def open_storage(
 
     Args:
         where: ``None`` or ``"memory:"`` for memory; a folder (``"runs"``, ``Path("runs")``,
-            ``"file:///home/me/runs"``); or a backend, which is returned as it is.
+            ``"file:///home/me/runs"``); a SQLite file (``"sqlite:///runs.db"``, and with a fourth slash an
+            absolute path); or a backend, which is returned as it is.
         durability: What survives a loss of power: everything recorded (``"full"``), or perhaps not the last
             seconds (``"fast"``). Either survives the death of the process.
 
@@ -52,6 +53,8 @@ def open_storage(
     if scheme == "file":
         # file:/path, file:///path and file://localhost/path are absolute; file:path is not.
         return _folder(Path(unquote(urlsplit(where).path)), durability)
+    if scheme == "sqlite":
+        return _sqlite(where, durability)
     raise DefinitionError(
         f"Storage {where!r}: there is no kind {scheme!r}.{did_you_mean(scheme, SCHEMES)} "
         f"Known: {', '.join(SCHEMES)}, or the path of a folder."
@@ -62,3 +65,15 @@ def _folder(path: Path, durability: Literal["full", "fast"]) -> StorageBackend:
     from tagent_nb.storage.file import FileStorageBackend
 
     return FileStorageBackend(path, durability=durability)
+
+
+def _sqlite(url: str, durability: Literal["full", "fast"]) -> StorageBackend:
+    from tagent_nb.storage.sqlite import SQLiteStorageBackend
+
+    # As everywhere: three slashes and a relative path, or four and an absolute one.
+    path = unquote(url.removeprefix("sqlite:").removeprefix("///"))
+    if not path or path.startswith("//") or path == ":memory:":
+        raise DefinitionError(
+            f"Storage {url!r} names no file. Write 'sqlite:///runs.db', or 'memory:' for memory."
+        )
+    return SQLiteStorageBackend(path, durability=durability)

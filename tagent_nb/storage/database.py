@@ -1,0 +1,199 @@
+"""SQLite as the SQLite backend uses it: opening and checking the file, its tables, and its errors."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError, StorageUnavailableError
+from tagent_nb.storage.disk import make_folder, open_file
+
+APPLICATION = 0x7461676E
+SCHEMA = 1
+"""Version of the tables, in the file's ``user_version``."""
+
+BUSY = 10_000
+"""Milliseconds to wait for another process that writes."""
+
+PAGE = 2048
+"""Bytes of a page. A record of a usual step changes fewer bytes of such pages than of larger ones."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS documents(
+    pipeline TEXT NOT NULL, name TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (pipeline, name)
+);
+-- AUTOINCREMENT: the number of a deleted run is never given to another.
+CREATE TABLE IF NOT EXISTS runs(
+    number INTEGER PRIMARY KEY AUTOINCREMENT, pipeline TEXT NOT NULL, run TEXT NOT NULL,
+    token INTEGER NOT NULL DEFAULT 0, holder BLOB NOT NULL DEFAULT x'', UNIQUE (pipeline, run)
+);
+-- The number of the run is in the upper half of the id: its records are one range, without an index.
+CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, record BLOB NOT NULL);
+"""
+
+_NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs")
+
+
+def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
+    """A connection to the database, made if it is new. It waits for nobody: see :func:`waiting`.
+
+    Raises:
+        CorruptRecordError: The file is not a database.
+        FormatVersionError: A newer version of tagent-nb wrote it.
+        StorageUnavailableError: It cannot be opened, or belongs to another program.
+    """
+    kind = file_system(path)
+    if kind.startswith(_NETWORK):
+        raise StorageUnavailableError(
+            f"{path} is on a network file system ({kind}), where SQLite loses data. "
+            "Use a local disk, a folder (open_storage('runs')) or Redis."
+        )
+    make_folder(path.parent, sync=sync)
+    _check_files(path)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY / 1000)
+    try:
+        # A stranger's file may hold anything in any column.
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        with translated(path):
+            _prepare(connection, path, sync=sync)
+            connection.execute("PRAGMA busy_timeout = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_files(path: Path) -> None:
+    """Make the file private, and let SQLite follow no link, neither here nor to its log."""
+    try:
+        os.close(open_file(path, os.O_RDWR | os.O_CREAT, "open"))
+    except FileNotFoundError as error:
+        raise StorageUnavailableError(f"Cannot open {path}: its folder is gone. Make it again.") from error
+    for suffix in ("-wal", "-shm", "-journal"):
+        # Another process may be about to delete it.
+        with suppress(FileNotFoundError):
+            os.close(open_file(path.with_name(path.name + suffix), os.O_RDWR, "open"))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
+    if _is_new(connection, path):
+        connection.execute(f"PRAGMA page_size = {PAGE}")
+        _set_wal(connection, path)
+        # Another process may be doing the same.
+        with transaction(connection):
+            for statement in _TABLES.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    else:
+        _set_wal(connection, path)
+    connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+    # Checkpoints flush: not while the loop waits for a record. See SQLiteStorageBackend._checkpoint.
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    # What a stranger put into the file does not run: no functions of its views or triggers.
+    connection.execute("PRAGMA trusted_schema = OFF")
+
+
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the database has nothing yet; else it must be one of ours that we can read."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application == APPLICATION:
+        if version > SCHEMA:
+            raise FormatVersionError(
+                f"{path} has format {version}, and this tagent-nb reads up to {SCHEMA}. "
+                "Install a newer tagent-nb; nothing was changed."
+            )
+        found = {
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+        if not {"documents", "runs", "records"} <= found:
+            raise CorruptRecordError(f"{path} lacks a table. Restore a backup; nothing was changed.")
+        return False
+    if tables or application or version:
+        raise StorageUnavailableError(f"{path} is a database of another program. Use another file.")
+    return True
+
+
+def _set_wal(connection: sqlite3.Connection, path: Path) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StorageUnavailableError(
+            f"SQLite cannot use its write-ahead log for {path} (it stays {mode!r}). Use a local disk."
+        )
+
+
+def file_system(path: Path) -> str:
+    """Kind of the file system that ``path`` is on, where the system tells (``""`` elsewhere)."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    resolved = path.absolute().parent.resolve() / path.name
+    best, kind = -1, ""
+    for line in lines:
+        _, where, name, *_ = line.split(" ")
+        point = Path(where.encode().decode("unicode_escape"))
+        if resolved.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), name
+    return kind
+
+
+@contextmanager
+def waiting(connection: sqlite3.Connection) -> Iterator[None]:
+    """Wait up to :data:`BUSY` for other processes that write, which only a thread may do."""
+    connection.execute(f"PRAGMA busy_timeout = {BUSY}")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA busy_timeout = 0")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing. The right to write comes first: of two that read before, one would have to give up."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        # After an error; some errors have rolled back already.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another connection holds the lock at this moment."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise trouble(error, path) from error
+
+
+def trouble(error: sqlite3.Error, path: Path) -> StorageError:
+    """What went wrong with the database, and the remedy."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    text = f"SQLite cannot use {path}: {error}."
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return CorruptRecordError(f"{text} Restore a backup; nothing was changed.")
+    if code == sqlite3.SQLITE_FULL:
+        remedy = "The disk is full: free some space. What was stored before is unchanged."
+    elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        remedy = "It may not be written: change its permissions and its folder's, or use another place."
+    elif is_busy(error):
+        remedy = f"Another process has locked it for {BUSY / 1000:.0f} s. Find it with `fuser` and end it."
+    elif code == sqlite3.SQLITE_TOOBIG or isinstance(error, sqlite3.DataError):
+        remedy = "A record is too big for it: write such data to a file in the step and return its path."
+    else:
+        remedy = "Check the disk; what was stored before is unchanged."
+    return StorageUnavailableError(f"{text} {remedy}")

@@ -1,0 +1,349 @@
+"""Storage in one SQLite file, which several processes of one machine may share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tagent_nb.errors import DefinitionError, LeaseLostError, StorageError, StorageUnavailableError
+from tagent_nb.storage.database import connect, is_busy, transaction, translated, waiting
+from tagent_nb.storage.recording import RecordingBackend
+
+T = TypeVar("T")
+
+CHECKPOINT = 4_000_000
+"""Bytes of records after which what they changed is moved from the log into the database."""
+
+_INSERT = """
+INSERT INTO records(id, record)
+SELECT coalesce((SELECT id + 1 FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1
+                 ORDER BY id DESC LIMIT 1), ?1 << 32), ?2
+FROM runs WHERE number = ?1 AND (?3 IS NULL OR token = ?3)
+"""
+_RANGE = "id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
+_RUN = "pipeline = ? AND run = ?"
+
+_left_to_parent: list[sqlite3.Connection] = []
+"""Connections of before a fork. To close one here could end the parent's locks."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A record that waits to be inserted."""
+
+    pipeline_id: str
+    run_id: str
+    record: bytes
+    token: int | None
+    done: Future[None] = field(default_factory=Future)
+    lost: LeaseLostError | None = None
+
+
+class SQLiteStorageBackend(RecordingBackend):
+    """Keeps everything in one file (0600) with a write-ahead log.
+
+    Args:
+        path: The file, made with the first record. Not on a network file system.
+        durability: ``"full"``: what was recorded survives a loss of power. ``"fast"``: it survives the death
+            of the process, but the last seconds may be lost with the power.
+
+    Raises:
+        DefinitionError: ``durability`` is neither of the two.
+    """
+
+    def __init__(self, path: str | Path, *, durability: Literal["full", "fast"] = "full") -> None:
+        super().__init__()
+        if durability not in ("full", "fast"):
+            raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
+        self.path = Path(path).expanduser().absolute()
+        self.durability = durability
+        self._sync = durability == "full"
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._waiting: deque[_Entry] = deque()
+        self._writers: ThreadPoolExecutor | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._unmoved = 0
+        self._identity = (0, 0)
+
+    def __repr__(self) -> str:
+        return f"SQLiteStorageBackend({str(self.path)!r}, durability={self.durability!r})"
+
+    async def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        await super().close()
+        await self._read_in_thread(self._close_reader)
+        await self._write_in_thread(self._close_writer)
+        self._reader_pool().shutdown(wait=False)
+        self._writer_pool().shutdown(wait=False)
+        self._readers = self._writers = None
+
+    # -- runs -------------------------------------------------------------------------------
+
+    async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+        self._notice_fork()
+        if self._sync or not self._append_now(pipeline_id, run_id, record, token):
+            entry = _Entry(pipeline_id, run_id, record, token)
+            self._waiting.append(entry)
+            self._writer_pool().submit(self._append_waiting)
+            await asyncio.wrap_future(entry.done)
+        self._unmoved += len(record)
+        if self._unmoved > CHECKPOINT:
+            self._unmoved = 0
+            self._reader_pool().submit(self._checkpoint)
+
+    def _append_now(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> bool:
+        """Insert without a thread if nobody is in the way: that takes less time than to wake one."""
+        number = self._numbers.get((pipeline_id, run_id))
+        if number is None or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._connection is None or not self._is_there():
+                return False
+            with translated(self.path):
+                try:
+                    return self._connection.execute(_INSERT, (number, record, token)).rowcount == 1
+                except sqlite3.Error as error:
+                    if is_busy(error):
+                        return False
+                    raise
+        finally:
+            self._lock.release()
+
+    def _append_waiting(self) -> None:
+        """Insert all that wait, in one transaction: they share one flush."""
+        batch: list[_Entry] = []
+        try:
+            with self._lock, translated(self.path):
+                while self._waiting:
+                    entry = self._waiting.popleft()
+                    if entry.done.set_running_or_notify_cancel():
+                        batch.append(entry)
+                if batch:
+                    connection = self._open()
+                    with waiting(connection), transaction(connection):
+                        for entry in batch:
+                            self._insert(connection, entry)
+        except Exception as error:
+            # Whatever it is, those who wait must be told.
+            for entry in batch:
+                entry.done.set_exception(error)
+        else:
+            for entry in batch:
+                if entry.lost is None:
+                    entry.done.set_result(None)
+                else:
+                    entry.done.set_exception(entry.lost)
+
+    def _insert(self, connection: sqlite3.Connection, entry: _Entry) -> None:
+        """Insert one record. A lost lease is noted: it must not spoil the records of others."""
+        key = (entry.pipeline_id, entry.run_id)
+        if entry.token is None:
+            connection.execute("INSERT OR IGNORE INTO runs(pipeline, run) VALUES (?, ?)", key)
+        row = connection.execute(f"SELECT number, holder FROM runs WHERE {_RUN}", key).fetchone()
+        if row is not None and connection.execute(_INSERT, (row[0], entry.record, entry.token)).rowcount:
+            self._numbers[key] = row[0]
+        else:
+            entry.lost = self._lost(*key, b"" if row is None else _bytes(row[1]))
+
+    async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
+        records = await self._select(
+            f"SELECT record FROM records, runs WHERE {_RUN} AND {_RANGE} ORDER BY id", pipeline_id, run_id
+        )
+        return b"".join(_bytes(record) for (record,) in records) if records else None
+
+    async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
+        records = await self._select(
+            f"SELECT record FROM records, runs WHERE {_RUN} AND {_RANGE} ORDER BY id DESC LIMIT 1",
+            pipeline_id,
+            run_id,
+        )
+        return b"".join(_bytes(record) for (record,) in records)
+
+    async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
+        return await self._select(
+            "SELECT run, sum(length(record)) FROM runs, records "
+            f"WHERE pipeline = ? AND {_RANGE} GROUP BY number",
+            pipeline_id,
+        )
+
+    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
+        def remove(connection: sqlite3.Connection) -> None:
+            key = (pipeline_id, run_id)
+            for (number,) in connection.execute(f"SELECT number FROM runs WHERE {_RUN}", key).fetchall():
+                connection.execute(
+                    "DELETE FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1", (number,)
+                )
+                connection.execute("DELETE FROM runs WHERE number = ?", (number,))
+
+        await self._write(remove)
+
+    def _forget(self, pipeline_id: str, run_id: str) -> None:
+        super()._forget(pipeline_id, run_id)
+        self._numbers.pop((pipeline_id, run_id), None)
+
+    # -- leases -----------------------------------------------------------------------------
+
+    async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
+        rows = await self._select(
+            f"SELECT CAST(token AS INTEGER), holder FROM runs WHERE {_RUN}", pipeline_id, run_id
+        )
+        return (rows[0][0], _bytes(rows[0][1])) if rows else (0, b"")
+
+    async def _swap_lease(
+        self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
+    ) -> bool:
+        def swap(connection: sqlite3.Connection) -> bool:
+            key = (pipeline_id, run_id)
+            if not expected:
+                connection.execute("INSERT OR IGNORE INTO runs(pipeline, run) VALUES (?, ?)", key)
+            update = f"UPDATE runs SET token = ?, holder = ? WHERE {_RUN} AND CAST(token AS INTEGER) = ?"
+            return connection.execute(update, (token, holder, *key, expected)).rowcount == 1
+
+        return await self._write(swap)
+
+    # -- documents --------------------------------------------------------------------------
+
+    async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
+        def put(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO documents(pipeline, name, record) VALUES (?, ?, ?)",
+                (pipeline_id, name, record),
+            )
+
+        await self._write(put)
+
+    async def _get(self, pipeline_id: str, name: str) -> bytes | None:
+        rows = await self._select(
+            "SELECT record FROM documents WHERE pipeline = ? AND name = ?", pipeline_id, name
+        )
+        return _bytes(rows[0][0]) if rows else None
+
+    async def _remove_documents(self, pipeline_id: str) -> None:
+        def remove(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM documents WHERE pipeline = ?", (pipeline_id,))
+
+        await self._write(remove)
+
+    async def _pipelines(self) -> list[str]:
+        rows = await self._select(
+            "SELECT pipeline FROM documents UNION "
+            f"SELECT pipeline FROM runs WHERE EXISTS (SELECT 1 FROM records WHERE {_RANGE})"
+        )
+        return [name for (name,) in rows]
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _where(self, pipeline_id: str, name: str) -> str:
+        return f"{self.path}, {name} of pipeline {pipeline_id}"
+
+    def _notice_fork(self) -> None:
+        """After a fork, start afresh: neither connections nor threads go over to a child."""
+        if self._pid != os.getpid():
+            _left_to_parent.extend(one for one in (self._connection, self._reader) if one is not None)
+            self._start()
+
+    def _writer_pool(self) -> ThreadPoolExecutor:
+        if self._writers is None:
+            self._writers = ThreadPoolExecutor(1, "tagent-nb-sqlite-write")
+        return self._writers
+
+    def _reader_pool(self) -> ThreadPoolExecutor:
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(1, "tagent-nb-sqlite-read")
+        return self._readers
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection that writes. The lock must be held."""
+        if self._connection is not None and not self._is_there():
+            # SQLite would go on to write into a file that has no name any more.
+            self._connection.close()
+            self._connection = None
+            raise StorageUnavailableError(
+                f"{self.path} was deleted or replaced while it was in use. Start the run again."
+            )
+        if self._connection is None:
+            self._connection = connect(self.path, sync=self._sync)
+            state = self.path.stat()
+            self._identity = (state.st_dev, state.st_ino)
+        return self._connection
+
+    def _is_there(self) -> bool:
+        try:
+            state = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return (state.st_dev, state.st_ino) == self._identity
+
+    async def _write_in_thread(self, function: Callable[[], T]) -> T:
+        self._notice_fork()
+        return await asyncio.get_running_loop().run_in_executor(self._writer_pool(), function)
+
+    async def _read_in_thread(self, function: Callable[[], T]) -> T:
+        self._notice_fork()
+        return await asyncio.get_running_loop().run_in_executor(self._reader_pool(), function)
+
+    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Call ``function`` within a transaction, in the thread that writes."""
+
+        def call() -> T:
+            with self._lock, translated(self.path):
+                connection = self._open()
+                with waiting(connection), transaction(connection):
+                    return function(connection)
+
+        return await self._write_in_thread(call)
+
+    async def _select(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        """Rows of a query, read beside whoever writes; none if there is no file yet."""
+
+        def call() -> list[tuple[Any, ...]]:
+            if self._reader is None:
+                if not self.path.is_symlink() and not self.path.exists():
+                    return []
+                self._reader = connect(self.path, sync=self._sync)
+            with translated(self.path), waiting(self._reader):
+                return self._reader.execute(query, values).fetchall()
+
+        return await self._read_in_thread(call)
+
+    def _checkpoint(self) -> None:
+        """Move what is in the log into the database, beside whoever writes."""
+        try:
+            if self._reader is None:
+                self._reader = connect(self.path, sync=self._sync)
+            with translated(self.path):
+                self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except StorageError as error:
+            # What is in the log is safe; if the trouble lasts, the next record will say so.
+            self._report(f"The log could not be emptied. {error}")
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _close_writer(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+def _bytes(value: object) -> bytes:
+    """A stranger's database may hold anything in any column; what is no bytes is no record."""
+    return value if isinstance(value, bytes) else b"not bytes"

@@ -1,0 +1,617 @@
+"""Storage in SQLite: the contract, and what is special about a database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    FormatVersionError,
+    LeaseLostError,
+    NotStoredError,
+    StorageUnavailableError,
+)
+from tagent_nb.events import Event, Warned
+from tagent_nb.storage import database, open_storage, sqlite
+from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.codec import pack
+from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.testing import StorageContract, plain, sample_run
+
+
+class TestSQLiteStorageFull(StorageContract):
+    """The contract of all backends, with a flush per record."""
+
+    durability: Literal["full", "fast"] = "full"
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> StorageBackend:
+        return SQLiteStorageBackend(tmp_path / "runs.db", durability=self.durability)
+
+    def another(self, storage: StorageBackend) -> StorageBackend:
+        assert isinstance(storage, SQLiteStorageBackend)
+        return SQLiteStorageBackend(storage.path, durability=self.durability)
+
+
+class TestSQLiteStorageFast(TestSQLiteStorageFull):
+    """The same without."""
+
+    durability = "fast"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SQLiteStorageBackend:
+    """An empty store."""
+    return SQLiteStorageBackend(tmp_path / "store" / "runs.db", durability="fast")
+
+
+async def record(store: StorageBackend, *texts: str, run_id: str = "r", token: int | None = None) -> None:
+    """A run of a few events, one record each."""
+    for text in texts:
+        await store.append("p", run_id, [Warned(run_id=run_id, message=text)], token=token)
+
+
+async def read(store: StorageBackend, run_id: str = "r") -> list[str]:
+    """What :func:`record` recorded."""
+    events: list[Event] = await store.read_run("p", run_id)
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+def edit(store: SQLiteStorageBackend, *statements: str) -> None:
+    """Do something to the database that the backend does not."""
+    connection = sqlite3.connect(store.path)
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def test_a_url_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three slashes and a relative path, four and an absolute one; nothing is made yet."""
+    monkeypatch.chdir(tmp_path)
+    for url, path in (
+        ("sqlite:///runs.db", tmp_path / "runs.db"),
+        (f"sqlite:///{tmp_path}/my%20runs.db", tmp_path / "my runs.db"),
+        ("sqlite:runs.db", tmp_path / "runs.db"),
+    ):
+        storage = open_storage(url, durability="fast")
+        assert isinstance(storage, SQLiteStorageBackend)
+        assert (storage.path, storage.durability) == (path, "fast")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite:", "sqlite:///", "sqlite://host/runs.db", "sqlite:///:memory:"])
+def test_a_url_without_a_file_is_refused(url: str) -> None:
+    """The message shows how to write it."""
+    with pytest.raises(DefinitionError, match="sqlite:///runs.db"):
+        open_storage(url)
+
+
+def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
+    """There are two levels."""
+    with pytest.raises(DefinitionError, match="'full' or 'fast'"):
+        SQLiteStorageBackend(tmp_path / "x.db", durability="slow")  # type: ignore[arg-type]
+
+
+def test_it_says_what_it_is(tmp_path: Path) -> None:
+    """In lists of settings and in messages."""
+    path = str(tmp_path / "x.db")
+    assert repr(SQLiteStorageBackend(path)) == f"SQLiteStorageBackend({path!r}, durability='full')"
+
+
+# -- what is on the disk -----------------------------------------------------------------------
+
+
+async def test_files_are_private(store: SQLiteStorageBackend) -> None:
+    """The database and its log are 0600, the folder that was made for them 0700."""
+    before = os.umask(0)
+    try:
+        await record(store, "x")
+    finally:
+        os.umask(before)
+    made = list(store.path.parent.iterdir())
+    assert {path.name for path in made} == {"runs.db", "runs.db-wal", "runs.db-shm"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o600}
+    assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+
+
+async def test_reading_makes_no_file(store: SQLiteStorageBackend) -> None:
+    """A question about a store that is not there is answered without making one."""
+    with pytest.raises(NotStoredError):
+        await store.load("p")
+    assert await store.list_pipelines() == []
+    assert not store.path.parent.exists()
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
+async def test_the_log_is_flushed_as_asked(
+    tmp_path: Path, durability: Literal["full", "fast"], synchronous: int
+) -> None:
+    """FULL survives a loss of power, NORMAL the death of the process; both use the write-ahead log."""
+    store = SQLiteStorageBackend(tmp_path / "x.db", durability=durability)
+    await record(store, "x")
+    connection = store._open()
+    assert connection.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_the_log_is_emptied_now_and_then(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the writer, so that a long run's log stays small; closing leaves one file."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT", 100_000)
+    for n in range(40):
+        await store.append("p", "r", [Warned(run_id="r", message="x" * 20_000 + str(n))])
+        await store._select("SELECT 1")
+    assert store.path.with_name("runs.db-wal").stat().st_size < 400_000
+    assert len(await read(store)) == 40
+    await store.close()
+    assert [path.name for path in store.path.parent.iterdir()] == ["runs.db"]
+
+
+async def test_trouble_with_emptying_the_log_stops_nothing(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported; the records are safe in the log."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT", 10)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise StorageUnavailableError("no")
+
+    await record(store, "one")
+    await store._read_in_thread(store._close_reader)
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "connect", refuse)
+        await record(store, "two")
+        await store._read_in_thread(lambda: None)
+    assert store.problems == ["The log could not be emptied. no"]
+    assert await read(store) == ["one", "two"]
+
+
+async def test_a_step_of_2_kb_writes_at_most_12_kb(store: SQLiteStorageBackend) -> None:
+    """The log and the database together, however many steps there are."""
+    lease = await store.acquire("p", "r")
+    sizes = []
+    for n in range(200):
+        await store.append("p", "r", [Warned(run_id="r", message="x" * 2500 + str(n))], token=lease.token)
+        sizes.append(store.path.with_name("runs.db-wal").stat().st_size)
+    assert (sizes[199] - sizes[99]) / 100 < 9000
+    await store.release(lease)
+    await store.close()
+    assert store.path.stat().st_size / 200 < 3100
+
+
+# -- damage and strangers ----------------------------------------------------------------------
+
+
+async def test_a_damaged_record_is_an_error_and_others_are_read(store: SQLiteStorageBackend) -> None:
+    """Also at the end: a database is not torn, so nothing is dropped."""
+    await record(store, "one", "two")
+    await record(store, "x", run_id="other")
+    await store.close()
+    edit(
+        store, "UPDATE records SET record = substr(record, 1, 50) WHERE id & 4294967295 = 1 AND id >> 32 = 1"
+    )
+    with pytest.raises(CorruptRecordError, match=r"runs\.db.*r of pipeline p"):
+        await read(store)
+    assert await read(store, "other") == ["x"]
+    assert {info.run_id: info.status for info in await store.runs("p")} == {
+        "r": "damaged",
+        "other": "interrupted",
+    }
+
+
+async def test_a_record_of_another_run_is_refused(store: SQLiteStorageBackend) -> None:
+    """With a checksum that is right."""
+    await record(store, "one")
+    await record(store, "x", run_id="other")
+    await store.close()
+    edit(
+        store,
+        "UPDATE records SET record = (SELECT record FROM records WHERE id >> 32 = 2) WHERE id >> 32 = 1",
+    )
+    with pytest.raises(CorruptRecordError, match="belongs to 'other'"):
+        await read(store)
+
+
+async def test_odd_values_in_a_strangers_file_are_typed_errors(store: SQLiteStorageBackend) -> None:
+    """Text, numbers and bytes where they do not belong; names that we never give are not listed."""
+    await record(store, "one")
+    await store.save("p", {"x": 1})
+    await store.close()
+    edit(
+        store,
+        "UPDATE records SET record = 'text'",
+        "UPDATE documents SET record = 7",
+        "UPDATE runs SET token = 'many', holder = 7",
+        "INSERT INTO documents VALUES ('../../x', 'snapshot', x'00')",
+        "INSERT INTO documents VALUES (CAST(x'ff' AS TEXT), 'snapshot', x'00')",
+        "INSERT INTO runs(pipeline, run) VALUES ('p', '*')",
+        "INSERT INTO records VALUES ((SELECT max(number) FROM runs) << 32, x'00')",
+    )
+    assert await store.list_pipelines() == ["p"]
+    assert [(info.run_id, info.status) for info in await store.runs("p")] == [("r", "damaged")]
+    for call in (store.read_run("p", "r"), store.load("p")):
+        with pytest.raises(CorruptRecordError):
+            await call
+    assert (await store.acquire("p", "r")).token > 0
+
+
+async def test_a_poisoned_pickle_is_never_loaded(store: SQLiteStorageBackend, tmp_path: Path) -> None:
+    """Not in a document, not in a record, not in a holder."""
+    await record(store, "one")
+    await store.save("p", {"x": 1})
+    await store.close()
+    marker = tmp_path / "executed"
+    poison = b"cos\nsystem\n(S'touch %b'\ntR." % str(marker).encode()
+    for kind, table in (("snapshot", "documents"), ("events", "records")):
+        owner = "p" if kind == "snapshot" else "r"
+        edit(store, f"UPDATE {table} SET record = x'{pack(kind, owner, poison).hex()}'")
+    edit(store, f"UPDATE runs SET holder = x'{poison.hex()}'")
+    for call in (store.read_run("p", "r"), store.load("p")):
+        with pytest.raises(CorruptRecordError):
+            await call
+    await store.runs("p")
+    await store.acquire("p", "r")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 5000, b"not a database " * 100, b"\x80\x04N.", b"SQLite format 3\0"]
+)
+async def test_a_file_that_is_no_database_is_refused(store: SQLiteStorageBackend, content: bytes) -> None:
+    """And left as it is; an empty one is a new store."""
+    store.path.parent.mkdir()
+    store.path.write_bytes(content)
+    if not content:
+        await record(store, "x")
+        assert await read(store) == ["x"]
+        return
+    for call in (record(store, "x"), store.runs("p")):
+        with pytest.raises(CorruptRecordError, match="Restore a backup"):
+            await call
+    assert store.path.read_bytes() == content
+
+
+async def test_cut_at_every_64th_page_it_is_never_silently_empty(store: SQLiteStorageBackend) -> None:
+    """Truncated anywhere: whole events, or a typed error; at no size an empty list of pipelines."""
+    for n in range(3):
+        for event in sample_run(f"r{n}"):
+            await store.append("p", f"r{n}", [event])
+    await store.close()
+    data = store.path.read_bytes()
+    for size in [64, 512, *range(1024, len(data), 512)]:
+        store.path.write_bytes(data[:size])
+        again = SQLiteStorageBackend(store.path, durability="fast")
+        try:
+            assert await again.list_pipelines() == ["p"]
+            for n in range(3):
+                assert plain(await again.read_run("p", f"r{n}")) == plain(sample_run(f"r{n}"))
+        except CorruptRecordError:
+            pass
+        finally:
+            await again.close()
+
+
+async def test_a_newer_format_is_refused_and_left_as_it_is(store: SQLiteStorageBackend) -> None:
+    """By readers and by writers."""
+    await record(store, "one")
+    await store.close()
+    edit(store, "PRAGMA user_version = 999")
+    before = store.path.read_bytes()
+    for call in (read(store), record(store, "two")):
+        with pytest.raises(FormatVersionError, match="newer tagent-nb"):
+            await call
+    assert store.path.read_bytes() == before
+
+
+async def test_the_database_of_another_program_is_left_alone(store: SQLiteStorageBackend) -> None:
+    """Nothing is added to a browser's history."""
+    store.path.parent.mkdir()
+    edit(store, "CREATE TABLE visits(url)")
+    before = store.path.read_bytes()
+    with pytest.raises(StorageUnavailableError, match="another program"):
+        await record(store, "x")
+    assert store.path.read_bytes() == before
+
+
+async def test_a_missing_table_is_damage(store: SQLiteStorageBackend) -> None:
+    """It is not made again: what was in it would be silently gone."""
+    await record(store, "x")
+    await store.close()
+    edit(store, "DROP TABLE records")
+    with pytest.raises(CorruptRecordError, match="lacks a table"):
+        await record(store, "y")
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+async def test_links_pipes_and_folders_in_place_of_files_are_refused(
+    store: SQLiteStorageBackend, tmp_path: Path, suffix: str, kind: str
+) -> None:
+    """Neither the database nor its log leads elsewhere."""
+    await record(store, "x")
+    await store.close()
+    path = store.path.with_name(store.path.name + suffix)
+    path.unlink(missing_ok=True)
+    secret = tmp_path / "secret"
+    secret.write_text("do not touch")
+    if kind == "link":
+        path.symlink_to(secret)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    for call in (record(store, "y"), store.runs("p")):
+        with pytest.raises(CorruptRecordError, match="Put the file itself|not a regular file"):
+            await call
+    assert secret.read_text() == "do not touch"
+
+
+# -- trouble -----------------------------------------------------------------------------------
+
+
+async def test_a_network_file_system_is_refused(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, the log would lose data."""
+    monkeypatch.setattr(database, "file_system", lambda path: "nfs4")
+    with pytest.raises(StorageUnavailableError, match=r"network file system \(nfs4\)"):
+        await record(store, "x")
+    assert not store.path.exists()
+
+
+def test_the_kind_of_the_file_system_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the longest mount point above the file; unknown where the system does not tell."""
+    assert database.file_system(Path("/proc/x")) == "proc"
+    assert database.file_system(tmp_path / "x") not in ("", "proc")
+    real = Path.read_text
+
+    def mounts(path: Path) -> str:
+        if path.name != "mounts":
+            return real(path)
+        return f"/ / ext4 rw 0 0\nhost:/x {tmp_path}/my\\040share nfs4 rw 0 0\n"
+
+    monkeypatch.setattr(Path, "read_text", mounts)
+    assert database.file_system(tmp_path / "my share/runs.db") == "nfs4"
+    assert database.file_system(tmp_path / "my/runs.db") == "ext4"
+
+    def refuse(path: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert database.file_system(tmp_path) == ""
+
+
+async def test_a_log_that_cannot_be_used_is_an_error(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on systems without shared memory."""
+    real = sqlite3.connect
+
+    class WithoutLog(sqlite3.Connection):
+        def execute(self, query: str, *values: Any) -> Any:
+            return super().execute("SELECT 'delete'" if "journal_mode" in query else query, *values)
+
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **options: real(*args, **options, factory=WithoutLog)
+    )
+    with pytest.raises(StorageUnavailableError, match="write-ahead log"):
+        await record(store, "x")
+
+
+async def test_a_folder_that_vanishes_is_an_error(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making it and opening the file."""
+    monkeypatch.setattr(database, "make_folder", lambda path, sync: None)
+    with pytest.raises(StorageUnavailableError, match="folder is gone"):
+        await record(store, "x")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_database_deleted_under_a_run_is_noticed(store: SQLiteStorageBackend, replaced: bool) -> None:
+    """Nothing is written into a file that has no name any more."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", token=lease.token)
+    store.path.unlink()
+    if replaced:
+        store.path.touch()
+    with pytest.raises(StorageUnavailableError, match="deleted or replaced"):
+        await record(store, "two", token=lease.token)
+
+
+async def test_a_full_disk_is_an_error_that_can_be_mended(store: SQLiteStorageBackend) -> None:
+    """What was stored before stays, and recording goes on when there is space."""
+    await record(store, "one")
+    connection = store._open()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageUnavailableError, match="free some space"):
+        await record(store, "x" * 50_000)
+    with pytest.raises(StorageUnavailableError, match="free some space"):
+        await store.save("p", {"x": "x" * 50_000})
+    connection.execute("PRAGMA max_page_count = 1000000")
+    await record(store, "two")
+    assert await read(store) == ["one", "two"]
+
+
+async def test_too_big_a_record_is_an_error(store: SQLiteStorageBackend) -> None:
+    """With what to do instead."""
+    await record(store, "one")
+    store._open().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+    with pytest.raises(StorageUnavailableError, match="return its path"):
+        await record(store, "x" * 2000)
+    with pytest.raises(StorageUnavailableError, match="return its path"):
+        await store.save("p", {"x": "x" * 2000})
+    assert await read(store) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (sqlite3.SQLITE_READONLY, "permissions"),
+        (sqlite3.SQLITE_CANTOPEN, "permissions"),
+        (sqlite3.SQLITE_IOERR, "Check the disk"),
+        (sqlite3.SQLITE_CORRUPT, "Restore a backup"),
+        (sqlite3.SQLITE_BUSY, "fuser"),
+    ],
+)
+def test_each_kind_of_trouble_has_its_remedy(code: int, remedy: str) -> None:
+    """By SQLite's error code."""
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = code
+    assert remedy in str(database.trouble(error, Path("runs.db")))
+
+
+# -- locks, processes, forks -------------------------------------------------------------------
+
+
+async def test_a_lock_held_elsewhere_delays_the_record_and_not_the_loop(store: SQLiteStorageBackend) -> None:
+    """While another process writes, tasks go on and readers read; then the record is written."""
+    await record(store, "one")
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.ensure_future(record(store, "two"))
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+        assert not writing.done()
+    assert await read(store) == ["one"]
+    other.execute("COMMIT")
+    other.close()
+    await writing
+    assert await read(store) == ["one", "two"]
+
+
+async def test_a_lock_that_is_never_given_back_is_an_error(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bounded time; then it goes on."""
+    monkeypatch.setattr(database, "BUSY", 20)
+    await record(store, "one")
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageUnavailableError, match="locked"):
+        await record(store, "two")
+    other.execute("COMMIT")
+    other.close()
+    await record(store, "three")
+    assert await read(store) == ["one", "three"]
+
+
+async def test_a_record_that_was_cancelled_while_it_waited_is_not_written(
+    store: SQLiteStorageBackend,
+) -> None:
+    """The others of its batch are."""
+    await record(store, "one")
+    with store._lock:
+        tasks = [asyncio.ensure_future(record(store, text)) for text in ("two", "three", "four")]
+        # The first is on its way already; the others wait behind it.
+        await asyncio.sleep(0.05)
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert await read(store) == ["one", "two", "four"]
+
+
+async def test_one_lost_lease_does_not_spoil_the_batch(tmp_path: Path) -> None:
+    """Records that share a flush are judged one by one."""
+    store = SQLiteStorageBackend(tmp_path / "x.db")
+    lease = await store.acquire("p", "r")
+    batch = [record(store, str(n), token=lease.token + n % 2) for n in range(6)]
+    results = await asyncio.gather(*batch, return_exceptions=True)
+    assert [isinstance(result, LeaseLostError) for result in results] == [False, True] * 3
+    assert await read(store) == ["0", "2", "4"]
+
+
+async def test_two_processes_may_make_the_same_file(tmp_path: Path) -> None:
+    """At the same moment: one makes the tables, all of them record."""
+    program = (
+        "import asyncio, sys\n"
+        "from tagent_nb.storage.sqlite import SQLiteStorageBackend\n"
+        "from tagent_nb.events import Warned\n"
+        "store = SQLiteStorageBackend(sys.argv[1], durability='fast')\n"
+        "print('ready', flush=True); input()\n"
+        "asyncio.run(store.append('p', sys.argv[2], [Warned(run_id=sys.argv[2], message='x')]))\n"
+    )
+    path = tmp_path / "x.db"
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path), f"r{n}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(4)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    for child in children:
+        child.communicate(timeout=60)
+        assert child.returncode == 0
+    assert len(await SQLiteStorageBackend(path).runs("p")) == 4
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_a_forked_child_records_on_its_own(store: SQLiteStorageBackend) -> None:
+    """It takes over neither connections nor threads."""
+    await record(store, "parent")
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(record(store, "child"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 30
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        assert time.monotonic() < deadline, "the child hangs"
+        await asyncio.sleep(0.01)
+    assert os.waitstatus_to_exitcode(done[1]) == 0
+    await record(store, "parent again")
+    assert await read(store) == ["parent", "child", "parent again"]
+
+
+async def test_another_process_id_means_a_fork(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections and threads of before are left to the parent."""
+    await record(store, "one")
+    await read(store)
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    await record(store, "two")
+    assert await read(store) == ["one", "two"]
+    await store.close()
+    for connection in sqlite._left_to_parent:
+        connection.close()
+
+
+async def test_a_copy_of_the_file_made_with_its_log_is_whole(
+    store: SQLiteStorageBackend, tmp_path: Path
+) -> None:
+    """Another process that opens what is there reads all of it, also before the log was emptied."""
+    await record(store, "one", "two")
+    folder = tmp_path / "copy"
+    shutil.copytree(store.path.parent, folder)
+    assert await read(SQLiteStorageBackend(folder / "runs.db")) == ["one", "two"]
