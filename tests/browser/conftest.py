@@ -1,4 +1,4 @@
-"""One JupyterLab and one Chromium for all browser tests."""
+"""One JupyterLab for all browser tests, one Chromium for each file of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The browser."""
+    """The browser. While it is open, Playwright runs a loop on this thread, and no async test could run."""
     with chromium() as running:
         yield running
 
