@@ -365,9 +365,7 @@ def full_result() -> PipelineResult:
         total_cost=0.25,
         cost_per_step={"load": 0.0, "classify": None},
         token_usage={"load": TokenUsage(), "classify": TokenUsage(3)},
-        step_outputs=OutputMap(
-            {name: step.output for name, step in steps.items() if step.output is not None}
-        ),
+        step_outputs=OutputMap(outputs),
         step_metadata={"load": {"model": "m", "pair": (1, 2)}},
         final_output={"done": {1, 2}},
         learned_facts={"since": date(2024, 1, 1)},

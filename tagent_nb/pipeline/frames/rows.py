@@ -190,13 +190,7 @@ def column_of(values: Iterable[Any], index: Any = None) -> pd.Series:
     import pandas as pd
 
     cells = [plain(value) for value in values]
-    dtype = _dtype(cells)
-    column: pd.Series
-    try:
-        column = pd.Series(cells, index=index, dtype=dtype)
-    except (ValueError, TypeError, OverflowError):
-        # Such as a timedelta beyond what pandas can count.
-        column = pd.Series(cells, index=index, dtype=object)
+    column: pd.Series = pd.Series(cells, index=index, dtype=_dtype(cells))
     return column
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb import events
 from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.codec import StoredValue, clean
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
@@ -27,9 +29,6 @@ def steps_of(result: PipelineResult) -> dict[str, StepResult]:
     """The steps of a result; made of its other fields where it was put together by hand."""
     if result.steps:
         return result.steps
-    from tagent_nb.events import TokenUsage
-    from tagent_nb.pipeline.codec import StoredValue
-
     found = {}
     for name in dict.fromkeys([*result.step_outputs, *result.failed_steps, *result.cost_per_step]):
         step = found[name] = StepResult(name)
@@ -249,15 +248,27 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     return flat
 
 
-_IN_FILES = frozenset({str, bytes, int, float, bool})
+_IN_FILES = frozenset({bytes, float, bool})
 
 
 def _cell_text(cell: Any) -> str | None:
-    if cell is None or isinstance(cell, str):
-        return cell
-    if isinstance(cell, list | tuple | dict | set | frozenset | bool | int | float):
-        return json.dumps(plain(cell), ensure_ascii=False, default=str)
-    return str(cell)
+    if cell is None:
+        return None
+    if isinstance(cell, str):
+        return clean(cell)
+    record = record_of(cell) is not None
+    if record or isinstance(cell, list | tuple | set | frozenset | bool | int | float):
+        try:
+            return clean(json.dumps(plain(cell), ensure_ascii=False, default=_in_json))
+        except (TypeError, ValueError, RecursionError):
+            # A key that is no text, or an object that holds itself: as Python shows it.
+            return clean(str(cell))
+    return clean(str(cell))
+
+
+def _in_json(value: Any) -> Any:
+    items = items_of(value)
+    return str(value) if items is None else items
 
 
 def table_text(frame: pd.DataFrame, max_rows: int = 20) -> str:

@@ -1,0 +1,52 @@
+"""Values as short texts: one line, bounded, and never an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.texts import one_line, short_text, value_text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("  two\n lines ", "two lines"),
+        (None, "None"),
+        ({"a": [1]}, "{'a': [1]}"),
+        (list(range(21)), "list, 21 items"),
+        (dict.fromkeys(range(5000)), "dict, 5,000 items"),
+        (pd.DataFrame({"a": [1], "b": [2]}), "DataFrame, 1 row x 2 columns"),
+        (pd.Series([1, 2]), "Series, 2 values"),
+        (pd.Index([1]), "Index, 1 value"),
+        (10**5000, "int (its repr fails: ValueError)"),
+        ("x" * 100, "x" * 79 + "…"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_value_is_one_short_line(value: Any, text: str) -> None:
+    assert short_text(value) == text
+
+
+@given(st.text() | st.lists(st.text()), st.integers(2, 50))
+def test_it_is_never_longer_never_two_lines_and_can_be_written(value: Any, limit: int) -> None:
+    text = short_text(value, limit)
+    assert len(text) <= max(limit, len("list, 1,000 items"))
+    assert text.splitlines() in ([], [text])
+    assert text.encode() is not None
+    assert len(one_line(str(value), limit)) <= limit
+
+
+def test_an_output_tells_its_value_or_why_there_is_none() -> None:
+    assert value_text(None) == ""
+    assert value_text(StoredValue.of(None)) == "None"
+    assert value_text(StoredValue.of(len)) == "<built-in function len>"
+    assert value_text(StoredValue.unstorable("output.fn: a function cannot be stored")) == (
+        "(not stored: output.fn: a function cannot be stored)"
+    )
+    assert value_text(StoredValue.from_blob(b"{", "d")).startswith("(cannot be read: A stored value")
