@@ -23,11 +23,14 @@ myst_heading_anchors = 3
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+# Options and quotes are copied from these pages: they must stay as they are typed.
+smartquotes = False
 
 html_theme = "furo"
 html_title = "tagent-nb"
