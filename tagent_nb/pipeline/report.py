@@ -86,7 +86,7 @@ def _table(rows: str) -> str:
     )
     return (
         '<div style="overflow-x:auto">'
-        '<table style="border-collapse:collapse;width:100%;margin:0;color:inherit">'
+        '<table style="border-collapse:collapse;width:100%;margin:0;color:inherit;font-size:inherit">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -141,7 +141,7 @@ def _value(step: StepResult) -> str:
     from tagent_nb.pipeline.frames.tables import error_line
 
     if step.status is StepStatus.FAILED:
-        return f'<span style="color:{_TONES[StepStatus.FAILED]}">{_escape(error_line(step))}</span>'
+        return _escape(error_line(step))
     if step.output is None:
         return f'<span style="{_MUTED}">{_escape(error_line(step))}</span>'
     return _escape(value_text(step.output, 160))
