@@ -17,6 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 import tagent_nb
 from tagent_nb.notebook import extension
 from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.models import ExecutionMode
 from tagent_nb.pipeline.result import PipelineResult
@@ -369,6 +370,7 @@ def test_the_graph_is_shown_saved_and_exported(book: Notebook) -> None:
     assert Path("graph.svg").read_text("utf-8") == data["image/svg+xml"]
     book("tagent_graph --definition")
     assert "✓" not in book.published.outputs[-1]["data"]["image/svg+xml"]
+    assert repr(Picture(book.session.pipeline, None)) == "Graph of reviews: 1 step"
 
 
 def test_status_and_results(book: Notebook) -> None:
@@ -446,6 +448,20 @@ def test_explain_tells_other_ends_of_a_step(book: Notebook, capsys: pytest.Captu
     told = capsys.readouterr().out
     assert "load: ran and failed: ValueError: no" in told
     assert "after: skipped: step 'load' failed" in told
+
+
+def test_explain_compares_with_the_last_run_in_which_the_step_had_a_value(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    first = book("tagent_run").run_id
+    book.python("load", "raise ValueError('no')", "--max-retries 0")
+    book("tagent_run")
+    book.python("load", "2")
+    book("tagent_run")
+    book("tagent_explain load")
+    assert f"Different from run {first}:" in capsys.readouterr().out
 
 
 def test_explain_reads_recorded_runs_in_a_new_kernel(

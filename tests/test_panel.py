@@ -273,6 +273,27 @@ def test_without_a_front_end_the_end_is_told_as_text(
     assert "✓ load: completed" in only["data"]["text/plain"]
 
 
+def test_a_run_that_ends_before_the_panel_is_built_leaves_its_table(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "1"))
+    panel = live(session)
+    panel.start()
+    assert panel.sitting.drawn.wait(10)
+    panel.show()
+    assert "✓ load: completed" in updates(shown)[0]["data"]["text/plain"]
+    panel.settle()
+    assert len(updates(shown)) == 2
+
+
+def test_a_stop_without_a_run_does_nothing(session: Session) -> None:
+    panel = live(session)
+    panel.stop()
+    panel.settle()
+    panel.again()
+    assert session.result is None
+
+
 def test_a_run_that_cannot_be_recorded_says_so_in_the_panel(
     session: Session, shown: CapturingDisplayPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

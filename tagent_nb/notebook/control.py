@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,41 +92,40 @@ class RunControl:
             on_result=self.keep,
         )
         handle = panel.start(**request.options)
+        sitting = panel.sitting
         try:
-            while not (handle.done() or panel.sitting.feed.began.is_set()):
-                yield BEAT
-            if not panel.sitting.feed.began.is_set():
+            yield from _until(lambda: handle.done() or sitting.feed.began.is_set())
+            if not sitting.feed.began.is_set():
                 return handle.result()  # it was refused: this raises why
             panel.show()
             if request.background:
                 return handle
-            while not handle.done():
-                yield BEAT
+            yield from _until(handle.done)
         except (asyncio.CancelledError, KeyboardInterrupt):
-            yield from self._stop(handle)
-            yield from _settled(panel)
+            yield from _until(lambda: _cancelled(handle), CANCEL_GRACE)
+            yield from _until(sitting.drawn.is_set, SETTLE)
+            panel.settle()
             raise UsageError(_stopped(handle)) from None
-        yield from _settled(panel)
+        yield from _until(sitting.drawn.is_set, SETTLE)
+        panel.settle()
         return handle.result()
-
-    def _stop(self, handle: RunHandle) -> Generator[float, None, None]:
-        """Cancel, and give the steps a bounded time to clean up."""
-        until = time.monotonic() + CANCEL_GRACE
-        while not handle.done() and time.monotonic() < until:
-            # Again each time: a cancel before the run has its loop would be lost.
-            handle.cancel()
-            yield BEAT
 
     def keep(self, result: PipelineResult) -> None:
         """Put a result where the notebook finds it."""
         self.shell.user_ns["result"] = result
 
 
-def _settled(panel: Panel) -> Generator[float, None, None]:
-    until = time.monotonic() + SETTLE
-    while not panel.sitting.drawn.is_set() and time.monotonic() < until:
+def _until(condition: Callable[[], bool], seconds: float = math.inf) -> Generator[float, None, None]:
+    """Beats until something holds, or so many seconds have passed."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
         yield BEAT
-    panel.settle()
+
+
+def _cancelled(handle: RunHandle) -> bool:
+    """Cancel, at every beat again: a cancel before the run has its loop would be lost."""
+    handle.cancel()
+    return handle.done()
 
 
 def _stopped(handle: RunHandle) -> str:

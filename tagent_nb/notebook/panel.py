@@ -155,6 +155,8 @@ class Panel:
         handle = self.session.start(self.workspace, observers=[sitting.feed], on_end=sitting.end, **options)
         sitting.handle = handle
         self.sitting = sitting
+        # From here on a run always comes to its last drawing, also when an interrupt hits what follows.
+        threading.Thread(target=self._draw, args=(sitting,), name="tagent-nb panel", daemon=True).start()
         return handle
 
     def stop(self) -> None:
@@ -175,15 +177,12 @@ class Panel:
                 # A button has nobody to raise to: say it where it was pressed.
                 self.widgets.end(self._final(str(error)), self.widgets.again.description)
                 return
-        self.widgets.clear()
-        self._follow()
+            self.widgets.clear()
 
     # -- what is seen -----------------------------------------------------------------------
 
     def show(self) -> None:
         """Show the panel in the output of the current cell, and keep it up to date."""
-        # First, so that a run always comes to its end, also when an interrupt hits the lines below.
-        self._follow()
         if self.live:
             with self._lock:
                 self.widgets = Widgets(run_html(self.view()), self.stop, self.again)
@@ -222,10 +221,6 @@ class Panel:
         return Bundle(run_html(view, most=None, folded=True), run_text(view))
 
     # -- drawing ----------------------------------------------------------------------------
-
-    def _follow(self) -> None:
-        draw = threading.Thread(target=self._draw, args=(self.sitting,), name="tagent-nb panel", daemon=True)
-        draw.start()
 
     def _draw(self, sitting: Sitting) -> None:
         """Draw until the run is over, and then what stays."""

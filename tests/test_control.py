@@ -1,0 +1,142 @@
+"""Blocking runs: their value, and how an interrupt ends them, awaited or polled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+
+from tagent_nb.engine.handle import RunHandle
+from tagent_nb.errors import UnknownStepError
+from tagent_nb.notebook import control as room
+from tagent_nb.notebook.control import Request, RunControl
+from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.result import PipelineResult
+
+WAIT = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('gate'): time.sleep(0.01)\n5"
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunControl:
+    monkeypatch.chdir(tmp_path)
+    session = Session({}, tmp_path / ".tagent")
+    session.use("reviews", cached=False)
+    session.put(PipelineStep.from_cell("slow", WAIT, python=True))
+    return RunControl(session, SimpleNamespace(user_ns={}, kernel=None, var_expand=lambda line: line))
+
+
+def begun() -> bool:
+    """Wait, a bounded time, until the step runs."""
+    until = time.monotonic() + 10
+    while not Path("begun").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return Path("begun").exists()
+
+
+def open_gate() -> None:
+    Path("gate").touch()
+
+
+def test_polling_waits_for_the_result_and_keeps_it(control: RunControl) -> None:
+    open_gate()
+    result = control.polling(Request())
+    assert isinstance(result, PipelineResult)
+    assert result["slow"] == 5
+    assert control.shell.user_ns["result"].run_id == result.run_id
+
+
+async def test_awaiting_lets_the_loop_go_on(control: RunControl) -> None:
+    async def opener() -> None:
+        while not Path("begun").exists():
+            await asyncio.sleep(0.01)
+        open_gate()
+
+    result, _ = await asyncio.gather(control.awaited(Request()), opener())
+    assert isinstance(result, PipelineResult)
+    assert result["slow"] == 5
+
+
+def test_a_background_run_gives_a_handle_at_once(control: RunControl) -> None:
+    handle = control.polling(Request(background=True))
+    assert isinstance(handle, RunHandle)
+    assert not handle.done()
+    open_gate()
+    assert handle.result(10)["slow"] == 5
+
+
+def test_a_refused_run_raises_and_shows_nothing(
+    control: RunControl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnknownStepError, match="Did you mean 'slow'"):
+        control.polling(Request({"until": "slw"}))
+    assert capsys.readouterr().out == ""
+    assert control.shell.user_ns == {}
+
+
+def test_an_interrupt_of_a_polled_run_cancels_it(control: RunControl) -> None:
+    def interrupt() -> None:
+        assert begun()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(UsageError, match="The run was stopped. %tagent_run --resume carries it on"):
+        control.polling(Request())
+    assert control.shell.user_ns["result"].cancelled
+    assert not control.session.workspace.running
+
+
+async def test_cancelling_an_awaited_run_cancels_it(control: RunControl) -> None:
+    task = asyncio.ensure_future(control.awaited(Request()))
+    while not Path("begun").exists():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(UsageError, match="The run was stopped"):
+        await task
+    assert control.shell.user_ns["result"].cancelled
+    open_gate()
+    resumed = await control.awaited(Request({"resume": True}))
+    assert isinstance(resumed, PipelineResult)
+    assert resumed["slow"] == 5
+
+
+def test_a_step_that_does_not_end_in_time_is_told(
+    control: RunControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "CANCEL_GRACE", 0.0)
+    monkeypatch.setattr(room, "SETTLE", 0.0)
+
+    def interrupt() -> None:
+        assert begun()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(UsageError, match="a step has not ended yet"):
+        control.polling(Request())
+    handle = control.session.workspace.handle
+    assert handle is not None
+    handle.cancel(wait=10)
+    assert handle.done()
+
+
+async def test_the_awaited_magic_gives_its_value_only_where_it_is_used(control: RunControl) -> None:
+    magics = TagentMagics(None, control.session)
+    magics.control = control
+    open_gate()
+    assert await magics.run_awaited("", used=False) is None
+    used: Any = await magics.run_awaited("--until slow", used=True)
+    assert used["slow"] == 5
+    handle = await magics.run_awaited("--background", used=False)
+    assert handle.result(10)["slow"] == 5
+    assert await magics.run_awaited("--help", used=True) is None
+    with pytest.raises(UsageError, match="Did you mean 'slow'"):
+        await magics.run_awaited("--until slw", used=False)
