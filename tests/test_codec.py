@@ -430,6 +430,27 @@ def test_a_dataclass_or_enum_that_changed_gives_plain_data() -> None:
     assert again({Colour.RED: 1}, None) == {"red": 1}
 
 
+def test_classes_that_cannot_be_rebuilt_give_plain_data() -> None:
+    class Fussy(Enum):
+        A = 1
+
+        @classmethod
+        def _missing_(cls, value: object) -> Any:
+            raise RuntimeError("only A")
+
+    @dataclass
+    class FailureError(Exception):
+        code: int
+
+    class Locked:
+        code = property(lambda self: 1)
+
+    locked = dataclass(type("FailureError", (Locked,), {"__annotations__": {"code": int}}), init=False)
+    assert from_tree({"$t": "enum", "name": "Fussy", "v": 2}, {"Fussy": Fussy}) == 2
+    assert again(FailureError(3), {"FailureError": Failure}) == {"code": 3}
+    assert again(FailureError(3), {"FailureError": locked}) == {"code": 3}
+
+
 def test_keys_and_members_that_lost_their_classes_stay_readable() -> None:
     """As dicts they could not be keys, and enums may turn into equal values: then pairs remain."""
     points = {Point(1): "a", Point(2): "b"}

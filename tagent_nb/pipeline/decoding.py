@@ -102,7 +102,7 @@ def _enum(node: Node, schemas: Schemas) -> Any:
         return node["v"]
     try:
         return kind(node["v"])
-    except ValueError:
+    except Exception:  # a ValueError, or whatever the user's own _missing_ raises
         return node["v"]
 
 
@@ -138,10 +138,13 @@ def _data(node: Node, schemas: Schemas) -> Any:
         return fields
     if {one.name for one in dataclasses.fields(kind)} != set(fields):
         return fields
-    # As copy does: neither __init__ nor __post_init__ runs a second time.
-    found = object.__new__(kind)
-    for name, value in fields.items():
-        object.__setattr__(found, name, value)
+    try:
+        # As copy does: neither __init__ nor __post_init__ runs a second time.
+        found = object.__new__(kind)
+        for name, value in fields.items():
+            object.__setattr__(found, name, value)
+    except (TypeError, AttributeError):
+        return fields  # it is an int or an exception as well, or has a property in a field's place
     return found
 
 
@@ -150,7 +153,7 @@ def _namedtuple(node: Node, schemas: Schemas) -> Any:
     names = tuple(name for name, _ in _list_of(node))
     values = [value for _, value in _list_of(node)]
     if isinstance(kind, type) and issubclass(kind, tuple) and getattr(kind, "_fields", None) == names:
-        return kind(*values)
+        return tuple.__new__(kind, values)
     return _tuple_class(node["name"], names)(*values)
 
 
