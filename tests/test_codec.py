@@ -447,7 +447,7 @@ def test_classes_that_cannot_be_rebuilt_give_plain_data() -> None:
 
     locked = dataclass(type("FailureError", (Locked,), {"__annotations__": {"code": int}}), init=False)
     assert from_tree({"$t": "enum", "name": "Fussy", "v": 2}, {"Fussy": Fussy}) == 2
-    assert again(FailureError(3), {"FailureError": Failure}) == {"code": 3}
+    assert again(FailureError(3), {"FailureError": FailureError}) == {"code": 3}
     assert again(FailureError(3), {"FailureError": locked}) == {"code": 3}
 
 
