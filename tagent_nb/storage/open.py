@@ -11,7 +11,7 @@ from tagent_nb.errors import DefinitionError, did_you_mean
 if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
 
-SCHEMES = ("memory", "file", "sqlite")
+SCHEMES = ("memory", "file", "sqlite", "redis", "rediss", "unix")
 
 
 def open_storage(
@@ -22,12 +22,15 @@ def open_storage(
     Args:
         where: ``None`` or ``"memory:"`` for memory; a folder (``"runs"``, ``Path("runs")``,
             ``"file:///home/me/runs"``); a SQLite file (``"sqlite:///runs.db"``, and with a fourth slash an
-            absolute path); or a backend, which is returned as it is.
+            absolute path); a Redis server (``"redis://host:6379/0"``, with TLS
+            ``"rediss://user:password@host:6379/0"``, or ``"unix:///path"``); or a backend, which is returned
+            as it is.
         durability: What survives a loss of power: everything recorded (``"full"``), or perhaps not the last
             seconds (``"fast"``). Either survives the death of the process.
 
     Raises:
         DefinitionError: ``where`` is not understood.
+        MissingExtraError: It is a Redis server, and the package for that is not installed.
     """
     from tagent_nb.storage.base import StorageBackend
 
@@ -55,6 +58,10 @@ def open_storage(
         return _folder(Path(unquote(urlsplit(where).path)), durability)
     if scheme == "sqlite":
         return _sqlite(where, durability)
+    if scheme in ("redis", "rediss", "unix"):
+        from tagent_nb.storage.redis import RedisStorageBackend
+
+        return RedisStorageBackend(where, durability=durability)
     raise DefinitionError(
         f"Storage {where!r}: there is no kind {scheme!r}.{did_you_mean(scheme, SCHEMES)} "
         f"Known: {', '.join(SCHEMES)}, or the path of a folder."

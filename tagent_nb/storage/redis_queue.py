@@ -1,0 +1,117 @@
+"""What the Redis backend sends: its scripts, and the records that wait for their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+REMEMBERED = 10.0
+"""Seconds for which records are kept here, in case a server that restarts has lost the last of them."""
+
+REMEMBERED_BYTES = 32_000_000
+BATCH_BYTES = 4_000_000
+
+APPEND = """
+local list, runs, lease, pipelines = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local pipeline, run, token, expected = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local held = redis.call('HMGET', lease, 'token', 'holder')
+if token ~= '' and held[1] ~= token then return {'lost', held[2] or ''} end
+local length, count = redis.call('LLEN', list), #ARGV - 4
+if length == expected then
+  local size = 0
+  for i = 5, #ARGV do size = size + #ARGV[i] end
+  redis.call('SADD', pipelines, pipeline)
+  redis.call('HINCRBY', runs, run, size)
+  for i = 5, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
+  return {'done', length + count}
+end
+if length >= expected + count then
+  local there = redis.call('LRANGE', list, expected, expected + count - 1)
+  local same = true
+  for i = 1, count do same = same and there[i] == ARGV[i + 4] end
+  if same then return {'done', expected + count} end
+end
+return {'moved', length}
+"""
+
+SWAP = """
+local held = redis.call('HMGET', KEYS[1], 'token', 'holder')
+local again = held[1] == ARGV[2] and held[2] == ARGV[3]
+if not again and (held[1] or '0') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'holder', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+REMOVE = """
+local list, runs, lease, documents, pipelines = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+if ARGV[2] == '' then
+  redis.call('DEL', documents)
+else
+  redis.call('DEL', list, lease)
+  redis.call('HDEL', runs, ARGV[2])
+end
+if redis.call('EXISTS', runs, documents) == 0 then redis.call('SREM', pipelines, ARGV[1]) end
+return 1
+"""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A record that waits to be sent."""
+
+    record: bytes
+    token: int | None
+    done: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class RunQueue:
+    """What one event loop knows of a run.
+
+    Attributes:
+        waiting: Records that wait; one batch is under way at a time.
+        length: Number of records that the server has, as far as known.
+        recent: The last of them, with the time they were sent.
+        size: Their bytes.
+        task: What sends the waiting records.
+    """
+
+    waiting: deque[Entry] = field(default_factory=deque)
+    length: int = 0
+    recent: deque[tuple[float, bytes]] = field(default_factory=deque)
+    size: int = 0
+    task: asyncio.Task[None] | None = None
+
+    def next_batch(self) -> list[Entry]:
+        """Entries that can be sent together: of one token, and not too many bytes."""
+        batch = [self.waiting.popleft()]
+        size = len(batch[0].record)
+        while self.waiting:
+            following = self.waiting[0]
+            size += len(following.record)
+            if following.token != batch[0].token or size > BATCH_BYTES:
+                break
+            batch.append(self.waiting.popleft())
+        return batch
+
+    def last(self, count: int) -> list[bytes] | None:
+        """The last ``count`` records that the server had, or ``None`` if not all are remembered."""
+        if count > len(self.recent):
+            return None
+        return [record for _, record in self.recent][len(self.recent) - count :]
+
+    def recorded(self, records: list[bytes], length: int) -> None:
+        """The server has ``records`` as the last of ``length``."""
+        now = time.monotonic()
+        if length != self.length + len(records):
+            # Others recorded, too, or some were sent again: only these are known to be the last.
+            self.recent.clear()
+            self.size = 0
+        self.length = length
+        self.recent.extend((now, record) for record in records)
+        self.size += sum(len(record) for record in records)
+        while self.recent and (now - self.recent[0][0] > REMEMBERED or self.size > REMEMBERED_BYTES):
+            self.size -= len(self.recent.popleft()[1])

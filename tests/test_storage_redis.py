@@ -1,0 +1,557 @@
+"""Storage in Redis: the contract, and what is special about a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    LeaseLostError,
+    MissingExtraError,
+    StorageUnavailableError,
+)
+from tagent_nb.events import Event, Warned
+from tagent_nb.storage import open_storage, redis_queue
+from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.codec import pack
+from tagent_nb.storage.redis import RedisStorageBackend
+from tagent_nb.testing import StorageContract
+from tests.redis_server import RedisServer, free_port
+
+pytestmark = pytest.mark.requires("redis-server")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for tests that do it no harm; each has its own prefix."""
+    found = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes")
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """The keys of one test."""
+    return f"t{zlib.crc32(request.node.nodeid.encode())}"
+
+
+class TestRedisStorage(StorageContract):
+    """The contract of all backends."""
+
+    @pytest.fixture
+    def storage(self, server: RedisServer, prefix: str) -> StorageBackend:
+        return RedisStorageBackend(server.url, prefix=prefix, deadline=5.0)
+
+    def another(self, storage: StorageBackend) -> StorageBackend:
+        assert isinstance(storage, RedisStorageBackend)
+        return RedisStorageBackend(storage._url, prefix=storage.prefix, deadline=5.0)
+
+
+@pytest.fixture
+def store(server: RedisServer, prefix: str) -> RedisStorageBackend:
+    """An empty store on the shared server."""
+    return RedisStorageBackend(server.url, prefix=prefix, deadline=5.0)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Any]:
+    """Makes servers that a test may break; all are ended with the test."""
+    made: list[RedisServer] = []
+
+    def make(*options: str, **more: Any) -> RedisServer:
+        folder = tmp_path / f"server{len(made)}"
+        folder.mkdir()
+        made.append(RedisServer(folder, *options, **more))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+async def record(store: StorageBackend, *texts: str, run_id: str = "r", token: int | None = None) -> None:
+    """A run of a few events, one record each."""
+    for text in texts:
+        await store.append("p", run_id, [Warned(run_id=run_id, message=text)], token=token)
+
+
+async def read(store: StorageBackend, run_id: str = "r") -> list[str]:
+    """What :func:`record` recorded."""
+    events: list[Event] = await store.read_run("p", run_id)
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+def raw(store: RedisStorageBackend) -> Redis:
+    """A client that does what the backend does not."""
+    return store._here().client
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["redis://h", "rediss://u:p@h:6380/1", "unix:///tmp/redis.sock"])
+def test_a_url_names_a_server(url: str) -> None:
+    """Nothing is connected before the first use."""
+    storage = open_storage(url, durability="fast")
+    assert isinstance(storage, RedisStorageBackend)
+    assert storage.durability == "fast"
+
+
+@pytest.mark.parametrize("url", ["redis://h:port", "redis://h/0?socket_timeout=x", "redis://h/0?no_such=1"])
+def test_a_url_that_is_not_right_is_refused(url: str) -> None:
+    """The message shows how to write it."""
+    with pytest.raises(DefinitionError, match="redis://host:6379/0"):
+        open_storage(url)
+
+
+@pytest.mark.parametrize("options", [{"durability": "slow"}, {"deadline": 0}, {"prefix": "a:b"}])
+def test_arguments_are_checked(options: dict[str, Any]) -> None:
+    """With a message of their own."""
+    with pytest.raises(DefinitionError, match=next(iter(options))):
+        RedisStorageBackend("redis://h", **options)
+
+
+def test_the_password_is_never_shown() -> None:
+    """Not in what the object says of itself."""
+    assert (
+        repr(RedisStorageBackend("redis://me:hunter2@h:1/0"))
+        == "<RedisStorageBackend h:1, prefix 'tagent-nb'>"
+    )
+
+
+def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is an extra."""
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.redis")
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(MissingExtraError, match=r"tagent-nb\[redis\]"):
+        open_storage("redis://h")
+
+
+async def test_stores_with_different_prefixes_share_nothing(server: RedisServer, prefix: str) -> None:
+    """Neither runs nor documents; and every key of a store starts with its prefix."""
+    one = RedisStorageBackend(server.url, prefix=f"{prefix}-1")
+    two = RedisStorageBackend(server.url, prefix=f"{prefix}-2")
+    lease = await one.acquire("p", "r")
+    await record(one, "x", token=lease.token)
+    await one.save("p", {"x": 1})
+    assert await two.list_pipelines() == []
+    assert (await two.acquire("p", "r")).token > 0
+    keys = [key.decode() for key in await raw(one).keys(f"{prefix}-*")]
+    assert {key.split(":")[0] for key in keys} == {f"{prefix}-1", f"{prefix}-2"}
+
+
+async def test_deleting_leaves_no_key(store: RedisStorageBackend) -> None:
+    """But the settings of the server are untouched, and other keys."""
+    await record(store, "x")
+    await store.save("p", {"x": 1})
+    await store.save_memories("p", {"x": 1})
+    await store.delete("p")
+    assert await raw(store).keys(f"{store.prefix}:*") == []
+
+
+async def test_a_long_run_is_read_in_parts(store: RedisStorageBackend) -> None:
+    """More records than one answer holds, and exactly as many."""
+    for count in (500, 501):
+        run_id = f"r{count}"
+        await record(store, "0", run_id=run_id)
+        await asyncio.gather(*(record(store, str(n), run_id=run_id) for n in range(1, count)))
+        assert await read(store, run_id) == [str(n) for n in range(count)]
+
+
+# -- settings of the server --------------------------------------------------------------------
+
+
+async def test_a_server_that_forgets_is_reported(own: Any) -> None:
+    """Eviction always; a missing append-only file only to those who ask for full durability."""
+    server = own("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    full, fast = (RedisStorageBackend(server.url, durability=level) for level in ("full", "fast"))
+    for storage in (full, fast):
+        await storage.list_pipelines()
+        await storage.list_pipelines()
+    assert len(full.problems) == 2
+    assert "noeviction" in full.problems[0]
+    assert "appendonly yes" in full.problems[1]
+    assert fast.problems == full.problems[:1]
+
+
+async def test_a_server_that_keeps_everything_is_not_reported(store: RedisStorageBackend) -> None:
+    """No news is good news."""
+    await store.list_pipelines()
+    assert store.problems == []
+
+
+async def test_a_server_that_hides_its_settings_is_reported(own: Any) -> None:
+    """As services do; everything works."""
+    server = own("--rename-command", "CONFIG", "")
+    storage = RedisStorageBackend(server.url)
+    await record(storage, "x")
+    assert len(storage.problems) == 1
+    assert "does not show its settings" in storage.problems[0]
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_password_is_an_error_at_once(own: Any) -> None:
+    """It is not tried again, and not shown."""
+    server = own("--requirepass", "s3cret")
+    for url in (f"redis://:hunter2@127.0.0.1:{server.port}", server.url):
+        storage = RedisStorageBackend(url, deadline=60.0)
+        with pytest.raises(StorageUnavailableError, match="password") as caught:
+            await record(storage, "x")
+        assert "hunter2" not in str(caught.value)
+        assert "did not answer" not in str(caught.value)
+    storage = RedisStorageBackend(f"redis://:s3cret@127.0.0.1:{server.port}")
+    await record(storage, "x")
+    assert await read(storage) == ["x"]
+
+
+async def test_a_user_that_may_not_do_it_is_an_error_at_once(own: Any) -> None:
+    """With the name of the command that was refused."""
+    server = own("--user", "reader", "on", ">pw", "~*", "+@read", "+config")
+    storage = RedisStorageBackend(f"redis://reader:pw@127.0.0.1:{server.port}", deadline=60.0)
+    assert await storage.list_pipelines() == []
+    with pytest.raises(StorageUnavailableError, match="may not do this"):
+        await record(storage, "x")
+
+
+async def test_a_full_memory_is_an_error_that_can_be_mended(own: Any) -> None:
+    """What was recorded before stays, and recording goes on when there is space."""
+    server = own("--maxmemory", "3mb")
+    storage = RedisStorageBackend(server.url)
+    await record(storage, "one")
+    client = raw(storage)
+    await client.config_set("maxmemory", 1)
+    for call in (record(storage, "two"), storage.save("p", {"x": 1}), storage.acquire("p", "r")):
+        with pytest.raises(StorageUnavailableError, match="memory is full"):
+            await call
+    await client.config_set("maxmemory", 0)
+    await record(storage, "three")
+    assert await read(storage) == ["one", "three"]
+
+
+async def test_a_server_that_cannot_write_to_its_disk_is_an_error(own: Any) -> None:
+    """MISCONF: Redis refuses writes after a failed snapshot."""
+    server = own("--save", "3600 1")
+    storage = RedisStorageBackend(server.url)
+    await record(storage, "one")
+    client = raw(storage)
+    shutil.rmtree(server.folder)
+    await client.bgsave()
+    while (await client.info("persistence"))["rdb_bgsave_in_progress"]:
+        await asyncio.sleep(0.01)
+    server.folder.mkdir()
+    with pytest.raises(StorageUnavailableError, match="cannot write to its disk"):
+        await record(storage, "two")
+    assert await read(storage) == ["one"]
+
+
+async def test_a_replica_is_an_error(own: Any) -> None:
+    """READONLY: the message asks for the primary."""
+    server = own("--replicaof", "127.0.0.1", str(free_port()))
+    storage = RedisStorageBackend(server.url, deadline=60.0)
+    with pytest.raises(StorageUnavailableError, match="primary"):
+        await record(storage, "x")
+    with pytest.raises(StorageUnavailableError, match="primary"):
+        await storage.save("p", {})
+
+
+@pytest.mark.parametrize("parts", [("run", "r"), ("runs",), ("lease", "r"), ("documents",)], ids="-".join)
+async def test_a_key_of_another_program_is_an_error(
+    store: RedisStorageBackend, parts: tuple[str, ...]
+) -> None:
+    """WRONGTYPE: nothing of it is overwritten."""
+    name = store._name("p", *parts)
+    await raw(store).set(name, "mine")
+    calls = [store.save("p", {})] if parts == ("documents",) else [record(store, "x")]
+    if parts == ("lease", "r"):
+        calls.append(store.acquire("p", "r"))  # type: ignore[arg-type]
+    for call in calls:
+        with pytest.raises(CorruptRecordError, match="another prefix"):
+            await call
+    assert await raw(store).get(name) == b"mine"
+
+
+async def test_a_server_that_is_away_is_an_error_after_the_deadline() -> None:
+    """With server and seconds in the message."""
+    port = free_port()
+    storage = RedisStorageBackend(f"redis://127.0.0.1:{port}", deadline=0.2)
+    with pytest.raises(StorageUnavailableError, match=rf"127\.0\.0\.1:{port} did not answer within 0\.2 s"):
+        await storage.list_pipelines()
+
+
+async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> None:
+    """And it works again when it goes on; what was under way then is recorded once."""
+    server = own()
+    storage = RedisStorageBackend(server.url, deadline=0.5)
+    await record(storage, "one")
+    server.signal(signal.SIGSTOP)
+    with pytest.raises(StorageUnavailableError, match=r"did not answer within 0\.5 s"):
+        await record(storage, "two")
+    server.signal(signal.SIGCONT)
+    storage.deadline = 20.0
+    await record(storage, "three")
+    found = await read(storage)
+    assert found in (["one", "three"], ["one", "two", "three"])
+
+
+async def test_an_unknown_error_of_the_server_is_passed_on(store: RedisStorageBackend) -> None:
+    """In our words, with its own."""
+
+    async def fail(client: Redis) -> None:
+        await client.execute_command("NO_SUCH_COMMAND")
+
+    with pytest.raises(StorageUnavailableError, match="(?i)unknown command"):
+        await store._try(fail)
+
+
+# -- connections that break --------------------------------------------------------------------
+
+
+async def test_a_server_that_comes_back_is_waited_for(own: Any) -> None:
+    """Killed and started again on its append-only file: the run goes on, and nothing is lost."""
+    server = own("--appendonly", "yes")
+    storage = RedisStorageBackend(server.url, deadline=30.0)
+    lease = await storage.acquire("p", "r")
+    for n in range(40):
+        if n == 20:
+            server.kill()
+            writing = asyncio.ensure_future(record(storage, str(n), token=lease.token))
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(server.start)
+            await writing
+        else:
+            await record(storage, str(n), token=lease.token)
+    assert await read(storage) == [str(n) for n in range(40)]
+
+
+class Proxy:
+    """Stands between client and server, and loses the replies to commands that contain ``sign``."""
+
+    def __init__(self, port: int, sign: bytes, losses: int) -> None:
+        self.port, self.sign, self.losses = port, sign, losses
+        self.lost = 0
+
+    async def __aenter__(self) -> str:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/0"
+
+    async def __aexit__(self, *error: object) -> None:
+        self.server.close()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward one connection."""
+        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        while data := await reader.read(1 << 20):
+            behind_writer.write(data)
+            reply = await behind_reader.read(1 << 20)
+            if self.sign in data and self.lost < self.losses and not reply.startswith(b"-NOSCRIPT"):
+                self.lost += 1
+                break
+            writer.write(reply)
+        behind_writer.close()
+        writer.close()
+
+
+async def test_a_lost_reply_records_nothing_twice(server: RedisServer, prefix: str) -> None:
+    """The command was carried out, but nobody said so: sent again, it finds itself there."""
+    proxy = Proxy(server.port, b"EVALSHA", losses=3)
+    async with proxy as url:
+        storage = RedisStorageBackend(url, prefix=prefix)
+        await record(storage, "one", "two", "three")
+        assert proxy.lost == 3
+        assert await read(storage) == ["one", "two", "three"]
+        assert (await storage.runs("p"))[0].size == len(await storage._read("p", "r") or b"")
+        await storage.close()
+
+
+async def test_a_lost_reply_costs_no_lease(server: RedisServer, prefix: str) -> None:
+    """The claim was granted, but nobody said so: claimed again, it is the same claim."""
+    proxy = Proxy(server.port, b"EVALSHA", losses=1)
+    async with proxy as url:
+        storage = RedisStorageBackend(url, prefix=prefix)
+        lease = await storage.acquire("p", "r")
+        assert proxy.lost == 1
+        await record(storage, "one", token=lease.token)
+        proxy.losses = 2
+        await storage.renew(lease)
+        await storage.release(lease)
+        await storage.close()
+
+
+async def test_records_that_the_server_has_lost_are_recorded_again(store: RedisStorageBackend) -> None:
+    """As after a crash with an append-only file that is flushed once a second."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", "three", "four", token=lease.token)
+    await raw(store).ltrim(store._name("p", "run", "r"), 0, 1)
+    await record(store, "five", token=lease.token)
+    assert await read(store) == ["one", "two", "three", "four", "five"]
+    await record(store, "six", token=lease.token)
+    assert await read(store) == ["one", "two", "three", "four", "five", "six"]
+    assert len(store.problems) == 1
+    assert "the last 2 records" in store.problems[0]
+
+
+async def test_records_that_nobody_has_any_more_are_an_error(
+    store: RedisStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with a hole is not carried on."""
+    monkeypatch.setattr(redis_queue, "REMEMBERED", -1.0)
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", "three", token=lease.token)
+    await raw(store).ltrim(store._name("p", "run", "r"), 0, 0)
+    with pytest.raises(StorageUnavailableError, match="has lost 2 records of run r"):
+        await record(store, "four", token=lease.token)
+    assert await read(store) == ["one"]
+
+
+async def test_two_writers_without_a_lease_lose_nothing(store: RedisStorageBackend) -> None:
+    """Each finds that the other has recorded meanwhile."""
+    again = RedisStorageBackend(store._url, prefix=store.prefix)
+    for n in range(5):
+        await record(store, f"a{n}")
+        await record(again, f"b{n}")
+    assert sorted(await read(store)) == sorted([f"a{n}" for n in range(5)] + [f"b{n}" for n in range(5)])
+
+
+async def test_few_records_are_remembered(
+    store: RedisStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded by bytes as well as by time."""
+    monkeypatch.setattr(redis_queue, "REMEMBERED_BYTES", 5000)
+    for n in range(20):
+        await record(store, "x" * 1000 + str(n))
+    queue = store._here().runs["p", "r"]
+    assert 3000 < queue.size == sum(len(one) for _, one in queue.recent) <= 5000
+
+
+async def test_batches_are_bounded_and_of_one_token(
+    store: RedisStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that wait are sent together, but not too many, and a lost lease spoils only its own."""
+    monkeypatch.setattr(redis_queue, "BATCH_BYTES", 3000)
+    lease = await store.acquire("p", "r")
+    await record(store, "first", token=lease.token)
+    tokens = [lease.token, lease.token, lease.token - 1, lease.token - 1, lease.token, lease.token]
+    tasks = [record(store, "x" * 1000 + str(n), token=token) for n, token in enumerate(tokens)]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, LeaseLostError) for result in results] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [text[-1] for text in (await read(store))[1:]] == ["0", "1", "4", "5"]
+
+
+async def test_cancelling_one_record_leaves_the_others(store: RedisStorageBackend) -> None:
+    """Whoever is cancelled while it waits does not hold up the rest."""
+    await record(store, "one")
+    tasks = [asyncio.ensure_future(record(store, text)) for text in ("two", "three", "four")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert [text for text in await read(store) if text != "three"] == ["one", "two", "four"]
+
+
+# -- strangers ---------------------------------------------------------------------------------
+
+
+async def test_odd_values_are_typed_errors(store: RedisStorageBackend) -> None:
+    """Names that we never give are not listed; damaged records are, as damaged."""
+    await record(store, "one")
+    client = raw(store)
+    await client.sadd(store._pipelines_name(), "../../x", b"\xff", "*")
+    await client.hset(store._name("p", "runs"), "a:b", 1)
+    await client.hset(store._name("p", "runs"), "gone", "many")
+    await client.lset(store._name("p", "run", "r"), 0, "damaged")
+    await client.hset(store._name("p", "lease", "r"), mapping={"token": "many", "holder": "[]"})
+    assert await store.list_pipelines() == ["p"]
+    assert {info.run_id: info.status for info in await store.runs("p")} == {"gone": "damaged", "r": "damaged"}
+    with pytest.raises(CorruptRecordError, match="Redis at"):
+        await read(store)
+
+
+async def test_a_poisoned_pickle_is_never_loaded(store: RedisStorageBackend, tmp_path: Path) -> None:
+    """Not in a document, not in a record, not in a holder."""
+    marker = tmp_path / "executed"
+    poison = b"cos\nsystem\n(S'touch %b'\ntR." % str(marker).encode()
+    client = raw(store)
+    await client.hset(store._name("p", "documents"), "snapshot", pack("snapshot", "p", poison))
+    await client.rpush(store._name("p", "run", "r"), pack("events", "r", poison))
+    await client.hset(store._name("p", "lease", "r"), mapping={"token": 1, "holder": poison})
+    for call in (store.load("p"), store.read_run("p", "r")):
+        with pytest.raises(CorruptRecordError):
+            await call
+    await store.acquire("p", "r")
+    assert not marker.exists()
+
+
+# -- other ways to connect ---------------------------------------------------------------------
+
+
+async def test_a_socket_of_this_machine(own: Any, tmp_path: Path) -> None:
+    """By its path."""
+    path = Path("/tmp") / f"tagent-{os.getpid()}.sock"
+    own("--unixsocket", str(path))
+    storage = RedisStorageBackend(f"unix://{path}")
+    await record(storage, "x")
+    assert await read(storage) == ["x"]
+    assert str(path) in repr(storage)
+
+
+async def test_tls_and_password_by_url(own: Any, tmp_path: Path) -> None:
+    """With a certificate that the URL names; without it, the connection is refused."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    port = free_port()
+    own("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key),
+        "--tls-auth-clients", "no", "--requirepass", "s3cret")  # fmt: skip
+    url = f"rediss://:s3cret@127.0.0.1:{port}/0"
+    storage = RedisStorageBackend(f"{url}?ssl_ca_certs={certificate}")
+    await record(storage, "x")
+    assert await read(storage) == ["x"]
+    with pytest.raises(StorageUnavailableError, match="(?i)certificate"):
+        await RedisStorageBackend(url, deadline=0.5).list_pipelines()
+
+
+async def test_another_process_id_means_a_fork(
+    store: RedisStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections of before are left to the parent."""
+    await record(store, "one")
+    before = raw(store)
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    await record(store, "two")
+    assert raw(store) is not before
+    assert await read(store) == ["one", "two"]
+    await before.aclose()
+
+
+async def test_closing_what_was_never_used_does_nothing(store: RedisStorageBackend) -> None:
+    """Nor does closing it twice."""
+    await store.close()
+    await record(store, "x")
+    await store.close()
+    await store.close()
+    assert await read(store) == ["x"]
