@@ -6,8 +6,10 @@ import contextlib
 import io
 import sys
 import threading
+from typing import Any
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from tagent_nb.steps.capture import MAX_PIECE, Lines, captured
 
@@ -135,3 +137,38 @@ def test_an_error_inside_is_passed_on_after_the_last_text(lines: Lines, pieces: 
     with pytest.raises(ValueError), captured(lines):  # noqa: PT011 - it has no text
         fail()
     assert pieces == ["last"]
+
+
+IN_A_KERNEL = """
+import asyncio, sys
+from tagent_nb.pipeline.body import PythonBody
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.python import PythonRunner
+
+before, told = sys.stdout, []
+step = PipelineStep(name="s", goal="g", body=PythonBody.from_cell("s", "print('of the step')"))
+context = StepContext("r", "p", "s", emit=lambda event: told.append(event.text))
+job = asyncio.ensure_future(PythonRunner().run(step, context))
+print("of the cell")
+await job
+assert sys.stdout is before and type(before).__name__ == "OutStream"
+print(told)
+"""
+
+
+def test_in_a_kernel_only_the_cells_own_prints_reach_its_output() -> None:
+    manager, client = start_new_kernel(startup_timeout=60)
+    try:
+        texts: list[str] = []
+
+        def collect(message: dict[str, Any]) -> None:
+            if message["msg_type"] in ("stream", "error"):
+                texts.append(str(message["content"].get("text") or message["content"]))
+
+        reply = client.execute_interactive(IN_A_KERNEL, timeout=60, output_hook=collect)
+        assert reply["content"]["status"] == "ok", texts
+        assert "".join(texts) == "of the cell\n['of the step\\n']\n"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
