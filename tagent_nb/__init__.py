@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.executor import PipelineExecutor
     from tagent_nb.engine.handle import RunHandle
     from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
+    from tagent_nb.engine.plan import Plan, StepPlan
     from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine
     from tagent_nb.errors import (
         CorruptRecordError,
@@ -206,6 +207,10 @@ _ROOMS = {
         "PipelineMemory",
         "StepMemoryEntry",
     ),
+    "engine.plan": (
+        "Plan",
+        "StepPlan",
+    ),
     "engine.state": (
         "PipelineMemoryManager",
         "PipelineStateMachine",
@@ -258,6 +263,7 @@ __all__ = [
     "PipelineStateMachine",
     "PipelineStep",
     "PipelineValidationError",
+    "Plan",
     "RedisStorageBackend",
     "ResultCache",
     "ResumeConflictError",
@@ -281,6 +287,7 @@ __all__ = [
     "StepFailed",
     "StepFinished",
     "StepMemoryEntry",
+    "StepPlan",
     "StepProgress",
     "StepResult",
     "StepRetried",

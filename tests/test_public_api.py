@@ -43,8 +43,8 @@ DEFINITIONS = words(
 RUNS = words(
     """
     ItemResult Phase PipelineExecutor PipelineMemory PipelineMemoryManager PipelineResult
-    PipelineScheduler PipelineStateMachine ResultCache RunHandle StepMemoryEntry StepResult Task
-    TaskBasedStateMachine TaskStatus TokenUsage current
+    PipelineScheduler PipelineStateMachine Plan ResultCache RunHandle StepMemoryEntry StepPlan StepResult
+    Task TaskBasedStateMachine TaskStatus TokenUsage current
     """
 )
 STORAGE = words(

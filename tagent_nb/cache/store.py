@@ -121,12 +121,18 @@ class ResultCache:
             record = self._thread.submit(self._read_patiently, key).result()
         return self._answer(key, record, schemas)
 
-    async def aget(self, key: str, schemas: Mapping[str, type] | None = None) -> CacheEntry | None:
-        """As :meth:`get`; when the file is locked, the loop goes on meanwhile."""
+    async def aget(
+        self, key: str, schemas: Mapping[str, type] | None = None, *, count: bool = True
+    ) -> CacheEntry | None:
+        """As :meth:`get`; when the file is locked, the loop goes on meanwhile.
+
+        Args:
+            count: Whether this is a use of the entry, and a hit or a miss; else only a look.
+        """
         record = self._read_now(key)
         if isinstance(record, Exception):
             record = await self._hop(self._read_patiently, key)
-        return self._answer(key, record, schemas)
+        return self._answer(key, record, schemas, count)
 
     def _read_now(self, key: str) -> bytes | Exception | None:
         """The record, ``None`` without one, or why it cannot be read without waiting."""
@@ -160,21 +166,22 @@ class ResultCache:
         return found
 
     def _answer(
-        self, key: str, record: bytes | None, schemas: Mapping[str, type] | None
+        self, key: str, record: bytes | None, schemas: Mapping[str, type] | None, count: bool = True
     ) -> CacheEntry | None:
         if record is None:
-            self.misses += 1
+            self.misses += count
             return None
         try:
             entry = unpack(key, record, schemas)
         except TagentError as error:
             self._tell_unreadable(error)
-            self.misses += 1
+            self.misses += count
             return None
-        self.hits += 1
-        self._used.append(key)
-        for run in tuple(self._runs.values()):
-            run.keys.add(key)
+        if count:
+            self.hits += 1
+            self._used.append(key)
+            for run in tuple(self._runs.values()):
+                run.keys.add(key)
         return entry
 
     # -- writing ----------------------------------------------------------------------------

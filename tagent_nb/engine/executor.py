@@ -7,21 +7,25 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
+from tagent_nb.engine.expectation import Past
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.memory import PipelineMemory, new_run_id
+from tagent_nb.engine.plan import Plan
+from tagent_nb.engine.rehearsal import Rehearsal
 from tagent_nb.engine.resume import judge, recorded_units, refuse_changes
 from tagent_nb.engine.run import Equipment, Run, RunOptions
-from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine, read_memory
-from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationError, RunInProgressError
+from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine, read_memory, read_previous
+from tagent_nb.errors import DefinitionError, RunInProgressError
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.pipeline.serialization import pipeline_to_dict
 from tagent_nb.steps.agent import AgentRunner
-from tagent_nb.steps.providers import check_model
 from tagent_nb.steps.python import PythonRunner
 from tagent_nb.storage import open_storage
 
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.steps.base import StepRunner
-    from tagent_nb.storage.base import Lease, StorageBackend
+    from tagent_nb.storage.base import Lease, RunInfo, StorageBackend
 
 
 class PipelineExecutor:
@@ -129,8 +133,7 @@ class PipelineExecutor:
                 f"Pipeline {self.pipeline.name!r} is running already. Wait for it, or cancel() it first."
             )
         options = self._options(resume, force, until, offline, use_cache, on_change)
-        pipeline = self._subset(until)
-        self._check(pipeline, offline)
+        pipeline = self._checked(until, offline)
         self._loop = asyncio.get_running_loop()
         try:
             return await self._sit(pipeline, options)
@@ -173,6 +176,48 @@ class PipelineExecutor:
     def subscribe(self, observer: Observer) -> None:
         """Call ``observer`` with every event from now on."""
         self._observers.append(observer)
+
+    # -- before and after a run ---------------------------------------------------------------
+
+    async def plan(
+        self,
+        *,
+        resume: bool | str = False,
+        force: bool | Iterable[str] = (),
+        until: str | None = None,
+        offline: bool = False,
+        use_cache: bool = True,
+        on_change: str = "refuse",
+    ) -> Plan:
+        """What :meth:`execute` would do with the same options, and why. Calls no runner, records nothing.
+
+        Raises what :meth:`execute` raises before it begins; a resumed run that would be refused
+        because steps have changed is planned, with ``conflicts`` set.
+        """
+        options = self._options(resume, force, until, offline, use_cache, on_change)
+        pipeline = self._checked(until, offline)
+        schemas = self._schemas(pipeline)
+        memory = await self._memory(pipeline, options, schemas)
+        run = self._run_of(pipeline, options, memory, schemas)
+        verdict = judge(run, self._definition(pipeline)) if options.resume is not False else None
+        past = Past(self.storage, pipeline.id, pipeline.name)
+        steps = await Rehearsal(run, verdict, past).steps()
+        changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
+        return Plan(pipeline.name, steps, None if verdict is None else memory.run_id, changed)
+
+    async def history(self) -> list[RunInfo]:
+        """The recorded runs of the pipeline, oldest first."""
+        return await self.storage.runs(self.pipeline.id)
+
+    async def load_result(self, run_id: str | None = None) -> PipelineResult:
+        """The result of a recorded run, without an id of the newest.
+
+        Raises:
+            NotStoredError: There is no such run.
+            CorruptRecordError: It is damaged.
+        """
+        schemas = self._schemas(self.pipeline)
+        return (await read_memory(self.storage, self.pipeline.name, run_id, schemas)).to_result()
 
     # -- control, from any thread -----------------------------------------------------------
 
@@ -236,40 +281,13 @@ class PipelineExecutor:
             forced = frozenset(self.pipeline.get_step(name).name for name in names)
         return RunOptions(resume, forced, until, offline, use_cache, on_change)
 
-    def _subset(self, until: str | None) -> Pipeline:
-        """A snapshot, of ``until`` and what it depends on if that is given."""
-        pipeline = self.pipeline
-        if until is None:
-            return pipeline.snapshot()
-        wanted: set[str] = set()
-        waiting = [pipeline.get_step(until).name]
-        while waiting:
-            name = waiting.pop()
-            if name not in wanted and name in pipeline:
-                wanted.add(name)
-                waiting.extend(dependency.name for dependency in pipeline.dependencies(name))
-        return pipeline.snapshot(wanted)
-
-    def _check(self, pipeline: Pipeline, offline: bool) -> None:
-        """Refuse what cannot run, before anything runs."""
-        problems = pipeline.validate()
-        if problems:
-            raise PipelineValidationError(pipeline.name, problems)
-        if offline or not isinstance(self.runners["agent"], AgentRunner):
-            return
-        seen: list[Any] = []
-        for step in pipeline.steps:
-            if step.is_python:
-                continue
-            model = next((one for one in (step.model, self.model, pipeline.model) if one is not None), None)
-            if model is None:
-                raise ModelError(
-                    f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
-                    "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
-                )
-            if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
-                check_model(model)
-                seen.append(model)
+    def _checked(self, until: str | None, offline: bool) -> Pipeline:
+        """A snapshot of what is to run, or an error with all that is wrong with it."""
+        pipeline = part_of(self.pipeline, until)
+        refuse_problems(pipeline)
+        if not offline and isinstance(self.runners["agent"], AgentRunner):
+            refuse_models(pipeline, self.model)
+        return pipeline
 
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""
@@ -333,10 +351,34 @@ class PipelineExecutor:
         schemas: Mapping[str, type],
         token: int,
     ) -> Run:
+        run = self._run_of(pipeline, options, memory, schemas, token)
+        definition = self._definition(pipeline)
+        names = tuple(step.name for step in pipeline.steps)
+        where: dict[str, Any] = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
+        if options.resume is False:
+            self.memory, memory.pipeline = memory, pipeline
+            await run.conclude(RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where))
+            return run
+        verdict = judge(run, definition)
+        if options.on_change == "refuse":
+            refuse_changes(pipeline.name, memory.run_id, verdict.changed)
+        self.memory, memory.pipeline = memory, pipeline
+        await run.conclude(RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where))
+        return run
+
+    def _definition(self, pipeline: Pipeline) -> dict[str, Any]:
         # What cannot be rebuilt, such as a model object, must not keep a run from being recorded.
-        definition = pipeline_to_dict(pipeline, strict=False) if self.storage.durable else {}
+        return pipeline_to_dict(pipeline, strict=False) if self.storage.durable else {}
+
+    def _run_of(
+        self,
+        pipeline: Pipeline,
+        options: RunOptions,
+        memory: PipelineMemory,
+        schemas: Mapping[str, type],
+        token: int | None = None,
+    ) -> Run:
         restored = recorded_units(memory) if options.resume is not False else {}
-        names = [step.name for step in pipeline.steps]
         manager = PipelineMemoryManager(self.storage)
         equipment = Equipment(
             storage=self.storage,
@@ -349,34 +391,10 @@ class PipelineExecutor:
             retry_delay=self.retry_delay,
             observers=self._observers,
         )
-        previous = self._previous(pipeline, memory.run_id, schemas)
+        previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)
         manager.put(pipeline.name, memory)
         machine = PipelineStateMachine(pipeline, manager)
-        run = Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
-        where: dict[str, Any] = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
-        if options.resume is False:
-            self.memory, memory.pipeline = memory, pipeline
-            await run.conclude(
-                RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=tuple(names), **where)
-            )
-            return run
-        verdict = judge(run, definition)
-        if options.on_change == "refuse":
-            refuse_changes(pipeline.name, memory.run_id, verdict.changed)
-        self.memory, memory.pipeline = memory, pipeline
-        await run.conclude(
-            RunContinued(run_id=memory.run_id, steps=tuple(names), kept=tuple(verdict.kept), **where)
-        )
-        return run
-
-    def _previous(self, pipeline: Pipeline, run_id: str, schemas: Mapping[str, type]) -> Any:
-        """How to read the run before this one, when somebody asks."""
-
-        async def read() -> PipelineMemory | None:
-            runs = [one.run_id for one in await self.storage.runs(pipeline.id) if one.run_id != run_id]
-            return await read_memory(self.storage, pipeline.name, runs[-1], schemas) if runs else None
-
-        return read
+        return Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
 
     async def _keep(self, lease: Lease) -> None:
         """Renew the lease until the run ends; when it is lost, stop: another process goes on."""

@@ -31,7 +31,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     source = source_of(step)
     work = whole(run, step, outputs)
     try:
-        rows = _rows(step, outputs[source.step], source)
+        rows = source_rows(step, outputs[source.step], source)
     except TagentError as error:
         return await run.conclude(_failure(run, step, type(error).__name__, str(error), started, []))
     run.emit(
@@ -54,7 +54,13 @@ def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) ->
     return prepare(run, step, outputs, references=[*references, source])
 
 
-def _rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
+def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
+    """The items that a mapped step runs over.
+
+    Raises:
+        StepError: The value of its source has no items.
+        TemplateError: The value lacks the part that ``map_over`` names.
+    """
     value = None if output is None else lookup(output.value, source.path, name=source.step)
     if value is None:
         return []

@@ -111,6 +111,14 @@ async def read_memory(
     return memory
 
 
+async def read_previous(
+    storage: StorageBackend, pipeline_name: str, run_id: str, schemas: Mapping[str, type] | None = None
+) -> PipelineMemory | None:
+    """The memory of the newest run besides this one, or ``None``."""
+    runs = [one.run_id for one in await storage.runs(storage_id(pipeline_name)) if one.run_id != run_id]
+    return await read_memory(storage, pipeline_name, runs[-1], schemas) if runs else None
+
+
 class PipelineStateMachine(TaskBasedStateMachine):
     """A run's phase, its memory and its scheduler, moved by one call: :meth:`apply`.
 

@@ -33,7 +33,7 @@ async def run_step(run: Run, step: PipelineStep) -> Change | None:
     """Run a step to its final event, and record it. Returns what became ready or doomed."""
     await run.may_start()
     outputs = {name: _output(run, name) for name in run.machine.scheduler.dependency_graph[step.name]}
-    reason = _held_back(run, step, outputs)
+    reason = held_back(run, step, outputs)
     if isinstance(reason, StepSkipped | StepFailed):
         return await run.conclude(reason)
     if step.map_over is not None:
@@ -48,9 +48,10 @@ def _output(run: Run, name: str) -> Output | None:
     return state.output if state is not None else None
 
 
-def _held_back(
+def held_back(
     run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
 ) -> StepSkipped | StepFailed | None:
+    """What keeps a step from running: its condition, which does not hold or cannot be decided."""
     if step.when is None:
         return None
     from tagent_nb.pipeline.conditions import holds

@@ -45,19 +45,19 @@ def prepare(
     references: Sequence[Reference] | None = None,
 ) -> Work:
     """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
-    facts = dict(run.memory.facts) if run.memory.facts and _wants(step, "facts") else {}
+    facts = dict(run.memory.facts) if run.memory.facts and wants(step, "facts") else {}
     if not run.keyed:
         return Work(step, outputs, "", {}, item, facts)
     components = dict(static_components(run, step))
     components.update(input_components(reads(step, outputs) if references is None else references, outputs))
     if facts:
         components["facts"] = StoredValue.of(facts).digest
-    if run.memory.memories and _wants(step, "memories"):
+    if run.memory.memories and wants(step, "memories"):
         components["memories"] = StoredValue.of(run.memory.memories).digest
     return Work(step, outputs, unit_key(components), components, item, facts)
 
 
-def _wants(step: PipelineStep, name: str) -> bool:
+def wants(step: PipelineStep, name: str) -> bool:
     """Whether facts or memories reach this step: every agent, and Python that asks for them."""
     body = step.body
     return body is None or body.wants_context or name in body.provided or name in body.params

@@ -3,6 +3,7 @@
 The only room that knows pandas and Arrow; both are imported when a function needs them.
 """
 
+from tagent_nb.pipeline.frames.lists import plan_frame, runs_frame
 from tagent_nb.pipeline.frames.rows import is_frame, rows_of
 from tagent_nb.pipeline.frames.tables import (
     events_frame,
@@ -18,8 +19,10 @@ __all__ = [
     "events_frame",
     "is_frame",
     "output_frame",
+    "plan_frame",
     "result_html",
     "rows_of",
+    "runs_frame",
     "steps_frame",
     "table_text",
     "usage_frame",

@@ -1,0 +1,59 @@
+"""What is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tagent_nb.errors import ModelError, PipelineValidationError
+from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.steps.providers import check_model
+
+
+def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
+    """A snapshot, of ``until`` and what it depends on if that is given.
+
+    Raises:
+        UnknownStepError: ``until`` names no step.
+    """
+    if until is None:
+        return pipeline.snapshot()
+    wanted: set[str] = set()
+    waiting = [pipeline.get_step(until).name]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted and name in pipeline:
+            wanted.add(name)
+            waiting.extend(dependency.name for dependency in pipeline.dependencies(name))
+    return pipeline.snapshot(wanted)
+
+
+def refuse_problems(pipeline: Pipeline) -> None:
+    """Raise if the definition has problems.
+
+    Raises:
+        PipelineValidationError: It names all of them.
+    """
+    problems = pipeline.validate()
+    if problems:
+        raise PipelineValidationError(pipeline.name, problems)
+
+
+def refuse_models(pipeline: Pipeline, default: Any) -> None:
+    """Raise if the model of some agent step cannot be used; ``default`` is the run's own.
+
+    Raises:
+        ModelError: It names the step or the model, and the remedy.
+    """
+    seen: list[Any] = []
+    for step in pipeline.steps:
+        if step.is_python:
+            continue
+        model = next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+        if model is None:
+            raise ModelError(
+                f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
+                "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
+            )
+        if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
+            check_model(model)
+            seen.append(model)
