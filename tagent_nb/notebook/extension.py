@@ -5,21 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from tagent_nb.notebook.awaiting import AwaitedRuns
+from tagent_nb.notebook.completing import MagicCompleter
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.session import current
 
-_installed: dict[int, tuple[TagentMagics, AwaitedRuns]] = {}
+_installed: dict[int, tuple[TagentMagics, AwaitedRuns, Any]] = {}
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Register the magics of a shell, and let its cells await ``%tagent_run``. Twice is as once."""
+    """Register and complete the magics of a shell, and let its cells await ``%tagent_run``.
+
+    Loading twice is as loading once.
+    """
     if id(shell) in _installed:
         return
     magics = TagentMagics(shell, current())
     shell.register_magics(magics)
     awaited = AwaitedRuns(shell)
     awaited.install()
-    _installed[id(shell)] = (magics, awaited)
+    matcher = MagicCompleter(magics.session).matcher()
+    shell.Completer.custom_matchers.append(matcher)
+    _installed[id(shell)] = (magics, awaited, matcher)
 
 
 def unload_ipython_extension(shell: Any) -> None:
@@ -27,8 +33,9 @@ def unload_ipython_extension(shell: Any) -> None:
     found = _installed.pop(id(shell), None)
     if found is None:
         return
-    magics, awaited = found
+    magics, awaited, matcher = found
     awaited.remove()
+    shell.Completer.custom_matchers.remove(matcher)
     for kind, names in magics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)

@@ -1,0 +1,96 @@
+"""Tab in the lines of magics and in goals: options, steps, schemas, pipelines, and fields after a dot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+
+from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.session import Session
+
+_LINE = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(tagent_\w+)[ \t](.*)$", re.DOTALL)
+_REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$", re.DOTALL)
+_STEP_OPTIONS = ("--map-over", "--depends-on", "--until", "--force", "--remove", "--clear")
+_STEP_MAGICS = ("tagent_explain", "tagent_results")
+_MODELS = ("local", "test", "openai:", "anthropic:", "google:", "ollama:")
+
+
+class MagicCompleter:
+    """Completes what the magics of a session read.
+
+    Args:
+        session: Knows steps, pipelines and schemas.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def matcher(self) -> Any:
+        """The function for IPython's ``custom_matchers``."""
+
+        @context_matcher(identifier="tagent_nb")  # type: ignore[untyped-decorator, unused-ignore]
+        def complete(context: CompletionContext) -> SimpleMatcherResult:
+            lines = context.full_text.split("\n")[: context.cursor_line + 1]
+            lines[-1] = lines[-1][: context.cursor_position]
+            fragment, words, more = self.words("\n".join(lines))
+            found = [SimpleCompletion(text=word, type="magic") for word in words if word.startswith(fragment)]
+            # Inside our own lines, Python's names would only be in the way.
+            return {"completions": found, "matched_fragment": fragment, "suppress": bool(found) and not more}
+
+        return complete
+
+    def words(self, text: str) -> tuple[str, list[str], bool]:
+        """What may stand at the end of ``text``: what of it is there, the words, and whether others may."""
+        _, newline, body = text.rpartition("\n")
+        line = _LINE.match(text.partition("\n")[0] if text.startswith("%%tagent_step") else body)
+        if line is None:
+            return "", [], True
+        if newline and text.startswith("%%tagent_step"):
+            return self._in_goal(text.partition("\n")[2])
+        return self._in_line(line.group(2), line.group(3))
+
+    def _in_goal(self, body: str) -> tuple[str, list[str], bool]:
+        found = _REFERENCE.search(body)
+        if found is None:
+            return "", [], True
+        if found["step"] is None:
+            return found["word"], self._steps(), True
+        return found["word"], self._fields(found["step"][:-1]), True
+
+    def _in_line(self, magic: str, rest: str) -> tuple[str, list[str], bool]:
+        parser = getattr(getattr(TagentMagics, magic, None), "parser", None)
+        if parser is None:
+            return "", [], True
+        words = re.split(r"\s", rest)
+        fragment, before = words[-1], next((word for word in reversed(words[:-1]) if word), "")
+        if fragment.startswith("-"):
+            options = [option for action in parser._actions for option in action.option_strings]
+            return fragment, sorted(set(options) - set(words[:-1])), False
+        return self._value(magic, before, fragment)
+
+    def _value(self, magic: str, before: str, fragment: str) -> tuple[str, list[str], bool]:
+        if before == "--output-schema":
+            return fragment, sorted(self.session.schemas()), False
+        if before == "--model":
+            return fragment, list(_MODELS), True
+        if before == "--on-change":
+            return fragment, ["refuse", "rerun"], False
+        if before in _STEP_OPTIONS or (not before and magic in _STEP_MAGICS):
+            return fragment.rpartition(",")[2], self._steps(), False
+        if not before and magic == "tagent_pipeline":
+            return fragment, sorted(self.session.workspaces), False
+        if not before and magic == "tagent_nest":
+            return fragment, ["on", "off"], False
+        return "", [], True
+
+    def _steps(self) -> list[str]:
+        return [step.name for step in self.session.pipeline.steps] if self.session.workspaces else []
+
+    def _fields(self, name: str) -> list[str]:
+        """Fields of a step's schema; of a mapped step's items they are read through a loop."""
+        steps: Iterable[Any] = self.session.pipeline.steps if self.session.workspaces else ()
+        schemas = [step.output_schema for step in steps if step.name == name]
+        return [field for schema in schemas if schema is not None for field in schema.model_fields]

@@ -1,0 +1,94 @@
+"""What Tab offers in the lines of magics and in goals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
+from pydantic import BaseModel
+
+import tagent_nb
+from tagent_nb.notebook.completing import MagicCompleter
+from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.models import PipelineStep
+
+
+class Sentiment(BaseModel):
+    label: str
+    score: float
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    made = Session({"Sentiment": Sentiment}, tmp_path)
+    made.use("reviews")
+    made.put(PipelineStep("load", "go"))
+    made.put(PipelineStep("classify", "{{ load }}", output_schema=Sentiment))
+    return made
+
+
+def offered(session: Session, text: str) -> list[str]:
+    fragment, words, _ = MagicCompleter(session).words(text)
+    assert text.endswith(fragment)
+    return [word for word in words if word.startswith(fragment)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("%tagent_run --u", ["--until"]),
+        ("r = %tagent_run --until c", ["classify"]),
+        ("%tagent_run --force load,cl", ["classify"]),
+        ("x = 1\n%tagent_run --on-change ", ["refuse", "rerun"]),
+        ("%%tagent_step a --out", ["--output-schema"]),
+        ("%%tagent_step a --output-schema S", ["Sentiment"]),
+        ("%%tagent_step a --map-over ", ["load", "classify"]),
+        ("%%tagent_step a --model lo", ["local"]),
+        ("%tagent_explain l", ["load"]),
+        ("%tagent_results ", ["load", "classify"]),
+        ("%tagent_pipeline r", ["reviews"]),
+        ("%tagent_nest ", ["on", "off"]),
+        ("%tagent_run --resume --res", []),
+        ("%tagent_status x", []),
+        ("%tagent_nothing --x", []),
+        ("%timeit --x", []),
+        ("%%tagent_step a\nSay {{ cl", ["classify"]),
+        ("%%tagent_step a\nSay {{ load }} and {{ classify.", ["label", "score"]),
+        ("%%tagent_step a\n{% for x in lo", ["load"]),
+        ("%%tagent_step a\n{{ load.", []),
+        ("%%tagent_step a\nSay {{ load }} cl", []),
+        ("print(1", []),
+    ],
+)
+def test_tab_offers_what_may_stand_there(session: Session, text: str, words: list[str]) -> None:
+    assert offered(session, text) == words
+
+
+def test_an_option_that_is_there_is_not_offered_again(session: Session) -> None:
+    assert "--resume" not in offered(session, "%tagent_run --resume --")
+    assert "--force" in offered(session, "%tagent_run --resume --")
+
+
+def test_before_there_is_a_pipeline_there_are_no_steps(tmp_path: Path) -> None:
+    empty = Session({}, tmp_path)
+    assert offered(empty, "%tagent_run --until ") == []
+    assert offered(empty, "%%tagent_step a\n{{ load.") == []
+
+
+def test_the_shell_asks_it(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr("tagent_nb.notebook.extension.current", lambda: session)
+    tagent_nb.load_ipython_extension(shell)
+    try:
+        with provisionalcompleter():
+            line = "%tagent_run --until c"
+            assert [one.text for one in shell.Completer.completions(line, len(line))] == ["classify"]
+            cell = "%%tagent_step a\nSay {{ cl"
+            assert "classify" in [one.text for one in shell.Completer.completions(cell, len(cell))]
+    finally:
+        tagent_nb.unload_ipython_extension(shell)
+    assert not any(
+        getattr(one, "matcher_identifier", "") == "tagent_nb" for one in shell.Completer.custom_matchers
+    )
