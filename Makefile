@@ -15,13 +15,14 @@ OUT := demo-output
 
 section = printf '\n\033[1m== %s\033[0m\n' $(1)
 
-.PHONY: help demo test lint unit notebooks docs bench test-faults system clean
+.PHONY: help demo test lint unit browser notebooks docs bench test-faults system clean
 
 help:
 	@echo "make demo         run notebooks/01_first_pipeline.ipynb on the local model (no key, no cost)"
 	@echo "make test         everything that CI checks: lint, documentation, tests, notebooks"
 	@echo "make lint         ruff, mypy --strict, import layers"
 	@echo "make unit         the tests, with coverage"
+	@echo "make browser      the tests in a real JupyterLab"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure against the limits of docs/reference/benchmarks.md"
 	@echo "make test-faults  the fault tests with all repetitions"
@@ -76,7 +77,7 @@ demo: $(VENV)/.demo $(VENV)/.model
 
 # -- checks ------------------------------------------------------------------------------------
 
-test: lint docs unit notebooks
+test: lint docs unit browser notebooks
 
 lint: $(VENV)/.dev
 	@$(call section,"Style: ruff")
@@ -90,7 +91,13 @@ lint: $(VENV)/.dev
 unit: $(VENV)/.dev $(VENV)/.model system
 	@$(call section,"Tests: pytest with line and branch coverage")
 	@$(BIN)/coverage erase
-	@$(PYTEST) -q --cov --cov-report=term
+	@$(PYTEST) -q --cov --cov-report=term --ignore=tests/browser
+
+# A process of its own: what the driver of the browser leaves on the main thread made every later property
+# test collect all garbage at each example, which took minutes.
+browser: $(VENV)/.dev system
+	@$(call section,"Tests in a real JupyterLab: pytest with headless Chromium")
+	@$(PYTEST) -q tests/browser
 
 notebooks: $(VENV)/.dev $(VENV)/.model
 	@$(call section,"Notebooks: nbval, on a copy, so that no earlier run answers")

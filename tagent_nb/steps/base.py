@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from tagent_nb.events import Event, FactLearned, MemorySaved, StepProgress, StepStreamed, TokenUsage
+from tagent_nb.pipeline.codec import to_tree
 from tagent_nb.pipeline.models import PipelineStep
 
 
@@ -66,11 +67,21 @@ class StepContext:
         return threading.Event()
 
     def learn(self, key: str, value: Any) -> None:
-        """Record a fact for the later steps of this run."""
+        """Record a fact for the later steps of this run, once this attempt succeeds.
+
+        Raises:
+            EncodeError: The value cannot be stored; the message has the path to it.
+        """
+        to_tree(value, path=f"fact {key!r}")
         self.emit(FactLearned(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
 
     def save_memory(self, key: str, value: Any) -> None:
-        """Save a memory that later runs of this pipeline see."""
+        """Save a memory that later runs of this pipeline see, once this attempt succeeds.
+
+        Raises:
+            EncodeError: The value cannot be stored; the message has the path to it.
+        """
+        to_tree(value, path=f"memory {key!r}")
         self.emit(MemorySaved(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
 
     def write(self, text: str) -> None:
