@@ -357,6 +357,35 @@ def test_a_step_without_a_model_is_refused_before_anything_runs(book: Notebook) 
     assert "%tagent_pipeline NAME --model local" in refused(book, "tagent_run")
 
 
+def test_a_plan_says_what_would_run_and_runs_nothing(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.noting("a", "1")
+    book.noting("b", "a + 1")
+    assert book.effects("tagent_plan") == ""
+    assert book.shown[-1].startswith("reviews: 2 steps: ")
+    assert "a  ▸ run" in book.shown[-1]
+    book("tagent_run")
+    assert book.effects("tagent_plan") == ""
+    assert "a  ↺ cached" in book.shown[-1]
+    book("tagent_plan --force a --until a")
+    assert "reviews: 1 step" in book.shown[-1]
+    assert "forced" in book.shown[-1]
+    book.noting("a", "5")
+    book("tagent_plan --resume")
+    assert "a  ✗ changed" in book.shown[-1]
+    assert "Did you mean" in refused(book, "tagent_plan --until aa")
+
+
+def test_a_plan_tells_what_a_step_took_before(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test")
+    book("tagent_step report", "Say hello.")
+    book("tagent_plan")
+    assert "?" in book.shown[-1]
+    book("tagent_run")
+    book("tagent_plan --force")
+    assert "$0" in book.shown[-1]
+
+
 # -- looking at it ------------------------------------------------------------------------
 
 
@@ -550,6 +579,7 @@ def test_the_magics_of_the_design_are_there() -> None:
         "tagent_history",
         "tagent_nest",
         "tagent_pipeline",
+        "tagent_plan",
         "tagent_results",
         "tagent_run",
         "tagent_status",

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from tagent_nb.cache.store import CacheStats
 from tagent_nb.engine.loop import submit
+from tagent_nb.engine.plan import Plan
 from tagent_nb.notebook.display import FONT, MUTED, Bundle, count, escape, table
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.looks import model_label, seconds_text
+from tagent_nb.pipeline.looks import LOOKS, cost_text, model_label, seconds_text, tokens_text
+from tagent_nb.pipeline.models import StepStatus
 
 
 def _bundle(
@@ -54,6 +56,38 @@ def runs_table(session: Session) -> Bundle:
         rows.append([run.run_id, started, took, run.status, str(run.steps_done), _size(run.size)])
     title = f"{space.pipeline.name}: {count(len(rows), 'recorded run')}"
     return _bundle(title, ["run", "started", "took", "ended", "steps done", "size"], rows, [2, 4, 5], 3)
+
+
+_PLANNED = {
+    "run": StepStatus.RUNNING,
+    "may run": StepStatus.WAITING,
+    "cached": StepStatus.CACHED,
+    "recorded": StepStatus.COMPLETED,
+    "skip": StepStatus.SKIPPED,
+    "fail": StepStatus.FAILED,
+}
+
+
+def plan_table(plan: Plan) -> Bundle:
+    """What a run would do with each step, and what it is expected to take; ``?`` where nothing is known."""
+    rows = []
+    for one in plan:
+        runs = one in plan.running
+        took = "?" if one.seconds is None else seconds_text(one.seconds)
+        used = "?" if one.tokens is None else tokens_text(one.tokens) if one.tokens else ""
+        paid = cost_text(one.cost) if used and used != "?" else used
+        mark = LOOKS[_PLANNED[one.action]].mark
+        rows.append(
+            [one.step, f"{mark} {one.state}", one.why, *((took, used, paid) if runs else ("", "", ""))]
+        )
+    rows += [[step, "✗ changed", "; ".join(told), "", "", ""] for step, told in plan.conflicts.items()]
+    return _bundle(
+        f"{plan.pipeline}: {plan.total}",
+        ["step", "would", "why", "time", "tokens", "cost"],
+        rows,
+        [3, 4, 5],
+        2,
+    )
 
 
 def cache_table(stats: CacheStats) -> Bundle:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
@@ -12,7 +13,7 @@ from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.notebook.control import Request, RunControl
 from tagent_nb.notebook.display import Bundle, count, definition_table, show, step_card
 from tagent_nb.notebook.explaining import explain_step
-from tagent_nb.notebook.listing import cache_table, pipelines_table, runs_table
+from tagent_nb.notebook.listing import cache_table, pipelines_table, plan_table, runs_table
 from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.run_view import result_view, run_html, run_text
@@ -21,6 +22,38 @@ from tagent_nb.notebook.step_options import build_step
 from tagent_nb.pipeline.models import ExecutionMode
 
 __all__ = ["TagentMagics"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run_options(function: F) -> F:
+    """The options that %tagent_run and %tagent_plan share."""
+    for add in reversed(
+        [
+            option(
+                "--resume",
+                nargs="?",
+                const=True,
+                default=False,
+                metavar="RUN",
+                help="Carry on the last run, or this one.",
+            ),
+            option(
+                "--force", nargs="?", const=True, metavar="STEPS", help="Run these steps anew (a,b), or all."
+            ),
+            option("--until", metavar="STEP", help="Run only this step and what it depends on."),
+            option("--offline", action="store_true", help="Ask no model: what is not cached fails."),
+            option("--no-cache", action="store_true", help="Neither ask nor fill the cache."),
+            option(
+                "--on-change",
+                choices=("refuse", "rerun"),
+                default="refuse",
+                help="When a resumed run finds recorded steps changed: refuse, or run them and what follows.",
+            ),
+        ]
+    ):
+        function = add(function)
+    return function
 
 
 @magics_class
@@ -125,32 +158,8 @@ class TagentMagics(Magics):
     @line_magic
     @arguments()
     @option("--background", action="store_true", help="Return at once with a handle; other cells can run.")
-    @option(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="RUN",
-        help="Carry on the last run, or this one.",
-    )
-    @option(
-        "--force",
-        nargs="?",
-        const=True,
-        default=None,
-        metavar="STEPS",
-        help="Run these steps anew (a,b), or all.",
-    )
-    @option("--until", metavar="STEP", help="Run only this step and what it depends on.")
-    @option("--offline", action="store_true", help="Ask no model: what is not cached fails.")
-    @option("--no-cache", action="store_true", help="Neither ask nor fill the cache.")
     @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time.")
-    @option(
-        "--on-change",
-        choices=("refuse", "rerun"),
-        default="refuse",
-        help="When a resumed run finds recorded steps changed: refuse, or run these and what follows again.",
-    )
+    @run_options
     @help_option
     def tagent_run(self, line: str) -> Any:
         """Run the current pipeline and wait for it; the result is the variable 'result'.
@@ -174,22 +183,37 @@ class TagentMagics(Magics):
         args = parse(TagentMagics.tagent_run, line)
         if args is None:
             return None
+        options = self._options(args)
+        return Request({**options, "max_concurrency": args.max_concurrency}, args.background)
+
+    def _options(self, args: Any) -> dict[str, Any]:
+        """The options that a run and its plan share."""
         pipeline = self.session.pipeline
         if not pipeline.steps:
             raise DefinitionError(
                 f"Pipeline {pipeline.name!r} has no steps. Write a cell: %%tagent_step NAME"
             )
-        force = names(args.force) if isinstance(args.force, str) else bool(args.force)
-        options = {
+        return {
             "resume": args.resume,
-            "force": force,
+            "force": names(args.force) if isinstance(args.force, str) else bool(args.force),
             "until": args.until,
             "offline": args.offline,
             "use_cache": not args.no_cache,
             "on_change": args.on_change,
-            "max_concurrency": args.max_concurrency,
         }
-        return Request(options, args.background)
+
+    @line_magic
+    @arguments()
+    @run_options
+    @help_option
+    def tagent_plan(self, line: str) -> None:
+        """Show what %%tagent_run with the same options would do, and why, before it costs anything.
+
+        Time, tokens and cost are those of the last run in which a step ran.
+        """
+        args = parse(TagentMagics.tagent_plan, line)
+        if args is not None:
+            show(plan_table(self.session.plan(**self._options(args))))
 
     @line_magic
     @arguments()

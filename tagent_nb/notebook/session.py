@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.plan import Plan
     from tagent_nb.storage.base import StorageBackend
 
 __all__ = ["STATE_FOLDER", "Session", "Workspace", "current"]
@@ -235,6 +236,10 @@ class Session:
         future: Future[PipelineResult] = submit(run())
         space.handle = RunHandle(executor, future)
         return space.handle
+
+    def plan(self, **options: Any) -> Plan:
+        """What a run of the current pipeline would do, and why. Options and errors are those of a run."""
+        return submit(self.executor().plan(**options)).result()
 
     def stored_result(self, run_id: str | None = None) -> PipelineResult:
         """The result of a recorded run of the current pipeline, without an id of the newest.
