@@ -1,0 +1,61 @@
+"""The command line: ``python -m tests.benchmarks [--only NAME] [--quick] [--rounds N] [--list]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+
+from tests.benchmarks import caching, overhead, processes, recording, scheduling
+from tests.benchmarks.measure import BENCHMARKS, Result, measure, table
+
+MODULES = (scheduling, overhead, caching, recording, processes)
+"""Importing them fills ``BENCHMARKS``; the table is in this order."""
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description="Measure tagent-nb against its limits."
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="run those whose name has NAME in it"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of each, large ones left out")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side (default 5)")
+    parser.add_argument("--list", action="store_true", help="list the names and stop")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, showing each result as it comes, and print the table."""
+    arguments = _arguments()
+    modules = [module.__name__ for module in MODULES]
+    chosen = [
+        one
+        for one in sorted(BENCHMARKS, key=lambda one: modules.index(one.setup.__module__))
+        if not arguments.only or any(part in one.name for part in arguments.only)
+    ]
+    if not chosen:
+        raise SystemExit(f"No benchmark is named so. Names: {', '.join(one.name for one in BENCHMARKS)}.")
+    if arguments.list:
+        print("\n".join(f"{one.name:20} {one.what}" for one in chosen))
+        return
+    began = time.perf_counter()
+    rounds = 1 if arguments.quick else max(1, arguments.rounds)
+    results: list[Result] = []
+    for one in chosen:
+        if arguments.quick and one.large and not arguments.only:
+            continue
+        print(f"{one.name} ...", end=" ", flush=True)
+        results.append(measure(one, rounds))
+        print(f"{results[-1].ratio:.2f}x", flush=True)
+    print(f"\n{table(results)}")
+    print(
+        f"\nMedians of {rounds} alternating round{'s' if rounds > 1 else ''} on {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, in {time.perf_counter() - began:.0f} s."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The result cache, each time in a new process."""
+
+from __future__ import annotations
+
+import tempfile
+
+from tests.benchmarks.fresh import program, told
+from tests.benchmarks.measure import Side, Sides, benchmark
+from tests.benchmarks.pipelines import RECORDS
+
+
+def _first(name: str) -> Side:
+    def side() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return told(program(name), folder, "first")
+
+    return side
+
+
+@benchmark(
+    "cache-first",
+    "first run of 1,000 steps of 2 KB",
+    limit="diskcache get + set",
+    reach=1.5,
+    dream=1.0,
+    each=RECORDS,
+)
+def first_run() -> Sides:
+    return Sides(_first("cached"), _first("cached_by_hand"))
+
+
+@benchmark(
+    "cache-again",
+    "fully cached re-run of the same",
+    limit="diskcache get",
+    reach=1.5,
+    dream=1.0,
+    each=RECORDS,
+)
+def cached_again() -> Sides:
+    # Kept until the process ends: both sides read what they wrote here.
+    folders = {name: tempfile.TemporaryDirectory() for name in ("cached", "cached_by_hand")}
+    for name, folder in folders.items():
+        told(program(name), folder.name, "first")
+
+    def again(name: str) -> Side:
+        return lambda: told(program(name), folders[name].name, "again")
+
+    return Sides(again("cached"), again("cached_by_hand"))

@@ -1,0 +1,61 @@
+"""Programs in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def told(*arguments: str) -> float:
+    """The number that ``python ARGUMENTS`` prints last."""
+    return float(_run(arguments).split()[-1])
+
+
+def lasted(*arguments: str) -> float:
+    """Seconds from the start of ``python ARGUMENTS`` to its end."""
+    began = time.perf_counter()
+    _run(arguments)
+    return time.perf_counter() - began
+
+
+def program(name: str) -> str:
+    """The path of one of the programs here."""
+    return str(HERE / "programs" / f"{name}.py")
+
+
+def _run(arguments: tuple[str, ...]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"python {' '.join(arguments)} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def peak() -> float:
+    """Most memory that this process has had so far, in MB."""
+    if sys.platform == "linux":
+        # ru_maxrss would count the parent as it was at the fork.
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1024**2 if sys.platform == "darwin" else 1024
+    )
+
+
+def written() -> int:
+    """Bytes that this process has written so far; 0 where the system does not count them."""
+    try:
+        counts = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(counts.split("wchar:")[1].split()[0])

@@ -1,0 +1,152 @@
+"""How two sides are measured, and how the result is shown."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Side = Callable[[], float]
+"""Does its work once and returns what it took, in the benchmark's unit; set-up is not in it."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a benchmark.
+
+    Attributes:
+        ours: Our side.
+        limit: The limit's.
+        note: Says in a few words what else was seen; asked after the last round.
+    """
+
+    ours: Side
+    limit: Side
+    note: Callable[[], str] = str
+
+
+Setup = Callable[[], Sides]
+"""Makes the sides of a benchmark."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A row of the table.
+
+    Attributes:
+        name: Short name for ``--only``.
+        what: What is measured.
+        limit: What it is measured against.
+        reach: Ratio that should be reached.
+        dream: Ratio that would be wonderful.
+        unit: ``"s"`` or ``"MB"``.
+        each: Pieces of work (steps) in one measurement; times are shown for one of them.
+        large: Left out by ``--quick``.
+        setup: Makes the two sides.
+    """
+
+    name: str
+    what: str
+    limit: str
+    reach: float
+    dream: float
+    setup: Setup
+    unit: str = "s"
+    each: int = 1
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians of both sides of a benchmark."""
+
+    benchmark: Benchmark
+    ours: float
+    limit: float
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Ours for one of the limit."""
+        return self.ours / self.limit
+
+
+BENCHMARKS: list[Benchmark] = []
+"""All benchmarks, in the order of the table."""
+
+
+def benchmark(
+    name: str,
+    what: str,
+    *,
+    limit: str,
+    reach: float,
+    dream: float,
+    unit: str = "s",
+    each: int = 1,
+    large: bool = False,
+) -> Callable[[Setup], Setup]:
+    """Add a row; the decorated function makes its two sides, ours first."""
+
+    def add(setup: Setup) -> Setup:
+        BENCHMARKS.append(Benchmark(name, what, limit, reach, dream, setup, unit, each, large))
+        return setup
+
+    return add
+
+
+def measure(one: Benchmark, rounds: int) -> Result:
+    """Run both sides alternately, the first to go changing each round, after a round that warms up."""
+    sides = one.setup()
+    if not one.large:
+        sides.limit()
+        sides.ours()
+    taken: dict[Side, list[float]] = {sides.ours: [], sides.limit: []}
+    for number in range(rounds):
+        for side in (sides.limit, sides.ours) if number % 2 else (sides.ours, sides.limit):
+            gc.collect()
+            taken[side].append(side())
+    ours, limit = (statistics.median(taken[side]) for side in (sides.ours, sides.limit))
+    return Result(one, ours, limit, sides.note())
+
+
+def amount(value: float, unit: str) -> str:
+    """A time in seconds, or a size in MB, with three digits."""
+    if unit != "s":
+        return f"{value:.3g} {unit}"
+    for factor, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value >= factor:
+            return f"{value / factor:.3g} {name}"
+    return f"{value * 1e6:.3g} us"
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as aligned text."""
+    head = ["what", "limit", "ours", "limit", "ratio", "reach", "dream", ""]
+    rows = []
+    for result in results:
+        one = result.benchmark
+        verdict = "dream" if result.ratio <= one.dream else "reached" if result.ratio <= one.reach else "-"
+        rows.append(
+            [
+                one.what,
+                one.limit,
+                amount(result.ours / one.each, one.unit),
+                amount(result.limit / one.each, one.unit),
+                f"{result.ratio:.2f}x" if result.ratio > 0.1 else f"{result.ratio:.3f}x",
+                f"{one.reach:g}x",
+                f"{one.dream:g}x",
+                verdict,
+            ]
+        )
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = []
+    for row in [head, ["-" * width for width in widths], *rows]:
+        cells = [
+            text.ljust(width) if column < 2 or column == 7 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines += [f"{result.benchmark.name}: {result.note}" for result in results if result.note]
+    return "\n".join(lines)

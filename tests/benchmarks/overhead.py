@@ -1,0 +1,92 @@
+"""What the engine adds to steps that do nothing, and to steps that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from tagent_nb import ExecutionMode, Pipeline, PipelineExecutor, StepContext
+from tests.benchmarks.graphs import Graph, chain, layered, scattered
+from tests.benchmarks.limits import bare
+from tests.benchmarks.measure import Sides, benchmark
+from tests.benchmarks.pipelines import no_ops, nothing
+
+BARE = "bare asyncio"
+
+
+def _against_bare(graph: Graph) -> Sides:
+    pipeline = no_ops(graph)
+
+    async def ours() -> float:
+        executor = PipelineExecutor(pipeline)
+        began = time.perf_counter()
+        result = await executor.execute()
+        taken = time.perf_counter() - began
+        assert result.success
+        return taken
+
+    async def limit() -> float:
+        began = time.perf_counter()
+        await bare(graph, lambda _: nothing())
+        return time.perf_counter() - began
+
+    return Sides(lambda: asyncio.run(ours()), lambda: asyncio.run(limit()))
+
+
+@benchmark("layered", "no-op step, layered 50x20", limit=BARE, reach=2.0, dream=1.0, each=1000)
+def layers() -> Sides:
+    return _against_bare(layered(50, 20))
+
+
+@benchmark("random", "no-op step, random 10,000", limit=BARE, reach=2.0, dream=1.0, each=10_000)
+def random_graph() -> Sides:
+    return _against_bare(scattered(10_000))
+
+
+@benchmark("chain", "no-op step, chain of 1,000", limit=BARE, reach=1.0, dream=0.3, each=1000)
+def short_chain() -> Sides:
+    return _against_bare(chain(1000))
+
+
+@benchmark(
+    "chain-100k", "no-op step, chain of 100,000", limit=BARE, reach=1.0, dream=0.3, each=100_000, large=True
+)
+def long_chain() -> Sides:
+    return _against_bare(chain(100_000))
+
+
+@benchmark(
+    "critical-path",
+    "wall, 20 layers x 10 sleeps of 50 ms",
+    limit="critical path",
+    reach=1.02,
+    dream=1.015,
+    large=True,
+)
+def critical_path() -> Sides:
+    graph = layered(20, 10)
+    choose = random.Random(1)
+    spread = 0.8
+    # A lognormal has the mean exp(mu + sigma^2 / 2); 0.050 s here.
+    seconds = {name: 0.050 * choose.lognormvariate(-(spread**2) / 2, spread) for name in graph}
+    ends: dict[str, float] = {}
+    for name, above in graph.items():
+        ends[name] = seconds[name] + max((ends[one] for one in above), default=0.0)
+    pipeline = Pipeline("sleeps", default_mode=ExecutionMode.CONCURRENT)
+
+    async def sleep(context: StepContext) -> None:
+        await asyncio.sleep(seconds[context.step])
+
+    for name, above in graph.items():
+        pipeline.task(name=name, depends_on=above)(sleep)
+
+    async def ours() -> float:
+        executor = PipelineExecutor(pipeline, max_concurrency=len(graph))
+        began = time.perf_counter()
+        result = await executor.execute()
+        taken = time.perf_counter() - began
+        assert result.success
+        return taken
+
+    return Sides(lambda: asyncio.run(ours()), lambda: max(ends.values()))

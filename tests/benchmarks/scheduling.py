@@ -1,0 +1,42 @@
+"""The scheduler by itself."""
+
+from __future__ import annotations
+
+import time
+
+from tagent_nb import Pipeline, PipelineScheduler
+from tagent_nb.pipeline.models import PipelineStep
+from tests.benchmarks.graphs import scattered
+from tests.benchmarks.limits import kahn
+from tests.benchmarks.measure import Sides, benchmark
+
+SIZE = 100_000
+
+
+@benchmark(
+    "order",
+    "build and order 100,000 steps",
+    limit="plain Kahn over the same names",
+    reach=1.5,
+    dream=1.1,
+)
+def order() -> Sides:
+    graph = scattered(SIZE)
+    pipeline = Pipeline("order")
+    pipeline.steps = [PipelineStep(name, "goal", depends_on=list(above)) for name, above in graph.items()]
+
+    def ours() -> float:
+        began = time.perf_counter()
+        found = PipelineScheduler(pipeline).get_execution_order()
+        taken = time.perf_counter() - began
+        assert len(found) == SIZE
+        return taken
+
+    def limit() -> float:
+        began = time.perf_counter()
+        found = kahn(graph)
+        taken = time.perf_counter() - began
+        assert len(found) == SIZE
+        return taken
+
+    return Sides(ours, limit)
