@@ -61,6 +61,12 @@ def expected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "WEIGHTS_SHA256", hashlib.sha256(b"weights").hexdigest())
 
 
+@pytest.fixture(autouse=True)
+def _no_server() -> None:
+    """A server that an earlier test of this process started is not this test's."""
+    local.stop()
+
+
 # -- status and check -------------------------------------------------------------------------
 
 
