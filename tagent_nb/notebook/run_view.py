@@ -144,7 +144,7 @@ def _about(view: RunView, step: StepResult, folded: bool) -> str:
     done, wrong, total = (view.items or {}).get(step.name, (0, 0, 0))
     if total:
         words.append(f"{done}/{total} items" + (f", {wrong} failed" if wrong else ""))
-    if step.attempts > 1:
+    if step.attempts > 1 and step.items is None:
         words.append(f"attempt {step.attempts}")
     if step.reason:
         words.append(clip(step.reason, 200))
