@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.executor import PipelineExecutor
+    from tagent_nb.engine.export import export_module
     from tagent_nb.engine.handle import RunHandle
     from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
     from tagent_nb.engine.plan import Plan, StepPlan
@@ -202,6 +203,7 @@ _ROOMS = {
     "storage.redis": ("RedisStorageBackend",),
     "storage.sqlite": ("SQLiteStorageBackend",),
     "engine.executor": ("PipelineExecutor",),
+    "engine.export": ("export_module",),
     "engine.handle": ("RunHandle",),
     "engine.memory": (
         "PipelineMemory",
@@ -311,6 +313,7 @@ __all__ = [
     "Warned",
     "__version__",
     "current",
+    "export_module",
     "load_ipython_extension",
     "open_storage",
     "tool",

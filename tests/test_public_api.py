@@ -44,7 +44,7 @@ RUNS = words(
     """
     ItemResult Phase PipelineExecutor PipelineMemory PipelineMemoryManager PipelineResult
     PipelineScheduler PipelineStateMachine Plan ResultCache RunHandle StepMemoryEntry StepPlan StepResult
-    Task TaskBasedStateMachine TaskStatus TokenUsage current
+    Task TaskBasedStateMachine TaskStatus TokenUsage current export_module
     """
 )
 STORAGE = words(

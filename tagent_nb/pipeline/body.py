@@ -76,7 +76,7 @@ class PythonBody:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise DefinitionError(_no_yield(f"function {name!r}", function.__code__.co_firstlineno))
         params, optional = _parameters(name, inspect.signature(function).parameters.values())
-        source = _source_of(function)
+        source = source_of(function)
         node = _definition(source)
         # The bytecode of a lambda names attributes as well: too many names do no harm.
         names = free_names([node]) if node is not None else frozenset(function.__code__.co_names)
@@ -235,7 +235,7 @@ def _signature_of(node: _Definition) -> list[inspect.Parameter]:
     return found
 
 
-def _source_of(function: Callable[..., Any]) -> str:
+def source_of(function: Callable[..., Any]) -> str:
     """The function's text without the decorators that the caller's ``@pipeline.task`` brings."""
     try:
         text = textwrap.dedent(inspect.getsource(function))
