@@ -15,7 +15,6 @@ from tagent_nb.storage.disk import (
     locked,
     make_folder,
     open_file,
-    read_file,
     read_open,
     replace_file,
     trouble,
@@ -63,9 +62,16 @@ class RunFile:
     # -- the lease --------------------------------------------------------------------------
 
     def lease(self) -> tuple[int, bytes]:
-        """Token and holder; ``(0, b"")`` if there never was a lease."""
-        data = read_file(self.lease_path, 1 << 16)
-        return _parse_lease(data or b"")
+        """Token and holder; ``(0, b"")`` if there never was a lease. Never half of one being written."""
+        try:
+            lease = open_file(self.lease_path, os.O_RDONLY, "read")
+        except FileNotFoundError:
+            return _parse_lease(b"")
+        try:
+            with locked(lease, self.lease_path, shared=True):
+                return _parse_lease(read_open(lease, self.lease_path, os.fstat(lease).st_size, 1 << 16))
+        finally:
+            os.close(lease)
 
     def swap_lease(self, expected: int, token: int, holder: bytes) -> bool:
         """Set token and holder if the token is still ``expected``."""
