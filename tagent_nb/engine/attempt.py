@@ -15,7 +15,6 @@ from tagent_nb.events import (
     Event,
     FactLearned,
     MemorySaved,
-    StepCancelled,
     StepFailed,
     StepFinished,
     StepRetried,
@@ -52,17 +51,6 @@ async def attempts(run: Run, work: Work) -> list[Event]:
         try:
             value = await _attempt(run, work, context)
             return [*learned, _finished(run, work, value, attempt, time.monotonic() - began, context)]
-        except asyncio.CancelledError:
-            run.emit(
-                StepCancelled(
-                    run_id=context.run_id,
-                    step=step.name,
-                    item=work.item,
-                    attempt=attempt,
-                    seconds=time.monotonic() - began,
-                )
-            )
-            raise
         except Exception as error:  # the user's code and the model's side may raise anything
             if attempt >= last or not _may_succeed(error):
                 return [failed(run, work, error, attempt, time.monotonic() - began, context)]
@@ -117,7 +105,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         shared=run.pipeline.shared_context,
         constraints=[*run.pipeline.global_constraints, *step.constraints],
         facts=work.facts,
-        memories=dict(run.memory.memories),
+        memories=work.memories,
         namespace=run.equipment.namespace,
         model=step_model(run, step),
         idempotency_key=f"{run.memory.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",

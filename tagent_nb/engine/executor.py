@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
 from tagent_nb.engine.expectation import Past
 from tagent_nb.engine.handle import RunHandle
-from tagent_nb.engine.loop import submit
+from tagent_nb.engine.holding import holding
+from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory, new_run_id
 from tagent_nb.engine.plan import Plan
 from tagent_nb.engine.rehearsal import Rehearsal
 from tagent_nb.engine.resume import judge, recorded_units, refuse_changes
 from tagent_nb.engine.run import Equipment, Run, RunOptions
-from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine, read_memory, read_previous
-from tagent_nb.errors import DefinitionError, RunInProgressError
+from tagent_nb.engine.state import (
+    PipelineMemoryManager,
+    PipelineStateMachine,
+    find_run,
+    read_memory,
+    read_previous,
+)
+from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import PipelineResult
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
 
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.steps.base import StepRunner
-    from tagent_nb.storage.base import Lease, RunInfo, StorageBackend
+    from tagent_nb.storage.base import RunInfo, StorageBackend
 
 
 class PipelineExecutor:
@@ -91,7 +97,9 @@ class PipelineExecutor:
         self._observers: list[Observer] = list(observers)
         self._run: Run | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_early = False
+        # Set from start() until execute() begins: who cancels between the two must be heard.
+        self._starting: asyncio.AbstractEventLoop | None = None
+        self._asked: list[Callable[[Run], None]] = []
 
     # -- running ----------------------------------------------------------------------------
 
@@ -126,20 +134,21 @@ class PipelineExecutor:
             ResumeConflictError: Recorded steps have changed and ``on_change`` is ``"refuse"``.
             NotStoredError: There is no run to resume.
             RunInProgressError: This executor is running already.
+            LeaseLostError: Another process carries the run on, from the start or since a while.
             StorageError: A result could not be recorded. What was recorded before is kept.
         """
-        if self._run is not None or self._loop is not None:
+        self._starting = None
+        if self.running:
             raise RunInProgressError(
                 f"Pipeline {self.pipeline.name!r} is running already. Wait for it, or cancel() it first."
             )
-        options = self._options(resume, force, until, offline, use_cache, on_change)
-        pipeline = self._checked(until, offline)
         self._loop = asyncio.get_running_loop()
         try:
-            return await self._sit(pipeline, options)
+            options = self._options(resume, force, until, offline, use_cache, on_change)
+            return await self._sit(self._checked(until, offline), options)
         finally:
             self._run = self._loop = None
-            self._stop_early = False
+            self._asked.clear()
 
     def run(self, **options: Any) -> PipelineResult:
         """:meth:`execute` from anywhere: it works on a loop in a thread of its own and waits for it.
@@ -151,6 +160,7 @@ class PipelineExecutor:
 
     def start(self, **options: Any) -> RunHandle:
         """:meth:`execute` in the background; returns at once with a handle."""
+        self._starting = background_loop()
         return RunHandle(self, submit(self.execute(**options)))
 
     async def stream(self, **options: Any) -> AsyncIterator[Event]:
@@ -167,8 +177,7 @@ class PipelineExecutor:
                 yield event
             await task
         finally:
-            if events.put_nowait in self._observers:
-                self._observers.remove(events.put_nowait)
+            self._observers.remove(events.put_nowait)
             if not task.done():
                 self.cancel()
                 await asyncio.wait([task])
@@ -197,7 +206,8 @@ class PipelineExecutor:
         options = self._options(resume, force, until, offline, use_cache, on_change)
         pipeline = self._checked(until, offline)
         schemas = self._schemas(pipeline)
-        memory = await self._memory(pipeline, options, schemas)
+        run_id = await self._run_id(pipeline, options)
+        memory = await self._memory(pipeline, options, schemas, run_id)
         run = self._run_of(pipeline, options, memory, schemas)
         verdict = judge(run, self._definition(pipeline)) if options.resume is not False else None
         past = Past(self.storage, pipeline.id, pipeline.name)
@@ -223,44 +233,38 @@ class PipelineExecutor:
 
     def cancel(self) -> None:
         """Stop the run now; it can be resumed. Without a run, or called again, it does nothing."""
-        self._on_loop(self._cancel_now)
+        self._ask(Run.cancel)
 
     def pause(self) -> None:
         """Start nothing further until :meth:`resume`; what runs goes on."""
-        self._on_loop(self._pause_now)
+        self._ask(Run.pause)
 
     def resume(self) -> None:
         """Go on after :meth:`pause`. (To carry on an earlier run: ``run(resume=True)``.)"""
-        self._on_loop(self._unpause_now)
+        self._ask(Run.unpause)
 
     @property
     def running(self) -> bool:
         """Whether a run is going on."""
-        return self._loop is not None
+        # A loop that was closed under its run has taken the run with it.
+        return self._loop is not None and not self._loop.is_closed()
 
     @property
     def result(self) -> PipelineResult | None:
         """The result as it stands now: live while a run goes on; ``None`` before the first."""
         return None if self.memory is None else self.memory.to_result()
 
-    def _cancel_now(self) -> None:
-        if self._run is not None:
-            self._run.cancel()
-        else:
-            self._stop_early = True
+    def _ask(self, action: Callable[[Run], None]) -> None:
+        """Do something with the run, on its loop; with one that is about to begin, when it has."""
+        loop = self._loop if self.running else self._starting
+        if loop is not None:
+            loop.call_soon_threadsafe(self._asked_now, action)
 
-    def _pause_now(self) -> None:
+    def _asked_now(self, action: Callable[[Run], None]) -> None:
         if self._run is not None:
-            self._run.pause()
-
-    def _unpause_now(self) -> None:
-        if self._run is not None:
-            self._run.unpause()
-
-    def _on_loop(self, action: Callable[[], None]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(action)
+            action(self._run)
+        elif self._loop is not None or self._starting is not None:
+            self._asked.append(action)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -292,30 +296,31 @@ class PipelineExecutor:
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""
         schemas = self._schemas(pipeline)
-        memory = await self._memory(pipeline, options, schemas)
-        lease = await self.storage.acquire(memory.pipeline_id, memory.run_id)
-        heartbeat = asyncio.ensure_future(self._keep(lease))
-        began = time.monotonic()
-        try:
-            run = await self._prepare(pipeline, options, memory, schemas, lease.token)
-            self._run = run
-            if self._stop_early:
-                run.cancel()
+        run_id = await self._run_id(pipeline, options)
+
+        def lost(error: LeaseLostError) -> None:
+            self._asked_now(lambda run: run.fail(error))
+
+        # Read under the lease: what another process records until it gives the run back is seen.
+        async with holding(self.storage, pipeline.id, run_id, lost) as lease:
+            memory = await self._memory(pipeline, options, schemas, run_id)
+            self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token)
+            for action in self._asked:
+                action(run)
             if self.cache is not None:
-                self.cache.protect(memory.run_id, run.warn_from_anywhere)
+                self.cache.protect(run_id, run.warn_from_anywhere)
             try:
                 await run.drive()
-            except asyncio.CancelledError:
-                run.cancel()
-                await asyncio.shield(run.finish(time.monotonic() - began))
-                raise
-            await run.finish(time.monotonic() - began)
-        finally:
-            heartbeat.cancel()
-            if self.cache is not None:
-                await self.cache.arelease(memory.run_id)
-            await self.storage.release(lease)
+            finally:
+                if self.cache is not None:
+                    await self.cache.arelease(run_id)
         return memory.to_result()
+
+    async def _run_id(self, pipeline: Pipeline, options: RunOptions) -> str:
+        if options.resume is False:
+            return new_run_id()
+        wanted = options.resume if isinstance(options.resume, str) else None
+        return await find_run(self.storage, pipeline.name, wanted)
 
     def _schemas(self, pipeline: Pipeline) -> dict[str, type]:
         """Classes by name that stored values may become: the steps', the given, the namespace's."""
@@ -329,18 +334,17 @@ class PipelineExecutor:
         return found
 
     async def _memory(
-        self, pipeline: Pipeline, options: RunOptions, schemas: Mapping[str, type]
+        self, pipeline: Pipeline, options: RunOptions, schemas: Mapping[str, type], run_id: str
     ) -> PipelineMemory:
         if options.resume is False:
-            memory = PipelineMemory(pipeline.id, new_run_id(), [step.name for step in pipeline.steps])
+            memory = PipelineMemory(pipeline.id, run_id, [step.name for step in pipeline.steps])
             memory.pipeline_name = pipeline.name
         else:
-            run_id = options.resume if isinstance(options.resume, str) else None
             memory = await read_memory(self.storage, pipeline.name, run_id, schemas)
             if self.memory is not None and self.memory.run_id == memory.run_id:
                 memory.pipeline = self.memory.pipeline
         memory.shared_data = pipeline.shared_context
-        memory.memories = {**await self.storage.memories(pipeline.id), **memory.memories}
+        memory.memories = {**await self.storage.memories(pipeline.id, schemas), **memory.memories}
         return memory
 
     async def _prepare(
@@ -395,9 +399,3 @@ class PipelineExecutor:
         manager.put(pipeline.name, memory)
         machine = PipelineStateMachine(pipeline, manager)
         return Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
-
-    async def _keep(self, lease: Lease) -> None:
-        """Renew the lease until the run ends; when it is lost, stop: another process goes on."""
-        while True:
-            await asyncio.sleep(lease.ttl / 3)
-            await self.storage.renew(lease)

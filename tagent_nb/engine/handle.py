@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Generator
+from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ CANCEL_GRACE = 2.0
 class RunHandle:
     """A run in the background."""
 
-    def __init__(self, executor: PipelineExecutor, future: Future[PipelineResult]) -> None:
+    def __init__(self, executor: PipelineExecutor, future: futures.Future[PipelineResult]) -> None:
         self.executor = executor
         self._future = future
 
@@ -42,18 +42,11 @@ class RunHandle:
         """
         until = None if timeout is None else time.monotonic() + timeout
         try:
-            while True:
-                # Short waits, since a long one is not interrupted on every platform.
-                left = 0.1 if until is None else min(0.1, until - time.monotonic())
-                try:
-                    return self._future.result(max(0.0, left))
-                except FutureTimeoutError:
-                    if self._future.done():
-                        raise
-                    if until is not None and time.monotonic() >= until:
-                        raise TimeoutError(
-                            f"The run goes on after {timeout:g} s. cancel() stops it."
-                        ) from None
+            while not self._future.done():
+                if until is not None and time.monotonic() >= until:
+                    raise TimeoutError(f"The run goes on after {timeout:g} s. cancel() stops it.")
+                self._wait(until)
+            return self._future.result()
         except KeyboardInterrupt:
             self.cancel(wait=CANCEL_GRACE)
             raise
@@ -61,10 +54,14 @@ class RunHandle:
     def cancel(self, wait: float = 0.0) -> None:
         """Stop the run, and give it up to ``wait`` seconds to end."""
         self.executor.cancel()
-        if wait > 0:
-            until = time.monotonic() + wait
-            while not self._future.done() and time.monotonic() < until:
-                time.sleep(0.01)
+        until = time.monotonic() + wait
+        while not self._future.done() and time.monotonic() < until:
+            self._wait(until)
+
+    def _wait(self, until: float | None) -> None:
+        # A short while, since a long wait is not interrupted on every platform.
+        left = 0.1 if until is None else min(0.1, until - time.monotonic())
+        futures.wait([self._future], max(0.0, left))
 
     def pause(self) -> None:
         """Start nothing further."""
@@ -74,5 +71,12 @@ class RunHandle:
         """Go on after :meth:`pause`."""
         self.executor.resume()
 
-    def __await__(self) -> Any:
-        return asyncio.wrap_future(self._future).__await__()
+    def __await__(self) -> Generator[Any, None, PipelineResult]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> PipelineResult:
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._future))
+        except asyncio.CancelledError:
+            self.cancel()
+            raise

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.unit import settle
-from tagent_nb.engine.work import Work, prepare, reads, source_of, static_components, why_it_runs
-from tagent_nb.errors import StepError, TagentError
-from tagent_nb.events import Output, StepCached, StepCancelled, StepFailed, StepFinished, StepStarted
+from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
+from tagent_nb.errors import StepError, StorageError, TagentError
+from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.frames import rows_of
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
@@ -25,13 +25,15 @@ Row = tuple[str, Any, Any]
 """Key, label in the source's index, and the item itself."""
 
 
-async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Change | None:
+async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Change:
     """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
     started = time.monotonic()
     source = source_of(step)
-    work = whole(run, step, outputs)
     try:
+        work = whole(run, step, outputs)
         rows = source_rows(step, outputs[source.step], source)
+    except StorageError:
+        raise
     except TagentError as error:
         return await run.conclude(_failure(run, step, type(error).__name__, str(error), started, []))
     run.emit(
@@ -39,11 +41,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
             run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
         )
     )
-    try:
-        await _run_items(run, step, outputs, source.step, rows)
-    except asyncio.CancelledError:
-        run.emit(StepCancelled(run_id=run.memory.run_id, step=step.name, seconds=time.monotonic() - started))
-        raise
+    await _run_items(run, step, outputs, source.step, rows)
     return await run.conclude(_outcome(run, step, work, rows, started))
 
 
@@ -75,7 +73,6 @@ async def _run_items(
 ) -> None:
     """Workers that share one iterator: 50,000 items are never 50,000 tasks."""
     queue: Iterator[Row] = iter(rows)
-    static_components(run, step)
 
     async def work_off() -> None:
         for key, _, row in queue:

@@ -88,6 +88,8 @@ class PipelineMemory:
         self.pipeline: Pipeline | None = None
         self.finished: RunFinished | None = None
         self.paused = False
+        # Steps that this sitting does not have, such as those after ``until``: a later one may.
+        self._left_out: dict[str, StepResult] = {}
         self._began: float | None = None
         self._seconds = 0.0
 
@@ -190,7 +192,9 @@ class PipelineMemory:
         self.finished = None
         self.paused = False
         self.definition = event.definition or self.definition
-        self.steps = {name: self.step(name) for name in event.steps}
+        known = self._left_out | self.steps
+        self.steps = {name: known[name] if name in known else StepResult(name) for name in event.steps}
+        self._left_out = {name: step for name, step in known.items() if name not in self.steps}
         for step in self.steps.values():
             if step.name not in event.kept:
                 _reset(step)
@@ -203,6 +207,7 @@ class PipelineMemory:
 
     def _run_finished(self, event: RunFinished) -> None:
         self.finished = event
+        self.paused = False
         self._settle(event.at)
         self.current_step = None
 
@@ -292,6 +297,8 @@ class PipelineMemory:
 
     def _step_cancelled(self, event: StepCancelled) -> None:
         unit = self._unit(event)
+        if unit.status.has_value:
+            return  # it was recorded in the moment it was stopped, and nobody could know
         unit.status = StepStatus.CANCELLED
         unit.seconds += event.seconds
         if isinstance(unit, StepResult):

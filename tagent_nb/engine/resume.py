@@ -17,6 +17,8 @@ from tagent_nb.pipeline.models import PipelineStep
 if TYPE_CHECKING:
     from tagent_nb.engine.run import Run
 
+_TAUGHT = ("facts", "memories")
+
 Recorded = Mapping[tuple[str, str | None], StepFinished | StepCached]
 
 
@@ -45,14 +47,15 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
     """
     verdict = Verdict()
     kept: set[str] = set()
+    with_items = {step for step, item in run.restored if item is not None}
     old, new = _by_name(run.memory.definition), _by_name(definition)
     for name in run.machine.scheduler.get_execution_order():
         step = run.by_name[name]
         recorded = run.restored.get((name, None))
-        if recorded is None and old.get(name) is not None and _has_items(run, name):
+        if recorded is None and name in old and name in with_items:
             # A map that was stopped half-way has no fingerprint of its own yet.
             if old[name] != new.get(name):
-                verdict.changed[name] = explain({}, {}, old[name], new.get(name)) or ["definition changed"]
+                verdict.changed[name] = ["its definition changed"]
             continue
         if recorded is None or run.options.forces(name):
             continue
@@ -66,6 +69,7 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
         else:
             kept.add(name)
             verdict.kept.append(name)
+    run.taught.clear()  # what is known when the run has come so far is another matter
     return verdict
 
 
@@ -80,7 +84,9 @@ def _differences(
     if not recorded.key:
         # Recorded by this process without fingerprints: its definitions are still at hand.
         before = run.memory.pipeline
-        same = before is not None and step.name in before and before.get_step(step.name) == step
+        if before is None:
+            return ["it was recorded in memory by another executor, so nobody can tell whether it changed"]
+        same = step.name in before and before.get_step(step.name) == step
         return [] if same else ["its definition changed"]
     try:
         work = (whole if step.map_over is not None else prepare)(run, step, outputs)
@@ -88,11 +94,10 @@ def _differences(
         return [str(error)]
     if work.key == recorded.key:
         return []
-    return explain(recorded.components, work.components, old, new) or ["its fingerprint changed"]
-
-
-def _has_items(run: Run, name: str) -> bool:
-    return any(step == name and item is not None for step, item in run.restored)
+    # Facts and memories of today hold what was taught after it ran: it is judged by those of then.
+    components = {name: digest for name, digest in work.components.items() if name not in _TAUGHT}
+    components.update((name, recorded.components[name]) for name in _TAUGHT if name in recorded.components)
+    return explain(recorded.components, components, old, new)
 
 
 def _by_name(definition: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

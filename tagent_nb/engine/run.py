@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import PipelineStateMachine
 from tagent_nb.engine.unit import run_step
+from tagent_nb.errors import StorageError
 from tagent_nb.events import (
     PASSING,
     Event,
@@ -20,6 +22,7 @@ from tagent_nb.events import (
     RunPaused,
     RunUnpaused,
     StepCached,
+    StepCancelled,
     StepFinished,
     StepSkipped,
     Warned,
@@ -73,7 +76,9 @@ class Run:
     Args:
         pipeline: A snapshot that nobody changes.
         machine: Memory and scheduler; steps that memory knows as done are not run.
+        token: That of the run's lease; ``None`` for a run that records nothing.
         restored: Recorded events by (step, item), for units whose fingerprint is still the same.
+        previous: Reads the memory of the run before this one, if there is one.
     """
 
     def __init__(
@@ -83,9 +88,9 @@ class Run:
         equipment: Equipment,
         options: RunOptions,
         *,
-        token: int | None = None,
-        restored: Mapping[tuple[str, str | None], StepFinished | StepCached] | None = None,
-        previous: Callable[[], Awaitable[PipelineMemory | None]] | None = None,
+        token: int | None,
+        restored: Mapping[tuple[str, str | None], StepFinished | StepCached],
+        previous: Callable[[], Awaitable[PipelineMemory | None]],
     ) -> None:
         self.pipeline = pipeline
         self.machine = machine
@@ -93,7 +98,7 @@ class Run:
         self.equipment = equipment
         self.options = options
         self.token = token
-        self.restored = dict(restored or {})
+        self.restored = restored
         # A fingerprint that neither a cache nor a later process can ask for is not worked out.
         self.keyed = equipment.cache is not None or equipment.storage.durable or options.resume is not False
         self._previous = previous
@@ -101,6 +106,7 @@ class Run:
         self.slots = asyncio.Semaphore(equipment.max_concurrency)
         self.flights: dict[str, asyncio.Future[StepFinished | None]] = {}
         self.static: dict[str, dict[str, str]] = {}
+        self.taught: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.memo: dict[Any, Any] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
         self._order = {step.name: index for index, step in enumerate(pipeline.steps)}
@@ -113,41 +119,80 @@ class Run:
         self._idle: asyncio.Future[None] = self._loop.create_future()
         self._unwritten: list[Event] = []
         self._breath = 0.0
+        self._stopping = False
         self.cancelled = False
 
     # -- the run ----------------------------------------------------------------------------
 
     async def drive(self) -> None:
-        """Run until nothing is left to do, the run is cancelled, or it cannot be recorded.
+        """Run until nothing is left to do or the run is cancelled, and record how it ended.
 
         Raises:
             StorageError: A result could not be recorded; nothing goes on.
             CancelledError: Somebody cancelled the task that waits here.
         """
+        began = self._loop.time()
+        try:
+            await self._work()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            await self._end(began)
+            raise
+        except Exception:
+            self._give_up()
+            raise
+        await self._end(began)
+
+    async def _work(self) -> None:
         self._breath = self._loop.time() + BREATH
         self._offer([step.name for step in self.machine.get_ready_steps()])
         self._settle_idle()
         try:
             await self._idle
         finally:
-            await self._stop_tasks()
+            if self._tasks or not self.machine.scheduler.is_done:
+                await self._stop_tasks()
 
-    async def finish(self, seconds: float) -> None:
-        """Record how the run ended."""
+    async def _end(self, began: float) -> None:
+        """Record how the run ended, even if somebody cancels meanwhile."""
+        recording = asyncio.ensure_future(self._finish(self._loop.time() - began))
+        try:
+            await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            await asyncio.wait([recording])
+            recording.result()
+            raise
+
+    async def _finish(self, seconds: float) -> None:
         statuses = self.machine.scheduler.step_status.values()
         # A step that its condition skipped, or one behind it, is no failure.
         success = not self.cancelled and all(
             status.has_value or status is StepStatus.SKIPPED for status in statuses
         )
-        await self.conclude(
-            RunFinished(run_id=self.memory.run_id, success=success, cancelled=self.cancelled, seconds=seconds)
-        )
+        try:
+            await self.conclude(
+                RunFinished(
+                    run_id=self.memory.run_id, success=success, cancelled=self.cancelled, seconds=seconds
+                )
+            )
+        except Exception:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Nothing can be recorded any more, but nobody is to take the run for a running one."""
+        self.emit(RunFinished(run_id=self.memory.run_id, success=False))
 
     def cancel(self) -> None:
         """Stop now. May be called on the run's loop only, any number of times."""
-        self.cancelled = True
         if not self._idle.done():
+            self.cancelled = True
             self._idle.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop now, and let :meth:`drive` raise ``error``. On the run's loop only."""
+        if not self._idle.done():
+            self._idle.set_exception(error)
 
     def pause(self) -> None:
         """Start no further unit of work."""
@@ -162,17 +207,29 @@ class Run:
             self._gate.set()
 
     async def may_start(self) -> None:
-        """Wait while the run is paused."""
+        """Wait while the run is paused.
+
+        Raises:
+            CancelledError: The run ends: a step that took no notice starts nothing further.
+        """
         if not self._gate.is_set():
             await self._gate.wait()
+        if self._stopping:
+            raise asyncio.CancelledError
 
     async def last_time(self) -> PipelineMemory | None:
         """The memory of the run before this one, read at the first question."""
-        if self._previous is None:
-            return None
         if self._last_time is None:
-            self._last_time = asyncio.ensure_future(self._previous())
+            self._last_time = asyncio.ensure_future(self._read_previous())
         return await self._last_time
+
+    async def _read_previous(self) -> PipelineMemory | None:
+        try:
+            return await self._previous()
+        except StorageError as error:
+            # It only tells why a step runs; that must not keep the step from running.
+            self.warn(f"Steps cannot tell why they run, since the run before cannot be read: {error}")
+            return None
 
     # -- events -----------------------------------------------------------------------------
 
@@ -182,8 +239,8 @@ class Run:
             self._unwritten.append(event)
         return self._apply(event)
 
-    async def conclude(self, *events: Event) -> Change | None:
-        """Record events, and only then let anybody act on them.
+    async def conclude(self, *events: Event) -> Change:
+        """Record events, and only then let anybody act on them. Returns what the last one means.
 
         Raises:
             StorageError: They could not be recorded; they were not applied either.
@@ -198,7 +255,7 @@ class Run:
             change = self._apply(event)
         if any(isinstance(event, MemorySaved) for event in events):
             await storage.save_memories(memory.pipeline_id, memory.memories)
-        return change
+        return change if change is not None else Change()
 
     def warn_from_anywhere(self, message: str) -> None:
         """:meth:`warn` from any thread."""
@@ -247,8 +304,8 @@ class Run:
         self._tasks.discard(task)
         if not task.cancelled():
             error = task.exception()
-            if error is not None and not self._idle.done():
-                self._idle.set_exception(error)
+            if error is not None:
+                self.fail(error)
         self._settle_idle()
 
     def _settle_idle(self) -> None:
@@ -261,8 +318,8 @@ class Run:
         while following is not None:
             step = self.by_name[following]
             change = await run_step(self, step)
-            ready = change.ready if change is not None else []
-            if change is not None and change.doomed:
+            ready = change.ready
+            if change.doomed:
                 ready = [*ready, *await self._skip(change.doomed)]
             following = self._follow(step, ready)
             now = self._loop.time()
@@ -292,31 +349,32 @@ class Run:
         waiting = list(doomed)
         while waiting:
             name, cause = waiting.pop(0)
-            if self.machine.scheduler.status_of(name).is_final:
-                continue
-            status = self.machine.scheduler.status_of(cause)
+            failed = self.machine.scheduler.status_of(cause) is StepStatus.FAILED
+            reason = f"step {cause!r} {'failed' if failed else 'was skipped'}"
             change = await self.conclude(
-                StepSkipped(
-                    run_id=self.memory.run_id,
-                    step=name,
-                    reason=f"step {cause!r} {_ENDED.get(status, 'did not complete')}",
-                    cause=cause,
-                )
+                StepSkipped(run_id=self.memory.run_id, step=name, reason=reason, cause=cause)
             )
-            if change is not None:
-                ready.extend(change.ready)
-                waiting.extend(change.doomed)
+            ready.extend(change.ready)
+            waiting.extend(change.doomed)
         return ready
 
     async def _stop_tasks(self) -> None:
+        self._stopping = True
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.gather(*tuple(self._tasks), return_exceptions=True)
+        for name, step in self.memory.steps.items():
+            for key, item in (step.items or {}).items():
+                if item.status in _UNDER_WAY:
+                    self.emit(StepCancelled(run_id=self.memory.run_id, step=name, item=key))
+            if step.status in _UNDER_WAY:
+                seconds = max(0.0, time.time() - (step.started_at or time.time()))
+                self.emit(
+                    StepCancelled(
+                        run_id=self.memory.run_id, step=name, attempt=step.attempts, seconds=seconds
+                    )
+                )
 
 
-_ENDED = {
-    StepStatus.FAILED: "failed",
-    StepStatus.SKIPPED: "was skipped",
-    StepStatus.CANCELLED: "was cancelled",
-}
+_UNDER_WAY = (StepStatus.RUNNING, StepStatus.WAITING)

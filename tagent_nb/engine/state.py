@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
-from tagent_nb.errors import NotStoredError
+from tagent_nb.errors import NotStoredError, did_you_mean
 from tagent_nb.events import (
     Event,
     RunContinued,
@@ -96,19 +96,38 @@ async def read_memory(
     schemas: Mapping[str, type] | None = None,
 ) -> PipelineMemory:
     """Fold a stored run into a fresh memory; see :meth:`PipelineMemoryManager.load`."""
-    pipeline_id = storage_id(pipeline_name)
-    if storage is not None and run_id is None:
-        runs = await storage.runs(pipeline_id)
-        run_id = runs[-1].run_id if runs else None
-    if storage is None or run_id is None:
-        raise NotStoredError(
-            f"No run of pipeline {pipeline_name!r} is stored. Run it first, under the same name and storage."
-        )
-    memory = PipelineMemory(pipeline_id, run_id)
+    if storage is None:
+        raise _nothing_stored(pipeline_name)
+    if run_id is None:
+        run_id = await find_run(storage, pipeline_name)
+    memory = PipelineMemory(storage_id(pipeline_name), run_id)
     memory.pipeline_name = pipeline_name
-    for event in await storage.read_run(pipeline_id, run_id, schemas):
+    for event in await storage.read_run(memory.pipeline_id, run_id, schemas):
         memory.apply(event)
     return memory
+
+
+async def find_run(storage: StorageBackend, pipeline_name: str, run_id: str | None = None) -> str:
+    """The id of a stored run, the newest one if no ``run_id`` is given.
+
+    Raises:
+        NotStoredError: There is no such run.
+    """
+    known = [one.run_id for one in await storage.runs(storage_id(pipeline_name))]
+    if not known:
+        raise _nothing_stored(pipeline_name)
+    if run_id is not None and run_id not in known:
+        raise NotStoredError(
+            f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, known)} "
+            f"The newest is {known[-1]!r}; resume=True resumes it."
+        )
+    return run_id or known[-1]
+
+
+def _nothing_stored(pipeline_name: str) -> NotStoredError:
+    return NotStoredError(
+        f"No run of pipeline {pipeline_name!r} is stored. Run it first, under the same name and storage."
+    )
 
 
 async def read_previous(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.attempt import attempts, failed
 from tagent_nb.engine.work import Work, prepare
-from tagent_nb.errors import OfflineMissError, TagentError
+from tagent_nb.errors import OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
     Event,
     FactLearned,
@@ -25,22 +25,36 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.models import PipelineStep
 
 if TYPE_CHECKING:
+    from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.run import Run
     from tagent_nb.pipeline.scheduler import Change
 
 
-async def run_step(run: Run, step: PipelineStep) -> Change | None:
+async def run_step(run: Run, step: PipelineStep) -> Change:
     """Run a step to its final event, and record it. Returns what became ready or doomed."""
     await run.may_start()
     outputs = {name: _output(run, name) for name in run.machine.scheduler.dependency_graph[step.name]}
     reason = held_back(run, step, outputs)
-    if isinstance(reason, StepSkipped | StepFailed):
+    if reason is not None:
         return await run.conclude(reason)
     if step.map_over is not None:
         from tagent_nb.engine.mapping import run_mapped
 
         return await run_mapped(run, step, outputs)
-    return await run.conclude(*await settle(run, prepare(run, step, outputs)))
+    try:
+        work = prepare(run, step, outputs)
+    except StorageError:
+        raise
+    except TagentError as error:
+        return await run.conclude(unprepared(run, step, error))
+    return await run.conclude(*await settle(run, work))
+
+
+def unprepared(run: Run, step: PipelineStep, error: TagentError) -> StepFailed:
+    """The end of a step of which nobody can say what it is about, such as one with an unknown tool."""
+    return StepFailed(
+        run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=str(error)
+    )
 
 
 def _output(run: Run, name: str) -> Output | None:
@@ -63,9 +77,7 @@ def held_back(
         if holds(step.when, values, step=step.name, **around):
             return None
     except TagentError as error:
-        return StepFailed(
-            run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=str(error)
-        )
+        return unprepared(run, step, error)
     told = step.when if isinstance(step.when, str) else step.when.describe()
     return StepSkipped(run_id=run.memory.run_id, step=step.name, reason=f"condition not met: {told}")
 
@@ -89,7 +101,7 @@ async def settle(run: Run, work: Work) -> list[Event]:
         if entry is not None:
             return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
     missed = _offline(run, work)
-    return missed if missed else await _single_flight(run, work)
+    return missed or await _single_flight(run, work, cache)
 
 
 def _offline(run: Run, work: Work) -> list[Event]:
@@ -102,32 +114,30 @@ def _offline(run: Run, work: Work) -> list[Event]:
     return [failed(run, work, error, attempt=1)]
 
 
-async def _single_flight(run: Run, work: Work) -> list[Event]:
-    """Let equal units under way make one call."""
-    flight = run.flights.get(work.key)
-    if flight is not None:
+async def _single_flight(run: Run, work: Work, cache: ResultCache) -> list[Event]:
+    """Let equal units under way make one call; if it fails, the next of them tries."""
+    while (flight := run.flights.get(work.key)) is not None:
         done = await asyncio.shield(flight)
         if done is not None:
             return _from_cache(run, work, done.output, done.usage, done.cost, dict(done.metadata))
     mine: asyncio.Future[StepFinished | None] = asyncio.get_running_loop().create_future()
     run.flights[work.key] = mine
-    final: Event | None = None
+    done = None
     try:
         events = await attempts(run, work)
-        final = events[-1]
-        if isinstance(final, StepFinished):
-            await _remember(run, work, events)
+        if isinstance(events[-1], StepFinished):
+            done = events[-1]
+            if done.output.storable:
+                await _remember(run, work, cache, events, done)
         return events
     finally:
-        run.flights.pop(work.key, None)
-        mine.set_result(final if isinstance(final, StepFinished) else None)
+        del run.flights[work.key]
+        mine.set_result(done)
 
 
-async def _remember(run: Run, work: Work, events: list[Event]) -> None:
-    cache = run.equipment.cache
-    final = events[-1]
-    if cache is None or not isinstance(final, StepFinished) or not final.output.storable:
-        return
+async def _remember(
+    run: Run, work: Work, cache: ResultCache, events: list[Event], final: StepFinished
+) -> None:
     metadata = dict(final.metadata)
     # What a step learned belongs to its answer: a cached answer must teach the same.
     for name, kind in (("facts", FactLearned), ("memories", MemorySaved)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache.fingerprint import definition_components, explain, input_components, unit_key
-from tagent_nb.events import Output
+from tagent_nb.events import FactLearned, MemorySaved, Output
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference
@@ -30,6 +30,7 @@ class Work:
     components: Mapping[str, str]
     item: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    memories: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
 
     @property
@@ -45,16 +46,42 @@ def prepare(
     references: Sequence[Reference] | None = None,
 ) -> Work:
     """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
-    facts = dict(run.memory.facts) if run.memory.facts and wants(step, "facts") else {}
+    facts, memories = _taught(run, step)
     if not run.keyed:
-        return Work(step, outputs, "", {}, item, facts)
+        return Work(step, outputs, "", {}, item, facts, memories)
     components = dict(static_components(run, step))
     components.update(input_components(reads(step, outputs) if references is None else references, outputs))
     if facts:
         components["facts"] = StoredValue.of(facts).digest
-    if run.memory.memories and wants(step, "memories"):
-        components["memories"] = StoredValue.of(run.memory.memories).digest
-    return Work(step, outputs, unit_key(components), components, item, facts)
+    if memories:
+        components["memories"] = StoredValue.of(memories).digest
+    return Work(step, outputs, unit_key(components), components, item, facts, memories)
+
+
+def _taught(run: Run, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts and memories that reach a unit of this step.
+
+    Items of a map know what was known before the map: were each to know what items before it taught,
+    its fingerprint would depend on which of them happened to end first.
+    """
+    memory = run.memory
+    if step.map_over is None:
+        return (
+            dict(memory.facts) if memory.facts and wants(step, "facts") else {},
+            dict(memory.memories) if memory.memories and wants(step, "memories") else {},
+        )
+    found = run.taught.get(step.name)
+    if found is None:
+        # What its own items said was said in an earlier sitting of this run, which has recorded them.
+        said: dict[type, set[str]] = {FactLearned: set(), MemorySaved: set()}
+        for event in memory.events:
+            if isinstance(event, FactLearned | MemorySaved) and event.step == step.name:
+                said[type(event)].add(event.key)
+        found = run.taught[step.name] = (
+            {key: memory.facts[key] for key in memory.facts.keys() - said[FactLearned]},
+            {key: memory.memories[key] for key in memory.memories.keys() - said[MemorySaved]},
+        )
+    return (found[0] if wants(step, "facts") else {}, found[1] if wants(step, "memories") else {})
 
 
 def wants(step: PipelineStep, name: str) -> bool:
@@ -128,13 +155,24 @@ async def why_it_runs(run: Run, work: Work) -> str:
         return ""
     if run.options.forces(work.step.name):
         return "forced"
-    previous = await run.last_time()
-    if previous is None:
+    before = await _components_before(run, work)
+    if before is None:
         return "first run"
-    before = previous.steps.get(work.step.name)
-    if before is None or not before.components:
+    if not before:
         return "it has no earlier result"
-    sentences = explain(before.components, work.components, None, None)
+    sentences = explain(before, work.components, None, None)
     if not sentences and work.step.map_over is not None:
         return ""  # its items say for themselves whether they were cached
     return "; ".join(sentences) or "its earlier answer is not in the cache"
+
+
+async def _components_before(run: Run, work: Work) -> Mapping[str, str] | None:
+    """The unit's last fingerprint, of this run or of the one before; ``None`` if there is no such run."""
+    recorded = run.restored.get(work.unit)
+    if recorded is not None and recorded.components:
+        return recorded.components
+    previous = await run.last_time()
+    if previous is None:
+        return None
+    before = previous.steps.get(work.step.name)
+    return before.components if before is not None else {}
