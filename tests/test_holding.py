@@ -202,7 +202,7 @@ async def test_a_run_is_read_only_while_it_is_held() -> None:
 async def test_resuming_what_is_not_stored_leaves_no_trace(tmp_path: Path) -> None:
     storage = FileStorageBackend(tmp_path)
     stage = Stage(storage)
-    with pytest.raises(NotStoredError, match="No run of pipeline 'held' is stored"):
+    with pytest.raises(NotStoredError, match="Run '2026.* is not stored. Stored are: none"):
         await stage.executor().execute(resume="20260101T000000-00000000")
     assert await storage.list_pipelines() == []
     stage.leave.set()

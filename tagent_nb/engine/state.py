@@ -114,14 +114,16 @@ async def find_run(storage: StorageBackend, pipeline_name: str, run_id: str | No
         NotStoredError: There is no such run.
     """
     known = [one.run_id for one in await storage.runs(storage_id(pipeline_name))]
-    if not known:
-        raise _nothing_stored(pipeline_name)
-    if run_id is not None and run_id not in known:
+    if run_id in known:
+        return run_id
+    if run_id is not None:
         raise NotStoredError(
             f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, known)} "
-            f"The newest is {known[-1]!r}; resume=True resumes it."
+            f"Stored are: {', '.join(known[-5:]) or 'none'}."
         )
-    return run_id or known[-1]
+    if not known:
+        raise _nothing_stored(pipeline_name)
+    return known[-1]
 
 
 def _nothing_stored(pipeline_name: str) -> NotStoredError:
