@@ -49,7 +49,7 @@ def offered(session: Session, text: str) -> list[str]:
         ("%tagent_explain l", ["load"]),
         ("%tagent_results ", ["load", "classify"]),
         ("%tagent_pipeline r", ["reviews"]),
-        ("%tagent_nest ", ["on", "off"]),
+        ("%tagent_nest ", ["on"]),
         ("%tagent_run --resume --res", []),
         ("%tagent_status x", []),
         ("%tagent_nothing --x", []),

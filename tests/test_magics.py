@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -420,22 +419,6 @@ def test_status_and_results(book: Notebook) -> None:
     assert "Did you mean 'load'?" in refused(book, "tagent_results laod")
 
 
-def test_history_lists_runs_and_shows_one(book: Notebook) -> None:
-    book("tagent_pipeline reviews")
-    book("tagent_history")
-    assert book.shown[-1] == "reviews: 0 recorded runs"
-    book.python("load", "1")
-    first = book("tagent_run").run_id
-    second = book("tagent_run").run_id
-    book("tagent_history")
-    lines = book.shown[-1].splitlines()
-    assert lines[0] == "reviews: 2 recorded runs"
-    assert lines[1].startswith(second)
-    assert "completed" in lines[2]
-    book(f"tagent_history {first}")
-    assert "✓ load: completed" in book.shown[-1]
-
-
 def test_explain_says_in_words_why_a_step_ran(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
     def explained(step: str) -> str:
         capsys.readouterr()
@@ -504,60 +487,6 @@ def test_explain_reads_recorded_runs_in_a_new_kernel(
     later.python("load", "1")
     later("tagent_explain load")
     assert "load: ran" in capsys.readouterr().out
-
-
-# -- what is kept -------------------------------------------------------------------------
-
-
-def test_the_cache_is_shown_and_cleared(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
-    book("tagent_pipeline reviews")
-    book.python("a", "1")
-    book.python("b", "2")
-    book("tagent_run")
-    book("tagent_cache")
-    assert book.shown[-1].startswith("2 answers, ")
-    book("tagent_cache --clear a")
-    book("tagent_cache --clear --older-than 1")
-    book("tagent_cache --clear")
-    told = capsys.readouterr().out
-    assert [line for line in told.splitlines() if line.startswith("Forgot")] == [
-        "Forgot 1 answer.",
-        "Forgot 0 answers.",
-        "Forgot 1 answer.",
-    ]
-    assert refused(book, "tagent_cache --older-than 1") == "%tagent_cache: --older-than needs --clear."
-
-
-def test_export_writes_definition_and_picture(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
-    book("tagent_pipeline reviews")
-    book.python("load", "1")
-    book("tagent_export p.json")
-    book("tagent_export p.svg")
-    assert "Wrote p.json: 1 step." in capsys.readouterr().out
-    assert json.loads(Path("p.json").read_text("utf-8"))["name"] == "reviews"
-    assert "<svg" in Path("p.svg").read_text("utf-8")
-    for name in ("tagent_export", "tagent_export p.exe"):
-        assert "ends in .json or .svg" in refused(book, name)
-
-
-def test_nest_says_what_is_on(book: Notebook, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    import asyncio
-
-    import nest_asyncio2
-
-    monkeypatch.setattr(
-        nest_asyncio2, "apply", lambda: monkeypatch.setattr(asyncio, "_nest_patched", True, raising=False)
-    )
-    book("tagent_nest")
-    book("tagent_nest off")
-    book("tagent_nest on")
-    assert capsys.readouterr().out.splitlines() == [
-        "asyncio.run() inside cells is off.",
-        "asyncio.run() inside cells is off.",
-        "asyncio.run() inside cells is on.",
-    ]
-    assert "Restart the kernel" in refused(book, "tagent_nest off")
-    assert "invalid choice" in refused(book, "tagent_nest maybe")
 
 
 # -- all of them --------------------------------------------------------------------------

@@ -27,7 +27,12 @@ def magics() -> dict[str, Any]:
             for kind, mark in (("line", "%"), ("cell", "%%")):
                 for name, attribute in group.magics[kind].items():
                     found[mark + name] = getattr(group, attribute)
-    return dict(sorted(found.items(), key=lambda one: inspect.unwrap(one[1]).__code__.co_firstlineno))
+
+    def place(one: tuple[str, Any]) -> tuple[bool, int]:
+        code = inspect.unwrap(one[1]).__code__
+        return code.co_filename != module.__file__, code.co_firstlineno
+
+    return dict(sorted(found.items(), key=place))
 
 
 def described(written: str, parser: argparse.ArgumentParser) -> str:

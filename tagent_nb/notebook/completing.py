@@ -83,7 +83,7 @@ class MagicCompleter:
         if not before and magic == "tagent_pipeline":
             return fragment, sorted(self.session.workspaces), False
         if not before and magic == "tagent_nest":
-            return fragment, ["on", "off"], False
+            return fragment, ["on"], False
         return "", [], True
 
     def _steps(self) -> list[str]:

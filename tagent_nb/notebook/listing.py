@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 from tagent_nb.cache.store import CacheStats
-from tagent_nb.engine.loop import submit
 from tagent_nb.engine.plan import Plan
 from tagent_nb.notebook.display import FONT, MUTED, Bundle, count, escape, table
 from tagent_nb.notebook.session import Session
@@ -43,19 +42,6 @@ def pipelines_table(session: Session) -> Bundle:
         )
     title = f"{count(len(rows), 'pipeline')}; %tagent_pipeline NAME makes one current, or a new one"
     return _bundle(title, ["", "pipeline", "steps", "model", "state", ""], rows, [2], 5)
-
-
-def runs_table(session: Session) -> Bundle:
-    """The recorded runs of the current pipeline, the newest first."""
-    space = session.workspace
-    runs = submit(space.storage.runs(space.pipeline.id)).result()
-    rows = []
-    for run in reversed(runs):
-        took = seconds_text(run.ended_at - run.started_at) if run.ended_at and run.started_at else ""
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started_at)) if run.started_at else ""
-        rows.append([run.run_id, started, took, run.status, str(run.steps_done), _size(run.size)])
-    title = f"{space.pipeline.name}: {count(len(rows), 'recorded run')}"
-    return _bundle(title, ["run", "started", "took", "ended", "steps done", "size"], rows, [2, 4, 5], 3)
 
 
 _PLANNED = {

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from tagent_nb.errors import DefinitionError, TagentError
-from tagent_nb.notebook.control import Request, RunControl
-from tagent_nb.notebook.display import Bundle, count, definition_table, show, step_card
+from tagent_nb.notebook.control import Request
+from tagent_nb.notebook.display import definition_table, show, step_card
 from tagent_nb.notebook.explaining import explain_step
-from tagent_nb.notebook.listing import cache_table, pipelines_table, plan_table, runs_table
+from tagent_nb.notebook.kept import KeptMagics
+from tagent_nb.notebook.listing import pipelines_table, plan_table
 from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
 from tagent_nb.notebook.picture import Picture
-from tagent_nb.notebook.run_view import result_view, run_html, run_text
-from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.step_options import build_step
 from tagent_nb.pipeline.models import ExecutionMode
 
@@ -57,13 +56,8 @@ def run_options(function: F) -> F:
 
 
 @magics_class
-class TagentMagics(Magics):
-    """Magics of one shell; ``session`` holds the objects they work on."""
-
-    def __init__(self, shell: Any, session: Session) -> None:
-        super().__init__(shell)
-        self.session = session
-        self.control = RunControl(session, shell)
+class TagentMagics(KeptMagics):
+    """All magics of one shell; ``session`` holds the objects they work on."""
 
     # -- definitions ------------------------------------------------------------------------
 
@@ -266,91 +260,9 @@ class TagentMagics(Magics):
             raise UsageError("%tagent_explain: which step? Write: %tagent_explain STEP")
         print(explain_step(self.session, args.step))
 
-    @line_magic
-    @arguments()
-    @option("run", nargs="?", help="Show this run instead of the list.")
-    @help_option
-    def tagent_history(self, line: str) -> None:
-        """List the recorded runs of the current pipeline, the newest first."""
-        args = parse(TagentMagics.tagent_history, line)
-        if args is None:
-            return
-        if args.run:
-            view = result_view(self.session.stored_result(args.run))
-            show(Bundle(run_html(view, most=None, folded=True), run_text(view)))
-        else:
-            show(runs_table(self.session))
 
-    # -- what is kept -----------------------------------------------------------------------
-
-    @line_magic
-    @arguments()
-    @option(
-        "--clear",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="STEP",
-        help="Forget all answers, or a step's.",
-    )
-    @option("--older-than", type=float, metavar="DAYS", help="With --clear: only answers older than this.")
-    @help_option
-    def tagent_cache(self, line: str) -> None:
-        """Show what the cache holds, or forget some of it. That may cost money, never correctness."""
-        args = parse(TagentMagics.tagent_cache, line)
-        if args is None:
-            return
-        if args.older_than is not None and args.clear is False:
-            raise UsageError("%tagent_cache: --older-than needs --clear.")
-        if args.clear is not False:
-            step = args.clear if isinstance(args.clear, str) else None
-            seconds = None if args.older_than is None else args.older_than * 86_400
-            removed = self.session.cache.clear(step, seconds)
-            print(f"Forgot {count(removed, 'answer')}.")
-        show(cache_table(self.session.cache.stats()))
-
-    @line_magic
-    @arguments()
-    @option("file", nargs="?", help="Where to write: FILE.json (the definition) or FILE.svg (its picture).")
-    @help_option
-    def tagent_export(self, line: str) -> None:
-        """Write the current pipeline to a file: its definition as JSON, or its picture."""
-        args = parse(TagentMagics.tagent_export, line)
-        if args is None:
-            return
-        path = Path(args.file or "")
-        pipeline = self.session.pipeline
-        writers = {".json": pipeline.to_json, ".svg": lambda: Picture(pipeline, None).svg}
-        if path.suffix not in writers:
-            raise UsageError(
-                f"%tagent_export: write a file name that ends in .json or .svg, not {args.file!r}."
-            )
-        path.write_text(writers[path.suffix](), encoding="utf-8")
-        print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
-
-    @line_magic
-    @arguments()
-    @option("switch", nargs="?", choices=("on", "off"), help="on, or off.")
-    @help_option
-    def tagent_nest(self, line: str) -> None:
-        """Let code in cells call asyncio.run() although the notebook's loop runs. Pipelines do not need it.
-
-        It patches asyncio for the whole kernel with nest-asyncio2, and only a restart takes it off again.
-        """
-        args = parse(TagentMagics.tagent_nest, line)
-        if args is None:
-            return
-        import asyncio
-
-        import nest_asyncio2
-
-        on = bool(getattr(asyncio, "_nest_patched", False))
-        if args.switch == "on":
-            nest_asyncio2.apply()
-            on = True
-        elif args.switch == "off" and on:
-            raise UsageError("%tagent_nest: the patch of asyncio cannot be taken off. Restart the kernel.")
-        print(f"asyncio.run() inside cells is {'on' if on else 'off'}.")
+for _kind, _names in KeptMagics.magics.items():
+    TagentMagics.magics[_kind].update(_names)
 
 
 def _mode(args: Any) -> ExecutionMode | None:
