@@ -6,10 +6,12 @@ backend only has to keep bytes, and what they mean is decided once.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, NotStoredError, StorageError
 from tagent_nb.events import Event
@@ -18,6 +20,10 @@ from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.codec import pack, unpack
 from tagent_nb.storage.leases import TTL, Holder, Lease
 from tagent_nb.storage.records import RunInfo
+from tagent_nb.storage.retention import LIMIT, Retention, prune
+
+if TYPE_CHECKING:
+    from tagent_nb.storage.backup import BackupSchedule
 
 __all__ = ["Lease", "RunInfo", "StorageBackend"]
 
@@ -37,6 +43,8 @@ class StorageBackend(ABC):
         durable: Whether what is stored survives this process.
         problems: What was found wrong and got over, such as a dropped torn record; one sentence each.
         lease_ttl: Seconds without a heartbeat after which a lease expires.
+        retention: Rules by which runs go when one ends, or ``None``.
+        backup_schedule: When backups are made by themselves, or ``None``.
     """
 
     durable: bool = True
@@ -44,6 +52,8 @@ class StorageBackend(ABC):
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.lease_ttl = TTL
+        self.retention: Retention | None = None
+        self.backup_schedule: BackupSchedule | None = None
         self._key: bytes | None = None
 
     # -- primitives -------------------------------------------------------------------------
@@ -201,7 +211,7 @@ class StorageBackend(ABC):
         """All runs of a pipeline, oldest first; a damaged one is listed as such."""
         safe_id(pipeline_id, "pipeline id")
         found: list[RunInfo] = []
-        for run_id, size in [known for known in await self._runs(pipeline_id) if _is_safe(known[0])]:
+        for run_id, size in [known for known in await self._runs(pipeline_id) if is_safe(known[0])]:
             alive = await self._alive(pipeline_id, run_id) is not None
             found.append(await self._info(pipeline_id, run_id, size, alive))
         return sorted(found, key=lambda info: (info.started_at, info.run_id))
@@ -240,7 +250,7 @@ class StorageBackend(ABC):
 
     async def list_pipelines(self) -> list[str]:
         """Ids of all stored pipelines, sorted."""
-        return sorted(name for name in await self._pipelines() if _is_safe(name))
+        return sorted(name for name in await self._pipelines() if is_safe(name))
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -284,6 +294,46 @@ class StorageBackend(ABC):
     async def release(self, lease: Lease) -> None:
         """Give the run back; without effect if another process has taken it over."""
         await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, b"")
+        try:
+            if self.backup_schedule is not None:
+                await self._backup_if_due(lease.pipeline_id)
+            if self.retention is not None:
+                await prune(self, lease.pipeline_id, self.retention, LIMIT)
+        except StorageError as error:
+            # The run is recorded; that nobody could tidy up must not make it fail.
+            self._report(f"After run {lease.run_id}: {error}")
+
+    # -- tidying up -------------------------------------------------------------------------
+
+    async def prune(
+        self,
+        pipeline_id: str,
+        *,
+        keep_last: int | None = None,
+        older_than: timedelta | float | None = None,
+        max_bytes: int | None = None,
+        limit: float = math.inf,
+    ) -> list[RunInfo]:
+        """Delete runs of a pipeline, oldest first; return what was deleted.
+
+        A run goes if any rule says so, but never one that is carried on at this moment, and never the
+        newest that completed.
+
+        Args:
+            pipeline_id: The pipeline's storage id.
+            keep_last: Newest runs to keep.
+            older_than: Age (a timedelta, or seconds) since its end, or else its start.
+            max_bytes: Bytes that the pipeline's runs may take together.
+            limit: Seconds after which pruning stops.
+
+        Raises:
+            DefinitionError: There is no rule, or a number is not allowed.
+        """
+        safe_id(pipeline_id, "pipeline id")
+        return await prune(self, pipeline_id, Retention(keep_last, older_than, max_bytes), limit)
+
+    async def _backup_if_due(self, pipeline_id: str) -> None:
+        raise StorageError(f"{self!r} keeps nothing that could be backed up. Use a folder, SQLite or Redis.")
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -334,7 +384,7 @@ class StorageBackend(ABC):
         )
 
 
-def _is_safe(name: object) -> bool:
+def is_safe(name: object) -> bool:
     """Whether a name that a store gave us is one that we could have given it."""
     try:
         safe_id(name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
+from mmap import mmap
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError
 
@@ -129,6 +130,11 @@ def split(
     return Journal(records, place)
 
 
+def read_record(data: bytes | mmap, start: int, where: str, key: bytes | None) -> tuple[Envelope, int]:
+    """Verify the record at ``start``, and say where the next begins. Errors as for :func:`unpack`."""
+    return _read(data, start, where, None, None, key)
+
+
 def last_record(data: bytes) -> int | None:
     """Where the last record starts in ``data``, which may begin in the middle of another."""
     found = data.rfind(_MARK)
@@ -147,7 +153,7 @@ def _digest(head: bytes, body: bytes, key: bytes | None) -> bytes:
 
 
 def _read(
-    data: bytes, start: int, where: str, kind: str | None, owner: str | None, key: bytes | None
+    data: bytes | mmap, start: int, where: str, kind: str | None, owner: str | None, key: bytes | None
 ) -> tuple[Envelope, int]:
     """The record at ``start``, and where the next begins."""
     place = f"{where}, byte {start:,}"

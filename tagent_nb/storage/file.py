@@ -167,6 +167,33 @@ class FileStorageBackend(RecordingBackend):
 
         return await self._in_thread(look)
 
+    # -- backups ----------------------------------------------------------------------------
+
+    @property
+    def backup_folder(self) -> Path:
+        """A folder within the store; copy what is in it to another disk."""
+        return self.base_path / ".backups"
+
+    async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
+        journal = self._run_file(pipeline_id, run_id).path
+        await self._in_folder(pipeline_id, partial(replace_file, journal, data))
+
+    async def _set_aside(self, stamp: str) -> str:
+        await self.close()
+        aside = self.base_path / f".damaged-{stamp}"
+
+        def move() -> None:
+            make_folder(aside)
+            try:
+                for entry in _entries(self.base_path):
+                    if from_file_name(entry.name) is not None:
+                        Path(entry).rename(aside / entry.name)
+            except OSError as error:
+                raise trouble(error, "move", self.base_path) from error
+
+        await self._in_thread(move)
+        return str(aside)
+
     # -- inside -----------------------------------------------------------------------------
 
     def _where(self, pipeline_id: str, name: str) -> str:

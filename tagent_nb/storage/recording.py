@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError
 from tagent_nb.events import PASSING, Event, RunFinished, StepEvent, Warned
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.codec import Envelope, last_record, pack, split, unpack
+from tagent_nb.storage import backup as backups
+from tagent_nb.storage.archive import BackupInfo, inspect, open_archive, paths
+from tagent_nb.storage.backup import RestoreInfo
+from tagent_nb.storage.base import StorageBackend, is_safe
+from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
 from tagent_nb.storage.records import RunInfo, Summary, decode_events, encode_events, summary_of
 
 
@@ -40,6 +45,10 @@ class RecordingBackend(StorageBackend):
     @abstractmethod
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
         """Some last bytes of :meth:`_read`, at least the last record if that is short."""
+
+    @abstractmethod
+    async def _set_aside(self, stamp: str) -> str:
+        """Move all that is stored to where it can be looked at, and be empty; say where that is."""
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -73,15 +82,117 @@ class RecordingBackend(StorageBackend):
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
     ) -> list[Event]:
         """What happened in a run, in order. See :meth:`StorageBackend.read_run`."""
+        try:
+            return await self._events(pipeline_id, run_id, schemas)
+        except CorruptRecordError as error:
+            raise await self._offer(error) from None
+
+    async def _events(
+        self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
+    ) -> list[Event]:
         self._check(pipeline_id, run_id)
         data = await self._read(pipeline_id, run_id)
         if data is None:
             raise self._unknown(pipeline_id, run_id)
         return await asyncio.to_thread(self._decode, pipeline_id, run_id, data, schemas)
 
+    async def _load(
+        self, pipeline_id: str, name: str, schemas: Mapping[str, type] | None
+    ) -> dict[str, Any] | None:
+        try:
+            return await super()._load(pipeline_id, name, schemas)
+        except CorruptRecordError as error:
+            raise await self._offer(error) from None
+
     async def close(self) -> None:
         """Give back files and connections. The backend opens them again when it is used again."""
         self._summaries.clear()
+
+    # -- backups ----------------------------------------------------------------------------
+
+    async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
+        """Copy the store into one file, verify the file, and then remove older backups.
+
+        Runs may go on meanwhile; of each, what was recorded by then is in the backup. What is damaged is
+        left out and reported, and then no older backup is removed.
+
+        Args:
+            folder: Where; else the backend's own place (``backup_folder``).
+            keep: Verified backups to keep, this one too.
+
+        Raises:
+            DefinitionError: There is no folder, or ``keep`` is below 1.
+            CorruptRecordError: The file is not as it was written; older ones are all there.
+            StorageUnavailableError: It cannot be written.
+        """
+        return await backups.backup(self, backups.folder_of(self, folder), keep)
+
+    async def backups(self, folder: str | Path | None = None) -> list[BackupInfo]:
+        """The backups in a folder, newest first, each verified; a damaged one has a ``problem``."""
+        place = backups.folder_of(self, folder)
+        return await asyncio.to_thread(lambda: [inspect(path, self._key) for path in paths(place)])
+
+    async def verify(self, which: str | Path) -> BackupInfo:
+        """Read a backup from the first byte to the last.
+
+        Raises:
+            CorruptRecordError: It is damaged.
+            FormatVersionError: A newer version of tagent-nb wrote it.
+            StorageUnavailableError: It cannot be read.
+        """
+        archive = await asyncio.to_thread(open_archive, Path(which).expanduser().absolute(), self._key)
+        archive.close()
+        return archive.info
+
+    async def restore(
+        self, which: str | Path | None = None, *, folder: str | Path | None = None, replace: bool = False
+    ) -> RestoreInfo:
+        """Take from a backup what is damaged or missing here; the store as it was is kept aside.
+
+        Args:
+            which: A backup's file; else the newest in ``folder`` that is intact.
+            folder: Where backups are; else the backend's own place.
+            replace: Take everything that the backup has, also in place of what is intact.
+
+        Raises:
+            NotStoredError: There is no intact backup.
+            CorruptRecordError: ``which`` is damaged; nothing was changed.
+            StorageError: Somebody carries a run on at this moment; nothing was changed.
+            StorageUnavailableError: Something cannot be written.
+        """
+        info = await backups.restore(self, which, backups.folder_of(self, folder), replace=replace)
+        self._summaries.clear()
+        return info
+
+    @property
+    def backup_folder(self) -> Path | None:
+        """Where backups go if nobody says otherwise."""
+        return None
+
+    async def _backup_if_due(self, pipeline_id: str) -> None:
+        if self.backup_schedule is not None:
+            await backups.backup_if_due(self, self.backup_schedule, pipeline_id)
+
+    async def _offer(self, error: CorruptRecordError) -> CorruptRecordError:
+        """The same error, with the newest intact backup if there is one."""
+        if self.backup_folder is None:
+            return error
+        archive = await backups.newest(self, self.backup_folder)
+        if archive is None:
+            return error
+        archive.close()
+        return CorruptRecordError(f"{error} Backup {archive.info.path} is intact: restore() takes it.")
+
+    async def _run_ids(self, pipeline_id: str) -> list[str]:
+        return [run_id for run_id, _ in await self._runs(pipeline_id) if is_safe(run_id)]
+
+    async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
+        """Write a whole run that is not there."""
+        place = 0
+        while place < len(data):
+            _, end = read_record(data, place, run_id, self._key)
+            await self._append(pipeline_id, run_id, data[place:end], None)
+            place = end
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -123,7 +234,7 @@ class RecordingBackend(StorageBackend):
                 info = summary_of(last.body, where, pipeline_id, run_id, size=size, alive=alive)
                 if info is not None:
                     return info
-            summary = Summary().add_all(await self.read_run(pipeline_id, run_id))
+            summary = Summary().add_all(await self._events(pipeline_id, run_id))
         except StorageUnavailableError:
             raise
         except StorageError as error:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import (
-    CorruptRecordError,
     DefinitionError,
     MissingExtraError,
     StorageError,
@@ -24,7 +23,7 @@ from tagent_nb.errors import (
 )
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.recording import RecordingBackend
-from tagent_nb.storage.redis_queue import APPEND, REMOVE, SWAP, Entry, RunQueue
+from tagent_nb.storage.redis_queue import APPEND, REMOVE, SIGNS, SWAP, Entry, RunQueue, number, said, text
 
 try:
     import redis.asyncio
@@ -200,7 +199,7 @@ class RedisStorageBackend(RecordingBackend):
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
         found = await self._try(lambda client: client.hgetall(self._name(pipeline_id, "runs")))
-        return [(_text(run_id), _number(size)) for run_id, size in found.items()]
+        return [(text(run_id), number(size)) for run_id, size in found.items()]
 
     async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
         await self._remove(pipeline_id, run_id)
@@ -225,7 +224,7 @@ class RedisStorageBackend(RecordingBackend):
     async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
         key = self._name(pipeline_id, "lease", run_id)
         token, holder = await self._try(lambda client: client.hmget(key, "token", "holder"))
-        return _number(token), holder or b""
+        return number(token), holder or b""
 
     async def _swap_lease(
         self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
@@ -264,7 +263,21 @@ class RedisStorageBackend(RecordingBackend):
 
     async def _pipelines(self) -> list[str]:
         found = await self._try(lambda client: client.smembers(self._pipelines_name()))
-        return [_text(name) for name in found]
+        return [text(name) for name in found]
+
+    # -- backups ----------------------------------------------------------------------------
+
+    async def _set_aside(self, stamp: str) -> str:
+        aside = f"{self.prefix}-damaged-{stamp}"
+        names = [self._pipelines_name()]
+        for pipeline_id in await self.list_pipelines():
+            names += [self._name(pipeline_id, "runs"), self._name(pipeline_id, "documents")]
+            for run_id in await self._run_ids(pipeline_id):
+                names += [self._name(pipeline_id, "run", run_id), self._name(pipeline_id, "lease", run_id)]
+                self._forget(pipeline_id, run_id)
+        for name in names:
+            await self._try(partial(_rename, name, aside + name.removeprefix(self.prefix)))
+        return f"Redis at {self._server}, prefix {aside}"
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -343,34 +356,22 @@ class RedisStorageBackend(RecordingBackend):
             )
 
     def _trouble(self, error: BaseException) -> StorageError:
-        text = f"Redis at {self._server}: {_said(error)}."
+        what = f"Redis at {self._server}: {said(error)}."
         if isinstance(error, problems.AuthenticationError | problems.NoPermissionError) or "NOAUTH" in str(
             error
         ):
             return StorageUnavailableError(
-                f"{text} User or password are not right, or may not do this. Give them in the URL."
+                f"{what} User or password are not right, or may not do this. Give them in the URL."
             )
-        for sign, kind, remedy in _SIGNS:
+        for sign, kind, remedy in SIGNS:
             if sign in str(error):
-                return kind(f"{text} {remedy}")
+                return kind(f"{what} {remedy}")
         if _may_pass(error):
             return StorageUnavailableError(
-                f"Redis at {self._server} did not answer within {self.deadline:g} s ({_said(error)}). "
+                f"Redis at {self._server} did not answer within {self.deadline:g} s ({said(error)}). "
                 "Check that it runs and can be reached; what was recorded before is kept."
             )
-        return StorageUnavailableError(f"{text} What was recorded before is kept.")
-
-
-_SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
-    ("WRONGTYPE", CorruptRecordError, "Another program uses this key: give the store another prefix."),
-    ("OOM", StorageUnavailableError, "The server's memory is full: raise maxmemory, or prune old runs."),
-    ("command not allowed when used memory", StorageUnavailableError,
-     "The server's memory is full: raise maxmemory, or prune old runs."),
-    ("MISCONF", StorageUnavailableError, "The server cannot write to its disk: look at its log."),
-    ("READONLY", StorageUnavailableError, "This is a replica: give the URL of the primary."),
-    ("You can't write against a read only", StorageUnavailableError,
-     "This is a replica: give the URL of the primary."),
-)  # fmt: skip
+        return StorageUnavailableError(f"{what} What was recorded before is kept.")
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -383,19 +384,12 @@ def _may_pass(error: BaseException) -> bool:
     )
 
 
-def _said(error: BaseException) -> str:
-    return str(error).rstrip(".") or type(error).__name__
-
-
 def _slice(key: str, start: int, end: int, client: Any) -> Awaitable[list[bytes]]:
     found: Awaitable[list[bytes]] = client.lrange(key, start, end)
     return found
 
 
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
-
-
-def _number(value: bytes | None) -> int:
-    """A stranger's server may hold anything; what is no number counts as none."""
-    return int(value) if value is not None and value.isdigit() and len(value) <= 20 else 0
+async def _rename(name: str, new_name: str, client: Any) -> None:
+    # What is not there may have been renamed before the reply got lost.
+    if await client.exists(name):
+        await client.rename(name, new_name)

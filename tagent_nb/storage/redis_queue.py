@@ -1,4 +1,4 @@
-"""What the Redis backend sends: its scripts, and the records that wait for their turn."""
+"""What the Redis backend sends, and how it reads answers: scripts, records that wait, signs of trouble."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+
+from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError
 
 REMEMBERED = 10.0
 """Seconds for which records are kept here, in case a server that restarts has lost the last of them."""
@@ -56,6 +58,19 @@ end
 if redis.call('EXISTS', runs, documents) == 0 then redis.call('SREM', pipelines, ARGV[1]) end
 return 1
 """
+
+
+SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
+    ("WRONGTYPE", CorruptRecordError, "Another program uses this key: give the store another prefix."),
+    ("OOM", StorageUnavailableError, "The server's memory is full: raise maxmemory, or prune old runs."),
+    ("command not allowed when used memory", StorageUnavailableError,
+     "The server's memory is full: raise maxmemory, or prune old runs."),
+    ("MISCONF", StorageUnavailableError, "The server cannot write to its disk: look at its log."),
+    ("READONLY", StorageUnavailableError, "This is a replica: give the URL of the primary."),
+    ("You can't write against a read only", StorageUnavailableError,
+     "This is a replica: give the URL of the primary."),
+)  # fmt: skip
+"""What an error of the server holds, what it becomes, and the remedy."""
 
 
 @dataclass(slots=True)
@@ -115,3 +130,16 @@ class RunQueue:
         self.size += sum(len(record) for record in records)
         while self.recent and (now - self.recent[0][0] > REMEMBERED or self.size > REMEMBERED_BYTES):
             self.size -= len(self.recent.popleft()[1])
+
+
+def text(value: bytes) -> str:
+    return value.decode(errors="replace")
+
+
+def number(value: bytes | None) -> int:
+    """A stranger's server may hold anything; what is no number counts as none."""
+    return int(value) if value is not None and value.isdigit() and len(value) <= 20 else 0
+
+
+def said(error: BaseException) -> str:
+    return str(error).rstrip(".") or type(error).__name__

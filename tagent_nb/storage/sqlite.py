@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from tagent_nb.errors import DefinitionError, LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.storage.database import connect, is_busy, transaction, translated, waiting
+from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.recording import RecordingBackend
 
 T = TypeVar("T")
@@ -246,6 +247,29 @@ class SQLiteStorageBackend(RecordingBackend):
         )
         return [name for (name,) in rows]
 
+    # -- backups ----------------------------------------------------------------------------
+
+    @property
+    def backup_folder(self) -> Path:
+        """A folder beside the file; copy what is in it to another disk."""
+        return self.path.with_name(f"{self.path.name}.backups")
+
+    async def _set_aside(self, stamp: str) -> str:
+        await self.close()
+        aside = f"{self.path.name}.damaged-{stamp}"
+
+        def move() -> None:
+            try:
+                for suffix in ("", "-wal", "-shm"):
+                    part = self.path.with_name(self.path.name + suffix)
+                    if part.exists():
+                        part.rename(part.with_name(aside + suffix))
+            except OSError as error:
+                raise file_trouble(error, "move", self.path) from error
+
+        await self._write_in_thread(move)
+        return str(self.path.with_name(aside))
+
     # -- inside -----------------------------------------------------------------------------
 
     def _where(self, pipeline_id: str, name: str) -> str:
@@ -277,6 +301,8 @@ class SQLiteStorageBackend(RecordingBackend):
                 f"{self.path} was deleted or replaced while it was in use. Start the run again."
             )
         if self._connection is None:
+            # Numbers of another file are no numbers of this one.
+            self._numbers.clear()
             self._connection = connect(self.path, sync=self._sync)
             state = self.path.stat()
             self._identity = (state.st_dev, state.st_ino)

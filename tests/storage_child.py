@@ -1,0 +1,120 @@
+"""What the processes do that tests of storage start and kill: ``python storage_child.py WHAT URL ...``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
+from tagent_nb.errors import LeaseLostError
+from tagent_nb.events import RunStarted, StepFinished, Warned
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.storage import open_storage
+from tagent_nb.storage.base import StorageBackend
+
+STEPS = 12
+
+
+def say(*words: object) -> None:
+    """Tell the test."""
+    print(*words, flush=True)
+
+
+async def record(storage: StorageBackend) -> None:
+    """Carry on run ``r``, and name each step once it is recorded, until somebody ends this process."""
+    lease = await storage.acquire("p", "r")
+    done = 0
+    if await storage.runs("p"):
+        done = sum(isinstance(event, StepFinished) for event in await storage.read_run("p", "r"))
+    else:
+        await storage.append("p", "r", [RunStarted(run_id="r", pipeline="p", steps=())], token=lease.token)
+    say("go")
+    while True:
+        event = StepFinished(
+            run_id="r", step=f"s{done}", output=StoredValue.of({"n": done, "text": "x" * 500})
+        )
+        await storage.append("p", "r", [event], token=lease.token)
+        say(done)
+        done += 1
+
+
+async def many(storage: StorageBackend, run_id: str, count: str) -> None:
+    """Record ``count`` steps into a run of its own, as soon as the test says so."""
+    say("go")
+    sys.stdin.readline()
+    lease = await storage.acquire("p", run_id)
+    for n in range(int(count)):
+        event = StepFinished(run_id=run_id, step=f"s{n}", output=StoredValue.of("x" * 500))
+        await storage.append("p", run_id, [event], token=lease.token)
+    await storage.release(lease)
+    say("done")
+
+
+async def claim(storage: StorageBackend) -> None:
+    """Claim each run that the test names, and say whether it was granted."""
+    say("go")
+    while run_id := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        try:
+            lease = await storage.acquire("p", run_id)
+        except LeaseLostError as error:
+            say("lost", error)
+        else:
+            await storage.append("p", run_id, [Warned(run_id=run_id, message="mine")], token=lease.token)
+            say("won", os.getpid())
+
+
+async def hang(storage: StorageBackend) -> None:
+    """Record once; and once more when the test says so, which must fail."""
+    storage.lease_ttl = 0.2
+    lease = await storage.acquire("p", "r")
+    await storage.append("p", "r", [Warned(run_id="r", message="before")], token=lease.token)
+    say("go")
+    sys.stdin.readline()
+    try:
+        await storage.append("p", "r", [Warned(run_id="r", message="late")], token=lease.token)
+    except LeaseLostError as error:
+        say("lost", error)
+    else:
+        say("recorded")
+
+
+def steps() -> Pipeline:
+    """Twelve steps, one after the other, each of which notes that it ran."""
+    found = Pipeline("kill me")
+    for n in range(STEPS):
+        cell = f"note('s{n}', {f's{n - 1}' if n else None})"
+        found.put(PipelineStep.from_cell(f"s{n}", cell, python=True))
+    return found
+
+
+async def run(storage: StorageBackend, effects: str) -> None:
+    """Run the pipeline, or carry on where the last process was ended."""
+
+    def note(name: str, before: object) -> str:
+        with Path(effects).open("a") as file:
+            file.write(name + "\n")
+        time.sleep(0.003)
+        return name + "x" * 2000
+
+    pipeline = steps()
+    executor = PipelineExecutor(pipeline, storage=storage, namespace={"note": note})
+    resume = bool(await storage.runs(pipeline.id))
+    say("go")
+    result = await executor.execute(resume=resume)
+    say("done", result.success, len(result.step_outputs))
+
+
+def main() -> None:
+    """Do what the command line says."""
+    what, url, *rest = sys.argv[1:]
+    storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
+    asyncio.run(
+        {"record": record, "many": many, "claim": claim, "hang": hang, "run": run}[what](storage, *rest)
+    )
+
+
+if __name__ == "__main__":
+    main()

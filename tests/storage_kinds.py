@@ -1,0 +1,62 @@
+"""Stores of each kind, for tests that hold for all that are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tagent_nb.events import Event, Warned
+from tagent_nb.storage.file import FileStorageBackend
+from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tests.redis_server import RedisServer
+
+KINDS = ["file", "sqlite", pytest.param("redis", marks=pytest.mark.requires("redis-server"))]
+
+
+def make_store(kind: str, folder: Path) -> Iterator[RecordingBackend]:
+    """An empty store; its server, if it has one, ends with the test."""
+    if kind == "file":
+        yield FileStorageBackend(folder / "runs", durability="fast")
+    elif kind == "sqlite":
+        yield SQLiteStorageBackend(folder / "runs.db", durability="fast")
+    else:
+        from tagent_nb.storage.redis import RedisStorageBackend
+
+        server = RedisServer(folder, "--appendonly", "yes")
+        yield RedisStorageBackend(server.url, deadline=5.0)
+        server.kill()
+
+
+async def record(storage: RecordingBackend, *texts: str, run_id: str = "r", pipeline_id: str = "p") -> None:
+    """A run of a few events, one record each."""
+    for text in texts:
+        await storage.append(pipeline_id, run_id, [Warned(run_id=run_id, message=text)])
+
+
+async def read(storage: RecordingBackend, run_id: str = "r", pipeline_id: str = "p") -> list[str]:
+    """What :func:`record` recorded."""
+    events: list[Event] = await storage.read_run(pipeline_id, run_id)
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+async def damage(storage: RecordingBackend, run_id: str = "r", pipeline_id: str = "p") -> None:
+    """Change a byte in the first record of a run, which has others behind it."""
+    await storage.close()
+    if isinstance(storage, FileStorageBackend):
+        path = storage.base_path / pipeline_id / f"{run_id}.journal"
+        path.write_bytes(path.read_bytes().replace(b"message", b"massage", 1))
+    elif isinstance(storage, SQLiteStorageBackend):
+        connection = storage._open()
+        connection.execute(
+            "UPDATE records SET record = x'00' WHERE id = "
+            "(SELECT number << 32 FROM runs WHERE pipeline = ? AND run = ?)",
+            (pipeline_id, run_id),
+        )
+    else:
+        from tagent_nb.storage.redis import RedisStorageBackend
+
+        assert isinstance(storage, RedisStorageBackend)
+        await storage._here().client.lset(storage._name(pipeline_id, "run", run_id), 0, "damaged")

@@ -1,0 +1,609 @@
+"""Backups: whole or absent, verified before older ones go, and restored without losing what is intact."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    FormatVersionError,
+    NotStoredError,
+    StorageError,
+    StorageUnavailableError,
+)
+from tagent_nb.storage import archive, open_storage
+from tagent_nb.storage.backup import BackupSchedule
+from tagent_nb.storage.codec import pack
+from tagent_nb.storage.file import FileStorageBackend
+from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.testing import plain, sample_run
+from tests.storage_kinds import KINDS, damage, make_store, read, record
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordingBackend]:
+    """An empty store of each kind that is durable."""
+    yield from make_store(request.param, tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where backups go."""
+    return tmp_path / "backups"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FileStorageBackend:
+    """A store in a folder, for what is the same for all kinds."""
+    return FileStorageBackend(tmp_path / "runs", durability="fast")
+
+
+async def fill(storage: RecordingBackend) -> None:
+    """Two pipelines with runs, memories and saved data."""
+    for pipeline_id in ("p", "q"):
+        await storage.append(pipeline_id, "r", sample_run("r"))
+        await storage.save(pipeline_id, {"saved": pipeline_id})
+    await storage.save_memories("p", {"remembered": 1})
+
+
+async def check(storage: RecordingBackend) -> None:
+    """All that :func:`fill` has stored is there."""
+    assert await storage.list_pipelines() == ["p", "q"]
+    for pipeline_id in ("p", "q"):
+        assert plain(await storage.read_run(pipeline_id, "r")) == plain(sample_run("r"))
+        assert [info.status for info in await storage.runs(pipeline_id)] == ["completed"]
+        assert await storage.load(pipeline_id) == {"saved": pipeline_id}
+    assert await storage.memories("p") == {"remembered": 1}
+
+
+# -- making and verifying ----------------------------------------------------------------------
+
+
+async def test_a_backup_holds_everything(store: RecordingBackend, folder: Path, tmp_path: Path) -> None:
+    """It is verified, says what is in it, and can be restored into a store of another kind."""
+    await fill(store)
+    made = await store.backup(folder)
+    assert (made.pipelines, made.runs, made.problem) == (2, 2, None)
+    assert made.size == made.path.stat().st_size
+    assert await store.verify(made.path) == made
+    assert await store.backups(folder) == [made]
+    for other in (open_storage(tmp_path / "copy"), open_storage(f"sqlite:///{tmp_path}/copy.db")):
+        assert isinstance(other, RecordingBackend)
+        await other.restore(made.path)
+        await check(other)
+
+
+async def test_files_are_private(files: FileStorageBackend) -> None:
+    """As all of the store."""
+    await fill(files)
+    made = await files.backup()
+    assert made.path.stat().st_mode & 0o777 == 0o600
+    assert made.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_older_backups_go_after_the_new_one_was_verified(
+    files: FileStorageBackend, folder: Path
+) -> None:
+    """The last three that are intact stay, however many damaged ones are among them."""
+    await fill(files)
+    made = [(await files.backup(folder)).path for _ in range(4)]
+    assert [info.path for info in await files.backups(folder)] == made[:0:-1]
+    made[3].write_bytes(made[3].read_bytes()[:-20])
+    made.append((await files.backup(folder)).path)
+    made.append((await files.backup(folder)).path)
+    found = await files.backups(folder)
+    assert [info.path for info in found] == [made[5], made[4], made[3], made[2]]
+    assert [info.problem is None for info in found] == [True, True, False, True]
+    await files.backup(folder, keep=1)
+    assert len(await files.backups(folder)) == 1
+
+
+async def test_a_new_backup_that_is_damaged_removes_nothing(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk wrote something else than it was given."""
+    await fill(files)
+    first = await files.backup(folder, keep=1)
+    real = archive.Writer.finish
+
+    def spoil(writer: archive.Writer) -> None:
+        real(writer)
+        writer.path.write_bytes(writer.path.read_bytes().replace(b"saved", b"shaved"))
+
+    monkeypatch.setattr(archive.Writer, "finish", spoil)
+    with pytest.raises(CorruptRecordError, match="older ones were kept"):
+        await files.backup(folder, keep=1)
+    assert first in await files.backups(folder)
+
+
+async def test_what_is_damaged_is_left_out_and_nothing_older_goes(
+    store: RecordingBackend, folder: Path
+) -> None:
+    """The older backup may be the only one that has it."""
+    await fill(store)
+    await record(store, "one", "two")
+    first = await store.backup(folder, keep=1)
+    await record(store, "one", "two", run_id="bad")
+    await damage(store, "bad")
+    second = await store.backup(folder, keep=1)
+    assert (first.runs, second.runs) == (2, 2)
+    assert len(store.problems) == 1
+    assert "Left out of backup" in store.problems[0]
+    assert len(await store.backups(folder)) == 2
+
+
+async def test_a_torn_end_is_left_out(files: FileStorageBackend, folder: Path) -> None:
+    """The backup of a run that a crash has torn is whole."""
+    await record(files, "one", "two")
+    path = files.base_path / "p/r.journal"
+    path.write_bytes(path.read_bytes()[:-5])
+    await files.backup(folder)
+    shutil.rmtree(files.base_path)
+    again = FileStorageBackend(files.base_path)
+    await again.restore(folder=folder)
+    assert await read(again) == ["one"]
+    assert again.problems == []
+
+
+async def test_cut_at_every_64th_byte_a_backup_is_refused(files: FileStorageBackend, folder: Path) -> None:
+    """No part of it is restored."""
+    await record(files, "one", "two")
+    await files.save("p", {"x": 1})
+    made = await files.backup(folder)
+    data = made.path.read_bytes()
+    for size in range(0, len(data), 64):
+        made.path.write_bytes(data[:size])
+        with pytest.raises(CorruptRecordError):
+            await files.verify(made.path)
+        assert (await files.backups(folder))[0].problem is not None
+
+
+async def test_a_backup_without_its_end_is_refused(files: FileStorageBackend, folder: Path) -> None:
+    """Cut off between two parts, each part is whole."""
+    await fill(files)
+    made = await files.backup(folder)
+    data = made.path.read_bytes()
+    made.path.write_bytes(data[: data.rindex(b"\ntagent-nb ") + 1])
+    with pytest.raises(CorruptRecordError, match="end is missing"):
+        await files.verify(made.path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pack("part", "r", b"no line"),
+        pack("part", "r", b"[]\n"),
+        pack("part", "r", b'{"pipeline": "p"}\nx'),
+        pack("part", "r", b'{"pipeline": "p", "kind": "script", "name": "r"}\nx'),
+        pack("end", "backup", b"{}"),
+        pack("end", "backup", b"[" * 100_000),
+        pack("end", "backup", b'{"parts": 0}') + b"more",
+        pack("part", "r", b'{"pipeline": "p", "kind": "run", "name": "r"}\nnot a run')
+        + pack("end", "backup", b'{"parts": 1}'),
+        pack("part", "r", b'{"pipeline": "p", "kind": "document", "name": "x"}\n' + pack("y", "p", b""))
+        + pack("end", "backup", b'{"parts": 1}'),
+        b"\x80\x04N.",
+    ],
+    ids=lambda content: ascii(content[-20:]),
+)
+async def test_a_file_that_is_not_ours_is_refused(
+    files: FileStorageBackend, folder: Path, content: bytes
+) -> None:
+    """With checksums that are right."""
+    folder.mkdir()
+    path = archive.new_path(folder)
+    path.write_bytes(content)
+    with pytest.raises(CorruptRecordError):
+        await files.restore(path)
+    assert await files.list_pipelines() == []
+
+
+async def test_a_name_that_we_never_give_is_not_restored(files: FileStorageBackend, folder: Path) -> None:
+    """A stranger's backup writes nowhere else."""
+    folder.mkdir()
+    path = archive.new_path(folder)
+    bad = b'{"pipeline": "../../x", "kind": "document", "name": "snapshot"}\n' + pack(
+        "snapshot", "../../x", b"{}"
+    )
+    path.write_bytes(pack("part", "snapshot", bad) + pack("end", "backup", b'{"parts": 1}'))
+    with pytest.raises(CorruptRecordError, match="not ours"):
+        await files.restore(path)
+    assert not files.base_path.exists()
+
+
+async def test_a_newer_format_is_refused(files: FileStorageBackend, folder: Path) -> None:
+    """And the file is left as it is."""
+    folder.mkdir()
+    path = archive.new_path(folder)
+    path.write_bytes(b"tagent-nb 999 whatever\n")
+    with pytest.raises(FormatVersionError):
+        await files.verify(path)
+
+
+async def test_a_backup_that_is_not_there_is_an_error(files: FileStorageBackend, folder: Path) -> None:
+    """By path, and when none was ever made."""
+    with pytest.raises(StorageUnavailableError, match="Cannot read"):
+        await files.verify(folder / "none.backup")
+    with pytest.raises(NotStoredError, match="no intact backup"):
+        await files.restore()
+    assert await files.backups() == []
+
+
+async def test_files_of_others_are_no_backups(files: FileStorageBackend, folder: Path) -> None:
+    """They are neither listed nor removed."""
+    folder.mkdir()
+    (folder / "holiday.backup").write_text("photos")
+    await fill(files)
+    await files.backup(folder, keep=1)
+    await files.backup(folder, keep=1)
+    assert len(await files.backups(folder)) == 1
+    assert (folder / "holiday.backup").exists()
+
+
+async def test_a_backup_that_vanishes_is_a_problem_of_its_own(
+    files: FileStorageBackend, folder: Path
+) -> None:
+    """Another process may rotate at the same time."""
+    assert archive.inspect(folder / "20260101T000000000000.backup", None).size == 0
+
+
+@pytest.mark.parametrize("fault", ["write", "replace"])
+async def test_a_backup_that_cannot_be_written_leaves_nothing(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Neither a file nor half of one."""
+    await fill(files)
+
+    def refuse(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.os if fault == "write" else Path, fault, refuse)
+        with pytest.raises(StorageUnavailableError, match="full"):
+            await files.backup(folder)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_run_larger_than_a_part(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken apart and put together again."""
+    monkeypatch.setattr(archive, "PART", 100)
+    await fill(files)
+    made = await files.backup(folder)
+    again = FileStorageBackend(folder / "copy")
+    await again.restore(made.path)
+    await check(again)
+
+
+async def test_a_backup_beside_a_writer_is_intact(store: RecordingBackend, folder: Path) -> None:
+    """What it has of the run is a beginning of it, whole to the last event."""
+    await record(store, "0")
+
+    async def write() -> None:
+        for n in range(1, 120):
+            await record(store, str(n))
+
+    writing = asyncio.ensure_future(write())
+    made = []
+    while not writing.done():
+        made.append(await store.backup(folder, keep=100))
+    await writing
+    for number, info in enumerate(made[:5]):
+        copy = FileStorageBackend(folder / f"copy{number}", durability="fast")
+        await copy.restore(info.path)
+        found = await read(copy)
+        assert found == [str(n) for n in range(len(found))]
+        assert copy.problems == []
+
+
+# -- restoring ---------------------------------------------------------------------------------
+
+
+async def test_what_is_damaged_comes_back_and_what_is_intact_stays(
+    store: RecordingBackend, folder: Path
+) -> None:
+    """Also what was recorded after the backup; the damaged original is kept aside."""
+    await fill(store)
+    await record(store, "one", "two", run_id="broken")
+    await store.backup(folder)
+    await record(store, "three", run_id="broken")
+    await record(store, "newer", run_id="later")
+    await store.save("p", {"saved": "later"})
+    await damage(store, "broken")
+    info = await store.restore(folder=folder)
+    assert info.restored == [("p", "run", "broken")]
+    assert len(info.problems) == 1
+    assert "broken" in info.problems[0]
+    assert await read(store, "broken") == ["one", "two"]
+    assert await read(store, "later") == ["newer"]
+    assert await store.load("p") == {"saved": "later"}
+    assert plain(await store.read_run("q", "r")) == plain(sample_run("r"))
+    assert not list(folder.glob("*.merged"))
+    lease = await store.acquire("p", "broken")
+    await store.append("p", "broken", sample_run("broken")[:2], token=lease.token)
+
+
+async def test_a_restored_run_is_listed_and_carried_on(store: RecordingBackend, folder: Path) -> None:
+    """With its size, and with the next record behind it."""
+    await fill(store)
+    before = await store.runs("p")
+    await store.backup(folder)
+    await store.delete("p")
+    await store.restore(folder=folder)
+    assert await store.runs("p") == before
+    await record(store, "more")
+    assert (await read(store))[-1] == "more"
+
+
+async def test_everything_can_be_taken_back(store: RecordingBackend, folder: Path) -> None:
+    """With ``replace``, also what is intact; what the backup does not know stays."""
+    await fill(store)
+    await store.backup(folder)
+    await store.save("p", {"saved": "a mistake"})
+    await record(store, "x", run_id="new")
+    info = await store.restore(folder=folder, replace=True)
+    assert info.kept == [("p", "run", "new")]
+    await check_without_runs(store)
+    assert await read(store, "new") == ["x"]
+
+
+async def check_without_runs(storage: RecordingBackend) -> None:
+    """The documents of :func:`fill`."""
+    assert await storage.load("p") == {"saved": "p"}
+    assert await storage.memories("p") == {"remembered": 1}
+
+
+async def test_the_newest_backup_may_be_damaged_too(store: RecordingBackend, folder: Path) -> None:
+    """Then the one before it is used, and the user is told."""
+    await fill(store)
+    older = await store.backup(folder)
+    newer = await store.backup(folder)
+    newer.path.write_bytes(newer.path.read_bytes()[:-1])
+    await store.delete("p")
+    info = await store.restore(folder=folder)
+    assert info.backup == older.path
+    assert any(newer.path.name in problem for problem in store.problems)
+    await check(store)
+
+
+async def test_a_store_that_cannot_be_read_at_all_is_kept_aside(tmp_path: Path) -> None:
+    """A database that is no database any more: all comes from the backup."""
+    storage = SQLiteStorageBackend(tmp_path / "runs.db", durability="fast")
+    await fill(storage)
+    await storage.backup()
+    await storage.close()
+    storage.path.write_bytes(b"scrambled eggs" * 1000)
+    again = SQLiteStorageBackend(storage.path)
+    with pytest.raises(CorruptRecordError):
+        await again.list_pipelines()
+    info = await again.restore()
+    assert Path(info.aside).read_bytes().startswith(b"scrambled eggs")
+    await check(again)
+
+
+async def test_a_table_that_is_damaged_is_no_obstacle(tmp_path: Path) -> None:
+    """Pages within the database: what can be read stays, the rest comes from the backup."""
+    storage = SQLiteStorageBackend(tmp_path / "runs.db", durability="fast")
+    await fill(storage)
+    for n in range(50):
+        await record(storage, "x" * 3000, run_id=f"r{n}")
+    await storage.backup()
+    await storage.close()
+    data = bytearray(storage.path.read_bytes())
+    middle = len(data) // 2 // 2048 * 2048
+    data[middle : middle + 8192] = b"\xff" * 8192
+    storage.path.write_bytes(data)
+    again = SQLiteStorageBackend(storage.path)
+    await again.restore()
+    await check_without_runs(again)
+    assert len(await again.runs("p")) == 51
+    for n in range(50):
+        assert await read(again, f"r{n}") == ["x" * 3000]
+
+
+async def test_a_damaged_store_offers_its_newest_intact_backup(files: FileStorageBackend) -> None:
+    """In the message of the error; damaged backups are not offered."""
+    await record(files, "one", "two")
+    older = await files.backup()
+    newer = await files.backup()
+    newer.path.write_bytes(b"")
+    await files.save("p", {"x": 1})
+    await damage(files)
+    (files.base_path / "p/snapshot.record").write_bytes(b"damaged")
+    for call in (read(files), files.load("p")):
+        with pytest.raises(CorruptRecordError, match=rf"{older.path.name} is intact: restore\(\)"):
+            await call
+    older.path.unlink()
+    with pytest.raises(CorruptRecordError) as caught:
+        await read(files)
+    assert "intact" not in str(caught.value)
+
+
+async def test_an_active_run_is_not_restored_over(store: RecordingBackend, folder: Path) -> None:
+    """Nothing is changed while somebody records."""
+    await fill(store)
+    await store.backup(folder)
+    lease = await store.acquire("p", "r")
+    with pytest.raises(StorageError, match="carries it on"):
+        await store.restore(folder=folder, replace=True)
+    await store.append("p", "r", sample_run("r")[:1], token=lease.token)
+    await store.release(lease)
+
+
+async def test_a_loser_of_before_the_restore_writes_nothing(store: RecordingBackend, folder: Path) -> None:
+    """Tokens of before are no good for the run that came back."""
+    await fill(store)
+    lease = await store.acquire("p", "r")
+    await store.release(lease)
+    await store.backup(folder)
+    await store.restore(folder=folder, replace=True)
+    with pytest.raises(StorageError):
+        await store.append("p", "r", sample_run("r"), token=lease.token)
+
+
+@pytest.mark.parametrize("fault", ["rename", "merged"])
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+async def test_a_restore_that_fails_leaves_the_store(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """If it cannot be moved aside, or the new content cannot be written, all is as it was."""
+    (storage,) = make_store(kind, tmp_path)
+    await fill(storage)
+    await storage.backup()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if fault == "rename":
+            patch.setattr(Path, "rename", refuse)
+        else:
+            patch.setattr(archive.os, "write", refuse)
+        with pytest.raises(StorageUnavailableError):
+            await storage.restore()
+    await check(storage)
+
+
+async def test_a_pipeline_whose_runs_cannot_be_listed_is_no_obstacle(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs come from the backup, and a new backup leaves them out."""
+    await fill(files)
+    await files.backup(folder)
+
+    async def refuse(pipeline_id: str) -> list[str]:
+        raise CorruptRecordError("the list is damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_run_ids", refuse)
+        assert (await files.backup(folder, keep=1)).runs == 0
+        info = await files.restore((await files.backups(folder))[1].path)
+    assert ("p", "run", "r") in info.restored
+    assert info.problems == ["the list is damaged"] * 2
+    await check(files)
+
+
+async def test_what_cannot_be_read_is_left_out(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a page of a database that the disk has lost."""
+    await fill(files)
+
+    async def refuse(*args: str) -> bytes:
+        raise CorruptRecordError("the page is damaged")
+
+    monkeypatch.setattr(files, "_read", refuse)
+    assert (await files.backup(folder)).runs == 0
+    assert "the page is damaged" in files.problems[0]
+
+
+async def test_a_store_that_is_away_is_not_restored(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not answer, or a locked file, is not damaged."""
+    await fill(files)
+    await files.backup(folder)
+
+    async def refuse() -> list[str]:
+        raise StorageUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "list_pipelines", refuse)
+        with pytest.raises(StorageUnavailableError, match="away"):
+            await files.restore(folder=folder)
+    await check(files)
+
+
+async def test_nothing_to_back_up_without_a_schedule(files: FileStorageBackend) -> None:
+    """Nobody asked."""
+    await files._backup_if_due("p")
+    assert await files.backups() == []
+
+
+# -- places and schedules ----------------------------------------------------------------------
+
+
+async def test_each_backend_has_its_place(tmp_path: Path) -> None:
+    """Within the folder, or beside the file; a server has none."""
+    files, database = (next(make_store(kind, tmp_path)) for kind in ("file", "sqlite"))
+    for storage in (files, database):
+        await fill(storage)
+        assert (await storage.backup()).path.parent == storage.backup_folder
+        await check(storage)
+
+
+@pytest.mark.requires("redis-server")
+async def test_a_server_has_no_place_for_backups(tmp_path: Path) -> None:
+    """The message says what to write; a damaged run offers no backup."""
+    for storage in make_store("redis", tmp_path):
+        with pytest.raises(DefinitionError, match="my-backups"):
+            await storage.backup()
+        await record(storage, "one", "two")
+        await damage(storage)
+        with pytest.raises(CorruptRecordError):
+            await read(storage)
+
+
+async def end_runs(storage: Any, count: int, first: int = 0) -> None:
+    """Runs that begin and end, as the engine's do."""
+    for n in range(first, first + count):
+        lease = await storage.acquire("p", f"r{n}")
+        await storage.append("p", f"r{n}", sample_run(f"r{n}", at=1e10 + n), token=lease.token)
+        await storage.release(lease)
+
+
+async def test_backups_are_made_by_themselves(files: FileStorageBackend, folder: Path) -> None:
+    """After every third run, and two of them are kept."""
+    files.backup_schedule = BackupSchedule(every=3, keep=2, folder=folder)
+    await end_runs(files, 2)
+    assert await files.backups(folder) == []
+    await end_runs(files, 1, first=2)
+    assert [info.runs for info in await files.backups(folder)] == [3]
+    await end_runs(files, 3, first=3)
+    found = await files.backups(folder)
+    assert [info.runs for info in found] == [6, 5]
+    assert files.problems == []
+
+
+async def test_trouble_with_a_backup_does_not_fail_the_run(files: FileStorageBackend, folder: Path) -> None:
+    """It is reported."""
+    folder.write_text("a file")
+    files.backup_schedule = BackupSchedule(every=1, folder=folder)
+    await end_runs(files, 1)
+    assert len(files.problems) == 1
+    assert files.problems[0].startswith("After run r0: ")
+    memory = MemoryStorageBackend()
+    memory.backup_schedule = BackupSchedule()
+    await end_runs(memory, 1)
+    assert "Use a folder" in memory.problems[0]
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"keep": 0}, {"keep": 1.5}, {"every": True}])
+def test_a_schedule_is_checked(options: dict[str, Any]) -> None:
+    """With the name of what is wrong."""
+    with pytest.raises(DefinitionError, match=next(iter(options))):
+        BackupSchedule(**options)
+
+
+async def test_a_run_deleted_meanwhile_is_not_missed(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention may work at the same time."""
+    await fill(files)
+    real = files._run_ids
+
+    async def one_more(pipeline_id: str) -> list[str]:
+        return [*await real(pipeline_id), "gone"]
+
+    monkeypatch.setattr(files, "_run_ids", one_more)
+    assert (await files.backup(folder)).runs == 2

@@ -1,0 +1,412 @@
+"""The faults that storage must survive, injected into real processes, files and servers.
+
+``make test`` runs few repetitions, ``make test-faults`` all of them; each test prints how often its fault was
+injected and what was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tagent_nb import PipelineExecutor
+from tagent_nb.errors import LeaseLostError, StorageUnavailableError
+from tagent_nb.events import Event, StepFinished, Warned
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.storage import open_storage
+from tagent_nb.storage.base import StorageBackend
+from tests.redis_server import RedisServer
+from tests.storage_child import STEPS, steps
+
+pytestmark = pytest.mark.faults
+
+Repetitions = Callable[[int, int], int]
+CHILD = Path(__file__).with_name("storage_child.py")
+BACKENDS = ["file", "sqlite", pytest.param("redis", marks=pytest.mark.requires("redis-server"))]
+
+
+def report(fault: str, injected: int, lost: int) -> None:
+    """One line for `make test-faults`, and a failure if anything was lost."""
+    print(f"\n{fault}: injected {injected}, lost {lost}")
+    assert lost == 0, fault
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty store of the kind that the test asks for."""
+    kind = request.param
+    if kind != "redis":
+        yield f"sqlite:///{tmp_path}/runs.db" if kind == "sqlite" else str(tmp_path / "runs")
+        return
+    server = RedisServer(tmp_path, "--appendonly", "yes")
+    yield server.url
+    server.kill()
+
+
+on_all = pytest.mark.parametrize("url", BACKENDS, indirect=True)
+on_disks = pytest.mark.parametrize("url", BACKENDS[:2], indirect=True)
+
+
+class Child:
+    """A process of ``storage_child.py``."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(CHILD), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=CHILD.parent.parent,
+        )
+
+    def hear(self) -> str:
+        """The next line it says; empty when it has ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def tell(self, words: str) -> None:
+        """Write a line to it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(words + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> list[str]:
+        """SIGKILL; what it had still said."""
+        self.process.kill()
+        rest, _ = self.process.communicate()
+        return rest.split("\n")
+
+    def end(self) -> list[str]:
+        """Wait for its own end; what it had still said."""
+        rest, _ = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0
+        return rest.split("\n")
+
+
+async def finished(storage: StorageBackend, pipeline_id: str, run_id: str) -> list[str]:
+    """The steps that a run has recorded, in order."""
+    events = await storage.read_run(pipeline_id, run_id)
+    return [event.step for event in events if isinstance(event, StepFinished)]
+
+
+# -- killed processes --------------------------------------------------------------------------
+
+
+@on_all
+async def test_killed_while_recording(url: str, repetitions: Repetitions) -> None:
+    """SIGKILL at a random moment: whatever was acknowledged is there once, and the next process goes on."""
+    count, lost, acknowledged = repetitions(4, 100), 0, -1
+    for _ in range(count):
+        child = Child("record", url)
+        assert child.hear() == "go"
+        for _ in range(random.randrange(30)):
+            acknowledged = max(acknowledged, int(child.hear()))
+        time.sleep(random.random() * 0.002)
+        said = [int(line) for line in child.kill()[:-1] if line.isdigit()]
+        acknowledged = max([acknowledged, *said])
+        storage = open_storage(url)
+        found = await finished(storage, "p", "r")
+        assert found == [f"s{n}" for n in range(len(found))]
+        lost += max(0, acknowledged + 1 - len(found))
+        await storage.close()
+    report(f"SIGKILL while recording ({url.partition(':')[0]})", count, lost)
+
+
+@on_all
+async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitions: Repetitions) -> None:
+    """The run is resumed by another process; no step that was recorded runs again."""
+    count, injected, lost = repetitions(4, 100), 0, 0
+    effects, pipeline_id = tmp_path / "effects", steps().id
+    while injected < count:
+        effects.write_text("")
+        recorded: list[str] = []
+        seen, said = 0, ""
+        while "done" not in said:
+            child = Child("run", url, str(effects))
+            assert child.hear() == "go"
+            time.sleep(random.random() * 0.08)
+            said = " ".join(child.kill())
+            injected += "done" not in said
+            ran = effects.read_text().split()
+            lost += len(set(ran[seen:]) & set(recorded))
+            seen = len(ran)
+            storage = open_storage(url)
+            runs = await storage.runs(pipeline_id)
+            recorded = await finished(storage, pipeline_id, runs[-1].run_id) if runs else []
+            await storage.close()
+        assert f"done True {STEPS}" in said
+        assert recorded == [f"s{n}" for n in range(STEPS)]
+        storage = open_storage(url)
+        await storage.delete(pipeline_id)
+        await storage.close()
+    report(f"SIGKILL in the middle of a run ({url.partition(':')[0]})", injected, lost)
+
+
+@on_all
+async def test_two_processes_resume_one_run(url: str, repetitions: Repetitions) -> None:
+    """At the same moment: one goes on, the other gets an error that names it."""
+    count, wrong = repetitions(5, 50), 0
+    children = [Child("claim", url), Child("claim", url)]
+    for child in children:
+        assert child.hear() == "go"
+    for n in range(count):
+        for child in children:
+            child.tell(f"r{n}")
+        answers = [child.hear() for child in children]
+        winner = next((answer.split()[1] for answer in answers if answer.startswith("won")), "nobody")
+        losers = [answer for answer in answers if answer.startswith("lost")]
+        wrong += len(losers) != 1 or f"process {winner}" not in losers[0]
+    for child in children:
+        child.kill()
+    report(f"two processes resume one run ({url.partition(':')[0]})", count, wrong)
+
+
+@on_all
+async def test_a_process_that_hangs_writes_nothing_late(url: str, repetitions: Repetitions) -> None:
+    """SIGSTOP until its lease has expired and another process has taken over: its late write is refused."""
+    count, lost = repetitions(1, 10), 0
+    for _ in range(count):
+        child = Child("hang", url)
+        assert child.hear() == "go"
+        child.process.send_signal(signal.SIGSTOP)
+        storage = open_storage(url)
+        lease = None
+        while lease is None:
+            with contextlib.suppress(LeaseLostError):
+                lease = await storage.acquire("p", "r")
+            await asyncio.sleep(0.02)
+        await storage.append("p", "r", [Warned(run_id="r", message="winner")], token=lease.token)
+        child.process.send_signal(signal.SIGCONT)
+        child.tell("go on")
+        heard = child.hear()
+        lost += f"lost Run r of pipeline p was taken over or deleted by process {os.getpid()} on" not in heard
+        events = await storage.read_run("p", "r")
+        lost += [event.message for event in events if isinstance(event, Warned)] != ["before", "winner"]
+        child.end()
+        await storage.release(lease)
+        await storage.delete("p")
+        await storage.close()
+    report(f"late write after SIGSTOP ({url.partition(':')[0]})", count, lost)
+
+
+@on_all
+async def test_eight_processes_write_one_store(url: str, repetitions: Repetitions) -> None:
+    """Each records 200 steps (50 in the short form) into a run of its own, all at once: all are there."""
+    each = repetitions(50, 200)
+    children = [Child("many", url, f"r{n}", str(each)) for n in range(8)]
+    for child in children:
+        assert child.hear() == "go"
+    for child in children:
+        child.tell("now")
+    for child in children:
+        assert "done" in child.end()
+    storage = open_storage(url)
+    found = [len(await finished(storage, "p", f"r{n}")) for n in range(8)]
+    await storage.close()
+    report(f"eight writers of {each} records ({url.partition(':')[0]})", 8 * each, 8 * each - sum(found))
+
+
+# -- disks -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
+    """A folder on a disk of 4 MB if we may mount one, else files of at most 400 kB; yields how to free it."""
+    folder.mkdir()
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+    if mounted:
+        filler = folder / "filler"
+        filler.write_bytes(b"x" * 3_500_000)
+        try:
+            yield filler.unlink
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+@pytest.mark.parametrize("durability", ["full", "fast"])
+async def test_a_full_disk(kind: str, durability: str, tmp_path: Path, repetitions: Repetitions) -> None:
+    """A typed error; what was recorded is intact and readable; with space again, recording goes on."""
+    count, lost = repetitions(1, 5), 0
+    for n in range(count):
+        folder = tmp_path / f"disk{n}"
+        with small_disk(folder) as free:
+            url = f"sqlite:///{folder}/runs.db" if kind == "sqlite" else str(folder / "runs")
+            storage = open_storage(url, durability=durability)  # type: ignore[arg-type]
+            lease = await storage.acquire("p", "r")
+            await storage.save("p", {"important": True})
+            recorded = 0
+            error = None
+            while error is None:
+                value = StoredValue.of(random.randbytes(20_000))
+                event = StepFinished(run_id="r", step=f"s{recorded}", output=value)
+                try:
+                    await storage.append("p", "r", [event], token=lease.token)
+                    recorded += 1
+                except StorageUnavailableError as refused:
+                    error = refused
+            assert re.search("full|Check the disk", str(error))
+            assert recorded > 3
+            lost += recorded - len(await finished(storage, "p", "r"))
+            assert await storage.load("p") == {"important": True}
+            free()
+            await storage.append("p", "r", [Warned(run_id="r", message="on")], token=lease.token)
+            await storage.save("p", {"important": False})
+            await storage.release(lease)
+            await storage.close()
+            again = open_storage(url)
+            lost += recorded - len(await finished(again, "p", "r"))
+            assert await again.load("p") == {"important": False}
+            await again.close()
+    report(f"disk full ({kind}, {durability})", count, lost)
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+async def test_a_run_on_a_full_disk_can_be_resumed(kind: str, tmp_path: Path) -> None:
+    """The run ends with the storage's error; with space again it goes on where it was."""
+    ran: list[str] = []
+
+    def note(name: str, before: object) -> bytes:
+        ran.append(name)
+        return random.randbytes(60_000)
+
+    with small_disk(tmp_path / "disk") as free:
+        url = f"sqlite:///{tmp_path}/disk/runs.db" if kind == "sqlite" else str(tmp_path / "disk/runs")
+        executor = PipelineExecutor(steps(), storage=url, namespace={"note": note})
+        with pytest.raises(StorageUnavailableError):
+            await executor.execute()
+        before = list(ran)
+        recorded = await finished(executor.storage, executor.pipeline.id, executor.memory.run_id)
+        assert 1 < len(recorded) < STEPS
+        free()
+        result = await executor.execute(resume=True)
+        await executor.storage.close()
+    assert result.success
+    again = ran[len(before) :]
+    report(f"run on a full disk ({kind})", 1, len(set(again) & set(recorded)))
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+def test_a_read_only_folder(kind: str) -> None:
+    """Every write fails at once with the remedy; a folder can still be read."""
+    folder = Path(tempfile.mkdtemp())
+    url = f"sqlite:///{folder}/runs.db" if kind == "sqlite" else str(folder / "runs")
+
+    async def prepare() -> None:
+        storage = open_storage(url)
+        await storage.append("p", "r", [Warned(run_id="r", message="one")])
+        await storage.close()
+
+    async def use() -> None:
+        storage = open_storage(url)
+        for call in (
+            storage.append("p", "r", [Warned(run_id="r", message="two")]),
+            storage.save("p", {}),
+            storage.acquire("p", "r"),
+        ):
+            with pytest.raises(StorageUnavailableError, match="permissions"):
+                await call
+        if kind == "file":
+            assert len(await storage.read_run("p", "r")) == 1
+
+    asyncio.run(prepare())
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                # Root may write anywhere.
+                os.setuid(65534)
+            asyncio.run(use())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for path in paths:
+        path.chmod(0o700)
+    subprocess.run(["rm", "-r", str(folder)], check=True)
+    report(f"read-only folder ({kind})", 3, status)
+
+
+# -- servers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.requires("redis-server")
+@pytest.mark.parametrize("how", ["killed", "shut down", "stopped"])
+async def test_redis_away_in_the_middle_of_a_run(how: str, tmp_path: Path, repetitions: Repetitions) -> None:
+    """Away for 0.3 or 3 s, the run goes on; for 30 s, it goes on or fails within its deadline."""
+    lost = injected = 0
+    loop = asyncio.get_running_loop()
+    for away in (0.3, 3.0, 30.0)[: repetitions(2, 3)]:
+        folder = tmp_path / str(away)
+        folder.mkdir()
+        server = RedisServer(folder, "--appendonly", "yes")
+        ran: list[str] = []
+        reached = asyncio.Event()
+
+        def note(name: str, before: object, ran: list[str] = ran, reached: asyncio.Event = reached) -> str:
+            ran.append(name)
+            if name == "s5":
+                loop.call_soon_threadsafe(reached.set)
+            time.sleep(0.005)
+            return name
+
+        executor = PipelineExecutor(steps(), storage=server.url, namespace={"note": note})
+        running = asyncio.ensure_future(executor.execute())
+        await reached.wait()
+        if how == "stopped":
+            server.signal(signal.SIGSTOP)
+        elif how == "killed":
+            server.kill()
+        else:
+            server.signal(signal.SIGTERM)
+            assert server.process is not None
+            await asyncio.to_thread(server.process.wait)
+        began = time.monotonic()
+        await asyncio.wait([running], timeout=away)
+        if how == "stopped":
+            server.signal(signal.SIGCONT)
+        else:
+            await asyncio.to_thread(server.start)
+        injected += 1
+        try:
+            result = await running
+        except StorageUnavailableError:
+            assert away == 30.0
+            assert time.monotonic() - began < 30.0
+            result = await executor.execute(resume=True)
+        assert result.success
+        if away < 30.0:
+            lost += len(ran) - STEPS
+        recorded: list[Event] = await executor.storage.read_run(executor.pipeline.id, result.run_id)
+        lost += STEPS - len({event.step for event in recorded if isinstance(event, StepFinished)})
+        await executor.storage.close()
+        server.kill()
+    report(f"Redis {how}", injected, lost)

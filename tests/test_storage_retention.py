@@ -1,0 +1,207 @@
+"""Retention: what may go goes, oldest first; what is active or the newest good one stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagent_nb.errors import DefinitionError, NotStoredError, StorageUnavailableError
+from tagent_nb.events import RunFinished, RunStarted, Warned
+from tagent_nb.storage import retention
+from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.storage.records import RunInfo
+from tagent_nb.storage.retention import Retention
+from tests.storage_kinds import KINDS, make_store
+
+
+@pytest.fixture(params=["memory", *KINDS])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageBackend]:
+    """An empty store of each kind."""
+    if request.param == "memory":
+        yield MemoryStorageBackend()
+    else:
+        yield from make_store(request.param, tmp_path)
+
+
+async def run(store: StorageBackend, name: str, at: float, outcome: str = "completed") -> None:
+    """A run that began at ``at``."""
+    await store.append("p", name, [RunStarted(run_id=name, at=at, pipeline="p", steps=())])
+    if outcome != "interrupted":
+        ended = RunFinished(
+            run_id=name, at=at + 1, success=outcome == "completed", cancelled=outcome == "cancelled"
+        )
+        await store.append("p", name, [ended])
+
+
+async def left(store: StorageBackend) -> list[str]:
+    """The runs that are still there."""
+    return [info.run_id for info in await store.runs("p")]
+
+
+async def test_the_last_ones_stay(store: StorageBackend) -> None:
+    """With all they hold; what went is returned."""
+    for n in range(6):
+        await run(store, f"r{n}", at=100.0 + n)
+    gone = await store.prune("p", keep_last=2)
+    assert [info.run_id for info in gone] == ["r0", "r1", "r2", "r3"]
+    assert await left(store) == ["r4", "r5"]
+    assert len(await store.read_run("p", "r5")) == 2
+    assert await store.prune("p", keep_last=2) == []
+
+
+async def test_the_newest_good_one_stays(store: StorageBackend) -> None:
+    """However old it is, and however many have failed since."""
+    for n, outcome in enumerate(["completed", "completed", "failed", "cancelled", "interrupted", "failed"]):
+        await run(store, f"r{n}", at=100.0 + n, outcome=outcome)
+    await store.prune("p", keep_last=1, older_than=0, max_bytes=0)
+    assert await left(store) == ["r1"]
+
+
+async def test_an_active_run_stays(store: StorageBackend) -> None:
+    """Also if it is the oldest."""
+    await run(store, "r0", at=100.0, outcome="interrupted")
+    lease = await store.acquire("p", "r0")
+    for n in range(1, 4):
+        await run(store, f"r{n}", at=100.0 + n)
+    await store.prune("p", keep_last=0)
+    assert await left(store) == ["r0", "r3"]
+    await store.append("p", "r0", [Warned(run_id="r0", message="on")], token=lease.token)
+    assert len(await store.read_run("p", "r0")) == 2
+
+
+async def test_old_ones_go(store: StorageBackend) -> None:
+    """By the time since they ended."""
+    now = time.time()
+    for name, age in (("old", 90_000.0), ("younger", 80_000.0), ("new", 100.0)):
+        await run(store, name, at=now - age)
+    await store.prune("p", older_than=timedelta(days=1))
+    assert await left(store) == ["younger", "new"]
+    await store.prune("p", older_than=200.0)
+    assert await left(store) == ["new"]
+
+
+async def test_runs_go_until_they_fit(tmp_path: Path) -> None:
+    """The oldest first, until the rest takes no more than it may."""
+    for store in make_store("file", tmp_path):
+        for n in range(5):
+            await run(store, f"r{n}", at=100.0 + n)
+        sizes = [info.size for info in await store.runs("p")]
+        await store.prune("p", max_bytes=sum(sizes[3:]))
+        assert await left(store) == ["r3", "r4"]
+
+
+async def test_a_run_that_ends_prunes_by_the_rules(store: StorageBackend) -> None:
+    """Without rules nothing goes."""
+    for n in range(4):
+        await run(store, f"r{n}", at=100.0 + n)
+    lease = await store.acquire("p", "r3")
+    await store.release(lease)
+    assert len(await left(store)) == 4
+    store.retention = Retention(keep_last=2)
+    lease = await store.acquire("p", "r3")
+    await store.release(lease)
+    assert await left(store) == ["r2", "r3"]
+    assert store.problems == []
+
+
+async def test_trouble_with_pruning_does_not_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported."""
+    store = MemoryStorageBackend()
+    store.retention = Retention(keep_last=0)
+    lease = await store.acquire("p", "r")
+    await run(store, "r", at=1.0)
+
+    async def refuse(pipeline_id: str) -> list[RunInfo]:
+        raise StorageUnavailableError("no")
+
+    monkeypatch.setattr(store, "runs", refuse)
+    await store.release(lease)
+    assert store.problems == ["After run r: no"]
+
+
+async def test_pruning_takes_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does not reach goes the next time."""
+    store = MemoryStorageBackend()
+    for n in range(5):
+        await run(store, f"r{n}", at=100.0 + n, outcome="failed")
+    assert await store.prune("p", keep_last=0, limit=-1.0) == []
+    clock = iter([0.0, 1.0, 2.0, 6.0])
+    monkeypatch.setattr(retention, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(clock)))
+    assert len(await store.prune("p", keep_last=0, limit=5.0)) == 2
+
+
+async def test_what_others_do_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may be gone, or be carried on, by the time it is to be deleted; the others still go."""
+    store = MemoryStorageBackend()
+    for n in range(4):
+        await run(store, f"r{n}", at=100.0 + n, outcome="failed")
+    real = store.delete_run
+
+    async def delete(pipeline_id: str, run_id: str) -> None:
+        if run_id == "r0":
+            raise NotStoredError("gone")
+        if run_id == "r1":
+            raise StorageUnavailableError("busy")
+        await real(pipeline_id, run_id)
+
+    monkeypatch.setattr(store, "delete_run", delete)
+    assert [info.run_id for info in await store.prune("p", keep_last=0)] == ["r2", "r3"]
+    assert store.problems == ["busy"]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {}, {"keep_last": -1}, {"keep_last": 1.5}, {"keep_last": True}, {"max_bytes": "1 GB"},
+        {"older_than": -1.0}, {"older_than": float("inf")}, {"older_than": float("nan")},
+        {"older_than": True}, {"older_than": "a day"}, {"older_than": timedelta(days=-1)},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_rules_are_checked(rules: dict[str, Any]) -> None:
+    """With the name of what is wrong."""
+    with pytest.raises(DefinitionError, match=next(iter(rules), "keep_last")):
+        await MemoryStorageBackend().prune("p", **rules)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["completed", "failed", "cancelled", "interrupted", "running", "damaged"]),
+            st.integers(0, 100),
+        ),
+        max_size=12,
+    ),
+    st.none() | st.integers(0, 5),
+    st.none() | st.floats(0, 20),
+    st.integers(0, 300),
+)
+def test_whatever_the_rules_the_promises_hold(
+    drawn: list[tuple[str, int]], keep_last: int | None, older_than: float | None, max_bytes: int
+) -> None:
+    """Active ones and the newest good one stay; no run goes that no rule names."""
+    runs = [
+        RunInfo(f"r{n}", "p", status=status, started_at=float(n), size=size)
+        for n, (status, size) in enumerate(drawn)
+    ]
+    gone = Retention(keep_last, older_than, max_bytes).to_delete(runs, now=20.0)
+    stay = [one for one in runs if one not in gone]
+    good = [one for one in runs if one.status == "completed"]
+    assert all(one in stay for one in runs if one.status == "running")
+    assert good[-1:] == [one for one in good[-1:] if one in stay]
+    assert [one for one in runs if one in gone] == gone
+    if keep_last is None and older_than is None and sum(one.size for one in runs) <= max_bytes:
+        assert gone == []
+    free = [one for one in stay if one.status != "running" and one not in good[-1:]]
+    assert not free or sum(one.size for one in stay) <= max_bytes
+    assert keep_last is None or all(one in runs[max(0, len(runs) - keep_last) :] for one in free)
+    assert older_than is None or all(20.0 - one.started_at < older_than for one in free)
