@@ -156,7 +156,11 @@ class PipelineExecutor:
         ``KeyboardInterrupt`` cancels the run, waits for its steps to clean up, and is raised again;
         the run can be resumed and :attr:`result` has what was done.
         """
-        return self.start(**options).result()
+        try:
+            return self.start(**options).result()
+        except KeyboardInterrupt:
+            self.cancel()  # once more, in case that it came before the wait began
+            raise
 
     def start(self, **options: Any) -> RunHandle:
         """:meth:`execute` in the background; returns at once with a handle."""

@@ -1,0 +1,83 @@
+"""The background loop: one a process, there when it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+from tagent_nb.engine.loop import background_loop, submit
+
+
+def test_there_is_one_loop_whoever_asks() -> None:
+    found: list[asyncio.AbstractEventLoop] = []
+    threads = [threading.Thread(target=lambda: found.append(background_loop())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {background_loop()}
+    assert background_loop().is_running()
+
+
+def test_work_is_done_in_its_own_thread() -> None:
+    async def where() -> str:
+        return threading.current_thread().name
+
+    assert submit(where()).result(10) == "tagent-nb loop"
+
+
+def test_a_cancelled_future_cancels_its_work() -> None:
+    entered, cancelled = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    future = submit(work())
+    assert entered.wait(10)
+    future.cancel()
+    assert cancelled.wait(10)
+
+
+def test_a_closed_loop_is_replaced() -> None:
+    old = background_loop()
+    (thread,) = [one for one in threading.enumerate() if one.name == "tagent-nb loop"]
+    old.call_soon_threadsafe(old.stop)
+    thread.join(10)
+    old.close()
+    new = background_loop()
+    assert new is not old
+    assert new.is_running()
+
+
+FORKED = """
+import os, sys
+from tagent_nb import Pipeline, PipelineExecutor
+
+pipeline = Pipeline("forked")
+
+@pipeline.task
+def answer() -> int:
+    return 42
+
+executor = PipelineExecutor(pipeline)
+assert executor.run()["answer"] == 42
+child = os.fork()
+if child == 0:
+    os._exit(PipelineExecutor(pipeline).run()["answer"])
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+assert executor.run()["answer"] == 42
+print("both ran")
+"""
+
+
+def test_parent_and_child_run_after_a_fork() -> None:
+    """The child has no thread of the parent's; it starts a loop of its own."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "both ran\n", done.stderr
