@@ -335,15 +335,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+def _extension() -> Any:
+    """By name, as all rooms are found from here: whoever imports the package imports no room."""
+    from importlib import import_module
+
+    return import_module(f"{__name__}.notebook.extension")
+
+
 def load_ipython_extension(shell: Any) -> None:
     """What ``%load_ext tagent_nb`` does: register the magics."""
-    from tagent_nb.notebook.extension import load_ipython_extension
-
-    load_ipython_extension(shell)
+    _extension().load_ipython_extension(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """What ``%unload_ext tagent_nb`` does."""
-    from tagent_nb.notebook.extension import unload_ipython_extension
-
-    unload_ipython_extension(shell)
+    _extension().unload_ipython_extension(shell)
