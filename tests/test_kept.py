@@ -100,6 +100,21 @@ def test_a_run_that_goes_on_has_no_seconds_yet(book: Notebook) -> None:
     assert frame["seconds"].isna().all()
 
 
+# -- %tagent_plan -------------------------------------------------------------------------
+
+
+def test_a_plan_that_would_be_refused_names_the_remedy(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book.python("a", "1")
+    book("tagent_run")
+    book.python("a", "2")
+    book("tagent_plan --resume")
+    assert "It would be refused; --on-change rerun lets it go as planned here." in book.shown[-1]
+    book("tagent_plan --resume --on-change rerun")
+    assert "refused" not in book.shown[-1]
+    assert_safe(book.published.outputs[-1]["data"]["text/html"])
+
+
 # -- %tagent_cache ------------------------------------------------------------------------
 
 

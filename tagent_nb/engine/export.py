@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-import tagent_nb
 from tagent_nb.engine.checks import refuse_problems
-from tagent_nb.engine.surroundings import Surroundings, function_source, home_of
+from tagent_nb.engine.surroundings import PACKAGE, Surroundings, function_source, home_of
 from tagent_nb.errors import DefinitionError, StepError
+from tagent_nb.pipeline import conditions
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.conditions import And, Condition, Not, Or
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
@@ -106,7 +106,7 @@ class _Writer:
         """All of it."""
         taken = {*self.namespace, *self._steps}
         own, main = _free("pipeline", taken), _free("main", taken)
-        for module in (argparse, sys, tagent_nb):
+        for module in (argparse, sys, PACKAGE):
             self.around.reserve(module.__name__, module)
         for step in self.pipeline.steps:
             function = step.body.function if step.body is not None else None
@@ -130,7 +130,7 @@ class _Writer:
         ]
         text = "\n\n".join(part for part in parts if part) + "\n\n" + _MAIN.format(pipeline=own, main=main)
         compile(text, "<export>", "exec", dont_inherit=True)
-        return f"{MARK}{tagent_nb.__version__} {_digest(text)}\n{text}"
+        return f"{MARK}{PACKAGE.__version__} {_digest(text)}\n{text}"
 
     def _refuse(self) -> None:
         if self.problems:
@@ -244,7 +244,7 @@ class _Writer:
             return f"tagent_nb.{kind}{_call(self._condition(path, one) for one in condition.conditions)}"
         if isinstance(condition, Not):
             return f"tagent_nb.Not({self._condition(path, condition.condition)})"
-        if kind not in _CONDITIONS or type(condition) is not getattr(tagent_nb, kind):
+        if kind not in _CONDITIONS or type(condition) is not getattr(conditions, kind):
             self.problems[path] = f"a condition of the class {kind} cannot be written; use one of tagent_nb's"
             return ""
         words = [repr(vars(condition)["reference"])]

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-import tagent_nb
 from tagent_nb.pipeline.body import source_of
 from tagent_nb.pipeline.free_names import free_names
+
+PACKAGE: Any = sys.modules[__name__.partition(".")[0]]
+"""tagent_nb itself: a module that is written has the names that it offers to everybody."""
 
 LONGEST_VALUE = 20_000
 """Characters of a value that is written into a module. Larger ones belong into a file that a step reads."""
@@ -151,8 +153,8 @@ class Surroundings:
 def home_of(value: Any) -> str | None:
     """The module that ``value`` can be imported from by its own name; ``None`` if it must be written out."""
     name, module = value.__qualname__, value.__module__
-    if name in tagent_nb.__all__ and getattr(tagent_nb, name) is value:
-        return "tagent_nb"
+    if name in PACKAGE.__all__ and getattr(PACKAGE, name) is value:
+        return str(PACKAGE.__name__)
     if module in (None, "__main__"):
         return None
     # Where its package offers it, that is the name people know: pydantic, not pydantic.main.

@@ -67,8 +67,9 @@ def plan_table(plan: Plan) -> Bundle:
             [one.step, f"{mark} {one.state}", one.why, *((took, used, paid) if runs else ("", "", ""))]
         )
     rows += [[step, "✗ changed", "; ".join(told), "", "", ""] for step, told in plan.conflicts.items()]
+    refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
     return _bundle(
-        f"{plan.pipeline}: {plan.total}",
+        f"{plan.pipeline}: {plan.total}{refused}",
         ["step", "would", "why", "time", "tokens", "cost"],
         rows,
         [3, 4, 5],
