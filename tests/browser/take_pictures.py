@@ -17,10 +17,10 @@ TARGET = ROOT / "docs" / "images"
 CELLS = [
     "%load_ext tagent_nb\n%tagent_pipeline reviews --model local",
     "from typing import Literal\nfrom pydantic import BaseModel\n\n"
-    'class Sentiment(BaseModel):\n    label: Literal["positive", "negative", "neutral"]',
-    '%%tagent_step load --python\nimport pandas as pd\npd.read_csv("reviews.csv").head(4)',
+    'class Sentiment(BaseModel):\n    label: Literal["negative", "positive"]',
+    '%%tagent_step load --python\nimport pandas as pd\npd.read_csv("reviews.csv").head(8)',
     "%%tagent_step classify --output-schema Sentiment --map-over load\n"
-    "Say whether this review is positive, negative or neutral: {{ load.text }}",
+    "Is this review negative or positive? {{ load.text }}",
     "%%tagent_step report\nWrite one sentence on what customers like, from {{ classify }}.",
     "%tagent_run",
     "%tagent_graph",
