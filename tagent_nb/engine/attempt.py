@@ -161,7 +161,7 @@ def _finished(
     run: Run, work: Work, value: Any, attempt: int, seconds: float, context: StepContext
 ) -> StepFinished:
     output = value if isinstance(value, StoredValue) else StoredValue.of(value)
-    if run.equipment.storage.durable and not output.storable:
+    if not run.equipment.storage.keeps(output):
         run.warn(
             f"Step {work.step.name!r}: its value cannot be stored and is computed again after a restart "
             f"({output.problem}).",

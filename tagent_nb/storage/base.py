@@ -14,11 +14,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, NotStoredError, StorageError
-from tagent_nb.events import Event
-from tagent_nb.pipeline import codec as values
+from tagent_nb.events import Event, Output
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.codec import pack, unpack
 from tagent_nb.storage.leases import TTL, Holder, Lease
+from tagent_nb.storage.pickles import decode_document, encode_document
 from tagent_nb.storage.records import RunInfo
 from tagent_nb.storage.retention import LIMIT, Retention, prune
 
@@ -152,7 +152,7 @@ class StorageBackend(ABC):
 
     async def _save(self, pipeline_id: str, name: str, data: Mapping[str, Any]) -> None:
         safe_id(pipeline_id, "pipeline id")
-        body = values.encode(dict(data), path=name)
+        body = encode_document(dict(data), name, self._key)
         await self._put(pipeline_id, name, pack(name, pipeline_id, body, key=self._key))
 
     async def _load(
@@ -164,7 +164,7 @@ class StorageBackend(ABC):
             return None
         where = self._where(pipeline_id, name)
         envelope = unpack(record, where, kind=name, owner=pipeline_id, key=self._key)
-        data = values.decode(envelope.body, schemas)
+        data = decode_document(envelope.body, schemas, self._key)
         if not isinstance(data, dict):
             raise CorruptRecordError(f"{where}: holds a {type(data).__name__} in place of a dict.")
         return data
@@ -188,6 +188,10 @@ class StorageBackend(ABC):
             LeaseLostError: Another process carries the run on.
             StorageUnavailableError: They could not be written; what was recorded before is unchanged.
         """
+
+    @abstractmethod
+    def keeps(self, output: Output) -> bool:
+        """Whether a step's value can be recorded here; else the step runs again after a restart."""
 
     @abstractmethod
     async def read_run(

@@ -174,6 +174,9 @@ class FileStorageBackend(RecordingBackend):
         """A folder within the store; copy what is in it to another disk."""
         return self.base_path / ".backups"
 
+    def _holds(self, path: Path) -> bool:
+        return path.is_relative_to(self.base_path)
+
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
         journal = self._run_file(pipeline_id, run_id).path
         await self._in_folder(pipeline_id, partial(replace_file, journal, data))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tagent_nb.events import PASSING, Event
+from tagent_nb.events import PASSING, Event, Output
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.records import RunInfo, Summary
@@ -48,6 +48,10 @@ class MemoryStorageBackend(StorageBackend):
             self._check(pipeline_id, run_id)
             self._pipeline(pipeline_id).runs[run_id] = run
         run.extend(kept)
+
+    def keeps(self, output: Output) -> bool:
+        """Everything can be kept by reference."""
+        return True
 
     async def read_run(
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None

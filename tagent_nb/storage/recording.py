@@ -6,15 +6,16 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError
-from tagent_nb.events import PASSING, Event, RunFinished, StepEvent, Warned
+from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError, StorageUnavailableError
+from tagent_nb.events import PASSING, Event, Output, RunFinished, StepEvent, Warned
 from tagent_nb.storage import backup as backups
 from tagent_nb.storage.archive import BackupInfo, inspect, open_archive, paths
 from tagent_nb.storage.backup import RestoreInfo
 from tagent_nb.storage.base import StorageBackend, is_safe
 from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
+from tagent_nb.storage.pickles import key_from, seal
 from tagent_nb.storage.records import RunInfo, Summary, decode_events, encode_events, summary_of
 
 
@@ -67,7 +68,7 @@ class RecordingBackend(StorageBackend):
             for event in kept:
                 summary.add(event)
             ending = any(isinstance(event, RunFinished) for event in kept)
-            body = encode_events(kept, summary if ending else None)
+            body = encode_events(kept, summary if ending else None, self._key)
             step, attempt = _about(kept)
             record = pack("events", run_id, body, step=step, attempt=attempt, key=self._key)
             await self._append(pipeline_id, run_id, record, token)
@@ -107,6 +108,38 @@ class RecordingBackend(StorageBackend):
     async def close(self) -> None:
         """Give back files and connections. The backend opens them again when it is used again."""
         self._summaries.clear()
+
+    # -- values that JSON cannot hold -------------------------------------------------------
+
+    def allow_pickle(self, key_file: str | Path) -> Self:
+        """Pickle what JSON cannot hold, and sign every record (HMAC-SHA256). Off unless you call this.
+
+        Loading a pickle runs code, so from now on this object takes only records that are signed with this
+        key: begin with an empty store. Who has the key can make this process run code.
+
+        Args:
+            key_file: Holds the key; made (0600) if it is not there. Keep it outside of the store, and do
+                not give it away with it.
+
+        Raises:
+            DefinitionError: The file is within the store, others may read it, or it holds no key.
+            CorruptRecordError: It is a link, or no regular file.
+            StorageUnavailableError: It cannot be read or made.
+        """
+        path = Path(key_file).expanduser().absolute()
+        if self._holds(path):
+            raise DefinitionError(f"The key {path} would be within the store. Put it into another folder.")
+        self._key = key_from(path)
+        self._summaries.clear()
+        return self
+
+    def _holds(self, path: Path) -> bool:
+        """Whether a file would be given away together with the store."""
+        return False
+
+    def keeps(self, output: Output) -> bool:
+        """Whether a step's value can be recorded here."""
+        return output.storable or seal(output, self._key) is not None
 
     # -- backups ----------------------------------------------------------------------------
 
@@ -218,7 +251,7 @@ class RecordingBackend(StorageBackend):
             raise CorruptRecordError(f"{journal.torn}. Restore a backup, or delete the run.")
         events: list[Event] = []
         for record in journal.records:
-            events.extend(decode_events(record.body, where, schemas))
+            events.extend(decode_events(record.body, where, schemas, self._key))
         if journal.torn is not None:
             lost = len(data) - journal.good
             message = f"The end of run {run_id} was torn and is left out ({lost:,} bytes; {journal.torn})."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, TagentError
@@ -18,7 +18,12 @@ from tagent_nb.events import (
     StepFinished,
     StepRetried,
 )
+from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.event_codec import event_from_dict, event_to_dict
+from tagent_nb.storage.pickles import PickledOutput, seal
+
+_WITH_OUTPUT = (StepFinished, StepCached)
+_PICKLED = "it was pickled: open the store with allow_pickle() and its key"
 
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -154,13 +159,14 @@ def _info(data: Mapping[str, Any], pipeline_id: str, run_id: str, *, size: int, 
 # -- bodies ------------------------------------------------------------------------------------
 
 
-def encode_events(events: Sequence[Event], summary: Summary | None = None) -> bytes:
+def encode_events(events: Sequence[Event], summary: Summary | None = None, key: bytes | None = None) -> bytes:
     """Events as a body: a line of JSON, and behind it the encoded values as they are.
 
     Args:
         events: What one transaction records.
         summary: Stored besides them with the event that ends a run, so that a list of runs need not
             read the whole run.
+        key: The store's key; with one, outputs that JSON cannot hold are pickled.
 
     Raises:
         EncodeError: An event has a value that cannot be stored.
@@ -168,12 +174,9 @@ def encode_events(events: Sequence[Event], summary: Summary | None = None) -> by
     heads: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for event in events:
-        head = event_to_dict(event)
-        output = head.get("output")
-        if output is not None and output.get("blob") is not None:
-            # Inside the line it would be escaped a second time.
-            blobs.append(output["blob"])
-            output["blob"] = len(output["blob"])
+        head, blob = _head(event, key)
+        if blob is not None:
+            blobs.append(blob)
         heads.append(head)
     content: dict[str, Any] = {"events": heads}
     if summary is not None:
@@ -181,8 +184,28 @@ def encode_events(events: Sequence[Event], summary: Summary | None = None) -> by
     return b"%b\n%b" % (_to_json(content).encode(), b"".join(blobs))
 
 
-def decode_events(body: bytes, where: str, schemas: Mapping[str, type] | None = None) -> list[Event]:
-    """The events of a verified body.
+def _head(event: Event, key: bytes | None) -> tuple[dict[str, Any], bytes | None]:
+    """An event without its output's bytes, and the bytes: in the line they would be escaped once more."""
+    if key is not None and isinstance(event, _WITH_OUTPUT):
+        sealed = seal(event.output, key)
+        if sealed is not None:
+            digest = event.output.digest
+            head = event_to_dict(replace(event, output=StoredValue.unstorable(_PICKLED, digest)))
+            head["output"] = {"pickle": len(sealed), "digest": digest}
+            return head, sealed
+    head = event_to_dict(event)
+    output = head.get("output")
+    if output is None or output.get("blob") is None:
+        return head, None
+    blob: bytes = output["blob"]
+    output["blob"] = len(blob)
+    return head, blob
+
+
+def decode_events(
+    body: bytes, where: str, schemas: Mapping[str, type] | None = None, key: bytes | None = None
+) -> list[Event]:
+    """The events of a verified body. Without the ``key``, a pickled output is ``None`` and says why.
 
     Raises:
         CorruptRecordError: The body is not what :func:`encode_events` writes.
@@ -192,13 +215,20 @@ def decode_events(body: bytes, where: str, schemas: Mapping[str, type] | None = 
     try:
         for head in content["events"]:
             output = head.get("output")
-            if output is not None and output.get("blob") is not None:
-                size = output["blob"]
-                if type(size) is not int or not 0 <= size <= len(body) - place:
-                    raise CorruptRecordError(f"{where}: a value is longer than its record.")
-                output["blob"] = body[place : place + size]
-                place += size
-            events.append(event_from_dict(head, schemas))
+            if output is None or not {"blob", "pickle"} & set(output):
+                events.append(event_from_dict(head, schemas))
+                continue
+            kind = "blob" if "blob" in output else "pickle"
+            size = output.pop(kind)
+            if type(size) is not int or not 0 <= size <= len(body) - place:
+                raise CorruptRecordError(f"{where}: a value is longer than its record.")
+            value = body[place : place + size]
+            place += size
+            output.update({"blob": value} if kind == "blob" else {"problem": _PICKLED})
+            event = event_from_dict(head, schemas)
+            if kind == "pickle" and key is not None and isinstance(event, _WITH_OUTPUT):
+                event = replace(event, output=PickledOutput(value, event.output.digest, key))
+            events.append(event)
     except TagentError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

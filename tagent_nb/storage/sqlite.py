@@ -254,6 +254,9 @@ class SQLiteStorageBackend(RecordingBackend):
         """A folder beside the file; copy what is in it to another disk."""
         return self.path.with_name(f"{self.path.name}.backups")
 
+    def _holds(self, path: Path) -> bool:
+        return path == self.path or path.is_relative_to(self.backup_folder)
+
     async def _set_aside(self, stamp: str) -> str:
         await self.close()
         aside = f"{self.path.name}.damaged-{stamp}"
