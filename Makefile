@@ -93,8 +93,8 @@ unit: $(VENV)/.dev $(VENV)/.model system
 	@$(BIN)/coverage erase
 	@$(PYTEST) -q --cov --cov-report=term --ignore=tests/browser
 
-# A process of its own: what the driver of the browser leaves on the main thread made every later property
-# test collect all garbage at each example, which took minutes.
+# A process of its own, without coverage: the driver of the browser uses greenlets, and on CPython 3.11 the
+# clean-up of their threads, a pending call, can stand still for ever where functions are traced.
 browser: $(VENV)/.dev system
 	@$(call section,"Tests in a real JupyterLab: pytest with headless Chromium")
 	@$(PYTEST) -q tests/browser
