@@ -250,8 +250,7 @@ class PipelineExecutor:
     @property
     def running(self) -> bool:
         """Whether a run is going on."""
-        # A loop that was closed under its run has taken the run with it.
-        return self._loop is not None and not self._loop.is_closed()
+        return self._loop is not None
 
     @property
     def result(self) -> PipelineResult | None:
@@ -260,7 +259,7 @@ class PipelineExecutor:
 
     def _ask(self, action: Callable[[Run], None]) -> None:
         """Do something with the run, on its loop; with one that is about to begin, when it has."""
-        loop = self._loop if self.running else self._starting
+        loop = self._loop or self._starting
         if loop is not None:
             loop.call_soon_threadsafe(self._asked_now, action)
 
