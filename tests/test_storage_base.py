@@ -21,6 +21,7 @@ from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.leases import Holder, process_start
 from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.records import decode_events, encode_events, summary_of
+from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import StorageContract
 
 # -- open_storage ------------------------------------------------------------------------------
@@ -45,6 +46,20 @@ def test_memory_and_folders_are_named_by_text(tmp_path: Path, monkeypatch: pytes
         assert isinstance(storage, FileStorageBackend)
         assert (storage.base_path, storage.durability) == (folder, "fast")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_a_folder_holds_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows; whatever else is missing is an error."""
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.file")
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.journal")
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.locks")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    storage = open_storage(tmp_path / "runs", durability="fast")
+    assert isinstance(storage, SQLiteStorageBackend)
+    assert (storage.path, storage.durability) == (tmp_path / "runs" / "runs.db", "fast")
+    monkeypatch.setitem(sys.modules, "tagent_nb.storage.journal", None)
+    with pytest.raises(ModuleNotFoundError, match="journal"):
+        open_storage(tmp_path / "runs")
 
 
 def test_a_backend_is_returned_as_it_is() -> None:

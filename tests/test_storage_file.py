@@ -19,7 +19,7 @@ import pytest
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, LeaseLostError, StorageUnavailableError
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import disk, file, journal
+from tagent_nb.storage import disk, file, journal, locks
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
@@ -192,6 +192,15 @@ def test_calls_come_in_the_order_that_survives_a_loss_of_power(tmp_path: Path) -
     whole = ["write .tmp", "fsync .tmp", "rename .tmp", "fsync runs/p"]
     made = ["mkdir runs", "mkdir runs/p", "fsync runs"]
     assert order == [*made, *whole, *whole, "write .journal", "fdatasync .journal"]
+
+
+def test_a_system_that_cannot_flush_folders_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows."""
+    monkeypatch.delattr(os, "O_DIRECTORY")
+    disk.replace_file(tmp_path / "x", b"content")
+    assert disk.read_file(tmp_path / "x") == b"content"
 
 
 # -- damage ------------------------------------------------------------------------------------
@@ -665,7 +674,7 @@ async def test_a_lock_that_is_never_given_back_is_an_error(
     store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a bounded time, with the name of the file."""
-    monkeypatch.setattr(disk, "LOCK_WAIT", 0.02)
+    monkeypatch.setattr(locks, "LOCK_WAIT", 0.02)
     await record(store, "one")
     lock = os.open(store.base_path / "p/r.lease", os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, StorageUnavailableError
@@ -19,12 +17,11 @@ from tagent_nb.storage.codec import MAX_BODY, MAX_HEAD
 MAX_JOURNAL = 1 << 34
 """Longest journal that is read, in bytes."""
 
-LOCK_WAIT = 10.0
-"""Seconds to wait for another process that writes to the same run."""
-
 STALE = 3600.0
 """Seconds after which a temporary file was left by a process that died."""
 
+# Windows has none of the first three, and needs the last.
+_SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _counter = itertools.count()
 
 # -- names -------------------------------------------------------------------------------------
@@ -78,7 +75,7 @@ def open_file(path: Path, flags: int, doing: str) -> int:
         StorageUnavailableError: It cannot be opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, flags | _SAFE, 0o600)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -168,7 +165,9 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder: the names of its files."""
+    """Flush a folder: the names of its files, where the system can do that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -203,31 +202,3 @@ def sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - file.lstat().st_mtime > STALE:
                 file.unlink()
-
-
-# -- locks -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(descriptor: int, path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of an open file; processes, threads and descriptors exclude each other.
-
-    Raises:
-        StorageUnavailableError: Somebody else held it for :data:`LOCK_WAIT` seconds.
-    """
-    how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    deadline = time.monotonic() + LOCK_WAIT
-    while True:
-        try:
-            fcntl.flock(descriptor, how)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageUnavailableError(
-                    f"Another process holds {path} since {LOCK_WAIT:.0f} s. Find it with `fuser` and end it."
-                ) from None
-            time.sleep(0.005)
-    try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -12,7 +12,6 @@ from pathlib import Path
 from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.storage.codec import split
 from tagent_nb.storage.disk import (
-    locked,
     make_folder,
     open_file,
     read_open,
@@ -20,6 +19,7 @@ from tagent_nb.storage.disk import (
     trouble,
     write_all,
 )
+from tagent_nb.storage.locks import locked
 
 TAIL = 1 << 16
 """Bytes at the end of a journal in which its last record is looked for."""

@@ -21,10 +21,10 @@ def open_storage(
 
     Args:
         where: ``None`` or ``"memory:"`` for memory; a folder (``"runs"``, ``Path("runs")``,
-            ``"file:///home/me/runs"``); a SQLite file (``"sqlite:///runs.db"``, and with a fourth slash an
-            absolute path); a Redis server (``"redis://host:6379/0"``, with TLS
-            ``"rediss://user:password@host:6379/0"``, or ``"unix:///path"``); or a backend, which is returned
-            as it is.
+            ``"file:///home/me/runs"``), which on Windows holds a SQLite file; a SQLite file
+            (``"sqlite:///runs.db"``, and with a fourth slash an absolute path); a Redis server
+            (``"redis://host:6379/0"``, with TLS ``"rediss://user:password@host:6379/0"``, or
+            ``"unix:///path"``); or a backend, which is returned as it is.
         durability: What survives a loss of power: everything recorded (``"full"``), or perhaps not the last
             seconds (``"fast"``). Either survives the death of the process.
 
@@ -69,8 +69,15 @@ def open_storage(
 
 
 def _folder(path: Path, durability: Literal["full", "fast"]) -> StorageBackend:
-    from tagent_nb.storage.file import FileStorageBackend
+    try:
+        from tagent_nb.storage.file import FileStorageBackend
+    except ModuleNotFoundError as error:
+        if error.name != "fcntl":
+            raise
+        # Windows lacks the locks that the folder needs; a database within it does without.
+        from tagent_nb.storage.sqlite import SQLiteStorageBackend
 
+        return SQLiteStorageBackend(path / "runs.db", durability=durability)
     return FileStorageBackend(path, durability=durability)
 
 
