@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 
-from tagent_nb.engine.loop import background_loop, submit
+import pytest
+
+from tagent_nb.engine.loop import background_loop, submit, unbroken
 
 
 def test_there_is_one_loop_whoever_asks() -> None:
@@ -81,3 +83,32 @@ def test_parent_and_child_run_after_a_fork() -> None:
     """The child has no thread of the parent's; it starts a loop of its own."""
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert done.stdout == "both ran\n", done.stderr
+
+
+@pytest.mark.parametrize("error", [None, OSError("no")])
+async def test_what_must_not_be_cut_short_ends_before_its_caller_is_cancelled(error: OSError | None) -> None:
+    """Its own error matters more than the cancelling."""
+    entered, leave = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    async def work() -> None:
+        entered.set()
+        await leave.wait()
+        ended.append("work")
+        if error is not None:
+            raise error
+
+    task = asyncio.ensure_future(unbroken(work()))
+    await entered.wait()
+    task.cancel()
+    leave.set()
+    with pytest.raises(asyncio.CancelledError if error is None else OSError):
+        await task
+    assert ended == ["work"]
+
+
+async def test_what_is_not_cancelled_gives_its_value() -> None:
+    async def work() -> int:
+        return 1
+
+    assert await unbroken(work()) == 1

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+from tagent_nb.engine.loop import unbroken
 from tagent_nb.errors import LeaseLostError, StorageError
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ async def holding(
         yield lease
     finally:
         heartbeat.cancel()
-        await asyncio.wait([heartbeat])
-        # A lease that cannot be given back ends by itself; the run's result or error is what counts.
-        with contextlib.suppress(StorageError):
-            await storage.release(lease)
+        await unbroken(_give_back(storage, lease, heartbeat))
+
+
+async def _give_back(storage: StorageBackend, lease: Lease, heartbeat: asyncio.Future[None]) -> None:
+    await asyncio.wait([heartbeat])
+    # A lease that cannot be given back ends by itself; the run's result or error is what counts.
+    with contextlib.suppress(StorageError):
+        await storage.release(lease)
 
 
 async def _acquired(storage: StorageBackend, pipeline_id: str, run_id: str) -> Lease:

@@ -1,4 +1,4 @@
-"""One daemon thread with one event loop, for runs that are started from anywhere."""
+"""One daemon thread with one event loop, for runs started from anywhere; and work not to be cut short."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def background_loop() -> asyncio.AbstractEventLoop:
             ready.wait()
             _loop, _owner = loop, os.getpid()
         return _loop
+
+
+async def unbroken(work: Coroutine[Any, Any, T]) -> T:
+    """Await something to its end, and only then be cancelled, if somebody asked for that meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        task.result()
+        raise
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

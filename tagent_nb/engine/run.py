@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.loop import unbroken
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import PipelineStateMachine
 from tagent_nb.engine.unit import run_step
@@ -136,12 +137,12 @@ class Run:
             await self._work()
         except asyncio.CancelledError:
             self.cancelled = True
-            await self._end(began)
+            await unbroken(self._finish(began))
             raise
         except Exception:
             self._give_up()
             raise
-        await self._end(began)
+        await unbroken(self._finish(began))
 
     async def _work(self) -> None:
         self._breath = self._loop.time() + BREATH
@@ -153,17 +154,9 @@ class Run:
             if self._tasks or not self.machine.scheduler.is_done:
                 await self._stop_tasks()
 
-    async def _end(self, began: float) -> None:
-        """Record how the run ended, even if somebody cancels meanwhile."""
-        recording = asyncio.ensure_future(self._finish(self._loop.time() - began))
-        try:
-            await asyncio.shield(recording)
-        except asyncio.CancelledError:
-            await asyncio.wait([recording])
-            recording.result()
-            raise
-
-    async def _finish(self, seconds: float) -> None:
+    async def _finish(self, began: float) -> None:
+        """Record how the run ended."""
+        seconds = self._loop.time() - began
         statuses = self.machine.scheduler.step_status.values()
         # A step that its condition skipped, or one behind it, is no failure.
         success = not self.cancelled and all(
