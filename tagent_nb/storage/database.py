@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError, StorageUnavailableError
-from tagent_nb.storage.disk import make_folder, open_file
+from tagent_nb.storage.disk import is_regular, make_folder, open_file
 
 APPLICATION = 0x7461676E
 SCHEMA = 1
@@ -67,15 +67,20 @@ def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
 
 
 def _check_files(path: Path) -> None:
-    """Make the file private, and let SQLite follow no link, neither here nor to its log."""
-    try:
-        os.close(open_file(path, os.O_RDWR | os.O_CREAT, "open"))
-    except FileNotFoundError as error:
-        raise StorageUnavailableError(f"Cannot open {path}: its folder is gone. Make it again.") from error
+    """Make a new file private, and let SQLite follow no link, neither here nor to its log.
+
+    A file that is there is looked at, not opened: to close it again would take away the locks that
+    another connection of this process holds on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    if not is_regular(path):
+        try:
+            os.close(open_file(path, os.O_RDWR | os.O_CREAT, "open"))
+        except FileNotFoundError as error:
+            raise StorageUnavailableError(
+                f"Cannot open {path}: its folder is gone. Make it again."
+            ) from error
     for suffix in ("-wal", "-shm", "-journal"):
-        # Another process may be about to delete it.
-        with suppress(FileNotFoundError):
-            os.close(open_file(path.with_name(path.name + suffix), os.O_RDWR, "open"))
+        is_regular(path.with_name(path.name + suffix))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
@@ -99,9 +104,14 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the database has nothing yet; else it must be one of ours that we can read."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # One look: between two, another process may make the tables.
+    connection.execute("BEGIN")
+    try:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    finally:
+        connection.execute("COMMIT")
     if application == APPLICATION:
         if version > SCHEMA:
             raise FormatVersionError(

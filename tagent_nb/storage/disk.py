@@ -89,6 +89,24 @@ def open_file(path: Path, flags: int, doing: str) -> int:
     return descriptor
 
 
+def is_regular(path: Path) -> bool:
+    """Whether a regular file is there; ``False`` if nothing is.
+
+    Raises:
+        CorruptRecordError: Something else is in its place, such as a link, a folder or a pipe.
+        StorageUnavailableError: It cannot be looked at.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise trouble(error, "open", path) from error
+    if not stat.S_ISREG(mode):
+        raise _not_a_file(path)
+    return True
+
+
 def _not_a_file(path: Path) -> CorruptRecordError:
     return CorruptRecordError(
         f"{path} is not a regular file. Move it away, or restore a backup; nothing was changed."
