@@ -60,6 +60,7 @@ system:
 	command -v redis-server >/dev/null || missing+=(redis-server); \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium); \
 	[ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || [ "$$(uname)" != Linux ] || missing+=(fonts-dejavu-core); \
+	command -v strace >/dev/null || [ "$$(uname)" != Linux ] || missing+=(strace); \
 	[ $${#missing[@]} -gt 0 ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "Installing $${missing[*]}"; \

@@ -331,6 +331,13 @@ class TestValidate:
         assert "map_over" in found[5]
         assert "'missing' in its parameters" in found[6]
 
+    def test_a_cycle_is_named_beside_other_problems(self) -> None:
+        pipeline = Pipeline("p").step("a", "{{ b }}").step("b", "{{ a }}").step("c", "{{ nowhere }}")
+        found = pipeline.validate()
+        assert len(found) == 2
+        assert "'nowhere'" in found[0]
+        assert "a -> b -> a" in found[1]
+
     def test_a_cycle_is_named_with_its_path(self) -> None:
         found = Pipeline("p").step("a", "{{ c }}").step("b", "{{ a }}").step("c", "{{ b }}").validate()
         assert len(found) == 1

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tagent_nb import testing
-from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError
+from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, StorageUnavailableError
 from tagent_nb.events import Event, RunStarted, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import leases, open_storage
@@ -247,6 +247,30 @@ async def test_a_claim_lost_to_one_that_was_given_back_is_an_error(monkeypatch: 
 
     monkeypatch.setattr(storage, "_swap_lease", lose)
     with pytest.raises(LeaseLostError, match="another process"):
+        await storage.acquire("p", "r")
+
+
+async def test_a_lease_that_could_not_be_given_back_can_be_claimed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the same object only: whoever else looks sees a holder that lives."""
+    storage = MemoryStorageBackend()
+    lease = await storage.acquire("p", "r")
+
+    async def refuse(*args: object) -> bool:
+        raise StorageUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_swap_lease", refuse)
+        with pytest.raises(StorageUnavailableError):
+            await storage.release(lease)
+    other = MemoryStorageBackend()
+    other._leases = storage._leases
+    with pytest.raises(LeaseLostError):
+        await other.acquire("p", "r")
+    again = await storage.acquire("p", "r")
+    assert again.token > lease.token
+    with pytest.raises(LeaseLostError):
         await storage.acquire("p", "r")
 
 

@@ -25,6 +25,7 @@ from tagent_nb.errors import (
 )
 from tagent_nb.events import Event, Warned
 from tagent_nb.storage import open_storage, redis_queue
+from tagent_nb.storage import redis as redis_module
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.redis import RedisStorageBackend
@@ -306,6 +307,17 @@ async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> N
     await record(storage, "three")
     found = await read(storage)
     assert found in (["one", "three"], ["one", "two", "three"])
+
+
+async def test_after_a_deadline_the_next_one_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails because the server is away does not wait as long again to say so."""
+    monkeypatch.setattr(redis_module, "AWAY", 0.05)
+    storage = RedisStorageBackend(f"redis://127.0.0.1:{free_port()}", deadline=0.3)
+    with pytest.raises(StorageUnavailableError):
+        await storage.list_pipelines()
+    storage.deadline = 3600.0
+    with pytest.raises(StorageUnavailableError):
+        await storage.list_pipelines()
 
 
 async def test_an_unknown_error_of_the_server_is_passed_on(store: RedisStorageBackend) -> None:

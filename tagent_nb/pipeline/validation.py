@@ -178,27 +178,28 @@ def problems(pipeline: Pipeline) -> list[str]:
                 f"Duplicate step names found: {count} steps are named {name!r}. Rename all but one, "
                 "or use pipeline.put(...) to replace a step."
             )
-    complete = True
+    graph: dict[str, list[str]] = {}
     for step in pipeline.steps:
-        wrong = _step_problems(pipeline, step, counts)
-        complete = complete and not wrong
-        found.extend(wrong)
-    if complete:
-        from tagent_nb.pipeline.scheduler import PipelineScheduler
-
         try:
-            PipelineScheduler(pipeline)
-        except CycleError as error:
+            needed = pipeline.dependencies(step)
+        except TemplateError as error:
             found.append(str(error))
+            continue
+        found.extend(_step_problems(pipeline, step, needed, counts))
+        # A step that waits for itself has been told already.
+        graph[step.name] = [dependency.name for dependency in needed if dependency.name != step.name]
+    from tagent_nb.pipeline.scheduler import find_cycle
+
+    cycle = find_cycle(graph)
+    if cycle is not None:
+        found.append(str(CycleError(cycle)))
     return found
 
 
-def _step_problems(pipeline: Pipeline, step: PipelineStep, known: Counter[str]) -> list[str]:
-    try:
-        references = step.references
-        needed = dependencies_of(pipeline, step)
-    except TemplateError as error:
-        return [str(error)]
+def _step_problems(
+    pipeline: Pipeline, step: PipelineStep, needed: list[Dependency], known: Counter[str]
+) -> list[str]:
+    references = step.references
     found = []
     for dependency in needed:
         if dependency.name == step.name:

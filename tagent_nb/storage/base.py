@@ -55,6 +55,7 @@ class StorageBackend(ABC):
         self.retention: Retention | None = None
         self.backup_schedule: BackupSchedule | None = None
         self._key: bytes | None = None
+        self._unreleased: set[tuple[str, str, int]] = set()
 
     # -- primitives -------------------------------------------------------------------------
 
@@ -273,7 +274,9 @@ class StorageBackend(ABC):
             )
         now = await self._now()
         holder = Holder.from_bytes(held)
-        if holder is not None and holder.lives(now):
+        # A lease that this object could not give back keeps nobody out here.
+        given_up = (pipeline_id, run_id, token) in self._unreleased
+        if holder is not None and holder.lives(now) and not given_up:
             raise self._taken(pipeline_id, run_id, holder, now)
         mine = Holder.here(now, self.lease_ttl)
         # Time makes tokens grow even where the last lease was lost with its file.
@@ -281,6 +284,7 @@ class StorageBackend(ABC):
         if not await self._swap_lease(pipeline_id, run_id, token, new, mine.to_bytes()):
             _, held = await self._lease(pipeline_id, run_id)
             raise self._taken(pipeline_id, run_id, Holder.from_bytes(held), now)
+        self._unreleased.discard((pipeline_id, run_id, token))
         self._forget(pipeline_id, run_id)
         return Lease(pipeline_id, run_id, new, mine.host, mine.pid, self.lease_ttl)
 
@@ -297,7 +301,11 @@ class StorageBackend(ABC):
 
     async def release(self, lease: Lease) -> None:
         """Give the run back; without effect if another process has taken it over."""
-        await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, b"")
+        try:
+            await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, b"")
+        except StorageError:
+            self._unreleased.add((lease.pipeline_id, lease.run_id, lease.token))
+            raise
         try:
             if self.backup_schedule is not None:
                 await self._backup_if_due(lease.pipeline_id)

@@ -38,6 +38,9 @@ except ImportError as missing:
 DEADLINE = 20.0
 """Seconds after which an operation fails, however often it was tried."""
 
+AWAY = 2.0
+"""The same, after an operation has failed in this way."""
+
 CHUNK = 500
 
 _LEASE_DAYS = 7
@@ -52,6 +55,7 @@ class _Loop:
     runs: dict[tuple[str, str], RunQueue] = field(default_factory=dict)
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONNECTIONS))
     checked: bool = False
+    away: bool = False
 
 
 class RedisStorageBackend(RecordingBackend):
@@ -319,7 +323,8 @@ class RedisStorageBackend(RecordingBackend):
     async def _try(self, action: Callable[[Any], Awaitable[Any]]) -> Any:
         """Do something that may be done twice, again and again until the deadline."""
         here = self._here()
-        deadline = time.monotonic() + self.deadline
+        # Whoever has waited in vain just now must not wait as long for the rest of what a failing run does.
+        deadline = time.monotonic() + (min(self.deadline, AWAY) if here.away else self.deadline)
         pause = 0.02
         while True:
             try:
@@ -327,9 +332,12 @@ class RedisStorageBackend(RecordingBackend):
                     if not here.checked:
                         await self._check_server(here.client)
                         here.checked = True
-                    return await action(here.client)
+                    answer = await action(here.client)
+                    here.away = False
+                    return answer
             except (problems.RedisError, OSError, TimeoutError) as error:
                 if not _may_pass(error) or time.monotonic() + pause >= deadline:
+                    here.away = _may_pass(error)
                     raise self._trouble(error) from error
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
