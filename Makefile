@@ -101,7 +101,7 @@ browser: $(VENV)/.dev system
 	@$(PYTEST) -q tests/browser
 
 notebooks: $(VENV)/.dev $(VENV)/.model
-	@$(call section,"Notebooks: nbval, on a copy, so that no earlier run answers")
+	@$(call section,"Notebooks: nbval on a copy so that no earlier run answers")
 	@rm -rf test-artifacts/notebooks && mkdir -p test-artifacts && cp -r notebooks test-artifacts/
 	@$(PYTEST) -q --nbval --nbval-sanitize-with notebooks/sanitize.cfg test-artifacts/notebooks
 
