@@ -615,3 +615,36 @@ async def test_a_copy_of_the_file_made_with_its_log_is_whole(
     folder = tmp_path / "copy"
     shutil.copytree(store.path.parent, folder)
     assert await read(SQLiteStorageBackend(folder / "runs.db")) == ["one", "two"]
+
+
+async def test_opening_waits_where_sqlite_itself_gives_up(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another process makes the same new file, SQLite may say "locked" at once. We try again."""
+    store.path.parent.mkdir()
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    refused: list[float] = []
+
+    def let_go(seconds: float) -> None:
+        refused.append(seconds)
+        other.execute("ROLLBACK")
+        other.close()
+
+    monkeypatch.setattr(database, "sleep", let_go)
+    await record(store, "first")
+    assert len(refused) == 1
+    assert [event.message for event in await store.read_run("p", "r") if isinstance(event, Warned)] == ["first"]
+
+
+async def test_opening_gives_up_with_the_remedy(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that stays is an error that names the file."""
+    store.path.parent.mkdir()
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(database, "BUSY", 1)
+    with pytest.raises(StorageUnavailableError, match="Another process has locked it"):
+        await record(store, "first")
+    other.close()

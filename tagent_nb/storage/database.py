@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError, StorageUnavailableError
 from tagent_nb.storage.disk import is_regular, make_folder, open_file
@@ -53,13 +54,12 @@ def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
         )
     make_folder(path.parent, sync=sync)
     _check_files(path)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY / 1000)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
     try:
         # A stranger's file may hold anything in any column.
         connection.text_factory = lambda text: text.decode(errors="replace")
         with translated(path):
-            _prepare(connection, path, sync=sync)
-            connection.execute("PRAGMA busy_timeout = 0")
+            _prepare_patiently(connection, path, sync=sync)
     except BaseException:
         connection.close()
         raise
@@ -81,6 +81,22 @@ def _check_files(path: Path) -> None:
             ) from error
     for suffix in ("-wal", "-shm", "-journal"):
         is_regular(path.with_name(path.name + suffix))
+
+
+def _prepare_patiently(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
+    """Prepare the file, again and again while another process does the same.
+
+    The time-out of SQLite is not enough: a change to the write-ahead log that meets another such change
+    gives up at once (on deadlocks, see https://www.sqlite.org/c3ref/busy_handler.html).
+    """
+    deadline = monotonic() + BUSY / 1000
+    while True:
+        try:
+            return _prepare(connection, path, sync=sync)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or monotonic() > deadline:
+                raise
+        sleep(0.01)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
