@@ -634,7 +634,8 @@ async def test_opening_waits_where_sqlite_itself_gives_up(
     monkeypatch.setattr(database, "sleep", let_go)
     await record(store, "first")
     assert len(refused) == 1
-    assert [event.message for event in await store.read_run("p", "r") if isinstance(event, Warned)] == ["first"]
+    told = [event.message for event in await store.read_run("p", "r") if isinstance(event, Warned)]
+    assert told == ["first"]
 
 
 async def test_opening_gives_up_with_the_remedy(
