@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_ai.messages import ModelResponse
 
 from tagent_nb.errors import MissingExtraError, ModelError
 from tagent_nb.steps import local, providers
@@ -234,7 +235,7 @@ def test_a_server_that_does_not_start_says_so(
 def test_the_model_answers_by_grammar_only(runtime: type[FakeServer]) -> None:
     model = local.model()
     assert providers.model_name(model) == "local/smollm2-135m"
-    assert providers.cost_of(model, []) == 0.0
+    assert providers.cost_of(model, ModelResponse(parts=[])) == 0.0
     assert model.model_name == "local/smollm2-135m"
     assert model.system == "local"
     assert model.profile["supports_tools"] is False

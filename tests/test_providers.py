@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from pydantic_ai.exceptions import UserError
-from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
+from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models import Model
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -146,22 +147,30 @@ def test_known_prices_count_and_unknown_ones_are_none() -> None:
 @pytest.mark.parametrize("model", ["local", "local/smollm2-135m", "test", TestModel()])
 def test_what_runs_here_is_free(model: Any) -> None:
     assert price(model, USED) == 0.0
-    assert cost_of(model, [ModelResponse(parts=[TextPart("x")])]) == 0.0
+    assert cost_of(model, ModelResponse(parts=[TextPart("x")])) == 0.0
 
 
 def test_nothing_used_costs_nothing() -> None:
     assert price("openai:no-such-model", TokenUsage()) == 0.0
 
 
-def test_a_conversation_costs_what_its_answers_cost() -> None:
-    """One answer without a price makes the whole unknown; a refused request leaves nothing to pay."""
-    priced = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1, cost=0.25))
-    unpriced = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1))
-    refused = ModelResponse(parts=[])
-    question = ModelRequest.user_text_prompt("hello")
-    assert cost_of("openai:x", [question, priced, refused, priced]) == 0.5
-    assert cost_of("openai:x", [question, priced, unpriced]) is None
-    assert cost_of("openai:x", [question]) == 0.0
+def test_an_answer_costs_what_the_provider_says_or_its_tokens() -> None:
+    """Without either the cost is unknown, which is not 0."""
+    told = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1, cost=Decimal("0.25")))
+    priced = ModelResponse(
+        parts=[TextPart("x")],
+        usage=RequestUsage(input_tokens=1000),
+        model_name="gpt-4o",
+        provider_name="openai",
+    )
+    unpriced = ModelResponse(
+        parts=[TextPart("x")], usage=RequestUsage(input_tokens=1), model_name="nobody-knows"
+    )
+    nameless = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1))
+    assert cost_of("openai:x", told) == 0.25
+    assert cost_of("openai:gpt-4o", priced) == price("openai:gpt-4o", TokenUsage(input_tokens=1000))
+    assert cost_of("openai:x", unpriced) is None
+    assert cost_of("openai:x", nameless) is None
 
 
 # -- imports ----------------------------------------------------------------------------------

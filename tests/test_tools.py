@@ -147,7 +147,7 @@ async def test_what_a_tool_says_to_the_model_itself_is_left_alone() -> None:
         raise ModelRetry("use another word")
 
     context = StepContext("run", "demo", "s", emit=seen.append)
-    made = toolset({"ask_again": ask_again}, context, [])
+    made = toolset({"ask_again": ask_again}, context)
     with pytest.raises(ModelRetry):
         await made[0].function("x")  # type: ignore[call-arg,arg-type,misc]
     assert [one.kind for one in seen if isinstance(one, StepProgress)] == ["tool_call"]

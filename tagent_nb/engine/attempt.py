@@ -110,6 +110,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         model=step_model(run, step),
         idempotency_key=f"{run.memory.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
         emit=emit,
+        gates=run.equipment.gates,
     )
 
 

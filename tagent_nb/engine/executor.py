@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.steps.base import StepRunner
+    from tagent_nb.steps.calls import CallGate
     from tagent_nb.storage.base import RunInfo, StorageBackend
 
 
@@ -60,6 +61,7 @@ class PipelineExecutor:
         schemas: Model classes that stored values are turned back into.
         retry_delay: Seconds; the ceiling of the first wait between attempts, doubled each time.
         runners: Other runners by kind (``"python"``, ``"agent"``).
+        gates: What each call to a model or a tool passes on its way, the first one outermost.
 
     Attributes:
         memory: Memory of the current or last run; ``None`` before the first.
@@ -78,6 +80,7 @@ class PipelineExecutor:
         schemas: Iterable[type[BaseModel]] = (),
         retry_delay: float = 0.5,
         runners: Mapping[str, StepRunner] | None = None,
+        gates: Iterable[CallGate] = (),
     ) -> None:
         if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
             raise DefinitionError(
@@ -93,6 +96,7 @@ class PipelineExecutor:
         self.retry_delay = retry_delay
         self.runners: dict[str, StepRunner] = {"python": PythonRunner(), "agent": AgentRunner()}
         self.runners.update(runners or {})
+        self.gates = list(gates)
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
         self._run: Run | None = None
@@ -396,6 +400,7 @@ class PipelineExecutor:
             schemas=schemas,
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
+            gates=tuple(self.gates),
             observers=self._observers,
         )
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)

@@ -34,6 +34,7 @@ from tagent_nb.pipeline.scheduler import Change
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.steps.base import StepRunner
+    from tagent_nb.steps.calls import CallGate
     from tagent_nb.storage.base import StorageBackend
 
 BREATH = 0.01
@@ -68,6 +69,7 @@ class Equipment:
     schemas: Mapping[str, type]
     max_concurrency: int
     retry_delay: float
+    gates: Sequence[CallGate] = ()
     observers: list[Observer] = field(default_factory=list)
 
 

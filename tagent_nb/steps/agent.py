@@ -5,29 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import pkgutil
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import DefinitionError, StepError, did_you_mean
-from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps import local
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
 from tagent_nb.steps.model_errors import explained
 from tagent_nb.steps.prompt import instructions, prompt
-from tagent_nb.steps.providers import cost_of, is_local, model_name, resolve_model
-from tagent_nb.steps.streaming import Coalesced, stream_to
+from tagent_nb.steps.providers import is_local, model_name, resolve_model
 from tagent_nb.steps.tools import named_tools, tools_of
 from tagent_nb.steps.toolset import toolset
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent
-    from pydantic_ai.messages import ModelMessage
     from pydantic_ai.models import Model
     from pydantic_ai.settings import ModelSettings
-    from pydantic_ai.usage import RunUsage
 
 
 class AgentRunner:
@@ -62,9 +57,7 @@ class AgentRunner:
         """
         task = prompt(step, context)
         model = await self._model(context.model)
-        calls: list[str] = []
-        agent = _agent(step, context, model, calls)
-        return await _asked(step, context, model, agent, task, calls)
+        return await _asked(step, context, model, _agent(step, context, model), task)
 
     async def _model(self, wanted: Any) -> Model[Any]:
         """The model, with one client for all steps of a loop. Made in a thread: importing takes long."""
@@ -84,17 +77,20 @@ class AgentRunner:
             raise
 
 
-def _agent(step: PipelineStep, context: StepContext, model: Model[Any], calls: list[str]) -> Agent[Any, Any]:
+def _agent(step: PipelineStep, context: StepContext, model: Model[Any]) -> Agent[Any, Any]:
     from pydantic_ai import Agent
 
+    from tagent_nb.steps.gated import GatedModel
+
+    streamed = step.output_schema is None and context.item is None and _can_stream(model)
     return Agent(
-        model,
+        GatedModel(model, context, context.write if streamed else None),
         output_type=str if step.output_schema is None else step.output_schema,
         instructions=instructions(context),
         name=step.name,
         deps_type=StepContext,
         retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
-        tools=toolset(_usable_tools(step, context, model), context, calls),
+        tools=toolset(_usable_tools(step, context, model), context),
     )
 
 
@@ -112,28 +108,14 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
 
 
 async def _asked(
-    step: PipelineStep,
-    context: StepContext,
-    model: Model[Any],
-    agent: Agent[Any, Any],
-    task: str,
-    calls: list[str],
+    step: PipelineStep, context: StepContext, model: Model[Any], agent: Agent[Any, Any], task: str
 ) -> Any:
     from pydantic_ai import capture_run_messages
-    from pydantic_ai.usage import RunUsage
 
-    usage = RunUsage()
-    pieces = Coalesced(context.write)
-    streamed = step.output_schema is None and context.item is None and _can_stream(model)
+    context.metadata["model"] = model_name(context.model)
     with capture_run_messages() as messages, tools_of(context), captured(Lines(context.write)):
         try:
-            result = await agent.run(
-                task,
-                deps=context,
-                usage=usage,
-                model_settings=_settings(step, model),
-                event_stream_handler=stream_to(pieces) if streamed else None,
-            )
+            result = await agent.run(task, deps=context, model_settings=_settings(step, model))
         except asyncio.CancelledError:
             context.stop.set()
             raise
@@ -142,9 +124,6 @@ async def _asked(
             if better is error:
                 raise
             raise better from error
-        finally:
-            pieces.flush()
-            _account(context, usage, messages, calls)
     return result.output
 
 
@@ -170,20 +149,3 @@ def _settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
     if "max_retries" not in model.unsupported_settings:
         settings.setdefault("max_retries", 0)
     return cast("ModelSettings", settings)
-
-
-def _account(
-    context: StepContext, usage: RunUsage, messages: Sequence[ModelMessage], calls: list[str]
-) -> None:
-    spent = TokenUsage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cache_read_tokens,
-        reasoning_tokens=usage.output_reasoning_tokens,
-        requests=usage.requests,
-        tool_calls=len(calls),
-    )
-    context.spend(spent, cost_of(context.model, messages))
-    context.metadata["model"] = model_name(context.model)
-    if calls:
-        context.metadata["tools_called"] = list(calls)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tagent_nb.events import Event, FactLearned, MemorySaved, StepProgress, StepStreamed, TokenUsage
 from tagent_nb.pipeline.codec import to_tree
 from tagent_nb.pipeline.models import PipelineStep
+
+if TYPE_CHECKING:
+    from tagent_nb.steps.calls import CallGate
 
 
 def _ignore(event: Event) -> None:
@@ -41,6 +44,7 @@ class StepContext:
         usage: Tokens and calls spent by this attempt, failed ones included.
         cost: USD spent by this attempt; ``None`` when a price is unknown.
         metadata: Plain data that ends in ``result.step_metadata``.
+        gates: What each call to a model or a tool passes; see :mod:`tagent_nb.steps.calls`.
     """
 
     run_id: str
@@ -60,6 +64,7 @@ class StepContext:
     usage: TokenUsage = field(default_factory=TokenUsage)
     cost: float | None = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
+    gates: Sequence[CallGate] = ()
 
     @cached_property
     def stop(self) -> threading.Event:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
@@ -14,7 +13,7 @@ from tagent_nb.steps import local
 from tagent_nb.steps.traceback import redact
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model
 
 OLLAMA_URL = "http://localhost:11434/v1"
@@ -164,18 +163,16 @@ def price(model: Any, usage: TokenUsage) -> float | None:
         return None
 
 
-def cost_of(model: Any, messages: Iterable[ModelMessage]) -> float | None:
-    """USD of the answers in a conversation; ``None`` when the price of one is unknown."""
+def cost_of(model: Any, response: ModelResponse) -> float | None:
+    """USD of one answer: what the provider says, else its tokens at the known price; ``None`` without one."""
     if _is_free(model):
         return 0.0
-    total = 0.0
-    for message in messages:
-        # A request that was refused leaves an empty answer behind.
-        if message.kind == "response" and (message.parts or message.usage.has_values()):
-            if message.usage.cost is None:
-                return None
-            total += float(message.usage.cost)
-    return total
+    if response.usage.cost is None and response.model_name:
+        try:
+            return float(response.cost().total_price)
+        except (LookupError, ValueError):
+            return None
+    return None if response.usage.cost is None else float(response.usage.cost)
 
 
 def _is_free(model: Any) -> bool:

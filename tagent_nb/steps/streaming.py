@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable
 from typing import Any
 
 
@@ -44,15 +44,14 @@ class Coalesced:
             self._last = self._clock()
 
 
-def stream_to(pieces: Coalesced) -> Callable[[Any, AsyncIterable[Any]], Awaitable[None]]:
-    """A pydantic-ai handler that takes the text of an answer, and nothing else, from its events."""
-
-    async def handle(_: Any, events: AsyncIterable[Any]) -> None:
+async def pass_on(events: AsyncIterable[Any], write: Callable[[str], None]) -> None:
+    """Write the text of an answer while it comes, and nothing else of a model's stream."""
+    pieces = Coalesced(write)
+    try:
         async for event in events:
             if event.event_kind == "part_start" and event.part.part_kind == "text":
                 pieces.write(event.part.content)
             elif event.event_kind == "part_delta" and event.delta.part_delta_kind == "text":
                 pieces.write(event.delta.content_delta)
+    finally:
         pieces.flush()
-
-    return handle

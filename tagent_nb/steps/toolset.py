@@ -11,8 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, StepError, TemplateError
+from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.delimiting import plain_text
 from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.calls import ToolCall, through_tool
 from tagent_nb.steps.capture import Lines
 from tagent_nb.steps.tools import timeout_of
 from tagent_nb.steps.traceback import redact
@@ -28,9 +30,7 @@ BRIEF = 200
 """Characters of an argument or an error that a report shows at most."""
 
 
-def toolset(
-    tools: Mapping[str, Callable[..., Any]], context: StepContext, calls: list[str]
-) -> list[Tool[Any]]:
+def toolset(tools: Mapping[str, Callable[..., Any]], context: StepContext) -> list[Tool[Any]]:
     """The tools for a model. Each call is reported as progress of kind ``"tool_call"``.
 
     A tool's error goes to the model as text and is reported as ``"tool_error"``; only a
@@ -39,15 +39,15 @@ def toolset(
 
     Args:
         tools: The functions by name.
-        calls: Gets the name of each tool that is called.
+        context: Of the attempt whose model calls; each call is spent on it.
 
     Raises:
         DefinitionError: A function's parameters cannot be described to a model.
     """
-    return [_tool(name, function, context, calls) for name, function in tools.items()]
+    return [_tool(name, function, context) for name, function in tools.items()]
 
 
-def _tool(name: str, function: Callable[..., Any], context: StepContext, calls: list[str]) -> Tool[Any]:
+def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool[Any]:
     from pydantic_ai import Tool
 
     try:
@@ -59,9 +59,13 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext, calls: 
         ) from error
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        calls.append(name)
+        async def leave(one: ToolCall) -> Any:
+            return presentable(await _reported(name, partial(function, *args, **one.arguments), context))
+
+        context.spend(TokenUsage(tool_calls=1), 0.0)
+        context.metadata.setdefault("tools_called", []).append(name)
         context.progress("tool_call", tool=name, arguments=_brief(kwargs))
-        return presentable(await _reported(name, partial(function, *args, **kwargs), context))
+        return await through_tool(context.gates, ToolCall(context, name, kwargs, function=function), leave)
 
     schema = replace(plain.function_schema, function=call, is_async=True)
     return Tool(call, name=name, description=plain.description, function_schema=schema)

@@ -1,0 +1,90 @@
+"""Calls that leave a step: what goes to a model or a tool, and who may stand in between.
+
+Every request to a model and every call of a tool passes the gates of its context, the first one
+outermost, and then leaves. A gate may answer by itself (a record of an earlier call), wait (a limit),
+refuse (a budget) or look on (a trace). A gate never knows the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.steps.base import StepContext
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import Model, ModelRequestParameters
+    from pydantic_ai.settings import ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One request to a model.
+
+    Attributes:
+        context: Of the attempt that asks.
+        model: Whom it asks.
+        messages: The conversation so far; the last one is the question.
+        settings: Such as temperature and max_tokens.
+        parameters: Tools and the form of the answer.
+    """
+
+    context: StepContext
+    model: Model[Any]
+    messages: list[ModelMessage]
+    settings: ModelSettings | None
+    parameters: ModelRequestParameters
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool by a model.
+
+    Attributes:
+        context: Of the attempt whose model calls.
+        tool: The tool's name.
+        arguments: As the tool's function takes them.
+        id: The model's id of this call; empty where it gives none.
+        function: The user's function; ``None`` for a tool of a server.
+    """
+
+    context: StepContext
+    tool: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+    function: Callable[..., Any] | None = None
+
+
+class CallGate:
+    """Stands between a step and what it calls. By itself it lets everything pass."""
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Answer a request to a model, usually by ``await proceed(call)``."""
+        return await proceed(call)
+
+    async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
+        """Answer a call of a tool, usually by ``await proceed(call)``."""
+        return await proceed(call)
+
+
+async def through_model(
+    gates: Sequence[CallGate], call: ModelCall, last: Callable[[ModelCall], Awaitable[ModelResponse]]
+) -> ModelResponse:
+    """Send a request through the gates; behind the last of them is ``last``."""
+    for gate in reversed(gates):
+        last = partial(gate.model_call, proceed=last)
+    return await last(call)
+
+
+async def through_tool(
+    gates: Sequence[CallGate], call: ToolCall, last: Callable[[ToolCall], Awaitable[Any]]
+) -> Any:
+    """Send a call of a tool through the gates; behind the last of them is ``last``."""
+    for gate in reversed(gates):
+        last = partial(gate.tool_call, proceed=last)
+    return await last(call)
