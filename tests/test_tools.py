@@ -160,7 +160,7 @@ async def test_an_awaitable_that_a_sync_tool_returns_is_awaited() -> None:
     def outer(q: str) -> Any:
         return inner(q)
 
-    made = toolset({"outer": outer}, StepContext("run", "demo", "s"), [])
+    made = toolset({"outer": outer}, StepContext("run", "demo", "s"))
     assert await made[0].function("x") == "x"  # type: ignore[call-arg,arg-type,misc]
 
 
