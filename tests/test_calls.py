@@ -79,8 +79,8 @@ async def test_a_gate_may_answer_by_itself() -> None:
 
     result = await PipelineExecutor(pipeline(), gates=[Recorded()]).execute()
     assert result["sum"] == "as before"
-    assert result.token_usage.requests == 1
-    assert result.token_usage.tool_calls == 0
+    assert result.steps["sum"].usage.requests == 1
+    assert result.steps["sum"].usage.tool_calls == 0
 
 
 async def test_a_gate_may_change_what_a_tool_gets_and_gives() -> None:
@@ -105,4 +105,4 @@ async def test_a_gate_may_refuse() -> None:
     result = await PipelineExecutor(pipeline(), gates=[Refusing()]).execute()
     assert not result.success
     assert "no more today" in result.error_details["sum"]
-    assert result.token_usage.requests == 0
+    assert result.steps["sum"].usage.requests == 0
