@@ -59,11 +59,13 @@ if TYPE_CHECKING:
         StepEvent,
         StepFailed,
         StepFinished,
+        StepGoesOn,
         StepProgress,
         StepRetried,
         StepSkipped,
         StepStarted,
         StepStreamed,
+        StepWaiting,
         TokenUsage,
         Warned,
     )
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
         PipelineStep,
         StepStatus,
     )
+    from tagent_nb.pipeline.prices import Price
     from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
     from tagent_nb.pipeline.scheduler import PipelineScheduler
     from tagent_nb.pipeline.state_machine import Phase, Task, TaskBasedStateMachine, TaskStatus
@@ -147,11 +150,13 @@ _ROOMS = {
         "StepEvent",
         "StepFailed",
         "StepFinished",
+        "StepGoesOn",
         "StepProgress",
         "StepRetried",
         "StepSkipped",
         "StepStarted",
         "StepStreamed",
+        "StepWaiting",
         "TokenUsage",
         "Warned",
     ),
@@ -163,6 +168,7 @@ _ROOMS = {
         "PipelineStep",
         "StepStatus",
     ),
+    "pipeline.prices": ("Price",),
     "pipeline.result": (
         "ItemResult",
         "PipelineResult",
@@ -266,6 +272,7 @@ __all__ = [
     "PipelineStep",
     "PipelineValidationError",
     "Plan",
+    "Price",
     "RedisStorageBackend",
     "ResultCache",
     "ResumeConflictError",
@@ -288,6 +295,7 @@ __all__ = [
     "StepEvent",
     "StepFailed",
     "StepFinished",
+    "StepGoesOn",
     "StepMemoryEntry",
     "StepPlan",
     "StepProgress",
@@ -299,6 +307,7 @@ __all__ = [
     "StepStatus",
     "StepStreamed",
     "StepTimeoutError",
+    "StepWaiting",
     "StorageBackend",
     "StorageError",
     "StorageUnavailableError",

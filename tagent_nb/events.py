@@ -161,6 +161,22 @@ class StepProgress(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepWaiting(StepEvent):
+    """A running step waits for somebody else, such as a rate limit; its timeout stands still.
+
+    ``seconds`` is how long at least, ``None`` when nobody can say. Never stored.
+    """
+
+    reason: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGoesOn(StepEvent):
+    """A step that waited works again. Never stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRetried(StepEvent):
     """An attempt failed and another follows after ``delay`` seconds."""
 
@@ -222,10 +238,15 @@ class StepSkipped(StepEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCancelled(StepEvent):
-    """A step was stopped before it ended. It runs again when the run is resumed."""
+    """A step was stopped before it ended. It runs again when the run is resumed.
+
+    ``usage`` and ``cost`` (USD) are what its last attempt had used until then.
+    """
 
     attempt: int = 1
     seconds: float = 0.0
+    usage: TokenUsage = _NO_USAGE
+    cost: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,5 +279,5 @@ class Observer(Protocol):
     def __call__(self, event: Event, /) -> None: ...
 
 
-PASSING = (StepStreamed, StepStarted)
+PASSING = (StepStreamed, StepStarted, StepWaiting, StepGoesOn)
 """Events that only the living see: storage does not keep them."""

@@ -106,3 +106,23 @@ async def test_a_gate_may_refuse() -> None:
     assert not result.success
     assert "no more today" in result.error_details["sum"]
     assert result.steps["sum"].usage.requests == 0
+
+
+async def test_every_answer_of_a_model_counts_also_one_that_a_gate_throws_away() -> None:
+    """And what a gate answers after that is not counted on top."""
+
+    class Twice(CallGate):
+        async def model_call(
+            self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+        ) -> ModelResponse:
+            await proceed(call)
+            spent.append(call.context.usage.requests)
+            await proceed(call)
+            spent.append(call.context.usage.requests)
+            return ModelResponse(parts=[TextPart("neither")])
+
+    spent: list[int] = []
+    result = await PipelineExecutor(pipeline(), gates=[Twice()]).execute()
+    assert result["sum"] == "neither"
+    assert spent == [1, 2]
+    assert result.steps["sum"].usage.requests == 2

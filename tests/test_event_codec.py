@@ -80,7 +80,7 @@ FULL: dict[type, dict[str, Any]] = {
         "metadata": {"m": 1},
     },
     events.StepSkipped: {"step": "a", "reason": "b failed", "cause": "b"},
-    events.StepCancelled: {"step": "a", "attempt": 2, "seconds": 0.5},
+    events.StepCancelled: {"step": "a", "attempt": 2, "seconds": 0.5, "usage": USAGE, "cost": 0.25},
     events.FactLearned: {"step": "a", "key": "k", "value": {1: (2,)}},
     events.MemorySaved: {"step": "a", "key": "k", "value": None},
     events.Warned: {"message": "careful", "step": "a"},

@@ -80,5 +80,8 @@ def test_defaults_of_events_are_not_shared() -> None:
     assert one.definition is not other.definition
 
 
-def test_streamed_text_and_starts_are_not_kept() -> None:
-    assert set(events.PASSING) == {events.StepStreamed, events.StepStarted}
+def test_streamed_text_starts_and_waits_are_not_kept() -> None:
+    assert set(events.PASSING) == {
+        *(events.StepStreamed, events.StepStarted),
+        *(events.StepWaiting, events.StepGoesOn),
+    }

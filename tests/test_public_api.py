@@ -30,14 +30,14 @@ ERRORS = words(
 EVENTS = words(
     """
     Event FactLearned MemorySaved Observer RunContinued RunFinished RunPaused RunStarted RunUnpaused
-    StepCached StepCancelled StepEvent StepFailed StepFinished StepProgress StepRetried StepSkipped
-    StepStarted StepStreamed Warned
+    StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress StepRetried
+    StepSkipped StepStarted StepStreamed StepWaiting Warned
     """
 )
 DEFINITIONS = words(
     """
     And Condition Contains DataExists Dependency DependencyType ExecutionMode IsEmpty IsEqualTo
-    IsGreaterThan IsLessThan Not Or Pipeline PipelineStep StepContext StepRunner StepStatus tool
+    IsGreaterThan IsLessThan Not Or Pipeline PipelineStep Price StepContext StepRunner StepStatus tool
     """
 )
 RUNS = words(

@@ -47,7 +47,8 @@ async def attempts(run: Run, work: Work) -> list[Event]:
     while True:
         await run.may_start()
         learned: list[Event] = []
-        context = _context(run, work, attempt, learned)
+        # What it uses counts even when it is stopped: whoever stops it finds it here.
+        context = run.live[work.unit] = _context(run, work, attempt, learned)
         try:
             value = await _attempt(run, work, context)
             return [*learned, _finished(run, work, value, attempt, time.monotonic() - began, context)]
@@ -71,6 +72,7 @@ async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
             return step.validate_output(await runner.run(step, context))
         try:
             async with asyncio.timeout(step.timeout) as limit:
+                context.limit = limit
                 value = await runner.run(step, context)
         except TimeoutError:
             if not limit.expired():
@@ -111,6 +113,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         idempotency_key=f"{run.memory.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
         emit=emit,
         gates=run.equipment.gates,
+        prices=run.equipment.prices,
     )
 
 

@@ -29,6 +29,7 @@ from tagent_nb.engine.state import (
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.pipeline.serialization import pipeline_to_dict
 from tagent_nb.steps.agent import AgentRunner
@@ -62,6 +63,8 @@ class PipelineExecutor:
         retry_delay: Seconds; the ceiling of the first wait between attempts, doubled each time.
         runners: Other runners by kind (``"python"``, ``"agent"``).
         gates: What each call to a model or a tool passes on its way, the first one outermost.
+        prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
+            come before the known ones.
 
     Attributes:
         memory: Memory of the current or last run; ``None`` before the first.
@@ -81,6 +84,7 @@ class PipelineExecutor:
         retry_delay: float = 0.5,
         runners: Mapping[str, StepRunner] | None = None,
         gates: Iterable[CallGate] = (),
+        prices: Mapping[str, Price] | None = None,
     ) -> None:
         if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
             raise DefinitionError(
@@ -97,6 +101,7 @@ class PipelineExecutor:
         self.runners: dict[str, StepRunner] = {"python": PythonRunner(), "agent": AgentRunner()}
         self.runners.update(runners or {})
         self.gates = list(gates)
+        self.prices = checked_prices(prices)
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
         self._run: Run | None = None
@@ -401,6 +406,7 @@ class PipelineExecutor:
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
             gates=tuple(self.gates),
+            prices=self.prices,
             observers=self._observers,
         )
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)

@@ -23,10 +23,12 @@ from tagent_nb.events import (
     StepEvent,
     StepFailed,
     StepFinished,
+    StepGoesOn,
     StepRetried,
     StepSkipped,
     StepStarted,
     StepStreamed,
+    StepWaiting,
     TokenUsage,
     Warned,
 )
@@ -237,6 +239,14 @@ class PipelineMemory:
             unit.output = None
             unit.error_type = unit.error = ""
 
+    def _step_waiting(self, event: StepWaiting) -> None:
+        self._unit(event).status = StepStatus.WAITING
+        self.step(event.step).waits_for = event.reason
+
+    def _step_goes_on(self, event: StepGoesOn) -> None:
+        self._unit(event).status = StepStatus.RUNNING
+        self.step(event.step).waits_for = ""
+
     def _step_retried(self, event: StepRetried) -> None:
         unit = self._unit(event)
         unit.status = StepStatus.WAITING
@@ -301,6 +311,7 @@ class PipelineMemory:
             return  # it was recorded in the moment it was stopped, and nobody could know
         unit.status = StepStatus.CANCELLED
         unit.seconds += event.seconds
+        self._spend(event, event.usage, event.cost)
         if isinstance(unit, StepResult):
             unit.ended_at = event.at
 
@@ -357,6 +368,8 @@ _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     RunUnpaused: PipelineMemory._run_unpaused,
     RunFinished: PipelineMemory._run_finished,
     StepStarted: PipelineMemory._step_started,
+    StepWaiting: PipelineMemory._step_waiting,
+    StepGoesOn: PipelineMemory._step_goes_on,
     StepRetried: PipelineMemory._step_retried,
     StepFinished: PipelineMemory._step_finished,
     StepCached: PipelineMemory._step_cached,

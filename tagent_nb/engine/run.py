@@ -24,8 +24,11 @@ from tagent_nb.events import (
     RunUnpaused,
     StepCached,
     StepCancelled,
+    StepFailed,
     StepFinished,
+    StepRetried,
     StepSkipped,
+    TokenUsage,
     Warned,
 )
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
@@ -33,7 +36,8 @@ from tagent_nb.pipeline.scheduler import Change
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
-    from tagent_nb.steps.base import StepRunner
+    from tagent_nb.pipeline.prices import Price
+    from tagent_nb.steps.base import StepContext, StepRunner
     from tagent_nb.steps.calls import CallGate
     from tagent_nb.storage.base import StorageBackend
 
@@ -70,6 +74,7 @@ class Equipment:
     max_concurrency: int
     retry_delay: float
     gates: Sequence[CallGate] = ()
+    prices: Mapping[str, Price] = field(default_factory=dict)
     observers: list[Observer] = field(default_factory=list)
 
 
@@ -107,6 +112,7 @@ class Run:
         self._previous = previous
         self._last_time: asyncio.Future[PipelineMemory | None] | None = None
         self.slots = asyncio.Semaphore(equipment.max_concurrency)
+        self.live: dict[tuple[str, str | None], StepContext] = {}
         self.flights: dict[str, asyncio.Future[StepFinished | None]] = {}
         self.static: dict[str, dict[str, str]] = {}
         self.taught: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -263,6 +269,8 @@ class Run:
 
     def _apply(self, event: Event) -> Change | None:
         change = self.machine.apply(event)
+        if isinstance(event, _COUNTED):
+            self.live.pop((event.step, event.item), None)
         for observer in tuple(self.equipment.observers):
             try:
                 observer(event)
@@ -362,14 +370,25 @@ class Run:
         for name, step in self.memory.steps.items():
             for key, item in (step.items or {}).items():
                 if item.status in _UNDER_WAY:
-                    self.emit(StepCancelled(run_id=self.memory.run_id, step=name, item=key))
+                    self._cancelled(name, key, item.attempts, 0.0)
             if step.status in _UNDER_WAY:
                 seconds = max(0.0, time.time() - (step.started_at or time.time()))
-                self.emit(
-                    StepCancelled(
-                        run_id=self.memory.run_id, step=name, attempt=step.attempts, seconds=seconds
-                    )
-                )
+                self._cancelled(name, None, step.attempts, seconds)
+
+    def _cancelled(self, step: str, item: str | None, attempt: int, seconds: float) -> None:
+        context = self.live.get((step, item))
+        self.emit(
+            StepCancelled(
+                run_id=self.memory.run_id,
+                step=step,
+                item=item,
+                attempt=attempt,
+                seconds=seconds,
+                usage=context.usage if context is not None else TokenUsage(),
+                cost=context.cost if context is not None else 0.0,
+            )
+        )
 
 
 _UNDER_WAY = (StepStatus.RUNNING, StepStatus.WAITING)
+_COUNTED = (StepRetried, StepFinished, StepFailed)

@@ -18,9 +18,11 @@ from tagent_nb.events import (
     StepCancelled,
     StepFailed,
     StepFinished,
+    StepGoesOn,
     StepRetried,
     StepSkipped,
     StepStarted,
+    StepWaiting,
 )
 from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.names import storage_id
@@ -227,6 +229,8 @@ _PHASES: dict[type[Event], tuple[Phase, ...]] = {
 
 _STATUSES: dict[type[Event], StepStatus] = {
     StepStarted: StepStatus.RUNNING,
+    StepWaiting: StepStatus.WAITING,
+    StepGoesOn: StepStatus.RUNNING,
     StepRetried: StepStatus.WAITING,
     StepFinished: StepStatus.COMPLETED,
     StepCached: StepStatus.CACHED,

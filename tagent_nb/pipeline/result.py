@@ -66,6 +66,7 @@ class StepResult:
         cost: USD; ``None`` when a price is unknown.
         saved_cost: USD that the cache saved; ``None`` when unknown.
         reason: Why it was skipped, or why it ran again.
+        waits_for: What it waits for now, such as a rate limit; empty while it works.
         items: The items of a mapped step by key, in the source's order.
     """
 
@@ -81,6 +82,7 @@ class StepResult:
     error: str = ""
     traceback: str = ""
     reason: str = ""
+    waits_for: str = ""
     key: str = ""
     components: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tagent_nb.events import Event, FactLearned, MemorySaved, StepProgress, StepStreamed, TokenUsage
+from tagent_nb.events import (
+    Event,
+    FactLearned,
+    MemorySaved,
+    StepGoesOn,
+    StepProgress,
+    StepStreamed,
+    StepWaiting,
+    TokenUsage,
+)
 from tagent_nb.pipeline.codec import to_tree
 from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.prices import Price
 
 if TYPE_CHECKING:
     from tagent_nb.steps.calls import CallGate
@@ -45,6 +57,8 @@ class StepContext:
         cost: USD spent by this attempt; ``None`` when a price is unknown.
         metadata: Plain data that ends in ``result.step_metadata``.
         gates: What each call to a model or a tool passes; see :mod:`tagent_nb.steps.calls`.
+        prices: The user's own prices by model.
+        limit: The timeout of the attempt, where it has one.
     """
 
     run_id: str
@@ -65,6 +79,10 @@ class StepContext:
     cost: float | None = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
     gates: Sequence[CallGate] = ()
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    limit: asyncio.Timeout | None = None
+    _waits: int = field(default=0, init=False, repr=False)
+    _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def stop(self) -> threading.Event:
@@ -101,6 +119,42 @@ class StepContext:
         """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown."""
         self.usage = self.usage + usage
         self.cost = None if cost is None or self.cost is None else self.cost + cost
+
+    @contextmanager
+    def waiting(self, reason: str, seconds: float | None = None) -> Iterator[None]:
+        """Wait for somebody else inside this block: the step shows as WAITING, and its timeout stands still.
+
+        On the run's loop only.
+
+        Args:
+            reason: What it waits for, in words.
+            seconds: How long at least; ``None`` when nobody can say.
+        """
+        if not self._waits:
+            self._stop_clock()
+        self._waits += 1
+        self.emit(
+            StepWaiting(run_id=self.run_id, step=self.step, item=self.item, reason=reason, seconds=seconds)
+        )
+        try:
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                self._start_clock()
+                self.emit(StepGoesOn(run_id=self.run_id, step=self.step, item=self.item))
+
+    def _stop_clock(self) -> None:
+        ends = None if self.limit is None or self.limit.expired() else self.limit.when()
+        if self.limit is not None and ends is not None:
+            self._stopped = (ends, asyncio.get_running_loop().time())
+            self.limit.reschedule(None)
+
+    def _start_clock(self) -> None:
+        if self.limit is not None and self._stopped is not None:
+            ends, began = self._stopped
+            self._stopped = None
+            self.limit.reschedule(ends + asyncio.get_running_loop().time() - began)
 
 
 class StepRunner(Protocol):

@@ -11,10 +11,9 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
-from tagent_nb.events import TokenUsage
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import ModelCall, through_model
-from tagent_nb.steps.providers import cost_of
+from tagent_nb.steps.providers import cost_of, usage_of
 from tagent_nb.steps.streaming import pass_on
 
 
@@ -40,14 +39,25 @@ class GatedModel(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Ask, and account for the answer."""
+        """Ask, and account for every answer, also for one that a gate throws away.
+
+        What a gate answers by itself takes what it says, unless a model was asked as well.
+        """
         context = self._context
+        answered = False
+
+        async def ask(call: ModelCall) -> ModelResponse:
+            nonlocal answered
+            response = await self._ask(call)
+            answered = True
+            # At once: whoever counts what is spent must not find a gap between an answer and its cost.
+            _account(context, response)
+            return response
+
         call = ModelCall(context, self.wrapped, messages, model_settings, model_request_parameters)
-        response = await through_model(context.gates, call, self._ask)
-        cost = cost_of(context.model, response)
-        if cost is not None:
-            response.usage.cost = Decimal(repr(cost))
-        context.spend(usage_of(response), cost)
+        response = await through_model(context.gates, call, ask)
+        if not answered:
+            _account(context, response)
         return response
 
     async def _ask(self, call: ModelCall) -> ModelResponse:
@@ -58,13 +68,8 @@ class GatedModel(WrapperModel):
             return stream.get()
 
 
-def usage_of(response: ModelResponse) -> TokenUsage:
-    """Tokens that one answer took."""
-    used = response.usage
-    return TokenUsage(
-        input_tokens=used.input_tokens,
-        output_tokens=used.output_tokens,
-        cached_tokens=used.cache_read_tokens,
-        reasoning_tokens=used.output_reasoning_tokens,
-        requests=1,
-    )
+def _account(context: StepContext, response: ModelResponse) -> None:
+    cost = cost_of(context.model, response, context.prices)
+    if cost is not None:
+        response.usage.cost = Decimal(repr(cost))
+    context.spend(usage_of(response), cost)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
 from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.prices import Price
 from tagent_nb.steps import local
 from tagent_nb.steps.traceback import redact
 
@@ -141,12 +143,15 @@ def _providers() -> list[str]:
 # -- prices -----------------------------------------------------------------------------------
 
 
-def price(model: Any, usage: TokenUsage) -> float | None:
+def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = None) -> float | None:
     """USD that these tokens cost with this model; ``None`` when its price is unknown.
 
-    The local model and ``"test"`` cost 0. Prices are those that come with the installed
-    ``genai-prices``; nothing is downloaded.
+    The user's own ``prices`` come first. The local model and ``"test"`` cost 0. Other prices are those
+    that come with the installed ``genai-prices``; nothing is downloaded.
     """
+    own = (prices or {}).get(model_name(model))
+    if own is not None:
+        return own.cost(usage)
     if not usage or _is_free(model):
         return 0.0
     from genai_prices import Usage, calc_price
@@ -163,16 +168,38 @@ def price(model: Any, usage: TokenUsage) -> float | None:
         return None
 
 
-def cost_of(model: Any, response: ModelResponse) -> float | None:
-    """USD of one answer: what the provider says, else its tokens at the known price; ``None`` without one."""
+def usage_of(response: ModelResponse) -> TokenUsage:
+    """Tokens that one answer took."""
+    used = response.usage
+    return TokenUsage(
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        cached_tokens=used.cache_read_tokens,
+        reasoning_tokens=used.output_reasoning_tokens,
+        requests=1,
+    )
+
+
+def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | None = None) -> float | None:
+    """USD of one answer; ``None`` when nobody knows.
+
+    Its tokens at the user's own price of the model (or of the one that answered, as behind a fallback),
+    else what the provider says that it costs, else its tokens at the known price.
+    """
+    table = prices or {}
+    own = table.get(model_name(model)) or table.get(f"{response.provider_name}:{response.model_name}")
+    if own is not None:
+        return own.cost(usage_of(response))
     if _is_free(model):
         return 0.0
-    if response.usage.cost is None and response.model_name:
+    if response.usage.cost is not None:
+        return float(response.usage.cost)
+    if response.model_name:
         try:
             return float(response.cost().total_price)
         except (LookupError, ValueError):
-            return None
-    return None if response.usage.cost is None else float(response.usage.cost)
+            pass  # the provider may call it by a name of its own: the one that was asked may be known
+    return price(model, usage_of(response))
 
 
 def _is_free(model: Any) -> bool:

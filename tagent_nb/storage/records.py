@@ -14,6 +14,7 @@ from tagent_nb.events import (
     RunFinished,
     RunStarted,
     StepCached,
+    StepCancelled,
     StepFailed,
     StepFinished,
     StepRetried,
@@ -88,7 +89,7 @@ class Summary:
     def add(self, event: Event) -> None:
         """Take one event in."""
         kind = type(event)
-        if kind is StepFinished or kind is StepFailed or kind is StepRetried:
+        if kind in _SPENDING:
             cost = event.cost  # type: ignore[attr-defined]
             if cost is None:
                 self.unpriced = True
@@ -127,6 +128,7 @@ class Summary:
         return _info(self.to_dict(), pipeline_id, run_id, size=size, alive=alive)
 
 
+_SPENDING = (StepFinished, StepFailed, StepRetried, StepCancelled)
 _STATES: dict[type[Event], str] = {StepFinished: "done", StepCached: "cached", StepFailed: "failed"}
 
 

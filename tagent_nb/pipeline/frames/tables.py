@@ -122,7 +122,7 @@ def _detail(event: events.Event) -> str:
             return value_text(event.output)
         case events.StepFailed() | events.StepRetried():
             return short_text(f"{event.error_type}: {event.message}", 300)
-        case events.StepSkipped():
+        case events.StepSkipped() | events.StepWaiting():
             return short_text(event.reason, 300)
         case events.StepStarted():
             return short_text(event.why, 300)
