@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,12 +12,24 @@ import time
 from pathlib import Path
 
 
+START = 60.0
+"""Seconds until a server must answer, on a busy machine too."""
+
+
 def free_port() -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody uses at this moment, and that the system gives to no outgoing connection.
+
+    Those it gives to others at any time: also while a test has stopped its server and will start it again.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class PortTakenError(Exception):
+    """Another program listens where the server should."""
 
 
 class RedisServer:
@@ -27,7 +40,13 @@ class RedisServer:
         self.port = port or free_port()
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except PortTakenError:
+            assert port is None
+            # Somebody was faster than we.
+            self.port = free_port()
+            self.start()
 
     @property
     def url(self) -> str:
@@ -37,15 +56,23 @@ class RedisServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         basic = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
-        with (self.folder / "redis.log").open("ab") as log:
+        path = self.folder / "redis.log"
+        with path.open("ab") as log:
+            told = log.tell()
             self.process = subprocess.Popen(
                 ["redis-server", *basic, "--dir", str(self.folder), *self.options], stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 20
-        while not self._answers():
-            assert self.process.poll() is None, (self.folder / "redis.log").read_text()
+        deadline = time.monotonic() + START
+        # Who answers may be another server that has the port; ours ends at once then.
+        while self.process.poll() is None and not self._answers():
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.01)
+        said = path.read_bytes()[told:]
+        if b"in use" in said:
+            self.process.kill()
+            self.process.wait()
+            raise PortTakenError(self.port)
+        assert self.process.poll() is None, said.decode(errors="replace")
 
     def _answers(self) -> bool:
         port = self.port

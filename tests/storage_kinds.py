@@ -26,7 +26,7 @@ def make_store(kind: str, folder: Path) -> Iterator[RecordingBackend]:
         from tagent_nb.storage.redis import RedisStorageBackend
 
         server = RedisServer(folder, "--appendonly", "yes")
-        yield RedisStorageBackend(server.url, deadline=5.0)
+        yield RedisStorageBackend(server.url, deadline=60.0)
         server.kill()
 
 

@@ -709,7 +709,8 @@ async def test_a_run_in_use_is_not_closed_to_make_room(
     lock = os.open(tmp_path / "p/r.lease", os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     writing = asyncio.ensure_future(record(store, "two"))
-    await asyncio.sleep(0.02)
+    while not store._files["p", "r"]._mutex.locked():
+        await asyncio.sleep(0)
     await record(store, "x", run_id="other")
     os.close(lock)
     await writing
@@ -723,7 +724,7 @@ async def test_a_run_that_has_ended_keeps_no_file_open(store: FileStorageBackend
         lease = await store.acquire("p", f"r{n}")
         await store.append("p", f"r{n}", warned("x"), token=lease.token)
         await store.release(lease)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -739,7 +740,7 @@ async def test_a_forked_child_records_on_its_own(tmp_path: Path) -> None:
             os._exit(0)
         finally:
             os._exit(1)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
         assert time.monotonic() < deadline, "the child hangs"
         await asyncio.sleep(0.01)

@@ -54,17 +54,17 @@ class TestRedisStorage(StorageContract):
 
     @pytest.fixture
     def storage(self, server: RedisServer, prefix: str) -> StorageBackend:
-        return RedisStorageBackend(server.url, prefix=prefix, deadline=5.0)
+        return RedisStorageBackend(server.url, prefix=prefix, deadline=60.0)
 
     def another(self, storage: StorageBackend) -> StorageBackend:
         assert isinstance(storage, RedisStorageBackend)
-        return RedisStorageBackend(storage._url, prefix=storage.prefix, deadline=5.0)
+        return RedisStorageBackend(storage._url, prefix=storage.prefix, deadline=60.0)
 
 
 @pytest.fixture
 def store(server: RedisServer, prefix: str) -> RedisStorageBackend:
     """An empty store on the shared server."""
-    return RedisStorageBackend(server.url, prefix=prefix, deadline=5.0)
+    return RedisStorageBackend(server.url, prefix=prefix, deadline=60.0)
 
 
 @pytest.fixture
@@ -297,13 +297,14 @@ async def test_a_server_that_is_away_is_an_error_after_the_deadline() -> None:
 async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> None:
     """And it works again when it goes on; what was under way then is recorded once."""
     server = own()
-    storage = RedisStorageBackend(server.url, deadline=0.5)
+    storage = RedisStorageBackend(server.url, deadline=60.0)
     await record(storage, "one")
+    storage.deadline = 0.5
     server.signal(signal.SIGSTOP)
     with pytest.raises(StorageUnavailableError, match=r"did not answer within 0\.5 s"):
         await record(storage, "two")
     server.signal(signal.SIGCONT)
-    storage.deadline = 20.0
+    storage.deadline = 60.0
     await record(storage, "three")
     found = await read(storage)
     assert found in (["one", "three"], ["one", "two", "three"])
@@ -336,7 +337,7 @@ async def test_an_unknown_error_of_the_server_is_passed_on(store: RedisStorageBa
 async def test_a_server_that_comes_back_is_waited_for(own: Any) -> None:
     """Killed and started again on its append-only file: the run goes on, and nothing is lost."""
     server = own("--appendonly", "yes")
-    storage = RedisStorageBackend(server.url, deadline=30.0)
+    storage = RedisStorageBackend(server.url, deadline=60.0)
     lease = await storage.acquire("p", "r")
     for n in range(40):
         if n == 20:
@@ -543,8 +544,8 @@ async def test_tls_and_password_by_url(own: Any, tmp_path: Path) -> None:
     storage = RedisStorageBackend(f"{url}?ssl_ca_certs={certificate}")
     await record(storage, "x")
     assert await read(storage) == ["x"]
-    with pytest.raises(StorageUnavailableError, match="(?i)certificate"):
-        await RedisStorageBackend(url, deadline=0.5).list_pipelines()
+    with pytest.raises(StorageUnavailableError, match="ssl_ca_certs"):
+        await RedisStorageBackend(url, deadline=3600.0).list_pipelines()
 
 
 async def test_another_process_id_means_a_fork(

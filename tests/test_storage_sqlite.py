@@ -521,8 +521,9 @@ async def test_a_record_that_was_cancelled_while_it_waited_is_not_written(
     await record(store, "one")
     with store._lock:
         tasks = [asyncio.ensure_future(record(store, text)) for text in ("two", "three", "four")]
-        # The first is on its way already; the others wait behind it.
-        await asyncio.sleep(0.05)
+        # The thread that writes cannot begin: all of them wait.
+        while len(store._waiting) < len(tasks):
+            await asyncio.sleep(0)
         tasks[1].cancel()
         await asyncio.sleep(0)
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -568,7 +569,7 @@ async def test_two_processes_may_make_the_same_file(tmp_path: Path) -> None:
         child.stdin.write("\n")
         child.stdin.flush()
     for child in children:
-        child.communicate(timeout=60)
+        child.communicate(timeout=240)
         assert child.returncode == 0
     assert len(await SQLiteStorageBackend(path).runs("p")) == 4
 
@@ -584,7 +585,7 @@ async def test_a_forked_child_records_on_its_own(store: SQLiteStorageBackend) ->
             os._exit(0)
         finally:
             os._exit(1)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
         assert time.monotonic() < deadline, "the child hangs"
         await asyncio.sleep(0.01)

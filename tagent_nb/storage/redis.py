@@ -23,7 +23,18 @@ from tagent_nb.errors import (
 )
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.recording import RecordingBackend
-from tagent_nb.storage.redis_queue import APPEND, REMOVE, SIGNS, SWAP, Entry, RunQueue, number, said, text
+from tagent_nb.storage.redis_queue import (
+    APPEND,
+    REMOVE,
+    SIGNS,
+    SWAP,
+    UNTRUSTED,
+    Entry,
+    RunQueue,
+    number,
+    said,
+    text,
+)
 
 try:
     import redis.asyncio
@@ -383,8 +394,9 @@ class RedisStorageBackend(RecordingBackend):
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the same may succeed a little later. A wrong password never will."""
-    if isinstance(error, problems.AuthenticationError | problems.AuthorizationError):
+    """Whether the same may succeed a little later. A wrong password or certificate never will."""
+    wrong = isinstance(error, problems.AuthenticationError | problems.AuthorizationError)
+    if wrong or UNTRUSTED in str(error):
         return False
     return isinstance(
         error,

@@ -60,6 +60,9 @@ return 1
 """
 
 
+UNTRUSTED = "certificate verify failed"
+"""What the system's TLS says about a certificate that will be no better a moment later."""
+
 SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
     ("WRONGTYPE", CorruptRecordError, "Another program uses this key: give the store another prefix."),
     ("OOM", StorageUnavailableError, "The server's memory is full: raise maxmemory, or prune old runs."),
@@ -69,6 +72,8 @@ SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
     ("READONLY", StorageUnavailableError, "This is a replica: give the URL of the primary."),
     ("You can't write against a read only", StorageUnavailableError,
      "This is a replica: give the URL of the primary."),
+    (UNTRUSTED, StorageUnavailableError,
+     "Nobody vouches for its certificate: name who does in the URL, ?ssl_ca_certs=/path/to/ca.pem."),
 )  # fmt: skip
 """What an error of the server holds, what it becomes, and the remedy."""
 
