@@ -11,7 +11,6 @@ import subprocess
 import time
 from pathlib import Path
 
-
 START = 60.0
 """Seconds until a server must answer, on a busy machine too."""
 
