@@ -22,7 +22,7 @@ class Sentiment(BaseModel):
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    made = Session({"Sentiment": Sentiment}, tmp_path)
+    made = Session({"Sentiment": Sentiment, "sane": lambda value: None, "print": print}, tmp_path)
     made.use("reviews")
     made.put(PipelineStep("load", "go"))
     made.put(PipelineStep("classify", "{{ load }}", output_schema=Sentiment))
@@ -44,6 +44,7 @@ def offered(session: Session, text: str) -> list[str]:
         ("x = 1\n%tagent_run --on-change ", ["refuse", "rerun"]),
         ("%%tagent_step a --out", ["--output-schema"]),
         ("%%tagent_step a --output-schema S", ["Sentiment"]),
+        ("%%tagent_step a --check brief,s", ["sane"]),
         ("%%tagent_step a --map-over ", ["load", "classify"]),
         ("%%tagent_step a --model lo", ["local"]),
         ("%tagent_explain l", ["load"]),

@@ -77,6 +77,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         model="openai:gpt",
         tools_filter=["search*"],
         tools=[lookup],
+        checks=[lookup],
         constraints=["short", "kind"],
         timeout=2.5,
         max_retries=0,
@@ -92,6 +93,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         "model": "openai:gpt",
         "when": "load",
         "tools": "search*, lookup",
+        "checks": "lookup",
         "rules": "short; kind",
         "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, never cached",
     }

@@ -45,6 +45,10 @@ class Sentiment(BaseModel):
     label: Literal["good", "bad"]
 
 
+def good(value: Sentiment) -> None:
+    assert value.label == "good"
+
+
 def cell(name: str, code: str, **options: Any) -> PipelineStep:
     return PipelineStep.from_cell(name, code, python=True, **options)
 
@@ -107,6 +111,7 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         max_retries=1,
         retry_count=1,
         output_retries=0,
+        checks=[good],
         execution_mode=ExecutionMode.SERIAL,
         model="openai:gpt-5-mini",
         cache=False,
@@ -369,6 +374,7 @@ def test_all_that_cannot_be_written_is_told_at_once() -> None:
     pipeline.put(cell("c", "1", when=DataExists("b") & IsEqualTo("b", lock)))
     pipeline.step("d", "x", model=TestModel(), settings={"client": lock})
     pipeline.step("e", "x", tools_filter=["nowhere"])
+    pipeline.step("f", "x", checks=[lambda value: True])
     names = {
         "client": lock,
         "loop": loop,
@@ -398,6 +404,7 @@ def test_all_that_cannot_be_written_is_told_at_once() -> None:
         "  - step d, model: a model object (TestModel) cannot be written; name it by a string",
         "  - step d, settings: a value of type dict cannot be written",
         "  - step e, tools_filter: Step 'e': tools_filter names 'nowhere', which is no tool.",
+        "  - step f, checks: <lambda> has no name; write it with def",
     ):
         assert part in message
 

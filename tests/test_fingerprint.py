@@ -357,6 +357,27 @@ def test_a_tools_docstring_types_and_code_count(edited: str) -> None:
     assert agent(tools=[notebook("# a comment\n\n" + plain)["search"]]) == old
 
 
+def test_checks_count_with_what_they_use_for_agents_and_python() -> None:
+    space = notebook("def short(value):\n    assert len(value) < LIMIT\nLIMIT = 3")
+    other = notebook("def short(value):\n    assert len(value) < LIMIT\nLIMIT = 4")
+    edited = notebook("def short(value):\n    assert len(value) <= LIMIT\nLIMIT = 3")
+
+    def python(step: dict[str, Any] | None = None) -> dict[str, str]:
+        return components(PipelineStep.from_cell("step", "1", python=True, **(step or {})))
+
+    for kind in (agent, python):
+        old = kind(step={"checks": [space["short"]]})
+        assert changed(kind(), old) == {"check:short", "global:LIMIT"}
+        assert changed(old, kind(step={"checks": [other["short"]]})) == {"global:LIMIT"}
+        assert changed(old, kind(step={"checks": [edited["short"]]})) == {"check:short"}
+
+
+def test_two_checks_without_a_name_both_count() -> None:
+    small, large = notebook("check = lambda v: v < 1")["check"], notebook("check = lambda v: v > 1")["check"]
+    one, both, turned = (agent(step={"checks": some}) for some in ([small], [small, large], [large, small]))
+    assert changed(one, both) == changed(both, turned) == {"check:<lambda>"}
+
+
 def test_a_tool_may_be_any_object_that_can_be_called() -> None:
     class Search:
         """Search."""

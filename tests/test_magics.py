@@ -136,13 +136,14 @@ SCHEMA = "from pydantic import BaseModel\nclass Sentiment(BaseModel):\n    label
 def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     book.shell.run_cell(SCHEMA)
     book.shell.run_cell("def lookup(word: str) -> str:\n    'Look it up.'\n    return word")
+    book.shell.run_cell("def sane(value): ...\ndef kind(value): ...\ndef brief(value): ...")
     book("tagent_pipeline reviews --model test")
     book.python("load", "[1]")
     book(
         "tagent_step classify --output-schema Sentiment --map-over load --min-success 0.5 "
         "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
-        "--no-cache   # a comment",
+        "--check sane,kind --check brief --no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
     step = book.session.pipeline.get_step("classify")
@@ -153,6 +154,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert step.constraints == ["be short", "kind"]
     assert step.tools_filter == ["lookup", "search*"]
     assert step.tools == [book.shell.user_ns["lookup"]]
+    assert step.checks == [book.shell.user_ns[name] for name in ("sane", "kind", "brief")]
     assert (step.timeout, step.max_retries, step.cache) == (2.5, 1, False)
     assert step.execution_mode is ExecutionMode.CONCURRENT
     assert book.shown[-1].startswith("classify: agent step; reads extra (weak, not defined yet)")
@@ -195,6 +197,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --output-schema Sentimnt", "go", "Did you mean 'Sentiment'?"),
     (f"{STEP} a --output-schema os", "go", "There is no schema 'os'"),
     (f"{STEP} a --output-schema answer", "go", "is of type int, not a pydantic model"),
+    (f"{STEP} a --check sain", "go", "There is no function 'sain'. Did you mean 'sane'?"),
+    (f"{STEP} a --check answer", "go", "'answer' is of type int, not a function"),
+    (f"{STEP} a --check sane", "go", "takes neither (value) nor (value, context)"),
     (f"{STEP} a --outputschema Sentiment", "go", "Did you mean '--output-schema'?"),
     (f"{STEP} a \u2014python", "1", "begins with a dash that is not ASCII. Write '--python'."),
     (f"{STEP} a --when 'x", "go", "a quote is not closed"),
@@ -222,6 +227,7 @@ def test_mistakes_in_a_step_are_one_message_and_define_nothing(
 ) -> None:
     book.shell.run_cell(SCHEMA)
     book.shell.user_ns["answer"] = 42
+    book.shell.run_cell("def sane(): ...")
     book("tagent_pipeline reviews")
     text = refused(book, line, body)
     assert message in text

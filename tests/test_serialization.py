@@ -56,6 +56,10 @@ def search(query: str) -> str:
     return query
 
 
+def short(value: Sentiment) -> None:
+    """A check."""
+
+
 def load(context: Any) -> list[int]:
     """Load the rows."""
     return [1, 2]
@@ -85,6 +89,7 @@ def reviews() -> Pipeline:
             settings={"temperature": 0.0, "stop": ["\n"]},
             tools=[search],
             output_retries=0,
+            checks=[short],
             cache=False,
         )
     )
@@ -105,10 +110,13 @@ def reviews() -> Pipeline:
 def test_a_pipeline_comes_back_as_it_was() -> None:
     pipeline = reviews()
     for back in (
-        Pipeline.from_json(pipeline.to_json(), schemas=[Sentiment], tools=[search]),
-        Pipeline.from_dict(pipeline.to_dict(), schemas=[Sentiment], tools=[search]),
+        Pipeline.from_json(pipeline.to_json(), schemas=[Sentiment], tools=[search], checks=[short]),
+        Pipeline.from_dict(pipeline.to_dict(), schemas=[Sentiment], tools=[search], checks=[short]),
         pipeline_from_json(
-            pipeline_to_json(pipeline, indent=None), schemas={"Sentiment": Sentiment}, tools=[search]
+            pipeline_to_json(pipeline, indent=None),
+            schemas={"Sentiment": Sentiment},
+            tools=[search],
+            checks=[short],
         ),
     ):
         assert back.steps == pipeline.steps
@@ -134,6 +142,7 @@ def test_the_json_is_plain_and_its_schemas_are_json_schema() -> None:
     assert step["output_schema"]["name"] == "Sentiment"
     assert step["output_schema"]["json_schema"] == Sentiment.model_json_schema()
     assert step["tools"] == ["search"]
+    assert step["checks"] == ["short"]
     assert step["depends_on"] == ["load", "extra:optional", "load2:weak"]
     assert data["steps"][0]["body"]["source"].startswith("def load(context")
 
@@ -222,9 +231,11 @@ def test_a_schema_that_was_not_passed_is_named() -> None:
         label: str
 
     with pytest.raises(DefinitionError, match="Did you mean 'Sentimant'"):
-        Pipeline.from_json(text, schemas=[Sentimant], tools=[search])
+        Pipeline.from_json(text, schemas=[Sentimant], tools=[search], checks=[short])
     with pytest.raises(DefinitionError, match=r"its tool 'search' is not among .* Pass it: tools=\[search\]"):
         Pipeline.from_json(text, schemas=[Sentiment])
+    with pytest.raises(DefinitionError, match=r"its check 'short' is not among .* Pass it: checks=\[short\]"):
+        Pipeline.from_json(text, schemas=[Sentiment], tools=[search])
 
 
 def test_reading_runs_nothing(tmp_path: Path) -> None:

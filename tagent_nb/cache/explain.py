@@ -160,6 +160,7 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "settings": _settings,
     "output_schema": _schema,
     "tool": _by_digest,
+    "check": _by_digest,
     "input": _input,
     "facts": _by_digest,
     "function": _by_digest,

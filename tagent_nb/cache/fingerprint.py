@@ -63,7 +63,7 @@ def definition_components(
 
     Returns:
         Component name to digest: ``goal``, ``constraints``, ``model``, ``settings``,
-        ``output_schema``, ``tool:NAME``, ``code``, ``function:NAME``, ``class:NAME``,
+        ``output_schema``, ``tool:NAME``, ``check:NAME``, ``code``, ``function:NAME``, ``class:NAME``,
         ``global:NAME``, ``package:NAME``, ``module:NAME``, ``shared:NAME``, ``runner``.
     """
     memo = {} if memo is None else memo
@@ -71,6 +71,7 @@ def definition_components(
     body = step.body
     if step.output_schema is not None:
         found["output_schema"] = class_digest(step.output_schema, memo)
+    found.update(_checks(step.checks, namespace, memo))
     if body is None:
         found["goal"] = _text_digest(step.goal)
         found["model"] = _text_digest(str(model))
@@ -113,6 +114,19 @@ def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], me
         own = search.found.pop(f"function:{name}", "")
         annotations = {key: str(value) for key, value in getattr(tool, "__annotations__", {}).items()}
         found[f"tool:{name}"] = _text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
+        found.update(search.found)
+    return found
+
+
+def _checks(checks: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], memo: Memo) -> dict[str, str]:
+    """Checks by name, with what they refer to. Those of one name, such as lambdas, count in their order."""
+    found: dict[str, str] = {}
+    for check in checks:
+        name = getattr(check, "__name__", type(check).__name__)
+        search = Surroundings(getattr(check, "__globals__", namespace), memo)
+        search.follow_value(name, check)
+        own = search.found.pop(f"function:{name}", "")
+        found[f"check:{name}"] = _text_digest(found.get(f"check:{name}", ""), own)
         found.update(search.found)
     return found
 

@@ -227,8 +227,8 @@ class _Writer:
             return repr([str(one) for one in value])
         if name == "output_schema":
             return self._reference(value)
-        if name == "tools":
-            return f"[{', '.join(self._reference(one) for one in value)}]"
+        if name in ("tools", "checks"):
+            return f"[{', '.join(self._function_name(path, one) for one in value)}]"
         if isinstance(value, Condition):
             return self._condition(path, value)
         if name == "model" and not isinstance(value, str):
@@ -253,6 +253,12 @@ class _Writer:
         return f"tagent_nb.{kind}({', '.join(words)})"
 
     # -- classes and functions that steps name ------------------------------------------------
+
+    def _function_name(self, path: str, function: Callable[..., Any]) -> str:
+        if not tool_name(function).isidentifier():
+            self.problems[path] = f"{tool_name(function)} has no name; write it with def"
+            return ""
+        return self._reference(function)
 
     def _reference(self, value: Any) -> str:
         """The name of a class or function, which is defined or imported above."""

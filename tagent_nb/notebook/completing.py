@@ -74,6 +74,8 @@ class MagicCompleter:
     def _value(self, magic: str, before: str, fragment: str) -> tuple[str, list[str], bool]:
         if before == "--output-schema":
             return fragment, sorted(self.session.schemas()), False
+        if before == "--check":
+            return fragment.rpartition(",")[2], sorted(self.session.functions()), False
         if before == "--model":
             return fragment, list(_MODELS), True
         if before == "--on-change":

@@ -77,6 +77,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
             "tools",
             ", ".join([*(step.tools_filter or ()), *(getattr(t, "__name__", str(t)) for t in step.tools)]),
         ),
+        ("checks", ", ".join(getattr(one, "__name__", str(one)) for one in step.checks)),
         ("rules", "; ".join(step.constraints)),
         ("limits", _limits(step)),
     ]

@@ -125,6 +125,7 @@ class TagentMagics(KeptMagics):
     @option(
         "--tools", metavar="NAMES", help="Tools the step may use: names, globs, functions of the notebook."
     )
+    @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
     @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")
     @option("--concurrent", action="store_true", help="May overlap with any other step.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tagent_nb.engine.executor import PipelineExecutor
 from tagent_nb.engine.handle import RunHandle
@@ -290,6 +290,28 @@ class Session:
         """The model that an option names: a model object of the namespace, else the text itself."""
         found = self.namespace.get(name) if name is not None else None
         return found if hasattr(found, "model_name") else name
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Functions of the namespace by name."""
+        return {name: one for name, one in list(self.namespace.items()) if inspect.isfunction(one)}
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """The function that an option names.
+
+        Raises:
+            DefinitionError: There is none of this name, or it cannot be called.
+        """
+        found: Any = self.namespace.get(name)
+        if callable(found):
+            return cast("Callable[..., Any]", found)
+        if found is not None:
+            raise DefinitionError(
+                f"{name!r} is {_what(found)}, not a function. Write: def {name}(value): ..."
+            )
+        raise DefinitionError(
+            f"There is no function {name!r}.{did_you_mean(name, self.functions())} "
+            f"Define it in a cell above: def {name}(value): ..."
+        )
 
     def schema(self, name: str) -> type[BaseModel]:
         """The pydantic model that an option names; ``module.Model`` is looked up in the namespace too.

@@ -35,6 +35,7 @@ def build_step(
         options["output_schema"] = session.schema(args.output_schema)
     if args.tools is not None:
         options["tools_filter"], options["tools"] = _tools(session, names(args.tools))
+    options["checks"] = [session.function(name) for text in args.check or () for name in names(text)]
     if args.no_cache:
         options["cache"] = False
     return PipelineStep.from_cell(args.name, cell, python=args.python, **options)

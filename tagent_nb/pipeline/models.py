@@ -145,7 +145,10 @@ class PipelineStep:
         model: Model for this step (``"openai:..."``, ``"local"``); else the pipeline's.
         settings: Model settings such as ``{"temperature": 0.0, "max_tokens": 200}``.
         tools: Functions this step may call besides the registered ones.
-        output_retries: Times an invalid answer goes back to the model.
+        output_retries: Times an answer that is invalid, or that a check refuses, goes back to the model.
+        checks: Functions ``check(value)`` or ``check(value, context)``, sync or async, that raise
+            ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
+            then asked for another answer; a Python step fails.
         cache: Whether the cache may answer for this step.
 
     Raises:
@@ -170,6 +173,7 @@ class PipelineStep:
     settings: dict[str, Any] = field(default_factory=dict)
     tools: list[Callable[..., Any]] = field(default_factory=list)
     output_retries: int = 2
+    checks: list[Callable[..., Any]] = field(default_factory=list)
     cache: bool = True
 
     def __post_init__(self) -> None:
@@ -178,7 +182,7 @@ class PipelineStep:
         object.__setattr__(self, "name", step_name(self.name))
         check_step(self)
         # Copies: what the caller does to its lists afterwards must not reach a definition.
-        for name in ("constraints", "tools"):
+        for name in ("constraints", "tools", "checks"):
             object.__setattr__(self, name, list(getattr(self, name)))
         object.__setattr__(self, "settings", dict(self.settings))
         object.__setattr__(self, "depends_on", [_plain(Dependency.parse(one)) for one in self.depends_on])
@@ -342,6 +346,26 @@ class Pipeline:
 
         return add if function is None else add(function)
 
+    def check(self, step: str) -> Callable[[F], F]:
+        """Let a function check the values of a step: write ``@pipeline.check("classify")`` above a def.
+
+        It is added to ``checks`` of the step, where it replaces one of its name; see
+        :class:`PipelineStep`. Defining the step anew leaves it out.
+
+        Raises:
+            UnknownStepError: There is no such step.
+            DefinitionError: The function takes neither ``(value)`` nor ``(value, context)``.
+        """
+        found = self.get_step(step)
+
+        def add(function: F) -> F:
+            name = getattr(function, "__name__", "")
+            others = [one for one in found.checks if getattr(one, "__name__", "") != name]
+            self.put(found.with_(checks=[*others, function]))
+            return function
+
+        return add
+
     def put(self, step: PipelineStep) -> Pipeline:
         """Add a step, or replace the one of the same name in its place.
 
@@ -454,15 +478,17 @@ class Pipeline:
         *,
         schemas: Iterable[type[BaseModel]] = (),
         tools: Iterable[Callable[..., Any]] = (),
+        checks: Iterable[Callable[..., Any]] = (),
     ) -> Pipeline:
-        """Rebuild a pipeline; ``schemas`` and ``tools`` are the classes and functions that its steps name.
+        """Rebuild a pipeline. ``schemas``, ``tools`` and ``checks`` are the classes and functions that its
+        steps name.
 
         Raises:
             DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
         """
         from tagent_nb.pipeline.serialization import pipeline_from_dict
 
-        return pipeline_from_dict(data, schemas=schemas, tools=tools)
+        return pipeline_from_dict(data, schemas=schemas, tools=tools, checks=checks)
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """:meth:`to_dict` as JSON text."""
@@ -477,11 +503,12 @@ class Pipeline:
         *,
         schemas: Iterable[type[BaseModel]] = (),
         tools: Iterable[Callable[..., Any]] = (),
+        checks: Iterable[Callable[..., Any]] = (),
     ) -> Pipeline:
         """Rebuild a pipeline from :meth:`to_json`. Runs no code of the text."""
         from tagent_nb.pipeline.serialization import pipeline_from_json
 
-        return pipeline_from_json(text, schemas=schemas, tools=tools)
+        return pipeline_from_json(text, schemas=schemas, tools=tools, checks=checks)
 
     def to_pickle(self) -> bytes:
         """The pipeline as a pickle, functions and classes by reference. See :meth:`from_pickle`."""

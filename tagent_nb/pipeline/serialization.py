@@ -103,6 +103,7 @@ def _step_to_dict(step: PipelineStep, write: _Writer) -> dict[str, Any]:
         "model": lambda value: write.model(f"{path}.model", value),
         "settings": lambda value: write.values(f"{path}.settings", value),
         "tools": lambda value: [_tool_name(one) for one in value],
+        "checks": lambda value: [_tool_name(one) for one in value],
     }
     data = {}
     for name, field in _STEP.items():
@@ -185,6 +186,7 @@ def pipeline_from_dict(
     *,
     schemas: Iterable[type] | Mapping[str, type] = (),
     tools: Iterable[Callable[..., Any]] = (),
+    checks: Iterable[Callable[..., Any]] = (),
 ) -> Pipeline:
     """Rebuild a pipeline. Runs no code of the data.
 
@@ -192,6 +194,7 @@ def pipeline_from_dict(
         data: What :func:`pipeline_to_dict` wrote.
         schemas: The model classes that its steps name.
         tools: The functions that its steps name as ``tools``; registered tools need not be passed.
+        checks: The functions that its steps name as ``checks``.
 
     Raises:
         DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
@@ -199,7 +202,10 @@ def pipeline_from_dict(
     """
     _check_head(data)
     classes = registry(schemas)
-    functions = {_tool_name(tool): tool for tool in tools}
+    functions = {
+        "tool": {_tool_name(tool): tool for tool in tools},
+        "check": {_tool_name(check): check for check in checks},
+    }
     pipeline = Pipeline(
         data.get("name"),  # type: ignore[arg-type]  # the constructor checks it
         _text(data.get("description", ""), "description"),
@@ -232,7 +238,9 @@ def _check_known(data: Mapping[str, Any], known: Iterable[str], what: str) -> No
             raise DefinitionError(f"{what}: there is no field {name!r}.{did_you_mean(name, known)}")
 
 
-def _step_from_dict(data: Any, classes: Mapping[str, type], functions: Mapping[str, Any]) -> PipelineStep:
+def _step_from_dict(
+    data: Any, classes: Mapping[str, type], functions: Mapping[str, Mapping[str, Any]]
+) -> PipelineStep:
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
         raise DefinitionError(
             f"Stored pipeline: a step must be an object with a name, not {str(data)[:60]!r}."
@@ -247,7 +255,8 @@ def _step_from_dict(data: Any, classes: Mapping[str, type], functions: Mapping[s
         "body": lambda value: _body(value, where),
         "when": lambda value: value if isinstance(value, str) else _condition(value, where, classes),
         "settings": lambda value: _values(value, f"{where}: settings", classes),
-        "tools": lambda value: [_tool(one, where, functions) for one in _texts(value, f"{where}: tools")],
+        "tools": lambda value: _functions("tool", value, where, functions),
+        "checks": lambda value: _functions("check", value, where, functions),
     }
     return PipelineStep(
         **{name: read[name](value) if name in read else value for name, value in data.items()}
@@ -289,13 +298,17 @@ def _condition(data: Any, where: str, classes: Mapping[str, type]) -> Any:
         raise DefinitionError(f"{where}: when: {error}") from None
 
 
-def _tool(name: str, where: str, functions: Mapping[str, Any]) -> Any:
-    if name not in functions:
-        raise DefinitionError(
-            f"{where}: its tool {name!r} is not among the functions that were passed."
-            f"{did_you_mean(name, functions)} Pass it: tools=[{name}]."
-        )
-    return functions[name]
+def _functions(kind: str, value: Any, where: str, functions: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The functions that a step names as its tools or checks."""
+    known = functions[kind]
+    names = _texts(value, f"{where}: {kind}s")
+    for name in names:
+        if name not in known:
+            raise DefinitionError(
+                f"{where}: its {kind} {name!r} is not among the functions that were passed."
+                f"{did_you_mean(name, known)} Pass it: {kind}s=[{name}]."
+            )
+    return [known[name] for name in names]
 
 
 def _values(data: Any, where: str, classes: Mapping[str, type]) -> dict[str, Any]:
@@ -332,6 +345,7 @@ def pipeline_from_json(
     *,
     schemas: Iterable[type] | Mapping[str, type] = (),
     tools: Iterable[Callable[..., Any]] = (),
+    checks: Iterable[Callable[..., Any]] = (),
 ) -> Pipeline:
     """:func:`pipeline_from_dict` of JSON text.
 
@@ -343,4 +357,4 @@ def pipeline_from_json(
         data = parse(text.encode("utf-8", "surrogatepass"))
     except CorruptRecordError as error:
         raise DefinitionError(f"This is not the JSON of a pipeline: {error}") from None
-    return pipeline_from_dict(data, schemas=schemas, tools=tools)
+    return pipeline_from_dict(data, schemas=schemas, tools=tools, checks=checks)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import CycleError, DefinitionError, TemplateError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import BaseModel
 
     from tagent_nb.pipeline.models import Dependency, Pipeline, PipelineStep
@@ -31,7 +33,7 @@ def check_step(step: PipelineStep) -> None:
     if len(step.goal) > MAX_GOAL:
         fail("goal", f"has {len(step.goal):,} characters; at most {MAX_GOAL:,} are allowed. "
              "Put long text into a step and refer to it, as in {{ load }}.")  # fmt: skip
-    for field in ("constraints", "depends_on", "tools", "tools_filter"):
+    for field in ("constraints", "depends_on", "tools", "checks", "tools_filter"):
         value = getattr(step, field)
         if isinstance(value, str) or not (
             isinstance(value, list | tuple) or (field == "tools_filter" and value is None)
@@ -40,9 +42,14 @@ def check_step(step: PipelineStep) -> None:
     for field in ("constraints", "tools_filter"):
         if not all(isinstance(one, str) for one in getattr(step, field) or ()):
             fail(field, "must hold text only.")
-    for tool in step.tools:
-        if not callable(tool):
-            fail("tools", f"must be functions, not {type(tool).__name__} ({tool!r}).")
+    for field in ("tools", "checks"):
+        for one in getattr(step, field):
+            if not callable(one):
+                fail(field, f"must be functions, not {type(one).__name__} ({one!r}).")
+    for check in step.checks:
+        if takes_context(check) is None:
+            fail("checks", f"has {check!r}, which takes neither (value) nor (value, context). "
+                 "Write: def check(value): ...")  # fmt: skip
     if not isinstance(step.execution_mode, ExecutionMode):
         fail("execution_mode", "must be ExecutionMode.SERIAL or ExecutionMode.CONCURRENT, "
              f"not {step.execution_mode!r}.")  # fmt: skip
@@ -72,6 +79,28 @@ def _check_schema(name: str, schema: object) -> None:
             f"Step {name!r}: output_schema must be a pydantic model class, not {schema!r}. "
             "Write 'class Answer(BaseModel): ...' and pass Answer itself."
         )
+
+
+def takes_context(check: Callable[..., Any]) -> bool | None:
+    """Whether a check takes ``(value, context)``, else ``(value)``; ``None`` if it takes neither.
+
+    ``context`` is given to a parameter without a default, or of that name.
+    """
+    try:
+        found = inspect.signature(check)
+    except ValueError:  # some built-in functions do not say; those that check take one value
+        return False
+    parameters = list(found.parameters.values())
+    second = parameters[1] if len(parameters) > 1 else None
+    if second is not None and second.name != "context" and second.default is not second.empty:
+        second = None
+    for count in (1, 2) if second is None else (2, 1):
+        try:
+            found.bind(*[None] * count)
+        except TypeError:
+            continue
+        return count == 2
+    return None
 
 
 def _check_when(step: PipelineStep) -> None:

@@ -18,6 +18,7 @@ from tagent_nb.steps.prompt import instructions, prompt
 from tagent_nb.steps.providers import is_local, model_name, resolve_model
 from tagent_nb.steps.tools import named_tools, tools_of
 from tagent_nb.steps.toolset import toolset
+from tagent_nb.steps.verdicts import Checks
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent
@@ -30,9 +31,9 @@ class AgentRunner:
 
     The goal with its values filled in is the task; constraints and a rule that data is no
     instruction come before it. With an ``output_schema`` the value is an instance of it: as a tool
-    call or as native structured output, as the model's profile says. An invalid answer goes back to
-    the model at most ``output_retries`` times. Without a schema the value is text, which is written
-    to ``context.write`` while it comes, outside mapped steps.
+    call or as native structured output, as the model's profile says. An answer that is invalid, or that
+    a check refuses, goes back to the model at most ``output_retries`` times. Without a schema the value
+    is text, which is written to ``context.write`` while it comes, outside mapped steps.
 
     Tokens and USD are spent on the context, of failed attempts as well. The client's own retries
     are off: attempts are the engine's affair.
@@ -50,14 +51,16 @@ class AgentRunner:
 
         Raises:
             ModelError: The model cannot be used.
-            OutputValidationError: No answer matched the schema; the message shows the last one.
+            OutputValidationError: No answer matched the schema and passed the checks; the message shows
+                the last one.
             RetryableError: The model's side failed in a way that may pass, such as a rate limit.
             StepError: The model's side refused the request, or the step uses what the model cannot do.
             TemplateError: The goal reads something that is not there.
         """
         task = prompt(step, context)
         model = await self._model(context.model)
-        return await _asked(step, context, model, _agent(step, context, model), task)
+        checks = Checks(step, context)
+        return await _asked(step, context, model, _agent(step, context, model, checks), task, checks)
 
     async def _model(self, wanted: Any) -> Model[Any]:
         """The model, with one client for all steps of a loop. Made in a thread: importing takes long."""
@@ -77,13 +80,13 @@ class AgentRunner:
             raise
 
 
-def _agent(step: PipelineStep, context: StepContext, model: Model[Any]) -> Agent[Any, Any]:
+def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: Checks) -> Agent[Any, Any]:
     from pydantic_ai import Agent
 
     from tagent_nb.steps.gated import GatedModel
 
     streamed = step.output_schema is None and context.item is None and _can_stream(model)
-    return Agent(
+    agent: Agent[Any, Any] = Agent(
         GatedModel(model, context, context.write if streamed else None),
         output_type=str if step.output_schema is None else step.output_schema,
         instructions=instructions(context),
@@ -92,6 +95,9 @@ def _agent(step: PipelineStep, context: StepContext, model: Model[Any]) -> Agent
         retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
         tools=toolset(_usable_tools(step, context, model), context),
     )
+    if step.checks:
+        agent.output_validator(checks.validate)
+    return agent
 
 
 def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -> dict[str, Any]:
@@ -108,7 +114,12 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
 
 
 async def _asked(
-    step: PipelineStep, context: StepContext, model: Model[Any], agent: Agent[Any, Any], task: str
+    step: PipelineStep,
+    context: StepContext,
+    model: Model[Any],
+    agent: Agent[Any, Any],
+    task: str,
+    checks: Checks,
 ) -> Any:
     from pydantic_ai import capture_run_messages
 
@@ -120,7 +131,7 @@ async def _asked(
             context.stop.set()
             raise
         except Exception as error:
-            better = explained(step, context, error, messages)
+            better = explained(step, context, error, messages, checks.refused)
             if better is error:
                 raise
             raise better from error

@@ -23,9 +23,15 @@ SHOWN = 500
 
 
 def explained(
-    step: PipelineStep, context: StepContext, error: Exception, messages: Sequence[ModelMessage]
+    step: PipelineStep,
+    context: StepContext,
+    error: Exception,
+    messages: Sequence[ModelMessage],
+    refused: str = "",
 ) -> Exception:
     """The error to raise in place of ``error``, which may be ``error`` itself.
+
+    ``refused`` is what a check said of the last answer that matched the schema.
 
     What another attempt cannot mend becomes a :class:`StepError`, what it may mend a
     :class:`RetryableError` with the wait that the other side asked for.
@@ -45,7 +51,7 @@ def explained(
         return StepError(f"Step {step.name!r}: the provider's content filter refused the answer: {error}")
     if isinstance(error, exceptions.UnexpectedModelBehavior):
         if "maximum output retries" in error.message:
-            return _invalid(step, messages)
+            return _invalid(step, messages, refused)
         return RetryableError(f"Step {step.name!r}: {redact(str(error))[:SHOWN]}")
     if isinstance(error, exceptions.UsageLimitExceeded):
         return StepError(f"Step {step.name!r}: {error.message}")
@@ -96,15 +102,18 @@ def _said(error: ModelAPIError) -> str:
     return redact(f"HTTP {status}: {text}" if status is not None else text)[:SHOWN]
 
 
-def _invalid(step: PipelineStep, messages: Sequence[ModelMessage]) -> OutputValidationError:
+def _invalid(step: PipelineStep, messages: Sequence[ModelMessage], refused: str) -> OutputValidationError:
     answer = _last_answer(messages)
     schema = step.output_schema
     wanted = "text" if schema is None else schema.__name__
     tries = f"{step.output_retries + 1} {'tries' if step.output_retries else 'try'}"
-    message = f"Step {step.name!r}: no answer matched {wanted} in {tries}."
+    passed = " and passed its checks" if step.checks else ""
+    message = f"Step {step.name!r}: no answer matched {wanted}{passed} in {tries}."
     if not answer:
         return OutputValidationError(f"{message} The last answer was empty.")
     wrong = "" if schema is None else _wrong(schema, answer)
+    if refused and not wrong:
+        wrong = f" {refused[:SHOWN]}{'' if refused.endswith(('.', '!', '?')) else '.'}"
     shown = answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}..."
     return OutputValidationError(f"{message}{wrong} The last answer was: {shown}")
 

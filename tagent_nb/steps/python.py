@@ -16,6 +16,7 @@ from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
 from tagent_nb.steps.traceback import show_source
+from tagent_nb.steps.verdicts import checked
 from tagent_nb.steps.worker import in_thread
 
 
@@ -41,13 +42,18 @@ class PythonRunner:
         self.grace = grace
 
     async def run(self, step: PipelineStep, context: StepContext) -> Any:
-        """Return what the body returns, as it is.
+        """Return what the body returns, as it is; with ``checks``, as its schema has it.
 
         Raises:
+            OutputValidationError: A check refuses the value.
             StepError: An input is missing, the body ended the program or cancelled itself, or it
                 assigns a notebook variable that it also reads.
             Exception: What the body raises.
         """
+        value = await self._value(step, context)
+        return await checked(step, context, value) if step.checks else value
+
+    async def _value(self, step: PipelineStep, context: StepContext) -> Any:
         function = _bind(step, context)
         target = function.func
         lines = Lines(context.write)
