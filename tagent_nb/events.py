@@ -53,14 +53,15 @@ class TokenUsage:
         )
 
     def __bool__(self) -> bool:
-        return self != _NO_USAGE
+        return self is not NO_USAGE and self != NO_USAGE
 
     def to_dict(self) -> dict[str, int]:
         """The counts by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-_NO_USAGE = TokenUsage()
+NO_USAGE = TokenUsage()
+"""Nothing was used."""
 
 
 class Output(Protocol):
@@ -184,7 +185,7 @@ class StepRetried(StepEvent):
     error_type: str
     message: str
     delay: float
-    usage: TokenUsage = _NO_USAGE
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
 
 
@@ -197,7 +198,7 @@ class StepFinished(StepEvent):
     components: Components = field(default_factory=dict)
     attempt: int = 1
     seconds: float = 0.0
-    usage: TokenUsage = _NO_USAGE
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -209,7 +210,7 @@ class StepCached(StepEvent):
     output: Output
     key: str
     components: Components = field(default_factory=dict)
-    saved_usage: TokenUsage = _NO_USAGE
+    saved_usage: TokenUsage = NO_USAGE
     saved_cost: float | None = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -223,7 +224,7 @@ class StepFailed(StepEvent):
     traceback: str = ""
     attempt: int = 1
     seconds: float = 0.0
-    usage: TokenUsage = _NO_USAGE
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -6,10 +6,9 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.work import Work, reads, runner_of, step_model, why_it_runs
+from tagent_nb.engine.work import Work, read_names, runner_of, step_model, why_it_runs
 from tagent_nb.errors import RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
     Event,
@@ -40,12 +39,12 @@ async def attempts(run: Run, work: Work) -> list[Event]:
     step = work.step
     attempt = step.retry_count + 1
     last = max(attempt, step.max_retries + 1)
-    why = await why_it_runs(run, work)
-    if why:
-        work = replace(work, why=why)
+    if run.keyed:
+        work.why = await why_it_runs(run, work)
     began = time.monotonic()
     while True:
-        await run.may_start()
+        if run.held:
+            await run.may_start()
         learned: list[Event] = []
         # What it uses counts even when it is stopped: whoever stops it finds it here.
         context = run.live[work.unit] = _context(run, work, attempt, learned)
@@ -61,7 +60,8 @@ async def attempts(run: Run, work: Work) -> list[Event]:
 
 async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
     step = work.step
-    async with run.slots:
+    await run.slots.acquire()
+    try:
         run.emit(
             StepStarted(
                 run_id=context.run_id, step=step.name, item=work.item, attempt=context.attempt, why=work.why
@@ -82,6 +82,8 @@ async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
                 "Raise timeout, or let the step do less."
             ) from None
         return step.validate_output(value)
+    finally:
+        run.slots.release()
 
 
 def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepContext:
@@ -103,7 +105,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         step=step.name,
         item=work.item,
         attempt=attempt,
-        inputs=_inputs(work),
+        inputs=_inputs(run, work),
         shared=run.pipeline.shared_context,
         constraints=[*run.pipeline.global_constraints, *step.constraints],
         facts=work.facts,
@@ -124,9 +126,12 @@ def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def _inputs(work: Work) -> Mapping[str, Any]:
+def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
     """Only what the step reads: a value that nobody reads is never decoded."""
-    names = {one.step for one in reads(work.step, work.outputs)}
+    body = work.step.body
+    if not work.outputs or (body is not None and body.takes_nothing):
+        return {}
+    names = read_names(run, work.step, work.outputs)
     return {
         name: None if output is None else output.value
         for name, output in work.outputs.items()

@@ -76,7 +76,8 @@ async def _run_items(
 
     async def work_off() -> None:
         for key, _, row in queue:
-            await run.may_start()
+            if run.held:
+                await run.may_start()
             unit = prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
             if not _is_recorded(run, unit):
                 await run.conclude(*await settle(run, unit))

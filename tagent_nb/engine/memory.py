@@ -145,10 +145,11 @@ class PipelineMemory:
 
     def apply(self, event: Event) -> None:
         """Take one event in."""
-        if isinstance(event, StepStreamed):
+        kind = type(event)
+        if kind is StepStreamed:
             return
         self.events.append(event)
-        fold = _FOLDS.get(type(event))
+        fold = _FOLDS.get(kind)
         if fold is not None:
             fold(self, event)
 
@@ -160,7 +161,7 @@ class PipelineMemory:
         return found
 
     def _unit(self, event: StepEvent) -> StepResult | ItemResult:
-        step = self.step(event.step)
+        step = self.steps.get(event.step) or self.step(event.step)
         if event.item is None:
             return step
         if step.items is None:

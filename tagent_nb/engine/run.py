@@ -117,6 +117,7 @@ class Run:
         self.static: dict[str, dict[str, str]] = {}
         self.taught: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.memo: dict[Any, Any] = {}
+        self.read: dict[str, frozenset[str]] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
         self._order = {step.name: index for index, step in enumerate(pipeline.steps)}
         self._serial: list[tuple[int, str]] = []
@@ -124,6 +125,8 @@ class Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Event()
         self._gate.set()
+        # Whether may_start() has something to say: asked often, and nearly always it has not.
+        self.held = False
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Future[None] = self._loop.create_future()
         self._unwritten: list[Event] = []
@@ -199,6 +202,7 @@ class Run:
         """Start no further unit of work."""
         if self._gate.is_set():
             self._gate.clear()
+            self.held = True
             self.emit(RunPaused(run_id=self.memory.run_id))
 
     def unpause(self) -> None:
@@ -206,6 +210,7 @@ class Run:
         if not self._gate.is_set():
             self.emit(RunUnpaused(run_id=self.memory.run_id))
             self._gate.set()
+            self.held = self._stopping
 
     async def may_start(self) -> None:
         """Wait while the run is paused.
@@ -246,15 +251,19 @@ class Run:
         Raises:
             StorageError: They could not be recorded; they were not applied either.
         """
-        batch = [*self._unwritten, *events]
-        self._unwritten = []
+        batch: Sequence[Event] = events
+        if self._unwritten:
+            batch = [*self._unwritten, *events]
+            self._unwritten = []
         memory = self.memory
         storage = self.equipment.storage
         await storage.append(memory.pipeline_id, memory.run_id, batch, token=self.token)
         change: Change | None = None
+        saved = False
         for event in events:
             change = self._apply(event)
-        if any(isinstance(event, MemorySaved) for event in events):
+            saved = saved or type(event) is MemorySaved
+        if saved:
             await storage.save_memories(memory.pipeline_id, memory.memories)
         return change if change is not None else Change()
 
@@ -271,6 +280,8 @@ class Run:
         change = self.machine.apply(event)
         if isinstance(event, _COUNTED):
             self.live.pop((event.step, event.item), None)
+        if not self.equipment.observers:
+            return change
         for observer in tuple(self.equipment.observers):
             try:
                 observer(event)
@@ -362,7 +373,7 @@ class Run:
         return ready
 
     async def _stop_tasks(self) -> None:
-        self._stopping = True
+        self._stopping = self.held = True
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:

@@ -32,11 +32,17 @@ if TYPE_CHECKING:
 
 async def run_step(run: Run, step: PipelineStep) -> Change:
     """Run a step to its final event, and record it. Returns what became ready or doomed."""
-    await run.may_start()
-    outputs = {name: _output(run, name) for name in run.machine.scheduler.dependency_graph[step.name]}
-    reason = held_back(run, step, outputs)
-    if reason is not None:
-        return await run.conclude(reason)
+    if run.held:
+        await run.may_start()
+    states = run.memory.steps
+    outputs = {
+        name: states[name].output if name in states else None
+        for name in run.machine.scheduler.dependency_graph[step.name]
+    }
+    if step.when is not None:
+        reason = held_back(run, step, outputs)
+        if reason is not None:
+            return await run.conclude(reason)
     if step.map_over is not None:
         from tagent_nb.engine.mapping import run_mapped
 
@@ -55,11 +61,6 @@ def unprepared(run: Run, step: PipelineStep, error: TagentError) -> StepFailed:
     return StepFailed(
         run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=str(error)
     )
-
-
-def _output(run: Run, name: str) -> Output | None:
-    state = run.memory.steps.get(name)
-    return state.output if state is not None else None
 
 
 def held_back(

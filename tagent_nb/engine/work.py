@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ITEM = re.compile(r"\bitem\b")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """What one unit is about: its step, its item, what it reads, and its fingerprint."""
 
@@ -147,6 +147,14 @@ def reads(step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[Refe
     if source and source not in names and "item" in read:
         names.append(source)
     return [Reference(name, (), "goal") for name in names]
+
+
+def read_names(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> frozenset[str]:
+    """Names of the steps that units of this step read: the same for all of them."""
+    found = run.read.get(step.name)
+    if found is None:
+        found = run.read[step.name] = frozenset(one.step for one in reads(step, outputs))
+    return found
 
 
 async def why_it_runs(run: Run, work: Work) -> str:

@@ -57,6 +57,11 @@ class PythonBody:
         """Whether the body reads ``context``, the :class:`StepContext` of the attempt."""
         return "context" in self.provided
 
+    @cached_property
+    def takes_nothing(self) -> bool:
+        """Whether this is a function without parameters: no value of any step reaches it."""
+        return self.kind == "function" and not self.params and not self.provided
+
     # -- making -----------------------------------------------------------------------------
 
     @classmethod

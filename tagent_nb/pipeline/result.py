@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import UnknownStepError, did_you_mean
-from tagent_nb.events import Event, Output, TokenUsage
+from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
 from tagent_nb.pipeline.models import StepStatus
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OutputMap(Mapping[str, Any]):
         return repr(dict(self))
 
 
-@dataclass
+@dataclass(slots=True)
 class ItemResult:
     """One item of a mapped step: its key, its label in the source's index, and how it ended."""
 
@@ -50,11 +50,11 @@ class ItemResult:
     error: str = ""
     attempts: int = 0
     seconds: float = 0.0
-    usage: TokenUsage = field(default_factory=TokenUsage)
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
 
 
-@dataclass
+@dataclass(slots=True)
 class StepResult:
     """How one step ended, and what it took.
 
@@ -75,7 +75,7 @@ class StepResult:
     output: Output | None = None
     attempts: int = 0
     seconds: float = 0.0
-    usage: TokenUsage = field(default_factory=TokenUsage)
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
     saved_cost: float | None = 0.0
     error_type: str = ""

@@ -20,6 +20,8 @@ FAILED, SKIPPED, CANCELLED = StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.C
 class Change:
     """What a step's new status means for others.
 
+    It is not to be changed.
+
     Attributes:
         ready: Steps that may start now.
         doomed: Steps that can never run, each with the step to blame. They stay PENDING until the
@@ -28,6 +30,9 @@ class Change:
 
     ready: list[str] = field(default_factory=list)
     doomed: list[tuple[str, str]] = field(default_factory=list)
+
+
+_NOTHING = Change()
 
 
 class PipelineScheduler:
@@ -66,11 +71,12 @@ class PipelineScheduler:
         counts = self._open
         dependents: dict[Any, list[str]] = self._dependents
         for name, step in self._steps.items():
+            body = step.body
             if (
-                step.body is not None
+                (body is not None and (body.params or body.kind == "cell"))
                 or step.when is not None
                 or step.map_over is not None
-                or "{" in step.goal
+                or (body is None and "{" in step.goal)
             ):
                 self._connect_implied(name, step)
                 continue
@@ -235,7 +241,7 @@ class PipelineScheduler:
             or before is CANCELLED
         ):
             if before is status:
-                return Change()
+                return _NOTHING
             raise _illegal(step, before, status, "Start another run to run it again.")
         if status is COMPLETED or status is CACHED:
             self._end(step, status)
@@ -250,7 +256,7 @@ class PipelineScheduler:
         else:
             self._ready.discard(step)
         self.step_status[step] = status
-        return Change()
+        return _NOTHING
 
     def _end(self, step: str, status: StepStatus) -> None:
         self.step_status[step] = status

@@ -176,7 +176,7 @@ def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
     for reference in step.references:
         found.setdefault(reference.step, Dependency(reference.step))
     body = step.body
-    if body is not None:
+    if body is not None and (body.params or body.kind == "cell"):
         declared = {dependency.name for dependency in step.dependencies}
         for name in body.params:
             if name == "item" or name in declared:
@@ -208,6 +208,7 @@ def problems(pipeline: Pipeline) -> list[str]:
                 "or use pipeline.put(...) to replace a step."
             )
     graph: dict[str, list[str]] = {}
+    forward = False
     for step in pipeline.steps:
         try:
             needed = pipeline.dependencies(step)
@@ -216,12 +217,16 @@ def problems(pipeline: Pipeline) -> list[str]:
             continue
         found.extend(_step_problems(pipeline, step, needed, counts))
         # A step that waits for itself has been told already.
-        graph[step.name] = [dependency.name for dependency in needed if dependency.name != step.name]
-    from tagent_nb.pipeline.scheduler import find_cycle
+        above = [dependency.name for dependency in needed if dependency.name != step.name]
+        forward = forward or not all(name in graph for name in above)
+        graph[step.name] = above
+    if forward:
+        # Steps that wait only for steps before them cannot wait for each other.
+        from tagent_nb.pipeline.scheduler import find_cycle
 
-    cycle = find_cycle(graph)
-    if cycle is not None:
-        found.append(str(CycleError(cycle)))
+        cycle = find_cycle(graph)
+        if cycle is not None:
+            found.append(str(CycleError(cycle)))
     return found
 
 
@@ -242,7 +247,7 @@ def _step_problems(
                 f"{_where(step, dependency.name, references)}.{did_you_mean(dependency.name, known)} "
                 f"Add a step of that name or correct the name."
             )
-    return found + _wrong_fields(pipeline, step)
+    return found + _wrong_fields(pipeline, step) if references else found
 
 
 def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tagent_nb.events import (
+    NO_USAGE,
     Event,
     FactLearned,
     MemorySaved,
@@ -75,7 +76,7 @@ class StepContext:
     model: Any = None
     idempotency_key: str = ""
     emit: Callable[[Event], None] = _ignore
-    usage: TokenUsage = field(default_factory=TokenUsage)
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
     gates: Sequence[CallGate] = ()

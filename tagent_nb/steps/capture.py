@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, cast
 
 _sink: ContextVar[Lines | None] = ContextVar("tagent_nb_printed", default=None)
 _lock = threading.Lock()
 _running = 0
+_router: _Router | None = None
 
 MAX_PIECE = 4096
 """Characters without a line end after which a piece is passed on all the same."""
@@ -45,8 +45,9 @@ class Lines:
 
     def flush(self) -> None:
         """Pass on what is kept, line end or not."""
-        with self._lock:
-            self._pass_on()
+        if self._kept:
+            with self._lock:
+                self._pass_on()
 
     def close(self) -> None:
         """Drop what comes from now on."""
@@ -83,27 +84,37 @@ class _Router:
         return getattr(self.stream, name)
 
 
-@contextmanager
-def captured(lines: Lines) -> Iterator[None]:
+class captured:  # noqa: N801  # used as a function; a generator would cost every step three times as much
     """Send what this thread or task prints to ``lines`` until the block ends."""
-    _install()
-    before = _sink.get()
-    _sink.set(lines)
-    try:
-        yield
-    finally:
-        _sink.set(before)
+
+    __slots__ = ("_before", "_lines")
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+
+    def __enter__(self) -> None:
+        _install()
+        self._before = _sink.get()
+        _sink.set(self._lines)
+
+    def __exit__(self, *_: object) -> None:
+        # Not by a token: a coroutine that is closed late may end in another context than its own.
+        _sink.set(self._before)
         _remove()
-        lines.flush()
+        self._lines.flush()
 
 
 def _install() -> None:
-    global _running
+    global _running, _router
     with _lock:
         _running += 1
+        stream: Any = sys.stdout
         # A program without a console has no stdout at all.
-        if sys.stdout is not None and not isinstance(sys.stdout, _Router):
-            sys.stdout = cast(Any, _Router(sys.stdout))
+        if stream is None or type(stream) is _Router:
+            return
+        if _router is None or _router.stream is not stream:
+            _router = _Router(stream)
+        sys.stdout = _router  # type: ignore[assignment]
 
 
 def _remove() -> None:
@@ -111,5 +122,5 @@ def _remove() -> None:
     with _lock:
         _running -= 1
         # Somebody else may have put their own stream in our place; theirs stays.
-        if _running == 0 and isinstance(sys.stdout, _Router):
+        if not _running and type(sys.stdout) is _Router:
             sys.stdout = sys.stdout.stream

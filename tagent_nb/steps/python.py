@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
@@ -58,7 +58,7 @@ class PythonRunner:
         target = function.func
         lines = Lines(context.write)
         try:
-            if inspect.iscoroutinefunction(target):
+            if _is_async(target):
                 with captured(lines):
                     return await function()
             polite = step.body is not None and step.body.wants_context
@@ -100,6 +100,8 @@ def _bind(step: PipelineStep, context: StepContext) -> partial[Any]:
     body = step.body
     if body is None:
         raise StepError(f"Step {step.name!r} has no Python body. Only Python steps are run as Python.")
+    if body.takes_nothing and body.function is not None:
+        return partial(body.function)
     known = _known(step, context)
     if body.kind == "cell":
         given = {name: known[name] for name in sorted((body.names | body.provided) & known.keys())}
@@ -112,6 +114,13 @@ def _bind(step: PipelineStep, context: StepContext) -> partial[Any]:
             raise StepError(_missing(step, name))
     function = body.function or _made(body, (), context.namespace)[body.name]
     return partial(function, **given)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
+        return True
+    return inspect.iscoroutinefunction(function)
 
 
 def _known(step: PipelineStep, context: StepContext) -> dict[str, Any]:
