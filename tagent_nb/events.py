@@ -246,7 +246,7 @@ class StepCancelled(StepEvent):
 
     attempt: int = 1
     seconds: float = 0.0
-    usage: TokenUsage = _NO_USAGE
+    usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
 
 
