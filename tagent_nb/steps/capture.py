@@ -114,7 +114,7 @@ def _install() -> None:
             return
         if _router is None or _router.stream is not stream:
             _router = _Router(stream)
-        sys.stdout = _router  # type: ignore[assignment]
+        sys.stdout = _router
 
 
 def _remove() -> None:
