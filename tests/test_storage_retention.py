@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tagent_nb.errors import DefinitionError, NotStoredError, StorageUnavailableError
 from tagent_nb.events import RunFinished, RunStarted, Warned
-from tagent_nb.storage import retention
+from tagent_nb.storage import base, retention
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.records import RunInfo
@@ -137,6 +138,26 @@ async def test_pruning_takes_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> 
     clock = iter([0.0, 1.0, 2.0, 6.0])
     monkeypatch.setattr(retention, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(clock)))
     assert len(await store.prune("p", keep_last=0, limit=5.0)) == 2
+
+
+async def test_a_list_that_takes_for_ever_does_not_hold_up_the_end_of_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is given up and reported, with what to do."""
+    store = MemoryStorageBackend()
+    store.retention = Retention(keep_last=1)
+    lease = await store.acquire("p", "r")
+    await run(store, "r", at=1.0)
+
+    async def never(pipeline_id: str) -> list[RunInfo]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(store, "runs", never)
+    monkeypatch.setattr(base, "LIMIT", 0.01)
+    await store.release(lease)
+    assert len(store.problems) == 1
+    assert "prune('p', ...)" in store.problems[0]
 
 
 async def test_what_others_do_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

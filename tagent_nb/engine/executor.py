@@ -313,20 +313,27 @@ class PipelineExecutor:
         def lost(error: LeaseLostError) -> None:
             self._asked_now(lambda run: run.fail(error))
 
-        # Read under the lease: what another process records until it gives the run back is seen.
-        async with holding(self.storage, pipeline.id, run_id, lost) as lease:
-            memory = await self._memory(pipeline, options, schemas, run_id)
-            self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token)
-            for action in self._asked:
-                action(run)
-            if self.cache is not None:
-                self.cache.protect(run_id, run.warn_from_anywhere)
-            try:
-                await run.drive()
-            finally:
+        with self.storage.telling(self._hear):
+            # Read under the lease: what another process records until it gives the run back is seen.
+            async with holding(self.storage, pipeline.id, run_id, lost) as lease:
+                memory = await self._memory(pipeline, options, schemas, run_id)
+                self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token)
+                for action in self._asked:
+                    action(run)
                 if self.cache is not None:
-                    await self.cache.arelease(run_id)
+                    self.cache.protect(run_id, run.warn_from_anywhere)
+                try:
+                    await run.drive()
+                finally:
+                    if self.cache is not None:
+                        await self.cache.arelease(run_id)
+            # What storage found while it tidied up after the run is on its way to the warnings.
+            await asyncio.sleep(0)
         return memory.to_result()
+
+    def _hear(self, problem: str) -> None:
+        """Storage found something wrong, and got over it: a warning of the run, or of the one that begins."""
+        self._ask(lambda run: run.warn(problem))
 
     async def _run_id(self, pipeline: Pipeline, options: RunOptions) -> str:
         if options.resume is False:
