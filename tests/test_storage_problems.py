@@ -159,7 +159,7 @@ def test_the_command_line_prints_it(
     """Below the table."""
     monkeypatch.chdir(tmp_path)
     Path("demo.py").write_text(
-        "from tagent_nb import Pipeline\npipeline = Pipeline('demo')\n@pipeline.task\ndef one():\n    return 1\n"
+        "from tagent_nb import Pipeline\npipeline = Pipeline('demo')\n@pipeline.task\ndef one(): return 1\n"
     )
     assert main(["run", "demo.py", "--storage", "runs"]) == 0
     (journal,) = Path("runs").rglob("*.journal")
