@@ -654,8 +654,7 @@ async def test_steps_of_a_loop_share_one_client(
     stopped.cancel()
     answers = await asyncio.gather(*(runner.run(step(), context) for _ in range(4)))
     assert answers == ["ok"] * 4
-    loop = asyncio.get_running_loop()
-    assert len(runner._models[loop]) == 1
+    assert len(runner.models) == 1
 
 
 # -- the local model --------------------------------------------------------------------------

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pkgutil
-from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import DefinitionError, StepError, did_you_mean
+from tagent_nb.errors import StepError
 from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps import local
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
+from tagent_nb.steps.clients import Models, can_stream, model_settings
 from tagent_nb.steps.model_errors import explained
 from tagent_nb.steps.prompt import instructions, prompt
-from tagent_nb.steps.providers import is_local, model_name, resolve_model
+from tagent_nb.steps.providers import model_name
 from tagent_nb.steps.tools import named_tools, tools_of
 from tagent_nb.steps.toolset import toolset
 from tagent_nb.steps.verdicts import Checks
@@ -23,7 +20,6 @@ from tagent_nb.steps.verdicts import Checks
 if TYPE_CHECKING:
     from pydantic_ai import Agent
     from pydantic_ai.models import Model
-    from pydantic_ai.settings import ModelSettings
 
 
 class AgentRunner:
@@ -41,10 +37,8 @@ class AgentRunner:
 
     version = "1"
 
-    def __init__(self) -> None:
-        self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, asyncio.Future[Model[Any]]]] = (
-            WeakKeyDictionary()
-        )
+    def __init__(self, models: Models | None = None) -> None:
+        self.models = Models() if models is None else models
 
     async def run(self, step: PipelineStep, context: StepContext) -> Any:
         """Return the model's answer.
@@ -58,26 +52,9 @@ class AgentRunner:
             TemplateError: The goal reads something that is not there.
         """
         task = prompt(step, context)
-        model = await self._model(context.model)
+        model = await self.models.get(context.model)
         checks = Checks(step, context)
         return await _asked(step, context, model, _agent(step, context, model, checks), task, checks)
-
-    async def _model(self, wanted: Any) -> Model[Any]:
-        """The model, with one client for all steps of a loop. Made in a thread: importing takes long."""
-        if not isinstance(wanted, str):
-            return await asyncio.to_thread(resolve_model, wanted)
-        address = await asyncio.to_thread(local.address) if is_local(wanted) else ""
-        # A key that is set later must be read; its value stays where it is.
-        key = (wanted, address, hash(frozenset(os.environ.items())))
-        known = self._models.setdefault(asyncio.get_running_loop(), {})
-        if key not in known:
-            known[key] = asyncio.ensure_future(asyncio.to_thread(resolve_model, wanted))
-            known[key].add_done_callback(lambda made: made.cancelled() or made.exception())
-        try:
-            return await asyncio.shield(known[key])
-        except Exception:
-            known.pop(key, None)
-            raise
 
 
 def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: Checks) -> Agent[Any, Any]:
@@ -85,7 +62,7 @@ def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: 
 
     from tagent_nb.steps.gated import GatedModel
 
-    streamed = step.output_schema is None and context.item is None and _can_stream(model)
+    streamed = step.output_schema is None and context.item is None and can_stream(model)
     agent: Agent[Any, Any] = Agent(
         GatedModel(model, context, context.write if streamed else None),
         output_type=str if step.output_schema is None else step.output_schema,
@@ -126,7 +103,7 @@ async def _asked(
     context.metadata["model"] = model_name(context.model)
     with capture_run_messages() as messages, tools_of(context), captured(Lines(context.write)):
         try:
-            result = await agent.run(task, deps=context, model_settings=_settings(step, model))
+            result = await agent.run(task, deps=context, model_settings=model_settings(step, model))
         except asyncio.CancelledError:
             context.stop.set()
             raise
@@ -136,27 +113,3 @@ async def _asked(
                 raise
             raise better from error
     return result.output
-
-
-def _can_stream(model: Model[Any]) -> bool:
-    """A function model may have been given a function for whole answers only."""
-    return getattr(model, "stream_function", True) is not None
-
-
-def _settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
-    """The step's settings, and no retries by the provider's client: attempts are the engine's affair."""
-    import pydantic_ai.models
-    from pydantic_ai.settings import ModelSettings
-
-    known = ModelSettings.__annotations__
-    prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
-    for name in step.settings:
-        if name not in known and name.partition("_")[0] not in prefixes:
-            raise DefinitionError(
-                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
-                f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
-            )
-    settings = dict(step.settings)
-    if "max_retries" not in model.unsupported_settings:
-        settings.setdefault("max_retries", 0)
-    return cast("ModelSettings", settings)

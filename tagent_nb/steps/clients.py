@@ -1,0 +1,80 @@
+"""Models as runners ask them: one client for all steps of a loop, and the step's settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pkgutil
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.steps import local
+from tagent_nb.steps.providers import is_local, resolve_model
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+    from pydantic_ai.settings import ModelSettings
+
+
+class Models:
+    """The models that the steps of a loop ask, each with one client. Runners may share one of these."""
+
+    def __init__(self) -> None:
+        self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, asyncio.Future[Model[Any]]]] = (
+            WeakKeyDictionary()
+        )
+
+    async def get(self, wanted: Any) -> Model[Any]:
+        """The model of this name, or the model object. Made in a thread: importing takes long.
+
+        Raises:
+            ModelError: The model cannot be used.
+        """
+        if not isinstance(wanted, str):
+            return await asyncio.to_thread(resolve_model, wanted)
+        address = await asyncio.to_thread(local.address) if is_local(wanted) else ""
+        # A key that is set later must be read; its value stays where it is.
+        key = (wanted, address, hash(frozenset(os.environ.items())))
+        known = self._models.setdefault(asyncio.get_running_loop(), {})
+        if key not in known:
+            known[key] = asyncio.ensure_future(asyncio.to_thread(resolve_model, wanted))
+            known[key].add_done_callback(lambda made: made.cancelled() or made.exception())
+        try:
+            return await asyncio.shield(known[key])
+        except Exception:
+            known.pop(key, None)
+            raise
+
+    def __len__(self) -> int:
+        """How many clients the current loop has."""
+        return len(self._models.get(asyncio.get_running_loop(), ()))
+
+
+def can_stream(model: Model[Any]) -> bool:
+    """Whether its answers come in pieces. A function model may know whole ones only."""
+    return getattr(model, "stream_function", True) is not None
+
+
+def model_settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
+    """The step's settings, and no retries by the provider's client: attempts are the engine's affair.
+
+    Raises:
+        DefinitionError: There is no such setting.
+    """
+    import pydantic_ai.models
+    from pydantic_ai.settings import ModelSettings
+
+    known = ModelSettings.__annotations__
+    prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
+    for name in step.settings:
+        if name not in known and name.partition("_")[0] not in prefixes:
+            raise DefinitionError(
+                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
+            )
+    settings = dict(step.settings)
+    if "max_retries" not in model.unsupported_settings:
+        settings.setdefault("max_retries", 0)
+    return cast("ModelSettings", settings)
