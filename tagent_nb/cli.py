@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         help="folder or URL where runs are recorded (default: %(default)s)",
     )
     run.add_argument(
+        "--keep-last",
+        type=int,
+        metavar="N",
+        help="when the run ends, runs of the pipeline before the last N go; without it none does",
+    )
+    run.add_argument(
         "--resume",
         nargs="?",
         const=True,
@@ -123,13 +129,14 @@ def _status(*_: object) -> bool:
 def _run(args: argparse.Namespace, _: object) -> bool:
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.executor import PipelineExecutor
+    from tagent_nb.storage import open_storage
 
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
     pipeline, found = _pipeline(args.file, namespace)
     namespace = {**namespace, **found}
     executor = PipelineExecutor(
         pipeline,
-        storage=args.storage,
+        storage=open_storage(args.storage, keep_last=args.keep_last),
         cache=ResultCache(STATE_FOLDER / "cache"),
         model=args.model,
         namespace=namespace,

@@ -20,6 +20,7 @@ from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.models import ExecutionMode
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.storage.retention import Retention
 
 
 class Notebook:
@@ -88,7 +89,8 @@ def test_a_pipeline_is_made_changed_and_listed(book: Notebook) -> None:
     assert pipeline.default_mode is ExecutionMode.SERIAL
     assert pipeline.global_constraints == ["a", "b"]
     assert (book.session.workspace.cached, book.session.workspace.max_concurrency) == (False, 3)
-    book("tagent_pipeline other --storage runs-here")
+    book("tagent_pipeline other --storage runs-here --keep-last 3")
+    assert book.session.workspace.storage.retention == Retention(3)
     assert Path("runs-here").exists() or book.session.workspace.storage is not None
     book("tagent_pipeline")
     listing = book.shown[-1].splitlines()

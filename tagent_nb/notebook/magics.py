@@ -73,6 +73,12 @@ class TagentMagics(KeptMagics):
         "--serial", action="store_true", help="Steps run one after the other unless they say --concurrent."
     )
     @option("--storage", help="Folder or URL where runs are recorded; .tagent/runs without it.")
+    @option(
+        "--keep-last",
+        type=int,
+        metavar="N",
+        help="When a run ends, runs before the last N go; else none.",
+    )
     @option("--constraint", action="append", metavar="TEXT", help="A rule for every step. May be repeated.")
     @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time; 8 without it.")
     @option("--no-cache", action="store_true", help="Never answer steps of this pipeline from the cache.")
@@ -100,6 +106,7 @@ class TagentMagics(KeptMagics):
                 description=args.description,
                 default_mode=_mode(args),
                 storage=args.storage,
+                keep_last=args.keep_last,
                 cached=False if args.no_cache else None,
                 max_concurrency=args.max_concurrency,
             )

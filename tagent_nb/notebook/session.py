@@ -38,6 +38,8 @@ class Workspace:
     Attributes:
         pipeline: The definition.
         storage: Where its runs are recorded.
+        where: What was said of that: a folder, a URL or a backend; ``None`` is the notebook's own folder.
+        keep_last: How many runs are kept when one ends; ``None`` is what ``where`` says, else all.
         cached: Whether unchanged steps are answered from the cache.
         max_concurrency: Most attempts at the same time.
         executor: The executor of the last run; ``None`` before the first.
@@ -47,6 +49,8 @@ class Workspace:
 
     pipeline: Pipeline
     storage: StorageBackend
+    where: StorageBackend | str | Path | None = None
+    keep_last: int | None = None
     cached: bool = True
     max_concurrency: int = 8
     executor: PipelineExecutor | None = None
@@ -87,7 +91,7 @@ class Session:
         self.folder = Path(folder)
         self.workspaces: dict[str, Workspace] = {}
         self._current: str | None = None
-        self._storages: dict[str, StorageBackend] = {}
+        self._storages: dict[tuple[str, int | None], StorageBackend] = {}
         self._cache: ResultCache | None = None
 
     def __repr__(self) -> str:
@@ -103,13 +107,14 @@ class Session:
         description: str | None = None,
         default_mode: ExecutionMode | None = None,
         storage: StorageBackend | str | Path | None = None,
+        keep_last: int | None = None,
         cached: bool | None = None,
         max_concurrency: int | None = None,
     ) -> Pipeline:
         """Make a pipeline current; a new name makes a new one. What is ``None`` stays as it was.
 
         Raises:
-            DefinitionError: The name or ``max_concurrency`` is not allowed.
+            DefinitionError: The name, ``keep_last`` or ``max_concurrency`` is not allowed.
             RunInProgressError: The storage of a running pipeline cannot change.
             StorageError: The storage cannot be used.
         """
@@ -117,12 +122,18 @@ class Session:
             raise DefinitionError(f"max_concurrency must be 1 or more, not {max_concurrency}.")
         key = pipeline_name(name)
         found = self.workspaces.get(key)
-        if found is not None and storage is not None and found.running:
+        elsewhere = storage is not None or keep_last is not None
+        if found is not None and elsewhere and found.running:
             raise RunInProgressError(f"Pipeline {key!r} is running: its storage cannot change now.")
-        backend = self._storage(storage) if found is None or storage is not None else found.storage
         if found is None:
-            found = self.workspaces[key] = Workspace(Pipeline(key), backend)
-        found.storage = backend
+            found = self.workspaces[key] = self._workspace(Pipeline(key), storage, keep_last)
+        elif elsewhere:
+            made = self._workspace(
+                found.pipeline,
+                found.where if storage is None else storage,
+                found.keep_last if keep_last is None else keep_last,
+            )
+            found.storage, found.where, found.keep_last = made.storage, made.where, made.keep_last
         found.pipeline.model = found.pipeline.model if model is None else model
         found.pipeline.description = found.pipeline.description if description is None else description
         found.pipeline.default_mode = default_mode or found.pipeline.default_mode
@@ -140,7 +151,8 @@ class Session:
         found = self.workspaces.get(pipeline.name)
         if found is not None and found.running:
             raise RunInProgressError(f"Pipeline {pipeline.name!r} is running. Wait for it, or stop it first.")
-        self.workspaces[pipeline.name] = Workspace(pipeline, found.storage if found else self._storage(None))
+        where, keep_last = (found.where, found.keep_last) if found else (None, None)
+        self.workspaces[pipeline.name] = self._workspace(pipeline, where, keep_last)
         self._current = pipeline.name
         return self.workspaces[pipeline.name]
 
@@ -349,15 +361,20 @@ class Session:
             self._cache = ResultCache(self.folder / "cache")
         return self._cache
 
-    def _storage(self, storage: StorageBackend | str | Path | None) -> StorageBackend:
+    def _workspace(
+        self, pipeline: Pipeline, where: StorageBackend | str | Path | None, keep_last: int | None
+    ) -> Workspace:
+        """A workspace with its storage. Those who say the same share one."""
         from tagent_nb.storage import open_storage
 
-        if storage is not None and not isinstance(storage, str | Path):
-            return storage
-        where = str(self.folder / "runs") if storage is None else str(storage)
-        if where not in self._storages:
-            self._storages[where] = open_storage(where)
-        return self._storages[where]
+        if where is not None and not isinstance(where, str | Path):
+            return Workspace(pipeline, open_storage(where, keep_last=keep_last), where, keep_last)
+        name = str(self.folder / "runs") if where is None else str(where)
+        key = (name, keep_last)
+        if key not in self._storages:
+            # What is kept of one pipeline is no rule for another in the same place.
+            self._storages[key] = open_storage(name, keep_last=keep_last)
+        return Workspace(pipeline, self._storages[key], where, keep_last)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,10 @@ def folder_of(storage: RecordingBackend, folder: str | Path | None) -> Path:
         return Path(folder).expanduser().absolute()
     own = storage.backup_folder
     if own is None:
-        raise DefinitionError(f"{storage!r} has no place for backups. Say one: backup('my-backups').")
+        raise DefinitionError(
+            f"{storage!r} has no place for backups. Say one: backup('my-backups'), or with "
+            "backup_every also backup_folder='my-backups'."
+        )
     return own
 
 

@@ -283,6 +283,14 @@ class StorageBackend(Leasing):
     async def _backup_if_due(self, pipeline_id: str) -> None:
         raise StorageError(f"{self!r} keeps nothing that could be backed up. Use a folder, SQLite or Redis.")
 
+    def _refuse_schedule(self, schedule: BackupSchedule) -> None:
+        """Say so before the first run ends.
+
+        Raises:
+            DefinitionError: By this schedule no backup could be made.
+        """
+        raise DefinitionError(f"{self!r} keeps nothing that could be backed up. Leave out backup_every.")
+
     # -- inside -----------------------------------------------------------------------------
 
     def _unknown(self, pipeline_id: str, run_id: str) -> NotStoredError:

@@ -12,7 +12,7 @@ from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError, 
 from tagent_nb.events import PASSING, Event, Output, RunFinished, StepEvent, Warned
 from tagent_nb.storage import backup as backups
 from tagent_nb.storage.archive import BackupInfo, inspect, open_archive, paths
-from tagent_nb.storage.backup import RestoreInfo
+from tagent_nb.storage.backup import BackupSchedule, RestoreInfo
 from tagent_nb.storage.base import StorageBackend, is_safe
 from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
 from tagent_nb.storage.pickles import key_from, seal
@@ -205,6 +205,10 @@ class RecordingBackend(StorageBackend):
     async def _backup_if_due(self, pipeline_id: str) -> None:
         if self.backup_schedule is not None:
             await backups.backup_if_due(self, self.backup_schedule, pipeline_id)
+
+    def _refuse_schedule(self, schedule: BackupSchedule) -> None:
+        """Say before the first run ends that there is no folder."""
+        backups.folder_of(self, schedule.folder)
 
     async def _offer(self, error: CorruptRecordError) -> CorruptRecordError:
         """The same error, with the newest intact backup if there is one."""
