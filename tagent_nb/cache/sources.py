@@ -49,15 +49,20 @@ def is_user_module(name: str | None) -> bool:
         return False
     module = sys.modules.get(name) or sys.modules.get(top)
     places = _files_of(top) if module is None else _places(module)
-    return not any({"site-packages", "dist-packages"} & set(place.parts) for place in places)
+    return not any(map(_is_installed, places))
 
 
-def _places(module: ModuleType) -> list[Path]:
+@functools.lru_cache(maxsize=4096)
+def _is_installed(place: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(place).parts)
+
+
+def _places(module: ModuleType) -> list[str]:
     file = getattr(module, "__file__", None)
-    return [Path(one) for one in ([file] if file else getattr(module, "__path__", ()))]
+    return [str(one) for one in ([file] if file else getattr(module, "__path__", ()))]
 
 
-def _files_of(top: str) -> list[Path]:
+def _files_of(top: str) -> list[str]:
     """Files and folders of a module that is not loaded."""
     try:
         spec = find_spec(top)
@@ -66,7 +71,7 @@ def _files_of(top: str) -> list[Path]:
     if spec is None:
         return []
     places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
-    return [Path(one) for one in places]
+    return list(places)
 
 
 def is_user_class(kind: type) -> bool:
@@ -363,7 +368,7 @@ def _functions_of(value: Any) -> Iterator[FunctionType]:
 def _file_digest(module: str) -> str:
     """SHA-256 of the files of a module that is not loaded yet; loading it is the step's business."""
     # The top only: looking for a submodule would load its parents.
-    places = _files_of(module.partition(".")[0])
+    places = map(Path, _files_of(module.partition(".")[0]))
     files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
     if not files:
         return ABSENT

@@ -14,6 +14,7 @@ from types import CodeType
 from typing import Any, Literal
 
 from tagent_nb.errors import DefinitionError, EncodeError
+from tagent_nb.pipeline.dumping import dump
 from tagent_nb.pipeline.free_names import free_names, own_nodes
 from tagent_nb.pipeline.names import RESERVED
 
@@ -155,10 +156,8 @@ class PythonBody:
         node = _definition(self.source) if self.kind == "function" else None
         if self.kind == "function" and node is None:
             return "bytecode:" + repr(_code_parts(inspect.unwrap(self._callable()).__code__))
-        tree = _parse(self.name, self.source)
-        for one in ast.walk(tree):
-            _drop_docstring(one)
-        return ast.dump(tree)
+        # A function has been read already; what is around it, if anything, is a cell's.
+        return dump(_parse(self.name, self.source) if node is None else ast.Module([node], []))
 
     # -- storing ----------------------------------------------------------------------------
 
@@ -370,15 +369,6 @@ def _awaits(node: ast.AST) -> bool:
     return isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith) or (
         isinstance(node, ast.comprehension) and bool(node.is_async)
     )
-
-
-def _drop_docstring(node: ast.AST) -> None:
-    body = getattr(node, "body", None)
-    # The only statement of a cell may be a text that is its value.
-    if isinstance(node, ast.Module) and isinstance(body, list) and len(body) < 2:
-        return
-    if isinstance(node, ast.Module | _Definition | ast.ClassDef) and ast.get_docstring(node) is not None:
-        node.body = node.body[1:]
 
 
 def _first_comment(source: str) -> str:
