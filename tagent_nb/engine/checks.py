@@ -6,7 +6,6 @@ from typing import Any
 
 from tagent_nb.errors import ModelError, PipelineValidationError
 from tagent_nb.pipeline.models import Pipeline
-from tagent_nb.steps.providers import check_model
 
 
 def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
@@ -44,6 +43,8 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
     Raises:
         ModelError: It names the step or the model, and the remedy.
     """
+    from tagent_nb.steps.providers import check_model
+
     seen: list[Any] = []
     for step in pipeline.steps:
         if step.is_python:

@@ -10,15 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
-from tagent_nb.engine.expectation import Past
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.holding import holding
 from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory, new_run_id
-from tagent_nb.engine.plan import Plan
-from tagent_nb.engine.rehearsal import Rehearsal
-from tagent_nb.engine.resume import judge, recorded_units, refuse_changes
 from tagent_nb.engine.run import Equipment, Run, RunOptions
+from tagent_nb.engine.runners import Runners
 from tagent_nb.engine.state import (
     PipelineMemoryManager,
     PipelineStateMachine,
@@ -31,9 +28,6 @@ from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.pipeline.serialization import pipeline_to_dict
-from tagent_nb.steps.agent import AgentRunner
-from tagent_nb.steps.python import PythonRunner
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
@@ -42,6 +36,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.plan import Plan
+    from tagent_nb.engine.resume import Recorded
     from tagent_nb.steps.base import StepRunner
     from tagent_nb.steps.calls import CallGate
     from tagent_nb.storage.base import RunInfo, StorageBackend
@@ -98,7 +94,7 @@ class PipelineExecutor:
         self.namespace: Mapping[str, Any] = {} if namespace is None else namespace
         self.schemas = list(schemas)
         self.retry_delay = retry_delay
-        self.runners: dict[str, StepRunner] = {"python": PythonRunner(), "agent": AgentRunner()}
+        self.runners: dict[str, StepRunner] = Runners()
         self.runners.update(runners or {})
         self.gates = list(gates)
         self.prices = checked_prices(prices)
@@ -216,6 +212,11 @@ class PipelineExecutor:
         Raises what :meth:`execute` raises before it begins; a resumed run that would be refused
         because steps have changed is planned, with ``conflicts`` set.
         """
+        from tagent_nb.engine.expectation import Past
+        from tagent_nb.engine.plan import Plan
+        from tagent_nb.engine.rehearsal import Rehearsal
+        from tagent_nb.engine.resume import judge
+
         options = self._options(resume, force, until, offline, use_cache, on_change)
         pipeline = self._checked(until, offline)
         schemas = self._schemas(pipeline)
@@ -301,8 +302,11 @@ class PipelineExecutor:
         """A snapshot of what is to run, or an error with all that is wrong with it."""
         pipeline = part_of(self.pipeline, until)
         refuse_problems(pipeline)
-        if not offline and isinstance(self.runners["agent"], AgentRunner):
-            refuse_models(pipeline, self.model)
+        if not offline and not all(step.is_python for step in pipeline.steps):
+            from tagent_nb.steps.agent import AgentRunner
+
+            if isinstance(self.runners["agent"], AgentRunner):
+                refuse_models(pipeline, self.model)
         return pipeline
 
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
@@ -382,6 +386,8 @@ class PipelineExecutor:
             self.memory, memory.pipeline = memory, pipeline
             await run.conclude(RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where))
             return run
+        from tagent_nb.engine.resume import judge, refuse_changes
+
         verdict = judge(run, definition)
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, memory.run_id, verdict.changed)
@@ -390,8 +396,12 @@ class PipelineExecutor:
         return run
 
     def _definition(self, pipeline: Pipeline) -> dict[str, Any]:
+        if not self.storage.durable:
+            return {}
+        from tagent_nb.pipeline.serialization import pipeline_to_dict
+
         # What cannot be rebuilt, such as a model object, must not keep a run from being recorded.
-        return pipeline_to_dict(pipeline, strict=False) if self.storage.durable else {}
+        return pipeline_to_dict(pipeline, strict=False)
 
     def _run_of(
         self,
@@ -401,7 +411,11 @@ class PipelineExecutor:
         schemas: Mapping[str, type],
         token: int | None = None,
     ) -> Run:
-        restored = recorded_units(memory) if options.resume is not False else {}
+        restored: Recorded = {}
+        if options.resume is not False:
+            from tagent_nb.engine.resume import recorded_units
+
+            restored = recorded_units(memory)
         manager = PipelineMemoryManager(self.storage)
         equipment = Equipment(
             storage=self.storage,

@@ -13,7 +13,6 @@ from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
 from tagent_nb.errors import StepError, StorageError, TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.frames import rows_of
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
 from tagent_nb.pipeline.template import Reference, lookup
 
@@ -62,6 +61,8 @@ def source_rows(step: PipelineStep, output: Output | None, source: Reference) ->
     value = None if output is None else lookup(output.value, source.path, name=source.step)
     if value is None:
         return []
+    from tagent_nb.pipeline.frames import rows_of
+
     try:
         return rows_of(value)
     except TypeError as error:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.cache.fingerprint import definition_components, explain, input_components, unit_key
 from tagent_nb.events import FactLearned, MemorySaved, Output
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep
@@ -49,6 +48,8 @@ def prepare(
     facts, memories = _taught(run, step)
     if not run.keyed:
         return Work(step, outputs, "", {}, item, facts, memories)
+    from tagent_nb.cache.fingerprint import input_components, unit_key
+
     components = dict(static_components(run, step))
     components.update(input_components(reads(step, outputs) if references is None else references, outputs))
     if facts:
@@ -94,6 +95,8 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
     """The part of a fingerprint that is the same for all items of a step in this run."""
     found = run.static.get(step.name)
     if found is None:
+        from tagent_nb.cache.fingerprint import definition_components
+
         model, tools = None, []
         if step.body is None:
             from tagent_nb.steps.providers import model_name
@@ -168,6 +171,8 @@ async def why_it_runs(run: Run, work: Work) -> str:
         return "first run"
     if not before:
         return "it has no earlier result"
+    from tagent_nb.cache.explain import explain
+
     sentences = explain(before, work.components, None, None)
     if not sentences and work.step.map_over is not None:
         return ""  # its items say for themselves whether they were cached
