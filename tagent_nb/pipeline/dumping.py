@@ -16,7 +16,7 @@ def dump(node: Any) -> str:
 
     The only statement of a cell stays, text or not: it may be the cell's value.
     """
-    kind = type(node)
+    kind: Any = type(node)
     if kind is list:
         return f"[{', '.join([dump(one) for one in node])}]"
     plan = _fields(kind)
@@ -32,7 +32,7 @@ def dump(node: Any) -> str:
             if name in _NEW and not value:
                 continue
             value = _without_docstring(kind, value)
-        known = _bare(type(value))
+        known = _bare(type(value))  # type: ignore[arg-type]
         parts.append(f"{name}={known or dump(value)}")
     return f"{kind.__name__}({', '.join(parts)})"
 
