@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -81,6 +80,18 @@ def test_an_answer_comes_back_with_what_it_took(cache: ResultCache, told: list[s
     assert entry.output.digest == stored({"a": [1, None]}).digest
     assert (entry.usage, entry.cost, dict(entry.metadata)) == (usage, 0.25, {"model": "m"})
     assert told == []
+
+
+async def test_a_look_is_no_use_of_an_entry(cache: ResultCache) -> None:
+    """A plan asks what would be cached: nothing is counted, and nothing is kept from making room."""
+    cache.put(key_of(1), stored(1))
+    cache.protect("run")
+    assert await cache.aget(key_of(1), count=False) is not None
+    assert await cache.aget(key_of(2), count=False) is None
+    assert (cache.hits, cache.misses) == (0, 0)
+    assert await cache.aget(key_of(1)) is not None
+    assert cache.hits == 1
+    await cache.arelease("run")
 
 
 def test_an_unknown_price_stays_unknown(cache: ResultCache) -> None:
@@ -795,21 +806,25 @@ def test_loops_share_a_cache(cache: ResultCache) -> None:
     assert asyncio.run(use(2))
 
 
-def _write_many(folder: str, number: int) -> None:
-    cache = ResultCache(folder)
+WRITE_MANY = """
+    import sys
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.pipeline.codec import StoredValue
+    cache = ResultCache(sys.argv[1], warn=print)
+    number = int(sys.argv[2])
     for turn in range(50):
-        cache.put(key_of((number, turn)), stored([number, turn]))
+        cache.put(f"{number * 50 + turn:064x}", StoredValue.of([number, turn]))
     cache.close()
+"""
 
 
 def test_processes_share_a_cache(tmp_path: Path, told: list[str]) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_many, args=(str(tmp_path), number)) for number in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    command = [sys.executable, "-c", textwrap.dedent(WRITE_MANY), str(tmp_path)]
+    workers = [
+        subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True) for number in range(3)
+    ]
+    assert [worker.communicate()[0] for worker in workers] == ["", "", ""]
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
     cache = ResultCache(tmp_path, warn=told.append)
     assert cache.stats().entries == 150
     assert told == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import shutil
@@ -638,6 +639,7 @@ async def test_a_store_deleted_under_a_run_is_noticed(store: FileStorageBackend)
         (13, "permissions"),
         (30, "permissions"),
         (24, "ulimit"),
+        (errno.ENAMETOOLONG, "shorter"),
         (5, "Check the disk"),
         (122, "full"),
         (40, "itself"),
@@ -648,6 +650,15 @@ def test_each_kind_of_trouble_has_its_remedy(code: int, remedy: str) -> None:
     error = disk.trouble(OSError(code, os.strerror(code)), "write", Path("x"))
     assert remedy in str(error)
     assert "x" in str(error)
+
+
+async def test_a_name_that_is_too_long_is_an_error(tmp_path: Path) -> None:
+    """Before anything is made, with the remedy."""
+    store = FileStorageBackend(tmp_path / ("x" * 300))
+    for call in (record(store, "one"), store.list_pipelines(), store.runs("p"), store.save("p", {})):
+        with pytest.raises(StorageUnavailableError, match="shorter"):
+            await call
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- locks, processes, threads -----------------------------------------------------------------

@@ -479,6 +479,15 @@ def test_each_kind_of_trouble_has_its_remedy(code: int, remedy: str) -> None:
     assert remedy in str(database.trouble(error, Path("runs.db")))
 
 
+async def test_a_name_that_is_too_long_is_an_error(tmp_path: Path) -> None:
+    """Before anything is made."""
+    store = SQLiteStorageBackend(tmp_path / ("x" * 300))
+    for call in (record(store, "one"), store.list_pipelines(), store.save("p", {})):
+        with pytest.raises(StorageUnavailableError, match="shorter"):
+            await call
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- locks, processes, forks -------------------------------------------------------------------
 
 

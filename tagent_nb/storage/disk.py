@@ -59,6 +59,8 @@ def trouble(error: OSError, doing: str, path: Path) -> StorageUnavailableError |
         remedy = "It may not be written or read: change its permissions, or use another folder."
     elif code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         remedy = "A file is where a folder belongs, or the reverse: move it away, or use another folder."
+    elif code == errno.ENAMETOOLONG:
+        remedy = "Its name is too long: use a shorter one."
     elif code == errno.EMFILE:
         remedy = "This process has too many open files: close some, or raise `ulimit -n`."
     else:
@@ -199,9 +201,9 @@ def make_folder(path: Path, *, sync: bool = True) -> None:
     Raises:
         StorageUnavailableError: It cannot be made.
     """
-    if path.is_dir():
-        return
     try:
+        if path.is_dir():
+            return
         missing = [path]
         while not missing[-1].parent.exists():
             missing.append(missing[-1].parent)

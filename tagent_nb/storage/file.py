@@ -206,7 +206,11 @@ class FileStorageBackend(RecordingBackend):
 
     def _folder(self, pipeline_id: str) -> Path:
         folder = self.base_path / to_file_name(pipeline_id)
-        if folder.is_symlink():
+        try:
+            link = folder.is_symlink()
+        except OSError as error:
+            raise trouble(error, "read", folder) from error
+        if link:
             raise CorruptRecordError(
                 f"{folder} is a symbolic link. Put the folder itself there; nothing was changed."
             )

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from tagent_nb.errors import DefinitionError, LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.storage.database import connect, is_busy, transaction, translated, waiting
+from tagent_nb.storage.disk import is_regular
 from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.recording import RecordingBackend
 
@@ -342,7 +343,7 @@ class SQLiteStorageBackend(RecordingBackend):
 
         def call() -> list[tuple[Any, ...]]:
             if self._reader is None:
-                if not self.path.is_symlink() and not self.path.exists():
+                if not is_regular(self.path):
                     return []
                 self._reader = connect(self.path, sync=self._sync)
             with translated(self.path), waiting(self._reader):
