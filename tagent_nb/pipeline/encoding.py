@@ -14,7 +14,7 @@ import io
 import json
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from math import isfinite
 from typing import Any
@@ -33,6 +33,8 @@ MAX_PARTS = 20_000_000
 _BIG = 10**MAX_DIGITS
 _PLAIN = frozenset({str, bool, type(None)})
 _NUMBERS = frozenset({int, float})
+_SIMPLE = _PLAIN | _NUMBERS
+_TEXT = frozenset({str})
 
 _ordered = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
 _sorted = json.JSONEncoder(
@@ -160,10 +162,13 @@ class Encoder:
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Node:
         self.enter(depth, len(value))
-        if TAG in value or not all(type(key) is str for key in value):
+        if TAG in value or not _TEXT.issuperset(map(type, value)):
             return self._pairs(value, depth)
         if len(value) > 1:
             self.sorted = False
+        parts = value.values()
+        if _is_plain(parts) and not (self._careful and _has_half_pair([*value, *parts])):
+            return value
         return self.fields(value, depth)
 
     def fields(self, value: Mapping[str, Any], depth: int, holder: object = None) -> Node:
@@ -278,16 +283,19 @@ _BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 
-def _is_plain(value: list[Any]) -> bool:
-    """Whether a list may pass as it is: told by a few fast passes, not item by item."""
+def _is_plain(value: Collection[Any]) -> bool:
+    """Whether a list, or the values of a dict, may pass as they are: told by a few fast passes."""
     kinds = set(map(type, value))
     if kinds <= _PLAIN:
         return True
-    if not kinds <= _NUMBERS:
+    if not kinds <= _SIMPLE:
         return False
-    if float in kinds and not all(map(isfinite, value)):
-        return False
-    return bool(min(value) > -_BIG and max(value) < _BIG)
+    if kinds & _PLAIN:
+        value = [one for one in value if type(one) in _NUMBERS]
+    # A long integer is no float, and isfinite would say so by an error.
+    return bool(min(value) > -_BIG and max(value) < _BIG) and not (
+        float in kinds and not all(isfinite(one) for one in value if type(one) is float)
+    )
 
 
 def _has_half_pair(value: list[Any]) -> bool:

@@ -93,26 +93,13 @@ def pipeline_to_dict(pipeline: Pipeline, *, strict: bool = True) -> dict[str, An
 
 
 def _step_to_dict(step: PipelineStep, write: _Writer) -> dict[str, Any]:
-    path = f"steps.{step.name}"
-    special: dict[str, Callable[[Any], Any]] = {
-        "depends_on": lambda value: [str(one) for one in value],
-        "execution_mode": lambda value: value.value,
-        "output_schema": _schema_to_dict,
-        "body": lambda value: write.body(f"{path}.body", value),
-        "when": lambda value: value if isinstance(value, str) else write.condition(f"{path}.when", value),
-        "model": lambda value: write.model(f"{path}.model", value),
-        "settings": lambda value: write.values(f"{path}.settings", value),
-        "tools": lambda value: [_tool_name(one) for one in value],
-        "checks": lambda value: [_tool_name(one) for one in value],
-    }
     data = {}
-    for name, field in _STEP.items():
+    for name, default in _DEFAULTS:
         value = getattr(step, name)
-        default = field.default if field.default_factory is MISSING else field.default_factory()
         if value is default or (name != "when" and value == default):
             continue
-        if name in special:
-            value = special[name](value)
+        if name in _SPECIAL:
+            value = _SPECIAL[name](write, f"steps.{step.name}.{name}", value)
         data[name] = list(value) if isinstance(value, list) else value
     return data
 
@@ -176,6 +163,25 @@ class _Writer:
         except EncodeError as error:
             self.problems[path] = f"{error.path}: {error.what}"
             return condition.describe()
+
+
+_DEFAULTS = tuple(
+    (name, field.default if field.default_factory is MISSING else field.default_factory())
+    for name, field in _STEP.items()
+)
+
+_SPECIAL: dict[str, Callable[[_Writer, str, Any], Any]] = {
+    "depends_on": lambda write, path, value: [str(one) for one in value],
+    "execution_mode": lambda write, path, value: value.value,
+    "output_schema": lambda write, path, value: _schema_to_dict(value),
+    "body": _Writer.body,
+    "when": lambda write, path, value: value if isinstance(value, str) else write.condition(path, value),
+    "model": _Writer.model,
+    "settings": _Writer.values,
+    "tools": lambda write, path, value: [_tool_name(one) for one in value],
+    "checks": lambda write, path, value: [_tool_name(one) for one in value],
+}
+"""How fields are written that are not data already."""
 
 
 # -- reading ------------------------------------------------------------------------------------
