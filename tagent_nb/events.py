@@ -98,13 +98,17 @@ class StepEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run began; ``definition`` is the pipeline as plain data, kept to explain later changes."""
+    """A run began; ``definition`` is the pipeline as plain data, kept to explain later changes.
+
+    ``memories`` are those that were saved before it.
+    """
 
     pipeline: str
     steps: tuple[str, ...]
     definition: Mapping[str, Any] = field(default_factory=dict)
     host: str = ""
     pid: int = 0
+    memories: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -825,3 +825,11 @@ def test_notes_say_in_their_place_what_is_not_stored() -> None:
         "broken": "?",
         "?": 1,
     }
+
+
+def test_a_long_integer_beside_a_float_is_stored() -> None:
+    """No float holds it, so nobody may ask whether it is finite."""
+    values = [1.5, 10**400, {"a": 0.5, "b": -(10**400), "c": "x"}]
+    assert decode(encode(values)) == values
+    with pytest.raises(EncodeError, match="digits"):
+        encode({"a": 0.5, "b": 10**5000})

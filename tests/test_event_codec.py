@@ -31,6 +31,7 @@ FULL: dict[type, dict[str, Any]] = {
         "definition": {"format": 1, "shared": {"$t": "tuple", "v": [1]}, "steps": [{"name": "a"}]},
         "host": "here",
         "pid": 7,
+        "memories": {"tone": "kind", "pair": (1, 2)},
     },
     events.RunContinued: {"steps": ("a",), "kept": ("a",), "definition": {"x": 1}, "host": "h", "pid": 1},
     events.RunPaused: {},

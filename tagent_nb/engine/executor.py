@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.holding import holding
+from tagent_nb.engine.knowledge import not_stored, save
 from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory, new_run_id
 from tagent_nb.engine.run import Equipment, Run, RunOptions
@@ -221,7 +222,7 @@ class PipelineExecutor:
         pipeline = self._checked(until, offline)
         schemas = self._schemas(pipeline)
         run_id = await self._run_id(pipeline, options)
-        memory = await self._memory(pipeline, options, schemas, run_id)
+        memory, _ = await self._memory(pipeline, options, schemas, run_id)
         run = self._run_of(pipeline, options, memory, schemas)
         verdict = judge(run, self._definition(pipeline)) if options.resume is not False else None
         past = Past(self.storage, pipeline.id, pipeline.name)
@@ -320,8 +321,10 @@ class PipelineExecutor:
         with self.storage.telling(self._hear):
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
-                memory = await self._memory(pipeline, options, schemas, run_id)
+                memory, late = await self._memory(pipeline, options, schemas, run_id)
                 self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token)
+                if late:
+                    await save(run, late)
                 for action in self._asked:
                     action(run)
                 if self.cache is not None:
@@ -358,7 +361,8 @@ class PipelineExecutor:
 
     async def _memory(
         self, pipeline: Pipeline, options: RunOptions, schemas: Mapping[str, type], run_id: str
-    ) -> PipelineMemory:
+    ) -> tuple[PipelineMemory, dict[str, Any]]:
+        """What is known of the run, and what it saved without storing it: it was stopped between the two."""
         if options.resume is False:
             memory = PipelineMemory(pipeline.id, run_id, [step.name for step in pipeline.steps])
             memory.pipeline_name = pipeline.name
@@ -367,8 +371,10 @@ class PipelineExecutor:
             if self.memory is not None and self.memory.run_id == memory.run_id:
                 memory.pipeline = self.memory.pipeline
         memory.shared_data = pipeline.shared_context
-        memory.memories = {**await self.storage.memories(pipeline.id, schemas), **memory.memories}
-        return memory
+        stored = await self.storage.memories(pipeline.id, schemas)
+        late = not_stored(memory, stored)
+        memory.memories = {**stored, **late}
+        return memory, late
 
     async def _prepare(
         self,
@@ -384,6 +390,7 @@ class PipelineExecutor:
         where: dict[str, Any] = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
         if options.resume is False:
             self.memory, memory.pipeline = memory, pipeline
+            where["memories"] = dict(memory.memories)
             await run.conclude(RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where))
             return run
         from tagent_nb.engine.resume import judge, refuse_changes

@@ -71,6 +71,7 @@ class PipelineMemory:
         shared_data: Values shared by all steps.
         facts: Facts learned in this run.
         memories: Memories saved by this or an earlier run.
+        began_with: The memories of the pipeline when this run started.
         events: Everything applied so far but streamed text, in order.
         pipeline: The definition that ran, in the process that ran it.
     """
@@ -83,6 +84,7 @@ class PipelineMemory:
         self.shared_data: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.memories: dict[str, Any] = {}
+        self.began_with: Mapping[str, Any] = {}
         self.events: list[Event] = []
         self.warnings: list[str] = []
         self.current_step: str | None = None
@@ -185,6 +187,7 @@ class PipelineMemory:
         self.run_id = event.run_id
         self.pipeline_name = event.pipeline
         self.definition = event.definition
+        self.began_with = event.memories
         self._began = event.at
         for name in event.steps:
             self.step(name)

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache.fingerprint import explain
 from tagent_nb.engine.expectation import Past
+from tagent_nb.engine.knowledge import wants
 from tagent_nb.engine.mapping import source_rows, whole
 from tagent_nb.engine.plan import RUNS, StepPlan
 from tagent_nb.engine.unit import held_back
-from tagent_nb.engine.work import Work, prepare, reads, source_of, static_components, wants
+from tagent_nb.engine.work import (
+    NOT_ASKED,
+    NOT_CACHED,
+    Work,
+    asked_cache,
+    prepare,
+    reads,
+    source_of,
+    static_components,
+)
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished
 from tagent_nb.pipeline.codec import StoredValue
@@ -197,7 +207,7 @@ class Rehearsal:
 
     def _caches(self, step: PipelineStep) -> bool:
         """Whether the cache is asked, and filled, for a step."""
-        return self.run.equipment.cache is not None and self.run.options.use_cache and step.cache
+        return asked_cache(self.run, step) is not None
 
     def _is_missed(self, step: PipelineStep) -> bool:
         return self.run.options.offline and not step.is_python
@@ -269,7 +279,7 @@ class Rehearsal:
         changes = await self._changes(step, work.components) if self.run.keyed else []
         if changes:
             return "; ".join(changes)
-        return "its earlier answer is not in the cache" if self._caches(step) else "the cache is not asked"
+        return NOT_CACHED if self._caches(step) else NOT_ASKED
 
 
 _READ = ("input", "facts", "memories")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.knowledge import save
 from tagent_nb.engine.loop import unbroken
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import PipelineStateMachine
@@ -259,12 +260,13 @@ class Run:
         storage = self.equipment.storage
         await storage.append(memory.pipeline_id, memory.run_id, batch, token=self.token)
         change: Change | None = None
-        saved = False
+        saved: dict[str, Any] = {}
         for event in events:
             change = self._apply(event)
-            saved = saved or type(event) is MemorySaved
+            if type(event) is MemorySaved:
+                saved[event.key] = event.value
         if saved:
-            await storage.save_memories(memory.pipeline_id, memory.memories)
+            await save(self, saved)
         return change if change is not None else Change()
 
     def warn_from_anywhere(self, message: str) -> None:

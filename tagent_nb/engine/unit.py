@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.attempt import attempts, failed
-from tagent_nb.engine.work import Work, prepare
+from tagent_nb.engine.work import Work, asked_cache, prepare
 from tagent_nb.errors import OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
     Event,
@@ -94,7 +94,7 @@ async def settle(run: Run, work: Work) -> list[Event]:
         kept = run.restored.get(work.unit)
         if kept is not None and kept.key == work.key:
             return [_from_record(kept)]
-    cache = run.equipment.cache if run.options.use_cache and step.cache else None
+    cache = asked_cache(run, step)
     if cache is None:
         return _offline(run, work) or await attempts(run, work)
     if not forced:

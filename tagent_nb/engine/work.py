@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.events import FactLearned, MemorySaved, Output
+from tagent_nb.engine.knowledge import taught
+from tagent_nb.events import Output
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference
 
 if TYPE_CHECKING:
+    from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.run import Run
     from tagent_nb.steps.base import StepRunner
+
+NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is not asked"
+"""Why a step runs that has not changed."""
 
 _ITEM = re.compile(r"\bitem\b")
 
@@ -45,7 +50,7 @@ def prepare(
     references: Sequence[Reference] | None = None,
 ) -> Work:
     """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
-    facts, memories = _taught(run, step)
+    facts, memories = taught(run, step)
     if not run.keyed:
         return Work(step, outputs, "", {}, item, facts, memories)
     from tagent_nb.cache.fingerprint import input_components, unit_key
@@ -57,38 +62,6 @@ def prepare(
     if memories:
         components["memories"] = StoredValue.of(memories).digest
     return Work(step, outputs, unit_key(components), components, item, facts, memories)
-
-
-def _taught(run: Run, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts and memories that reach a unit of this step.
-
-    Items of a map know what was known before the map: were each to know what items before it taught,
-    its fingerprint would depend on which of them happened to end first.
-    """
-    memory = run.memory
-    if step.map_over is None:
-        return (
-            dict(memory.facts) if memory.facts and wants(step, "facts") else {},
-            dict(memory.memories) if memory.memories and wants(step, "memories") else {},
-        )
-    found = run.taught.get(step.name)
-    if found is None:
-        # What its own items said was said in an earlier sitting of this run, which has recorded them.
-        said: dict[type, set[str]] = {FactLearned: set(), MemorySaved: set()}
-        for event in memory.events:
-            if isinstance(event, FactLearned | MemorySaved) and event.step == step.name:
-                said[type(event)].add(event.key)
-        found = run.taught[step.name] = (
-            {key: memory.facts[key] for key in memory.facts.keys() - said[FactLearned]},
-            {key: memory.memories[key] for key in memory.memories.keys() - said[MemorySaved]},
-        )
-    return (found[0] if wants(step, "facts") else {}, found[1] if wants(step, "memories") else {})
-
-
-def wants(step: PipelineStep, name: str) -> bool:
-    """Whether facts or memories reach this step: every agent, and Python that asks for them."""
-    body = step.body
-    return body is None or body.wants_context or name in body.provided or name in body.params
 
 
 def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
@@ -160,6 +133,11 @@ def read_names(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None
     return found
 
 
+def asked_cache(run: Run, step: PipelineStep) -> ResultCache | None:
+    """The cache, if it is asked, and filled, for a step."""
+    return run.equipment.cache if run.options.use_cache and step.cache else None
+
+
 async def why_it_runs(run: Run, work: Work) -> str:
     """In words: what differs from the last time this step ended with a value."""
     if work.item is not None or not run.keyed:
@@ -176,7 +154,9 @@ async def why_it_runs(run: Run, work: Work) -> str:
     sentences = explain(before, work.components, None, None)
     if not sentences and work.step.map_over is not None:
         return ""  # its items say for themselves whether they were cached
-    return "; ".join(sentences) or "its earlier answer is not in the cache"
+    if sentences:
+        return "; ".join(sentences)
+    return NOT_CACHED if asked_cache(run, work.step) is not None else NOT_ASKED
 
 
 async def _components_before(run: Run, work: Work) -> Mapping[str, str] | None:

@@ -191,6 +191,7 @@ _SPECIAL: dict[str, tuple[_Load, _Dump]] = {
     "kept": (_load_names, _dump_names),
     "components": (_load_components, lambda components, event: dict(components)),
     "definition": (_load_notes, _dump_notes),
+    "memories": (_load_notes, _dump_notes),
     "detail": (_load_notes, _dump_notes),
     "metadata": (_load_notes, _dump_notes),
     "value": (from_tree, _dump_value),
