@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, TagentError
+from tagent_nb.pipeline.secrets import redact
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, *, pip: Sequence[str] | None = 
     try:
         done: bool = args.command(args, pip)
     except TagentError as error:
-        print(f"tagent-nb: {error}", file=sys.stderr)
+        print(f"tagent-nb: {redact(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("tagent-nb: stopped. Run it again with --resume to go on.", file=sys.stderr)

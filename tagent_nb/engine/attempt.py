@@ -22,7 +22,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.traceback import user_traceback
+from tagent_nb.steps.traceback import redact, user_traceback
 
 if TYPE_CHECKING:
     from tagent_nb.engine.run import Run
@@ -157,7 +157,7 @@ async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, c
             item=work.item,
             attempt=attempt,
             error_type=type(error).__name__,
-            message=str(error),
+            message=redact(str(error)),
             delay=delay,
             usage=context.usage,
             cost=context.cost,
@@ -204,7 +204,7 @@ def failed(
         step=work.step.name,
         item=work.item,
         error_type=type(error).__name__,
-        message=str(error),
+        message=redact(str(error)),
         traceback="" if isinstance(error, StepError) else user_traceback(error),
         attempt=attempt,
         seconds=seconds,

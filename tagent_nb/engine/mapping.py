@@ -14,6 +14,7 @@ from tagent_nb.errors import StepError, StorageError, TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
+from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.template import Reference, lookup
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     except StorageError:
         raise
     except TagentError as error:
-        return await run.conclude(_failure(run, step, type(error).__name__, str(error), started, []))
+        return await run.conclude(_failure(run, step, type(error).__name__, redact(str(error)), started, []))
     run.emit(
         StepStarted(
             run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)

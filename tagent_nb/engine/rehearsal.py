@@ -27,6 +27,7 @@ from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import DependencyType, PipelineStep
+from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.template import Reference
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Rehearsal:
             try:
                 plan, fate = await self._look_at(step)
             except TagentError as error:
-                plan, fate = _gone(step, "fail", str(error))
+                plan, fate = _gone(step, "fail", redact(str(error)))
             self.fates[name], self._actions[name] = fate, plan.action
             if plan.action in RUNS:
                 plan = await self.past.expected(step, plan)

@@ -34,6 +34,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
+from tagent_nb.pipeline.secrets import redact
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
@@ -275,6 +276,7 @@ class Run:
 
     def warn(self, message: str, step: str | None = None) -> None:
         """Tell the user something that does not stop the run, once."""
+        message = redact(message)
         if message not in self.memory.warnings:
             self.emit(Warned(run_id=self.memory.run_id, message=message, step=step))
 

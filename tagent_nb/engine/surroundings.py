@@ -20,6 +20,7 @@ from typing import Any
 
 from tagent_nb.pipeline.body import source_of
 from tagent_nb.pipeline.free_names import free_names
+from tagent_nb.pipeline.secrets import held_secret
 
 PACKAGE: Any = sys.modules[__name__.partition(".")[0]]
 """tagent_nb itself: a module that is written has the names that it offers to everybody."""
@@ -91,6 +92,12 @@ class Surroundings:
         What cannot be written is noted as a problem of ``path``.
         """
         text = _literal(value) or self._constructed(value)
+        secret = held_secret(text or "")
+        if secret is not None:
+            self.problems[path] = (
+                f"it holds the value of the environment variable {secret}, which must not stand in a file; "
+                f"read it where it is used: os.environ[{secret!r}]"
+            )
         if text is None:
             self.problems[path] = (
                 f"{_what(value)} cannot be written as Python; make it in a Python step, "

@@ -23,6 +23,7 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.secrets import redact
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
@@ -59,7 +60,7 @@ async def run_step(run: Run, step: PipelineStep) -> Change:
 def unprepared(run: Run, step: PipelineStep, error: TagentError) -> StepFailed:
     """The end of a step of which nobody can say what it is about, such as one with an unknown tool."""
     return StepFailed(
-        run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=str(error)
+        run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=redact(str(error))
     )
 
 

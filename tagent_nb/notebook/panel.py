@@ -29,6 +29,7 @@ from tagent_nb.notebook.display import Bundle, place, show, update
 from tagent_nb.notebook.run_view import RunView, result_view, run_html, run_text
 from tagent_nb.notebook.session import Session, Workspace
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.pipeline.secrets import redact
 
 __all__ = ["Feed", "Panel"]
 
@@ -175,7 +176,7 @@ class Panel:
                 self.start(resume=True)
             except TagentError as error:
                 # A button has nobody to raise to: say it where it was pressed.
-                self.widgets.end(self._final(str(error)), self.widgets.again.description)
+                self.widgets.end(self._final(redact(str(error))), self.widgets.again.description)
                 return
             self.widgets.clear()
 
@@ -209,7 +210,7 @@ class Panel:
             {} if memory is None else dict(memory.steps),
             phase,
             0.0 if memory is None else memory.seconds,
-            note or ("" if error is None else str(error)),
+            note or ("" if error is None else redact(str(error))),
             dict(sitting.feed.texts),
             {name: (ended, failed, all_) for name, (ended, failed, all_) in list(sitting.feed.items.items())},
             time.time(),

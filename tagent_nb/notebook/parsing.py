@@ -13,6 +13,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import TagentError, did_you_mean
+from tagent_nb.pipeline.secrets import redact
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -165,6 +166,6 @@ def one_clear_message(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except TagentError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(redact(str(error))) from None
 
     return wrapper  # type: ignore[return-value]

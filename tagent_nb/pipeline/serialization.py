@@ -23,6 +23,7 @@ from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.pickling import from_pickle, signed_dump, signed_load, to_pickle
 from tagent_nb.pipeline.result_json import result_from_json, result_to_dict, result_to_json
 from tagent_nb.pipeline.schemas import FORMAT, check_format, json_schema, registry, schema_hash
+from tagent_nb.pipeline.secrets import hide
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.conditions import Condition
@@ -83,7 +84,7 @@ def pipeline_to_dict(pipeline: Pipeline, *, strict: bool = True) -> dict[str, An
     if pipeline.shared_context:
         data["shared_context"] = write.values("shared_context", pipeline.shared_context)
     data["steps"] = [_step_to_dict(step, write) for step in pipeline.steps]
-    data = write.texts(data)
+    data = write.texts(write.without_secrets(data))
     if write.problems:
         if strict:
             path, what = next(iter(write.problems.items()))
@@ -127,6 +128,17 @@ class _Writer:
             except EncodeError as error:
                 self.problems[error.path] = error.what
         return found
+
+    def without_secrets(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The data without the values of environment variables that hold secrets."""
+        hidden: dict[str, Any]
+        hidden, found = hide(data)
+        for path, name in found.items():
+            self.problems[path] = (
+                f"it holds the value of the environment variable {name}, which is not written down. "
+                f"Read it where it is used: os.environ[{name!r}]"
+            )
+        return hidden
 
     def texts(self, data: dict[str, Any]) -> dict[str, Any]:
         """The data, in which goals and the like may have text that cannot be written."""

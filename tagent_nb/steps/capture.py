@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, cast
 
+from tagent_nb.pipeline.secrets import redact
+
 _sink: ContextVar[Lines | None] = ContextVar("tagent_nb_printed", default=None)
 _lock = threading.Lock()
 _running = 0
@@ -23,7 +25,7 @@ MAX_PIECE = 4096
 
 
 class Lines:
-    """Passes text on line by line. Usable from several threads.
+    """Passes text on line by line, without the environment's secrets. Usable from several threads.
 
     Args:
         write: Takes each piece: one or more whole lines, or what is left at the end.
@@ -56,7 +58,7 @@ class Lines:
     def _pass_on(self) -> None:
         text, self._kept = self._kept, ""
         if text and not self._closed:
-            self._write(text)
+            self._write(redact(text))
 
 
 class _Router:

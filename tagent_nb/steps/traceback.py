@@ -8,12 +8,14 @@ import sysconfig
 from pathlib import Path
 from traceback import StackSummary, TracebackException
 
+from tagent_nb.pipeline.secrets import redact
+
+__all__ = ["redact", "show_source", "user_traceback"]
+
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _FOREIGN = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
-_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-_SHORTEST_SECRET = 8
 
 
 def user_traceback(error: BaseException) -> str:
@@ -25,15 +27,6 @@ def user_traceback(error: BaseException) -> str:
     summary = TracebackException.from_exception(error, compact=True)
     _shorten(summary)
     return redact("".join(summary.format()).rstrip())
-
-
-def redact(text: str) -> str:
-    """``text`` with the values of secret environment variables (``..._API_KEY``, ``..._TOKEN``,
-    ``..._SECRET``, ``..._PASSWORD``) replaced by ``***``."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and name.upper().endswith(_SECRET_NAMES):
-            text = text.replace(value, "***")
-    return text
 
 
 def show_source(filename: str, source: str) -> None:

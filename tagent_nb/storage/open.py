@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from tagent_nb.errors import DefinitionError, did_you_mean
-from tagent_nb.storage.settings import Settings, refuse_unknown, split_url
+from tagent_nb.storage.settings import Settings, refuse_unknown, shown, split_url
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -104,7 +104,7 @@ def _opened(where: object, durability: Any) -> StorageBackend:
 
         return RedisStorageBackend(where, durability=durability)
     raise DefinitionError(
-        f"Storage {where!r}: there is no kind {scheme!r}.{did_you_mean(scheme, SCHEMES)} "
+        f"Storage {shown(where)!r}: there is no kind {scheme!r}.{did_you_mean(scheme, SCHEMES)} "
         f"Known: {', '.join(SCHEMES)}, or the path of a folder."
     )
 

@@ -106,8 +106,12 @@ class RedisStorageBackend(RecordingBackend):
             # A connection that is made, but not opened, shows whether the URL is right.
             options: Any = pool.connection_class(**pool.connection_kwargs)
         except (ValueError, TypeError) as error:
+            # What it takes for the port may be a part of the password.
+            why = "its port is no number, or the password has letters to be written as %XX"
+            if "port" not in str(error).lower():
+                why = str(error)
             raise DefinitionError(
-                f"The URL of a Redis server is not right: {error}. "
+                f"The URL of a Redis server is not right: {why}. "
                 "Write redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path."
             ) from None
         # Never with the password: this is in messages.

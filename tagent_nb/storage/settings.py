@@ -77,6 +77,11 @@ class Settings:
         return BackupSchedule(_whole("backup_every", self.backup_every), folder=folder, **keep)
 
 
+def shown(url: str) -> str:
+    """A URL for messages: without user and password."""
+    return re.sub(r"//[^/?#]*@", "//***@", url)
+
+
 def split_url(url: str) -> tuple[str, dict[str, str]]:
     """A URL without our settings, and these; what else is in its query stays.
 
@@ -92,7 +97,7 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
         if name not in Settings.names():
             rest.append((name, value))
         elif name in ours:
-            raise DefinitionError(f"Storage {base!r}: {name} is given twice. Keep one.")
+            raise DefinitionError(f"Storage {shown(base)!r}: {name} is given twice. Keep one.")
         else:
             ours[name] = value
     return (f"{base}?{urlencode(rest)}" if rest else base), ours

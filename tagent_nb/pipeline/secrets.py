@@ -1,0 +1,62 @@
+"""Values that must not be written down or shown: those of environment variables that hold secrets."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+HIDDEN = "***"
+"""What stands in the place of a secret."""
+
+_NAMES = ("KEY", "KEY_ID", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE")
+_SHORTEST = 8
+
+
+def secrets() -> dict[str, str]:
+    """Names by value of the environment variables that hold secrets (``..._API_KEY``, ``..._TOKEN``,
+    ``..._SECRET``, ``..._PASSWORD`` and the like), the longest first. Short values are none."""
+    found = {
+        value: name
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST and name.upper().endswith(_NAMES)
+    }
+    return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+
+
+def redact(text: str) -> str:
+    """``text`` with the values of secret environment variables replaced by ``***``."""
+    for value in secrets():
+        text = text.replace(value, HIDDEN)
+    return text
+
+
+def held_secret(text: str) -> str | None:
+    """The name of the first secret environment variable whose value is in ``text``."""
+    return next((name for value, name in secrets().items() if value in text), None)
+
+
+def hide(data: Any) -> tuple[Any, dict[str, str]]:
+    """Plain data without secrets, and where there were any: the variable's name by path.
+
+    Args:
+        data: Dicts with text keys, lists, and values that are no containers.
+    """
+    known = secrets()
+    found: dict[str, str] = {}
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, str):
+            for value, name in known.items():
+                if value in node:
+                    found.setdefault(path, name)
+                    node = node.replace(value, HIDDEN)
+            return node
+        if isinstance(node, dict):
+            return {
+                walk(key, path): walk(value, f"{path}.{key}" if path else key) for key, value in node.items()
+            }
+        if isinstance(node, list):
+            return [walk(value, f"{path}[{place}]") for place, value in enumerate(node)]
+        return node
+
+    return (walk(data, ""), found) if known else (data, {})
