@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.plan import Plan, StepPlan
     from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine
     from tagent_nb.errors import (
+        BudgetExceededError,
         CorruptRecordError,
         CycleError,
         DefinitionError,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         Warned,
     )
     from tagent_nb.notebook.session import current
+    from tagent_nb.pipeline.budget import Budget, Share
     from tagent_nb.pipeline.conditions import (
         And,
         Condition,
@@ -107,6 +109,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "errors": (
+        "BudgetExceededError",
         "CorruptRecordError",
         "CycleError",
         "DefinitionError",
@@ -174,6 +177,7 @@ _ROOMS = {
         "PipelineResult",
         "StepResult",
     ),
+    "pipeline.budget": ("Budget", "Share"),
     "pipeline.conditions": (
         "And",
         "Condition",
@@ -229,6 +233,8 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "And",
+    "Budget",
+    "BudgetExceededError",
     "Condition",
     "Contains",
     "CorruptRecordError",
@@ -288,6 +294,7 @@ __all__ = [
     "RunStarted",
     "RunUnpaused",
     "SQLiteStorageBackend",
+    "Share",
     "StepCached",
     "StepCancelled",
     "StepContext",

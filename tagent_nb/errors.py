@@ -15,6 +15,7 @@ The tree (two names after ``:`` mean that the built-in is a base as well)::
     │   ├── StepError                       a step cannot succeed, however often it is tried
     │   │   ├── StepTimeoutError : TimeoutError   one attempt took longer than ``timeout``
     │   │   ├── OutputValidationError : ValueError  an answer does not match its schema
+    │   │   ├── BudgetExceededError         the budget of the run or the step is used up
     │   │   ├── OfflineMissError            ``offline=True`` and the answer is not cached
     │   │   └── RetryableError              a failure that another attempt may mend
     │   └── ResumeConflictError             recorded steps no longer match their definition
@@ -111,6 +112,27 @@ class OutputValidationError(StepError, ValueError):
 
 class OfflineMissError(StepError):
     """The run is offline and the step's answer is not in the cache."""
+
+
+class BudgetExceededError(StepError):
+    """A call would exceed the budget of its run or its step. Resumed with a higher one, the run goes on.
+
+    Args:
+        message: Who, what is spent, the limit and the remedy.
+        step: The step that wanted to call.
+        measure: ``"usd"``, ``"tokens"`` or ``"requests"``.
+        spent: What was spent before.
+        limit: Most that may be spent.
+    """
+
+    def __init__(
+        self, message: str, *, step: str = "", measure: str = "usd", spent: float = 0.0, limit: float = 0.0
+    ) -> None:
+        self.step = step
+        self.measure = measure
+        self.spent = spent
+        self.limit = limit
+        super().__init__(message)
 
 
 class RetryableError(StepError):

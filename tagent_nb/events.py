@@ -101,6 +101,7 @@ class RunStarted(Event):
     """A run began; ``definition`` is the pipeline as plain data, kept to explain later changes.
 
     ``memories`` are those that were saved before it.
+    ``budget`` is that of the run, as :meth:`Budget.of` reads it; empty without one.
     """
 
     pipeline: str
@@ -109,6 +110,7 @@ class RunStarted(Event):
     host: str = ""
     pid: int = 0
     memories: Mapping[str, Any] = field(default_factory=dict)
+    budget: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,7 @@ class RunContinued(Event):
     definition: Mapping[str, Any] = field(default_factory=dict)
     host: str = ""
     pid: int = 0
+    budget: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

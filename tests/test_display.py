@@ -84,6 +84,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         min_success=0.9,
         map_over="classify",
         cache=False,
+        budget="5000 tokens",
         execution_mode=_concurrent(),
     )
     assert facts(made, made.get_step("report")) == {
@@ -95,7 +96,8 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         "tools": "search*, lookup",
         "checks": "lookup",
         "rules": "short; kind",
-        "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, never cached",
+        "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, "
+        "at most 5000 tokens, never cached",
     }
 
 

@@ -117,7 +117,13 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         cache=False,
     )
     pipeline.step(
-        "each", "Say {{ load }}.", map_over="load", min_success=0.5, when="text == 'b'", tools_filter=[]
+        "each",
+        "Say {{ load }}.",
+        map_over="load",
+        min_success=0.5,
+        when="text == 'b'",
+        tools_filter=[],
+        budget=0.5,
     )
     module = load(export_module(pipeline))
     assert pipeline_to_dict(module.pipeline) == pipeline_to_dict(pipeline)

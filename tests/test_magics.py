@@ -18,6 +18,7 @@ from tagent_nb.notebook import extension
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.models import ExecutionMode
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.storage.retention import Retention
@@ -145,7 +146,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "tagent_step classify --output-schema Sentiment --map-over load --min-success 0.5 "
         "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
-        "--check sane,kind --check brief --no-cache   # a comment",
+        "--check sane,kind --check brief --budget '0.5 USD, 20 requests' --no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
     step = book.session.pipeline.get_step("classify")
@@ -158,6 +159,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert step.tools == [book.shell.user_ns["lookup"]]
     assert step.checks == [book.shell.user_ns[name] for name in ("sane", "kind", "brief")]
     assert (step.timeout, step.max_retries, step.cache) == (2.5, 1, False)
+    assert step.budget == Budget(usd=0.5, requests=20)
     assert step.execution_mode is ExecutionMode.CONCURRENT
     assert book.shown[-1].startswith("classify: agent step; reads extra (weak, not defined yet)")
 
@@ -285,6 +287,19 @@ def test_options_of_a_run_reach_it(book: Notebook) -> None:
     assert book.effects("tagent_run --offline") == ""
 
 
+def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test --no-cache")
+    for name in "abc":
+        book(f"tagent_step {name} --max-retries 0", f"Say {name}.")
+    book("tagent_run --budget 2 requests")
+    assert book.shell.user_ns["result"].failed_steps == ["c"]
+    assert "budget: 2 requests of 2 requests spent" in book.shown[-1]
+    assert "The budget is used up. %tagent_run --resume --budget AMOUNT goes on" in book.shown[-1]
+    book("tagent_run --resume --budget 0.10")
+    assert book.shell.user_ns["result"].success
+    assert "budget: $0 of $0.10 spent" in book.shown[-1]
+
+
 def test_a_failed_run_is_told_and_resumed(book: Notebook) -> None:
     book("tagent_pipeline reviews --no-cache")
     book.noting("a", "1")
@@ -328,6 +343,7 @@ def test_a_background_run_returns_its_handle(book: Notebook) -> None:
         ("tagent_run --resme", "Did you mean '--resume'?"),
         ("tagent_run total", "there is nothing to do with 'total'"),
         ("tagent_run --max-concurrency 0", "max_concurrency"),
+        ("tagent_run --budget much", "A budget of 'much' cannot be read. Write USD (0.10)"),
     ],
 )
 def test_mistakes_in_a_run_are_one_message(book: Notebook, line: str, message: str) -> None:

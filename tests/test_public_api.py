@@ -19,7 +19,7 @@ def words(text: str) -> list[str]:
 
 ERRORS = words(
     """
-    CorruptRecordError CycleError DefinitionError EncodeError FormatVersionError
+    BudgetExceededError CorruptRecordError CycleError DefinitionError EncodeError FormatVersionError
     IllegalTransitionError LeaseLostError MissingExtraError MissingKeyError ModelError
     NotStoredError OfflineMissError OutputValidationError PipelineValidationError
     ResumeConflictError RetryableError RunCancelledError RunError RunInProgressError StepError
@@ -36,8 +36,8 @@ EVENTS = words(
 )
 DEFINITIONS = words(
     """
-    And Condition Contains DataExists Dependency DependencyType ExecutionMode IsEmpty IsEqualTo
-    IsGreaterThan IsLessThan Not Or Pipeline PipelineStep Price StepContext StepRunner StepStatus tool
+    And Budget Condition Contains DataExists Dependency DependencyType ExecutionMode IsEmpty IsEqualTo
+    IsGreaterThan IsLessThan Not Or Pipeline PipelineStep Price Share StepContext StepRunner StepStatus tool
     """
 )
 RUNS = words(

@@ -185,3 +185,8 @@ def test_colours_come_from_the_theme_with_fallbacks() -> None:
 def test_the_notebook_shows_this() -> None:
     result = result_of(StepResult("a"))
     assert result._repr_html_() == result_html(result)
+
+
+def test_a_budget_is_told_on_top() -> None:
+    text = Reader(result_html(result_of(StepResult("a"), total_cost=0.05, budget="0.1 USD"))).text
+    assert "budget: $0.0500 of $0.10 spent" in text

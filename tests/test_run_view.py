@@ -7,6 +7,7 @@ from html_safety import HOSTILE, Reader, assert_safe
 
 from tagent_nb.events import TokenUsage
 from tagent_nb.notebook.run_view import RunView, items_of, result_view, run_html, run_text
+from tagent_nb.pipeline.budget import Share
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
 
@@ -148,3 +149,26 @@ def test_the_phase_of_a_result(success: bool, cancelled: bool, status: StepStatu
     shown = result_view(result, "note", {"a": "text"})
     assert (shown.phase, shown.seconds, shown.note) == (phase, 2.0, "note")
     assert list(shown.warnings) == ["w"]
+
+
+def test_a_budget_shows_what_is_spent_and_reserved_of_it() -> None:
+    shares = (Share("usd", 0.05, 0.025, 0.1), Share("requests", 30, 0, 20), Share("tokens", 0, 0, 0))
+    html = run_html(view(step("a", StepStatus.RUNNING), budget=shares))
+    assert_safe(html)
+    told = text_of(html)
+    assert "budget: $0.0500 of $0.10 spent, $0.0250 reserved" in told
+    assert "budget: 30 requests of 20 requests spent" in told
+    assert "width:50.0%" in html
+    assert "width:25.0%" in html
+    assert "width:100.0%" in html
+    assert "budget: 0 tokens of 0 tokens spent" in run_text(view(budget=shares))
+
+
+def test_a_result_s_view_has_its_budget() -> None:
+    used = TokenUsage(10, 5, requests=1)
+    result = PipelineResult("p", True, 1.0, 0.05, budget="0.1 USD, 20 requests", token_usage={"a": used})
+    assert result_view(result).budget == [Share("usd", 0.05, 0, 0.1), Share("requests", 1, 0, 20)]
+
+
+def test_a_step_that_waits_says_for_what() -> None:
+    assert "waits for a turn" in text_of(run_html(view(step("a", StepStatus.WAITING, waits_for="a turn"))))

@@ -90,6 +90,7 @@ def reviews() -> Pipeline:
             tools=[search],
             output_retries=0,
             checks=[short],
+            budget="0.5 USD, 20 requests",
             cache=False,
         )
     )
@@ -502,7 +503,13 @@ def test_a_malformed_result_is_a_corrupt_record(change: dict[str, Any]) -> None:
         PipelineResult.from_json(json.dumps({**GOOD, **change}))
 
 
-@pytest.mark.parametrize("name", [name for name in GOOD if name not in ("format", "kind")])
+def test_a_result_of_an_earlier_version_had_no_budget() -> None:
+    assert result_from_json(json.dumps({**GOOD, "budget": "0.1 USD"})).budget == "0.1 USD"
+    earlier = {name: value for name, value in GOOD.items() if name != "budget"}
+    assert result_from_json(json.dumps(earlier)).budget == ""
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if name not in ("format", "kind", "budget")])
 def test_a_result_that_lacks_a_field_is_a_corrupt_record(name: str) -> None:
     with pytest.raises(CorruptRecordError, match="This stored result cannot be read: KeyError"):
         PipelineResult.from_json(json.dumps({key: value for key, value in GOOD.items() if key != name}))

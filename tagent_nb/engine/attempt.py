@@ -98,7 +98,13 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         else:
             loop.call_soon_threadsafe(run.emit, event)
 
-    step = work.step
+    def count(name: str, usage: TokenUsage, cost: float | None) -> None:
+        if _on_loop(loop):
+            ledger.spend(name, usage, cost)
+        else:
+            loop.call_soon_threadsafe(ledger.spend, name, usage, cost)
+
+    step, ledger = work.step, run.equipment.ledger
     return StepContext(
         run_id=run.memory.run_id,
         pipeline=run.pipeline.name,
@@ -116,6 +122,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         emit=emit,
         gates=run.equipment.gates,
         prices=run.equipment.prices,
+        on_spend=count,
     )
 
 

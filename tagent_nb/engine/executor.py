@@ -15,6 +15,7 @@ from tagent_nb.engine.holding import holding
 from tagent_nb.engine.knowledge import not_stored, save
 from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory, new_run_id
+from tagent_nb.engine.money import asked_budget, budget_of, call_gates, ledger_of, refuse_unpriced
 from tagent_nb.engine.run import Equipment, Run, RunOptions
 from tagent_nb.engine.runners import Runners
 from tagent_nb.engine.state import (
@@ -26,9 +27,11 @@ from tagent_nb.engine.state import (
 )
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.steps.ledger import Ledger
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
@@ -62,9 +65,12 @@ class PipelineExecutor:
         gates: What each call to a model or a tool passes on its way, the first one outermost.
         prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
             come before the known ones.
+        budget: Most that a run may spend: USD, a text such as ``"5000 tokens"``, or a :class:`Budget`.
+            It is checked before each call of a model.
 
     Attributes:
         memory: Memory of the current or last run; ``None`` before the first.
+        ledger: What the current or last run has spent and reserved.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class PipelineExecutor:
         runners: Mapping[str, StepRunner] | None = None,
         gates: Iterable[CallGate] = (),
         prices: Mapping[str, Price] | None = None,
+        budget: Budget | float | str | None = None,
     ) -> None:
         if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
             raise DefinitionError(
@@ -99,6 +106,8 @@ class PipelineExecutor:
         self.runners.update(runners or {})
         self.gates = list(gates)
         self.prices = checked_prices(prices)
+        self.budget = None if budget is None else Budget.of(budget)
+        self.ledger = Ledger()
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
         self._run: Run | None = None
@@ -118,6 +127,7 @@ class PipelineExecutor:
         offline: bool = False,
         use_cache: bool = True,
         on_change: str = "refuse",
+        budget: Budget | float | str | None = None,
     ) -> PipelineResult:
         """Run the pipeline on the current loop.
 
@@ -129,12 +139,15 @@ class PipelineExecutor:
             use_cache: ``False`` neither asks nor fills the cache.
             on_change: What a resumed run does about recorded steps whose definition changed:
                 ``"refuse"`` raises, ``"rerun"`` runs them again and what depends on them.
+            budget: Most that the run may spend, all its sittings together, in place of the executor's.
+                ``"none"`` limits nothing; without a say a resumed run keeps the one that it had.
 
         Returns:
             The result. A cancelled run returns what it has, with ``cancelled`` set.
 
         Raises:
             PipelineValidationError: The definition has problems; it names all of them.
+            DefinitionError: A budget cannot be read, or is in USD and nobody knows a model's price.
             ModelError: A model cannot be used. Nothing was run.
             UnknownStepError: ``force`` or ``until`` names no step.
             ResumeConflictError: Recorded steps have changed and ``on_change`` is ``"refuse"``.
@@ -150,7 +163,7 @@ class PipelineExecutor:
             )
         self._loop = asyncio.get_running_loop()
         try:
-            options = self._options(resume, force, until, offline, use_cache, on_change)
+            options = self._options(resume, force, until, offline, use_cache, on_change, budget)
             return await self._sit(self._checked(until, offline), options)
         finally:
             self._run = self._loop = None
@@ -290,6 +303,7 @@ class PipelineExecutor:
         offline: bool,
         use_cache: bool,
         on_change: str,
+        budget: Budget | float | str | None = None,
     ) -> RunOptions:
         if on_change not in ("refuse", "rerun"):
             raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
@@ -297,18 +311,23 @@ class PipelineExecutor:
         if force is not True:
             names = [force] if isinstance(force, str) else list(force or ())
             forced = frozenset(self.pipeline.get_step(name).name for name in names)
-        return RunOptions(resume, forced, until, offline, use_cache, on_change)
+        return RunOptions(resume, forced, until, offline, use_cache, on_change, asked_budget(budget))
 
     def _checked(self, until: str | None, offline: bool) -> Pipeline:
         """A snapshot of what is to run, or an error with all that is wrong with it."""
         pipeline = part_of(self.pipeline, until)
         refuse_problems(pipeline)
-        if not offline and not all(step.is_python for step in pipeline.steps):
-            from tagent_nb.steps.agent import AgentRunner
-
-            if isinstance(self.runners["agent"], AgentRunner):
-                refuse_models(pipeline, self.model)
+        if self._asks_models(pipeline, offline):
+            refuse_models(pipeline, self.model)
         return pipeline
+
+    def _asks_models(self, pipeline: Pipeline, offline: bool) -> bool:
+        """Whether steps ask models that are known here; a runner of the user has its own."""
+        if offline or all(step.is_python for step in pipeline.steps):
+            return False
+        from tagent_nb.steps.agent import AgentRunner
+
+        return isinstance(self.runners["agent"], AgentRunner)
 
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""
@@ -387,9 +406,17 @@ class PipelineExecutor:
         run = self._run_of(pipeline, options, memory, schemas, token)
         definition = self._definition(pipeline)
         names = tuple(step.name for step in pipeline.steps)
-        where: dict[str, Any] = {"definition": definition, "host": platform.node(), "pid": os.getpid()}
+        budget = budget_of(options, self.budget, memory)
+        if self._asks_models(pipeline, options.offline):
+            refuse_unpriced(pipeline, self.model, budget, self.prices)
+        where: dict[str, Any] = {
+            "definition": definition,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "budget": "" if budget is None else str(budget),
+        }
         if options.resume is False:
-            self.memory, memory.pipeline = memory, pipeline
+            self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
             where["memories"] = dict(memory.memories)
             await run.conclude(RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where))
             return run
@@ -398,7 +425,7 @@ class PipelineExecutor:
         verdict = judge(run, definition)
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, memory.run_id, verdict.changed)
-        self.memory, memory.pipeline = memory, pipeline
+        self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
         await run.conclude(RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where))
         return run
 
@@ -424,6 +451,8 @@ class PipelineExecutor:
 
             restored = recorded_units(memory)
         manager = PipelineMemoryManager(self.storage)
+        budget = budget_of(options, self.budget, memory)
+        ledger = ledger_of(pipeline, self.model, budget, self.prices, memory)
         equipment = Equipment(
             storage=self.storage,
             cache=self.cache,
@@ -433,8 +462,9 @@ class PipelineExecutor:
             schemas=schemas,
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
-            gates=tuple(self.gates),
+            gates=call_gates(pipeline, self.gates, ledger),
             prices=self.prices,
+            ledger=ledger,
             observers=self._observers,
         )
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)

@@ -225,6 +225,8 @@ class _Writer:
             return _mode(value)
         if name == "depends_on":
             return repr([str(one) for one in value])
+        if name == "budget":
+            return repr(str(value))
         if name == "output_schema":
             return self._reference(value)
         if name in ("tools", "checks"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.unit import settle
 from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
-from tagent_nb.errors import StepError, StorageError, TagentError
+from tagent_nb.errors import BudgetExceededError, StepError, StorageError, TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
@@ -115,6 +115,11 @@ def _outcome(
         "item_index": labels,
         "items_failed": len(rows) - good,
     }
+    broke = next((item for item in mine if item.error_type == BudgetExceededError.__name__), None)
+    if broke is not None:
+        # Not bad items, but ones that nobody has asked about yet: however few must succeed.
+        message = f"{good} of {len(rows)} items are done. {broke.error}"
+        return _failure(run, step, broke.error_type, message, started, rows)
     if good < math.ceil(step.min_success * len(rows)):
         first = next(item for item in mine if item.status is StepStatus.FAILED)
         message = (

@@ -74,6 +74,7 @@ class PipelineMemory:
         began_with: The memories of the pipeline when this run started.
         events: Everything applied so far but streamed text, in order.
         pipeline: The definition that ran, in the process that ran it.
+        budget: The run's budget as text; empty without one.
     """
 
     def __init__(self, pipeline_id: str, run_id: str | None = None, steps: Iterable[str] = ()) -> None:
@@ -92,6 +93,7 @@ class PipelineMemory:
         self.pipeline: Pipeline | None = None
         self.finished: RunFinished | None = None
         self.paused = False
+        self.budget = ""
         # Steps that this sitting does not have, such as those after ``until``: a later one may.
         self._left_out: dict[str, StepResult] = {}
         self._began: float | None = None
@@ -188,6 +190,7 @@ class PipelineMemory:
         self.pipeline_name = event.pipeline
         self.definition = event.definition
         self.began_with = event.memories
+        self.budget = event.budget
         self._began = event.at
         for name in event.steps:
             self.step(name)
@@ -198,6 +201,7 @@ class PipelineMemory:
         self.finished = None
         self.paused = False
         self.definition = event.definition or self.definition
+        self.budget = event.budget
         known = self._left_out | self.steps
         self.steps = {name: known[name] if name in known else StepResult(name) for name in event.steps}
         self._left_out = {name: step for name, step in known.items() if name not in self.steps}
@@ -335,6 +339,10 @@ class PipelineMemory:
         """Seconds of this run until now, all its sittings together."""
         return self._seconds + (max(0.0, time.time() - self._began) if self._began is not None else 0.0)
 
+    def spent(self) -> dict[str, tuple[TokenUsage, float | None]]:
+        """Tokens and USD by step, of all sittings of the run."""
+        return {name: (step.usage, step.cost) for name, step in (self._left_out | self.steps).items()}
+
     def to_result(self) -> PipelineResult:
         """The result as it stands now. Steps are the live ones: they change while the run goes on."""
         steps = self.steps
@@ -362,6 +370,7 @@ class PipelineMemory:
             steps=steps,
             events=self.events,
             warnings=self.warnings,
+            budget=self.budget,
         )
 
 

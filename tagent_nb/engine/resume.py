@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tagent_nb.engine.run import Run
 
 _TAUGHT = ("facts", "memories")
+_HOW = frozenset(
+    {"budget", "cache", "execution_mode", "max_retries", "min_success", "retry_count", "timeout", "when"}
+)
 
 Recorded = Mapping[tuple[str, str | None], StepFinished | StepCached]
 
@@ -54,7 +57,7 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
         recorded = run.restored.get((name, None))
         if recorded is None and name in old and name in with_items:
             # A map that was stopped half-way has no fingerprint of its own yet.
-            if old[name] != new.get(name):
+            if _asked(old[name]) != _asked(new.get(name, {})):
                 verdict.changed[name] = ["its definition changed"]
             continue
         if recorded is None or run.options.forces(name):
@@ -98,6 +101,11 @@ def _differences(
     components = {name: digest for name, digest in work.components.items() if name not in _TAUGHT}
     components.update((name, recorded.components[name]) for name in _TAUGHT if name in recorded.components)
     return explain(recorded.components, components, old, new)
+
+
+def _asked(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's definition without what says only how it is to be run."""
+    return {name: value for name, value in definition.items() if name not in _HOW}
 
 
 def _by_name(definition: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

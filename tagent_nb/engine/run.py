@@ -7,7 +7,7 @@ import heapq
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tagent_nb.engine.knowledge import save
 from tagent_nb.engine.loop import unbroken
@@ -35,9 +35,11 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
 from tagent_nb.pipeline.secrets import redact
+from tagent_nb.steps.ledger import Ledger
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.pipeline.budget import Budget
     from tagent_nb.pipeline.prices import Price
     from tagent_nb.steps.base import StepContext, StepRunner
     from tagent_nb.steps.calls import CallGate
@@ -57,6 +59,7 @@ class RunOptions:
     offline: bool = False
     use_cache: bool = True
     on_change: str = "refuse"
+    budget: Budget | Literal[False] | None = None
 
     def forces(self, step: str) -> bool:
         """Whether neither cache nor record may answer for this step."""
@@ -77,6 +80,7 @@ class Equipment:
     retry_delay: float
     gates: Sequence[CallGate] = ()
     prices: Mapping[str, Price] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
     observers: list[Observer] = field(default_factory=list)
 
 

@@ -134,6 +134,8 @@ def _limits(step: PipelineStep) -> str:
         words.append(f"{step.min_success:.0%} of items must succeed")
     if step.execution_mode is ExecutionMode.CONCURRENT:
         words.append("concurrent")
+    if step.budget is not None:
+        words.append(f"at most {step.budget}")
     if not step.cache:
         words.append("never cached")
     return ", ".join(words)

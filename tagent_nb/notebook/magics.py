@@ -135,6 +135,7 @@ class TagentMagics(KeptMagics):
     @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
     @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")
+    @option("--budget", metavar="AMOUNT", help="Most that the step may spend: 0.10 (USD), '5000 tokens'.")
     @option("--concurrent", action="store_true", help="May overlap with any other step.")
     @option("--serial", action="store_true", help="Never overlaps with another serial step.")
     @option("--no-cache", action="store_true", help="The cache never answers for this step.")
@@ -161,6 +162,12 @@ class TagentMagics(KeptMagics):
     @arguments()
     @option("--background", action="store_true", help="Return at once with a handle; other cells can run.")
     @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time.")
+    @option(
+        "--budget",
+        nargs="+",
+        metavar="AMOUNT",
+        help="Most that the run may spend: 0.10 (USD), 5000 tokens, 20 requests; none limits nothing.",
+    )
     @run_options
     @help_option
     def tagent_run(self, line: str) -> Any:
@@ -186,7 +193,10 @@ class TagentMagics(KeptMagics):
         if args is None:
             return None
         options = self._options(args)
-        return Request({**options, "max_concurrency": args.max_concurrency}, args.background)
+        budget = None if args.budget is None else " ".join(args.budget)
+        return Request(
+            {**options, "max_concurrency": args.max_concurrency, "budget": budget}, args.background
+        )
 
     def _options(self, args: Any) -> dict[str, Any]:
         """The options that a run and its plan share."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tagent_nb.engine.handle import RunHandle
-from tagent_nb.errors import TagentError
+from tagent_nb.errors import BudgetExceededError, TagentError
 from tagent_nb.events import (
     Event,
     RunContinued,
@@ -215,6 +215,7 @@ class Panel:
             {name: (ended, failed, all_) for name, (ended, failed, all_) in list(sitting.feed.items.items())},
             time.time(),
             () if memory is None else tuple(memory.warnings),
+            () if executor is None else executor.ledger.shares(),
         )
 
     def _final(self, note: str = "") -> Bundle:
@@ -298,6 +299,11 @@ class Widgets:
 def _how_to_go_on(result: PipelineResult) -> str:
     if result.cancelled:
         return "Stopped. %tagent_run --resume carries this run on; what is done is not run again."
+    if any(step.error_type == BudgetExceededError.__name__ for step in result.steps.values()):
+        return (
+            "The budget is used up. %tagent_run --resume --budget AMOUNT goes on with a higher one; "
+            "what is done is kept."
+        )
     if result.failed_steps:
         return "%tagent_run --resume tries the failed steps again; what is done is not run again."
     return ""

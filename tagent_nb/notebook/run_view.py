@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tagent_nb.notebook.display import FONT, LINE, MONO, MUTED, TONES, clip, count, escape, state_mark, table
+from tagent_nb.pipeline.budget import Share
 from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
@@ -25,6 +26,7 @@ class RunView:
         items: Of mapped steps: items that ended, failed, and all there are.
         now: Seconds since the epoch, for steps that run.
         warnings: What the user should know.
+        budget: How far each measure of the run's budget is used up.
     """
 
     title: str
@@ -36,6 +38,7 @@ class RunView:
     items: Mapping[str, tuple[int, int, int]] | None = None
     now: float = 0.0
     warnings: Sequence[str] = ()
+    budget: Sequence[Share] = ()
 
 
 _PHASES = {
@@ -116,10 +119,29 @@ def _head(view: RunView) -> str:
         f'<div style="height:4px;border-radius:2px;width:{share:g}%;background:{TONES[status]}"></div></div>'
     )
     note = f'<div style="{MUTED};overflow-wrap:anywhere">{escape(view.note)}</div>' if view.note else ""
+    note += "".join(budget_bar(share) for share in view.budget)
     return (
         f'<div><b>{escape(view.title)}</b> <span style="color:{TONES[status]}">'
         f'<span aria-hidden="true">{LOOKS[status].mark}</span> {escape(view.phase)}</span> '
         f'<span style="{MUTED}">{escape(" · ".join(fact for fact in facts if fact))}</span></div>{bar}{note}'
+    )
+
+
+def budget_bar(share: Share) -> str:
+    """One measure of a budget: what is spent, what calls under way may take, and the limit."""
+    whole = max(share.limit, share.spent + share.reserved) or 1.0
+    parts = ((share.spent, TONES[StepStatus.COMPLETED]), (share.reserved, TONES[StepStatus.WAITING]))
+    pieces = "".join(
+        f'<div style="height:4px;width:{100 * amount / whole:.1f}%;background:{tone}"></div>'
+        for amount, tone in parts
+        if amount
+    )
+    now = round(100 * share.spent / whole, 1)
+    return (
+        f'<div style="{MUTED}">budget: {escape(str(share))}</div>'
+        f'<div role="progressbar" aria-valuenow="{now:g}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-label="budget" style="display:flex;height:4px;border-radius:2px;overflow:hidden;'
+        f'background:{LINE};margin:2px 0 4px">{pieces}</div>'
     )
 
 
@@ -146,6 +168,8 @@ def _about(view: RunView, step: StepResult, folded: bool) -> str:
         words.append(f"{done}/{total} items" + (f", {wrong} failed" if wrong else ""))
     if step.attempts > 1 and step.items is None:
         words.append(f"attempt {step.attempts}")
+    if step.waits_for:
+        words.append(f"waits for {clip(step.waits_for, 200)}")
     if step.reason:
         words.append(clip(step.reason, 200))
     if step.saved_cost and step.status is StepStatus.CACHED:
@@ -190,6 +214,7 @@ def run_text(view: RunView) -> str:
         words = [LOOKS[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
         words += [_error(step)] if step.error else [clip(step.reason, 200)] if step.reason else []
         lines.append(f"  {LOOKS[step.status].mark} {step.name}: {', '.join(words)}")
+    lines += [f"budget: {share}" for share in view.budget]
     return "\n".join([*lines, *([view.note] if view.note else []), *view.warnings])
 
 
@@ -217,4 +242,5 @@ def result_view(result: PipelineResult, note: str = "", texts: Mapping[str, str]
         texts,
         items_of(result.steps),
         warnings=result.warnings,
+        budget=result.budget_shares(),
     )

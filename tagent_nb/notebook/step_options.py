@@ -23,6 +23,7 @@ def build_step(
         "constraints": args.constraint,
         "timeout": args.timeout,
         "max_retries": args.max_retries,
+        "budget": args.budget,
         "min_success": args.min_success,
         "map_over": args.map_over,
         "when": args.when,

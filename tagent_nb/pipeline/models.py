@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.pipeline.body import PythonBody
+    from tagent_nb.pipeline.budget import Budget
     from tagent_nb.pipeline.conditions import Condition
     from tagent_nb.pipeline.template import Reference
 
@@ -150,6 +151,8 @@ class PipelineStep:
             ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
             then asked for another answer; a Python step fails.
         cache: Whether the cache may answer for this step.
+        budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
+            ``"5000 tokens"``, or a :class:`Budget`.
 
     Raises:
         DefinitionError: A field is not allowed; the message names step, field and remedy.
@@ -175,9 +178,10 @@ class PipelineStep:
     output_retries: int = 2
     checks: list[Callable[..., Any]] = field(default_factory=list)
     cache: bool = True
+    budget: Budget | float | str | None = None
 
     def __post_init__(self) -> None:
-        from tagent_nb.pipeline.validation import check_step
+        from tagent_nb.pipeline.validation import check_step, checked_budget
 
         object.__setattr__(self, "name", step_name(self.name))
         check_step(self)
@@ -186,6 +190,8 @@ class PipelineStep:
             object.__setattr__(self, name, list(getattr(self, name)))
         object.__setattr__(self, "settings", dict(self.settings))
         object.__setattr__(self, "depends_on", [_plain(Dependency.parse(one)) for one in self.depends_on])
+        if self.budget is not None:
+            object.__setattr__(self, "budget", checked_budget(self.name, self.budget))
         if self.tools_filter is not None:
             object.__setattr__(self, "tools_filter", list(self.tools_filter))
 

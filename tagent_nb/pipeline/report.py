@@ -64,6 +64,7 @@ def _summary(result: PipelineResult, steps: list[StepResult]) -> str:
     saved = sum(step.saved_cost or 0.0 for step in steps)
     if saved:
         facts.append(f"{cost_text(saved)} saved by the cache")
+    facts += [f"budget: {share}" for share in result.budget_shares()]
     return (
         f"{_state(status, word)} <b>{_escape(result.pipeline_name)}</b> "
         f'<span style="{_MUTED}">{_escape(" · ".join(facts))}</span>'

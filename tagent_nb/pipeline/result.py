@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic import BaseModel
 
+    from tagent_nb.pipeline.budget import Share
+
 T = TypeVar("T")
 
 
@@ -121,6 +123,7 @@ class PipelineResult:
         steps: One :class:`StepResult` by name, in definition order.
         events: What happened, in order.
         warnings: What the user should know.
+        budget: The run's budget as text; empty without one. See :meth:`budget_shares`.
     """
 
     pipeline_name: str
@@ -142,6 +145,7 @@ class PipelineResult:
     steps: dict[str, StepResult] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    budget: str = ""
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
@@ -184,6 +188,20 @@ class PipelineResult:
                 f"{', '.join(self.step_outputs) or 'none'}."
             )
         return self.step_outputs[step]
+
+    @property
+    def saved_cost(self) -> float:
+        """USD that the cache saved, as far as prices are known."""
+        return sum(step.saved_cost or 0.0 for step in self.steps.values())
+
+    def budget_shares(self) -> list[Share]:
+        """How far each measure of the run's budget is used up; nothing without a budget."""
+        from tagent_nb.pipeline.budget import Budget, shares
+
+        if not self.budget:
+            return []
+        usage = sum(self.token_usage.values(), TokenUsage())
+        return shares(Budget.of(self.budget), usage, self.total_cost)
 
     # -- frames (see pipeline/frames.py) ----------------------------------------------------
 

@@ -18,6 +18,8 @@ from tagent_nb.pipeline.schemas import FORMAT, check_format, registry
 Schemas = Mapping[str, type]
 
 _SCALARS = ("pipeline_name", "success", "execution_time", "total_cost", "run_id", "cancelled")
+_LATER = ("budget",)
+"""Texts that results of an earlier version lack."""
 _PLAIN = ("cost_per_step", "failed_steps", "error_details", "unpriced_steps", "warnings")
 _VALUES = ("learned_facts", "saved_memories")
 _STEP = ("attempts", "seconds", "cost", "saved_cost", "error_type", "error", "traceback", "reason", "key")
@@ -39,7 +41,7 @@ def result_to_dict(result: PipelineResult) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": "result",
-        **{name: to_tree(getattr(result, name), path=name) for name in (*_SCALARS, *_PLAIN)},
+        **{name: to_tree(getattr(result, name), path=name) for name in (*_SCALARS, *_PLAIN, *_LATER)},
         **{name: _values(getattr(result, name), name) for name in _VALUES},
         "token_usage": {name: usage.to_dict() for name, usage in result.token_usage.items()},
         "step_outputs": _outputs(result),
@@ -143,6 +145,7 @@ def _result(data: Mapping[str, Any], schemas: Schemas) -> PipelineResult:
     steps = {one["name"]: _step(one, outputs, schemas) for one in data["steps"]}
     fields: dict[str, Any] = {
         **{name: data[name] for name in _SCALARS},
+        **{name: data[name] for name in _LATER if name in data},
         **{name: from_tree(data[name]) for name in _PLAIN},
         **{name: _from_trees(data[name], schemas) for name in _VALUES},
         "token_usage": {name: TokenUsage(**counts) for name, counts in data["token_usage"].items()},

@@ -192,6 +192,7 @@ _SPECIAL: dict[str, Callable[[_Writer, str, Any], Any]] = {
     "settings": _Writer.values,
     "tools": lambda write, path, value: [_tool_name(one) for one in value],
     "checks": lambda write, path, value: [_tool_name(one) for one in value],
+    "budget": lambda write, path, value: str(value),
 }
 """How fields are written that are not data already."""
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from tagent_nb.pipeline.budget import Budget
     from tagent_nb.pipeline.models import Dependency, Pipeline, PipelineStep
     from tagent_nb.pipeline.template import Reference
 
@@ -69,6 +70,20 @@ def check_step(step: PipelineStep) -> None:
         fail("map_over", f"must be a step's name such as 'load' or 'load.rows', not {step.map_over!r}.")
     if not isinstance(step.settings, dict):
         fail("settings", f"must be a dict such as {{'temperature': 0.0}}, not {step.settings!r}.")
+
+
+def checked_budget(name: str, value: Any) -> Budget:
+    """The budget of a step, read.
+
+    Raises:
+        DefinitionError: It cannot be read; the message names the step.
+    """
+    from tagent_nb.pipeline.budget import Budget
+
+    try:
+        return Budget.of(value)
+    except DefinitionError as error:
+        raise DefinitionError(f"Step {name!r}: {error}") from None
 
 
 def _check_schema(name: str, schema: object) -> None:

@@ -33,6 +33,10 @@ def _ignore(event: Event) -> None:
     """Where nobody listens."""
 
 
+def _uncounted(step: str, usage: TokenUsage, cost: float | None) -> None:
+    """Where nobody counts."""
+
+
 @dataclass
 class StepContext:
     """Everything one attempt of a step may see and say. Python steps get it as ``context``.
@@ -59,6 +63,7 @@ class StepContext:
         metadata: Plain data that ends in ``result.step_metadata``.
         gates: What each call to a model or a tool passes; see :mod:`tagent_nb.steps.calls`.
         prices: The user's own prices by model.
+        on_spend: Told of everything that is spent, with the step's name; on any thread.
         limit: The timeout of the attempt, where it has one.
     """
 
@@ -81,6 +86,7 @@ class StepContext:
     metadata: dict[str, Any] = field(default_factory=dict)
     gates: Sequence[CallGate] = ()
     prices: Mapping[str, Price] = field(default_factory=dict)
+    on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
     limit: asyncio.Timeout | None = None
     _waits: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)
@@ -120,6 +126,7 @@ class StepContext:
         """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown."""
         self.usage = self.usage + usage
         self.cost = None if cost is None or self.cost is None else self.cost + cost
+        self.on_spend(self.step, usage, cost)
 
     @contextmanager
     def waiting(self, reason: str, seconds: float | None = None) -> Iterator[None]:

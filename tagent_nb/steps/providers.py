@@ -168,6 +168,17 @@ def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = No
         return None
 
 
+def models_behind(model: Any) -> list[Any]:
+    """The models that may answer: those behind a fallback, else the model itself."""
+    return list(getattr(model, "models", None) or [model])
+
+
+def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]:
+    """Names of the models that may answer and whose price nobody knows."""
+    used = TokenUsage(input_tokens=1, output_tokens=1)
+    return [model_name(one) for one in models_behind(model) if price(one, used, prices) is None]
+
+
 def usage_of(response: ModelResponse) -> TokenUsage:
     """Tokens that one answer took."""
     used = response.usage

@@ -1,0 +1,128 @@
+"""How much a run or a step may spend, as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tagent_nb.errors import DefinitionError
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.looks import cost_text
+
+__all__ = ["Budget", "Share", "amount_text", "shares", "spent_amounts"]
+
+_PART = re.compile(r"\$?\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*(\$|[a-z]*)", re.IGNORECASE)
+_UNITS = {
+    **dict.fromkeys(("", "$", "usd", "dollar", "dollars"), "usd"),
+    **dict.fromkeys(("token", "tokens"), "tokens"),
+    **dict.fromkeys(("request", "requests"), "requests"),
+}
+_HOW = 'Write USD (0.10), "5000 tokens", "20 requests", or several: "0.10 USD, 20 requests".'
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Most that may be spent; what is ``None`` is not limited.
+
+    Attributes:
+        usd: USD.
+        tokens: Input and output tokens together.
+        requests: Answers of models.
+
+    Raises:
+        DefinitionError: Nothing is limited, or a limit is no number from 0 on.
+    """
+
+    usd: float | None = None
+    tokens: int | None = None
+    requests: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.limits():
+            raise DefinitionError(f"A budget limits nothing. {_HOW}")
+        for name, value in self.limits().items():
+            kinds = (int, float) if name == "usd" else (int,)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value < float("inf"):
+                what = "USD" if name == "usd" else f"a whole number of {name}"
+                raise DefinitionError(f"A budget must be {what} from 0 on, not {value!r}. {_HOW}")
+
+    @classmethod
+    def of(cls, value: Any) -> Budget:
+        """A budget of a number (USD), of a text such as ``"5000 tokens"``, or as it is.
+
+        Raises:
+            DefinitionError: It is none of these.
+        """
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return cls(usd=value)
+        if not isinstance(value, str):
+            raise DefinitionError(f"A budget must be a number or text, not {value!r}. {_HOW}")
+        found: dict[str, Any] = {}
+        for part in value.split(","):
+            match = _PART.fullmatch(part.strip())
+            measure = _UNITS.get(match[2].lower()) if match else None
+            if match is None or measure is None or measure in found:
+                raise DefinitionError(f"A budget of {value!r} cannot be read. {_HOW}")
+            number = float(match[1].replace("_", ""))
+            found[measure] = int(number) if measure != "usd" and number.is_integer() else number
+        return cls(**found)
+
+    def limits(self) -> dict[str, float]:
+        """What is limited, by measure: ``usd``, ``tokens``, ``requests``."""
+        known = {"usd": self.usd, "tokens": self.tokens, "requests": self.requests}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def __str__(self) -> str:
+        """As :meth:`of` reads it."""
+        units = {"usd": "USD", "tokens": "tokens", "requests": "requests"}
+        return ", ".join(f"{_plain(value)} {units[name]}" for name, value in self.limits().items())
+
+
+def _plain(value: float) -> str:
+    """A number as people write it, without an exponent."""
+    text = f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return text or "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How far one measure of a budget is used up.
+
+    Attributes:
+        measure: ``"usd"``, ``"tokens"`` or ``"requests"``.
+        spent: What is spent.
+        reserved: What calls under way are expected to take.
+        limit: Most that may be spent.
+    """
+
+    measure: str
+    spent: float
+    reserved: float
+    limit: float
+
+    def __str__(self) -> str:
+        spent, limit = amount_text(self.measure, self.spent), amount_text(self.measure, self.limit)
+        told = f", {amount_text(self.measure, self.reserved)} reserved" if self.reserved else ""
+        return f"{spent} of {limit} spent{told}"
+
+
+def amount_text(measure: str, value: float) -> str:
+    """An amount for people: ``"$0.0040"``, ``"5,000 tokens"``."""
+    return cost_text(value) if measure == "usd" else f"{value:,.0f} {measure}"
+
+
+def spent_amounts(usage: TokenUsage, cost: float | None) -> dict[str, float]:
+    """What was spent, by measure. An unknown cost counts nothing."""
+    return {"usd": cost or 0.0, "tokens": usage.total_tokens, "requests": usage.requests}
+
+
+def shares(
+    budget: Budget, usage: TokenUsage, cost: float, reserved: Mapping[str, float] | None = None
+) -> list[Share]:
+    """How far each measure of a budget is used up."""
+    spent, held = spent_amounts(usage, cost), reserved or {}
+    return [Share(name, spent[name], held.get(name, 0.0), limit) for name, limit in budget.limits().items()]

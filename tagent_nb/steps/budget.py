@@ -1,0 +1,50 @@
+"""The gate that keeps calls within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tagent_nb.steps.calls import CallGate, ModelCall
+from tagent_nb.steps.estimates import estimate, input_tokens
+from tagent_nb.steps.ledger import Estimate, Ledger
+from tagent_nb.steps.providers import model_name
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
+
+
+class BudgetGate(CallGate):
+    """Lets a request to a model pass when it fits into the budgets of its run and its step.
+
+    While a request is under way, what it may take is reserved: its question, by the rule of
+    :func:`~tagent_nb.steps.estimates.input_tokens`, and the longest answer that its ``max_tokens`` allow
+    or, without these, that the model has given so far. Before the first answer of such a model nobody
+    knows, and its first request is made alone.
+
+    Args:
+        ledger: Knows the budgets and what is spent.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._longest: dict[str, int] = {}
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Ask when the budget allows it.
+
+        Raises:
+            BudgetExceededError: It does not.
+        """
+        name = model_name(call.context.model)
+        sent = input_tokens(call)
+
+        def expected() -> Estimate:
+            return estimate(call, sent, self._longest.get(name))
+
+        async with self.ledger.reserved(call.context, expected):
+            response = await proceed(call)
+        self._longest[name] = max(self._longest.get(name, 0), response.usage.output_tokens)
+        return response

@@ -1,0 +1,93 @@
+"""What a request to a model will take, before anybody has answered it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.events import TokenUsage
+from tagent_nb.steps.providers import models_behind, price
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.models import ModelRequestParameters
+
+    from tagent_nb.steps.calls import ModelCall
+
+BYTES_A_TOKEN = 4
+"""UTF-8 bytes of text that count as one token. A rule of thumb of providers for English."""
+TOKENS_A_PART = 4
+"""Tokens that the frame of each part of a conversation takes."""
+TOKENS_A_FILE = 1000
+"""Tokens that an image or another file counts, whatever its size."""
+
+
+def input_tokens(call: ModelCall) -> int:
+    """About how many tokens a request sends.
+
+    A token for every four bytes (UTF-8) of its texts, of its tools' descriptions and of the schema of
+    its answer; four more for each part; 1,000 for an image or a file.
+    """
+    return sum(_conversation(call.messages)) + sum(_tools(call.parameters))
+
+
+def _conversation(messages: list[ModelMessage]) -> Iterator[int]:
+    for message in messages:
+        for part in message.parts:
+            content = getattr(part, "content", None)
+            if content is None:
+                content = getattr(part, "args", None)
+            for one in content if isinstance(content, list | tuple) else [content]:
+                yield _tokens(one)
+    # Earlier instructions are not sent again.
+    told = [message.instructions for message in messages if message.kind == "request"]
+    if told and told[-1]:
+        yield _tokens(told[-1])
+
+
+def _tools(parameters: ModelRequestParameters) -> Iterator[int]:
+    for tool in [*parameters.function_tools, *parameters.output_tools]:
+        yield _tokens([tool.name, tool.description, tool.parameters_json_schema])
+    if parameters.output_object is not None:
+        yield _tokens(parameters.output_object.json_schema)
+
+
+def _tokens(content: Any) -> int:
+    from pydantic_core import to_json
+
+    if hasattr(content, "media_type") or hasattr(content, "url"):
+        return TOKENS_A_FILE
+    # What no request can carry is turned into text before it is sent; its repr is about as long.
+    text = content.encode() if isinstance(content, str) else to_json(content, fallback=repr)
+    return math.ceil(len(text) / BYTES_A_TOKEN) + TOKENS_A_PART
+
+
+def most_output(call: ModelCall, seen: int | None) -> int | None:
+    """Most output tokens of an answer: ``max_tokens`` of its settings, else the longest one ``seen``."""
+    told = (call.settings or {}).get("max_tokens")
+    return told if isinstance(told, int) else seen
+
+
+def estimate(call: ModelCall, sent: int, seen: int | None) -> dict[str, tuple[float, float | None]]:
+    """What a request takes by measure, at least and at most; ``None`` where nobody knows yet.
+
+    Args:
+        call: The request.
+        sent: Its input tokens; see :func:`input_tokens`.
+        seen: Output tokens of the longest answer so far; ``None`` before the first.
+    """
+    context, most = call.context, most_output(call, seen)
+    # One token stands for an answer of unknown length: what costs nothing is known to cost nothing.
+    answer = TokenUsage(output_tokens=1 if most is None else most)
+    question = TokenUsage(input_tokens=sent)
+    behind = models_behind(context.model)
+    asked = [price(one, question, context.prices) or 0.0 for one in behind]
+    told = [price(one, answer, context.prices) for one in behind]
+    dearest = None if None in told else max(cost or 0.0 for cost in told)
+    known = dearest is not None and (most is not None or dearest == 0)
+    return {
+        "usd": (min(asked), max(asked) + (dearest or 0.0) if known else None),
+        "tokens": (sent, None if most is None else sent + most),
+        "requests": (1, 1),
+    }
