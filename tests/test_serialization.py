@@ -504,9 +504,9 @@ def test_a_malformed_result_is_a_corrupt_record(change: dict[str, Any]) -> None:
 
 
 def test_a_result_of_an_earlier_version_had_no_budget() -> None:
-    assert result_from_json(json.dumps({**GOOD, "budget": "0.1 USD"})).budget == "0.1 USD"
+    assert PipelineResult.from_json(json.dumps({**GOOD, "budget": "0.1 USD"})).budget == "0.1 USD"
     earlier = {name: value for name, value in GOOD.items() if name != "budget"}
-    assert result_from_json(json.dumps(earlier)).budget == ""
+    assert PipelineResult.from_json(json.dumps(earlier)).budget == ""
 
 
 @pytest.mark.parametrize("name", [name for name in GOOD if name not in ("format", "kind", "budget")])
