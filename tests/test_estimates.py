@@ -107,6 +107,15 @@ def test_an_estimate_by_measure() -> None:
     }
 
 
+def test_a_rule_that_said_too_little_is_made_up_for_in_what_is_reserved() -> None:
+    """Not in what a question takes at least: the one before may have been an exception."""
+    assert estimate(call(asks("x"), prices=MINE), 5, 3, factor=2.1) == {
+        "usd": (5.0, 11.0 + 30.0),
+        "tokens": (5, 14),
+        "requests": (1, 1),
+    }
+
+
 @pytest.mark.parametrize(
     ("model", "prices", "usd"),
     [

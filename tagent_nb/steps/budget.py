@@ -20,7 +20,8 @@ class BudgetGate(CallGate):
     While a request is under way, what it may take is reserved: its question, by the rule of
     :func:`~tagent_nb.steps.estimates.input_tokens`, and the longest answer that its ``max_tokens`` allow
     or, without these, that the model has given so far. Before the first answer of such a model nobody
-    knows, and its first request is made alone.
+    knows, and its first request is made alone. Where questions have taken more than the rule says, as in
+    a language of other letters, more is reserved from then on.
 
     Args:
         ledger: Knows the budgets and what is spent.
@@ -29,6 +30,7 @@ class BudgetGate(CallGate):
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._longest: dict[str, int] = {}
+        self._factors: dict[str, float] = {}
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
@@ -42,9 +44,11 @@ class BudgetGate(CallGate):
         sent = input_tokens(call)
 
         def expected() -> Estimate:
-            return estimate(call, sent, self._longest.get(name))
+            return estimate(call, sent, self._longest.get(name), self._factors.get(name, 1.0))
 
         async with self.ledger.reserved(call.context, expected):
             response = await proceed(call)
-        self._longest[name] = max(self._longest.get(name, 0), response.usage.output_tokens)
+        used = response.usage
+        self._longest[name] = max(self._longest.get(name, 0), used.output_tokens)
+        self._factors[name] = max(self._factors.get(name, 1.0), used.input_tokens / max(1, sent))
         return response

@@ -69,25 +69,29 @@ def most_output(call: ModelCall, seen: int | None) -> int | None:
     return told if isinstance(told, int) else seen
 
 
-def estimate(call: ModelCall, sent: int, seen: int | None) -> dict[str, tuple[float, float | None]]:
+def estimate(
+    call: ModelCall, sent: int, seen: int | None, factor: float = 1.0
+) -> dict[str, tuple[float, float | None]]:
     """What a request takes by measure, at least and at most; ``None`` where nobody knows yet.
 
     Args:
         call: The request.
         sent: Its input tokens; see :func:`input_tokens`.
         seen: Output tokens of the longest answer so far; ``None`` before the first.
+        factor: How many times as many input tokens as expected a request has taken at most.
     """
     context, most = call.context, most_output(call, seen)
+    most_sent = math.ceil(sent * factor)
     # One token stands for an answer of unknown length: what costs nothing is known to cost nothing.
     answer = TokenUsage(output_tokens=1 if most is None else most)
-    question = TokenUsage(input_tokens=sent)
     behind = models_behind(context.model)
-    asked = [price(one, question, context.prices) or 0.0 for one in behind]
+    asked = [price(one, TokenUsage(input_tokens=sent), context.prices) or 0.0 for one in behind]
+    dear = [price(one, TokenUsage(input_tokens=most_sent), context.prices) or 0.0 for one in behind]
     told = [price(one, answer, context.prices) for one in behind]
     dearest = None if None in told else max(cost or 0.0 for cost in told)
     known = dearest is not None and (most is not None or dearest == 0)
     return {
-        "usd": (min(asked), max(asked) + (dearest or 0.0) if known else None),
-        "tokens": (sent, None if most is None else sent + most),
+        "usd": (min(asked), max(dear) + (dearest or 0.0) if known else None),
+        "tokens": (sent, None if most is None else most_sent + most),
         "requests": (1, 1),
     }
