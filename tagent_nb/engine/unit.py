@@ -68,8 +68,6 @@ def held_back(
     run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
 ) -> StepSkipped | StepFailed | None:
     """What keeps a step from running: its condition, which does not hold or cannot be decided."""
-    if step.when is None:
-        return None
     from tagent_nb.pipeline.conditions import holds
 
     memory = run.memory
@@ -98,12 +96,7 @@ async def settle(run: Run, work: Work) -> list[Event]:
     cache = asked_cache(run, step)
     if cache is None:
         return _offline(run, work) or await attempts(run, work)
-    if not forced:
-        entry = await cache.aget(work.key, run.equipment.schemas)
-        if entry is not None:
-            return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
-    missed = _offline(run, work)
-    return missed or await _single_flight(run, work, cache)
+    return await _single_flight(run, work, cache, forced)
 
 
 def _offline(run: Run, work: Work) -> list[Event]:
@@ -116,8 +109,11 @@ def _offline(run: Run, work: Work) -> list[Event]:
     return [failed(run, work, error, attempt=1)]
 
 
-async def _single_flight(run: Run, work: Work, cache: ResultCache) -> list[Event]:
-    """Let equal units under way make one call; if it fails, the next of them tries."""
+async def _single_flight(run: Run, work: Work, cache: ResultCache, forced: bool) -> list[Event]:
+    """Let equal units under way make one call; if it fails, the next of them tries.
+
+    To ask the cache is part of it: between a miss and the call, an equal unit could end.
+    """
     while (flight := run.flights.get(work.key)) is not None:
         done = await asyncio.shield(flight)
         if done is not None:
@@ -126,7 +122,11 @@ async def _single_flight(run: Run, work: Work, cache: ResultCache) -> list[Event
     run.flights[work.key] = mine
     done = None
     try:
-        events = await attempts(run, work)
+        if not forced:
+            entry = await cache.aget(work.key, run.equipment.schemas)
+            if entry is not None:
+                return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
+        events = _offline(run, work) or await attempts(run, work)
         if isinstance(events[-1], StepFinished):
             done = events[-1]
             if done.output.storable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
@@ -566,8 +566,3 @@ class Pipeline:
 def is_number(value: object) -> bool:
     """Whether this is a finite int or float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def names_of(steps: Sequence[PipelineStep]) -> list[str]:
-    """The names of steps, in order."""
-    return [step.name for step in steps]

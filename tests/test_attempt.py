@@ -1,0 +1,150 @@
+"""Attempts: timeouts, retries, what they teach and use, and events from other threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, StepContext
+from tagent_nb.errors import RetryableError
+from tagent_nb.events import Event, StepProgress, StepRetried, StepStreamed, TokenUsage
+
+
+class Runner:
+    """A runner for Python steps that does what a test says."""
+
+    version = "1"
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        return await self.body(context)
+
+
+async def go(body: Any, **options: Any) -> tuple[Any, list[Event]]:
+    pipeline = Pipeline("one")
+    pipeline.put(PipelineStep.from_cell("only", "1", python=True, **options))
+    seen: list[Event] = []
+    executor = PipelineExecutor(
+        pipeline, runners={"python": Runner(body)}, observers=[seen.append], retry_delay=0.0
+    )
+    return await executor.execute(), seen
+
+
+async def test_events_from_other_threads_reach_the_observers_on_the_runs_loop() -> None:
+    here = threading.get_ident()
+    threads: set[int] = set()
+    pipeline = Pipeline("one")
+    pipeline.put(PipelineStep.from_cell("only", "1", python=True))
+
+    async def body(context: StepContext) -> str:
+        await asyncio.to_thread(context.write, "from a thread")
+        await asyncio.to_thread(asyncio.run, written(context))
+        context.write("from here")
+        return "done"
+
+    async def written(context: StepContext) -> None:
+        context.write("from another loop")
+
+    texts: list[str] = []
+
+    def observe(event: Event) -> None:
+        threads.add(threading.get_ident())
+        if isinstance(event, StepStreamed):
+            texts.append(event.text)
+
+    runners = {"python": Runner(body)}
+    await PipelineExecutor(pipeline, runners=runners, observers=[observe]).execute()
+    assert sorted(texts) == ["from a thread", "from another loop", "from here"]
+    assert threads == {here}
+
+
+async def test_progress_is_an_event_and_changes_no_state() -> None:
+    async def body(context: StepContext) -> int:
+        context.progress("looked", where="here")
+        return 1
+
+    result, seen = await go(body)
+    assert [event.kind for event in seen if isinstance(event, StepProgress)] == ["looked"]
+    assert any(isinstance(event, StepProgress) for event in result.events)
+    assert result.success
+
+
+async def test_a_timeout_of_the_steps_own_is_not_taken_for_the_attempts() -> None:
+    """A TimeoutError that the body raises says what it says."""
+
+    async def body(context: StepContext) -> None:
+        raise TimeoutError("the database is slow")
+
+    result, _ = await go(body, timeout=60, max_retries=0)
+    assert "the database is slow" in result.error_details["only"]
+    assert "took longer" not in result.error_details["only"]
+
+
+async def test_a_timeout_ends_the_attempt_and_the_next_one_gets_its_own() -> None:
+    begun: list[int] = []
+
+    async def body(context: StepContext) -> str:
+        begun.append(context.attempt)
+        if context.attempt == 1:
+            await asyncio.Event().wait()
+        return "second"
+
+    result, seen = await go(body, timeout=0.05, max_retries=1)
+    assert result["only"] == "second"
+    assert begun == [1, 2]
+    assert [event.error_type for event in seen if isinstance(event, StepRetried)] == ["StepTimeoutError"]
+
+
+async def test_what_failed_attempts_used_counts_and_what_they_learned_does_not() -> None:
+    async def body(context: StepContext) -> str:
+        context.spend(TokenUsage(input_tokens=5, requests=1), 0.5)
+        context.learn(f"attempt {context.attempt}", True)
+        if context.attempt == 1:
+            raise RetryableError("try again", retry_after=0.0)
+        return "done"
+
+    result, seen = await go(body, max_retries=1)
+    assert result.learned_facts == {"attempt 2": True}
+    assert result.total_cost == 1.0
+    assert result.token_usage["only"].input_tokens == 10
+    assert [event.delay for event in seen if isinstance(event, StepRetried)] == [0.0]
+
+
+async def test_attempts_spent_before_the_run_are_counted_on() -> None:
+    attempts: list[int] = []
+
+    async def body(context: StepContext) -> None:
+        attempts.append(context.attempt)
+        raise RuntimeError("no")
+
+    result, _ = await go(body, retry_count=2, max_retries=3)
+    assert attempts == [3, 4]
+    assert not result.success
+
+
+async def test_a_run_that_is_paused_holds_back_the_next_attempt() -> None:
+    pipeline = Pipeline("one")
+    pipeline.put(PipelineStep.from_cell("only", "1", python=True, max_retries=1))
+    attempts: list[int] = []
+
+    async def body(context: StepContext) -> str:
+        attempts.append(context.attempt)
+        if context.attempt == 1:
+            executor.pause()
+            raise RuntimeError("no")
+        return "done"
+
+    paused = asyncio.Event()
+    executor = PipelineExecutor(pipeline, runners={"python": Runner(body)}, retry_delay=0.0)
+    executor.subscribe(lambda event: paused.set() if type(event).__name__ == "RunPaused" else None)
+    running = asyncio.ensure_future(executor.execute())
+    await paused.wait()
+    for _ in range(20):  # as many turns of the loop as another attempt could need
+        await asyncio.sleep(0)
+    assert attempts == [1]
+    executor.resume()
+    assert (await running)["only"] == "done"
+    assert attempts == [1, 2]

@@ -1,0 +1,233 @@
+"""One unit of work from its fingerprint to its record: who answers, and what a cached answer teaches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagent_nb import (
+    ExecutionMode,
+    FileStorageBackend,
+    Pipeline,
+    PipelineExecutor,
+    PipelineStep,
+    ResultCache,
+    StepContext,
+)
+from tagent_nb.errors import CorruptRecordError
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.codec import StoredValue
+
+
+class Answers:
+    """A runner for agent steps: counts its calls, and answers as it is told."""
+
+    version = "1"
+
+    def __init__(self, value: Any = "yes", *, teaches: bool = False) -> None:
+        self.value = value
+        self.teaches = teaches
+        self.calls: list[str] = []
+        self.failing: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        self.calls.append(step.name)
+        context.spend(TokenUsage(input_tokens=10, requests=1), 0.25)
+        if self.teaches:
+            context.learn("tone", "kind")
+            context.save_memory("seen", step.name)
+        await asyncio.sleep(0)  # an answer always takes a while
+        await self.gate.wait()
+        if self.failing:
+            raise self.failing.pop()
+        return self.value
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[ResultCache]:
+    cache = ResultCache(tmp_path / "cache")
+    yield cache
+    cache.close()
+
+
+def asking(*names: str, **options: Any) -> Pipeline:
+    pipeline = Pipeline("asking", default_mode=ExecutionMode.CONCURRENT, model="test")
+    for name in names:
+        pipeline.step(name, "Is it good?", max_retries=0, **options)
+    return pipeline
+
+
+async def go(pipeline: Pipeline, runner: Answers, cache: ResultCache | None, **options: Any) -> Any:
+    executor = PipelineExecutor(pipeline, cache=cache, runners={"agent": runner})
+    return await executor.execute(**options)
+
+
+async def test_a_cached_answer_teaches_what_the_step_taught(cache: ResultCache) -> None:
+    runner = Answers(teaches=True)
+    pipeline = asking("ask")
+    first = await go(pipeline, runner, cache)
+    second = await go(pipeline, runner, cache)
+    assert runner.calls == ["ask"]
+    assert second.steps["ask"].status.value == "cached"
+    assert second.learned_facts == first.learned_facts == {"tone": "kind"}
+    assert second.saved_memories == {"seen": "ask"}
+    assert second.total_cost == 0.0
+    assert second.steps["ask"].saved_cost == 0.25
+
+
+async def test_offline_an_agent_without_a_cached_answer_fails_and_says_what_to_do(cache: ResultCache) -> None:
+    runner = Answers()
+    pipeline = asking("ask")
+    pipeline.put(PipelineStep.from_cell("cell", "1 + 1", python=True))
+    for given in (cache, None):
+        missed = await go(pipeline, runner, given, offline=True)
+        assert missed.failed_steps == ["ask"]
+        assert "no cached answer" in missed.error_details["ask"]
+        assert missed["cell"] == 2  # Python calls no model
+    assert runner.calls == []
+    await go(pipeline, runner, cache)
+    assert (await go(pipeline, runner, cache, offline=True))["ask"] == "yes"
+    assert runner.calls == ["ask"]
+
+
+async def test_equal_units_at_the_same_time_make_one_call(cache: ResultCache) -> None:
+    """The others get its answer, and pay nothing."""
+    runner = Answers()
+    result = await go(asking("one", "two", "three"), runner, cache)
+    assert len(runner.calls) == 1
+    statuses = sorted(step.status.value for step in result.steps.values())
+    assert statuses == ["cached", "cached", "completed"]
+    assert result.total_cost == 0.25
+    assert set(result.step_outputs.values()) == {"yes"}
+
+
+async def test_when_the_one_that_calls_fails_the_next_one_tries(cache: ResultCache) -> None:
+    runner = Answers()
+    runner.failing = [RuntimeError("no")]
+    result = await go(asking("one", "two", "three"), runner, cache)
+    assert len(runner.calls) == 2
+    assert sorted(step.status.value for step in result.steps.values()) == ["cached", "completed", "failed"]
+
+
+async def test_when_the_one_that_calls_is_cancelled_nobody_waits_for_ever(cache: ResultCache) -> None:
+    runner = Answers()
+    runner.gate.clear()
+    executor = PipelineExecutor(asking("one", "two"), cache=cache, runners={"agent": runner})
+    started = asyncio.Event()
+    executor.subscribe(lambda event: started.set() if type(event).__name__ == "StepStarted" else None)
+    running = asyncio.ensure_future(executor.execute())
+    await started.wait()
+    executor.cancel()
+    result = await running
+    assert result.cancelled
+    assert len(runner.calls) == 1
+
+
+async def test_an_answer_that_cannot_be_stored_is_not_cached_but_serves_its_twins(cache: ResultCache) -> None:
+    runner = Answers(value=len)
+    pipeline = asking("one", "two")
+    assert len(set((await go(pipeline, runner, cache)).step_outputs.values())) == 1
+    assert len(runner.calls) == 1
+    await go(pipeline, runner, cache)
+    assert len(runner.calls) == 2
+
+
+async def test_force_asks_nobody_but_fills_the_cache(cache: ResultCache) -> None:
+    runner = Answers()
+    pipeline = asking("ask")
+    await go(pipeline, runner, cache)
+    runner.value = "no"
+    assert (await go(pipeline, runner, cache, force=True))["ask"] == "no"
+    assert (await go(pipeline, runner, cache))["ask"] == "no"
+    assert len(runner.calls) == 2
+
+
+async def test_no_cache_neither_asks_nor_fills(cache: ResultCache) -> None:
+    runner = Answers()
+    pipeline = asking("ask")
+    await go(pipeline, runner, cache, use_cache=False)
+    assert cache.stats().entries == 0
+    await go(pipeline, runner, cache)
+    await go(pipeline, runner, cache, use_cache=False)
+    assert len(runner.calls) == 3
+
+
+async def test_an_unknown_tool_is_a_failure_of_its_step(tmp_path: Path) -> None:
+    pipeline = asking("ask", tools_filter=["no_such_tool"])
+    pipeline.put(PipelineStep.from_cell("cell", "1 + 1", python=True))
+    storage = FileStorageBackend(tmp_path)
+    result = await PipelineExecutor(pipeline, storage=storage, runners={"agent": Answers()}).execute()
+    await storage.close()
+    assert result.failed_steps == ["ask"]
+    assert "no_such_tool" in result.error_details["ask"]
+    assert result["cell"] == 2
+
+
+async def test_a_damaged_value_ends_the_run_and_is_nobodys_failure(tmp_path: Path) -> None:
+    """What storage cannot give back is no mistake of the step that reads it."""
+    runner = Answers(value=StoredValue.from_blob(b"{damaged", "0" * 64))
+    pipeline = asking("ask")
+    pipeline.step("read", "Repeat {{ ask.text }}")
+    storage = FileStorageBackend(tmp_path)
+    executor = PipelineExecutor(pipeline, storage=storage, runners={"agent": runner})
+    with pytest.raises(CorruptRecordError):
+        await executor.execute()
+    await storage.close()
+    assert executor.result is not None
+    assert executor.result.failed_steps == []
+
+
+async def test_a_damaged_source_of_a_map_ends_the_run_as_well(tmp_path: Path) -> None:
+    runner = Answers(value=StoredValue.from_blob(b"{damaged", "0" * 64))
+    pipeline = asking("ask")
+    pipeline.put(PipelineStep.from_cell("each", "item", python=True, map_over="ask"))
+    with pytest.raises(CorruptRecordError):
+        await go(pipeline, runner, None)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_record_answers_when_the_step_above_ran_again_to_the_same_value(
+    tmp_path: Path, cache: ResultCache, cached: bool
+) -> None:
+    """Its value is taken over; what it took has been counted already."""
+    runner = Answers()
+    pipeline = Pipeline("again", model="test")
+    pipeline.put(PipelineStep.from_cell("above", "1", python=True))
+    pipeline.step("ask", "Is {{ above }} good?")
+    pipeline.put(PipelineStep.from_cell("below", "seen(ask)", python=True, max_retries=0))
+    if cached:
+        await go(pipeline.snapshot({"above", "ask"}), runner, cache)
+
+    def seen(text: str) -> str:
+        if broken:
+            raise RuntimeError("not yet")
+        return text
+
+    async def sit(**options: Any) -> Any:
+        storage = FileStorageBackend(tmp_path / "runs")
+        executor = PipelineExecutor(
+            pipeline, storage=storage, cache=cache if cached else None, namespace={"seen": seen},
+            runners={"agent": runner},
+        )  # fmt: skip
+        try:
+            return await executor.execute(**options)
+        finally:
+            await storage.close()
+
+    broken = True
+    first = await sit()
+    broken = False
+    calls = len(runner.calls)
+    pipeline.put(PipelineStep.from_cell("above", "2 - 1", python=True))
+    result = await sit(resume=True, on_change="rerun")
+    assert len(runner.calls) == calls
+    assert result["below"] == "yes"
+    assert result.total_cost == first.total_cost
+    assert result.steps["ask"].saved_cost == first.steps["ask"].saved_cost
+    assert result.token_usage["ask"] == first.token_usage["ask"]
