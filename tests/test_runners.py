@@ -32,7 +32,7 @@ def test_an_executor_of_python_steps_loads_nothing_of_agents() -> None:
         "@pipeline.task\n"
         "def one(): return 1\n"
         "assert PipelineExecutor(pipeline).run()['one'] == 1\n"
-        "heavy = 'steps.agent steps.providers engine.plan engine.rehearsal cache.fingerprint pipeline.frames'\n"
+        "heavy = 'steps.agent steps.providers engine.plan cache.fingerprint pipeline.frames'\n"
         "print([name for name in heavy.split() if f'tagent_nb.{name}' in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
