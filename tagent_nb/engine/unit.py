@@ -40,10 +40,9 @@ async def run_step(run: Run, step: PipelineStep) -> Change:
         name: states[name].output if name in states else None
         for name in run.machine.scheduler.dependency_graph[step.name]
     }
-    if step.when is not None:
-        reason = held_back(run, step, outputs)
-        if reason is not None:
-            return await run.conclude(reason)
+    reason = held_back(run, step, outputs)
+    if reason is not None:
+        return await run.conclude(reason)
     if step.map_over is not None:
         from tagent_nb.engine.mapping import run_mapped
 
@@ -68,6 +67,8 @@ def held_back(
     run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
 ) -> StepSkipped | StepFailed | None:
     """What keeps a step from running: its condition, which does not hold or cannot be decided."""
+    if step.when is None:
+        return None
     from tagent_nb.pipeline.conditions import holds
 
     memory = run.memory
