@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
 from tagent_nb.errors import LeaseLostError
-from tagent_nb.events import RunStarted, StepFinished, Warned
+from tagent_nb.events import Event, RunFinished, RunStarted, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
@@ -51,6 +51,22 @@ async def many(storage: StorageBackend, run_id: str, count: str) -> None:
         await storage.append("p", run_id, [event], token=lease.token)
     await storage.release(lease)
     say("done")
+
+
+async def churn(storage: StorageBackend, count: str) -> None:
+    """Record ``count`` short runs one after the other, as soon as the test says so."""
+    say("go")
+    sys.stdin.readline()
+    for n in range(int(count)):
+        run_id = f"r{n:04}"
+        lease = await storage.acquire("p", run_id)
+        events: list[Event] = [RunStarted(run_id=run_id, pipeline="p", steps=("s0", "s1", "s2"))]
+        for step in ("s0", "s1", "s2"):
+            events.append(StepFinished(run_id=run_id, step=step, output=StoredValue.of("x" * 500)))
+            await storage.append("p", run_id, events, token=lease.token)
+            events = []
+        await storage.append("p", run_id, [RunFinished(run_id=run_id, success=True)], token=lease.token)
+        await storage.release(lease)
 
 
 async def claim(storage: StorageBackend) -> None:
@@ -112,7 +128,9 @@ def main() -> None:
     what, url, *rest = sys.argv[1:]
     storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
     asyncio.run(
-        {"record": record, "many": many, "claim": claim, "hang": hang, "run": run}[what](storage, *rest)
+        {"record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "run": run}[what](
+            storage, *rest
+        )
     )
 
 

@@ -501,6 +501,7 @@ def test_a_file_of_something_else_is_told_once_and_mended_by_clear(
     cache.close()
 
 
+@pytest.mark.faults
 def test_bytes_flipped_anywhere_in_the_file_never_give_a_wrong_answer(
     tmp_path: Path, repetitions: Callable[[int, int], int]
 ) -> None:
@@ -527,6 +528,7 @@ def test_bytes_flipped_anywhere_in_the_file_never_give_a_wrong_answer(
             assert entry is None or entry.output.value == values[key]
         damaged_cache.close()
         shutil.rmtree(folder)
+    print(f"\nflipped bytes in a cache: injected {number + 1}, lost 0")
 
 
 def test_a_file_cut_off_anywhere_never_gives_a_wrong_answer(tmp_path: Path) -> None:
@@ -856,6 +858,7 @@ def test_a_cache_made_before_a_fork_starts_anew_in_the_child(
     monkeypatch.undo()
 
 
+@pytest.mark.faults
 def test_sigkill_never_leaves_an_unreadable_cache(
     tmp_path: Path, told: list[str], repetitions: Callable[[int, int], int]
 ) -> None:
@@ -886,6 +889,7 @@ def test_sigkill_never_leaves_an_unreadable_cache(
         assert all(cache.get(f"{number:064x}") is not None for number in range(seen + 1))
         cache.close()
     assert told == []
+    print(f"\nSIGKILL while a cache is written: injected {turn + 1}, lost 0")
 
 
 # -- the limit --------------------------------------------------------------------------------
