@@ -174,3 +174,9 @@ def test_a_bundle_has_a_plain_twin_for_shells_without_html(capsys: pytest.Captur
     assert Bundle("<b>x</b>", "x")._repr_mimebundle_() == {"text/html": "<b>x</b>", "text/plain": "x"}
     show(Bundle("<b>x</b>", "shown"))
     assert "shown" in capsys.readouterr().out
+
+
+def test_a_bundle_is_its_text_where_nobody_shows_html() -> None:
+    bundle = Bundle("<b>bold</b>", "bold")
+    assert repr(bundle) == "bold"
+    assert bundle._repr_mimebundle_() == {"text/html": "<b>bold</b>", "text/plain": "bold"}

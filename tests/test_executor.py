@@ -594,3 +594,18 @@ def _meet(barrier: asyncio.Barrier, name: str) -> Any:
 
     meet.__name__ = name
     return meet
+
+
+async def test_to_cancel_in_the_moment_a_run_ends_does_nothing() -> None:
+    """Heard just before the end or just after it: the run has its result, and another can begin."""
+    executor = PipelineExecutor(numbers())
+    ended = asyncio.Event()
+    executor.subscribe(lambda event: ended.set() if isinstance(event, events.RunFinished) else None)
+    running = asyncio.ensure_future(executor.execute())
+    await ended.wait()
+    while not running.done():
+        executor.cancel()
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (await running).success
+    assert (await executor.execute()).success

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -245,3 +246,68 @@ class TestPayingOnce:
         assert second.run_id == first.run_id
         started = [event for event in second.events if isinstance(event, events.RunContinued)]
         assert len(started) == 1
+
+
+async def test_a_map_over_a_source_without_a_value_has_no_items() -> None:
+    """A weak source that failed is passed on as None: there is nothing to map over."""
+    pipeline = Pipeline("weak")
+    pipeline.put(PipelineStep.from_cell("source", "1 / 0", python=True, max_retries=0))
+    pipeline.put(
+        PipelineStep.from_cell("each", "item", python=True, map_over="source", depends_on=["source:weak"])
+    )
+    result = await PipelineExecutor(pipeline).execute()
+    assert result.failed_steps == ["source"]
+    assert result["each"] == []
+    assert result.steps["each"].items == {}
+
+
+async def test_a_paused_map_starts_no_further_item() -> None:
+    pipeline = Pipeline("pausing")
+    done: list[int] = []
+    paused = asyncio.Event()
+
+    def note(item: int) -> None:
+        done.append(item)
+        if item == 1:
+            executor.pause()
+
+    pipeline.put(PipelineStep.from_cell("source", "[1, 2, 3]", python=True))
+    pipeline.put(
+        PipelineStep.from_cell("each", "note(item)\nawait turn()\nitem", python=True, map_over="source")
+    )
+
+    async def turn() -> None:
+        """Let the loop turn once: what was asked for before is done then."""
+        await asyncio.sleep(0)
+
+    names = {"note": note, "turn": turn}
+    executor = PipelineExecutor(pipeline, namespace=names, max_concurrency=1)
+    executor.subscribe(lambda event: paused.set() if isinstance(event, events.RunPaused) else None)
+    running = asyncio.ensure_future(executor.execute())
+    await paused.wait()
+    for _ in range(20):  # as many turns of the loop as another item could need
+        await asyncio.sleep(0)
+    assert done == [1]
+    executor.resume()
+    assert (await running)["each"] == [1, 2, 3]
+
+
+async def test_an_agent_mapped_over_a_step_reads_the_item_by_its_name(tmp_path: Path) -> None:
+    """Its fingerprint is of the item alone: another item in the source does not run it again."""
+    asked: list[Any] = []
+
+    class Echo:
+        version = "1"
+
+        async def run(self, step: PipelineStep, context: StepContext) -> str:
+            asked.append(context.inputs["source"])
+            return f"said {context.inputs['source']}"
+
+    cache = ResultCache(tmp_path)
+    for source, expected in (("[1, 2]", [1, 2]), ("[2, 3]", [1, 2, 3])):
+        pipeline = Pipeline("agents")
+        pipeline.put(PipelineStep.from_cell("source", source, python=True))
+        pipeline.step("say", "Say {{ item }}.", map_over="source")
+        await PipelineExecutor(pipeline, cache=cache, runners={"agent": Echo()}).execute()
+        assert asked == expected
+    cache.close()

@@ -343,3 +343,14 @@ class TestValidate:
         assert len(found) == 1
         assert "Circular dependency" in found[0]
         assert found[0].count("->") == 3
+
+
+def test_a_dependency_on_what_is_no_name_is_refused_as_a_name() -> None:
+    with pytest.raises(DefinitionError, match="not good"):
+        Dependency.parse("not good:weak")
+
+
+def test_a_problem_names_the_field_that_holds_it_wherever_it_stands_there() -> None:
+    pipeline = Pipeline("fields").step("a", "go").step("b", "{{ a }} and {{ missing }}")
+    (problem,) = pipeline.validate()
+    assert "'missing' in its goal" in problem

@@ -10,11 +10,13 @@ import pytest
 
 from tagent_nb import (
     FileStorageBackend,
+    MemoryStorageBackend,
     NotStoredError,
     Pipeline,
     PipelineExecutor,
     PipelineStep,
     ResumeConflictError,
+    StepContext,
 )
 
 
@@ -183,3 +185,48 @@ async def test_a_cancelled_run_is_resumable(lab: Lab) -> None:
     assert lab.ran == ["d"]
     assert result["d"] == 4
     await storage.close()
+
+
+async def test_a_map_that_was_stopped_half_way_and_changed_is_refused(lab: Lab) -> None:
+    lab.cell("a", "[1, 2]")
+    lab.cell("b", "run(f'b {item}')\nitem", map_over="a")
+    lab.broken = {"b 2"}
+    await lab.go()
+    lab.cell("b", "run(f'b {item}')\nitem + 1", map_over="a")
+    with pytest.raises(ResumeConflictError) as caught:
+        await lab.go(resume=True)
+    assert caught.value.changed == {"b": ["its definition changed"]}
+
+
+async def test_what_another_executor_recorded_in_memory_cannot_be_compared() -> None:
+    """Memory keeps no fingerprints, and the definition went with the executor that had it."""
+    storage = MemoryStorageBackend()
+    pipeline = Pipeline("lab")
+    pipeline.put(PipelineStep.from_cell("a", "1", python=True))
+    await PipelineExecutor(pipeline, storage=storage).execute()
+    with pytest.raises(ResumeConflictError, match="another executor"):
+        await PipelineExecutor(pipeline, storage=storage).execute(resume=True)
+
+
+async def test_a_step_whose_tools_are_gone_has_changed(tmp_path: Path) -> None:
+    class Yes:
+        version = "1"
+
+        async def run(self, step: PipelineStep, context: StepContext) -> str:
+            return "yes"
+
+    async def sit(**options: Any) -> Any:
+        storage = FileStorageBackend(tmp_path)
+        try:
+            return await PipelineExecutor(pipeline, storage=storage, runners={"agent": Yes()}).execute(
+                **options
+            )
+        finally:
+            await storage.close()
+
+    pipeline = Pipeline("lab")
+    pipeline.step("ask", "Is it good?")
+    await sit()
+    pipeline.put(PipelineStep("ask", "Is it good?", tools_filter=["gone_tool"]))
+    with pytest.raises(ResumeConflictError, match="gone_tool"):
+        await sit(resume=True)

@@ -557,3 +557,44 @@ async def test_an_earlier_run_that_is_damaged_does_not_keep_steps_from_running(t
     assert result["a"] == 1
     assert "the run before cannot be read" in result.warnings[0]
     await storage.close()
+
+
+# -- what goes wrong at the edges ---------------------------------------------------------------
+
+
+class EndsBadly(MemoryStorageBackend):
+    """Takes everything but the end of a run."""
+
+    async def append(
+        self, pipeline_id: str, run_id: str, batch: Sequence[events.Event], *, token: int | None = None
+    ) -> None:
+        if any(isinstance(event, events.RunFinished) for event in batch):
+            raise StorageUnavailableError("The disk went away.")
+        await super().append(pipeline_id, run_id, batch, token=token)
+
+
+async def test_a_run_whose_end_cannot_be_recorded_is_no_success_and_nobody_takes_it_for_running() -> None:
+    pipeline = Pipeline("edge")
+    pipeline.put(PipelineStep.from_cell("only", "1", python=True))
+    seen: list[events.Event] = []
+    executor = PipelineExecutor(pipeline, storage=EndsBadly(), observers=[seen.append])
+    with pytest.raises(StorageUnavailableError, match="went away"):
+        await executor.execute()
+    ends = [event for event in seen if isinstance(event, events.RunFinished)]
+    assert [end.success for end in ends] == [False]
+    assert executor.result is not None
+    assert not executor.result.success
+    assert executor.result["only"] == 1
+    assert not executor.running
+
+
+async def test_a_damaged_cache_is_told_in_the_run_and_stops_nothing(tmp_path: Path) -> None:
+    """The cache says so in a thread of its own."""
+    (tmp_path / "cache.db").write_bytes(b"no database at all " * 100)
+    pipeline = Pipeline("edge")
+    pipeline.put(PipelineStep.from_cell("only", "1", python=True))
+    cache = ResultCache(tmp_path)
+    result = await PipelineExecutor(pipeline, cache=cache).execute()
+    cache.close()
+    assert result["only"] == 1
+    assert any("cache" in warning for warning in result.warnings)

@@ -430,9 +430,8 @@ def _order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
     keys = metadata.get("item_keys")
     if keys is None or step.items is None:
         return
-    labels = metadata["item_index"]
+    labels = dict(zip(keys, metadata["item_index"], strict=True))
     known = step.items
     step.items = {key: known[key] for key in keys if key in known}
-    for key, label in zip(keys, labels, strict=True):
-        if key in known:
-            known[key].index = label
+    for key, item in step.items.items():
+        item.index = labels[key]
