@@ -78,6 +78,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         tools_filter=["search*"],
         tools=[lookup],
         checks=[lookup],
+        agent="plan",
         constraints=["short", "kind"],
         timeout=2.5,
         max_retries=0,
@@ -92,6 +93,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         "each of": "classify",
         "schema": "Answer (a, b, c, d, e, f, …)",
         "model": "openai:gpt",
+        "plans": "its tasks, at most 2 times anew",
         "when": "load",
         "tools": "search*, lookup",
         "checks": "lookup",
@@ -99,6 +101,11 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, "
         "at most 5000 tokens, never cached",
     }
+
+
+def test_a_card_tells_of_a_single_plan() -> None:
+    made = pipeline().step("report", "Report", agent="plan", max_replans=0)
+    assert facts(made, made.get_step("report"))["plans"] == "its tasks, once"
 
 
 def _concurrent():  # type: ignore[no-untyped-def]

@@ -112,6 +112,8 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         retry_count=1,
         output_retries=0,
         checks=[good],
+        agent="plan",
+        max_replans=1,
         execution_mode=ExecutionMode.SERIAL,
         model="openai:gpt-5-mini",
         cache=False,

@@ -146,7 +146,8 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "tagent_step classify --output-schema Sentiment --map-over load --min-success 0.5 "
         "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
-        "--check sane,kind --check brief --budget '0.5 USD, 20 requests' --no-cache   # a comment",
+        "--check sane,kind --check brief --plan --max-replans 1 --budget '0.5 USD, 20 requests' "
+        "--no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
     step = book.session.pipeline.get_step("classify")
@@ -157,6 +158,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert step.constraints == ["be short", "kind"]
     assert step.tools_filter == ["lookup", "search*"]
     assert step.tools == [book.shell.user_ns["lookup"]]
+    assert (step.agent, step.max_replans) == ("plan", 1)
     assert step.checks == [book.shell.user_ns[name] for name in ("sane", "kind", "brief")]
     assert (step.timeout, step.max_retries, step.cache) == (2.5, 1, False)
     assert step.budget == Budget(usd=0.5, requests=20)
@@ -201,6 +203,8 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --output-schema Sentimnt", "go", "Did you mean 'Sentiment'?"),
     (f"{STEP} a --output-schema os", "go", "There is no schema 'os'"),
     (f"{STEP} a --output-schema answer", "go", "is of type int, not a pydantic model"),
+    (f"{STEP} a --python --plan", "1", "a Python step asks no model. Leave --plan"),
+    (f"{STEP} a --plan --max-replans -1", "go", "max_replans"),
     (f"{STEP} a --check sain", "go", "There is no function 'sain'. Did you mean 'sane'?"),
     (f"{STEP} a --check answer", "go", "'answer' is of type int, not a function"),
     (f"{STEP} a --check sane", "go", "takes neither (value) nor (value, context)"),

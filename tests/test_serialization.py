@@ -91,6 +91,8 @@ def reviews() -> Pipeline:
             output_retries=0,
             checks=[short],
             budget="0.5 USD, 20 requests",
+            agent="plan",
+            max_replans=1,
             cache=False,
         )
     )

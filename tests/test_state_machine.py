@@ -19,6 +19,7 @@ PATHS = {
     Phase.PLANNING: [Phase.PLANNING],
     Phase.EXECUTING: [Phase.EXECUTING],
     Phase.EVALUATING: [Phase.EXECUTING, Phase.EVALUATING],
+    Phase.FINALIZING: [Phase.EXECUTING, Phase.EVALUATING, Phase.FINALIZING],
     Phase.COMPLETED: [Phase.EXECUTING, Phase.COMPLETED],
     Phase.FAILED: [Phase.FAILED],
 }

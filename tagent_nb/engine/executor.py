@@ -61,7 +61,7 @@ class PipelineExecutor:
         namespace: Names that Python bodies see besides the steps, such as the notebook's.
         schemas: Model classes that stored values are turned back into.
         retry_delay: Seconds; the ceiling of the first wait between attempts, doubled each time.
-        runners: Other runners by kind (``"python"``, ``"agent"``).
+        runners: Other runners by kind (``"python"``, ``"agent"``, ``"plan"``).
         gates: What each call to a model or a tool passes on its way, the first one outermost.
         prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
             come before the known ones.

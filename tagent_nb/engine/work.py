@@ -101,7 +101,8 @@ def step_model(run: Run, step: PipelineStep) -> Any:
 
 def runner_of(run: Run, step: PipelineStep) -> StepRunner:
     """The runner for this kind of step."""
-    return run.equipment.runners["python" if step.is_python else "agent"]
+    agent = "plan" if step.agent == "plan" else "agent"
+    return run.equipment.runners["python" if step.is_python else agent]
 
 
 def source_of(step: PipelineStep) -> Reference:

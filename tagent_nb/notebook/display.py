@@ -72,6 +72,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("each of", step.map_over or ""),
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
+        ("plans", _plans(step)),
         ("when", _when(step)),
         (
             "tools",
@@ -116,6 +117,12 @@ def _model(pipeline: Pipeline, step: PipelineStep) -> str:
     if model is None:
         return f"none yet: %tagent_pipeline {pipeline.name} --model NAME"
     return model_label(model)
+
+
+def _plans(step: PipelineStep) -> str:
+    if step.agent != "plan":
+        return ""
+    return "its tasks" + (f", at most {step.max_replans} times anew" if step.max_replans else ", once")
 
 
 def _when(step: PipelineStep) -> str:

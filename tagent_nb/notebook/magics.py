@@ -133,6 +133,8 @@ class TagentMagics(KeptMagics):
         "--tools", metavar="NAMES", help="Tools the step may use: names, globs, functions of the notebook."
     )
     @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")
+    @option("--plan", action="store_true", help="The model plans tasks, which are carried out and judged.")
+    @option("--max-replans", type=int, metavar="N", help="New plans after the first; 2 without it.")
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
     @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")
     @option("--budget", metavar="AMOUNT", help="Most that the step may spend: 0.10 (USD), '5000 tokens'.")

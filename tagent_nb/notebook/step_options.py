@@ -26,6 +26,8 @@ def build_step(
         "budget": args.budget,
         "min_success": args.min_success,
         "map_over": args.map_over,
+        "agent": "plan" if args.plan else None,
+        "max_replans": args.max_replans,
         "when": args.when,
         "model": session.model(args.model),
     }

@@ -143,6 +143,9 @@ class PipelineStep:
         when: Condition under which the step runs: an expression or a condition object.
         map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
         min_success: Share (0 to 1) of items that must succeed, 1.0 without a say.
+        agent: ``"single"``: one conversation with the model. ``"plan"``: the model plans tasks, which
+            are carried out and judged; see :class:`~tagent_nb.steps.planner.PlanRunner`.
+        max_replans: New plans after the first that a step with ``agent="plan"`` may make.
         model: Model for this step (``"openai:..."``, ``"local"``); else the pipeline's.
         settings: Model settings such as ``{"temperature": 0.0, "max_tokens": 200}``.
         tools: Functions this step may call besides the registered ones.
@@ -172,6 +175,8 @@ class PipelineStep:
     when: str | Condition | None = None
     map_over: str | None = None
     min_success: float = 1.0
+    agent: str = "single"
+    max_replans: int = 2
     model: Any = None
     settings: dict[str, Any] = field(default_factory=dict)
     tools: list[Callable[..., Any]] = field(default_factory=list)

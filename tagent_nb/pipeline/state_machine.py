@@ -18,6 +18,7 @@ class Phase(Enum):
     PLANNING = "planning"
     EXECUTING = "executing"
     EVALUATING = "evaluating"
+    FINALIZING = "finalizing"
     COMPLETED = "completed"
     FAILED = "failed"
     PAUSED = "paused"
@@ -103,8 +104,9 @@ class TaskBasedStateMachine:
 
     A planner goes INIT, PLANNING (:meth:`add_plan`), EXECUTING (:meth:`next_task`,
     :meth:`start_task`, :meth:`complete_task` or :meth:`fail_task`, until no task is left), EVALUATING,
-    and from there to COMPLETED, to FAILED, or to PLANNING again while :attr:`may_plan`. Work whose
-    tasks are known goes straight from INIT to EXECUTING. Subclasses change :attr:`TRANSITIONS`.
+    and from there to PLANNING again while :attr:`may_plan`, to FAILED, or by FINALIZING, where the
+    answer gets its form, to COMPLETED. Work whose tasks are known goes straight from INIT to
+    EXECUTING. Subclasses change :attr:`TRANSITIONS`.
 
     Args:
         goal: What is to be achieved.
@@ -121,7 +123,10 @@ class TaskBasedStateMachine:
         Phase.INIT: frozenset({Phase.PLANNING, Phase.EXECUTING, Phase.FAILED}),
         Phase.PLANNING: frozenset({Phase.EXECUTING, Phase.FAILED}),
         Phase.EXECUTING: frozenset({Phase.EVALUATING, Phase.PLANNING, Phase.COMPLETED, Phase.FAILED}),
-        Phase.EVALUATING: frozenset({Phase.PLANNING, Phase.EXECUTING, Phase.COMPLETED, Phase.FAILED}),
+        Phase.EVALUATING: frozenset(
+            {Phase.PLANNING, Phase.EXECUTING, Phase.FINALIZING, Phase.COMPLETED, Phase.FAILED}
+        ),
+        Phase.FINALIZING: frozenset({Phase.PLANNING, Phase.COMPLETED, Phase.FAILED}),
         Phase.COMPLETED: frozenset(),
         Phase.FAILED: frozenset(),
     }

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline.template import Reference
 
 
+AGENTS = ("single", "plan")
+"""Kinds of agent steps."""
+
+
 def check_step(step: PipelineStep) -> None:
     """Check the fields of one step by themselves.
 
@@ -56,12 +60,18 @@ def check_step(step: PipelineStep) -> None:
              f"not {step.execution_mode!r}.")  # fmt: skip
     if step.timeout is not None and (not is_number(step.timeout) or step.timeout <= 0):
         fail("timeout", f"must be a number of seconds above 0, or None, not {step.timeout!r}.")
-    for field in ("retry_count", "max_retries", "output_retries"):
+    for field in ("retry_count", "max_retries", "output_retries", "max_replans"):
         value = getattr(step, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             fail(field, f"must be a whole number from 0 on, not {value!r}.")
     if not is_number(step.min_success) or not 0 <= step.min_success <= 1:
         fail("min_success", f"must be a share from 0 to 1, not {step.min_success!r}.")
+    if step.agent not in AGENTS:
+        fail("agent", f"must be {' or '.join(map(repr, AGENTS))}, not {step.agent!r}."
+             f"{did_you_mean(str(step.agent), AGENTS)}")  # fmt: skip
+    if step.agent != "single" and step.is_python:
+        fail("agent", f"is {step.agent!r}, but a Python step asks no model. "
+             "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
     if step.output_schema is not None:
         _check_schema(step.name, step.output_schema)
     if step.when is not None:

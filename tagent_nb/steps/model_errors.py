@@ -103,7 +103,7 @@ def _said(error: ModelAPIError) -> str:
 
 
 def _invalid(step: PipelineStep, messages: Sequence[ModelMessage], refused: str) -> OutputValidationError:
-    answer = _last_answer(messages)
+    answer = last_answer(messages)
     schema = step.output_schema
     wanted = "text" if schema is None else schema.__name__
     tries = f"{step.output_retries + 1} {'tries' if step.output_retries else 'try'}"
@@ -118,7 +118,7 @@ def _invalid(step: PipelineStep, messages: Sequence[ModelMessage], refused: str)
     return OutputValidationError(f"{message}{wrong} The last answer was: {shown}")
 
 
-def _last_answer(messages: Sequence[ModelMessage]) -> str:
+def last_answer(messages: Sequence[ModelMessage]) -> str:
     """The last text, or the last arguments of the tool that takes the answer."""
     for message in reversed(messages):
         for part in reversed(message.parts if message.kind == "response" else ()):
