@@ -9,14 +9,25 @@ import pytest
 
 from tagent_nb.engine.runners import Runners
 from tagent_nb.steps.agent import AgentRunner
+from tagent_nb.steps.planner import PlanRunner
 from tagent_nb.steps.python import PythonRunner
 
 
-def test_the_two_kinds_have_a_runner_each_which_stays_the_same() -> None:
+def test_each_kind_has_a_runner_which_stays_the_same() -> None:
     runners = Runners()
     assert isinstance(runners["python"], PythonRunner)
     assert isinstance(runners["agent"], AgentRunner)
+    assert isinstance(runners["plan"], PlanRunner)
     assert runners["agent"] is runners["agent"]
+    assert runners["plan"] is runners["plan"]
+
+
+def test_agents_of_both_kinds_share_one_client_a_model() -> None:
+    runners = Runners()
+    plan, agent = runners["plan"], runners["agent"]
+    assert isinstance(plan, PlanRunner)
+    assert isinstance(agent, AgentRunner)
+    assert plan.models is agent.models
 
 
 def test_other_kinds_have_none() -> None:
