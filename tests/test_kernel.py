@@ -2,117 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import signal
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import KernelManager
+from kernels import OLDER, Kernel
 
-PATIENCE = 60.0
-"""Seconds after which a test gives up. The steps that are stopped here would go on for ever."""
-
-
-class Kernel:
-    """An IPython kernel in a folder of its own, with the magics loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manager = KernelManager()
-        # The kernel of this environment, whatever kernels the machine has installed.
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        self.manager._kernel_spec = KernelSpec(argv=command, display_name="test", language="python")
-        environment = os.environ | {"IPYTHONDIR": str(folder / "ipython")}
-        self.manager.start_kernel(cwd=str(folder), env=environment)
-        self.client: BlockingKernelClient = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=PATIENCE)
-        self.outputs: dict[str, list[dict[str, Any]]] = {}
-        self.idle: set[str] = set()
-        self.run("%load_ext tagent_nb")
-
-    def send(self, code: str) -> str:
-        """Queue a cell; returns its id."""
-        return str(self.client.execute(code))
-
-    def receive(self) -> None:
-        """Take in one message, or none if none comes soon."""
-        try:
-            message = self.client.get_iopub_msg(timeout=0.2)
-        except queue.Empty:
-            assert self.manager.is_alive(), "the kernel died"
-            return
-        parent = message["parent_header"].get("msg_id", "")
-        if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-            self.idle.add(parent)
-        self.outputs.setdefault(parent, []).append(message)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Take messages in until something holds."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"it did not happen: {self.outputs}"
-            self.receive()
-
-    def wait(self, cell: str) -> str:
-        """Wait for a cell to end; returns all its text."""
-        self.until(lambda: cell in self.idle)
-        return self.text(cell)
-
-    def run(self, code: str) -> str:
-        """Run a cell to its end; returns all its text."""
-        return self.wait(self.send(code))
-
-    def text(self, cell: str) -> str:
-        """What a cell printed, displayed and raised so far."""
-        found = []
-        for message in self.outputs.get(cell, []):
-            content = message["content"]
-            found.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
-            found.extend(content.get("traceback", []))
-        return "\n".join(found)
-
-    def define(self, name: str, code: str, options: str = "") -> None:
-        """Define a Python step that notes each of its runs in a file."""
-        note = f"with open('effects', 'a') as file:\n    file.write('{name}\\n')\n"
-        self.run(f"%%tagent_step {name} --python {options}\n{note}{code}")
-
-    def effects(self) -> Counter[str]:
-        """How often each step ran, over all kernels of this folder."""
-        path = self.folder / "effects"
-        return Counter(path.read_text().split() if path.exists() else [])
-
-    def interrupt(self) -> None:
-        """What the interrupt button does."""
-        self.manager.interrupt_kernel()
-
-    def kill(self) -> None:
-        """What the machine does when it has no memory left."""
-        assert self.manager.provisioner is not None
-        os.kill(self.manager.provisioner.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        self.close()
-
-    def close(self) -> None:
-        """End the kernel."""
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
+on_every_kernel = pytest.mark.parametrize(
+    "kernel",
+    [pytest.param(None, id="newest")]
+    + [pytest.param(one, id=one, marks=pytest.mark.requires(f"ipykernel-{one}")) for one in OLDER],
+    indirect=True,
+)
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
-    """Starts kernels in the test's folder."""
+def kernel(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], Kernel]]:
+    """Starts kernels in the test's folder, of the ipykernel that an indirect parameter names."""
     started: list[Kernel] = []
 
     def start() -> Kernel:
-        started.append(Kernel(tmp_path))
+        started.append(Kernel(tmp_path, getattr(request, "param", None)))
         return started[-1]
 
     yield start
@@ -131,6 +43,7 @@ STILL = (
 )
 
 
+@on_every_kernel
 def test_a_cell_runs_a_pipeline_and_cells_queued_behind_it_all_execute(kernel: Callable[[], Kernel]) -> None:
     book = kernel()
     book.run("%tagent_pipeline queued")
@@ -156,6 +69,7 @@ def test_the_value_is_given_where_it_is_used_and_else_not_shown_twice(kernel: Ca
     assert "UsageError" in book.run("%tagent_run --until nowhere")
 
 
+@on_every_kernel
 @pytest.mark.parametrize(
     "cell",
     ["%tagent_run", "mine = %tagent_run", "def go():\n    %tagent_run\ngo()", "%%time\n%tagent_run"],
@@ -182,32 +96,33 @@ def test_an_interrupt_ends_the_run_with_one_line_and_it_can_be_resumed(
     assert "2" in book.run("print(result['second'])")
 
 
+@on_every_kernel
 def test_stop_in_the_panel_ends_an_awaited_run(kernel: Callable[[], Kernel]) -> None:
     book = kernel()
     book.run("%tagent_pipeline stopped")
     book.define("slow", BEATING + "5")
     run = book.send("%tagent_run")
     book.until(lambda: (book.folder / "beats").exists() and _stop_button(book, run) is not None)
-    content = {
-        "comm_id": _stop_button(book, run),
-        "data": {"method": "custom", "content": {"event": "click"}},
-    }
-    book.client.shell_channel.send(book.client.session.msg("comm_msg", content))
-    assert "■ slow: cancelled" in book.wait(run)
+    book.click(_stop_button(book, run))
+    book.wait(run)
+    # The table replaces another output: where that is, is for its display id to say.
+    book.until(lambda: "■ slow: cancelled" in book.story())
     assert "STILL" in book.run(STILL)
 
 
 def _stop_button(book: Kernel, cell: str) -> str | None:
-    """The comm of the button, as a front end learns it."""
+    """The comm of the button, once a front end shows it."""
+    found = None
     for message in book.outputs.get(cell, []):
-        state = (
-            message["content"].get("data", {}).get("state", {}) if message["msg_type"] == "comm_open" else {}
-        )
-        if state.get("description") == "Stop":
-            return str(message["content"]["comm_id"])
+        data = message["content"].get("data", {})
+        if message["msg_type"] == "comm_open" and data.get("state", {}).get("description") == "Stop":
+            found = str(message["content"]["comm_id"])
+        if "application/vnd.jupyter.widget-view+json" in data:
+            return found
     return None
 
 
+@on_every_kernel
 def test_a_background_run_leaves_the_kernel_free(kernel: Callable[[], Kernel]) -> None:
     book = kernel()
     book.run("%tagent_pipeline behind")
@@ -221,6 +136,7 @@ def test_a_background_run_leaves_the_kernel_free(kernel: Callable[[], Kernel]) -
     book.until(lambda: "✓ slow: completed" in "".join(book.text(cell) for cell in book.outputs))
 
 
+@on_every_kernel
 def test_printed_text_lands_in_the_area_of_its_step(kernel: Callable[[], Kernel]) -> None:
     book = kernel()
     book.run("%tagent_pipeline printing")
@@ -232,6 +148,29 @@ def test_printed_text_lands_in_the_area_of_its_step(kernel: Callable[[], Kernel]
     (book.folder / "gate").touch()
     assert "from the step" not in book.run("_ = handle.result(30)")
     book.until(lambda: any("from the step" in _html(one) for cell in book.outputs.values() for one in cell))
+
+
+@on_every_kernel
+def test_pipelines_that_run_at_the_same_time_keep_their_output_apart(kernel: Callable[[], Kernel]) -> None:
+    book = kernel()
+    for name in ("left", "right"):
+        book.run(f"%tagent_pipeline {name}")
+        book.define("slow", f"print('from the {name}')\n{FOREVER}'{name}'")
+        book.run(f"{name} = %tagent_run --background")
+    book.until(lambda: book.effects()["slow"] == 2)
+    assert "False False" in book.run("print(left.done(), right.done())")
+    (book.folder / "gate").touch()
+    assert "left right" in book.run("print(left.result(30)['slow'], right.result(30)['slow'])")
+
+    def told(name: str) -> list[str]:
+        return [
+            _html(one) for cell in book.outputs.values() for one in cell if f"from the {name}" in str(one)
+        ]
+
+    book.until(lambda: all(any("completed" in text for text in told(name)) for name in ("left", "right")))
+    assert not any("from the right" in text for text in told("left"))
+    streams = [one for cell in book.outputs.values() for one in cell if one["msg_type"] == "stream"]
+    assert not any("from the" in one["content"]["text"] for one in streams)
 
 
 def _html(message: dict[str, Any]) -> str:

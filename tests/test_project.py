@@ -76,7 +76,8 @@ def test_that_is_expected_to_fail():
     ("ci", "outcome"), [("", "3 skipped, 1 xfailed"), ("true", "1 failed, 1 xfailed, 2 errors")]
 )
 def test_a_missing_part_skips_a_test_and_fails_it_in_ci(tmp_path: Path, ci: str, outcome: str) -> None:
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    for name in ("conftest.py", "kernels.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "test_skipped.py").write_text(SKIPPED, encoding="utf-8")
     (tmp_path / "test_import.py").write_text("import pytest\npytest.importorskip('unobtainium_package')\n")

@@ -12,6 +12,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from tagent_nb.engine.handle import CANCEL_GRACE, RunHandle
+from tagent_nb.notebook.clicks import handle_clicks
 from tagent_nb.notebook.panel import SETTLE, Panel
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.result import PipelineResult
@@ -71,6 +72,7 @@ class RunControl:
             while True:
                 try:
                     await asyncio.sleep(pause)
+                    await handle_clicks(getattr(self.shell, "kernel", None))
                 except (asyncio.CancelledError, KeyboardInterrupt) as error:
                     pause = course.throw(error)
                 else:

@@ -1,0 +1,46 @@
+"""Messages of widgets while a cell awaits, on kernels that would keep them until the cell has ended.
+
+ipykernel 6 handles one message at a time, and a cell that awaits is one that is not over: a click on Stop
+would wait for the very run that it is to stop. Its event loop goes on, though, and puts what arrives into
+a queue. From there the messages of widgets are handled between two beats of the waiting cell; cells
+and all else stay where they are, in their order. ipykernel 7 has no such queue and needs no help.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+COMMS = ("comm_open", "comm_msg", "comm_close")
+"""Types of the messages that widgets send."""
+
+
+async def handle_clicks(kernel: Any) -> None:
+    """Handle the messages of widgets that wait in the queue of an ipykernel 6; nothing on other kernels."""
+    queue = getattr(kernel, "msg_queue", None)
+    if queue is None:
+        return
+    waiting = [queue.get_nowait() for _ in range(queue.qsize())]
+    clicks = [one for one in waiting if _type(kernel, one[2]) in COMMS]
+    for one in waiting:
+        if one not in clicks:
+            queue.put_nowait(one)
+    for _, dispatch, arguments in clicks:
+        parent, ident = kernel.get_parent("shell"), kernel._parent_ident["shell"]
+        interrupted_by = kernel.saved_sigint_handler
+        try:
+            await dispatch(*arguments)
+        finally:
+            # What the waiting cell prints belongs to it again, and its handler of interrupts is kept.
+            kernel.set_parent(ident, parent, channel="shell")
+            kernel.saved_sigint_handler = interrupted_by
+
+
+def _type(kernel: Any, arguments: tuple[Any, ...]) -> str:
+    """The type of a queued message, read from its header alone; empty for what is no message."""
+    if not arguments or not isinstance(arguments[0], list):
+        return ""
+    # A signature may be checked only once, so nothing is decoded here that is decoded again later.
+    _, parts = kernel.session.feed_identities(arguments[0], copy=False)
+    header = json.loads(bytes(getattr(parts[1], "buffer", parts[1])))
+    return str(header.get("msg_type", ""))

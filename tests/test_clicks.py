@@ -1,0 +1,79 @@
+"""Messages of widgets while a cell awaits: what is handled at once, and what keeps its place."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import zmq
+from jupyter_client.session import Session
+
+from tagent_nb.notebook.clicks import handle_clicks
+
+
+class SixKernel:
+    """The part of ipykernel 6 that hands messages on; tests/test_kernel.py has a real one."""
+
+    def __init__(self) -> None:
+        self.session = Session(key=b"secret")
+        self.msg_queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._parent_ident = {"shell": b"cell"}
+        self._parent: Any = {"header": "the cell's"}
+        self.saved_sigint_handler = "the cell's"
+        self.handled: list[str] = []
+
+    def get_parent(self, channel: str) -> Any:
+        return self._parent
+
+    def set_parent(self, ident: bytes, parent: Any, channel: str) -> None:
+        self._parent_ident[channel], self._parent = ident, parent
+
+    async def dispatch(self, message: list[Any]) -> None:
+        ident, parts = self.session.feed_identities(message, copy=False)
+        found = self.session.deserialize(parts, copy=False)
+        self.set_parent(ident, found, "shell")
+        self.saved_sigint_handler = "the click's"
+        self.handled.append(found["header"]["msg_type"])
+        if found["content"].get("bad"):
+            raise KeyboardInterrupt
+
+    def send(self, kind: str, **content: Any) -> None:
+        parts = self.session.serialize(self.session.msg(kind, content), ident=b"front")
+        self.msg_queue.put_nowait(
+            (self.msg_queue.qsize(), self.dispatch, ([zmq.Message(one) for one in parts],))
+        )
+
+
+async def test_widgets_are_answered_while_cells_keep_their_order() -> None:
+    kernel = SixKernel()
+    kernel.msg_queue.put_nowait((0, kernel.dispatch, ()))
+    for kind in ("execute_request", "comm_msg", "complete_request", "comm_open", "execute_request"):
+        kernel.send(kind)
+    await handle_clicks(kernel)
+    assert kernel.handled == ["comm_msg", "comm_open"]
+    left = [kernel.msg_queue.get_nowait() for _ in range(kernel.msg_queue.qsize())]
+    assert [number for number, _, _ in left] == [0, 1, 3, 5]
+    for _, dispatch, arguments in left[1:]:
+        await dispatch(*arguments)
+    assert kernel.handled[2:] == ["execute_request", "complete_request", "execute_request"]
+
+
+@pytest.mark.parametrize("bad", [False, True])
+async def test_the_waiting_cell_gets_its_output_and_its_interrupts_back(bad: bool) -> None:
+    kernel = SixKernel()
+    kernel.send("comm_msg", bad=bad)
+    try:
+        await handle_clicks(kernel)
+    except KeyboardInterrupt:
+        assert bad
+    assert kernel.handled == ["comm_msg"]
+    assert kernel.get_parent("shell") == {"header": "the cell's"}
+    assert kernel._parent_ident == {"shell": b"cell"}
+    assert kernel.saved_sigint_handler == "the cell's"
+
+
+async def test_other_kernels_and_none_are_left_alone() -> None:
+    await handle_clicks(None)
+    await handle_clicks(SimpleNamespace())
