@@ -51,6 +51,7 @@ class Kernel:
         self.client.wait_for_ready(timeout=PATIENCE)
         self.outputs: dict[str, list[dict[str, Any]]] = {}
         self.idle: set[str] = set()
+        self.replied: set[str] = set()
         self.subshell = self._made_subshell()
         self.run("%load_ext tagent_nb")
 
@@ -59,11 +60,15 @@ class Kernel:
         return str(self.client.execute(code))
 
     def receive(self) -> None:
-        """Take in one message, or none if none comes soon."""
+        """Take in one message, or none if none comes soon, and all replies that are there."""
         try:
-            message = self.client.get_iopub_msg(timeout=0.2)
+            message = self.client.get_iopub_msg(timeout=0.05)
         except queue.Empty:
             assert self.manager.is_alive(), "the kernel died"
+            message = None
+        while self.client.shell_channel.msg_ready():
+            self.replied.add(self.client.get_shell_msg(timeout=PATIENCE)["parent_header"].get("msg_id", ""))
+        if message is None:
             return
         parent = message["parent_header"].get("msg_id", "")
         if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
@@ -78,8 +83,12 @@ class Kernel:
             self.receive()
 
     def wait(self, cell: str) -> str:
-        """Wait for a cell to end; returns all its text."""
-        self.until(lambda: cell in self.idle)
+        """Wait for a cell to end; returns all its text.
+
+        Waits for its reply too, as front ends do: ipykernel 7.1 to 7.3 may lose a request that comes
+        in while a reply goes out.
+        """
+        self.until(lambda: cell in self.idle and cell in self.replied)
         return self.text(cell)
 
     def run(self, code: str) -> str:

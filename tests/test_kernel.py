@@ -160,7 +160,7 @@ def test_pipelines_that_run_at_the_same_time_keep_their_output_apart(kernel: Cal
     book.until(lambda: book.effects()["slow"] == 2)
     assert "False False" in book.run("print(left.done(), right.done())")
     (book.folder / "gate").touch()
-    assert "left right" in book.run("print(left.result(30)['slow'], right.result(30)['slow'])")
+    assert "leftright" in book.run("print(left.result(30)['slow'] + right.result(30)['slow'])")
 
     def told(name: str) -> list[str]:
         return [
