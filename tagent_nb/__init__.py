@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.entries import StepMemoryEntry
     from tagent_nb.engine.executor import PipelineExecutor
     from tagent_nb.engine.export import export_module
     from tagent_nb.engine.handle import RunHandle
-    from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
+    from tagent_nb.engine.memory import PipelineMemory
     from tagent_nb.engine.plan import Plan, StepPlan
     from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine
     from tagent_nb.errors import (
@@ -215,10 +216,8 @@ _ROOMS = {
     "engine.executor": ("PipelineExecutor",),
     "engine.export": ("export_module",),
     "engine.handle": ("RunHandle",),
-    "engine.memory": (
-        "PipelineMemory",
-        "StepMemoryEntry",
-    ),
+    "engine.entries": ("StepMemoryEntry",),
+    "engine.memory": ("PipelineMemory",),
     "engine.plan": (
         "Plan",
         "StepPlan",

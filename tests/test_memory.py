@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tagent_nb import StepStatus, TokenUsage, events
-from tagent_nb.engine.memory import PipelineMemory, new_run_id
+from tagent_nb.engine.entries import new_run_id
+from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.names import safe_id
 

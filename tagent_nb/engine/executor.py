@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.holding import holding
-from tagent_nb.engine.knowledge import not_stored, save
+from tagent_nb.engine.knowledge import save
 from tagent_nb.engine.loop import background_loop, submit
-from tagent_nb.engine.memory import PipelineMemory, new_run_id
+from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.money import asked_budget, budget_of, call_gates, ledger_of, refuse_unpriced
+from tagent_nb.engine.opening import definition_of, memory_of, run_id_of, schemas_of
 from tagent_nb.engine.run import Equipment, Run, RunOptions
 from tagent_nb.engine.runners import Runners
 from tagent_nb.engine.state import (
     PipelineMemoryManager,
     PipelineStateMachine,
-    find_run,
     read_memory,
     read_previous,
 )
@@ -233,11 +233,11 @@ class PipelineExecutor:
 
         options = self._options(resume, force, until, offline, use_cache, on_change)
         pipeline = self._checked(until, offline)
-        schemas = self._schemas(pipeline)
-        run_id = await self._run_id(pipeline, options)
-        memory, _ = await self._memory(pipeline, options, schemas, run_id)
+        schemas = schemas_of(pipeline, self.schemas, self.namespace)
+        run_id = await run_id_of(self.storage, pipeline, options)
+        memory, _ = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
         run = self._run_of(pipeline, options, memory, schemas)
-        verdict = judge(run, self._definition(pipeline)) if options.resume is not False else None
+        verdict = judge(run, definition_of(self.storage, pipeline)) if options.resume is not False else None
         past = Past(self.storage, pipeline.id, pipeline.name)
         steps = await Rehearsal(run, verdict, past).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
@@ -254,7 +254,7 @@ class PipelineExecutor:
             NotStoredError: There is no such run.
             CorruptRecordError: It is damaged.
         """
-        schemas = self._schemas(self.pipeline)
+        schemas = schemas_of(self.pipeline, self.schemas, self.namespace)
         return (await read_memory(self.storage, self.pipeline.name, run_id, schemas)).to_result()
 
     # -- control, from any thread -----------------------------------------------------------
@@ -331,8 +331,8 @@ class PipelineExecutor:
 
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""
-        schemas = self._schemas(pipeline)
-        run_id = await self._run_id(pipeline, options)
+        schemas = schemas_of(pipeline, self.schemas, self.namespace)
+        run_id = await run_id_of(self.storage, pipeline, options)
 
         def lost(error: LeaseLostError) -> None:
             self._asked_now(lambda run: run.fail(error))
@@ -340,7 +340,7 @@ class PipelineExecutor:
         with self.storage.telling(self._hear):
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
-                memory, late = await self._memory(pipeline, options, schemas, run_id)
+                memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
                 self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token)
                 if late:
                     await save(run, late)
@@ -361,40 +361,6 @@ class PipelineExecutor:
         """Storage found something wrong, and got over it: a warning of the run, or of the one that begins."""
         self._ask(lambda run: run.warn(problem))
 
-    async def _run_id(self, pipeline: Pipeline, options: RunOptions) -> str:
-        if options.resume is False:
-            return new_run_id()
-        wanted = options.resume if isinstance(options.resume, str) else None
-        return await find_run(self.storage, pipeline.name, wanted)
-
-    def _schemas(self, pipeline: Pipeline) -> dict[str, type]:
-        """Classes by name that stored values may become: the steps', the given, the namespace's."""
-        found: dict[str, type] = {
-            name: value for name, value in self.namespace.items() if isinstance(value, type)
-        }
-        found.update({schema.__name__: schema for schema in self.schemas})
-        found.update(
-            {step.output_schema.__name__: step.output_schema for step in pipeline.steps if step.output_schema}
-        )
-        return found
-
-    async def _memory(
-        self, pipeline: Pipeline, options: RunOptions, schemas: Mapping[str, type], run_id: str
-    ) -> tuple[PipelineMemory, dict[str, Any]]:
-        """What is known of the run, and what it saved without storing it: it was stopped between the two."""
-        if options.resume is False:
-            memory = PipelineMemory(pipeline.id, run_id, [step.name for step in pipeline.steps])
-            memory.pipeline_name = pipeline.name
-        else:
-            memory = await read_memory(self.storage, pipeline.name, run_id, schemas)
-            if self.memory is not None and self.memory.run_id == memory.run_id:
-                memory.pipeline = self.memory.pipeline
-        memory.shared_data = pipeline.shared_context
-        stored = await self.storage.memories(pipeline.id, schemas)
-        late = not_stored(memory, stored)
-        memory.memories = {**stored, **late}
-        return memory, late
-
     async def _prepare(
         self,
         pipeline: Pipeline,
@@ -404,7 +370,7 @@ class PipelineExecutor:
         token: int,
     ) -> Run:
         run = self._run_of(pipeline, options, memory, schemas, token)
-        definition = self._definition(pipeline)
+        definition = definition_of(self.storage, pipeline)
         names = tuple(step.name for step in pipeline.steps)
         budget = budget_of(options, self.budget, memory)
         if self._asks_models(pipeline, options.offline):
@@ -428,14 +394,6 @@ class PipelineExecutor:
         self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
         await run.conclude(RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where))
         return run
-
-    def _definition(self, pipeline: Pipeline) -> dict[str, Any]:
-        if not self.storage.durable:
-            return {}
-        from tagent_nb.pipeline.serialization import pipeline_to_dict
-
-        # What cannot be rebuilt, such as a model object, must not keep a run from being recorded.
-        return pipeline_to_dict(pipeline, strict=False)
 
     def _run_of(
         self,

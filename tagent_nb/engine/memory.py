@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tagent_nb.engine.entries import (
+    StepMemoryEntry,
+    error_text,
+    inputs_of,
+    new_run_id,
+    order_items,
+    reset,
+)
 from tagent_nb.events import (
     Event,
     FactLearned,
@@ -35,27 +41,6 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import Pipeline, StepStatus
 from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
-
-
-@dataclass(frozen=True, slots=True)
-class StepMemoryEntry:
-    """A step's recorded result.
-
-    Attributes:
-        data: The step's value.
-        timestamp: When it was recorded (UTC).
-        execution_id: Id of the run that recorded it.
-        dependencies_used: The steps it read, as its fingerprint names them.
-        metadata: Model, tool calls and the like.
-    """
-
-    step_name: str
-    pipeline_id: str
-    data: Any
-    timestamp: datetime
-    execution_id: str
-    dependencies_used: list[str] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class PipelineMemory:
@@ -125,7 +110,7 @@ class PipelineMemory:
                 data=step.value,
                 timestamp=datetime.fromtimestamp(step.ended_at or 0.0, UTC),
                 execution_id=self.run_id,
-                dependencies_used=_inputs(step.components),
+                dependencies_used=inputs_of(step.components),
                 metadata=dict(step.metadata),
             )
             for name, step in self.steps.items()
@@ -207,7 +192,7 @@ class PipelineMemory:
         self._left_out = {name: step for name, step in known.items() if name not in self.steps}
         for step in self.steps.values():
             if step.name not in event.kept:
-                _reset(step)
+                reset(step)
 
     def _run_paused(self, event: RunPaused) -> None:
         self.paused = True
@@ -292,7 +277,7 @@ class PipelineMemory:
             step.started_at = event.at
         step.ended_at = event.at
         if step.items is not None:
-            _order_items(step, event.metadata)
+            order_items(step, event.metadata)
 
     def _step_failed(self, event: StepFailed) -> None:
         unit = self._unit(event)
@@ -305,7 +290,7 @@ class PipelineMemory:
             unit.metadata = event.metadata
             unit.ended_at = event.at
             if unit.items is not None:
-                _order_items(unit, event.metadata)
+                order_items(unit, event.metadata)
 
     def _step_skipped(self, event: StepSkipped) -> None:
         step = self.step(event.step)
@@ -393,45 +378,3 @@ _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     MemorySaved: PipelineMemory._memory_saved,
     Warned: PipelineMemory._warned,
 }
-
-
-def new_run_id() -> str:
-    """An id that sorts by time and is safe in paths and keys."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-
-
-def error_text(step: StepResult) -> str:
-    """Type and message of a failed step, and the user's own traceback lines if there are any."""
-    head = f"{step.error_type}: {step.error}"
-    return f"{head}\n{step.traceback}".rstrip()
-
-
-def _inputs(components: Mapping[str, str]) -> list[str]:
-    """The steps that a fingerprint names as inputs."""
-    names = (
-        name.removeprefix("input:").partition(".")[0] for name in components if name.startswith("input:")
-    )
-    return list(dict.fromkeys(names))
-
-
-def _reset(step: StepResult) -> None:
-    """Make a step pending again; what it has cost so far stays."""
-    step.status = StepStatus.PENDING
-    step.output = None
-    step.ended_at = None
-    step.error_type = step.error = step.traceback = step.reason = ""
-    for item in (step.items or {}).values():
-        if not item.status.has_value:
-            item.status = StepStatus.PENDING
-
-
-def _order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
-    """Put the items into the source's order with its labels; items that are gone go."""
-    keys = metadata.get("item_keys")
-    if keys is None or step.items is None:
-        return
-    labels = dict(zip(keys, metadata["item_index"], strict=True))
-    known = step.items
-    step.items = {key: known[key] for key in keys if key in known}
-    for key, item in step.items.items():
-        item.index = labels[key]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tagent_nb.engine.memory import PipelineMemory, StepMemoryEntry
+from tagent_nb.engine.entries import StepMemoryEntry
+from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.errors import NotStoredError, did_you_mean
 from tagent_nb.events import (
     Event,

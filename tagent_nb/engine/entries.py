@@ -1,0 +1,75 @@
+"""What a run's memory holds of each step, and how it is put in order."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemoryEntry:
+    """A step's recorded result.
+
+    Attributes:
+        data: The step's value.
+        timestamp: When it was recorded (UTC).
+        execution_id: Id of the run that recorded it.
+        dependencies_used: The steps it read, as its fingerprint names them.
+        metadata: Model, tool calls and the like.
+    """
+
+    step_name: str
+    pipeline_id: str
+    data: Any
+    timestamp: datetime
+    execution_id: str
+    dependencies_used: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def new_run_id() -> str:
+    """An id that sorts by time and is safe in paths and keys."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+def error_text(step: StepResult) -> str:
+    """Type and message of a failed step, and the user's own traceback lines if there are any."""
+    head = f"{step.error_type}: {step.error}"
+    return f"{head}\n{step.traceback}".rstrip()
+
+
+def inputs_of(components: Mapping[str, str]) -> list[str]:
+    """The steps that a fingerprint names as inputs."""
+    names = (
+        name.removeprefix("input:").partition(".")[0] for name in components if name.startswith("input:")
+    )
+    return list(dict.fromkeys(names))
+
+
+def reset(step: StepResult) -> None:
+    """Make a step pending again; what it has cost so far stays."""
+    step.status = StepStatus.PENDING
+    step.output = None
+    step.ended_at = None
+    step.error_type = step.error = step.traceback = step.reason = ""
+    for item in (step.items or {}).values():
+        if not item.status.has_value:
+            item.status = StepStatus.PENDING
+
+
+def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
+    """Put the items into the source's order with its labels; items that are gone go."""
+    keys = metadata.get("item_keys")
+    if keys is None or step.items is None:
+        return
+    labels = dict(zip(keys, metadata["item_index"], strict=True))
+    known = step.items
+    step.items = {key: known[key] for key in keys if key in known}
+    for key, item in step.items.items():
+        item.index = labels[key]

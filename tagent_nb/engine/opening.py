@@ -1,0 +1,78 @@
+"""What a run begins with: its id, what is known of it, its definition, and classes for its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.entries import new_run_id
+from tagent_nb.engine.knowledge import not_stored
+from tagent_nb.engine.memory import PipelineMemory
+from tagent_nb.engine.state import find_run, read_memory
+from tagent_nb.pipeline.models import Pipeline
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import RunOptions
+    from tagent_nb.storage.base import StorageBackend
+
+
+async def run_id_of(storage: StorageBackend, pipeline: Pipeline, options: RunOptions) -> str:
+    """A new id, or the id of the run to carry on.
+
+    Raises:
+        NotStoredError: There is no such run.
+    """
+    if options.resume is False:
+        return new_run_id()
+    wanted = options.resume if isinstance(options.resume, str) else None
+    return await find_run(storage, pipeline.name, wanted)
+
+
+def schemas_of(pipeline: Pipeline, given: Iterable[type], namespace: Mapping[str, Any]) -> dict[str, type]:
+    """Classes by name that stored values may become: the steps', the given, the namespace's."""
+    found = {name: value for name, value in namespace.items() if isinstance(value, type)}
+    found.update({schema.__name__: schema for schema in given})
+    found.update(
+        {step.output_schema.__name__: step.output_schema for step in pipeline.steps if step.output_schema}
+    )
+    return found
+
+
+async def memory_of(
+    storage: StorageBackend,
+    pipeline: Pipeline,
+    options: RunOptions,
+    schemas: Mapping[str, type],
+    run_id: str,
+    last: PipelineMemory | None,
+) -> tuple[PipelineMemory, dict[str, Any]]:
+    """What is known of the run, and what it saved without storing it: it was stopped between the two.
+
+    Args:
+        last: Memory of the executor's last run: if that is the run, its definition is still at hand.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    if options.resume is False:
+        memory = PipelineMemory(pipeline.id, run_id, [step.name for step in pipeline.steps])
+        memory.pipeline_name = pipeline.name
+    else:
+        memory = await read_memory(storage, pipeline.name, run_id, schemas)
+        if last is not None and last.run_id == memory.run_id:
+            memory.pipeline = last.pipeline
+    memory.shared_data = pipeline.shared_context
+    stored = await storage.memories(pipeline.id, schemas)
+    late = not_stored(memory, stored)
+    memory.memories = {**stored, **late}
+    return memory, late
+
+
+def definition_of(storage: StorageBackend, pipeline: Pipeline) -> dict[str, Any]:
+    """The definition as it is recorded, where it is."""
+    if not storage.durable:
+        return {}
+    from tagent_nb.pipeline.serialization import pipeline_to_dict
+
+    # What cannot be rebuilt, such as a model object, must not keep a run from being recorded.
+    return pipeline_to_dict(pipeline, strict=False)
