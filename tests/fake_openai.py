@@ -24,6 +24,8 @@ class Act:
         body: What to send in place of an answer, as it is.
         headers: Further headers.
         hang: Answer only when the server is closed.
+        drop: Close the connection: ``"before"`` anything is sent, or ``"midway"``.
+        slow: Send the first piece of a stream, and the others when ``go`` is set.
         finish: Why the model stopped.
     """
 
@@ -34,6 +36,8 @@ class Act:
     body: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
+    drop: str = ""
+    slow: bool = False
     finish: str = "stop"
 
 
@@ -52,6 +56,7 @@ class FakeOpenAI:
     requests: list[dict[str, Any]] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
 
     def texts(self, number: int = -1) -> list[str]:
         """The texts of the messages of one request, system instruction first."""
@@ -71,6 +76,7 @@ def fake_openai(*acts: Act) -> Iterator[FakeOpenAI]:
         yield fake
     finally:
         fake.closed.set()
+        fake.go.set()
         server.shutdown()
         server.server_close()
         thread.join(10)
@@ -93,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         if act.hang:
             fake.closed.wait(60)
             return
+        if act.drop == "before":
+            self.close_connection = True
+            return
         self._send(act, asked)
 
     def _send(self, act: Act, asked: dict[str, Any]) -> None:
@@ -104,7 +113,21 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in act.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if act.drop:
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+            return
+        if act.slow:
+            first = body.index(b"\n\n") + 2
+            self.wfile.write(body[:first])
+            self.wfile.flush()
+            fake: FakeOpenAI = self.server.fake  # type: ignore[attr-defined]
+            fake.go.wait(60)
+            body = body[first:]
+        try:
+            self.wfile.write(body)
+        except OSError:
+            self.close_connection = True  # who asked has gone
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
