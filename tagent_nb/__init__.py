@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         Not,
         Or,
     )
+    from tagent_nb.pipeline.limits import Limit
     from tagent_nb.pipeline.models import (
         Dependency,
         DependencyType,
@@ -164,6 +165,7 @@ _ROOMS = {
         "TokenUsage",
         "Warned",
     ),
+    "pipeline.limits": ("Limit",),
     "pipeline.models": (
         "Dependency",
         "DependencyType",
@@ -255,6 +257,7 @@ __all__ = [
     "IsLessThan",
     "ItemResult",
     "LeaseLostError",
+    "Limit",
     "MemorySaved",
     "MemoryStorageBackend",
     "MissingExtraError",

@@ -19,7 +19,9 @@ from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import ExecutionMode
+from tagent_nb.pipeline.prices import Price
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.storage.retention import Retention
 
@@ -289,6 +291,14 @@ def test_options_of_a_run_reach_it(book: Notebook) -> None:
     assert book.effects("tagent_run --force") == "abc"
     assert book.effects("tagent_run --no-cache --until a") == "a"
     assert book.effects("tagent_run --offline") == ""
+
+
+def test_prices_and_limits_are_set_with_and_without_a_pipeline(book: Notebook) -> None:
+    book("tagent_pipeline reviews --price 'openai:a input=1 output=2' --price 'openai:b input=3 output=4'")
+    book("tagent_pipeline --limit 'openai concurrency=4 requests=60'")
+    assert book.session.prices == {"openai:a": Price(1, 2), "openai:b": Price(3, 4)}
+    assert book.session.limits.paces["openai"].limit == Limit(concurrency=4, requests_per_minute=60)
+    assert "Write: --limit" in refused(book, "tagent_pipeline --limit openai")
 
 
 def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(book: Notebook) -> None:

@@ -37,7 +37,8 @@ EVENTS = words(
 DEFINITIONS = words(
     """
     And Budget Condition Contains DataExists Dependency DependencyType ExecutionMode IsEmpty IsEqualTo
-    IsGreaterThan IsLessThan Not Or Pipeline PipelineStep Price Share StepContext StepRunner StepStatus tool
+    IsGreaterThan IsLessThan Limit Not Or Pipeline PipelineStep Price Share StepContext StepRunner StepStatus
+    tool
     """
 )
 RUNS = words(

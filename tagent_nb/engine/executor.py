@@ -28,10 +28,12 @@ from tagent_nb.engine.state import (
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.steps.ledger import Ledger
+from tagent_nb.steps.limits import LimitsGate
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class PipelineExecutor:
             come before the known ones.
         budget: Most that a run may spend: USD, a text such as ``"5000 tokens"``, or a :class:`Budget`.
             It is checked before each call of a model.
+        limits: How fast each provider may be asked, such as ``{"openai": Limit(concurrency=8)}``; or the
+            gate that knows, to be shared by executors on one loop.
 
     Attributes:
         memory: Memory of the current or last run; ``None`` before the first.
@@ -89,6 +93,7 @@ class PipelineExecutor:
         gates: Iterable[CallGate] = (),
         prices: Mapping[str, Price] | None = None,
         budget: Budget | float | str | None = None,
+        limits: Mapping[str, Limit] | LimitsGate | None = None,
     ) -> None:
         if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
             raise DefinitionError(
@@ -108,6 +113,7 @@ class PipelineExecutor:
         self.prices = checked_prices(prices)
         self.budget = None if budget is None else Budget.of(budget)
         self.ledger = Ledger()
+        self.limits = limits if isinstance(limits, LimitsGate) else LimitsGate(limits)
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
         self._run: Run | None = None
@@ -420,7 +426,7 @@ class PipelineExecutor:
             schemas=schemas,
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
-            gates=call_gates(pipeline, self.gates, ledger),
+            gates=call_gates(pipeline, self.gates, ledger, self.limits),
             prices=self.prices,
             ledger=ledger,
             observers=self._observers,

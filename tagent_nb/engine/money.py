@@ -16,6 +16,7 @@ from tagent_nb.steps.ledger import Ledger
 if TYPE_CHECKING:
     from tagent_nb.engine.run import RunOptions
     from tagent_nb.steps.calls import CallGate
+    from tagent_nb.steps.limits import LimitsGate
 
 
 def asked_budget(value: Any) -> Budget | Literal[False] | None:
@@ -71,8 +72,10 @@ def refuse_unpriced(
             )
 
 
-def call_gates(pipeline: Pipeline, own: Iterable[CallGate], ledger: Ledger) -> tuple[CallGate, ...]:
-    """What each call of a run passes, the first one outermost: the user's own gates, then the budget."""
+def call_gates(
+    pipeline: Pipeline, own: Iterable[CallGate], ledger: Ledger, limits: LimitsGate
+) -> tuple[CallGate, ...]:
+    """What each call of a run passes, the first one outermost: the user's own gates, budget, limits."""
     gates = list(own)
     if all(step.is_python for step in pipeline.steps):
         return tuple(gates)
@@ -80,7 +83,7 @@ def call_gates(pipeline: Pipeline, own: Iterable[CallGate], ledger: Ledger) -> t
         from tagent_nb.steps.budget import BudgetGate
 
         gates.append(BudgetGate(ledger))
-    return tuple(gates)
+    return (*gates, limits)
 
 
 def ledger_of(

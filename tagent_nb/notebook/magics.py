@@ -17,6 +17,7 @@ from tagent_nb.notebook.kept import KeptMagics
 from tagent_nb.notebook.listing import pipelines_table, plan_table
 from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
 from tagent_nb.notebook.picture import Picture
+from tagent_nb.notebook.provider_options import read_limit, read_price
 from tagent_nb.notebook.step_options import build_step
 from tagent_nb.pipeline.models import ExecutionMode
 
@@ -81,6 +82,18 @@ class TagentMagics(KeptMagics):
     )
     @option("--constraint", action="append", metavar="TEXT", help="A rule for every step. May be repeated.")
     @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time; 8 without it.")
+    @option(
+        "--price",
+        action="append",
+        metavar="TEXT",
+        help="USD a million tokens of a model, for this notebook: 'openai:mine input=0.5 output=1.5'.",
+    )
+    @option(
+        "--limit",
+        action="append",
+        metavar="TEXT",
+        help="Most that a provider is asked by this notebook: 'openai concurrency=8 requests=500'.",
+    )
     @option("--no-cache", action="store_true", help="Never answer steps of this pipeline from the cache.")
     @option("--remove", metavar="STEP", help="Take a step out, such as one whose cell is gone.")
     @help_option
@@ -93,12 +106,14 @@ class TagentMagics(KeptMagics):
         if args is None:
             return
         name = " ".join(args.name)
-        if not name and not args.remove:
+        if not name and not args.remove and not args.price and not args.limit:
             show(pipelines_table(self.session))
             return
         no_leftovers("%tagent_pipeline", NAME=name, **{"--model": args.model, "--storage": args.storage})
         if args.concurrent and args.serial:
             raise UsageError("%tagent_pipeline: --concurrent and --serial exclude each other. Keep one.")
+        self.session.set_prices(dict(read_price(text) for text in args.price or ()))
+        self.session.set_limits(dict(read_limit(text) for text in args.limit or ()))
         if name:
             self.session.use(
                 name,

@@ -14,9 +14,12 @@ from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.loop import submit
 from tagent_nb.errors import DefinitionError, NotStoredError, RunInProgressError, did_you_mean
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.names import pipeline_name
+from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.steps.limits import LimitsGate
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -84,12 +87,16 @@ class Session:
 
     Attributes:
         workspaces: One :class:`Workspace` by pipeline name.
+        prices: Prices of own models by name; see :meth:`set_prices`.
+        limits: How fast each provider may be asked, by all pipelines together; see :meth:`set_limits`.
     """
 
     def __init__(self, namespace: Mapping[str, Any] | None = None, folder: str | Path = STATE_FOLDER) -> None:
         self.namespace: Mapping[str, Any] = {} if namespace is None else namespace
         self.folder = Path(folder)
         self.workspaces: dict[str, Workspace] = {}
+        self.prices: dict[str, Price] = {}
+        self.limits = LimitsGate()
         self._current: str | None = None
         self._storages: dict[tuple[str, int | None], StorageBackend] = {}
         self._cache: ResultCache | None = None
@@ -141,6 +148,23 @@ class Session:
         found.max_concurrency = max_concurrency or found.max_concurrency
         self._current = key
         return found.pipeline
+
+    def set_prices(self, prices: Mapping[str, Price]) -> None:
+        """Price models for all later runs of this notebook, such as ``{"openai:my-model": Price(0.5, 1.5)}``.
+
+        Raises:
+            DefinitionError: They do not map names of models to prices.
+        """
+        self.prices.update(checked_prices(prices))
+
+    def set_limits(self, limits: Mapping[str, Limit]) -> None:
+        """Limit how fast providers are asked by all pipelines of this notebook, from now on.
+
+        Raises:
+            DefinitionError: They do not map names of providers to limits.
+        """
+        for provider, limit in checked_limits(limits).items():
+            self.limits.set(provider, limit)
 
     def adopt(self, pipeline: Pipeline) -> Workspace:
         """Make a pipeline that was built in Python current; it replaces one of the same name.
@@ -201,6 +225,8 @@ class Session:
             observers=observers,
             namespace=self.namespace,
             schemas=self.schemas().values(),
+            prices=self.prices,
+            limits=self.limits,
         )
 
     def start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from tagent_nb.errors import BudgetExceededError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.budget import Budget, Share, amount_text, spent_amounts
 from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.changes import Changes
 
 TINY = 1e-9
 """Part of an amount that is no amount: sums of USD are never exact."""
@@ -141,7 +141,7 @@ class Ledger:
     ) -> None:
         self.run = None if run is None else Account(run)
         self.steps = {name: Account(budget, name) for name, budget in (steps or {}).items()}
-        self._changes: list[asyncio.Future[None]] = []
+        self._changes = Changes()
         for name, (usage, cost) in (before or {}).items():
             self.spend(name, usage, cost)
 
@@ -174,7 +174,7 @@ class Ledger:
         if not self._fits(accounts, context.step, estimate):
             with context.waiting("the rest of the budget, which calls under way may use up"):
                 while not self._fits(accounts, context.step, estimate):
-                    await self._change()
+                    await self._changes.wait()
                     estimate = expected()
         for account in accounts:
             account.open(estimate)
@@ -183,7 +183,7 @@ class Ledger:
         finally:
             for account in accounts:
                 account.close(estimate)
-            self._tell()
+            self._changes.tell()
 
     def _accounts(self, step: str) -> list[Account]:
         return [one for one in (self.run, self.steps.get(step)) if one is not None]
@@ -193,14 +193,3 @@ class Ledger:
         # All are asked, not only until one says no: one behind it may know that waiting is in vain.
         answers = [account.fits(step, estimate) for account in accounts]
         return all(answers)
-
-    async def _change(self) -> None:
-        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changes.append(change)
-        await change
-
-    def _tell(self) -> None:
-        changes, self._changes = self._changes, []
-        for one in changes:
-            if not one.done():
-                one.set_result(None)

@@ -10,6 +10,7 @@ from tagent_nb.errors import OutputValidationError, RetryableError, StepError, T
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.validation import to_schema
 from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.limits import LONGEST_WAIT
 from tagent_nb.steps.providers import model_name
 from tagent_nb.steps.traceback import redact
 
@@ -64,34 +65,36 @@ def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError)
     from pydantic_ai import exceptions
 
     model = model_name(context.model)
-    said = _said(error)
+    told = said(error)
     if isinstance(error, exceptions.ModelAuthenticationError):
         return StepError(
-            f"Step {step.name!r}: {model!r} refused the key ({said}). "
+            f"Step {step.name!r}: {model!r} refused the key ({told}). "
             "Check the provider's key in the environment."
         )
     if isinstance(error, exceptions.ModelNotFoundError):
         hint = getattr(error, "suggested_model_id", None)
         return StepError(
-            f"Step {step.name!r}: the provider has no model {model!r} ({said})."
+            f"Step {step.name!r}: the provider has no model {model!r} ({told})."
             + (f" Did you mean {hint!r}?" if hint else " Check the model's name.")
         )
     if isinstance(error, exceptions.ModelQuotaExceededError):
-        return StepError(f"Step {step.name!r}: the account behind {model!r} has no quota left ({said}).")
+        return StepError(f"Step {step.name!r}: the account behind {model!r} has no quota left ({told}).")
     if isinstance(error, exceptions.ModelRequestRejectedError):
-        return StepError(f"Step {step.name!r}: {model!r} rejected the request ({said}).")
+        return StepError(f"Step {step.name!r}: {model!r} rejected the request ({told}).")
     if isinstance(error, exceptions.ModelRateLimitError):
-        message = f"Step {step.name!r}: {model!r} asks for fewer requests ({said})."
+        message = f"Step {step.name!r}: {model!r} asks for fewer requests ({told})."
     elif isinstance(error, exceptions.ModelConnectionError):
         message = (
-            f"Step {step.name!r}: {model!r} cannot be reached ({said}). Is it running, and the network up?"
+            f"Step {step.name!r}: {model!r} cannot be reached ({told}). Is it running, and the network up?"
         )
     else:
-        message = f"Step {step.name!r}: {model!r} failed ({said})."
+        message = f"Step {step.name!r}: {model!r} failed ({told})."
+    if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
+        return StepError(f"{message} It asks to wait {error.retry_after:g} s: resume the run then.")
     return RetryableError(message, retry_after=error.retry_after)
 
 
-def _said(error: ModelAPIError) -> str:
+def said(error: ModelAPIError) -> str:
     """What the other side said, short and without secrets."""
     body: Any = error.body
     if isinstance(body, dict):

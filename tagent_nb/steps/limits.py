@@ -1,0 +1,143 @@
+"""The gate that keeps providers from being asked too much at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+
+from tagent_nb.errors import StepError
+from tagent_nb.pipeline.limits import Limit, checked_limits
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.calls import CallGate, ModelCall
+from tagent_nb.steps.pace import Pace, Request
+
+if TYPE_CHECKING:
+    from pydantic_ai.exceptions import ModelRateLimitError
+    from pydantic_ai.messages import ModelResponse
+
+LONGEST_WAIT = 300.0
+"""Most seconds that one request waits because its provider asks for fewer requests."""
+FIRST_WAIT, MOST_WAIT = 1.0, 30.0
+"""Seconds to wait where the provider does not say: doubled each time, up to the second."""
+
+
+class LimitsGate(CallGate):
+    """Lets a request to a model pass when its provider may be asked; asks again when it was too much.
+
+    An answer 429 is no failed attempt: all requests to that provider wait as long as it says
+    (``Retry-After``), fewer are made at the same time from then on, and more again when it answers. A
+    request that has waited :data:`LONGEST_WAIT` seconds in all is given up.
+
+    Requests are let through in the order in which they came. Executors on one loop may share a gate.
+
+    Args:
+        limits: By provider, such as ``"openai"``; what is not named is limited only when it complains.
+        clock: Seconds that never go back.
+        sleep: Waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, Limit] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.paces: dict[str, Pace] = {}
+        self._clock = clock
+        self._sleep = sleep
+        for provider, limit in checked_limits(limits).items():
+            self.set(provider, limit)
+
+    def set(self, provider: str, limit: Limit) -> None:
+        """Limit a provider from now on, in place of what was."""
+        self._pace(provider).set(limit)
+
+    def _pace(self, provider: str) -> Pace:
+        found = self.paces.get(provider)
+        if found is None:
+            found = self.paces[provider] = Pace(provider)
+        return found
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Ask when the provider may be asked.
+
+        Raises:
+            StepError: It asked for fewer requests for too long.
+        """
+        from pydantic_ai.exceptions import ModelRateLimitError
+
+        pace = self._pace(self._provider(call))
+        tokens = self._expected(pace, call)
+        waited, delay = 0.0, FIRST_WAIT
+        while True:
+            request = await self._enter(pace, call.context, tokens)
+            try:
+                response = await proceed(call)
+            except ModelRateLimitError as error:
+                asked = delay if error.retry_after is None else max(0.0, error.retry_after)
+                waited += asked
+                if waited > LONGEST_WAIT:
+                    raise _given_up(call, pace, error, asked) from error
+                pace.refused(request, self._clock() + asked)
+                delay = min(MOST_WAIT, 2 * delay)
+            else:
+                pace.answered(request, response.usage.total_tokens)
+                return response
+            finally:
+                pace.leave()
+
+    def _provider(self, call: ModelCall) -> str:
+        """The provider by the name under which it is limited: the model's own, or as the user wrote it."""
+        system = call.model.system
+        written = call.context.model.partition(":")[0] if isinstance(call.context.model, str) else system
+        return written if written in self.paces and system not in self.paces else system
+
+    @staticmethod
+    def _expected(pace: Pace, call: ModelCall) -> int:
+        if pace.limit.tokens_per_minute is None:
+            return 0
+        from tagent_nb.steps.estimates import input_tokens, most_output
+
+        return input_tokens(call) + (most_output(call, None) or 0)
+
+    async def _enter(self, pace: Pace, context: StepContext, tokens: int) -> Request:
+        obstacle = pace.obstacle(self._clock(), tokens)
+        if pace.queue or obstacle is not None:
+            seconds, reason = obstacle or (None, f"its turn at {pace.provider}")
+            with context.waiting(reason, seconds):
+                await self._queue_up(pace, tokens)
+        return pace.enter(self._clock(), tokens)
+
+    async def _queue_up(self, pace: Pace, tokens: int) -> None:
+        ticket = object()
+        pace.queue.append(ticket)
+        try:
+            while True:
+                if pace.queue[0] is not ticket:
+                    await pace.changes.wait()
+                    continue
+                obstacle = pace.obstacle(self._clock(), tokens)
+                if obstacle is None:
+                    return
+                if obstacle[0] is None:
+                    await pace.changes.wait()
+                else:
+                    await self._sleep(obstacle[0])
+        finally:
+            pace.queue.remove(ticket)
+            pace.changes.tell()
+
+
+def _given_up(call: ModelCall, pace: Pace, error: ModelRateLimitError, asked: float) -> StepError:
+    from tagent_nb.steps.model_errors import said
+
+    return StepError(
+        f"Step {call.context.step!r}: {pace.provider} asks for fewer requests, now for {asked:g} s more, and "
+        f"a request waits at most {LONGEST_WAIT:g} s ({said(error)}). Resume the run later, or ask it less: "
+        f"limits={{{pace.provider!r}: Limit(requests_per_minute=...)}}."
+    )

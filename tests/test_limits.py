@@ -1,0 +1,382 @@
+"""Limits: how fast a provider is asked, and what happens when it complains. Time is a number here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pydantic_ai.exceptions import ModelRateLimitError
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.usage import RequestUsage
+
+from tagent_nb import ExecutionMode, Limit, Pipeline, PipelineExecutor, events
+from tagent_nb.errors import DefinitionError
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.steps.calls import CallGate, ModelCall
+from tagent_nb.steps.changes import Changes
+from tagent_nb.steps.limits import LONGEST_WAIT, LimitsGate
+from tagent_nb.steps.pace import WINDOW, Pace
+from tests.fake_openai import KEY, Act, error, fake_openai
+
+
+class Clock:
+    """Time that passes only while somebody sleeps. The gate lets one sleep at a time for each provider."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        for _ in range(20):  # let all others come as far as they can
+            await asyncio.sleep(0)
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def gate(self, **limits: Limit) -> LimitsGate:
+        return LimitsGate(limits, clock=self, sleep=self.sleep)
+
+
+class Provider:
+    """A model that notes when it is asked and how many ask at once, and refuses as it is told."""
+
+    def __init__(self, clock: Clock, *refusals: float | None, at_once: int = 10_000) -> None:
+        self.clock = clock
+        self.refusals = list(refusals)
+        self.at_once = at_once
+        self.asked: list[float] = []
+        self.under_way = self.most = self.answered = 0
+
+    @property
+    def model(self) -> FunctionModel:
+        return FunctionModel(self.answer, model_name="m")
+
+    async def answer(self, messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        self.asked.append(self.clock.now)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            if self.under_way > self.at_once:
+                raise ModelRateLimitError("m", "too many at once", retry_after=2)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if self.refusals:
+                raise ModelRateLimitError("m", "slow down", retry_after=self.refusals.pop(0))
+            self.answered += 1
+            return ModelResponse(
+                parts=[TextPart("so be it")], usage=RequestUsage(input_tokens=60, output_tokens=40)
+            )
+        finally:
+            self.under_way -= 1
+
+
+def steps(model: Any, number: int, **options: Any) -> Pipeline:
+    pipeline = Pipeline("fast", model=model, default_mode=ExecutionMode.CONCURRENT)
+    for one in range(number):
+        pipeline.step(f"s{one}", f"Say {one}.", max_retries=0, **options)
+    return pipeline
+
+
+def waits(result: Any) -> list[tuple[str, float | None]]:
+    return [(one.reason, one.seconds) for one in result.events if isinstance(one, events.StepWaiting)]
+
+
+# -- how limits are written ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "8"])
+def test_a_limit_is_a_whole_number_from_1_on(wrong: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"^Limit: requests_per_minute must be a whole number from 1"):
+        Limit(requests_per_minute=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{1: Limit()}, [Limit()], {"openai": 8}])
+def test_limits_go_by_provider(wrong: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"limits.* as in \{'openai': Limit\("):
+        PipelineExecutor(Pipeline("p"), limits=wrong)
+
+
+# -- the user's limits --------------------------------------------------------------------------
+
+
+async def test_no_more_requests_at_once_than_allowed() -> None:
+    clock = Clock()
+    provider = Provider(clock)
+    gate = clock.gate(function=Limit(concurrency=3))
+    result = await PipelineExecutor(steps(provider.model, 12), limits=gate, max_concurrency=12).execute()
+    assert result.success, result.error_details
+    assert provider.most == 3
+    assert clock.slept == []
+    assert waits(result)[0] == ("one of 3 places at function", None)
+
+
+async def test_no_more_requests_a_minute_than_allowed() -> None:
+    clock = Clock()
+    provider = Provider(clock)
+    gate = clock.gate(function=Limit(requests_per_minute=5))
+    result = await PipelineExecutor(steps(provider.model, 23), limits=gate, max_concurrency=23).execute()
+    assert result.success
+    assert len(provider.asked) == 23
+    for earlier, later in zip(provider.asked, provider.asked[5:], strict=False):
+        assert later - earlier >= WINDOW
+    assert clock.now == 1000 + 4 * WINDOW
+    assert ("5 requests a minute at function", WINDOW) in waits(result)
+
+
+async def test_no_more_tokens_a_minute_than_allowed() -> None:
+    """What an answer really took counts in place of what was expected: 100 tokens each."""
+    clock = Clock()
+    provider = Provider(clock)
+    gate = clock.gate(function=Limit(tokens_per_minute=250))
+    pipeline = steps(provider.model, 8, settings={"max_tokens": 40})
+    result = await PipelineExecutor(pipeline, limits=gate, max_concurrency=1).execute()
+    assert result.success
+    assert [provider.asked.count(moment) for moment in sorted(set(provider.asked))] == [2, 2, 2, 2]
+    assert {reason for reason, _ in waits(result)} == {"250 tokens a minute at function"}
+
+
+async def test_a_request_too_large_for_any_minute_is_made_alone() -> None:
+    clock = Clock()
+    provider = Provider(clock)
+    gate = clock.gate(function=Limit(tokens_per_minute=10))
+    result = await PipelineExecutor(steps(provider.model, 3), limits=gate).execute()
+    assert result.success
+    assert provider.asked == [1000, 1060, 1120]
+
+
+async def test_requests_pass_in_the_order_in_which_they_came() -> None:
+    clock = Clock()
+    order: list[str] = []
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        order.append(str(messages[0].parts[0].content))  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+        return ModelResponse(parts=[TextPart("x")])
+
+    gate = clock.gate(function=Limit(concurrency=1))
+    await PipelineExecutor(steps(FunctionModel(answer), 6), limits=gate).execute()
+    assert order == [f"Say {number}." for number in range(6)]
+
+
+async def test_a_limit_may_be_named_as_the_model_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or as its provider is called: ``openai-chat:`` and ``openai:`` models are OpenAI's."""
+    gate = LimitsGate({"my-gateway": Limit(concurrency=1)})
+    assert set(gate.paces) == {"my-gateway"}
+    clock = Clock()
+    provider = Provider(clock)
+    gate = clock.gate(**{"test": Limit(requests_per_minute=1)})
+    result = await PipelineExecutor(steps("test", 2), limits=gate).execute()
+    assert result.success
+    assert clock.now == 1060
+    result = await PipelineExecutor(steps(provider.model, 2), limits=gate).execute()
+    assert clock.now == 1060, "another provider is another matter"
+
+
+async def test_a_stopped_run_leaves_no_place_taken_and_nobody_in_the_queue() -> None:
+    clock = Clock()
+    hang = asyncio.Event()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        await hang.wait()
+        raise AssertionError("nobody lets it go on")
+
+    gate = clock.gate(function=Limit(concurrency=2))
+    executor = PipelineExecutor(steps(FunctionModel(answer), 8), limits=gate)
+    stopped: list[events.Event] = []
+    executor.subscribe(
+        lambda event: (
+            (stopped.append(event), executor.cancel())[0] if isinstance(event, events.StepWaiting) else None
+        )
+    )
+    assert (await executor.execute()).cancelled
+    pace = gate.paces["function"]
+    assert (pace.under_way, len(pace.queue)) == (0, 0)
+    provider = Provider(clock)
+    again = PipelineExecutor(steps(provider.model, 8), limits=gate)
+    assert (await again.execute()).success
+    assert provider.most == 2
+
+
+# -- a provider that complains ------------------------------------------------------------------
+
+
+async def test_a_429_waits_as_long_as_it_says_and_is_no_failed_attempt() -> None:
+    clock = Clock()
+    provider = Provider(clock, 7)
+    result = await PipelineExecutor(steps(provider.model, 1), limits=clock.gate()).execute()
+    assert result.success
+    assert clock.slept == [7]
+    assert provider.asked == [1000, 1007]
+    assert result.steps["s0"].attempts == 1
+    assert waits(result) == [("function, which asks for fewer requests", 7)]
+    assert result.token_usage["s0"].requests == 1
+
+
+async def test_a_429_without_a_time_waits_longer_each_time() -> None:
+    clock = Clock()
+    provider = Provider(clock, *[None] * 8)
+    result = await PipelineExecutor(steps(provider.model, 1), limits=clock.gate()).execute()
+    assert result.success
+    assert clock.slept == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+async def test_a_429_halves_the_places_and_answers_bring_them_back() -> None:
+    clock = Clock()
+    provider = Provider(clock, at_once=4)
+    gate = clock.gate(function=Limit(concurrency=16))
+    result = await PipelineExecutor(steps(provider.model, 60), limits=gate, max_concurrency=60).execute()
+    assert result.success, result.error_details
+    assert provider.answered == 60
+    assert 1 <= len(provider.asked) - 60 <= 20, "all wait when one is refused"
+    places = gate.paces["function"].places
+    assert places is not None
+    assert places <= 8
+
+
+def test_places_are_halved_once_for_one_burst_and_creep_up() -> None:
+    pace = Pace("p")
+    burst = [pace.enter(0.0, 1) for _ in range(9)]
+    assert pace.places is None
+    for request in burst[:3]:
+        pace.refused(request, 5.0)
+        pace.leave()
+    assert (pace.places, pace.closed_until) == (4, 5.0)
+    for request in burst[3:]:
+        pace.answered(request, 10)
+        pace.leave()
+    assert pace.places == 5, "one more after as many answers as there are places"
+    later = pace.enter(6.0, 1)
+    pace.refused(later, 4.0)
+    pace.leave()
+    assert (pace.places, pace.closed_until) == (1, 5.0)
+    pace.set(Limit(concurrency=2))
+    for _ in range(9):
+        pace.answered(pace.enter(7.0, 1), 10)
+        pace.leave()
+    assert pace.places == 2, "never more than the user allows"
+
+
+async def test_a_provider_that_complains_too_long_fails_the_step_and_says_what_to_do() -> None:
+    clock = Clock()
+    provider = Provider(clock, *[120.0] * 9)
+    pipeline = steps(provider.model, 1)
+    pipeline.put(pipeline.get_step("s0").with_(max_retries=3))
+    result = await PipelineExecutor(pipeline, limits=clock.gate()).execute()
+    assert sum(clock.slept) <= LONGEST_WAIT
+    assert clock.slept == [120, 120]
+    told = result.error_details["s0"]
+    assert (
+        "asks for fewer requests, now for 120 s more, and a request waits at most 300 s (slow down)" in told
+    )
+    assert "Resume the run later" in told
+    assert result.steps["s0"].attempts == 1
+
+
+async def test_waiting_for_a_provider_is_no_part_of_a_timeout() -> None:
+    clock = Clock()
+    provider = Provider(clock, 5)
+    limits: list[asyncio.Timeout] = []
+    stood_still: list[bool] = []
+
+    class Looking(CallGate):
+        async def model_call(
+            self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+        ) -> ModelResponse:
+            assert call.context.limit is not None
+            limits.append(call.context.limit)
+            return await proceed(call)
+
+    async def sleep(seconds: float) -> None:
+        stood_still.append(limits[0].when() is None)
+        await clock.sleep(seconds)
+
+    pipeline = steps(provider.model, 1, timeout=100)
+    seen: list[StepStatus] = []
+    gate = LimitsGate(clock=clock, sleep=sleep)
+    executor = PipelineExecutor(pipeline, limits=gate, gates=[Looking()])
+    executor.subscribe(
+        lambda event: (
+            seen.append(executor.memory.steps["s0"].status)
+            if executor.memory is not None and isinstance(event, events.StepWaiting)
+            else None
+        )
+    )
+    result = await executor.execute()
+    assert result.success, result.error_details
+    assert stood_still == [True]
+    assert seen == [StepStatus.WAITING]
+
+
+async def test_who_stops_waiting_for_a_change_is_not_told_of_it() -> None:
+    changes = Changes()
+    one, other = (asyncio.ensure_future(changes.wait()) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    await asyncio.sleep(0)
+    changes.tell()
+    await other
+    assert one.cancelled()
+    one, other = (asyncio.ensure_future(changes.wait()) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    changes.tell()
+    await other
+    assert one.cancelled()
+
+
+async def test_executors_may_share_a_gate() -> None:
+    clock = Clock()
+    gate = clock.gate(function=Limit(requests_per_minute=4))
+    provider = Provider(clock)
+    executors = [PipelineExecutor(steps(provider.model, 4), limits=gate) for _ in range(2)]
+    results = await asyncio.gather(*[one.execute() for one in executors])
+    assert all(result.success for result in results)
+    assert [provider.asked.count(moment) for moment in (1000, 1060)] == [4, 4]
+
+
+# -- the wire -----------------------------------------------------------------------------------
+
+
+@pytest.mark.models
+async def test_a_429_on_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    acts = [error(429, "Slow down", Retry_After="3"), error(429, "Slow down"), Act("hello")]
+    with fake_openai(*acts) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        pipeline = steps("openai-chat:gpt-4o", 1)
+        result = await PipelineExecutor(pipeline, limits=clock.gate()).execute()
+        assert result["s0"] == "hello"
+        assert clock.slept == [3, 2]
+        assert len(fake.requests) == 3
+        assert result.token_usage["s0"].requests == 1
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["openai", "openai-chat"])
+async def test_limits_on_the_wire(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        gate = clock.gate(**{name: Limit(requests_per_minute=2)})
+        result = await PipelineExecutor(steps("openai-chat:gpt-4o", 4), limits=gate).execute()
+        assert result.success
+        assert clock.now == 1060
+
+
+@pytest.mark.models
+async def test_an_overloaded_server_that_asks_for_hours_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(error(503, "Overloaded", Retry_After="3600"), Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        pipeline = Pipeline("p", model="openai-chat:gpt-4o").step("s", "Say hello.")
+        result = await PipelineExecutor(pipeline).execute()
+    assert "It asks to wait 3600 s: resume the run then." in result.error_details["s"]
