@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tagent_nb.pipeline.state_machine import Task, TaskStatus
-from tagent_nb.steps.plans import MOST_TASKS, PlanError, Proposal, proposal_of, read_leniently, tasks_of
+from tagent_nb.steps.plans import MOST_TASKS, PlanError, Proposal, proposal_of, tasks_of
 
 
 class Tools:
@@ -104,22 +104,6 @@ def test_the_form_of_a_plan_names_the_tools_and_asks_for_every_field() -> None:
 def test_without_tools_a_plan_has_no_field_for_them() -> None:
     task = proposal_of([]).model_json_schema()["$defs"]["Task"]
     assert list(task["properties"]) == task["required"] == ["id", "description"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['{"tasks": ["go"]}', 'Sure:\n```json\n{"tasks": ["go"]}\n```\nGood luck {x}', '["go"] and so on'],
-)
-def test_json_is_found_among_other_words(text: str) -> None:
-    read = read_leniently(Proposal, text)
-    assert isinstance(read, Proposal)
-    assert read.tasks[0].description == "go"
-
-
-@pytest.mark.parametrize("text", ["no plan at all", '{"tasks": ["go"', '{"tasks": []}', "{}"])
-def test_what_is_no_json_of_a_plan_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
-        read_leniently(Proposal, text)
 
 
 # -- checking and ordering --------------------------------------------------------------------

@@ -26,10 +26,10 @@ class AgentRunner:
     """Asks a model for the value of an agent step.
 
     The goal with its values filled in is the task; constraints and a rule that data is no
-    instruction come before it. With an ``output_schema`` the value is an instance of it: as a tool
-    call or as native structured output, as the model's profile says. An answer that is invalid, or that
-    a check refuses, goes back to the model at most ``output_retries`` times. Without a schema the value
-    is text, which is written to ``context.write`` while it comes, outside mapped steps.
+    instruction come before it. With an ``output_schema`` the value is an instance of it: by a tool
+    call, native structured output, or JSON in a text, as the model's profile says. An answer that is
+    invalid, or that a check refuses, goes back to the model at most ``output_retries`` times. Without a
+    schema the value is text, which is written to ``context.write`` while it comes, outside mapped steps.
 
     Tokens and USD are spent on the context, of failed attempts as well. The client's own retries
     are off: attempts are the engine's affair.
@@ -60,13 +60,15 @@ class AgentRunner:
 def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: Checks) -> Agent[Any, Any]:
     from pydantic_ai import Agent
 
+    from tagent_nb.steps.forms import output_of
     from tagent_nb.steps.gated import GatedModel
 
+    output, hint = output_of(model, step.output_schema)
     streamed = step.output_schema is None and context.item is None and can_stream(model)
     agent: Agent[Any, Any] = Agent(
         GatedModel(model, context, context.write if streamed else None),
-        output_type=str if step.output_schema is None else step.output_schema,
-        instructions=instructions(context),
+        output_type=output,
+        instructions="\n\n".join([instructions(context), *hint]),
         name=step.name,
         deps_type=StepContext,
         retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
@@ -84,7 +86,8 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
     if step.tools or step.tools_filter:
         raise StepError(
             f"Step {step.name!r} has tools ({', '.join(tools)}), but model {model_name(context.model)!r} "
-            "cannot call any. Choose another model for this step, or leave its tools out."
+            "cannot call any. Choose another model for this step, let it plan its calls (agent='plan', --plan), "
+            "or leave its tools out."
         )
     context.progress("tools_left_out", tools=list(tools), message="this model cannot call tools")
     return {}

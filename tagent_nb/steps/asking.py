@@ -7,24 +7,22 @@ answered from a record. Imports pydantic-ai: load it late.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_ai import Agent, ModelRetry, NativeOutput, TextOutput, capture_run_messages
+from pydantic_ai import Agent, capture_run_messages
 from pydantic_ai.exceptions import OutputTokenLimitExceeded, UnexpectedModelBehavior
 from pydantic_ai.models import Model
 
 from tagent_nb.errors import RetryableError
 from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.pipeline.schemas import json_schema
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.clients import can_stream, model_settings
+from tagent_nb.steps.forms import output_of
 from tagent_nb.steps.gated import GatedModel
 from tagent_nb.steps.model_errors import explained, last_answer
-from tagent_nb.steps.plans import read_leniently
 from tagent_nb.steps.verdicts import Checks
 
 RETRIES = 2
@@ -110,7 +108,7 @@ class Asker:
     ) -> Any:
         context, form = self.context, step.output_schema
         streamed = checks is not None and form is None and context.item is None and can_stream(self.model)
-        output, hint = _output(self.model, form)
+        output, hint = output_of(self.model, form)
         agent: Agent[Any, Any] = Agent(
             GatedModel(self.model, context, context.write if streamed else None),
             output_type=output,
@@ -148,25 +146,3 @@ def _is_unusable(error: Exception) -> bool:
     return isinstance(error, OutputTokenLimitExceeded) or (
         isinstance(error, UnexpectedModelBehavior) and "maximum output retries" in error.message
     )
-
-
-def _output(model: Model[Any], form: type[BaseModel] | None) -> tuple[Any, list[str]]:
-    """How to ask this model for a form, and what to tell it besides.
-
-    A tool call or a JSON schema where the model knows one of them, else JSON in a text.
-    """
-    if form is None:
-        return str, []
-    if model.profile.get("supports_tools", True):
-        return form, []
-    if model.profile.get("supports_json_schema_output", False):
-        return NativeOutput(form), []
-
-    def read(text: str) -> Any:
-        try:
-            return read_leniently(form, text)
-        except ValueError as error:
-            raise ModelRetry(f"Answer with JSON only. {error}") from error
-
-    schema = json.dumps(json_schema(form), ensure_ascii=False)
-    return TextOutput(read), [f"Answer with JSON only, of this JSON schema: {schema}"]

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from tagent_nb.errors import did_you_mean
 from tagent_nb.pipeline.scheduler import find_cycle
 from tagent_nb.pipeline.state_machine import Task, TaskStatus
-from tagent_nb.pipeline.validation import to_schema
 from tagent_nb.steps.plan_references import references, renamed, task_id
 
 LLM = "llm"
@@ -108,19 +107,6 @@ def proposal_of(tools: Sequence[str]) -> type[Proposal]:
         tasks=(list[task], Field(min_length=1, max_length=MOST_TASKS)),  # type: ignore[valid-type]
     )
     return form  # type: ignore[no-any-return]
-
-
-def read_leniently(form: type[BaseModel], text: str) -> BaseModel:
-    """The first JSON in a text as an instance of ``form``, whatever stands around it.
-
-    Raises:
-        ValueError: There is none, or it does not fit.
-    """
-    starts = [place for mark in "{[" if (place := text.find(mark)) >= 0]
-    if not starts:
-        raise ValueError("There is no JSON in the answer.")
-    data, _ = json.JSONDecoder().raw_decode(text[min(starts) :])
-    return to_schema(form, data)
 
 
 def _object(text: str) -> Any:
