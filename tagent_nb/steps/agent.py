@@ -86,7 +86,7 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
     if step.tools or step.tools_filter:
         raise StepError(
             f"Step {step.name!r} has tools ({', '.join(tools)}), but model {model_name(context.model)!r} "
-            "cannot call any. Choose another model for this step, let it plan its calls (agent='plan', --plan), "
+            "cannot call any. Choose another model for this step, let it plan (agent='plan', --plan), "
             "or leave its tools out."
         )
     context.progress("tools_left_out", tools=list(tools), message="this model cannot call tools")
