@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tagent_nb import testing
 from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, StorageUnavailableError
 from tagent_nb.events import Event, RunStarted, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
@@ -23,6 +22,7 @@ from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.records import decode_events, encode_events, summary_of
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import StorageContract
+from tagent_nb.testing.samples import DEAD_PID
 
 # -- open_storage ------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ def test_this_process_lives_and_a_dead_one_does_not() -> None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert process_start(child.pid) is None
     assert process_start(child.pid) is None
-    assert process_start(testing.DEAD_PID) is None
+    assert process_start(DEAD_PID) is None
 
 
 def test_a_process_name_may_hold_anything(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_without_proc_a_signal_tells_who_lives(monkeypatch: pytest.MonkeyPatch) 
     """On macOS: start times are unknown, so only a dead process is told from others."""
     monkeypatch.setattr(leases, "_PROC", Path("/nowhere"))
     assert process_start(os.getpid()) == ""
-    assert process_start(testing.DEAD_PID) is None
+    assert process_start(DEAD_PID) is None
 
     def refuse(pid: int, signal: int) -> None:
         raise PermissionError
@@ -130,7 +130,7 @@ def test_without_signals_the_heartbeat_decides(monkeypatch: pytest.MonkeyPatch) 
     """On Windows signal 0 would end the other process."""
     monkeypatch.setattr(leases, "_PROC", Path("/nowhere"))
     monkeypatch.setattr(leases, "_SIGNALS", False)
-    assert process_start(testing.DEAD_PID) == ""
+    assert process_start(DEAD_PID) == ""
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b'{"host": 1}', b"[" * 100_000])

@@ -9,7 +9,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,19 @@ class StepCacheStats:
     size: int
     first_stored: float
     last_used: float
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """State of a cache: sizes in bytes; hits and misses since it was opened in this process."""
+
+    directory: Path
+    size: int
+    size_limit: int
+    entries: int
+    hits: int
+    misses: int
+    steps: list[StepCacheStats] = field(default_factory=list)
 
 
 def check_key(key: object) -> str:

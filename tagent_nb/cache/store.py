@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tagent_nb.cache.active import ActiveRuns, Warn
 from tagent_nb.cache.database import (
     FILE,
     FILES,
+    CacheStats,
     Database,
     StepCacheStats,
     check_key,
@@ -40,30 +40,6 @@ SIZE_LIMIT = 2**30
 
 _WAITING_ENTRIES, _WAITING_BYTES = 1000, 65536
 """Writes that may wait in memory; a larger one, or one more, waits for the file."""
-
-Warn = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """State of a cache: sizes in bytes; hits and misses since it was opened in this process."""
-
-    directory: Path
-    size: int
-    size_limit: int
-    entries: int
-    hits: int
-    misses: int
-    steps: list[StepCacheStats] = field(default_factory=list)
-
-
-@dataclass
-class _Run:
-    """An active run: entries it stands on, and what its user was told already."""
-
-    warn: Warn | None
-    keys: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
 
 
 class ResultCache:
@@ -90,9 +66,7 @@ class ResultCache:
         self.size_limit = size_limit
         self.hits = 0
         self.misses = 0
-        self._warn = warn
-        self._outside = _Run(warn)
-        self._runs: dict[str, _Run] = {}
+        self._active = ActiveRuns(warn)
         self._begin()
 
     def _begin(self) -> None:
@@ -180,8 +154,7 @@ class ResultCache:
         if count:
             self.hits += 1
             self._used.append(key)
-            for run in tuple(self._runs.values()):
-                run.keys.add(key)
+            self._active.use(key)
         return entry
 
     # -- writing ----------------------------------------------------------------------------
@@ -257,12 +230,11 @@ class ResultCache:
         try:
             record = pack(check_key(key), output, usage or TokenUsage(), cost, metadata or {})
         except EncodeError as error:
-            self._tell(
+            self._active.tell(
                 f"step {step}", f"Step {step!r} is not cached, since its answer cannot be stored: {error}"
             )
             return False
-        for run in tuple(self._runs.values()):
-            run.keys.add(key)
+        self._active.use(key)
         self._waiting[key] = (key, record, f"{step}\n{pipeline}")
         return True
 
@@ -285,7 +257,7 @@ class ResultCache:
             if self._database is not None:
                 self._keep_within_limit(self._database)
         except Exception as error:  # a full disk, a lock, a poisoned file: the run goes on without
-            self._tell("write", f"{self._named()} could not be written: {in_words(error)}. {_GOES_ON}")
+            self._active.tell("write", f"{self._named()} could not be written: {in_words(error)}. {_GOES_ON}")
         for key, entry in entries.items():
             if self._waiting.get(key) is entry:
                 del self._waiting[key]
@@ -293,9 +265,8 @@ class ResultCache:
     def _keep_within_limit(self, database: Database) -> None:
         if database.used_bytes() <= self.size_limit:
             return
-        protected = {key for run in tuple(self._runs.values()) for key in run.keys}
-        if not database.evict(self.size_limit, protected):
-            self._tell(
+        if not database.evict(self.size_limit, self._active.keys()):
+            self._active.tell(
                 "limit",
                 f"{self._named()} is larger than its size_limit of {self.size_limit:,} bytes, since this run "
                 "needs all that is in it. It shrinks when the run ends; raise size_limit to keep all.",
@@ -311,19 +282,19 @@ class ResultCache:
             warn: Takes this run's warnings, each kind once, from any thread.
         """
         self._notice_fork()
-        self._runs[run_id] = _Run(warn or self._warn)
+        self._active.begin(run_id, warn)
         self._unusable = False
         if self._database is not None and self._file_id != self._id_of_file():
             self._database = None  # somebody deleted or replaced the folder
 
     def release(self, run_id: str) -> None:
         """End :meth:`protect`: write down what was used, and make room if the limit is passed."""
-        self._runs.pop(run_id, None)
+        self._active.end(run_id)
         self.flush()
 
     async def arelease(self, run_id: str) -> None:
         """As :meth:`release`, without holding up the loop."""
-        self._runs.pop(run_id, None)
+        self._active.end(run_id)
         await self._hop(self._flush)
 
     # -- looking after it -------------------------------------------------------------------
@@ -421,7 +392,7 @@ class ResultCache:
                 database = open_database(self.directory)
             except Exception as error:  # whatever is wrong with the folder, the run goes on
                 self._unusable = True
-                self._tell("open", f"{self._named()} cannot be used: {in_words(error)}. {_GOES_ON}")
+                self._active.tell("open", f"{self._named()} cannot be used: {in_words(error)}. {_GOES_ON}")
             else:
                 self._file_id = self._id_of_file()
                 self._database = database
@@ -444,16 +415,9 @@ class ResultCache:
         return f"The cache in {str(self.directory)!r}"
 
     def _tell_unreadable(self, error: Exception) -> None:
-        self._tell("read", f"{self._named()} has an entry that is not used: {in_words(error)}. {_GOES_ON}")
-
-    def _tell(self, kind: str, message: str) -> None:
-        for run in tuple(self._runs.values()) or (self._outside,):
-            if kind not in run.told:
-                run.told.add(kind)
-                if run.warn is not None:
-                    run.warn(message)
-                else:
-                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+        self._active.tell(
+            "read", f"{self._named()} has an entry that is not used: {in_words(error)}. {_GOES_ON}"
+        )
 
 
 _GOES_ON = "The run goes on without it; clearing the cache mends it where that is possible."

@@ -31,6 +31,7 @@ from tagent_nb.storage.redis_queue import (
     UNTRUSTED,
     Entry,
     RunQueue,
+    losing,
     number,
     said,
     text,
@@ -366,17 +367,8 @@ class RedisStorageBackend(RecordingBackend):
                 f"Redis at {self._server} does not show its settings; nobody checked that it keeps data."
             )
             return
-        policy, log = settings.get("maxmemory-policy"), settings.get("appendonly")
-        if policy not in (None, "noeviction"):
-            self._report(
-                f"Redis at {self._server} throws keys away when its memory is full: runs may vanish. "
-                f"Set its maxmemory-policy ({policy}) to noeviction."
-            )
-        if self.durability == "full" and log == "no":
-            self._report(
-                f"Redis at {self._server} has no append-only file: a crash of the server loses runs. "
-                "Set 'appendonly yes', or say durability='fast'."
-            )
+        for problem in losing(settings, full=self.durability == "full"):
+            self._report(f"Redis at {self._server} {problem}")
 
     def _trouble(self, error: BaseException) -> StorageError:
         what = f"Redis at {self._server}: {said(error)}."

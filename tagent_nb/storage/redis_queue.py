@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError
@@ -148,3 +149,18 @@ def number(value: bytes | None) -> int:
 
 def said(error: BaseException) -> str:
     return str(error).rstrip(".") or type(error).__name__
+
+
+def losing(settings: Mapping[str | None, str | None], *, full: bool) -> Iterator[str]:
+    """What is wrong with a server's settings, if runs are to stay; ``full``: also after its crash."""
+    policy, log = settings.get("maxmemory-policy"), settings.get("appendonly")
+    if policy not in (None, "noeviction"):
+        yield (
+            "throws keys away when its memory is full: runs may vanish. "
+            f"Set its maxmemory-policy ({policy}) to noeviction."
+        )
+    if full and log == "no":
+        yield (
+            "has no append-only file: a crash of the server loses runs. "
+            "Set 'appendonly yes', or say durability='fast'."
+        )

@@ -1,63 +1,32 @@
-"""What a storage backend must do, as tests that your own backend can run.
-
-Subclass :class:`StorageContract` and give it a fixture named ``storage``::
-
-    class TestMyStorage(StorageContract):
-        @pytest.fixture
-        def storage(self, tmp_path):
-            return MyStorage(tmp_path)
-
-        def another(self, storage):
-            return MyStorage(storage.path)
-
-Needs pytest and pytest-asyncio.
-"""
+"""The promises of every storage backend, as tests."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from tagent_nb.errors import (
-    CorruptRecordError,
     DefinitionError,
     EncodeError,
-    LeaseLostError,
     NotStoredError,
     StorageError,
 )
 from tagent_nb.events import (
-    Event,
-    FactLearned,
     MemorySaved,
-    RunContinued,
     RunFinished,
-    RunPaused,
-    RunStarted,
-    RunUnpaused,
     StepCached,
-    StepCancelled,
-    StepFailed,
     StepFinished,
-    StepProgress,
-    StepRetried,
-    StepSkipped,
     StepStarted,
     StepStreamed,
-    TokenUsage,
     Warned,
 )
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.event_codec import event_to_dict
 from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.leases import Holder
-
-__all__ = ["StorageContract", "plain", "sample_run"]
+from tagent_nb.testing.leases import LeaseContract
+from tagent_nb.testing.samples import plain, sample_run
 
 UNSAFE_IDS: tuple[Any, ...] = (
     "../../x", "/etc/passwd", "a/b", "a\\b", "a\0b", ".", "..", "", " ", "x" * 65, "é" * 200, "nul.json",
@@ -69,75 +38,15 @@ UNSAFE_IDS: tuple[Any, ...] = (
 SIMILAR_IDS = ("a", "A", "aa", "aA", "-rf", "CON", "con", "nul", "__proto__", "_", "-", "x" * 64, "X" * 64)
 """Ids that are allowed and must stay apart, also where file names know no case."""
 
-DEAD_PID = 2**22 + 1
-"""A process id above what Linux and macOS give out."""
-
-
-def sample_run(run_id: str = "run", pipeline: str = "sample", at: float = 1000.0) -> list[Event]:
-    """Events of a run that finished: one of each kind that storage keeps."""
-    run: dict[str, Any] = {"run_id": run_id}
-    step: dict[str, Any] = {"run_id": run_id, "at": at + 1}
-    value = {
-        "rows": [1, 2.5, "three", None, True],
-        "when": datetime(2026, 1, 2, tzinfo=UTC),
-        "price": Decimal("1.10"),
-    }
-    usage = TokenUsage(10, 20, requests=1)
-    steps = ("a", "b", "c", "d")
-    definition = {"name": pipeline}
-    done: dict[str, Any] = {"key": "k", "components": {"goal": "g"}, "metadata": {"model": "test"}}
-    return [
-        RunStarted(**run, at=at, pipeline=pipeline, steps=steps, definition=definition, host="me", pid=1),
-        StepProgress(**step, step="a", kind="tool", detail={"name": "search"}),
-        StepRetried(**step, step="a", attempt=1, error_type="ValueError", message="no", delay=0.5, cost=0.25),
-        FactLearned(**step, step="a", key="fact", value=[1, 2]),
-        MemorySaved(**step, step="a", item="0", key="memory", value={"x": 1}),
-        StepFinished(**step, **done, step="a", output=StoredValue.of(value), attempt=2, cost=0.5),
-        StepFinished(**step, step="c", item="0", output=StoredValue.of("an item"), cost=0.25),
-        StepCached(**step, **done, step="b", output=StoredValue.of(""), saved_usage=usage, saved_cost=None),
-        StepFailed(**step, step="c", error_type="KeyError", message="'x'", traceback="line 1", cost=None),
-        StepSkipped(**step, step="d", reason="c failed", cause="c"),
-        StepCancelled(**step, step="d", item="1"),
-        Warned(**step, message="careful", step="a"),
-        RunPaused(**step),
-        RunUnpaused(**step),
-        RunContinued(**run, at=at + 2, steps=steps, kept=("a", "b"), host="there", pid=2),
-        StepFinished(**step, step="c", output=StoredValue.of(None)),
-        StepFinished(**step, step="d", output=StoredValue.of(b"bytes")),
-        RunFinished(**run, at=at + 3, success=True, seconds=3.0),
-    ]  # fmt: skip
-
-
-def plain(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Events in a form in which two equal ones compare equal."""
-    return [event_to_dict(event) for event in events]
-
-
-def holder(pid: int = DEAD_PID, **changes: Any) -> bytes:
-    """The stored form of a lease's holder: this machine's process ``pid``, with a fresh heartbeat."""
-    here = Holder.here(datetime.now(UTC).timestamp(), 30.0)
-    values = {
-        "host": here.host,
-        "pid": pid,
-        "machine": here.machine,
-        "started": here.started,
-        "beat": here.beat,
-    }
-    return Holder(**{**values, "ttl": 30.0, **changes}).to_bytes()
-
 
 @pytest.mark.asyncio
-class StorageContract:
+class StorageContract(LeaseContract):
     """The promises of every storage backend, one test each."""
 
     @pytest.fixture
     def storage(self) -> StorageBackend:
         """The backend under test, empty."""
         raise pytest.UsageError(f"{type(self).__name__} needs a fixture named 'storage'.")
-
-    def another(self, storage: StorageBackend) -> StorageBackend:
-        """The same store as another process would open it; the same object if only one process can."""
-        return storage
 
     # -- documents --------------------------------------------------------------------------
 
@@ -376,92 +285,3 @@ class StorageContract:
         await storage.release(lease)
         await again.delete("p")
         assert await storage.list_pipelines() == []
-
-    # -- leases -----------------------------------------------------------------------------
-
-    async def test_one_at_a_time_carries_a_run_on(self, storage: StorageBackend) -> None:
-        """A second claim is refused with host and process; after the release it is granted."""
-        lease = await storage.acquire("p", "r")
-        again = self.another(storage)
-        with pytest.raises(LeaseLostError, match=f"process {lease.pid} on {lease.host}"):
-            await again.acquire("p", "r")
-        await storage.renew(lease)
-        await storage.acquire("p", "another-run")
-        await storage.release(lease)
-        assert (await again.acquire("p", "r")).token > lease.token
-
-    async def test_of_many_claims_at_once_one_wins(self, storage: StorageBackend) -> None:
-        """Twenty claims of an interrupted run: one lease, nineteen clear errors."""
-        await storage.append("p", "r", sample_run("r")[:5])
-        handles = [self.another(storage) for _ in range(20)]
-        claims = await asyncio.gather(*(one.acquire("p", "r") for one in handles), return_exceptions=True)
-        assert sum(not isinstance(claim, LeaseLostError) for claim in claims) == 1
-        assert all(str(lost).startswith("Run r of") for lost in claims if isinstance(lost, LeaseLostError))
-
-    async def test_a_dead_process_loses_its_claim_at_once(self, storage: StorageBackend) -> None:
-        """A holder of this machine whose process is gone does not keep others waiting."""
-        assert await storage._swap_lease("p", "r", 0, 5, holder(DEAD_PID))
-        await storage.append("p", "r", sample_run("r")[:5])
-        assert [info.status for info in await storage.runs("p")] == ["interrupted"]
-        assert (await storage.acquire("p", "r")).token > 5
-
-    async def test_a_reused_process_id_is_not_the_holder(self, storage: StorageBackend) -> None:
-        """The same pid with another start time is another process."""
-        lease = await storage.acquire("p", "r")
-        await storage.release(lease)
-        assert await storage._swap_lease(
-            "p", "r", lease.token, lease.token, holder(lease.pid, started="long ago")
-        )
-        assert (await storage.acquire("p", "r")).token > lease.token
-
-    async def test_another_machine_keeps_its_claim_until_it_expires(self, storage: StorageBackend) -> None:
-        """Nobody here can see whether a process elsewhere lives; its heartbeat decides."""
-        beat = await storage._now()
-        elsewhere = {"host": "elsewhere", "machine": "another"}
-        assert await storage._swap_lease("p", "r", 0, 1, holder(7, **elsewhere, beat=beat))
-        with pytest.raises(LeaseLostError, match="process 7 on elsewhere"):
-            await storage.acquire("p", "r")
-        assert await storage._swap_lease("p", "r", 1, 1, holder(7, **elsewhere, beat=beat - 31))
-        assert (await storage.acquire("p", "r")).token > 1
-
-    async def test_the_loser_writes_nothing_more(self, storage: StorageBackend) -> None:
-        """Who lost its lease can neither record, nor renew, nor release; the error names the winner."""
-        loser = await storage.acquire("p", "r")
-        await storage.append("p", "r", [Warned(run_id="r", message="before")], token=loser.token)
-        again = self.another(storage)
-        # The loser hangs: its heartbeat is old.
-        assert await again._swap_lease("p", "r", loser.token, loser.token, holder(loser.pid, beat=0.0))
-        winner = await again.acquire("p", "r")
-        await again.append("p", "r", [Warned(run_id="r", message="winner")], token=winner.token)
-        named = f"process {winner.pid} on {winner.host}"
-        with pytest.raises(LeaseLostError, match=named):
-            await storage.append("p", "r", [Warned(run_id="r", message="late")], token=loser.token)
-        with pytest.raises(LeaseLostError, match=named):
-            await storage.renew(loser)
-        await storage.release(loser)
-        await again.append("p", "r", [Warned(run_id="r", message="still")], token=winner.token)
-        messages = [event["message"] for event in plain(await again.read_run("p", "r"))]
-        assert messages == ["before", "winner", "still"]
-
-    async def test_a_deleted_run_is_not_written_by_its_last_holder(self, storage: StorageBackend) -> None:
-        """After a run was deleted, a token of before is no good, and a new one is higher."""
-        lease = await storage.acquire("p", "r")
-        await storage.append("p", "r", sample_run("r")[:5], token=lease.token)
-        again = self.another(storage)
-        assert await again._swap_lease("p", "r", lease.token, lease.token, holder(DEAD_PID))
-        await again.delete_run("p", "r")
-        with pytest.raises(LeaseLostError):
-            await storage.append("p", "r", sample_run("r"), token=lease.token)
-        assert await again.runs("p") == []
-        assert (await storage.acquire("p", "r")).token > lease.token
-
-    async def test_a_lease_that_cannot_be_read_keeps_nobody_out(self, storage: StorageBackend) -> None:
-        """Garbage in place of a holder counts as nobody, and the token still grows."""
-        assert await storage._swap_lease("p", "r", 0, 5, b"\xff{not json")
-        assert (await storage.acquire("p", "r")).token > 5
-
-    async def test_a_token_beyond_all_is_damage(self, storage: StorageBackend) -> None:
-        """It could not grow any more; the error names the run."""
-        assert await storage._swap_lease("p", "r", 0, 2**62, b"")
-        with pytest.raises(CorruptRecordError, match="lease of run r"):
-            await storage.acquire("p", "r")

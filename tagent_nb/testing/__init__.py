@@ -1,0 +1,21 @@
+"""What a storage backend must do, as tests that your own backend can run.
+
+Subclass :class:`StorageContract` and give it a fixture named ``storage``::
+
+    class TestMyStorage(StorageContract):
+        @pytest.fixture
+        def storage(self, tmp_path):
+            return MyStorage(tmp_path)
+
+        def another(self, storage):
+            return MyStorage(storage.path)
+
+Needs pytest and pytest-asyncio.
+"""
+
+from __future__ import annotations
+
+from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.samples import plain, sample_run
+
+__all__ = ["StorageContract", "plain", "sample_run"]

@@ -1,0 +1,107 @@
+"""Of a run, one process at a time: what every backend promises, as tests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tagent_nb.errors import CorruptRecordError, LeaseLostError
+from tagent_nb.events import Warned
+from tagent_nb.storage.base import StorageBackend
+from tagent_nb.testing.samples import DEAD_PID, holder, plain, sample_run
+
+
+class LeaseContract:
+    """The promises about leases and tokens. A part of :class:`tagent_nb.testing.StorageContract`."""
+
+    def another(self, storage: StorageBackend) -> StorageBackend:
+        """The same store as another process would open it; the same object if only one process can."""
+        return storage
+
+    async def test_one_at_a_time_carries_a_run_on(self, storage: StorageBackend) -> None:
+        """A second claim is refused with host and process; after the release it is granted."""
+        lease = await storage.acquire("p", "r")
+        again = self.another(storage)
+        with pytest.raises(LeaseLostError, match=f"process {lease.pid} on {lease.host}"):
+            await again.acquire("p", "r")
+        await storage.renew(lease)
+        await storage.acquire("p", "another-run")
+        await storage.release(lease)
+        assert (await again.acquire("p", "r")).token > lease.token
+
+    async def test_of_many_claims_at_once_one_wins(self, storage: StorageBackend) -> None:
+        """Twenty claims of an interrupted run: one lease, nineteen clear errors."""
+        await storage.append("p", "r", sample_run("r")[:5])
+        handles = [self.another(storage) for _ in range(20)]
+        claims = await asyncio.gather(*(one.acquire("p", "r") for one in handles), return_exceptions=True)
+        assert sum(not isinstance(claim, LeaseLostError) for claim in claims) == 1
+        assert all(str(lost).startswith("Run r of") for lost in claims if isinstance(lost, LeaseLostError))
+
+    async def test_a_dead_process_loses_its_claim_at_once(self, storage: StorageBackend) -> None:
+        """A holder of this machine whose process is gone does not keep others waiting."""
+        assert await storage._swap_lease("p", "r", 0, 5, holder(DEAD_PID))
+        await storage.append("p", "r", sample_run("r")[:5])
+        assert [info.status for info in await storage.runs("p")] == ["interrupted"]
+        assert (await storage.acquire("p", "r")).token > 5
+
+    async def test_a_reused_process_id_is_not_the_holder(self, storage: StorageBackend) -> None:
+        """The same pid with another start time is another process."""
+        lease = await storage.acquire("p", "r")
+        await storage.release(lease)
+        assert await storage._swap_lease(
+            "p", "r", lease.token, lease.token, holder(lease.pid, started="long ago")
+        )
+        assert (await storage.acquire("p", "r")).token > lease.token
+
+    async def test_another_machine_keeps_its_claim_until_it_expires(self, storage: StorageBackend) -> None:
+        """Nobody here can see whether a process elsewhere lives; its heartbeat decides."""
+        beat = await storage._now()
+        elsewhere = {"host": "elsewhere", "machine": "another"}
+        assert await storage._swap_lease("p", "r", 0, 1, holder(7, **elsewhere, beat=beat))
+        with pytest.raises(LeaseLostError, match="process 7 on elsewhere"):
+            await storage.acquire("p", "r")
+        assert await storage._swap_lease("p", "r", 1, 1, holder(7, **elsewhere, beat=beat - 31))
+        assert (await storage.acquire("p", "r")).token > 1
+
+    async def test_the_loser_writes_nothing_more(self, storage: StorageBackend) -> None:
+        """Who lost its lease can neither record, nor renew, nor release; the error names the winner."""
+        loser = await storage.acquire("p", "r")
+        await storage.append("p", "r", [Warned(run_id="r", message="before")], token=loser.token)
+        again = self.another(storage)
+        # The loser hangs: its heartbeat is old.
+        assert await again._swap_lease("p", "r", loser.token, loser.token, holder(loser.pid, beat=0.0))
+        winner = await again.acquire("p", "r")
+        await again.append("p", "r", [Warned(run_id="r", message="winner")], token=winner.token)
+        named = f"process {winner.pid} on {winner.host}"
+        with pytest.raises(LeaseLostError, match=named):
+            await storage.append("p", "r", [Warned(run_id="r", message="late")], token=loser.token)
+        with pytest.raises(LeaseLostError, match=named):
+            await storage.renew(loser)
+        await storage.release(loser)
+        await again.append("p", "r", [Warned(run_id="r", message="still")], token=winner.token)
+        messages = [event["message"] for event in plain(await again.read_run("p", "r"))]
+        assert messages == ["before", "winner", "still"]
+
+    async def test_a_deleted_run_is_not_written_by_its_last_holder(self, storage: StorageBackend) -> None:
+        """After a run was deleted, a token of before is no good, and a new one is higher."""
+        lease = await storage.acquire("p", "r")
+        await storage.append("p", "r", sample_run("r")[:5], token=lease.token)
+        again = self.another(storage)
+        assert await again._swap_lease("p", "r", lease.token, lease.token, holder(DEAD_PID))
+        await again.delete_run("p", "r")
+        with pytest.raises(LeaseLostError):
+            await storage.append("p", "r", sample_run("r"), token=lease.token)
+        assert await again.runs("p") == []
+        assert (await storage.acquire("p", "r")).token > lease.token
+
+    async def test_a_lease_that_cannot_be_read_keeps_nobody_out(self, storage: StorageBackend) -> None:
+        """Garbage in place of a holder counts as nobody, and the token still grows."""
+        assert await storage._swap_lease("p", "r", 0, 5, b"\xff{not json")
+        assert (await storage.acquire("p", "r")).token > 5
+
+    async def test_a_token_beyond_all_is_damage(self, storage: StorageBackend) -> None:
+        """It could not grow any more; the error names the run."""
+        assert await storage._swap_lease("p", "r", 0, 2**62, b"")
+        with pytest.raises(CorruptRecordError, match="lease of run r"):
+            await storage.acquire("p", "r")
