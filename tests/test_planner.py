@@ -757,6 +757,32 @@ def test_a_run_is_planned_without_knowing_the_calls() -> None:
     assert (planned.action, planned.tokens, planned.cost) == ("run", None, None)
 
 
+def test_each_item_of_a_map_is_planned_by_itself() -> None:
+    script = Script(plan=[plan(think("a"))], last=[{"total": 1}, {"total": 2}])
+    pipeline = Pipeline("p", model=script.model)
+
+    @pipeline.task
+    def load() -> list[str]:
+        return ["tea", "cake"]
+
+    pipeline.put(step("Price {{ load }}", output_schema=Total, map_over="load"))
+    result = PipelineExecutor(pipeline, max_concurrency=1).run()
+    assert result["s"] == [Total(total=1), Total(total=2)]
+    assert result.steps["s"].usage.requests == 4
+    items = [one.item for one in result.events if isinstance(one, StepProgress) and one.kind == "phase"]
+    assert items == ["0"] * 5 + ["1"] * 5
+
+
+def test_a_budget_holds_for_all_calls_of_a_plan() -> None:
+    """It ends the step where it is; the fallback is for plans that cannot be used."""
+    script = Script(plan=[plan(think("a"), think("b", "{{ a }}"))], task=["x"], last=["y"], judge=[GOOD])
+    pipeline = Pipeline("p", model=script.model).put(step(budget="2 requests"))
+    result = PipelineExecutor(pipeline).run()
+    assert result.steps["s"].error_type == "BudgetExceededError"
+    assert script.phases() == ["plan", "task"]
+    assert result.steps["s"].usage.requests == 2
+
+
 # -- stopping ---------------------------------------------------------------------------------
 
 
