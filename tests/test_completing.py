@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from pydantic import BaseModel
 
 import tagent_nb
+from tagent_nb.errors import StorageUnavailableError
+from tagent_nb.notebook import completing
 from tagent_nb.notebook.completing import MagicCompleter
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.storage.base import RunInfo
 
 
 class Sentiment(BaseModel):
@@ -76,6 +80,32 @@ def test_before_there_is_a_pipeline_there_are_no_steps(tmp_path: Path) -> None:
     empty = Session({}, tmp_path)
     assert offered(empty, "%tagent_run --until ") == []
     assert offered(empty, "%%tagent_step a\n{{ load.") == []
+
+
+def test_ids_of_recorded_runs_are_offered_the_newest_first(tmp_path: Path) -> None:
+    session = Session({}, tmp_path)
+    assert offered(session, "%tagent_history ") == []
+    session.use("reviews", cached=False)
+    assert offered(session, "%tagent_history ") == []
+    session.put(PipelineStep.from_cell("load", "1", python=True))
+    runs = [session.start().result(30).run_id for _ in range(2)][::-1]
+    assert offered(session, "%tagent_history ") == runs
+    assert offered(session, "%tagent_run --resume ") == runs
+    assert offered(session, f"%tagent_results --run {runs[0]}") == [runs[0]]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_storage_that_is_away_or_slow_offers_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    async def runs(pipeline_id: str) -> list[RunInfo]:
+        if slow:
+            await asyncio.Event().wait()
+        raise StorageUnavailableError("it is away")
+
+    monkeypatch.setattr(completing, "_RUN_PATIENCE", 0.01 if slow else 30.0)
+    monkeypatch.setattr(session.workspace.storage, "runs", runs)
+    assert offered(session, "%tagent_history ") == []
 
 
 def test_the_shell_asks_it(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:

@@ -15,6 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import tagent_nb
 from tagent_nb.notebook import extension
+from tagent_nb.notebook.cells import DELETED
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
@@ -256,6 +257,40 @@ def test_a_field_that_the_schema_lacks_is_an_error_of_the_cell(book: Notebook) -
     book("tagent_pipeline reviews")
     book("tagent_step classify --output-schema Sentiment", "go")
     assert "Did you mean 'label'?" in refused(book, "tagent_step report", "{{ classify.lable }}")
+
+
+def test_running_a_cell_again_shows_what_changed(book: Notebook) -> None:
+    book("tagent_pipeline reviews")
+    book("tagent_step a", "Say {{ b }}\nin a word")
+    assert "changed" not in book.shown[-1]
+    book("tagent_step a --timeout 5", "Say {{ b }}\nin <two> words")
+    assert book.shown[-1].splitlines()[1:] == [
+        "changed:",
+        "timeout: not set → 5.0",
+        "- in a word",
+        "+ in <two> words",
+    ]
+    html = book.published.outputs[-1]["data"]["text/html"]
+    assert "+ in &lt;two&gt; words" in html
+    book("tagent_step a --timeout 5", "Say {{ b }}\nin <two> words")
+    assert book.shown[-1].endswith("\nunchanged")
+
+
+def test_steps_whose_cell_is_gone_are_marked_and_removed(
+    book: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book("tagent_pipeline reviews")
+    book.python("a", "1")
+    book.python("b", "2")
+    cells = book.shell.find_line_magic("tagent_status").__self__.cells
+    monkeypatch.setattr(cells, "gone", {"reviews": {"a": DELETED}}.get)
+    book("tagent_status")
+    _, first, second = book.shown[-1].splitlines()
+    assert first.endswith("⚠ its cell was deleted; %tagent_pipeline --remove a takes the step out")
+    assert "⚠" not in second
+    assert "⚠ its cell was deleted" in book.published.outputs[-1]["data"]["text/html"]
+    book("tagent_pipeline --remove a")
+    assert [step.name for step in book.session.pipeline.steps] == ["b"]
 
 
 # -- %tagent_run --------------------------------------------------------------------------
@@ -565,6 +600,19 @@ def test_each_has_help_and_refuses_what_it_does_not_know(
     assert "--help" in printed
     assert book.shown == []
     assert "there is no option --nonsense" in refused(book, f"{name} --nonsense", body)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in all_magics()])
+def test_a_question_mark_shows_what_it_does_and_its_options(
+    book: Notebook, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.core.page.page", lambda text, *rest, **more: shown.append(text))
+    percent = "%%" if name == "tagent_step" else "%"
+    book.shell.run_cell(f"{percent}{name}?").raise_error()
+    (text,) = (one["text/plain"] if isinstance(one, dict) else one for one in shown)
+    assert getattr(TagentMagics, name).__doc__.split("\n")[0][:30] in text
+    assert "--help" in text
 
 
 def test_loading_twice_and_unloading(monkeypatch: pytest.MonkeyPatch) -> None:

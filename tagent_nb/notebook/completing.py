@@ -8,6 +8,8 @@ from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
+from tagent_nb.engine.loop import submit
+from tagent_nb.errors import TagentError
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.session import Session
 
@@ -15,6 +17,9 @@ _LINE = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(tagent_\w+)[ \t](.*)$", re.DOTALL)
 _REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$", re.DOTALL)
 _STEP_OPTIONS = ("--map-over", "--depends-on", "--until", "--force", "--remove", "--clear")
 _STEP_MAGICS = ("tagent_explain", "tagent_results")
+_RUN_OPTIONS = ("--resume", "--run")
+_RUN_PATIENCE = 1.0
+"""Seconds that a storage may take to list runs: somebody waits at the keyboard."""
 _MODELS = ("local", "test", "openai:", "anthropic:", "google:", "ollama:")
 
 
@@ -82,6 +87,8 @@ class MagicCompleter:
             return fragment, ["refuse", "rerun"], False
         if before in _STEP_OPTIONS or (not before and magic in _STEP_MAGICS):
             return fragment.rpartition(",")[2], self._steps(), False
+        if before in _RUN_OPTIONS or (not before and magic == "tagent_history"):
+            return fragment, self._runs(), False
         if not before and magic == "tagent_pipeline":
             return fragment, sorted(self.session.workspaces), False
         if not before and magic == "tagent_nest":
@@ -90,6 +97,19 @@ class MagicCompleter:
 
     def _steps(self) -> list[str]:
         return [step.name for step in self.session.pipeline.steps] if self.session.workspaces else []
+
+    def _runs(self) -> list[str]:
+        """Ids of recorded runs, the newest first; none where the storage cannot say so soon."""
+        if not self.session.workspaces:
+            return []
+        space = self.session.workspace
+        listing = submit(space.storage.runs(space.pipeline.id))
+        try:
+            return [run.run_id for run in reversed(listing.result(_RUN_PATIENCE))]
+        except (TagentError, TimeoutError):
+            # The magic itself tells what is wrong; Tab has no place for it.
+            listing.cancel()
+            return []
 
     def _fields(self, name: str) -> list[str]:
         """Fields of a step's schema; of a mapped step's items they are read through a loop."""

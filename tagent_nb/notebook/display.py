@@ -148,8 +148,14 @@ def _limits(step: PipelineStep) -> str:
     return ", ".join(words)
 
 
-def step_card(pipeline: Pipeline, step: PipelineStep) -> Bundle:
-    """A compact card of one step, shown below the cell that defines it."""
+def step_card(pipeline: Pipeline, step: PipelineStep, changed: Sequence[str] | None = None) -> Bundle:
+    """A compact card of one step, shown below the cell that defines it.
+
+    Args:
+        pipeline: Where the step is.
+        step: The step.
+        changed: What is different from its earlier definition; ``None`` if this is the first.
+    """
     kind = "python" if step.is_python else "agent"
     facts = step_facts(pipeline, step)
     rows = "".join(
@@ -164,10 +170,28 @@ def step_card(pipeline: Pipeline, step: PipelineStep) -> Bundle:
         f'margin:2px 0">'
         f'<div><span style="color:{KIND_TONES[kind]}" aria-hidden="true">{KIND_LOOKS[kind].mark}</span> '
         f'<b>{escape(step.name)}</b> <span style="{MUTED}">{kind} step</span></div>'
-        f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}</div>'
+        f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}{_changed(changed)}</div>'
     )
     told = "; ".join(f"{label} {text}" for label, text in facts)
-    return Bundle(card, f"{step.name}: {kind} step" + (f"; {told}" if told else ""))
+    lines = [] if changed is None else ["changed:", *changed] if changed else ["unchanged"]
+    return Bundle(card, "\n".join([f"{step.name}: {kind} step" + (f"; {told}" if told else ""), *lines]))
+
+
+def _changed(changed: Sequence[str] | None) -> str:
+    """The lines of a diff, coloured; their first letter says the same without colours."""
+    if changed is None:
+        return ""
+    if not changed:
+        return f'<div style="{MUTED}">unchanged</div>'
+    tones = {"+ ": TONES[StepStatus.COMPLETED], "- ": TONES[StepStatus.FAILED]}
+    lines = "".join(
+        f'<div style="{f"color:{tones[line[:2]]}" if line[:2] in tones else MUTED}">{escape(line)}</div>'
+        for line in changed
+    )
+    return (
+        f'<div style="margin-top:3px;{MUTED}">changed</div>'
+        f'<div style="{MONO};white-space:pre-wrap;overflow-wrap:anywhere">{lines}</div>'
+    )
 
 
 # -- many steps ---------------------------------------------------------------------------
@@ -216,8 +240,18 @@ def state_mark(status: StepStatus) -> str:
     )
 
 
-def definition_table(pipeline: Pipeline, states: Mapping[str, StepResult] | None = None) -> Bundle:
-    """All steps of a pipeline as a table: what they are and, after a run, where they stand."""
+def definition_table(
+    pipeline: Pipeline,
+    states: Mapping[str, StepResult] | None = None,
+    gone: Mapping[str, str] | None = None,
+) -> Bundle:
+    """All steps of a pipeline as a table: what they are and, after a run, where they stand.
+
+    Args:
+        pipeline: The pipeline.
+        states: Of its last run, by step.
+        gone: Steps whose cell is gone, and how.
+    """
     rows, lines = [], []
     for step in pipeline.steps:
         kind = "python" if step.is_python else "agent"
@@ -225,17 +259,26 @@ def definition_table(pipeline: Pipeline, states: Mapping[str, StepResult] | None
             facts = "; ".join(f"{label} {text}" for label, text in step_facts(pipeline, step))
         except TagentError as error:
             facts = str(error)
+        warning = ""
+        if gone and step.name in gone:
+            warning = f"⚠ {gone[step.name]}; %tagent_pipeline --remove {step.name} takes the step out"
         status = StepStatus.PENDING if states is None or step.name not in states else states[step.name].status
         rows.append(
             [
                 f"<b>{escape(step.name)}</b>",
                 f'<span style="color:{KIND_TONES[kind]}">{KIND_LOOKS[kind].mark} {kind}</span>',
-                escape(facts),
+                escape(facts)
+                + (
+                    f'<div style="color:{TONES[StepStatus.WAITING]}">{escape(warning)}</div>'
+                    if warning
+                    else ""
+                ),
                 state_mark(status),
             ]
         )
         lines.append(
             f"{LOOKS[status].mark} {step.name}: {kind}; {facts or 'reads nothing'}; {LOOKS[status].word}"
+            + (f"; {warning}" if warning else "")
         )
     title = f"{pipeline.name}: {count(len(pipeline.steps), 'step')}"
     head = (

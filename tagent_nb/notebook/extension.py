@@ -23,6 +23,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magics(magics)
     awaited = AwaitedRuns(shell)
     awaited.install()
+    magics.cells.install()
     matcher = MagicCompleter(magics.session).matcher()
     shell.Completer.custom_matchers.append(matcher)
     _installed[id(shell)] = (magics, awaited, matcher)
@@ -35,6 +36,7 @@ def unload_ipython_extension(shell: Any) -> None:
         return
     magics, awaited, matcher = found
     awaited.remove()
+    magics.cells.remove()
     shell.Completer.custom_matchers.remove(matcher)
     for kind, names in magics.magics.items():
         for name in names:

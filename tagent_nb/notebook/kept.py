@@ -13,6 +13,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from tagent_nb.engine.export import export_module, is_own
 from tagent_nb.engine.loop import submit
 from tagent_nb.errors import did_you_mean
+from tagent_nb.notebook.cells import Cells
 from tagent_nb.notebook.control import RunControl
 from tagent_nb.notebook.display import count, show
 from tagent_nb.notebook.listing import cache_table
@@ -33,6 +34,7 @@ class KeptMagics(Magics):
         super().__init__(shell)
         self.session = session
         self.control = RunControl(session, shell)
+        self.cells = Cells(shell)
 
     @line_magic
     @arguments()

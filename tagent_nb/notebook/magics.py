@@ -18,6 +18,7 @@ from tagent_nb.notebook.listing import pipelines_table, plan_table
 from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.provider_options import read_limit, read_price
+from tagent_nb.notebook.redefining import changes
 from tagent_nb.notebook.step_options import build_step
 from tagent_nb.pipeline.models import ExecutionMode
 
@@ -170,8 +171,12 @@ class TagentMagics(KeptMagics):
         no_leftovers("%%tagent_step", NAME=args.name, **{"--model": args.model})
         if args.concurrent and args.serial:
             raise UsageError("%%tagent_step: --concurrent and --serial exclude each other. Keep one.")
-        step = self.session.put(build_step(self.session, args, cell, _mode(args)))
-        show(step_card(self.session.pipeline, step))
+        pipeline = self.session.pipeline
+        made = build_step(self.session, args, cell, _mode(args))
+        before = pipeline.get_step(made.name) if made.name in pipeline else None
+        step = self.session.put(made)
+        self.cells.defined(pipeline.name, step.name)
+        show(step_card(pipeline, step, None if before is None else changes(before, step)))
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -263,10 +268,15 @@ class TagentMagics(KeptMagics):
     @arguments()
     @help_option
     def tagent_status(self, line: str) -> None:
-        """Show every step of the current pipeline: what it reads, and where it stands."""
+        """Show every step of the current pipeline: what it reads, where it stands, if its cell is gone.
+
+        JupyterLab and Notebook 7 tell which cells were deleted; other front ends do not.
+        """
         args = parse(TagentMagics.tagent_status, line)
         if args is not None:
-            show(definition_table(self.session.pipeline, self.session.workspace.states()))
+            pipeline = self.session.pipeline
+            states, gone = self.session.workspace.states(), self.cells.gone(pipeline.name)
+            show(definition_table(pipeline, states, gone))
 
     @line_magic
     @arguments()
