@@ -69,7 +69,7 @@ class Cells:
 
     def _entered(self, info: Any) -> None:
         """A cell, or code that a cell hands to the shell while it runs: that has no id of its own."""
-        asked = getattr(self.shell, "get_parent", dict)() or {}
+        asked: dict[str, Any] = getattr(self.shell, "get_parent", dict)() or {}
         request = asked.get("header", {}).get("msg_id")
         if request is not None and request == self._request:
             return

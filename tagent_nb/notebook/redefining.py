@@ -17,7 +17,7 @@ MOST_LINES = 8
 """Lines of a diff at most; a card is no place for more."""
 
 _TEXTS = ("name", "goal", "body")
-_DEFAULTS = (None, [], {})
+_DEFAULTS: tuple[Any, ...] = (None, [], {})
 
 
 def changes(before: PipelineStep, after: PipelineStep) -> list[str]:
