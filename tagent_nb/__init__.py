@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.executor import PipelineExecutor
     from tagent_nb.engine.export import export_module
     from tagent_nb.engine.handle import RunHandle
+    from tagent_nb.engine.inputs import feed
     from tagent_nb.engine.memory import PipelineMemory
     from tagent_nb.engine.plan import Plan, StepPlan
     from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine
@@ -217,6 +218,7 @@ _ROOMS = {
     "storage.sqlite": ("SQLiteStorageBackend",),
     "engine.executor": ("PipelineExecutor",),
     "engine.export": ("export_module",),
+    "engine.inputs": ("feed",),
     "engine.handle": ("RunHandle",),
     "engine.entries": ("StepMemoryEntry",),
     "engine.memory": ("PipelineMemory",),
@@ -332,6 +334,7 @@ __all__ = [
     "__version__",
     "current",
     "export_module",
+    "feed",
     "load_ipython_extension",
     "open_storage",
     "tool",

@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--offline", action="store_true", help="answer agent steps from the cache only; a miss fails the step"
     )
+    run.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[STEP=]FILE",
+        help="let a step give the rows of this file instead of its own; without STEP, the one Python step "
+        "that reads no other step",
+    )
     run.add_argument("--json", type=Path, metavar="OUT", help="also write the result as JSON")
     run.add_argument(
         "--schemas",
@@ -130,11 +138,14 @@ def _status(*_: object) -> bool:
 def _run(args: argparse.Namespace, _: object) -> bool:
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.executor import PipelineExecutor
+    from tagent_nb.engine.inputs import feed
     from tagent_nb.storage import open_storage
 
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
     pipeline, found = _pipeline(args.file, namespace)
     namespace = {**namespace, **found}
+    for source in args.input:
+        feed(pipeline, source)
     executor = PipelineExecutor(
         pipeline,
         storage=open_storage(args.storage, keep_last=args.keep_last),

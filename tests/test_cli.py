@@ -139,6 +139,14 @@ def test_a_json_file_runs_with_the_schemas_it_names(capsys: pytest.CaptureFixtur
     assert main(["run", "full.json", "--model", "test", "--schemas", "schemas.py"]) == 0
 
 
+def test_a_step_gives_the_rows_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.json").write_text('["c"]')
+    assert main(["run", "demo.py", "--model", "test", "--input", "load=rows.json", "--json", "out.json"]) == 0
+    assert PipelineResult.from_json(Path("out.json").read_text())["load"] == ["c"]
+    assert main(["run", "demo.py", "--input", "rows.xls"]) == 1
+    assert "its name must end in" in capsys.readouterr().err
+
+
 def test_offline_answers_from_the_cache_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "demo.py", "--model", "test", "--offline"]) == 1
     assert "judge: OfflineMissError" in capsys.readouterr().err

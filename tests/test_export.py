@@ -542,3 +542,18 @@ def test_a_module_is_known_until_somebody_changes_it() -> None:
     assert not is_own(text + "# mine\n")
     assert not is_own("print(1)\n")
     assert export_module(one_cell("1")) == text
+
+
+def test_a_module_runs_on_the_rows_of_a_file(tmp_path: Path) -> None:
+    """``python exported.py --input rows.csv``"""
+    pipeline = Pipeline("p").put(cell("load", "raise RuntimeError('not asked')", max_retries=0))
+    pipeline.put(cell("total", "int(load['stars'].sum())"))
+    (tmp_path / "exported.py").write_text(export_module(pipeline), encoding="utf-8")
+    (tmp_path / "rows.csv").write_text("stars\n2\n40\n", encoding="utf-8")
+    for words in (["--input", "rows.csv"], ["--input", "load=rows.csv", "--resume"]):
+        done = script(tmp_path / "exported.py", *words)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"total +completed +42", done.stdout)
+    done = script(tmp_path / "exported.py", "--input", "laod=rows.csv")
+    assert done.returncode == 1
+    assert "Did you mean 'load'?" in done.stderr

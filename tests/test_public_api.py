@@ -45,7 +45,7 @@ RUNS = words(
     """
     ItemResult Phase PipelineExecutor PipelineMemory PipelineMemoryManager PipelineResult
     PipelineScheduler PipelineStateMachine Plan ResultCache RunHandle StepMemoryEntry StepPlan StepResult
-    Task TaskBasedStateMachine TaskStatus TokenUsage current export_module
+    Task TaskBasedStateMachine TaskStatus TokenUsage current export_module feed
     """
 )
 STORAGE = words(

@@ -39,8 +39,18 @@ def {main}() -> int:
         metavar="RUN",
         help="carry on the newest run, or this one: recorded steps are not run again",
     )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[STEP=]FILE",
+        help="let a step give the rows of this file (.csv, .jsonl, .json ...) instead of its own; "
+        "without STEP, the one Python step that reads no other step",
+    )
     args = parser.parse_args()
     try:
+        for source in args.input:
+            tagent_nb.feed({pipeline}, source)
         result = tagent_nb.PipelineExecutor(
             {pipeline},
             model=args.model,

@@ -1,0 +1,73 @@
+"""Other rows for a pipeline: a step that reads a file instead of what it was written to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tagent_nb.errors import DefinitionError
+from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
+
+__all__ = ["feed"]
+
+_FRAME = "# The rows of {file}\nimport pandas as pd\npd.read_{kind}({path!r}{more})"
+_JSON = (
+    "# What {file} says\nimport json\n"
+    "with open({path!r}, encoding='utf-8') as file:\n    value = json.load(file)\nvalue"
+)
+_TEXT = "# The text of {file}\nfrom pathlib import Path\nPath({path!r}).read_text(encoding='utf-8')"
+_READERS = {
+    ".csv": (_FRAME, "csv", ""),
+    ".tsv": (_FRAME, "csv", ", sep='\\t'"),
+    ".jsonl": (_FRAME, "json", ", lines=True"),
+    ".parquet": (_FRAME, "parquet", ""),
+    ".json": (_JSON, "", ""),
+    ".txt": (_TEXT, "", ""),
+}
+
+
+def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep:
+    """Let a step of the pipeline give what a file holds; its own work is not done.
+
+    CSV, TSV, JSON lines and Parquet give a DataFrame, a row a line; JSON gives its value, text a string. The
+    step keeps its name, so that others read it as before; it is never answered from the cache, since
+    the file may change.
+
+    Args:
+        pipeline: Is changed.
+        source: ``"STEP=FILE"``. Without ``STEP=``, the step is the one Python step that reads no other step.
+
+    Raises:
+        DefinitionError: The file is not there or of no known kind, or it is not clear which step is meant.
+        UnknownStepError: The pipeline has no such step.
+    """
+    name, separator, file = str(source).partition("=")
+    if not separator:
+        name, file = "", str(source)
+    path = Path(file)
+    if path.suffix not in _READERS:
+        raise DefinitionError(
+            f"{file!r} cannot be an input: its name must end in {', '.join(_READERS)}. "
+            "Write STEP=FILE, or FILE alone."
+        )
+    if not path.is_file():
+        raise DefinitionError(f"There is no file {file!r} to read. Look at its path: {path.absolute()}")
+    step = pipeline.get_step(name) if name else _source(pipeline, file)
+    text, kind, more = _READERS[path.suffix]
+    code = text.format(file=path.name, path=str(path), kind=kind, more=more)
+    made = PipelineStep.from_cell(
+        step.name, code, python=True, cache=False, execution_mode=ExecutionMode.CONCURRENT
+    )
+    pipeline.put(made)
+    return made
+
+
+def _source(pipeline: Pipeline, file: str) -> PipelineStep:
+    found = [step for step in pipeline.steps if step.is_python and not pipeline.dependencies(step)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(step.name for step in found or pipeline.steps)
+    why = "several Python steps read no other step" if found else "no Python step reads no other step"
+    raise DefinitionError(
+        f"Which step of {pipeline.name!r} gives the rows of {file!r}? In it, {why}. Write STEP={file}, "
+        f"where STEP is one of: {names}."
+    )

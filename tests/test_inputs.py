@@ -1,0 +1,87 @@
+"""Files in place of what a step reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep, UnknownStepError, feed
+
+
+def python(name: str, code: str, **options: Any) -> PipelineStep:
+    return PipelineStep.from_cell(name, code, python=True, **options)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    monkeypatch.chdir(tmp_path)
+    made = Pipeline("reviews").put(python("load", "raise RuntimeError('not asked')", max_retries=0))
+    return made.put(python("count", "len(load)"))
+
+
+FILES = {
+    "rows.csv": "text,stars\nGreat,5\nBad,1\n",
+    "rows.tsv": "text\tstars\nGreat\t5\nBad\t1\n",
+    "rows.jsonl": '{"text": "Great", "stars": 5}\n{"text": "Bad", "stars": 1}\n',
+    "rows.json": '[{"text": "Great", "stars": 5}, {"text": "Bad", "stars": 1}]',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_gives_the_rows_of_the_step_that_reads_nothing(pipeline: Pipeline, name: str) -> None:
+    Path(name).write_text(FILES[name], encoding="utf-8")
+    assert feed(pipeline, name).name == "load"
+    result = PipelineExecutor(pipeline).run()
+    assert result["count"] == 2
+    assert pd.DataFrame(result["load"]).to_dict("records")[1] == {"text": "Bad", "stars": 1}
+
+
+def test_parquet_and_text_and_names_with_quotes(pipeline: Pipeline) -> None:
+    pd.DataFrame({"a": [1, 2, 3]}).to_parquet("it's {x}.parquet")
+    feed(pipeline, Path("it's {x}.parquet"))
+    assert PipelineExecutor(pipeline).run()["count"] == 3
+    Path("some=text.txt").write_text("Grüße", encoding="utf-8")
+    feed(pipeline, "load=some=text.txt")
+    assert PipelineExecutor(pipeline).run()["load"] == "Grüße"
+
+
+def test_a_file_that_changes_is_read_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    assert not feed_rows(pipeline, "a\n1\n").cache
+    assert PipelineExecutor(pipeline).run()["count"] == 1
+    feed_rows(pipeline, "a\n1\n2\n")
+    assert PipelineExecutor(pipeline).run()["count"] == 2
+
+
+def feed_rows(pipeline: Pipeline, text: str) -> PipelineStep:
+    Path("rows.csv").write_text(text, encoding="utf-8")
+    return feed(pipeline, "load=rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("rows.xls", "its name must end in .csv, .tsv, .jsonl, .parquet, .json, .txt"),
+        ("missing.csv", "There is no file 'missing.csv' to read. Look at its path: "),
+        ("load=", "'' cannot be an input"),
+        ("rows.csv", "several Python steps read no other step. Write STEP=rows.csv, where STEP is one of: "),
+    ],
+)
+def test_an_input_that_cannot_be_is_refused_with_the_remedy(
+    pipeline: Pipeline, source: str, message: str
+) -> None:
+    Path("rows.csv").write_text("a\n1\n")
+    pipeline.put(python("other", "1"))
+    with pytest.raises(DefinitionError, match=message.replace(".", r"\.")):
+        feed(pipeline, source)
+
+
+def test_a_step_that_is_not_there_is_refused(pipeline: Pipeline) -> None:
+    Path("rows.csv").write_text("a\n1\n")
+    with pytest.raises(UnknownStepError, match="Did you mean 'load'"):
+        feed(pipeline, "laod=rows.csv")
+    agents = Pipeline("agents", model="test").step("ask", "Ask.")
+    with pytest.raises(DefinitionError, match="no Python step reads no other step.*one of: ask"):
+        feed(agents, "rows.csv")
