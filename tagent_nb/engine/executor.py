@@ -34,6 +34,7 @@ from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.steps.ledger import Ledger
 from tagent_nb.steps.limits import LimitsGate
+from tagent_nb.steps.telemetry import traced
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.resume import Recorded
     from tagent_nb.steps.base import StepRunner
     from tagent_nb.steps.calls import CallGate
+    from tagent_nb.steps.tracing import Tracing
     from tagent_nb.storage.base import RunInfo, StorageBackend
 
 
@@ -65,6 +67,7 @@ class PipelineExecutor:
         retry_delay: Seconds; the ceiling of the first wait between attempts, doubled each time.
         runners: Other runners by kind (``"python"``, ``"agent"``, ``"plan"``).
         gates: What each call to a model or a tool passes on its way, the first one outermost.
+        trace_content: Whether OpenTelemetry spans, where that is set up, hold what is sent and answered.
         prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
             come before the known ones.
         budget: Most that a run may spend: USD, a text such as ``"5000 tokens"``, or a :class:`Budget`.
@@ -91,6 +94,7 @@ class PipelineExecutor:
         retry_delay: float = 0.5,
         runners: Mapping[str, StepRunner] | None = None,
         gates: Iterable[CallGate] = (),
+        trace_content: bool = False,
         prices: Mapping[str, Price] | None = None,
         budget: Budget | float | str | None = None,
         limits: Mapping[str, Limit] | LimitsGate | None = None,
@@ -110,6 +114,8 @@ class PipelineExecutor:
         self.runners: dict[str, StepRunner] = Runners()
         self.runners.update(runners or {})
         self.gates = list(gates)
+        self.trace_content = trace_content
+        self._tracing: Tracing | None = None
         self.prices = checked_prices(prices)
         self.budget = None if budget is None else Budget.of(budget)
         self.ledger = Ledger()
@@ -343,7 +349,8 @@ class PipelineExecutor:
         def lost(error: LeaseLostError) -> None:
             self._asked_now(lambda run: run.fail(error))
 
-        with self.storage.telling(self._hear):
+        tracing = traced(self._observers, pipeline.name, self.trace_content)
+        with self.storage.telling(self._hear), tracing as self._tracing:
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
@@ -426,7 +433,7 @@ class PipelineExecutor:
             schemas=schemas,
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
-            gates=call_gates(pipeline, self.gates, ledger, self.limits),
+            gates=call_gates(pipeline, self.gates, ledger, self.limits, self._tracing),
             prices=self.prices,
             ledger=ledger,
             observers=self._observers,

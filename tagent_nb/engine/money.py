@@ -73,10 +73,14 @@ def refuse_unpriced(
 
 
 def call_gates(
-    pipeline: Pipeline, own: Iterable[CallGate], ledger: Ledger, limits: LimitsGate
+    pipeline: Pipeline,
+    own: Iterable[CallGate],
+    ledger: Ledger,
+    limits: LimitsGate,
+    tracing: CallGate | None = None,
 ) -> tuple[CallGate, ...]:
-    """What each call of a run passes, the first one outermost: the user's own gates, budget, limits."""
-    gates = list(own)
+    """What each call of a run passes, the first one outermost: tracing, the user's own, budget, limits."""
+    gates = [*([] if tracing is None else [tracing]), *own]
     if all(step.is_python for step in pipeline.steps):
         return tuple(gates)
     if ledger:
