@@ -111,11 +111,20 @@ def test_a_url_names_a_server(url: str) -> None:
     assert storage.durability == "fast"
 
 
-@pytest.mark.parametrize("url", ["redis://h:port", "redis://h/0?socket_timeout=x", "redis://h/0?no_such=1"])
-def test_a_url_that_is_not_right_is_refused(url: str) -> None:
-    """The message shows how to write it."""
-    with pytest.raises(DefinitionError, match="redis://host:6379/0"):
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://h:port", "its port is no number"),
+        ("redis://h/0?socket_timeout=x", "Invalid value for 'socket_timeout' in connection URL. Write"),
+        ("redis://h/0?no_such=1", "there is no setting 'no_such'. Write"),
+        ("redis://h/0?keep_lst=1", "Did you mean 'keep_last'?"),
+    ],
+)
+def test_a_url_that_is_not_right_is_refused(url: str, why: str) -> None:
+    """The message says what is wrong, and shows how to write it."""
+    with pytest.raises(DefinitionError, match="redis://host:6379/0") as caught:
         open_storage(url)
+    assert why in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"durability": "slow"}, {"deadline": 0}, {"prefix": "a:b"}])

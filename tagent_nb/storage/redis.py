@@ -35,6 +35,7 @@ from tagent_nb.storage.redis_queue import (
     number,
     said,
     text,
+    wrong_url,
 )
 
 try:
@@ -107,12 +108,8 @@ class RedisStorageBackend(RecordingBackend):
             # A connection that is made, but not opened, shows whether the URL is right.
             options: Any = pool.connection_class(**pool.connection_kwargs)
         except (ValueError, TypeError) as error:
-            # What it takes for the port may be a part of the password.
-            why = "its port is no number, or the password has letters to be written as %XX"
-            if "port" not in str(error).lower():
-                why = str(error)
             raise DefinitionError(
-                f"The URL of a Redis server is not right: {why}. "
+                f"The URL of a Redis server is not right: {wrong_url(error)} "
                 "Write redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path."
             ) from None
         # Never with the password: this is in messages.

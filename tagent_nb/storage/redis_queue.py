@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError
+from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError, did_you_mean
+from tagent_nb.storage.settings import Settings
 
 REMEMBERED = 10.0
 """Seconds for which records are kept here, in case a server that restarts has lost the last of them."""
@@ -164,3 +166,15 @@ def losing(settings: Mapping[str | None, str | None], *, full: bool) -> Iterator
             "has no append-only file: a crash of the server loses runs. "
             "Set 'appendonly yes', or say durability='fast'."
         )
+
+
+def wrong_url(error: Exception) -> str:
+    """What is wrong with a URL, a sentence from redis-py's error about it, and without its password."""
+    unknown = re.search(r"keyword argument '(\w+)'", str(error))
+    if unknown is not None:
+        name = unknown.group(1)
+        return f"there is no setting {name!r}.{did_you_mean(name, Settings.names())}"
+    if "port" in str(error).lower():
+        # What it takes for the port may be a part of the password.
+        return "its port is no number, or the password has letters to be written as %XX."
+    return f"{said(error)}."
