@@ -508,7 +508,7 @@ async def test_a_record_that_cannot_be_taken_back_is_cut_off_later(
             await record(store, "two")
     await record(store, "three")
     assert messages(await store.read_run("p", "r")) == ["one", "three"]
-    assert any("cut off" in problem for problem in store.problems)
+    assert any("torn and is left out" in problem for problem in store.problems)
 
 
 async def test_a_failed_flush_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

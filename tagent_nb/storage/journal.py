@@ -189,8 +189,9 @@ class RunFile:
             raise
         if journal.torn is not None:
             self._report(
-                f"The end of run {self._run_id} was torn: {size - journal.good:,} bytes were cut off "
-                f"({journal.torn})."
+                # In the words of a reader who has met it before: it is told once.
+                f"The end of run {self._run_id} was torn and is left out ({size - journal.good:,} bytes; "
+                f"{journal.torn})."
             )
         self._size = journal.good
 
