@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         help="carry on the newest run, or this one: recorded steps are not run again",
     )
     run.add_argument(
+        "--budget",
+        metavar="AMOUNT",
+        help="most that the run may spend: 0.10 (USD), '5000 tokens', '20 requests'; none limits nothing",
+    )
+    run.add_argument(
         "--offline", action="store_true", help="answer agent steps from the cache only; a miss fails the step"
     )
     run.add_argument(
@@ -155,7 +160,7 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         schemas=_schemas(namespace),
     )
     try:
-        result = executor.run(resume=args.resume, offline=args.offline)
+        result = executor.run(resume=args.resume, offline=args.offline, budget=args.budget)
     except KeyboardInterrupt:
         if executor.result is not None:
             _show(executor.result)

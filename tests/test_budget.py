@@ -356,6 +356,7 @@ async def test_a_model_without_a_price_is_refused_before_any_step(where: str) ->
         DefinitionError, match=r"budget of 0.5 USD.*price of model 'function:counted'"
     ) as told:
         await executor.execute()
+    assert str(told.value).startswith("Step 's' cannot run")
     assert "Price(input_per_million=" in str(told.value)
     assert '"5000 tokens"' in str(told.value)
     assert not ran

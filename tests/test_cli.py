@@ -118,6 +118,12 @@ def test_a_python_file_runs_and_its_steps_are_shown(capsys: pytest.CaptureFixtur
     assert sys.path == path
 
 
+def test_a_run_keeps_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "demo.py", "--model", "test", "--budget", "0 requests"]) == 1
+    assert "BudgetExceededError" in capsys.readouterr().out
+    assert main(["run", "demo.py", "--model", "test", "--resume", "--budget", "9 requests"]) == 0
+
+
 def test_runs_and_answers_go_where_notebooks_look_for_them() -> None:
     assert Path(STATE_FOLDER) == cli.STATE_FOLDER
     assert main(["run", "demo.py", "--model", "test"]) == 0

@@ -56,6 +56,8 @@ def refuse_unpriced(
         DefinitionError: It names the step, the model and the remedy.
     """
     for step in pipeline.steps:
+        if step.is_python:
+            continue
         own = None if step.budget is None else Budget.of(step.budget)
         limits = [one for one in (budget, own) if one is not None and one.usd is not None]
         if not limits:
