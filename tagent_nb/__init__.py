@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         OfflineMissError,
         OutputValidationError,
         PipelineValidationError,
+        RejectedError,
         ResumeConflictError,
         RetryableError,
         RunCancelledError,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
         UnknownStepError,
     )
     from tagent_nb.events import (
+        ApprovalGiven,
+        ApprovalRequested,
         Event,
         FactLearned,
         MemorySaved,
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
         Warned,
     )
     from tagent_nb.notebook.session import current
+    from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Edited, Rejected
     from tagent_nb.pipeline.budget import Budget, Share
     from tagent_nb.pipeline.conditions import (
         And,
@@ -116,6 +120,7 @@ _ROOMS = {
         "CorruptRecordError",
         "CycleError",
         "DefinitionError",
+        "Edited",
         "EncodeError",
         "FormatVersionError",
         "IllegalTransitionError",
@@ -127,6 +132,7 @@ _ROOMS = {
         "OfflineMissError",
         "OutputValidationError",
         "PipelineValidationError",
+        "RejectedError",
         "ResumeConflictError",
         "RetryableError",
         "RunCancelledError",
@@ -142,6 +148,8 @@ _ROOMS = {
         "UnknownStepError",
     ),
     "events": (
+        "ApprovalGiven",
+        "ApprovalRequested",
         "Event",
         "FactLearned",
         "MemorySaved",
@@ -181,6 +189,7 @@ _ROOMS = {
         "PipelineResult",
         "StepResult",
     ),
+    "pipeline.approval": ("ApprovalRequest", "Approved", "Edited", "Rejected"),
     "pipeline.budget": ("Budget", "Share"),
     "pipeline.conditions": (
         "And",
@@ -236,6 +245,10 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "And",
+    "ApprovalGiven",
+    "ApprovalRequest",
+    "ApprovalRequested",
+    "Approved",
     "Budget",
     "BudgetExceededError",
     "Condition",
@@ -246,6 +259,7 @@ __all__ = [
     "DefinitionError",
     "Dependency",
     "DependencyType",
+    "Edited",
     "EncodeError",
     "Event",
     "ExecutionMode",
@@ -284,6 +298,8 @@ __all__ = [
     "Plan",
     "Price",
     "RedisStorageBackend",
+    "Rejected",
+    "RejectedError",
     "ResultCache",
     "ResumeConflictError",
     "RetryableError",

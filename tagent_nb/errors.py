@@ -16,6 +16,7 @@ The tree (two names after ``:`` mean that the built-in is a base as well)::
     │   │   ├── StepTimeoutError : TimeoutError   one attempt took longer than ``timeout``
     │   │   ├── OutputValidationError : ValueError  an answer does not match its schema
     │   │   ├── BudgetExceededError         the budget of the run or the step is used up
+    │   │   ├── RejectedError               a person refused what the step gave
     │   │   ├── OfflineMissError            ``offline=True`` and the answer is not cached
     │   │   └── RetryableError              a failure that another attempt may mend
     │   └── ResumeConflictError             recorded steps no longer match their definition
@@ -108,6 +109,19 @@ class StepTimeoutError(StepError, TimeoutError):
 
 class OutputValidationError(StepError, ValueError):
     """A step's answer does not match its ``output_schema``."""
+
+
+class RejectedError(StepError):
+    """A person refused what a step gave.
+
+    Args:
+        message: What she said.
+        retry: Whether she asked for another try.
+    """
+
+    def __init__(self, message: str, *, retry: bool = False) -> None:
+        self.retry = retry
+        super().__init__(message)
 
 
 class OfflineMissError(StepError):

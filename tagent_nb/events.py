@@ -137,11 +137,13 @@ class RunUnpaused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished(Event):
-    """The run ended. ``cancelled`` and failed runs can be resumed."""
+    """The run ended. ``cancelled`` and failed runs can be resumed, and those with steps ``waiting`` for
+    an approval."""
 
     success: bool
     cancelled: bool = False
     seconds: float = 0.0
+    waiting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,44 @@ class StepWaiting(StepEvent):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepGoesOn(StepEvent):
     """A step that waited works again. Never stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequested(StepEvent):
+    """A value waits for somebody's decision, and need not be computed again for it.
+
+    ``output`` is the step's result or, with ``tool``, the arguments by name; ``call`` tells calls of
+    tools apart. ``usage`` and ``cost`` (USD) are what a result took until now, and ``facts`` and
+    ``memories`` what the step has to say if it is approved.
+    """
+
+    output: Output
+    call: str = ""
+    tool: str = ""
+    key: str = ""
+    attempt: int = 1
+    seconds: float = 0.0
+    usage: TokenUsage = NO_USAGE
+    cost: float | None = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    memories: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalGiven(StepEvent):
+    """Somebody decided on what was held: ``"approved"``, ``"edited"``, ``"rejected"`` or ``"retry"``.
+
+    ``digest`` is that of the value that was held, ``output`` the user's own in its place. ``used``:
+    a run took the decision at once; else the next sitting of the run does.
+    """
+
+    verdict: str
+    digest: str = ""
+    call: str = ""
+    reason: str = ""
+    output: Output | None = None
+    used: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,14 @@ ERRORS = words(
     BudgetExceededError CorruptRecordError CycleError DefinitionError EncodeError FormatVersionError
     IllegalTransitionError LeaseLostError MissingExtraError MissingKeyError ModelError
     NotStoredError OfflineMissError OutputValidationError PipelineValidationError
-    ResumeConflictError RetryableError RunCancelledError RunError RunInProgressError StepError
+    RejectedError ResumeConflictError RetryableError RunCancelledError RunError RunInProgressError StepError
     StepTimeoutError StorageError StorageUnavailableError TagentError TemplateError
     UnknownModelError UnknownStepError
     """
 )
 EVENTS = words(
     """
+    ApprovalGiven ApprovalRequested
     Event FactLearned MemorySaved Observer RunContinued RunFinished RunPaused RunStarted RunUnpaused
     StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress StepRetried
     StepSkipped StepStarted StepStreamed StepWaiting Warned
@@ -43,6 +44,7 @@ DEFINITIONS = words(
 )
 RUNS = words(
     """
+    ApprovalRequest Approved Edited Rejected
     ItemResult Phase PipelineExecutor PipelineMemory PipelineMemoryManager PipelineResult
     PipelineScheduler PipelineStateMachine Plan ResultCache RunHandle StepMemoryEntry StepPlan StepResult
     Task TaskBasedStateMachine TaskStatus TokenUsage current export_module feed

@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.turns import Place
 from tagent_nb.engine.work import Work, read_names, runner_of, step_model, why_it_runs
-from tagent_nb.errors import RetryableError, StepError, StepTimeoutError, TagentError
+from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
     Event,
     FactLearned,
@@ -21,6 +22,7 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.models import ExecutionMode
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.traceback import redact, user_traceback
 
@@ -34,9 +36,17 @@ HOPELESS = (NameError, SyntaxError, ImportError, AttributeError, TypeError, NotI
 """Mistakes in the user's code, which another attempt would only repeat."""
 
 
-async def attempts(run: Run, work: Work) -> list[Event]:
-    """Run a unit until it gives a value or must be given up."""
+async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -> list[Event]:
+    """Run a unit until it gives a value or must be given up.
+
+    A step's value is held where the step says so, and so is ``candidate``: events that end with a value
+    that is known already.
+    """
     step = work.step
+    serial = step.execution_mode is ExecutionMode.SERIAL
+    work.place = Place(step.name, serial, run.slots, run.turns, work.on_aside)
+    if step.approve:
+        candidate = candidate or run.approvals.recorded(work)
     attempt = step.retry_count + 1
     last = max(attempt, step.max_retries + 1)
     if run.keyed:
@@ -49,18 +59,24 @@ async def attempts(run: Run, work: Work) -> list[Event]:
         # What it uses counts even when it is stopped: whoever stops it finds it here.
         context = run.live[work.unit] = _context(run, work, attempt, learned)
         try:
-            value = await _attempt(run, work, context)
-            return [*learned, _finished(run, work, value, attempt, time.monotonic() - began, context)]
+            events, candidate = candidate, None
+            if events is None:
+                value = await _attempt(run, work, context)
+                seconds = time.monotonic() - began - work.waited
+                events = [*learned, _finished(run, work, value, attempt, seconds, context)]
+            return await run.approvals.hold(work, events, context) if step.approve else events
         except Exception as error:  # the user's code and the model's side may raise anything
             if attempt >= last or not _may_succeed(error):
-                return [failed(run, work, error, attempt, time.monotonic() - began, context)]
+                seconds = time.monotonic() - began - work.waited
+                work.place.end()
+                return [failed(run, work, error, attempt, seconds, context)]
             await _wait_for_next(run, work, error, attempt, context)
         attempt += 1
 
 
 async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
     step = work.step
-    await run.slots.acquire()
+    await work.place.take()
     try:
         run.emit(
             StepStarted(
@@ -83,7 +99,7 @@ async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
             ) from None
         return step.validate_output(value)
     finally:
-        run.slots.release()
+        work.place.give()
 
 
 def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepContext:
@@ -122,6 +138,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         emit=emit,
         gates=run.equipment.gates,
         prices=run.equipment.prices,
+        refusals=run.approvals.refusals(work) if run.memory.held else (),
         on_spend=count,
     )
 
@@ -147,6 +164,8 @@ def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
 
 
 def _may_succeed(error: Exception) -> bool:
+    if isinstance(error, RejectedError):
+        return error.retry
     if isinstance(error, RetryableError | StepTimeoutError):
         return True
     return not isinstance(error, (TagentError, *HOPELESS))
@@ -154,6 +173,8 @@ def _may_succeed(error: Exception) -> bool:
 
 async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, context: StepContext) -> None:
     asked = error.retry_after if isinstance(error, RetryableError) else None
+    if isinstance(error, RejectedError):
+        asked = 0.0  # somebody waits for it
     ceiling = min(LONGEST_DELAY, run.equipment.retry_delay * 2 ** (attempt - 1))
     # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     delay = asked if asked is not None else random.uniform(0.0, ceiling)

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.approvals import checked_approver
 from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
+from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.holding import holding
 from tagent_nb.engine.knowledge import save
@@ -27,6 +29,7 @@ from tagent_nb.engine.state import (
 )
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import Pipeline
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
     from tagent_nb.storage.base import RunInfo, StorageBackend
 
 
-class PipelineExecutor:
+class PipelineExecutor(Deciding):
     """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
 
     Args:
@@ -70,6 +73,10 @@ class PipelineExecutor:
         trace_content: Whether OpenTelemetry spans, where that is set up, hold what is sent and answered.
         prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
             come before the known ones.
+        approver: Decides on what steps with ``approve`` and tools with ``approval_required`` hold: a
+            function that takes an :class:`ApprovalRequest` and returns :class:`Approved`,
+            :class:`Edited` or :class:`Rejected`, or ``"wait"``: the run waits for :meth:`approve` and
+            :meth:`reject`. ``None``: the run does what else it can and ends; it can be resumed.
         budget: Most that a run may spend: USD, a text such as ``"5000 tokens"``, or a :class:`Budget`.
             It is checked before each call of a model.
         limits: How fast each provider may be asked, such as ``{"openai": Limit(concurrency=8)}``; or the
@@ -96,6 +103,7 @@ class PipelineExecutor:
         gates: Iterable[CallGate] = (),
         trace_content: bool = False,
         prices: Mapping[str, Price] | None = None,
+        approver: Approver | None = None,
         budget: Budget | float | str | None = None,
         limits: Mapping[str, Limit] | LimitsGate | None = None,
     ) -> None:
@@ -117,6 +125,7 @@ class PipelineExecutor:
         self.trace_content = trace_content
         self._tracing: Tracing | None = None
         self.prices = checked_prices(prices)
+        self.approver = checked_approver(approver)
         self.budget = None if budget is None else Budget.of(budget)
         self.ledger = Ledger()
         self.limits = limits if isinstance(limits, LimitsGate) else LimitsGate(limits)
@@ -437,6 +446,7 @@ class PipelineExecutor:
             prices=self.prices,
             ledger=ledger,
             observers=self._observers,
+            approver=self.approver,
         )
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)
         manager.put(pipeline.name, memory)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.unit import settle
 from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError, StorageError, TagentError
@@ -41,7 +42,9 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
             run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
         )
     )
-    await _run_items(run, step, outputs, source.step, rows)
+    left = await _run_items(run, step, outputs, source.step, rows)
+    if left:
+        run.approvals.leave(step.name, left)
     return await run.conclude(_outcome(run, step, work, rows, started))
 
 
@@ -72,19 +75,40 @@ def source_rows(step: PipelineStep, output: Output | None, source: Reference) ->
 
 async def _run_items(
     run: Run, step: PipelineStep, outputs: Mapping[str, Output | None], source: str, rows: list[Row]
-) -> None:
-    """Workers that share one iterator: 50,000 items are never 50,000 tasks."""
+) -> int:
+    """Workers that share one iterator: 50,000 items are never 50,000 tasks.
+
+    A worker whose item waits for a person is replaced, and ends with that item. Returns how many items
+    are left waiting.
+    """
     queue: Iterator[Row] = iter(rows)
+    left = 0
 
     async def work_off() -> None:
+        nonlocal left
         for key, _, row in queue:
             if run.held:
                 await run.may_start()
             unit = prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
-            if not _is_recorded(run, unit):
+            unit.on_aside = replaced
+            if _is_recorded(run, unit):
+                continue
+            try:
                 await run.conclude(*await settle(run, unit))
+            except StepHeld:
+                left += 1
+            if unit.stood_aside:
+                if unit.place.at_work:
+                    run.turns.leave(step.name)
+                return
+        run.turns.leave(step.name)
+
+    def replaced() -> None:
+        run.turns.join(step.name)
+        group.create_task(work_off())
 
     workers = min(len(rows), run.equipment.max_concurrency)
+    run.turns.crew(step.name, workers)
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
@@ -92,6 +116,7 @@ async def _run_items(
     except ExceptionGroup as several:
         # Items report their own failures; what arrives here ends the run, and one cause is enough.
         raise several.exceptions[0] from None
+    return left
 
 
 def _is_recorded(run: Run, unit: Work) -> bool:

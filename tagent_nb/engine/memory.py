@@ -15,7 +15,10 @@ from tagent_nb.engine.entries import (
     order_items,
     reset,
 )
+from tagent_nb.engine.held import HeldValues
 from tagent_nb.events import (
+    ApprovalGiven,
+    ApprovalRequested,
     Event,
     FactLearned,
     MemorySaved,
@@ -57,6 +60,7 @@ class PipelineMemory:
         facts: Facts learned in this run.
         memories: Memories saved by this or an earlier run.
         began_with: The memories of the pipeline when this run started.
+        held: What waits for a decision.
         events: Everything applied so far but streamed text, in order.
         pipeline: The definition that ran, in the process that ran it.
         budget: The run's budget as text; empty without one.
@@ -71,6 +75,7 @@ class PipelineMemory:
         self.facts: dict[str, Any] = {}
         self.memories: dict[str, Any] = {}
         self.began_with: Mapping[str, Any] = {}
+        self.held = HeldValues()
         self.events: list[Event] = []
         self.warnings: list[str] = []
         self.current_step: str | None = None
@@ -202,6 +207,9 @@ class PipelineMemory:
 
     def _run_finished(self, event: RunFinished) -> None:
         self.finished = event
+        for name in event.waiting:
+            step = self.step(name)
+            step.status, step.waits_for = StepStatus.WAITING, step.waits_for or "approval"
         self.paused = False
         self._settle(event.at)
         self.current_step = None
@@ -240,13 +248,25 @@ class PipelineMemory:
         self._unit(event).status = StepStatus.RUNNING
         self.step(event.step).waits_for = ""
 
+    def _approval_requested(self, event: ApprovalRequested) -> None:
+        self.held.asked(event)
+        self._unit(event).status = StepStatus.WAITING
+        self._spend(event, event.usage, event.cost)
+
+    def _approval_given(self, event: ApprovalGiven) -> None:
+        self.held.answered(event)
+
     def _step_retried(self, event: StepRetried) -> None:
+        if self.held:
+            self.held.let_go(event, over=False)
         unit = self._unit(event)
         unit.status = StepStatus.WAITING
         unit.error_type, unit.error = event.error_type, event.message
         self._spend(event, event.usage, event.cost)
 
     def _step_finished(self, event: StepFinished) -> None:
+        if self.held:
+            self.held.let_go(event, over=True)
         unit = self._unit(event)
         unit.status = StepStatus.COMPLETED
         unit.output = event.output
@@ -257,6 +277,8 @@ class PipelineMemory:
             self._valued(unit, event)
 
     def _step_cached(self, event: StepCached) -> None:
+        if self.held:
+            self.held.let_go(event, over=True)
         unit = self._unit(event)
         unit.status = StepStatus.CACHED
         unit.output = event.output
@@ -280,6 +302,8 @@ class PipelineMemory:
             order_items(step, event.metadata)
 
     def _step_failed(self, event: StepFailed) -> None:
+        if self.held:
+            self.held.let_go(event, over=True)
         unit = self._unit(event)
         unit.status = StepStatus.FAILED
         unit.error_type, unit.error = event.error_type, event.message
@@ -368,6 +392,8 @@ _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     StepStarted: PipelineMemory._step_started,
     StepWaiting: PipelineMemory._step_waiting,
     StepGoesOn: PipelineMemory._step_goes_on,
+    ApprovalRequested: PipelineMemory._approval_requested,
+    ApprovalGiven: PipelineMemory._approval_given,
     StepRetried: PipelineMemory._step_retried,
     StepFinished: PipelineMemory._step_finished,
     StepCached: PipelineMemory._step_cached,

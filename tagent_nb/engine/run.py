@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tagent_nb.engine.approvals import Approvals, StepHeld
 from tagent_nb.engine.knowledge import save
 from tagent_nb.engine.loop import unbroken
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import PipelineStateMachine
+from tagent_nb.engine.turns import Turns
 from tagent_nb.engine.unit import run_step
 from tagent_nb.errors import StorageError
 from tagent_nb.events import (
@@ -39,6 +40,7 @@ from tagent_nb.steps.ledger import Ledger
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.pipeline.approval import Approver
     from tagent_nb.pipeline.budget import Budget
     from tagent_nb.pipeline.prices import Price
     from tagent_nb.steps.base import StepContext, StepRunner
@@ -82,6 +84,7 @@ class Equipment:
     prices: Mapping[str, Price] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     observers: list[Observer] = field(default_factory=list)
+    approver: Approver | None = None
 
 
 class Run:
@@ -114,20 +117,26 @@ class Run:
         self.token = token
         self.restored = restored
         # A fingerprint that neither a cache nor a later process can ask for is not worked out.
-        self.keyed = equipment.cache is not None or equipment.storage.durable or options.resume is not False
+        # (A held value is told by it, too: whoever resumes the run in this process asks for it.)
+        self.keyed = (
+            equipment.cache is not None
+            or equipment.storage.durable
+            or options.resume is not False
+            or any(step.approve for step in pipeline.steps)
+        )
         self._previous = previous
         self._last_time: asyncio.Future[PipelineMemory | None] | None = None
         self.slots = asyncio.Semaphore(equipment.max_concurrency)
         self.live: dict[tuple[str, str | None], StepContext] = {}
-        self.flights: dict[str, asyncio.Future[StepFinished | None]] = {}
+        self.flights: dict[str, asyncio.Future[StepFinished | str | None]] = {}
         self.static: dict[str, dict[str, str]] = {}
         self.taught: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.memo: dict[Any, Any] = {}
         self.read: dict[str, frozenset[str]] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
-        self._order = {step.name: index for index, step in enumerate(pipeline.steps)}
-        self._serial: list[tuple[int, str]] = []
-        self._serial_busy = False
+        order = {step.name: index for index, step in enumerate(pipeline.steps)}
+        self.turns = Turns(order, self._start_next)
+        self.approvals = Approvals(self, equipment.approver)
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Event()
         self._gate.set()
@@ -182,7 +191,11 @@ class Run:
         try:
             await self.conclude(
                 RunFinished(
-                    run_id=self.memory.run_id, success=success, cancelled=self.cancelled, seconds=seconds
+                    run_id=self.memory.run_id,
+                    success=success,
+                    cancelled=self.cancelled,
+                    seconds=seconds,
+                    waiting=tuple(name for name, item in self.approvals.left if item is None),
                 )
             )
         except Exception:
@@ -304,18 +317,15 @@ class Run:
     def _offer(self, names: Sequence[str]) -> None:
         for name in names:
             if self.by_name[name].execution_mode is ExecutionMode.SERIAL:
-                heapq.heappush(self._serial, (self._order[name], name))
+                self.turns.offer(name)
             else:
                 self._spawn(name)
-        following = self._next_serial()
+        self._start_next()
+
+    def _start_next(self) -> None:
+        following = self.turns.next()
         if following is not None:
             self._spawn(following)
-
-    def _next_serial(self) -> str | None:
-        if self._serial_busy or not self._serial:
-            return None
-        self._serial_busy = True
-        return heapq.heappop(self._serial)[1]
 
     def _spawn(self, name: str) -> None:
         task = self._loop.create_task(self._worker(name), name=f"tagent-nb {name}")
@@ -339,7 +349,10 @@ class Run:
         following: str | None = name
         while following is not None:
             step = self.by_name[following]
-            change = await run_step(self, step)
+            try:
+                change = await run_step(self, step)
+            except StepHeld:
+                change = _NO_CHANGE
             ready = change.ready
             if change.doomed:
                 ready = [*ready, *await self._skip(change.doomed)]
@@ -351,14 +364,14 @@ class Run:
 
     def _follow(self, step: PipelineStep, ready: Sequence[str]) -> str | None:
         if step.execution_mode is ExecutionMode.SERIAL:
-            self._serial_busy = False
+            self.turns.release(step.name)
         concurrent: list[str] = []
         for name in ready:
             if self.by_name[name].execution_mode is ExecutionMode.SERIAL:
-                heapq.heappush(self._serial, (self._order[name], name))
+                self.turns.offer(name)
             else:
                 concurrent.append(name)
-        following = self._next_serial()
+        following = self.turns.next()
         if following is None and concurrent:
             following = concurrent.pop(0)
         for name in concurrent:
@@ -388,9 +401,9 @@ class Run:
             await asyncio.gather(*tuple(self._tasks), return_exceptions=True)
         for name, step in self.memory.steps.items():
             for key, item in (step.items or {}).items():
-                if item.status in _UNDER_WAY:
+                if item.status in _UNDER_WAY and (name, key) not in self.approvals.left:
                     self._cancelled(name, key, item.attempts, 0.0)
-            if step.status in _UNDER_WAY:
+            if step.status in _UNDER_WAY and (name, None) not in self.approvals.left:
                 seconds = max(0.0, time.time() - (step.started_at or time.time()))
                 self._cancelled(name, None, step.attempts, seconds)
 
@@ -411,3 +424,4 @@ class Run:
 
 _UNDER_WAY = (StepStatus.RUNNING, StepStatus.WAITING)
 _COUNTED = (StepRetried, StepFinished, StepFailed)
+_NO_CHANGE = Change()

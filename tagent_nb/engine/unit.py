@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
 from tagent_nb.engine.work import Work, asked_cache, prepare
 from tagent_nb.errors import OfflineMissError, StorageError, TagentError
@@ -117,25 +118,70 @@ async def _single_flight(run: Run, work: Work, cache: ResultCache, forced: bool)
     """
     while (flight := run.flights.get(work.key)) is not None:
         done = await asyncio.shield(flight)
-        if done is not None:
+        if done is HELD:
+            raise StepHeld
+        if isinstance(done, StepFinished):
             return _from_cache(run, work, done.output, done.usage, done.cost, dict(done.metadata))
-    mine: asyncio.Future[StepFinished | None] = asyncio.get_running_loop().create_future()
+    mine: asyncio.Future[StepFinished | str | None] = asyncio.get_running_loop().create_future()
     run.flights[work.key] = mine
     done = None
     try:
-        if not forced:
-            entry = await cache.aget(work.key, run.equipment.schemas)
-            if entry is not None:
-                return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
-        events = _offline(run, work) or await attempts(run, work)
-        if isinstance(events[-1], StepFinished):
-            done = events[-1]
-            if done.output.storable:
-                await _remember(run, work, cache, events, done)
+        events = None if forced else await _asked(run, work, cache)
+        if events is not None and not _must_be_held(work, events):
+            return events
+        events = (_offline(run, work) if events is None else None) or await attempts(run, work, events)
+        done = _done(work, events[-1])
+        if done is not None and done.output.storable:
+            await _remember(run, work, cache, events, done)
         return events
+    except StepHeld:
+        done = HELD
+        raise
     finally:
-        del run.flights[work.key]
+        if done is not HELD:
+            # What is held stays: a twin that comes later must not ask the model either.
+            del run.flights[work.key]
         mine.set_result(done)
+
+
+HELD = "held"
+"""How a flight ends whose value waits for a decision that nobody takes in this sitting."""
+
+
+async def _asked(run: Run, work: Work, cache: ResultCache) -> list[Event] | None:
+    """What the cache answers."""
+    entry = await cache.aget(work.key, run.equipment.schemas)
+    if entry is None:
+        return None
+    return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
+
+
+def _must_be_held(work: Work, events: list[Event]) -> bool:
+    """Whether a cached answer needs somebody's word first: it was made before the step asked for that."""
+    final = events[-1]
+    return work.step.approve and isinstance(final, StepCached) and "approval" not in final.metadata
+
+
+def _done(work: Work, final: Event) -> StepFinished | None:
+    """A unit's end as the cache is to know it; ``None`` for one without a value."""
+    if isinstance(final, StepCached):
+        usage, cost = final.saved_usage, final.saved_cost
+    elif isinstance(final, StepFinished):
+        usage, cost = work.took or (final.usage, final.cost)
+        if work.took is None:
+            return final
+    else:
+        return None
+    return StepFinished(
+        run_id=final.run_id,
+        step=final.step,
+        item=final.item,
+        output=final.output,
+        key=final.key,
+        usage=usage,
+        cost=cost,
+        metadata=final.metadata,
+    )
 
 
 async def _remember(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.knowledge import taught
-from tagent_nb.events import Output
+from tagent_nb.engine.turns import Place
+from tagent_nb.events import Output, TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference
@@ -26,7 +27,14 @@ _ITEM = re.compile(r"\bitem\b")
 
 @dataclass(slots=True)
 class Work:
-    """What one unit is about: its step, its item, what it reads, and its fingerprint."""
+    """What one unit is about: its step, its item, what it reads, its fingerprint, and its place in the run.
+
+    Attributes:
+        place: Its place among those that run, from its first attempt on.
+        on_aside: Called before it waits for a person.
+        took: Tokens and USD that led to its value, where they were counted before it ended.
+        waited: Seconds that it waited for a person.
+    """
 
     step: PipelineStep
     outputs: Mapping[str, Output | None]
@@ -36,6 +44,15 @@ class Work:
     facts: Mapping[str, Any] = field(default_factory=dict)
     memories: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
+    took: tuple[TokenUsage, float | None] | None = None
+    waited: float = 0.0
+    on_aside: Callable[[], None] | None = None
+    place: Place = field(init=False, repr=False)
+
+    @property
+    def stood_aside(self) -> bool:
+        """Whether somebody else does what it would have done next, since it waited for a person."""
+        return hasattr(self, "place") and self.place.was_away
 
     @property
     def unit(self) -> tuple[str, str | None]:

@@ -189,6 +189,8 @@ _SPECIAL: dict[str, tuple[_Load, _Dump]] = {
     "saved_usage": (_load_usage, _dump_usage),
     "steps": (_load_names, _dump_names),
     "kept": (_load_names, _dump_names),
+    "waiting": (_load_names, _dump_names),
+    "facts": (_load_notes, _dump_notes),
     "components": (_load_components, lambda components, event: dict(components)),
     "definition": (_load_notes, _dump_notes),
     "memories": (_load_notes, _dump_notes),

@@ -67,6 +67,9 @@ class PipelineStep:
         checks: Functions ``check(value)`` or ``check(value, context)``, sync or async, that raise
             ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
             then asked for another answer; a Python step fails.
+        approve: Whether the step's value waits until somebody has approved it.
+        approve_tools: Names or globs of tools whose calls wait for approval, besides the tools that say
+            so themselves.
         cache: Whether the cache may answer for this step.
         budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
             ``"5000 tokens"``, or a :class:`Budget`.
@@ -97,6 +100,8 @@ class PipelineStep:
     output_retries: int = 2
     checks: list[Callable[..., Any]] = field(default_factory=list)
     cache: bool = True
+    approve: bool = False
+    approve_tools: list[str] = field(default_factory=list)
     budget: Budget | float | str | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +110,7 @@ class PipelineStep:
         object.__setattr__(self, "name", step_name(self.name))
         check_step(self)
         # Copies: what the caller does to its lists afterwards must not reach a definition.
-        for name in ("constraints", "tools", "checks"):
+        for name in ("constraints", "tools", "checks", "approve_tools"):
             object.__setattr__(self, name, list(getattr(self, name)))
         object.__setattr__(self, "settings", dict(self.settings))
         object.__setattr__(self, "depends_on", [_plain(Dependency.parse(one)) for one in self.depends_on])

@@ -38,13 +38,13 @@ def check_step(step: PipelineStep) -> None:
     if len(step.goal) > MAX_GOAL:
         fail("goal", f"has {len(step.goal):,} characters; at most {MAX_GOAL:,} are allowed. "
              "Put long text into a step and refer to it, as in {{ load }}.")  # fmt: skip
-    for field in ("constraints", "depends_on", "tools", "checks", "tools_filter"):
+    for field in ("constraints", "depends_on", "tools", "checks", "tools_filter", "approve_tools"):
         value = getattr(step, field)
         if isinstance(value, str) or not (
             isinstance(value, list | tuple) or (field == "tools_filter" and value is None)
         ):
             fail(field, f"must be a list, not {type(value).__name__}. Write [{value!r}].")
-    for field in ("constraints", "tools_filter"):
+    for field in ("constraints", "tools_filter", "approve_tools"):
         if not all(isinstance(one, str) for one in getattr(step, field) or ()):
             fail(field, "must hold text only.")
     for field in ("tools", "checks"):
@@ -72,6 +72,8 @@ def check_step(step: PipelineStep) -> None:
     if step.agent != "single" and step.is_python:
         fail("agent", f"is {step.agent!r}, but a Python step asks no model. "
              "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
+    if not isinstance(step.approve, bool):
+        fail("approve", f"must be True or False, not {step.approve!r}. For tools, use approve_tools.")
     if step.output_schema is not None:
         _check_schema(step.name, step.output_schema)
     if step.when is not None:

@@ -37,6 +37,14 @@ def _uncounted(step: str, usage: TokenUsage, cost: float | None) -> None:
     """Where nobody counts."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A value of an earlier attempt that the user sent back, and her reason."""
+
+    value: Any
+    reason: str
+
+
 @dataclass
 class StepContext:
     """Everything one attempt of a step may see and say. Python steps get it as ``context``.
@@ -63,6 +71,7 @@ class StepContext:
         metadata: Plain data that ends in ``result.step_metadata``.
         gates: What each call to a model or a tool passes; see :mod:`tagent_nb.steps.calls`.
         prices: The user's own prices by model.
+        refusals: Values of earlier attempts that the user sent back, oldest first.
         on_spend: Told of everything that is spent, with the step's name; on any thread.
         limit: The timeout of the attempt, where it has one.
     """
@@ -87,6 +96,7 @@ class StepContext:
     gates: Sequence[CallGate] = ()
     prices: Mapping[str, Price] = field(default_factory=dict)
     on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
+    refusals: Sequence[Refusal] = ()
     limit: asyncio.Timeout | None = None
     _waits: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)

@@ -32,6 +32,10 @@ def prompt(step: PipelineStep, context: StepContext) -> str:
         "Memories of earlier runs": context.memories,
     }
     parts = [f"{title}: {delimit(dict(values))}" for title, values in known.items() if values]
+    parts += [
+        f"An earlier answer was refused: {delimit(one.value)}\nWhat the user said of it: {one.reason}"
+        for one in context.refusals
+    ]
     item: dict[str, Any] = {}
     source = (step.map_over or "").partition(".")[0]
     if source in context.inputs:

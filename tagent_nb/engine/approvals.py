@@ -1,0 +1,364 @@
+"""Holding what must not go on without a person: results of steps, and calls of tools."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.held import Held
+from tagent_nb.engine.memory import PipelineMemory
+from tagent_nb.errors import DefinitionError, OutputValidationError, RejectedError, StepError, did_you_mean
+from tagent_nb.events import (
+    NO_USAGE,
+    ApprovalGiven,
+    ApprovalRequested,
+    Event,
+    FactLearned,
+    MemorySaved,
+    StepCached,
+    StepFinished,
+    StepGoesOn,
+    StepWaiting,
+)
+from tagent_nb.pipeline.approval import (
+    ApprovalRequest,
+    Approved,
+    Approver,
+    Decision,
+    Edited,
+    Rejected,
+    Unit,
+)
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.secrets import redact
+from tagent_nb.steps.base import Refusal
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run import Run
+    from tagent_nb.engine.work import Work
+    from tagent_nb.steps.base import StepContext
+
+VALUE = "approval of its value"
+"""What a step waits for whose result is held."""
+
+
+class StepHeld(BaseException):
+    """A unit ends without an end: it waits for a decision, and nobody is there to give one.
+
+    No :class:`Exception`, so that whoever catches those of tools and models lets it pass.
+    """
+
+
+class Approvals:
+    """What one run holds.
+
+    Args:
+        run: The run.
+        approver: Who decides; ``None``: nobody, and the run ends without what is held.
+
+    Attributes:
+        left: Steps and items that are left waiting when the run ends.
+    """
+
+    def __init__(self, run: Run, approver: Approver | None) -> None:
+        self._run = run
+        self._approver = approver
+        self._answers: dict[Unit, asyncio.Future[ApprovalGiven]] = {}
+        self.left: set[tuple[str, str | None]] = set()
+
+    # -- results ----------------------------------------------------------------------------
+
+    def recorded(self, work: Work) -> list[Event] | None:
+        """The events of a unit whose value was held before, if it is still what the step would give."""
+        unit = (*work.unit, "")
+        held = self._run.memory.held.get(unit)
+        if held is None:
+            return None
+        if held.request.key != work.key or not held.request.output.storable:
+            self._run.memory.held.drop(unit)
+            return None
+        return self._candidate(work, held.request)
+
+    def refusals(self, work: Work) -> list[Refusal]:
+        """What the user has said of this unit's earlier values."""
+        return [Refusal(value.value, why) for value, why in self._run.memory.held.refused(*work.unit)]
+
+    async def hold(self, work: Work, events: list[Event], context: StepContext) -> list[Event]:
+        """The events of a unit when somebody has approved its value, which may be another one then.
+
+        Args:
+            work: The unit.
+            events: What it teaches, and last its :class:`StepFinished` or :class:`StepCached`.
+            context: Of the attempt; what it used is counted with the request.
+
+        Raises:
+            RejectedError: Somebody refused the value.
+            StepHeld: There is nobody to ask.
+        """
+        final = events[-1]
+        assert isinstance(final, StepFinished | StepCached)
+        unit = (*work.unit, "")
+        held = self._run.memory.held.get(unit)
+        if held is None or held.request.output.digest != final.output.digest or held.request.key != work.key:
+            request = _request(events, final)
+            # Neither a restart nor a crash may cost what is known now.
+            await self._run.conclude(request)
+            context.usage, context.cost = NO_USAGE, 0.0
+            held = self._run.memory.held.get(unit)
+            assert held is not None
+            if isinstance(final, StepFinished):
+                events = [*events[:-1], replace(final, usage=NO_USAGE, cost=0.0)]
+        request = held.request
+        work.took = (request.usage, request.cost) if isinstance(final, StepFinished) else None
+        given = await self._decided(work, held, VALUE)
+        if given.verdict in ("rejected", "retry"):
+            await self._run.conclude(given)
+            raise RejectedError(
+                f"Step {work.step.name!r}: the user rejected its value: {given.reason}",
+                retry=given.verdict == "retry",
+            )
+        work.place.end()
+        return [given, *events[:-1], _approved(events[-1], given)]
+
+    def _candidate(self, work: Work, request: ApprovalRequested) -> list[Event]:
+        """A recorded request as the events of the attempt that led to it."""
+        common: dict[str, Any] = {"run_id": request.run_id, "step": request.step, "item": request.item}
+        final = StepFinished(
+            **common,
+            output=request.output,
+            key=request.key,
+            components={} if work.item is not None else work.components,
+            attempt=request.attempt,
+            seconds=request.seconds,
+            metadata=request.metadata,
+        )
+        facts = [FactLearned(**common, key=key, value=value) for key, value in request.facts.items()]
+        saved = [MemorySaved(**common, key=key, value=value) for key, value in request.memories.items()]
+        return [*facts, *saved, final]
+
+    def leave(self, step: str, items: int) -> None:
+        """A mapped step ends with items that nobody has decided on.
+
+        Raises:
+            StepHeld: Always: neither has the step an end.
+        """
+        self.left.add((step, None))
+        reason = f"approval of {items} item{'' if items == 1 else 's'}"
+        self._run.emit(StepWaiting(run_id=self._run.memory.run_id, step=step, reason=reason))
+        raise StepHeld
+
+    # -- waiting ----------------------------------------------------------------------------
+
+    async def _decided(self, work: Work, held: Held, reason: str) -> ApprovalGiven:
+        """What is said of a request, when somebody has said it."""
+        run, unit = self._run, held.unit
+        if held.given is not None:
+            return held.given
+        run.emit(StepWaiting(run_id=run.memory.run_id, step=unit[0], item=unit[1], reason=reason))
+        if self._approver is None:
+            self.left.add(work.unit)
+            raise StepHeld
+        work.place.step_aside()
+        began = time.monotonic()
+        try:
+            given = await self._asked(held)
+        finally:
+            work.waited += time.monotonic() - began
+        run.emit(StepGoesOn(run_id=run.memory.run_id, step=unit[0], item=unit[1]))
+        return given
+
+    async def _asked(self, held: Held) -> ApprovalGiven:
+        if self._approver == "wait":
+            answer: asyncio.Future[ApprovalGiven] = asyncio.get_running_loop().create_future()
+            self._answers[held.unit] = answer
+            try:
+                return await answer
+            finally:
+                del self._answers[held.unit]
+        asked = request_of(self._run.pipeline, held)
+        try:
+            decision = await _answer(self._approver, asked)
+        except Exception as error:  # the user's own function may raise anything
+            raise StepError(
+                f"Step {asked.step!r}: its approver raised {type(error).__name__}: {redact(str(error))}"
+            ) from error
+        return given_of(asked, decision, used=True)
+
+    def decide(self, given: ApprovalGiven) -> None:
+        """Take a decision. On the run's loop only; one on what nobody holds any more does nothing."""
+        held = self._run.memory.held.get(unit_of(given))
+        if held is None or held.given is not None or held.request.output.digest != given.digest:
+            return
+        answer = self._answers.get(held.unit)
+        if answer is None:
+            # Nobody waits for it in this sitting: it is kept for the next one.
+            self._run.emit(given)
+        elif not answer.done():
+            answer.set_result(replace(given, used=True))
+
+
+async def _answer(approver: Any, request: ApprovalRequest) -> Any:
+    if inspect.iscoroutinefunction(approver):
+        return await approver(request)
+    # It may ask at a terminal, and that must not stop the loop.
+    answer = await asyncio.to_thread(approver, request)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _request(events: Sequence[Event], final: StepFinished | StepCached) -> ApprovalRequested:
+    return ApprovalRequested(
+        run_id=final.run_id,
+        step=final.step,
+        item=final.item,
+        output=final.output,
+        key=final.key,
+        attempt=final.attempt if isinstance(final, StepFinished) else 1,
+        seconds=final.seconds if isinstance(final, StepFinished) else 0.0,
+        usage=final.usage if isinstance(final, StepFinished) else NO_USAGE,
+        cost=final.cost if isinstance(final, StepFinished) else 0.0,
+        metadata=final.metadata,
+        facts={one.key: one.value for one in events if isinstance(one, FactLearned)},
+        memories={one.key: one.value for one in events if isinstance(one, MemorySaved)},
+    )
+
+
+def _approved(final: Event, given: ApprovalGiven) -> Event:
+    assert isinstance(final, StepFinished | StepCached)
+    marks: dict[str, Any] = {"approval": given.verdict}
+    output = final.output
+    if given.output is not None:
+        marks |= {"edited_by_user": True, "digest_before": output.digest, "digest": given.output.digest}
+        output = given.output
+    return replace(final, output=output, metadata={**final.metadata, **marks})
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+def unit_of(event: ApprovalRequested | ApprovalGiven) -> Unit:
+    """What an event is about."""
+    return (event.step, event.item, event.call)
+
+
+def open_requests(memory: PipelineMemory, pipeline: Pipeline) -> list[ApprovalRequest]:
+    """What waits for a decision in a run, oldest first.
+
+    Args:
+        memory: Of the run.
+        pipeline: Its definition, for goals and schemas.
+    """
+    return [request_of(pipeline, held) for held in memory.held.undecided()]
+
+
+def request_of(pipeline: Pipeline, held: Held) -> ApprovalRequest:
+    """A request as people see it."""
+    event = held.request
+    step = pipeline.get_step(event.step) if event.step in pipeline else None
+    more: dict[str, Any] = {}
+    if held.check is not None:
+        more["check"] = held.check
+    elif not event.tool and step is not None:
+        more["check"] = step.validate_output
+    schema = None if step is None or event.tool else step.output_schema
+    parameters: Mapping[str, Any] = held.parameters
+    if schema is not None:
+        parameters = schema.model_json_schema()
+    return ApprovalRequest(
+        run_id=event.run_id,
+        pipeline=pipeline.name,
+        step=event.step,
+        item=event.item,
+        call=event.call,
+        tool=event.tool,
+        value=event.output.value,
+        digest=event.output.digest,
+        goal="" if step is None else step.goal,
+        schema=schema,
+        parameters=parameters,
+        at=event.at,
+        **more,
+    )
+
+
+def given_of(request: ApprovalRequest, decision: Decision, *, used: bool = False) -> ApprovalGiven:
+    """A decision as an event.
+
+    Raises:
+        OutputValidationError: An edited value does not match the schema.
+        StepError: It is no decision, or an edited value cannot be stored.
+    """
+    step, item, call = request.unit
+    verdict, reason, output = "approved", "", None
+    if isinstance(decision, Rejected):
+        verdict, reason = "retry" if decision.retry else "rejected", str(decision.reason)
+    elif isinstance(decision, Edited):
+        output = StoredValue.of(_checked(request, decision.value))
+        verdict = "edited"
+    elif not isinstance(decision, Approved):
+        raise StepError(
+            f"The approver of {request.title} gave {decision!r}. It must return Approved(), "
+            "Edited(value) or Rejected(reason)."
+        )
+    return ApprovalGiven(
+        run_id=request.run_id,
+        step=step,
+        item=item,
+        call=call,
+        verdict=verdict,
+        digest=request.digest,
+        reason=reason,
+        output=output,
+        used=used,
+    )
+
+
+def _checked(request: ApprovalRequest, value: Any) -> Any:
+    try:
+        return request.check(value)
+    except OutputValidationError:
+        raise
+    except ValueError as error:
+        raise OutputValidationError(f"The edited value of {request.title} will not do: {error}") from None
+
+
+def checked_approver(approver: Any) -> Approver | None:
+    """``approver``, if it is one.
+
+    Raises:
+        DefinitionError: It is neither a function nor ``"wait"``.
+    """
+    if approver is None or approver == "wait" or callable(approver):
+        return approver  # type: ignore[no-any-return]
+    raise DefinitionError(
+        f"approver must be a function that takes an ApprovalRequest, or 'wait', not {approver!r}."
+    )
+
+
+def chosen(
+    waiting: Sequence[ApprovalRequest], step: str, item: str | None, tool: str | None
+) -> ApprovalRequest:
+    """The request that is meant.
+
+    Raises:
+        DefinitionError: None is, or several are; the message lists what waits.
+    """
+    found = [
+        one
+        for one in waiting
+        if one.step == step and (item is None or one.item == str(item)) and (tool is None or one.tool == tool)
+    ]
+    if not found:
+        told = "; ".join(one.title for one in waiting[:5]) or "nothing"
+        hint = did_you_mean(step, [one.step for one in waiting if one.step != step])
+        raise DefinitionError(f"Nothing of step {step!r} waits for approval.{hint} Waiting: {told}.")
+    if len({(one.item, one.tool) for one in found}) > 1:
+        told = "; ".join(one.title for one in found[:5])
+        raise DefinitionError(
+            f"{len(found)} values of step {step!r} wait. Say which: item=..., tool=... ({told})."
+        )
+    return found[0]

@@ -1,0 +1,120 @@
+"""The part of an executor that decides on what its runs hold, from any thread."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.approvals import chosen, given_of, open_requests
+from tagent_nb.engine.holding import holding
+from tagent_nb.engine.loop import submit
+from tagent_nb.engine.state import read_memory
+from tagent_nb.errors import LeaseLostError
+from tagent_nb.events import ApprovalGiven
+from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.memory import PipelineMemory
+    from tagent_nb.engine.run import Run
+    from tagent_nb.pipeline.models import Pipeline
+    from tagent_nb.storage.base import StorageBackend
+
+
+class Deciding(ABC):
+    """What :class:`PipelineExecutor` offers to those who approve and reject."""
+
+    pipeline: Pipeline
+    storage: StorageBackend
+    memory: PipelineMemory | None
+
+    @property
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether a run is going on."""
+
+    @abstractmethod
+    def _ask(self, action: Callable[[Run], None]) -> None:
+        """Do something with the run, on its loop."""
+
+    @abstractmethod
+    def _schemas(self, pipeline: Pipeline) -> dict[str, type]:
+        """Classes by name that stored values may become."""
+
+    def pending_approvals(self) -> list[ApprovalRequest]:
+        """What waits for a decision in the run that goes on, or else in the last one, oldest first.
+
+        Raises:
+            StorageError: The last run cannot be read.
+        """
+        return open_requests(self._known(), self.pipeline)
+
+    def approve(
+        self, step: str, item: str | None = None, *, tool: str | None = None, value: Any = ...
+    ) -> None:
+        """Approve what a step holds. Without a run going on, ``run(resume=True)`` goes on with it.
+
+        Args:
+            step: Whose result, or whose call of a tool.
+            item: Which item of a mapped step; needed only where several wait.
+            tool: The tool that is to be called; needed only where several wait.
+            value: What to use in place of the result, or of the tool's arguments; without it they stay
+                as they are.
+
+        Raises:
+            DefinitionError: Nothing of it waits, or several things do.
+            OutputValidationError: ``value`` does not match the schema; nothing is decided.
+            StorageError: The decision could not be recorded.
+        """
+        self._decide(step, item, tool, Approved() if value is ... else Edited(value))
+
+    def reject(
+        self,
+        step: str,
+        reason: str,
+        *,
+        item: str | None = None,
+        tool: str | None = None,
+        retry: bool = False,
+    ) -> None:
+        """Refuse what a step holds; arguments and errors as for :meth:`approve`.
+
+        Args:
+            step: Whose result, or whose call of a tool.
+            reason: Why, in words. A result fails its step with it; a call of a tool is not made, and the
+                model is told.
+            item: Which item of a mapped step.
+            tool: Which tool.
+            retry: Let the step try again, with the reason, if it has retries left.
+        """
+        self._decide(step, item, tool, Rejected(reason, retry))
+
+    def decide(self, request: ApprovalRequest, decision: Decision) -> None:
+        """Decide on one of :meth:`pending_approvals`; errors as for :meth:`approve`."""
+        given = given_of(request, decision)
+        if self.running:
+            self._ask(lambda run: run.approvals.decide(given))
+        else:
+            submit(self._record(given)).result()
+
+    def _decide(self, step: str, item: str | None, tool: str | None, decision: Decision) -> None:
+        self.decide(chosen(self.pending_approvals(), step, item, tool), decision)
+
+    def _known(self) -> PipelineMemory:
+        """The memory of the run that goes on, or else of the last one."""
+        if self.memory is not None:
+            return self.memory
+        schemas = self._schemas(self.pipeline)
+        return submit(read_memory(self.storage, self.pipeline.name, None, schemas)).result()
+
+    async def _record(self, given: ApprovalGiven) -> None:
+        """Record a decision while nobody carries the run on."""
+
+        def lost(error: LeaseLostError) -> None:
+            """Whoever has taken the run over refuses the record below, which says so."""
+
+        pipeline_id = self.pipeline.id
+        async with holding(self.storage, pipeline_id, given.run_id, lost) as lease:
+            await self.storage.append(pipeline_id, given.run_id, [given], token=lease.token)
+        if self.memory is not None and self.memory.run_id == given.run_id:
+            self.memory.apply(given)
