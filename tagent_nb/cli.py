@@ -180,6 +180,8 @@ def _show(result: PipelineResult) -> None:
     if result.unpriced_steps:
         cost += f" and what {', '.join(result.unpriced_steps)} cost, whose price is unknown"
     state = "completed" if result.success else "stopped" if result.cancelled else "failed"
+    if state == "failed" and result.waiting_steps and not result.failed_steps:
+        state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"
     print(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.")
     for warning in result.warnings:
         print(f"Warning: {warning}")

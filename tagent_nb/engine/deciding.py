@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import chosen, given_of, open_requests
 from tagent_nb.engine.holding import holding
 from tagent_nb.engine.loop import submit
+from tagent_nb.engine.opening import schemas_of
 from tagent_nb.engine.state import read_memory
 from tagent_nb.errors import LeaseLostError
 from tagent_nb.events import ApprovalGiven
 from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from tagent_nb.engine.memory import PipelineMemory
     from tagent_nb.engine.run import Run
     from tagent_nb.pipeline.models import Pipeline
@@ -27,6 +30,8 @@ class Deciding(ABC):
     pipeline: Pipeline
     storage: StorageBackend
     memory: PipelineMemory | None
+    schemas: list[type[BaseModel]]
+    namespace: Mapping[str, Any]
 
     @property
     @abstractmethod
@@ -36,10 +41,6 @@ class Deciding(ABC):
     @abstractmethod
     def _ask(self, action: Callable[[Run], None]) -> None:
         """Do something with the run, on its loop."""
-
-    @abstractmethod
-    def _schemas(self, pipeline: Pipeline) -> dict[str, type]:
-        """Classes by name that stored values may become."""
 
     def pending_approvals(self) -> list[ApprovalRequest]:
         """What waits for a decision in the run that goes on, or else in the last one, oldest first.
@@ -104,7 +105,7 @@ class Deciding(ABC):
         """The memory of the run that goes on, or else of the last one."""
         if self.memory is not None:
             return self.memory
-        schemas = self._schemas(self.pipeline)
+        schemas = schemas_of(self.pipeline, self.schemas, self.namespace)
         return submit(read_memory(self.storage, self.pipeline.name, None, schemas)).result()
 
     async def _record(self, given: ApprovalGiven) -> None:

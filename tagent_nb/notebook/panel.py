@@ -306,4 +306,9 @@ def _how_to_go_on(result: PipelineResult) -> str:
         )
     if result.failed_steps:
         return "%tagent_run --resume tries the failed steps again; what is done is not run again."
+    if result.waiting_steps:
+        return (
+            f"Waiting for approval: {', '.join(result.waiting_steps)}. "
+            "%tagent_run --resume asks for it, and goes on."
+        )
     return ""

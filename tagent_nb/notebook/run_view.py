@@ -19,7 +19,8 @@ class RunView:
     Attributes:
         title: The pipeline's name.
         steps: States in definition order.
-        phase: ``"running"``, ``"paused"``, ``"completed"``, ``"failed"``, ``"cancelled"`` or ``"refused"``.
+        phase: ``"running"``, ``"paused"``, ``"completed"``, ``"failed"``, ``"cancelled"``, ``"waiting"`` or
+            ``"refused"``.
         seconds: Wall time so far.
         note: A sentence below the title, such as how to go on.
         texts: The end of what each step printed or streamed.
@@ -47,6 +48,7 @@ _PHASES = {
     "completed": StepStatus.COMPLETED,
     "failed": StepStatus.FAILED,
     "cancelled": StepStatus.CANCELLED,
+    "waiting": StepStatus.WAITING,
 }
 MOST_ROWS = 60
 """Rows of a table that is drawn ten times a second; the rest is summed up in one line."""
@@ -233,6 +235,8 @@ def result_view(result: PipelineResult, note: str = "", texts: Mapping[str, str]
     """The view of a run that has ended."""
     failed = any(step.status is StepStatus.FAILED for step in result.steps.values())
     phase = "cancelled" if result.cancelled else "failed" if failed or not result.success else "completed"
+    if phase == "failed" and result.waiting_steps and not failed:
+        phase = "waiting"
     return RunView(
         result.pipeline_name,
         result.steps,

@@ -57,6 +57,8 @@ def _summary(result: PipelineResult, steps: list[StepResult]) -> str:
         status, word = StepStatus.COMPLETED, "success"
     elif result.failed_steps:
         status, word = StepStatus.FAILED, "failed"
+    elif result.waiting_steps:
+        status, word = StepStatus.WAITING, "waiting for approval"
     else:
         status, word = StepStatus.PENDING, "not finished"
     tokens = sum(usage.total_tokens for usage in result.token_usage.values())

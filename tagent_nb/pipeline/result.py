@@ -149,6 +149,8 @@ class PipelineResult:
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
+        if self.waiting_steps and not self.cancelled and not self.failed_steps:
+            ended = f"waiting for approval of {', '.join(self.waiting_steps)}"
         cost = f"${self.total_cost:.4f}" + (" and unknown prices" if self.unpriced_steps else "")
         return (
             f"<PipelineResult {self.pipeline_name!r}: {ended}, {len(self.step_outputs)} values, "
@@ -188,6 +190,12 @@ class PipelineResult:
                 f"{', '.join(self.step_outputs) or 'none'}."
             )
         return self.step_outputs[step]
+
+    @property
+    def waiting_steps(self) -> list[str]:
+        """Steps that wait, in a run that has ended: for somebody's approval. See
+        :meth:`PipelineExecutor.pending_approvals`."""
+        return [name for name, step in self.steps.items() if step.status is StepStatus.WAITING]
 
     @property
     def saved_cost(self) -> float:

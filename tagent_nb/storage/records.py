@@ -9,6 +9,7 @@ from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, TagentError
 from tagent_nb.events import (
+    ApprovalRequested,
     Event,
     RunContinued,
     RunFinished,
@@ -37,8 +38,8 @@ class RunInfo:
         run_id: The run.
         pipeline_id: Storage id of its pipeline.
         pipeline: Name of its pipeline.
-        status: ``"running"``, ``"interrupted"``, ``"completed"``, ``"failed"``, ``"cancelled"``, or
-            ``"damaged"`` with ``problem`` saying why.
+        status: ``"running"``, ``"interrupted"``, ``"completed"``, ``"failed"``, ``"cancelled"``,
+            ``"waiting"`` for an approval, or ``"damaged"`` with ``problem`` saying why.
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch; ``None`` while it runs and after an interruption.
         host: Name of the machine that carried it on last.
@@ -110,6 +111,8 @@ class Summary:
         elif isinstance(event, RunFinished):
             self.ended_at = event.at
             self.outcome = "cancelled" if event.cancelled else "completed" if event.success else "failed"
+            if event.waiting and not event.cancelled and "failed" not in self.states.values():
+                self.outcome = "waiting"
 
     def add_all(self, events: Iterable[Event]) -> Summary:
         """Take several events in."""
@@ -128,7 +131,7 @@ class Summary:
         return _info(self.to_dict(), pipeline_id, run_id, size=size, alive=alive)
 
 
-_SPENDING = (StepFinished, StepFailed, StepRetried, StepCancelled)
+_SPENDING = (StepFinished, StepFailed, StepRetried, StepCancelled, ApprovalRequested)
 _STATES: dict[type[Event], str] = {StepFinished: "done", StepCached: "cached", StepFailed: "failed"}
 
 

@@ -120,6 +120,10 @@ def _detail(event: events.Event) -> str:
     match event:
         case events.StepFinished() | events.StepCached():
             return value_text(event.output)
+        case events.ApprovalRequested():
+            return short_text(f"{event.tool} {value_text(event.output)}".strip(), 300)
+        case events.ApprovalGiven():
+            return short_text(f"{event.verdict} {event.reason}".strip(), 300)
         case events.StepFailed() | events.StepRetried():
             return short_text(f"{event.error_type}: {event.message}", 300)
         case events.StepSkipped() | events.StepWaiting():
