@@ -44,7 +44,32 @@ FULL: dict[type, dict[str, Any]] = {
     },
     events.RunPaused: {},
     events.RunUnpaused: {},
-    events.RunFinished: {"success": False, "cancelled": True, "seconds": 1.5},
+    events.RunFinished: {"success": False, "cancelled": True, "seconds": 1.5, "waiting": ("a",)},
+    events.ApprovalRequested: {
+        "step": "a",
+        "item": "3",
+        "output": StoredValue.of({"x": (1,)}),
+        "call": "order:1",
+        "tool": "order",
+        "key": "f" * 64,
+        "attempt": 2,
+        "seconds": 1.5,
+        "usage": USAGE,
+        "cost": None,
+        "metadata": {"model": "test"},
+        "facts": {"tone": (1, 2)},
+        "memories": {"who": {"name": "me"}},
+    },
+    events.ApprovalGiven: {
+        "step": "a",
+        "item": "3",
+        "verdict": "edited",
+        "digest": "f" * 64,
+        "call": "order:1",
+        "reason": "too dear",
+        "output": StoredValue.of({"x": 2}),
+        "used": True,
+    },
     events.StepProgress: {"step": "a", "kind": "tool", "detail": {"name": "search", "n": (1, 2)}},
     events.StepRetried: {
         "step": "a",
@@ -100,6 +125,8 @@ LEAST: dict[type, dict[str, Any]] = {
     events.StepProgress: {"step": "a", "kind": "tool"},
     events.StepFinished: {"step": "a", "output": StoredValue.of(1)},
     events.StepFailed: {"step": "a", "error_type": "E", "message": ""},
+    events.ApprovalRequested: {"step": "a", "output": StoredValue.of(1)},
+    events.ApprovalGiven: {"step": "a", "verdict": "approved"},
     events.Warned: {"message": "m"},
 }
 ALL = [kind(run_id="r", at=12.5, **kwargs) for some in (FULL, LEAST) for kind, kwargs in some.items()]
@@ -118,7 +145,7 @@ def through_json(data: dict[str, Any]) -> dict[str, Any]:
 def shown(event: events.Event) -> dict[str, Any]:
     """An event's fields, with its output as its value."""
     found = {one.name: getattr(event, one.name) for one in fields(event)}
-    if "output" in found:
+    if found.get("output") is not None:
         found["output"] = (found["output"].value, found["output"].digest)
     return found
 
