@@ -92,6 +92,8 @@ def reviews() -> Pipeline:
             checks=[short],
             budget="0.5 USD, 20 requests",
             agent="plan",
+            approve=True,
+            approve_tools=["search*"],
             max_replans=1,
             cache=False,
         )
