@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tagent_nb.events import (
         ApprovalGiven,
         ApprovalRequested,
+        CallRecorded,
         Event,
         FactLearned,
         MemorySaved,
@@ -150,6 +151,7 @@ _ROOMS = {
     "events": (
         "ApprovalGiven",
         "ApprovalRequested",
+        "CallRecorded",
         "Event",
         "FactLearned",
         "MemorySaved",
@@ -251,6 +253,7 @@ __all__ = [
     "Approved",
     "Budget",
     "BudgetExceededError",
+    "CallRecorded",
     "Condition",
     "Contains",
     "CorruptRecordError",

@@ -225,6 +225,24 @@ class ApprovalGiven(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecorded(StepEvent):
+    """A model or a tool has answered. It is recorded before anybody acts on the answer.
+
+    Attributes:
+        kind: ``"model"`` or ``"tool"``.
+        key: SHA-256 of the call in canonical form.
+        request: What tells the call from others, as plain data.
+        answer: Plain data.
+    """
+
+    kind: str
+    key: str
+    attempt: int = 1
+    request: Mapping[str, Any] = field(default_factory=dict)
+    answer: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRetried(StepEvent):
     """An attempt failed and another follows after ``delay`` seconds."""
 

@@ -71,6 +71,15 @@ FULL: dict[type, dict[str, Any]] = {
         "used": True,
     },
     events.StepProgress: {"step": "a", "kind": "tool", "detail": {"name": "search", "n": (1, 2)}},
+    events.CallRecorded: {
+        "step": "a",
+        "item": "3",
+        "attempt": 2,
+        "kind": "model",
+        "key": "k",
+        "request": {"components": {"model": "m"}, "says": "?"},
+        "answer": {"parts": [{"content": "yes", "args": None}], "usage": {"cost": "0.1"}},
+    },
     events.StepRetried: {
         "step": "a",
         "item": "3",
@@ -123,6 +132,7 @@ LEAST: dict[type, dict[str, Any]] = {
     events.RunStarted: {"pipeline": "p", "steps": ()},
     events.RunFinished: {"success": True},
     events.StepProgress: {"step": "a", "kind": "tool"},
+    events.CallRecorded: {"step": "a", "kind": "tool", "key": "k"},
     events.StepFinished: {"step": "a", "output": StoredValue.of(1)},
     events.StepFailed: {"step": "a", "error_type": "E", "message": ""},
     events.ApprovalRequested: {"step": "a", "output": StoredValue.of(1)},

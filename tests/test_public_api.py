@@ -29,7 +29,7 @@ ERRORS = words(
 )
 EVENTS = words(
     """
-    ApprovalGiven ApprovalRequested
+    ApprovalGiven ApprovalRequested CallRecorded
     Event FactLearned MemorySaved Observer RunContinued RunFinished RunPaused RunStarted RunUnpaused
     StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress StepRetried
     StepSkipped StepStarted StepStreamed StepWaiting Warned

@@ -17,8 +17,9 @@ from tagent_nb.engine.holding import holding
 from tagent_nb.engine.knowledge import save
 from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.engine.money import asked_budget, budget_of, call_gates, ledger_of, refuse_unpriced
+from tagent_nb.engine.money import asked_budget, budget_of, ledger_of, paid_gates, refuse_unpriced
 from tagent_nb.engine.opening import definition_of, memory_of, run_id_of, schemas_of
+from tagent_nb.engine.recordings import calls_on
 from tagent_nb.engine.run import Equipment, Run, RunOptions
 from tagent_nb.engine.runners import Runners
 from tagent_nb.engine.state import (
@@ -28,7 +29,7 @@ from tagent_nb.engine.state import (
     read_previous,
 )
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
-from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.events import CallRecorded, Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.limits import Limit
@@ -81,6 +82,8 @@ class PipelineExecutor(Deciding):
             It is checked before each call of a model.
         limits: How fast each provider may be asked, such as ``{"openai": Limit(concurrency=8)}``; or the
             gate that knows, to be shared by executors on one loop.
+        recording: A file of :meth:`export_recording`. Its calls answer agent steps, and every run is
+            offline: what is not recorded fails.
 
     Attributes:
         memory: Memory of the current or last run; ``None`` before the first.
@@ -106,6 +109,7 @@ class PipelineExecutor(Deciding):
         approver: Approver | None = None,
         budget: Budget | float | str | None = None,
         limits: Mapping[str, Limit] | LimitsGate | None = None,
+        recording: str | Path | None = None,
     ) -> None:
         if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
             raise DefinitionError(
@@ -129,6 +133,7 @@ class PipelineExecutor(Deciding):
         self.budget = None if budget is None else Budget.of(budget)
         self.ledger = Ledger()
         self.limits = limits if isinstance(limits, LimitsGate) else LimitsGate(limits)
+        self.recording = calls_on(recording)
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
         self._run: Run | None = None
@@ -156,7 +161,8 @@ class PipelineExecutor(Deciding):
             resume: Carry on the newest run, or the run of this id; recorded steps are not run again.
             force: Steps (or ``True``: all) that neither cache nor record may answer for.
             until: Run only this step and what it depends on.
-            offline: Agent steps are answered by the cache only; a miss fails the step.
+            offline: Agent steps are answered by the cache and by recorded calls only, those of the
+                recording or else of the stored runs; a miss fails the step.
             use_cache: ``False`` neither asks nor fills the cache.
             on_change: What a resumed run does about recorded steps whose definition changed:
                 ``"refuse"`` raises, ``"rerun"`` runs them again and what depends on them.
@@ -185,7 +191,7 @@ class PipelineExecutor(Deciding):
         self._loop = asyncio.get_running_loop()
         try:
             options = self._options(resume, force, until, offline, use_cache, on_change, budget)
-            return await self._sit(self._checked(until, offline), options)
+            return await self._sit(self._checked(until, options.offline), options)
         finally:
             self._run = self._loop = None
             self._asked.clear()
@@ -253,7 +259,7 @@ class PipelineExecutor(Deciding):
         from tagent_nb.engine.resume import judge
 
         options = self._options(resume, force, until, offline, use_cache, on_change)
-        pipeline = self._checked(until, offline)
+        pipeline = self._checked(until, options.offline)
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
         run_id = await run_id_of(self.storage, pipeline, options)
         memory, _ = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
@@ -277,6 +283,24 @@ class PipelineExecutor(Deciding):
         """
         schemas = schemas_of(self.pipeline, self.schemas, self.namespace)
         return (await read_memory(self.storage, self.pipeline.name, run_id, schemas)).to_result()
+
+    async def export_recording(self, path: str | Path, run_id: str | None = None) -> int:
+        """Write the calls behind a recorded run, without an id the newest, to a file that replays it.
+
+        Secrets of the environment are left out; prompts, answers and what tools gave are in it.
+
+        Returns:
+            The number of calls.
+
+        Raises:
+            NotStoredError: There is no such run, or the cache answered and the calls are gone.
+            StorageError: The file cannot be written.
+        """
+        from tagent_nb.engine.recordings import write_recording
+        from tagent_nb.engine.replaying import calls_behind
+
+        calls = await calls_behind(self.storage, self.pipeline, run_id)
+        return await asyncio.to_thread(write_recording, path, self.pipeline.name, calls)
 
     # -- control, from any thread -----------------------------------------------------------
 
@@ -332,6 +356,7 @@ class PipelineExecutor(Deciding):
         if force is not True:
             names = [force] if isinstance(force, str) else list(force or ())
             forced = frozenset(self.pipeline.get_step(name).name for name in names)
+        offline = offline or self.recording is not None
         return RunOptions(resume, forced, until, offline, use_cache, on_change, asked_budget(budget))
 
     def _checked(self, until: str | None, offline: bool) -> Pipeline:
@@ -363,7 +388,8 @@ class PipelineExecutor(Deciding):
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
-                self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token)
+                calls = await self._calls(pipeline, options)
+                self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token, calls)
                 if late:
                     await save(run, late)
                 for action in self._asked:
@@ -379,6 +405,16 @@ class PipelineExecutor(Deciding):
             await asyncio.sleep(0)
         return memory.to_result()
 
+    async def _calls(self, pipeline: Pipeline, options: RunOptions) -> list[CallRecorded] | None:
+        """The calls that may answer for models, in an offline run."""
+        if not options.offline or all(step.is_python for step in pipeline.steps):
+            return None
+        if self.recording is not None:
+            return self.recording
+        from tagent_nb.engine.replaying import calls_of_runs
+
+        return await calls_of_runs(self.storage, pipeline.id)
+
     def _hear(self, problem: str) -> None:
         """Storage found something wrong, and got over it: a warning of the run, or of the one that begins."""
         self._ask(lambda run: run.warn(problem))
@@ -390,8 +426,9 @@ class PipelineExecutor(Deciding):
         memory: PipelineMemory,
         schemas: Mapping[str, type],
         token: int,
+        calls: list[CallRecorded] | None,
     ) -> Run:
-        run = self._run_of(pipeline, options, memory, schemas, token)
+        run = self._run_of(pipeline, options, memory, schemas, token, calls)
         definition = definition_of(self.storage, pipeline)
         names = tuple(step.name for step in pipeline.steps)
         budget = budget_of(options, self.budget, memory)
@@ -424,6 +461,7 @@ class PipelineExecutor(Deciding):
         memory: PipelineMemory,
         schemas: Mapping[str, type],
         token: int | None = None,
+        calls: list[CallRecorded] | None = None,
     ) -> Run:
         restored: Recorded = {}
         if options.resume is not False:
@@ -442,9 +480,11 @@ class PipelineExecutor(Deciding):
             schemas=schemas,
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
-            gates=call_gates(pipeline, self.gates, ledger, self.limits, self._tracing),
+            gates=tuple(self.gates if self._tracing is None else [self._tracing, *self.gates]),
+            paid=paid_gates(pipeline, ledger, self.limits),
             prices=self.prices,
             ledger=ledger,
+            recorded=calls,
             observers=self._observers,
             approver=self.approver,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagent_nb.engine.memory import PipelineMemory
@@ -74,22 +74,13 @@ def refuse_unpriced(
             )
 
 
-def call_gates(
-    pipeline: Pipeline,
-    own: Iterable[CallGate],
-    ledger: Ledger,
-    limits: LimitsGate,
-    tracing: CallGate | None = None,
-) -> tuple[CallGate, ...]:
-    """What each call of a run passes, the first one outermost: tracing, the user's own, budget, limits."""
-    gates = [*([] if tracing is None else [tracing]), *own]
-    if all(step.is_python for step in pipeline.steps):
-        return tuple(gates)
-    if ledger:
-        from tagent_nb.steps.budget import BudgetGate
+def paid_gates(pipeline: Pipeline, ledger: Ledger, limits: LimitsGate) -> tuple[CallGate, ...]:
+    """What a call passes that no record answers: the budget, and the limits behind it."""
+    if not ledger or all(step.is_python for step in pipeline.steps):
+        return (limits,)
+    from tagent_nb.steps.budget import BudgetGate
 
-        gates.append(BudgetGate(ledger))
-    return (*gates, limits)
+    return (BudgetGate(ledger), limits)
 
 
 def ledger_of(

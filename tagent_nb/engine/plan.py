@@ -34,8 +34,9 @@ class StepPlan:
         step: Its name.
         action: ``"recorded"`` or ``"cached"``: it is not run, the record of the resumed run or the
             cache answers. ``"run"``: it runs. ``"may run"``: it reads a step that runs before it, and
-            is answered if that step's value turns out as before. ``"skip"``: it is not run, and has no
-            value. ``"fail"``: it would fail at once, such as an uncached answer with ``offline``.
+            is answered if that step's value turns out as before, or the run is offline, and recorded
+            calls may answer. ``"skip"``: it is not run, and has no
+            value. ``"fail"``: it would fail at once, such as one whose condition cannot be decided.
         why: In words.
         items: Items of a mapped step; ``None`` for others, and while its source is yet to run.
         items_done: Items that record or cache answer for.

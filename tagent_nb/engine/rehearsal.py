@@ -143,7 +143,8 @@ class Rehearsal:
         if action:
             return self._answered(step, action, output)
         if self._is_missed(step):
-            return _gone(step, "fail", "its answer is not cached, and the run is offline")
+            why = "the run is offline: recorded calls answer, or it fails"
+            return StepPlan(step.name, "may run", why), UNKNOWN
         twin = self._twin(work)
         if twin:
             return StepPlan(step.name, "cached", f"it does the same as {twin}"), UNKNOWN
@@ -172,8 +173,8 @@ class Rehearsal:
             plan, fate = self._answered(step, "recorded" if recorded else "cached", whole_value)
             return replace(plan, **counts), fate
         if self._is_missed(step):
-            plan, fate = _gone(step, "fail", "items are not cached, and the run is offline")
-            return replace(plan, **counts), fate
+            why = "the run is offline: recorded calls answer, or items fail"
+            return StepPlan(step.name, "may run", why, **counts), UNKNOWN
         why = await self._why(whole(run, step, outputs))
         if done:
             why = "the other items are new or have changed"
@@ -253,8 +254,8 @@ class Rehearsal:
             changes = await self._changes(step)
         can_be_answered = self._caches(step) or (step.name, None) in self.run.restored
         if self._is_missed(step):
-            why = ["the run is offline, and what is cached may not answer", *changes, *unsure]
-            return StepPlan(step.name, "fail", "; ".join(why))
+            why = ["the run is offline: the cache or recorded calls answer, or it fails", *changes, *unsure]
+            return StepPlan(step.name, "may run", "; ".join(why))
         action = "may run" if can_be_answered and changes == [] else "run"
         return StepPlan(step.name, action, "; ".join([*changes, *unsure]))
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagent_nb.engine.approvals import Approvals, StepHeld
@@ -18,6 +19,7 @@ from tagent_nb.engine.unit import run_step
 from tagent_nb.errors import StorageError
 from tagent_nb.events import (
     PASSING,
+    CallRecorded,
     Event,
     MemorySaved,
     Observer,
@@ -81,8 +83,10 @@ class Equipment:
     max_concurrency: int
     retry_delay: float
     gates: Sequence[CallGate] = ()
+    paid: Sequence[CallGate] = ()
     prices: Mapping[str, Price] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    recorded: Sequence[CallRecorded] | None = None
     observers: list[Observer] = field(default_factory=list)
     approver: Approver | None = None
 
@@ -148,6 +152,21 @@ class Run:
         self._breath = 0.0
         self._stopping = False
         self.cancelled = False
+
+    @cached_property
+    def gates(self) -> tuple[CallGate, ...]:
+        """What the calls of agent steps pass, the first one outermost.
+
+        What the record answers is neither paid again nor slowed down.
+        """
+        from tagent_nb.engine.replaying import interrupted_calls
+        from tagent_nb.steps.replay import ReplayGate, Tape
+
+        recorded = self.equipment.recorded
+        before = interrupted_calls(self.memory) if self.options.resume is not False else {}
+        open_calls = {unit: calls for unit, calls in before.items() if not self.options.forces(unit[0])}
+        replay = ReplayGate(self.conclude, open_calls, None if recorded is None else Tape(recorded))
+        return (*self.equipment.gates, replay, *self.equipment.paid)
 
     # -- the run ----------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
-from tagent_nb.engine.work import Work, asked_cache, prepare
+from tagent_nb.engine.work import Work, asked_cache, prepare, runner_of
 from tagent_nb.errors import OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
     Event,
@@ -104,9 +104,11 @@ async def settle(run: Run, work: Work) -> list[Event]:
 def _offline(run: Run, work: Work) -> list[Event]:
     if not run.options.offline or work.step.is_python:
         return []
+    if getattr(runner_of(run, work.step), "replays", False):
+        return []  # its calls are answered by records, or fail
     error = OfflineMissError(
-        f"Step {work.step.name!r} has no cached answer for these inputs, and the run is offline. "
-        "Run it once without offline, or see what changed with %tagent_explain."
+        f"Step {work.step.name!r} has no cached answer for these inputs, the run is offline, and its runner "
+        "does not replay. Run it once without offline, or see what changed with %tagent_explain."
     )
     return [failed(run, work, error, attempt=1)]
 

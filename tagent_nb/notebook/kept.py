@@ -130,10 +130,15 @@ class KeptMagics(Magics):
         help="Where to write: FILE.py (a module that runs by itself), FILE.json (the definition), "
         "FILE.svg (its picture).",
     )
+    @option(
+        "--recording",
+        action="store_true",
+        help="Write the calls to models and tools behind the last run: FILE.json replays them offline.",
+    )
     @option("--overwrite", action="store_true", help="Also in place of a module that was changed by hand.")
     @help_option
     def tagent_export(self, line: str) -> None:
-        """Write the current pipeline to a file: as a Python module, as JSON, or as a picture.
+        """Write the current pipeline to a file: as a Python module, as JSON, as a picture or a recording.
 
         The module runs with 'python FILE.py'; 'python FILE.py --help' lists its options.
         """
@@ -142,6 +147,9 @@ class KeptMagics(Magics):
             return
         no_leftovers("%tagent_export", FILE=args.file)
         pipeline = self.session.pipeline
+        if args.recording:
+            self._record(args.file)
+            return
         writers: dict[str, Callable[[], str]] = {
             ".py": lambda: export_module(pipeline, self.session.namespace),
             ".json": pipeline.to_json,
@@ -163,6 +171,14 @@ class KeptMagics(Magics):
         except OSError as error:
             raise UsageError(f"%tagent_export: {path} cannot be written: {error.strerror}.") from None
         print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
+
+    def _record(self, file: str | None) -> None:
+        if not file or Path(file).suffix != ".json":
+            raise UsageError(
+                f"%tagent_export --recording: write a file name that ends in .json, not {file!r}."
+            )
+        calls = submit(self.session.executor().export_recording(file)).result()
+        print(f"Wrote {file}: {count(calls, 'call')}. To replay: %tagent_pipeline NAME --recording {file}")
 
     @line_magic
     @arguments()

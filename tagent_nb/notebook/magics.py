@@ -96,6 +96,11 @@ class TagentMagics(KeptMagics):
         help="Most that a provider is asked by this notebook: 'openai concurrency=8 requests=500'.",
     )
     @option("--no-cache", action="store_true", help="Never answer steps of this pipeline from the cache.")
+    @option(
+        "--recording",
+        metavar="FILE",
+        help="Answer agent steps from this file of %%tagent_export --recording, offline; 'none' ends that.",
+    )
     @option("--remove", metavar="STEP", help="Take a step out, such as one whose cell is gone.")
     @help_option
     def tagent_pipeline(self, line: str) -> None:
@@ -124,6 +129,7 @@ class TagentMagics(KeptMagics):
                 storage=args.storage,
                 keep_last=args.keep_last,
                 cached=False if args.no_cache else None,
+                recording=args.recording,
                 max_concurrency=args.max_concurrency,
             )
         pipeline = self.session.pipeline

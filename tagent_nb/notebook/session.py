@@ -44,6 +44,7 @@ class Workspace:
         where: What was said of that: a folder, a URL or a backend; ``None`` is the notebook's own folder.
         keep_last: How many runs are kept when one ends; ``None`` is what ``where`` says, else all.
         cached: Whether unchanged steps are answered from the cache.
+        recording: File whose calls answer agent steps; then every run is offline.
         max_concurrency: Most attempts at the same time.
         executor: The executor of the last run; ``None`` before the first.
         handle: The last run, which may still go on.
@@ -55,6 +56,7 @@ class Workspace:
     where: StorageBackend | str | Path | None = None
     keep_last: int | None = None
     cached: bool = True
+    recording: str | None = None
     max_concurrency: int = 8
     executor: PipelineExecutor | None = None
     handle: RunHandle | None = None
@@ -116,9 +118,12 @@ class Session:
         storage: StorageBackend | str | Path | None = None,
         keep_last: int | None = None,
         cached: bool | None = None,
+        recording: str | None = None,
         max_concurrency: int | None = None,
     ) -> Pipeline:
         """Make a pipeline current; a new name makes a new one. What is ``None`` stays as it was.
+
+        A ``recording`` of ``"none"`` asks models again.
 
         Raises:
             DefinitionError: The name, ``keep_last`` or ``max_concurrency`` is not allowed.
@@ -145,6 +150,8 @@ class Session:
         found.pipeline.description = found.pipeline.description if description is None else description
         found.pipeline.default_mode = default_mode or found.pipeline.default_mode
         found.cached = found.cached if cached is None else cached
+        if recording is not None:
+            found.recording = None if recording == "none" else recording
         found.max_concurrency = max_concurrency or found.max_concurrency
         self._current = key
         return found.pipeline
@@ -221,6 +228,7 @@ class Session:
             space.pipeline,
             storage=space.storage,
             cache=self.cache if space.cached else None,
+            recording=space.recording,
             max_concurrency=space.max_concurrency if max_concurrency is None else max_concurrency,
             observers=observers,
             namespace=self.namespace,

@@ -155,6 +155,10 @@ def _dump_value(value: Any, event: Any) -> Any:
     return to_tree(value, path=f"{event.step}.{where}[{event.key!r}]")
 
 
+def _dump_answer(answer: Any, event: Any) -> Any:
+    return to_tree(answer, path=f"{event.step}.answer")
+
+
 def _dump_notes(notes: Mapping[str, Any], event: Event) -> dict[str, Any]:
     return notes_to_tree(notes)
 
@@ -196,5 +200,7 @@ _SPECIAL: dict[str, tuple[_Load, _Dump]] = {
     "memories": (_load_notes, _dump_notes),
     "detail": (_load_notes, _dump_notes),
     "metadata": (_load_notes, _dump_notes),
+    "request": (_load_notes, _dump_notes),
     "value": (from_tree, _dump_value),
+    "answer": (from_tree, _dump_answer),
 }

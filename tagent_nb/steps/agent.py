@@ -36,6 +36,7 @@ class AgentRunner:
     """
 
     version = "1"
+    replays = True
 
     def __init__(self, models: Models | None = None) -> None:
         self.models = Models() if models is None else models
@@ -52,7 +53,7 @@ class AgentRunner:
             TemplateError: The goal reads something that is not there.
         """
         task = prompt(step, context)
-        model = await self.models.get(context.model)
+        model = await self.models.get(context.model, offline=context.offline)
         checks = Checks(step, context)
         return await _asked(step, context, model, _agent(step, context, model, checks), task, checks)
 

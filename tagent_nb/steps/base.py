@@ -70,6 +70,7 @@ class StepContext:
         cost: USD spent by this attempt; ``None`` when a price is unknown.
         metadata: Plain data that ends in ``result.step_metadata``.
         gates: What each call to a model or a tool passes; see :mod:`tagent_nb.steps.calls`.
+        offline: Whether no model may be asked: every answer comes from a gate.
         prices: The user's own prices by model.
         refusals: Values of earlier attempts that the user sent back, oldest first.
         on_spend: Told of everything that is spent, with the step's name; on any thread.
@@ -94,6 +95,7 @@ class StepContext:
     cost: float | None = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
     gates: Sequence[CallGate] = ()
+    offline: bool = False
     prices: Mapping[str, Price] = field(default_factory=dict)
     on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
     refusals: Sequence[Refusal] = ()
@@ -177,7 +179,8 @@ class StepContext:
 
 class StepRunner(Protocol):
     """Turns a step into its value. ``version`` is part of the fingerprint: raise it when equal
-    inputs may give another value than before."""
+    inputs may give another value than before. A runner whose calls all pass the context's gates says
+    so by an attribute ``replays = True``; an offline run asks no other."""
 
     version: str
 

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps import local
-from tagent_nb.steps.providers import is_local, resolve_model
+from tagent_nb.steps.providers import is_local, resolve_model, stand_in
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -26,20 +26,27 @@ class Models:
             WeakKeyDictionary()
         )
 
-    async def get(self, wanted: Any) -> Model[Any]:
+    async def get(self, wanted: Any, *, offline: bool = False) -> Model[Any]:
         """The model of this name, or the model object. Made in a thread: importing takes long.
+
+        Args:
+            wanted: A name or a pydantic-ai model.
+            offline: Nobody will ask it: neither a key nor the local model's server is needed.
 
         Raises:
             ModelError: The model cannot be used.
         """
         if not isinstance(wanted, str):
             return await asyncio.to_thread(resolve_model, wanted)
-        address = await asyncio.to_thread(local.address) if is_local(wanted) else ""
+        address = "offline" if offline else ""
+        if is_local(wanted) and not offline:
+            address = await asyncio.to_thread(local.address)
         # A key that is set later must be read; its value stays where it is.
         key = (wanted, address, hash(frozenset(os.environ.items())))
         known = self._models.setdefault(asyncio.get_running_loop(), {})
         if key not in known:
-            known[key] = asyncio.ensure_future(asyncio.to_thread(resolve_model, wanted))
+            make = stand_in if offline else resolve_model
+            known[key] = asyncio.ensure_future(asyncio.to_thread(make, wanted))
             known[key].add_done_callback(lambda made: made.cancelled() or made.exception())
         try:
             return await asyncio.shield(known[key])

@@ -151,15 +151,24 @@ def model() -> Model[Any]:
         MissingExtraError: It is not installed.
         ModelError: The weights are damaged, or the server does not start.
     """
+    server = _running()
+    return _client(f"{server.address}/v1", server.key)
+
+
+def stand_in() -> Model[Any]:
+    """A model that looks like the local one, and that nobody can ask. Needs nothing installed."""
+    return _client("http://127.0.0.1:9/v1", "offline")
+
+
+def _client(url: str, key: str) -> Model[Any]:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
     from pydantic_ai.settings import ModelSettings
 
-    server = _running()
     return OpenAIChatModel(
         NAME,
-        provider=OpenAICompatibleProvider(SYSTEM, base_url=f"{server.address}/v1", api_key=server.key),
+        provider=OpenAICompatibleProvider(SYSTEM, base_url=url, api_key=key),
         # A grammar made of the JSON schema is the only way to get an object out of so small a model.
         profile=OpenAIModelProfile(
             supports_tools=False, supports_json_schema_output=True, default_structured_output_mode="native"

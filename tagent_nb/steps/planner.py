@@ -30,6 +30,7 @@ class PlanRunner:
     """
 
     version = "plan 1"
+    replays = True
 
     def __init__(self, models: Models | None = None) -> None:
         self.models = Models() if models is None else models
@@ -46,7 +47,7 @@ class PlanRunner:
             TemplateError: The goal reads something that is not there.
         """
         goal = prompt(step, context)
-        model = await self.models.get(context.model)
+        model = await self.models.get(context.model, offline=context.offline)
         from tagent_nb.steps.planning import Planning
         from tagent_nb.steps.toolbox import Toolbox
 

@@ -10,12 +10,15 @@ Subclass :class:`StorageContract` and give it a fixture named ``storage``::
         def another(self, storage):
             return MyStorage(storage.path)
 
+The fixture :func:`replay` lets your own tests replay the calls of agent steps.
+
 Needs pytest and pytest-asyncio.
 """
 
 from __future__ import annotations
 
 from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.replaying import replay
 from tagent_nb.testing.samples import plain, sample_run
 
-__all__ = ["StorageContract", "plain", "sample_run"]
+__all__ = ["StorageContract", "plain", "replay", "sample_run"]

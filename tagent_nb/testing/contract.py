@@ -200,14 +200,14 @@ class StorageContract(LeaseContract):
     async def test_a_finished_run_can_be_carried_on(self, storage: StorageBackend) -> None:
         """After more events the list shows how the run stands now, counted over all of it."""
         events = sample_run()
-        await storage.append("p", "run", events[:10])
+        await storage.append("p", "run", events[:11])
         await storage.append("p", "run", [RunFinished(run_id="run", at=1002.0, success=False)])
         again = self.another(storage)
         lease = await again.acquire("p", "run")
-        await again.append("p", "run", events[14:17], token=lease.token)
+        await again.append("p", "run", events[-4:-1], token=lease.token)
         (info,) = await again.runs("p")
         assert (info.status, info.steps_done, info.ended_at) == ("running", 4, None)
-        await again.append("p", "run", [events[17]], token=lease.token)
+        await again.append("p", "run", [events[-1]], token=lease.token)
         await again.release(lease)
         (info,) = await storage.runs("p")
         assert (info.status, info.steps_done, info.started_at) == ("completed", 4, 1000.0)

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from tagent_nb.events import (
+    CallRecorded,
     Event,
     FactLearned,
     MemorySaved,
@@ -50,6 +51,7 @@ def sample_run(run_id: str = "run", pipeline: str = "sample", at: float = 1000.0
     return [
         RunStarted(**run, at=at, pipeline=pipeline, steps=steps, definition=definition, host="me", pid=1),
         StepProgress(**step, step="a", kind="tool", detail={"name": "search"}),
+        CallRecorded(**step, step="a", kind="model", key="k", request={"says": "?"}, answer={"parts": []}),
         StepRetried(**step, step="a", attempt=1, error_type="ValueError", message="no", delay=0.5, cost=0.25),
         FactLearned(**step, step="a", key="fact", value=[1, 2]),
         MemorySaved(**step, step="a", item="0", key="memory", value={"x": 1}),

@@ -132,6 +132,8 @@ def _detail(event: events.Event) -> str:
             return short_text(event.why, 300)
         case events.StepProgress():
             return short_text(f"{event.kind} {json.dumps(dict(event.detail), default=str)}", 300)
+        case events.CallRecorded():
+            return short_text(f"{event.kind} {json.dumps(event.answer, default=str)}", 300)
         case events.FactLearned() | events.MemorySaved():
             return f"{short_text(event.key, 40)} = {short_text(event.value)}"
         case events.Warned():

@@ -1,0 +1,93 @@
+"""What a run may answer from records of calls: its own before a crash, and those of earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tagent_nb.engine.memory import PipelineMemory
+from tagent_nb.engine.state import read_memory
+from tagent_nb.errors import NotStoredError
+from tagent_nb.events import (
+    CallRecorded,
+    Event,
+    StepCached,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+)
+from tagent_nb.steps.replay import Interrupted, Unit
+
+if TYPE_CHECKING:
+    from tagent_nb.pipeline.models import Pipeline
+    from tagent_nb.storage.base import StorageBackend
+
+
+def interrupted_calls(memory: PipelineMemory) -> dict[Unit, Interrupted]:
+    """The calls of each unit's attempt that was killed or stopped before it ended, by unit."""
+    calls: dict[Unit, list[CallRecorded]] = {}
+    counted: dict[Unit, bool] = {}
+    for event in memory.events:
+        match event:
+            case CallRecorded():
+                calls.setdefault((event.step, event.item), []).append(event)
+            case StepRetried() | StepFailed() | StepFinished() | StepCached():
+                calls.pop((event.step, event.item), None)
+            case StepCancelled():
+                counted[event.step, event.item] = True
+    return {unit: Interrupted(found, counted.get(unit, False)) for unit, found in calls.items()}
+
+
+async def calls_of_runs(storage: StorageBackend, pipeline_id: str) -> list[CallRecorded]:
+    """The calls of all stored runs of a pipeline, those of the newest run first."""
+    found: list[CallRecorded] = []
+    for info in reversed(await storage.runs(pipeline_id)):
+        found.extend(_calls(await storage.read_run(pipeline_id, info.run_id)))
+    return found
+
+
+async def calls_behind(
+    storage: StorageBackend, pipeline: Pipeline, run_id: str | None = None
+) -> list[CallRecorded]:
+    """The calls that the values of a run come from. For a value out of the cache they are those of the
+    unit that computed it, in this run or an earlier one.
+
+    Raises:
+        NotStoredError: There is no such run, or the calls behind a cached value are not stored any more.
+    """
+    memory = await read_memory(storage, pipeline.name, run_id)
+    found = _calls(memory.events)
+    agents = {step.name for step in pipeline.steps if not step.is_python}
+    maps = {(step.name, None) for step in pipeline.steps if step.map_over is not None}
+    missing: dict[str, str] = {}
+    for event in memory.events:
+        # A map as a whole calls nobody; its items do.
+        if isinstance(event, StepCached) and (event.step, event.item) not in maps and event.step in agents:
+            missing[event.key] = event.step
+    for info in reversed(await storage.runs(pipeline.id)):
+        if not missing:
+            break
+        events = await storage.read_run(pipeline.id, info.run_id)
+        computed = {
+            (event.step, event.item): event.key
+            for event in events
+            if isinstance(event, StepFinished) and event.key in missing
+        }
+        for call in _calls(events):
+            key = computed.get((call.step, call.item))
+            if key is not None and info.run_id != memory.run_id:
+                found.append(call)
+        for key in computed.values():
+            missing.pop(key, None)
+    if missing:
+        gone = sorted(set(missing.values()))
+        raise NotStoredError(
+            f"The calls behind {', '.join(gone)} are not stored any more: the cache has answered for them. "
+            f"Run once with force={gone!r} (%tagent_run --force {','.join(gone)}), then export again."
+        )
+    return found
+
+
+def _calls(events: Iterable[Event]) -> list[CallRecorded]:
+    return [event for event in events if isinstance(event, CallRecorded)]

@@ -1,0 +1,498 @@
+"""Answers from the record: after a crash, offline, and from a recording."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic_ai import ModelRetry
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    TextPart,
+    ToolCallPart,
+    UserPromptPart,
+)
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
+
+from tagent_nb import (
+    CallRecorded,
+    CorruptRecordError,
+    DefinitionError,
+    FormatVersionError,
+    NotStoredError,
+    Pipeline,
+    PipelineExecutor,
+    PipelineResult,
+    StorageError,
+    open_storage,
+)
+from tagent_nb.cache.store import ResultCache
+from tagent_nb.engine import recordings
+from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.calls import ModelCall, ToolCall
+from tagent_nb.steps.requests import model_request, tool_request
+from tagent_nb.testing import replay
+
+__all__ = ["replay"]
+
+DROPS = "sold out"
+
+
+class Lab:
+    """A model that looks up two numbers and adds them, and notes whom it asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.looked_up: list[str] = []
+        self.stop_at: int | None = None
+        self.reached = asyncio.Event()
+
+    async def answer(self, messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        self.asked += 1
+        if self.asked == self.stop_at:
+            self.reached.set()
+            await asyncio.Event().wait()
+        told = [part for message in messages for part in message.parts if part.part_kind == "tool-return"]
+        if len(told) < 2:
+            return ModelResponse(parts=[ToolCallPart("look_up", {"name": "ab"[len(told)]})])
+        return ModelResponse(parts=[TextPart(" and ".join(str(part.content) for part in told))])
+
+    def look_up(self, name: str) -> dict[str, Any]:
+        """Look a number up."""
+        self.looked_up.append(name)
+        if name == "b" and len(self.looked_up) == 2:
+            raise ValueError("b is away")
+        return {"name": name, "number": len(self.looked_up)}
+
+    def pipeline(self, goal: str = "Add a and b.", **options: Any) -> Pipeline:
+        pipeline = Pipeline("sums", model=FunctionModel(self.answer))
+        return pipeline.step("sum", goal, **{"tools": [self.look_up], "max_retries": 0, **options})
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+def told(result: PipelineResult) -> str:
+    return result.error_details.get("sum", "")
+
+
+def calls(result: PipelineResult) -> list[CallRecorded]:
+    return [event for event in result.events if isinstance(event, CallRecorded)]
+
+
+# -- after an interruption ----------------------------------------------------------------------
+
+
+async def test_each_call_is_recorded_before_anybody_acts_on_its_answer(lab: Lab, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "runs")
+    pipeline = lab.pipeline()
+    executor = PipelineExecutor(pipeline, storage=storage)
+    lab.stop_at = 3
+    handle = asyncio.ensure_future(executor.execute())
+    await lab.reached.wait()
+    (run,) = await storage.runs(pipeline.id)
+    events = await storage.read_run(pipeline.id, run.run_id)
+    stored = [(event.kind, event.attempt) for event in events if isinstance(event, CallRecorded)]
+    assert stored == 2 * [("model", 1), ("tool", 1)]
+    executor.cancel()
+    await handle
+
+
+async def test_a_stopped_conversation_goes_on_after_its_last_recorded_call(lab: Lab) -> None:
+    """No recorded call is made again, a failed tool neither; tokens and calls count once."""
+    executor = PipelineExecutor(lab.pipeline())
+    lab.stop_at = 3
+    handle = asyncio.ensure_future(executor.execute())
+    await lab.reached.wait()
+    executor.cancel()
+    stopped = await handle
+    assert stopped.cancelled
+    lab.stop_at = None
+    result = await executor.execute(resume=True)
+    assert lab.looked_up == ["a", "b"]
+    assert lab.asked == 4  # two, the one that was stopped, and that again
+    assert "The tool failed: ValueError: b is away" in result["sum"]
+    usage = result.steps["sum"].usage
+    assert (usage.requests, usage.tool_calls) == (3, 2)
+
+
+async def test_a_changed_question_is_asked_anew(lab: Lab) -> None:
+    executor = PipelineExecutor(lab.pipeline())
+    lab.stop_at = 2
+    handle = asyncio.ensure_future(executor.execute())
+    await lab.reached.wait()
+    executor.cancel()
+    await handle
+    lab.stop_at = None
+    executor.pipeline.put(executor.pipeline.get_step("sum").with_(goal="Add b and a."))
+    await executor.execute(resume=True, on_change="rerun")
+    assert lab.looked_up == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_force_asks_anew(lab: Lab, forced: bool) -> None:
+    executor = PipelineExecutor(lab.pipeline())
+    lab.stop_at = 2
+    handle = asyncio.ensure_future(executor.execute())
+    await lab.reached.wait()
+    executor.cancel()
+    await handle
+    lab.stop_at = None
+    await executor.execute(resume=True, force=["sum"] if forced else ())
+    assert lab.looked_up == (["a", "a", "b"] if forced else ["a", "b"])
+
+
+async def test_an_attempt_that_failed_does_not_answer_for_the_next_one() -> None:
+    """Only what was interrupted goes on: a bad answer would come back for ever else."""
+    answers = iter(["bad", "good"])
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[TextPart(next(answers))])
+
+    def check(value: str) -> None:
+        assert value == "good"
+
+    pipeline = Pipeline("p", model=FunctionModel(answer))
+    pipeline.step("s", "Say it.", checks=[check], output_retries=0, max_retries=0)
+    executor = PipelineExecutor(pipeline)
+    assert not (await executor.execute()).success
+    assert (await executor.execute(resume=True))["s"] == "good"
+
+
+# -- offline ------------------------------------------------------------------------------------
+
+
+async def test_offline_answers_come_from_earlier_runs_to_the_token(lab: Lab) -> None:
+    executor = PipelineExecutor(lab.pipeline())
+    first = await executor.execute()
+    asked = lab.asked
+    second = await executor.execute(offline=True)
+    assert (lab.asked, lab.looked_up) == (asked, ["a", "b"])
+    assert second["sum"] == first["sum"]
+    assert second.steps["sum"].usage == first.steps["sum"].usage
+    assert second.total_cost == first.total_cost
+
+
+async def test_an_offline_miss_names_the_difference_to_the_nearest_call(lab: Lab) -> None:
+    executor = PipelineExecutor(lab.pipeline())
+    await executor.execute()
+    changed = executor.pipeline.get_step("sum").with_(goal="Add a and c.", constraints=["Be brief."])
+    executor.pipeline.put(changed)
+    message = told(await executor.execute(offline=True))
+    assert "OfflineMissError" in message
+    assert "differs in instructions, messages." in message
+    assert "-Add a and b." in message
+    assert "+Add a and c." in message
+
+
+async def test_an_offline_run_without_any_record_says_so(lab: Lab) -> None:
+    message = told(await PipelineExecutor(lab.pipeline()).execute(offline=True))
+    assert "this call of a model is not recorded; the run is offline. Neither is one like it." in message
+
+
+async def test_the_nearest_call_may_be_of_another_step(lab: Lab) -> None:
+    executor = PipelineExecutor(lab.pipeline())
+    await executor.execute()
+    executor.pipeline.step("other", "Add a and b.", model="test", map_over=None)
+    result = await executor.execute(offline=True)
+    assert "(of step 'sum') differs in model" in result.error_details["other"]
+
+
+async def test_a_tool_that_was_not_called_is_a_miss(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    executor = PipelineExecutor(lab.pipeline())
+    await executor.execute()
+    await executor.export_recording(file)
+    document = json.loads(file.read_text())
+    document["calls"] = [call for call in document["calls"] if call["kind"] == "model"]
+    file.write_text(json.dumps(document))
+    message = told(await PipelineExecutor(lab.pipeline(), recording=file).execute())
+    assert "this call of a tool is not recorded" in message
+
+
+async def test_items_of_a_map_say_which_one_is_missing() -> None:
+    pipeline = Pipeline("p", model=TestModel(custom_output_text="yes"))
+
+    @pipeline.task
+    def rows() -> list[str]:
+        return ["a"]
+
+    pipeline.step("ask", "Is it {{ rows }}?", map_over="rows")
+    executor = PipelineExecutor(pipeline)
+    await executor.execute()
+    assert (await executor.execute(offline=True))["ask"] == ["yes"]
+
+    @pipeline.task
+    def more() -> list[str]:
+        return ["b"]
+
+    pipeline.put(pipeline.get_step("ask").with_(goal="Is it {{ more }}?", map_over="more"))
+    result = await executor.execute(offline=True)
+    assert "Step 'ask', item 0: this call of a model is not recorded" in result.error_details["ask"]
+
+
+async def test_offline_needs_neither_key_nor_local_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A stand-in looks like the model, so that requests are the same."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("tagent_nb.steps.local.check", lambda: pytest.fail("the local model was looked for"))
+    for model in ("openai:gpt-5-mini", "local"):
+        pipeline = Pipeline("p", model=model).step("s", "Say it.", max_retries=0)
+        result = await PipelineExecutor(pipeline).execute(offline=True)
+        assert "is not recorded" in result.error_details["s"]
+
+
+async def test_a_provider_that_needs_more_than_a_key_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OPENAI_API_VERSION"):
+        monkeypatch.delenv(name, raising=False)
+    pipeline = Pipeline("p", model="azure:gpt-5").step("s", "Say it.", max_retries=0)
+    result = await PipelineExecutor(pipeline).execute(offline=True)
+    assert "cannot be replayed without its settings" in result.error_details["s"]
+
+
+async def test_a_runner_that_does_not_replay_is_never_asked_offline() -> None:
+    class Own:
+        version = "1"
+
+        async def run(self, step: object, context: object) -> Any:
+            pytest.fail("it was asked")
+
+    pipeline = Pipeline("p").step("s", "Say it.")
+    result = await PipelineExecutor(pipeline, runners={"agent": Own()}).execute(offline=True)
+    assert "its runner does not replay" in result.error_details["s"]
+
+
+# -- recordings ---------------------------------------------------------------------------------
+
+
+class Word(BaseModel):
+    word: str
+
+
+async def test_a_recording_replays_in_another_place(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "sum.json"
+    executor = PipelineExecutor(lab.pipeline(), storage=tmp_path / "runs")
+    first = await executor.execute()
+    assert await executor.export_recording(file) == 5
+    again = await PipelineExecutor(lab.pipeline(), recording=file).execute()
+    assert again["sum"] == first["sum"]
+    assert again.steps["sum"].usage == first.steps["sum"].usage
+    assert lab.asked == 3
+
+
+async def test_what_the_cache_answered_is_recorded_from_the_run_that_asked(lab: Lab, tmp_path: Path) -> None:
+    storage, cache = open_storage(tmp_path / "runs"), ResultCache(tmp_path / "cache")
+    executor = PipelineExecutor(lab.pipeline(), storage=storage, cache=cache)
+    first = await executor.execute()
+    second = await executor.execute()
+    assert second.steps["sum"].status.value == "cached"
+    assert await executor.export_recording(tmp_path / "r.json") == 5
+    await storage.delete_run(executor.pipeline.id, first.run_id)
+    with pytest.raises(NotStoredError, match=r"%tagent_run --force sum"):
+        await executor.export_recording(tmp_path / "r.json")
+
+
+async def test_items_that_shared_one_call_share_it_in_the_recording(tmp_path: Path) -> None:
+    pipeline = Pipeline("p", model=TestModel(custom_output_text="yes"))
+
+    @pipeline.task
+    def rows() -> list[str]:
+        return ["a", "a"]
+
+    pipeline.step("ask", "Is it {{ rows }}?", map_over="rows")
+    executor = PipelineExecutor(pipeline, cache=ResultCache(tmp_path / "cache"))
+    await executor.execute()
+    assert await executor.export_recording(tmp_path / "r.json") == 1
+    again = await PipelineExecutor(pipeline, recording=tmp_path / "r.json").execute()
+    assert again["ask"] == ["yes", "yes"]
+
+
+async def test_a_recording_holds_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And replays where the secret is not known."""
+    monkeypatch.setenv("MY_API_KEY", "sk-canary-0123456789")
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(
+            parts=[TextPart("It is sk-canary-0123456789.")], provider_details={"x": "sk-canary-0123456789"}
+        )
+
+    pipeline = Pipeline("p", model=FunctionModel(answer))
+    pipeline.step("a", "Hide sk-canary-0123456789.").step("b", "Repeat {{ a }}.")
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
+    await executor.execute()
+    await executor.export_recording(tmp_path / "r.json")
+    assert "canary" not in (tmp_path / "r.json").read_text()
+    again = await PipelineExecutor(pipeline, recording=tmp_path / "r.json").execute()
+    assert again.error_details == {}
+    assert again["b"] == "It is ***."
+
+
+def ask_again(word: str) -> str:
+    """Never content."""
+    raise ModelRetry(f"not {word}")
+
+
+async def test_a_tool_that_asked_for_another_try_does_so_again(tmp_path: Path) -> None:
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        last = messages[-1].parts[-1]
+        if "not this" in str(last.content):
+            return ModelResponse(parts=[TextPart(str(last.content))])
+        return ModelResponse(parts=[ToolCallPart("ask_again", '{"word": "this"}')])
+
+    pipeline = Pipeline("p", model=FunctionModel(answer)).step("s", "Try.", tools=[ask_again])
+    executor = PipelineExecutor(pipeline)
+    first = await executor.execute()
+    await executor.export_recording(tmp_path / "r.json")
+    again = await PipelineExecutor(pipeline, recording=tmp_path / "r.json").execute()
+    assert again.error_details == {}
+    assert again["s"] == first["s"]
+    assert "not this" in first["s"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("", CorruptRecordError, "no recording that can be replayed"),
+        ("[" * 200_000, CorruptRecordError, "no recording that can be replayed"),
+        ("[]", CorruptRecordError, "does not say that it is"),
+        ('{"format": "tagent-nb recording", "version": 2}', FormatVersionError, "reads up to 1"),
+        ('{"format": "tagent-nb recording", "version": 1}', CorruptRecordError, "has no calls"),
+        ('{"format": "tagent-nb recording", "version": 1, "calls": [3]}', CorruptRecordError, "call 0"),
+        (
+            '{"format": "tagent-nb recording", "version": 1, "calls": [{"event": "Warned", "run_id": "r", '
+            '"at": 1.0, "message": "x"}]}',
+            CorruptRecordError,
+            "call 0 is no call",
+        ),
+    ],
+)
+def test_what_is_no_recording_is_refused(
+    text: str, error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(text)
+    with pytest.raises(error, match=says):
+        PipelineExecutor(Pipeline("p"), recording=file)
+
+
+def test_a_recording_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DefinitionError, match=r"nowhere\.json cannot be read: No such file.*export --recording"
+    ):
+        PipelineExecutor(Pipeline("p"), recording=tmp_path / "nowhere.json")
+
+
+async def test_a_recording_that_cannot_be_written_is_an_error(lab: Lab, tmp_path: Path) -> None:
+    executor = PipelineExecutor(lab.pipeline())
+    await executor.execute()
+    with pytest.raises(StorageError, match="nowhere"):
+        await executor.export_recording(tmp_path / "nowhere" / "r.json")
+
+
+async def test_a_record_changed_by_hand_is_no_answer(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    executor = PipelineExecutor(lab.pipeline())
+    await executor.execute()
+    await executor.export_recording(file)
+    document = json.loads(file.read_text())
+    document["calls"][0]["answer"] = {"kind": "request", "parts": []}
+    file.write_text(json.dumps(document))
+    message = told(await PipelineExecutor(lab.pipeline(), recording=file).execute())
+    assert "changed by hand" in message
+
+
+async def test_the_fixture_replays_in_a_users_own_test(lab: Lab, tmp_path: Path, replay: Any) -> None:
+    file = tmp_path / "r.json"
+    executor = PipelineExecutor(lab.pipeline())
+    first = await executor.execute()
+    await executor.export_recording(file)
+    replay(file)
+    again = await PipelineExecutor(lab.pipeline()).execute()
+    assert again["sum"] == first["sum"]
+    assert lab.asked == 3
+    assert recordings.default is not None
+
+
+# -- when two requests are the same -------------------------------------------------------------
+
+
+def asking(text: str, *, call_id: str = "1", settings: Any = None) -> ModelCall:
+    messages: list[ModelMessage] = [
+        ModelRequest(parts=[UserPromptPart(text)], run_id=call_id),
+        ModelResponse(parts=[ToolCallPart("t", '{"b": 1, "a": 2}', tool_call_id=call_id)]),
+        ModelRequest(parts=[UserPromptPart("go on")]),
+    ]
+    context = StepContext("run", "demo", "s")
+    return ModelCall(context, TestModel(), messages, settings, ModelRequestParameters())
+
+
+@given(st.text(), st.text(), st.text(min_size=1), st.text(min_size=1))
+def test_the_same_conversation_is_the_same_request(a: str, b: str, one: str, other: str) -> None:
+    """Times and ids do not count; words do."""
+    first, second = model_request(asking(a, call_id=one), "m"), model_request(asking(b, call_id=other), "m")
+    assert (first.key == second.key) == (a == b)
+
+
+def test_settings_of_the_connection_do_not_count() -> None:
+    plain = model_request(asking("x"), "m")
+    assert model_request(asking("x", settings={"timeout": 3, "extra_headers": {"k": "v"}}), "m") == plain
+    assert model_request(asking("x", settings={"temperature": 0.5}), "m").key != plain.key
+
+
+def test_arguments_count_by_value_whatever_they_are() -> None:
+    context = StepContext("run", "demo", "s")
+    one = tool_request(ToolCall(context, "t", {"a": Word(word="x"), "b": float("nan")}))
+    assert one == tool_request(ToolCall(context, "t", {"b": None, "a": {"word": "x"}}))
+    assert one.says == 't({"a":{"word":"x"},"b":null})'
+
+
+def test_arguments_that_are_no_json_are_compared_as_text() -> None:
+    call = asking("x")
+    call.messages[1] = ModelResponse(parts=[ToolCallPart("t", "{broken")])
+    assert model_request(call, "m").key != model_request(asking("x"), "m").key
+
+
+# -- kill -9 ------------------------------------------------------------------------------------
+
+
+def child(url: Path, effects: Path, agent: str, block: int) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("replay_child.py")
+    command = [sys.executable, str(script), str(url), str(effects), agent, str(block)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("agent", ["single", "plan"])
+def test_after_a_kill_no_recorded_call_is_made_again(agent: str, tmp_path: Path) -> None:
+    """SIGKILL at each call of the step in turn; what was under way is the only call that is repeated."""
+    whole = child(tmp_path / "whole", tmp_path / "once", agent, 0)
+    said, _ = whole.communicate(timeout=120)
+    assert said.startswith("done A and B"), said
+    calls = (tmp_path / "once").read_text().splitlines()
+    assert len(calls) >= 5
+    for block in range(2, len(calls) + 1):
+        effects, store = tmp_path / f"effects{block}", tmp_path / f"runs{block}"
+        killed = child(store, effects, agent, block)
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "blocked\n"
+        killed.kill()
+        killed.wait()
+        killed.stdout.close()
+        again, _ = child(store, effects, agent, 0).communicate(timeout=120)
+        assert again == said
+        repeated = [*calls[:block], calls[block - 1], *calls[block:]]
+        assert effects.read_text().splitlines() == repeated
