@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main() -> None:
         with Path(effects).open("a") as file:
             file.write(text + "\n")
         if calls == int(block):
-            print("blocked", flush=True)
+            os.write(1, b"blocked\n")  # what a tool prints goes to its step
             await asyncio.Event().wait()
 
     async def look_up(name: str) -> str:
