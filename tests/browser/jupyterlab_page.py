@@ -102,6 +102,35 @@ class LabPage:
         """Run all cells."""
         self.command("notebook:run-all-cells", wait=wait)
 
+    def run_cell(self, index: int, *, wait: bool = True) -> None:
+        """Run one cell."""
+        self._select(index)
+        self.command("notebook:run-cell", wait=wait)
+
+    def edit(self, index: int, text: str) -> None:
+        """Write other text into a cell."""
+        self.page.evaluate(
+            """([index, text]) => {
+                window.jupyterapp.shell.currentWidget.content.widgets[index].model.sharedModel.setSource(text);
+            }""",
+            [index, text],
+        )
+
+    def delete(self, index: int) -> None:
+        """Delete a cell, as a user does."""
+        self._select(index)
+        self.command("notebook:delete-cell")
+
+    def _select(self, index: int) -> None:
+        self.page.evaluate(
+            """(index) => {
+                const notebook = window.jupyterapp.shell.currentWidget.content;
+                notebook.deselectAll();
+                notebook.activeCellIndex = index;
+            }""",
+            index,
+        )
+
     def cell(self, index: int) -> Locator:
         """A cell by its place."""
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(index)

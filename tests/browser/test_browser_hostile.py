@@ -1,0 +1,136 @@
+"""Hostile text in a real browser: in widgets, in outputs, in the reopened notebook and in exported HTML.
+
+Nothing of it may run, and nothing may be fetched. Here outputs are trusted, as those of one's own runs are:
+JupyterLab sanitises nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jupyterlab_page import Lab, LabPage
+from playwright.sync_api import Page, Route, expect
+
+pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
+
+AWAY = "http://away.invalid"
+"""Whatever asks for this was made to by hostile text."""
+PROLOGUE = f'''
+AWAY = "{AWAY}"
+HOSTILE = [
+    "<script>window.__pwned = 1; fetch('" + AWAY + "/script')</script>",
+    "</script><script>window.__pwned = 2</script>",
+    "<img src='" + AWAY + "/image' onerror='window.__pwned = 3'>",
+    "<svg onload='window.__pwned = 4'><image href='" + AWAY + "/svg'/></svg>",
+    "</pre></td></table></details><iframe srcdoc='<script>parent.__pwned = 5</script>'></iframe>",
+    "<a href='javascript:window.__pwned = 6'>click</a><style>@import url(" + AWAY + "/style)</style>",
+    "<b><i><div style='position:fixed;inset:0;background:url(" + AWAY + "/css)'>",
+    "\\"' onmouseover='window.__pwned = 7' x='",
+    "[click](javascript:window.__pwned=8) $\\\\href{{javascript:window.__pwned=9}}{{x}}$",
+    "half \\ud800 of a pair \\x00 \\x07 \\u202e right to left \\uff21",
+]
+ALL = " ".join(HOSTILE)
+'''
+CELLS = [
+    f"%load_ext tagent_nb\n{PROLOGUE}",
+    "import shlex\n"
+    "for text in HOSTILE:\n"
+    "    get_ipython().run_line_magic('tagent_pipeline', shlex.quote(text) + ' --description ' + shlex.quote(text))\n"
+    "    for name in (text, 'a/b', '../../x', 'A*', '__proto__'):\n"
+    "        get_ipython().run_cell(f'%%tagent_step {name}\\nSay hello')\n"
+    "%tagent_pipeline",
+    "%tagent_pipeline hostile --model test --no-cache --description $ALL --constraint $ALL\n"
+    "get_ipython().run_line_magic('tagent_pipeline', "
+    "'hostile --description ' + shlex.quote(ALL) + ' --constraint ' + shlex.quote(ALL))",
+    "%%tagent_step texts --python\nprint(ALL)\nHOSTILE",
+    "%%tagent_step odd --python\n{'bytes': ALL.encode('utf-8', 'replace'), 'set': {1, ALL}, 'keys': {ALL: ALL}}",
+    "get_ipython().run_cell_magic('tagent_step', 'ask --constraint ' + shlex.quote(ALL),\n"
+    "    '{% raw %}' + ALL + '{% endraw %} {{ texts }}')",
+    "%%tagent_step each --python --map-over texts\nprint(texts)\ntexts",
+    "%%tagent_step frame --python\nimport pandas as pd\npd.DataFrame({'text': HOSTILE, ALL: 1})",
+    "%%tagent_step fails --python --max-retries 0\nprint(ALL)\nraise ValueError(ALL)",
+    "%%tagent_step never --python --when \"texts == 1\"\nfails",
+    "%tagent_run",
+    "%tagent_graph",
+    "%tagent_status",
+    "%tagent_results",
+    "%tagent_results frame",
+    "result",
+    "%tagent_plan",
+    "for step in ('texts', 'fails', 'each'):\n    %tagent_explain {step}",
+    "%tagent_history",
+    "import tagent_nb\ntagent_nb.current().pipeline",
+    "print('the end')",
+]
+RUN = 10
+END = len(CELLS) - 1
+
+
+class Guard:
+    """Records what a page asks of other places than its server."""
+
+    def __init__(self, page: Page) -> None:
+        self.asked: list[str] = []
+        page.route("**/away.invalid/**", self._refuse)
+        page.on("dialog", lambda dialog: (self.asked.append("dialog"), dialog.dismiss()))
+
+    def _refuse(self, route: Route) -> None:
+        self.asked.append(route.request.url)
+        route.abort()
+
+
+def assert_unharmed(page: Page, guard: Guard) -> None:
+    """No script ran, nothing was fetched, and no element came out of a text."""
+    # Whatever has been queued by the page has had its turn.
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
+    assert page.evaluate("() => window.__pwned ?? null") is None
+    assert guard.asked == []
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('.jp-OutputArea *, .output *')].filter(one =>
+            ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED'].includes(one.tagName)
+            || [...one.attributes].some(a => /^on/i.test(a.name) || /javascript:|away\\.invalid/i.test(a.value))
+        ).map(one => one.outerHTML.slice(0, 200))"""
+    )
+    assert [one for one in found if "data:image/svg" not in one] == []
+
+
+def test_hostile_text_runs_no_script_and_fetches_nothing(lab: Lab, lab_page: LabPage) -> None:
+    guard = Guard(lab_page.page)
+    path = lab.write("hostile", CELLS)
+    lab_page.page.set_viewport_size({"width": 1000, "height": 3000})
+    book = lab_page.open(path)
+    book.run_all(wait=False)
+    expect(book.output(END)).to_contain_text("the end", timeout=120_000)
+    panel = book.output(RUN)
+    expect(panel).to_contain_text("onmouseover")
+    for summary in panel.locator("summary").all():
+        summary.click()
+    book.picture("hostile-panel", panel)
+    for index in range(len(CELLS)):
+        book.cell(index).scroll_into_view_if_needed()
+    assert_unharmed(book.page, guard)
+    book.picture("hostile-page")
+
+    book.command("docmanager:save")
+    book.shut_down()
+    book.open(path)
+    expect(book.output(RUN)).to_contain_text("onmouseover", timeout=60_000)
+    for index in range(len(CELLS)):
+        book.cell(index).scroll_into_view_if_needed()
+    assert_unharmed(book.page, guard)
+    book.picture("hostile-reopened")
+
+    file = _exported(lab.root / path)
+    book.page.goto(file.as_uri(), wait_until="domcontentloaded")
+    assert_unharmed(book.page, guard)
+    book.picture("hostile-nbconvert")
+
+
+def _exported(notebook: Path) -> Path:
+    """The notebook as HTML, as nbconvert writes it."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", str(notebook), "--log-level", "ERROR"]
+    subprocess.run(command, check=True, timeout=120)
+    return notebook.with_suffix(".html")
