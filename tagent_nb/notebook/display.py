@@ -33,6 +33,9 @@ TONES = {
     StepStatus.SKIPPED: "var(--jp-ui-font-color2,#757575)",
     StepStatus.CANCELLED: "var(--jp-warn-color1,#b26a00)",
 }
+AS_IT_IS = "tex2jax_ignore mathjax_ignore"
+"""Classes of what MathJax leaves alone. Jupyter typesets what stands between dollars in HTML: two prices
+would be a formula, and texts of models would not look as they are."""
 KIND_TONES = {"agent": "#7c6fe0", "python": "#6b7f99"}
 
 
@@ -59,7 +62,7 @@ class Bundle:
         return self.text
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": self.html, "text/plain": self.text}
+        return {"text/html": f'<div class="{AS_IT_IS}">{self.html}</div>', "text/plain": self.text}
 
 
 # -- one step -----------------------------------------------------------------------------

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tagent_nb.notebook.display import FONT, LINE, MONO, MUTED, TONES, clip, count, escape, state_mark, table
+from tagent_nb.notebook.display import (
+    AS_IT_IS,
+    FONT,
+    LINE,
+    MONO,
+    MUTED,
+    TONES,
+    clip,
+    count,
+    escape,
+    state_mark,
+    table,
+)
 from tagent_nb.pipeline.budget import Share
 from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text
 from tagent_nb.pipeline.models import StepStatus
@@ -78,7 +90,8 @@ def run_html(view: RunView, *, most: int | None = MOST_ROWS, folded: bool = Fals
         f'<div style="{FONT};color:{TONES[StepStatus.WAITING]}">⚠ {escape(text)}</div>'
         for text in view.warnings
     )
-    return f'<div style="{FONT};color:var(--jp-ui-font-color1,inherit)">{_head(view)}{body}{warnings}</div>'
+    style = f"{FONT};color:var(--jp-ui-font-color1,inherit)"
+    return f'<div class="{AS_IT_IS}" style="{style}">{_head(view)}{body}{warnings}</div>'
 
 
 def _choose(view: RunView, most: int | None) -> tuple[list[str], list[str]]:

@@ -45,7 +45,8 @@ def result_html(result: PipelineResult) -> str:
         for warning in result.warnings
     )
     return (
-        f'<div style="{_FONT};color:var(--jp-ui-font-color1,inherit);max-width:100%">'
+        f'<div class="tex2jax_ignore mathjax_ignore" '
+        f'style="{_FONT};color:var(--jp-ui-font-color1,inherit);max-width:100%">'
         f'<div style="margin:2px 0 4px">{_summary(result, steps)}</div>{_table(rows)}{more}{warnings}</div>'
     )
 
@@ -87,9 +88,10 @@ def _table(rows: str) -> str:
         f'<th style="{_cell(title)};font-weight:600;border-bottom:1px solid {_LINE}">{title}</th>'
         for title in _TITLES
     )
+    # Jupyter's own style sheet fixes the layout of tables: the columns would lie on each other.
     return (
         '<div style="overflow-x:auto">'
-        '<table style="border-collapse:collapse;width:100%;margin:0;color:inherit;font-size:inherit">'
+        '<table style="table-layout:auto;border-collapse:collapse;width:100%;margin:0;color:inherit;font-size:inherit">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

@@ -1,4 +1,4 @@
-"""Runs in a real JupyterLab: stopped, resumed, retried, interrupted, edited, and steps that lose their cell."""
+"""Runs in a real JupyterLab: stopped, resumed, retried, interrupted; cells that are edited and deleted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Book:
     def step(self, name: str, value: str, options: str = "", *, gate: str = "", first: str = "") -> int:
         """Add the cell of a Python step, which waits for the file ``gate``; returns the cell's place."""
         code = f"%%tagent_step {name} --python {options}\nimport os, time\n"
-        code += f"with open({str(self.folder / 'effects')!r}, 'a') as file:\n    file.write('{name}\\n')\n{first}"
+        code += (
+            f"with open({str(self.folder / 'effects')!r}, 'a') as file:\n    file.write('{name}\\n')\n{first}"
+        )
         if gate:
             code += f"while not os.path.exists({str(self.folder / gate)!r}):\n    time.sleep(0.02)\n"
         return self.cell(code + value)
