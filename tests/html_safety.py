@@ -29,7 +29,16 @@ SAFE_TAGS = {
     *("div", "span", "b", "table", "thead", "tbody", "tr", "th", "td"),
     *("details", "summary", "pre", "br"),
 }
-SAFE_NAMES = {"style", "role", "aria-hidden", "aria-label", "aria-valuenow", "aria-valuemin", "aria-valuemax"}
+SAFE_NAMES = {
+    "class",
+    "style",
+    "role",
+    "aria-hidden",
+    "aria-label",
+    "aria-valuenow",
+    "aria-valuemin",
+    "aria-valuemax",
+}
 
 
 def assert_safe(html: str) -> None:

@@ -7,6 +7,7 @@ from html_safety import HOSTILE, Reader, assert_safe
 from pydantic import BaseModel
 
 from tagent_nb.notebook.display import (
+    AS_IT_IS,
     Bundle,
     clip,
     definition_table,
@@ -178,7 +179,10 @@ def test_columns_of_numbers_are_to_the_right() -> None:
 
 
 def test_a_bundle_has_a_plain_twin_for_shells_without_html(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Bundle("<b>x</b>", "x")._repr_mimebundle_() == {"text/html": "<b>x</b>", "text/plain": "x"}
+    assert Bundle("<b>x</b>", "x")._repr_mimebundle_() == {
+        "text/html": f'<div class="{AS_IT_IS}"><b>x</b></div>',
+        "text/plain": "x",
+    }
     show(Bundle("<b>x</b>", "shown"))
     assert "shown" in capsys.readouterr().out
 
@@ -186,4 +190,7 @@ def test_a_bundle_has_a_plain_twin_for_shells_without_html(capsys: pytest.Captur
 def test_a_bundle_is_its_text_where_nobody_shows_html() -> None:
     bundle = Bundle("<b>bold</b>", "bold")
     assert repr(bundle) == "bold"
-    assert bundle._repr_mimebundle_() == {"text/html": "<b>bold</b>", "text/plain": "bold"}
+    assert bundle._repr_mimebundle_() == {
+        "text/html": f'<div class="{AS_IT_IS}"><b>bold</b></div>',
+        "text/plain": "bold",
+    }

@@ -62,7 +62,8 @@ class Bundle:
         return self.text
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": f'<div class="{AS_IT_IS}">{self.html}</div>', "text/plain": self.text}
+        html = f'<div class="{AS_IT_IS}">{self.html}</div>' if self.html else ""
+        return {"text/html": html, "text/plain": self.text}
 
 
 # -- one step -----------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def _table(rows: str) -> str:
     # Jupyter's own style sheet fixes the layout of tables: the columns would lie on each other.
     return (
         '<div style="overflow-x:auto">'
-        '<table style="table-layout:auto;border-collapse:collapse;width:100%;margin:0;color:inherit;font-size:inherit">'
+        '<table style="table-layout:auto;border-collapse:collapse;width:100%;margin:0;color:inherit;'
+        'font-size:inherit">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

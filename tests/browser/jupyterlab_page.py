@@ -153,6 +153,13 @@ class LabPage:
         return path
 
 
+def as_html(notebook: Path) -> Path:
+    """The notebook as HTML, as nbconvert writes it."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", str(notebook), "--log-level", "ERROR"]
+    subprocess.run(command, check=True, timeout=120)
+    return notebook.with_suffix(".html")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

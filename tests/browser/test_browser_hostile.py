@@ -6,12 +6,8 @@ JupyterLab sanitises nothing.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from jupyterlab_page import Lab, LabPage
+from jupyterlab_page import Lab, LabPage, as_html
 from playwright.sync_api import Page, Route, expect
 
 pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
@@ -134,14 +130,7 @@ def test_hostile_text_runs_no_script_and_fetches_nothing(lab: Lab, lab_page: Lab
     assert_unharmed(book.page, guard)
     book.picture("hostile-reopened")
 
-    file = _exported(lab.root / path)
+    file = as_html(lab.root / path)
     book.page.goto(file.as_uri(), wait_until="domcontentloaded")
     assert_unharmed(book.page, guard)
     book.picture("hostile-nbconvert")
-
-
-def _exported(notebook: Path) -> Path:
-    """The notebook as HTML, as nbconvert writes it."""
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", str(notebook), "--log-level", "ERROR"]
-    subprocess.run(command, check=True, timeout=120)
-    return notebook.with_suffix(".html")

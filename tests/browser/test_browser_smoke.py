@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from jupyterlab_page import Lab, LabPage
+from jupyterlab_page import Lab, LabPage, as_html
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
@@ -95,3 +95,13 @@ def test_a_saved_notebook_tells_the_story_without_a_kernel(
     expect(panel).not_to_contain_text("Error displaying widget")
     assert drawn(book).count('class="node tagent-completed"') == 3
     book.picture("reopened-panel", panel)
+
+    page = book.page
+    page.route(re.compile("^https?:"), lambda route: route.abort())  # styles and MathJax from elsewhere
+    page.goto(as_html(lab.root / path).as_uri(), wait_until="domcontentloaded")
+    expect(page.get_by_text("3 of 3 steps")).to_be_visible()
+    expect(
+        page.get_by_role("row").filter(has_text="classify").filter(has_text="completed").first
+    ).to_be_visible()
+    assert page.locator("svg g.tagent-completed, img[src*='tagent-completed']").count() >= 1
+    book.picture("nbconvert")
