@@ -18,10 +18,10 @@ from tagent_nb.steps import tools as tools_module
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.tools import (
     forget_tool,
+    marks_of,
     named_tools,
     registered_tools,
     step_context,
-    timeout_of,
     tool,
     tool_name,
     tools_for,
@@ -33,7 +33,7 @@ from tagent_nb.steps.toolset import LONGEST_TEXT, presentable, toolset
 @pytest.fixture(autouse=True)
 def _no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools_module, "_registered", {})
-    monkeypatch.setattr(tools_module, "_timeouts", {})
+    monkeypatch.setattr(tools_module, "_marks", {})
 
 
 def search(q: str) -> str:
@@ -55,7 +55,7 @@ def test_a_tool_is_registered_bare_or_with_arguments() -> None:
     assert tool(search) is search
     assert tool(timeout=2.5)(fetch) is fetch
     assert registered_tools() == {"search": search, "fetch": fetch}
-    assert (timeout_of(search), timeout_of(fetch)) == (None, 2.5)
+    assert (marks_of(search).timeout, marks_of(fetch).timeout) == (None, 2.5)
 
 
 def test_the_same_name_again_replaces_the_function() -> None:
@@ -68,8 +68,8 @@ def test_the_same_name_again_replaces_the_function() -> None:
     again.__name__ = "search"
     tool(again)
     assert registered_tools() == {"search": again}
-    assert timeout_of(again) is None
-    assert timeout_of(search) is None
+    assert marks_of(again).timeout is None
+    assert marks_of(search).timeout is None
 
 
 def test_a_tool_can_be_forgotten() -> None:

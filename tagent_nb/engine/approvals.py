@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tagent_nb.engine.held import Held
 from tagent_nb.engine.memory import PipelineMemory
@@ -37,6 +38,8 @@ from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.base import Refusal
+from tagent_nb.steps.calls import CallGate, ToolCall, call_refused
+from tagent_nb.steps.tools import marks_of
 
 if TYPE_CHECKING:
     from tagent_nb.engine.run import Run
@@ -54,6 +57,19 @@ class StepHeld(BaseException):
     """
 
 
+class _Pause:
+    """The time in which calls of one attempt wait.
+
+    Attributes:
+        waiting: How many of them are not decided yet.
+        over: Set when the attempt goes on.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.over = asyncio.Event()
+
+
 class Approvals:
     """What one run holds.
 
@@ -63,13 +79,16 @@ class Approvals:
 
     Attributes:
         left: Steps and items that are left waiting when the run ends.
+        kept: Those of them whose work is done, and counted: only a word is missing.
     """
 
     def __init__(self, run: Run, approver: Approver | None) -> None:
         self._run = run
         self._approver = approver
         self._answers: dict[Unit, asyncio.Future[ApprovalGiven]] = {}
+        self._pauses: dict[tuple[str, str | None], _Pause] = {}
         self.left: set[tuple[str, str | None]] = set()
+        self.kept: set[tuple[str, str | None]] = set()
 
     # -- results ----------------------------------------------------------------------------
 
@@ -147,10 +166,85 @@ class Approvals:
         Raises:
             StepHeld: Always: neither has the step an end.
         """
-        self.left.add((step, None))
-        reason = f"approval of {items} item{'' if items == 1 else 's'}"
-        self._run.emit(StepWaiting(run_id=self._run.memory.run_id, step=step, reason=reason))
+        self.kept.add((step, None))
+        self._leave((step, None), f"approval of {items} item{'' if items == 1 else 's'}")
+
+    def _leave(self, unit: tuple[str, str | None], reason: str) -> NoReturn:
+        self.left.add(unit)
+        self._run.emit(StepWaiting(run_id=self._run.memory.run_id, step=unit[0], item=unit[1], reason=reason))
         raise StepHeld
+
+    # -- calls of tools ---------------------------------------------------------------------
+
+    async def call(self, work: Work, call: ToolCall) -> Mapping[str, Any]:
+        """The arguments of a call when somebody has approved it, which may be other ones then.
+
+        Raises:
+            RejectedError: Somebody refused the call.
+            StepHeld: There is nobody to ask.
+        """
+        run, context = self._run, call.context
+        arguments = StoredValue.of(call.arguments[call.single] if call.single else dict(call.arguments))
+        number = work.calls.get((call.tool, arguments.digest), 0) + 1
+        work.calls[call.tool, arguments.digest] = number
+        unit = (*work.unit, f"{call.tool}:{arguments.digest[:16]}:{number}")
+        held = run.memory.held.get(unit)
+        if held is None:
+            await run.conclude(
+                ApprovalRequested(
+                    run_id=context.run_id,
+                    step=unit[0],
+                    item=unit[1],
+                    call=unit[2],
+                    tool=call.tool,
+                    output=arguments,
+                    key=work.key,
+                    attempt=context.attempt,
+                )
+            )
+            held = run.memory.held.get(unit)
+            assert held is not None
+        held.parameters, held.check = call.parameters, call.check
+        given = await self._paused(work, held, context)
+        # It is used up now: should the call be cut short, nobody has approved another one.
+        await run.conclude(replace(given, used=True))
+        if given.verdict in ("rejected", "retry"):
+            raise RejectedError(given.reason)
+        if given.output is None:
+            return call.arguments
+        edited: Mapping[str, Any] = _checked(request_of(run.pipeline, held), given.output.value)
+        return edited
+
+    async def _paused(self, work: Work, held: Held, context: StepContext) -> ApprovalGiven:
+        """What is said of a call; meanwhile its step has neither a slot nor a turn, and its clock stands.
+
+        Calls that a model makes at the same time go on together, when all of them are decided.
+        """
+        if held.given is not None:
+            return held.given
+        reason = f"approval of a call of {held.request.tool}"
+        if self._approver is None:
+            self._leave(work.unit, reason)
+        pause = self._pauses.get(work.unit)
+        if pause is None:
+            pause = self._pauses[work.unit] = _Pause()
+            work.place.step_aside()
+        pause.waiting += 1
+        began = time.monotonic()
+        try:
+            with context.waiting(reason):
+                given = await self._asked(held)
+                if pause.waiting > 1:
+                    pause.waiting -= 1
+                    await pause.over.wait()
+                else:
+                    await work.place.take()
+                    pause.over.set()
+        finally:
+            work.waited += time.monotonic() - began
+            if self._pauses.get(work.unit) is pause:
+                del self._pauses[work.unit]
+        return given
 
     # -- waiting ----------------------------------------------------------------------------
 
@@ -159,10 +253,10 @@ class Approvals:
         run, unit = self._run, held.unit
         if held.given is not None:
             return held.given
-        run.emit(StepWaiting(run_id=run.memory.run_id, step=unit[0], item=unit[1], reason=reason))
         if self._approver is None:
-            self.left.add(work.unit)
-            raise StepHeld
+            self.kept.add(work.unit)
+            self._leave(work.unit, reason)
+        run.emit(StepWaiting(run_id=run.memory.run_id, step=unit[0], item=unit[1], reason=reason))
         work.place.step_aside()
         began = time.monotonic()
         try:
@@ -200,6 +294,36 @@ class Approvals:
             self._run.emit(given)
         elif not answer.done():
             answer.set_result(replace(given, used=True))
+
+
+class ApprovalGate(CallGate):
+    """Lets a call of a tool pass when it needs no approval, or has it.
+
+    Args:
+        approvals: Those of the run.
+        work: The unit whose model calls.
+    """
+
+    def __init__(self, approvals: Approvals, work: Work) -> None:
+        self._approvals = approvals
+        self._work = work
+
+    async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
+        """Call the tool, or tell the model why not."""
+        if not self._needs(call):
+            return await proceed(call)
+        try:
+            arguments = await self._approvals.call(self._work, call)
+        except RejectedError as error:
+            reason = str(error)
+            call.context.progress("tool_rejected", tool=call.tool, message=reason)
+            raise call_refused(f"The user does not allow this call: {reason}") from error
+        return await proceed(replace(call, arguments=arguments))
+
+    def _needs(self, call: ToolCall) -> bool:
+        if call.function is not None and marks_of(call.function).approval_required:
+            return True
+        return any(fnmatchcase(call.tool, one) for one in self._work.step.approve_tools)
 
 
 async def _answer(approver: Any, request: ApprovalRequest) -> Any:

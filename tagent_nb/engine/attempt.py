@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.approvals import ApprovalGate
 from tagent_nb.engine.turns import Place
 from tagent_nb.engine.work import Work, read_names, runner_of, step_model, why_it_runs
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
@@ -56,6 +57,7 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
         if run.held:
             await run.may_start()
         learned: list[Event] = []
+        work.calls.clear()
         # What it uses counts even when it is stopped: whoever stops it finds it here.
         context = run.live[work.unit] = _context(run, work, attempt, learned)
         try:
@@ -136,7 +138,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         model=step_model(run, step),
         idempotency_key=f"{run.memory.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
         emit=emit,
-        gates=() if step.is_python else run.gates,
+        gates=() if step.is_python else (*run.gates, ApprovalGate(run.approvals, work)),
         offline=run.options.offline,
         prices=run.equipment.prices,
         refusals=run.approvals.refusals(work) if run.memory.held else (),

@@ -17,7 +17,7 @@ from tagent_nb.pipeline import conditions
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.conditions import And, Condition, Not, Or
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
-from tagent_nb.steps.tools import named_tools, registered_tools, timeout_of, tool_name
+from tagent_nb.steps.tools import Marks, marks_of, named_tools, registered_tools, tool_name
 
 MARK = "# Written by tagent-nb "
 """How an exported module begins; a digest of what follows is behind it."""
@@ -295,10 +295,18 @@ class _Writer:
         lines = []
         for name, function in registered_tools().items():
             if used.get(name) is function and name not in done:
-                timeout = timeout_of(function)
-                settings = "" if timeout is None else f"(timeout={timeout!r})"
+                settings = _settings(marks_of(function))
                 lines.append(f"tagent_nb.tool{settings}({tool_name(function)})")
         return ["\n".join(lines)]
+
+
+def _settings(marks: Marks) -> str:
+    """The arguments of ``tool`` that make these marks, in parentheses if there are any."""
+    said = {"timeout": marks.timeout, "approval_required": marks.approval_required or None}
+    if marks.effect:
+        said[marks.effect] = True
+    words = ", ".join(f"{name}={value!r}" for name, value in said.items() if value is not None)
+    return f"({words})" if words else ""
 
 
 def _decorated(source: str) -> set[str]:

@@ -207,6 +207,8 @@ class PipelineMemory:
 
     def _run_finished(self, event: RunFinished) -> None:
         self.finished = event
+        for held in self.held.undecided() if event.waiting else []:
+            self._unit(held.request).status = StepStatus.WAITING
         for name in event.waiting:
             step = self.step(name)
             step.status, step.waits_for = StepStatus.WAITING, step.waits_for or "approval"

@@ -9,6 +9,7 @@ from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
 from tagent_nb.errors import NotStoredError
 from tagent_nb.events import (
+    ApprovalRequested,
     CallRecorded,
     Event,
     StepCached,
@@ -33,6 +34,9 @@ def interrupted_calls(memory: PipelineMemory) -> dict[Unit, Interrupted]:
             case CallRecorded():
                 calls.setdefault((event.step, event.item), []).append(event)
             case StepRetried() | StepFailed() | StepFinished() | StepCached():
+                calls.pop((event.step, event.item), None)
+            case ApprovalRequested(call=""):
+                # Its attempt is over: what it gave is held, and need not be computed again.
                 calls.pop((event.step, event.item), None)
             case StepCancelled():
                 counted[event.step, event.item] = True

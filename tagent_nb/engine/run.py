@@ -420,9 +420,9 @@ class Run:
             await asyncio.gather(*tuple(self._tasks), return_exceptions=True)
         for name, step in self.memory.steps.items():
             for key, item in (step.items or {}).items():
-                if item.status in _UNDER_WAY and (name, key) not in self.approvals.left:
+                if item.status in _UNDER_WAY and (name, key) not in self.approvals.kept:
                     self._cancelled(name, key, item.attempts, 0.0)
-            if step.status in _UNDER_WAY and (name, None) not in self.approvals.left:
+            if step.status in _UNDER_WAY and (name, None) not in self.approvals.kept:
                 seconds = max(0.0, time.time() - (step.started_at or time.time()))
                 self._cancelled(name, None, step.attempts, seconds)
 

@@ -33,6 +33,7 @@ class Work:
         place: Its place among those that run, from its first attempt on.
         on_aside: Called before it waits for a person.
         took: Tokens and USD that led to its value, where they were counted before it ended.
+        calls: How often each call of a tool was held in this attempt, by tool and arguments.
         waited: Seconds that it waited for a person.
     """
 
@@ -47,6 +48,7 @@ class Work:
     took: tuple[TokenUsage, float | None] | None = None
     waited: float = 0.0
     on_aside: Callable[[], None] | None = None
+    calls: dict[tuple[str, str], int] = field(default_factory=dict)
     place: Place = field(init=False, repr=False)
 
     @property

@@ -100,6 +100,7 @@ class StepContext:
     on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
     refusals: Sequence[Refusal] = ()
     limit: asyncio.Timeout | None = None
+    tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
     _waits: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)
 
@@ -175,6 +176,26 @@ class StepContext:
             ends, began = self._stopped
             self._stopped = None
             self.limit.reschedule(ends + asyncio.get_running_loop().time() - began)
+
+
+class ToolContext(StepContext):
+    """The context of a step as one call of a tool sees it: the same one, with a key of the call's own."""
+
+    _key: str
+    __slots__ = ("_key",)
+
+    @classmethod
+    def of(cls, context: StepContext, key: str) -> ToolContext:
+        """A view of ``context``: what is spent, learned and noted on one of them is on both."""
+        found = object.__new__(cls)
+        found.__dict__ = context.__dict__
+        found._key = key
+        return found
+
+    @property
+    def idempotency_key(self) -> str:  # type: ignore[override]  # nobody sets a step's key
+        """The same whenever the same call is made for the same work."""
+        return self._key
 
 
 class StepRunner(Protocol):

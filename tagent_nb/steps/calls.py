@@ -8,7 +8,7 @@ refuse (a budget) or look on (a trace). A gate never knows the others.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,9 @@ class ToolCall:
         arguments: As the tool's function takes them.
         id: The model's id of this call; empty where it gives none.
         function: The user's function; ``None`` for a tool of a server.
+        parameters: JSON Schema of the arguments; empty where nobody knows it.
+        single: The one parameter whose fields these are, as they are for a model; empty if they are all.
+        check: Gives other arguments as the tool takes them, or raises :class:`ValueError`.
     """
 
     context: StepContext
@@ -56,6 +59,9 @@ class ToolCall:
     arguments: Mapping[str, Any]
     id: str = ""
     function: Callable[..., Any] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    single: str = ""
+    check: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 class CallGate:
@@ -88,3 +94,10 @@ async def through_tool(
     for gate in reversed(gates):
         last = partial(gate.tool_call, proceed=last)
     return await last(call)
+
+
+def call_refused(message: str) -> Exception:
+    """What a gate raises to refuse a call of a tool: the model reads ``message``, and the step goes on."""
+    from pydantic_ai.exceptions import ToolFailed
+
+    return ToolFailed(message)

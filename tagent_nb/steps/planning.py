@@ -223,7 +223,8 @@ class Planning:
         if call in self._before:
             return self._before[call], True
         result = await self._toolbox.call(task.tool, arguments)
-        self._now[call] = result
+        if not self._toolbox.is_pure(task.tool):
+            self._now[call] = result
         return result, False
 
     async def _think(self, task: Task, arguments: dict[str, Any]) -> Any:

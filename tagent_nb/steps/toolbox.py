@@ -16,8 +16,8 @@ from tagent_nb.errors import StepError, did_you_mean
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.plans import LLM
-from tagent_nb.steps.tools import named_tools
-from tagent_nb.steps.toolset import toolset
+from tagent_nb.steps.tools import marks_of, named_tools
+from tagent_nb.steps.toolset import told, toolset
 
 
 class CallFailedError(Exception):
@@ -36,11 +36,16 @@ class Toolbox:
     """The tools of one attempt, by name."""
 
     def __init__(
-        self, tools: AbstractToolset[Any], known: Mapping[str, ToolsetTool[Any]], call: RunContext[Any]
+        self,
+        tools: AbstractToolset[Any],
+        known: Mapping[str, ToolsetTool[Any]],
+        call: RunContext[Any],
+        pure: frozenset[str] = frozenset(),
     ) -> None:
         self._tools = tools
         self._known = known
         self._call = call
+        self._pure = pure
 
     @classmethod
     async def of(cls, step: PipelineStep, context: StepContext, model: Model[Any]) -> Toolbox:
@@ -56,14 +61,19 @@ class Toolbox:
                 f"Step {step.name!r}: in a plan {LLM!r} stands for the model itself. Rename the tool of "
                 "this name, or leave it out with tools_filter."
             )
+        pure = frozenset(name for name, one in named.items() if marks_of(one).effect == "pure")
         tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named, context))
         call = RunContext(deps=context, model=model, usage=RunUsage())
-        return cls(tools, await tools.get_tools(call), call)
+        return cls(tools, await tools.get_tools(call), call, pure)
 
     @property
     def names(self) -> Sequence[str]:
         """Their names."""
         return list(self._known)
+
+    def is_pure(self, tool: str) -> bool:
+        """Whether the same call may be made again as often as somebody likes."""
+        return tool in self._pure
 
     def described(self) -> list[tuple[str, str, Mapping[str, Any]]]:
         """Name, description and JSON schema of the arguments of each."""
@@ -83,7 +93,7 @@ class Toolbox:
             try:
                 self._known[tool].args_validator.validate_python(dict(arguments))
             except ValidationError as error:
-                wrong = _told(error)
+                wrong = [told(error)]
         return f"wrong arguments for {tool!r}: {'; '.join(wrong)}." if wrong else ""
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> Any:
@@ -97,16 +107,9 @@ class Toolbox:
         try:
             given = known.args_validator.validate_python(dict(arguments))
         except ValidationError as error:
-            raise CallFailedError(f"wrong arguments for {tool!r}: {'; '.join(_told(error))}.") from error
+            raise CallFailedError(f"wrong arguments for {tool!r}: {told(error)}.") from error
         try:
             return await self._tools.call_tool(tool, given, self._call, known)
         except (ModelRetry, ToolFailed) as error:
             passing = isinstance(error.__cause__, ConnectionError | TimeoutError)
             raise CallFailedError(str(error), passing=passing) from error
-
-
-def _told(error: ValidationError) -> list[str]:
-    return [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-        for one in error.errors(include_input=False, include_url=False)
-    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -17,36 +18,74 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _registered: dict[str, Callable[..., Any]] = {}
-_timeouts: dict[str, float | None] = {}
+_marks: dict[str, Marks] = {}
 _current: ContextVar[StepContext | None] = ContextVar("tagent_nb_tool_context", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What is known of a tool besides its function.
+
+    Attributes:
+        timeout: Seconds that one call may take; ``None`` without a limit.
+        approval_required: Whether each call waits until somebody has approved it.
+        effect: ``"pure"``: it changes nothing, and may be called again. ``"side_effect"``: it changes
+            something. ``""``: nobody says, and it is treated like one that does.
+    """
+
+    timeout: float | None = None
+    approval_required: bool = False
+    effect: str = ""
 
 
 @overload
 def tool(function: F, /) -> F: ...
 @overload
-def tool(*, timeout: float | None = None) -> Callable[[F], F]: ...
+def tool(
+    *,
+    timeout: float | None = None,
+    approval_required: bool = False,
+    pure: bool = False,
+    side_effect: bool = False,
+) -> Callable[[F], F]: ...
 
 
-def tool(function: Any = None, /, *, timeout: float | None = None) -> Any:
+def tool(
+    function: Any = None,
+    /,
+    *,
+    timeout: float | None = None,
+    approval_required: bool = False,
+    pure: bool = False,
+    side_effect: bool = False,
+) -> Any:
     """Register a function as a tool that agent steps may call.
 
     Use it bare (``@tool``) or with arguments (``@tool(timeout=10)``). The function may be sync or
     async; a sync one runs in a thread. Its name, type hints and docstring tell the model what it is
-    for and what it takes. Registering the same name again replaces the function, so that a cell
-    can be run again.
+    for and what it takes, but for a parameter that is annotated :class:`StepContext`, or named
+    ``context`` without an annotation: that one gets the context of the step. Registering the same name
+    again replaces the function, so that a cell can be run again.
 
     Args:
         function: The function, when used bare.
         timeout: Seconds that one call may take; after that the model is told so. ``None``: no limit.
+        approval_required: Whether each call waits until somebody has approved it.
+        pure: It only looks something up: it may be called again for the same question, and needs no
+            idempotency key.
+        side_effect: It changes something. A tool that says neither is treated as if it did.
 
     Returns:
         The function itself.
 
     Raises:
-        DefinitionError: It is no named function, or the timeout is not a number above 0.
+        DefinitionError: It is no named function, or an argument is not allowed.
     """
     if timeout is not None and (not is_number(timeout) or timeout <= 0):
         raise DefinitionError(f"A tool's timeout must be a number of seconds above 0, not {timeout!r}.")
+    if pure and side_effect:
+        raise DefinitionError("A tool is either pure or has a side effect. Keep one of pure, side_effect.")
+    marks = Marks(timeout, bool(approval_required), "pure" if pure else "side_effect" if side_effect else "")
 
     def register(target: Any) -> Any:
         name = getattr(target, "__name__", "")
@@ -55,16 +94,19 @@ def tool(function: Any = None, /, *, timeout: float | None = None) -> Any:
                 f"A tool must be a function with a name, not {target!r}. Write @tool above a def."
             )
         _registered[name] = target
-        _timeouts[name] = timeout
+        _marks[name] = marks
         return target
 
     return register if function is None else register(function)
 
 
-def timeout_of(function: Callable[..., Any]) -> float | None:
-    """Seconds that one call of this tool may take; ``None`` without a limit."""
+def marks_of(function: Callable[..., Any]) -> Marks:
+    """What its registration says of a tool; the defaults for a function that is not registered."""
     name = tool_name(function)
-    return _timeouts.get(name) if _registered.get(name) is function else None
+    return _marks.get(name, _UNMARKED) if _registered.get(name) is function else _UNMARKED
+
+
+_UNMARKED = Marks()
 
 
 def registered_tools() -> dict[str, Callable[..., Any]]:
@@ -78,7 +120,7 @@ def forget_tool(name: str) -> None:
     Raises:
         DefinitionError: There is none of this name.
     """
-    _timeouts.pop(name, None)
+    _marks.pop(name, None)
     if _registered.pop(name, None) is None:
         raise DefinitionError(
             f"There is no tool {name!r}.{did_you_mean(name, _registered)} "
@@ -136,7 +178,9 @@ def tools_of(context: StepContext) -> Iterator[None]:
 
 
 def step_context() -> StepContext:
-    """The context of the step whose model calls the tool that asks: its ``idempotency_key``, ``learn`` ...
+    """The context of the step whose model calls the tool that asks: ``facts``, ``learn`` ...
+
+    Its ``idempotency_key`` is the call's own: the same whenever the same call is made for the same work.
 
     Raises:
         StepError: No tool is being called.

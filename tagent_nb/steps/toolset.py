@@ -6,21 +6,25 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, StepError, TemplateError
 from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.delimiting import plain_text
-from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.base import StepContext, ToolContext
 from tagent_nb.steps.calls import ToolCall, through_tool
 from tagent_nb.steps.capture import Lines
-from tagent_nb.steps.tools import timeout_of
+from tagent_nb.steps.tools import marks_of, tools_of
 from tagent_nb.steps.traceback import redact
 from tagent_nb.steps.worker import in_thread
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from pydantic_ai import Tool
 
 LONGEST_TEXT = 20_000
@@ -50,31 +54,114 @@ def toolset(tools: Mapping[str, Callable[..., Any]], context: StepContext) -> li
 def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool[Any]:
     from pydantic_ai import Tool
 
+    taken = context_parameter(function)
     try:
-        plain: Tool[Any] = Tool(function, name=name)
+        plain: Tool[Any] = Tool(function if taken is None else _without(function, taken), name=name)
     except Exception as error:  # unresolvable annotations raise whatever evaluating them raises
         raise DefinitionError(
             f"Tool {name!r} cannot be described to a model: {type(error).__name__}: {error}. "
             "Give its parameters plain types such as str, int or a pydantic model."
         ) from error
+    schema, pure = plain.function_schema, marks_of(function).effect == "pure"
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         async def leave(one: ToolCall) -> Any:
-            return presentable(await _reported(name, partial(function, *args, **one.arguments), context))
+            seen = context if pure else ToolContext.of(context, key)
+            given = one.arguments if taken is None else {**one.arguments, taken: seen}
+            with tools_of(seen):
+                return presentable(await _reported(name, partial(function, *args, **given), context))
 
         context.spend(TokenUsage(tool_calls=1), 0.0)
         context.metadata.setdefault("tools_called", []).append(name)
         context.progress("tool_call", tool=name, arguments=_brief(kwargs))
-        return await through_tool(context.gates, ToolCall(context, name, kwargs, function=function), leave)
+        one = ToolCall(
+            context,
+            name,
+            kwargs,
+            function=function,
+            parameters=schema.json_schema,
+            single=schema.single_arg_name or "",
+            check=partial(_validated, schema.validator),
+        )
+        with _keyed(context, name, args, kwargs) as key:
+            return await through_tool(context.gates, one, leave)
 
-    schema = replace(plain.function_schema, function=call, is_async=True)
-    return Tool(call, name=name, description=plain.description, function_schema=schema)
+    shown = replace(schema, function=call, is_async=True)
+    return Tool(call, name=name, description=plain.description, function_schema=shown)
+
+
+def _validated(validator: Any, arguments: Any) -> Mapping[str, Any]:
+    from pydantic import ValidationError
+
+    try:
+        found: Mapping[str, Any] = validator.validate_python(arguments)
+    except ValidationError as error:
+        raise ValueError(told(error)) from None
+    return found
+
+
+def told(error: ValidationError) -> str:
+    """What is wrong with a value, without the value."""
+    lines = error.errors(include_input=False, include_url=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in lines)
+
+
+def context_parameter(function: Callable[..., Any]) -> str | None:
+    """The parameter of a tool that gets the context of its step, and that no model sees.
+
+    It is the one annotated :class:`StepContext`, or one named ``context`` without an annotation.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions do not say
+        return None
+    for one in parameters:
+        said = one.annotation
+        if said is StepContext or (
+            isinstance(said, str) and said.strip("'\"").rpartition(".")[2] == "StepContext"
+        ):
+            return one.name
+        if one.name == "context" and said is one.empty:
+            return one.name
+    return None
+
+
+def _without(function: Callable[..., Any], taken: str) -> Callable[..., Any]:
+    """A function with the same name, description and parameters, but for one. It is never called."""
+
+    shown: Callable[..., Any] = wraps(function)(lambda: None)
+    whole = inspect.signature(function)
+    rest = [one for one in whole.parameters.values() if one.name != taken]
+    shown.__signature__ = whole.replace(parameters=rest)  # type: ignore[attr-defined]
+    shown.__annotations__ = {name: one for name, one in shown.__annotations__.items() if name != taken}
+    return shown
+
+
+@contextmanager
+def _keyed(
+    context: StepContext, name: str, args: tuple[Any, ...], arguments: Mapping[str, Any]
+) -> Iterator[str]:
+    """A key for a call: that of its step's work, the tool, the arguments, and a number.
+
+    Equal calls that succeeded, or are under way, have different numbers; one that failed gives its number
+    back to the next try. The order of different calls does not count: another attempt may make them in
+    another one.
+    """
+    digest = StoredValue.of([list(args), dict(arguments)]).digest[:16]
+    taken = context.tool_calls.setdefault((name, digest), set())
+    number = next(one for one in count(1) if one not in taken)
+    taken.add(number)
+    try:
+        yield f"{context.idempotency_key}:{name}:{digest}:{number}"
+    except BaseException:
+        taken.discard(number)
+        raise
 
 
 async def _reported(name: str, call: partial[Any], context: StepContext) -> Any:
     from pydantic_ai.exceptions import ApprovalRequired, CallDeferred, ModelRetry, ToolFailed
 
-    seconds = timeout_of(call.func)
+    seconds = marks_of(call.func).timeout
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
