@@ -93,6 +93,7 @@ def reviews() -> Pipeline:
             budget="0.5 USD, 20 requests",
             agent="plan",
             approve=True,
+            remember=True,
             approve_tools=["search*"],
             max_replans=1,
             cache=False,

@@ -20,6 +20,7 @@ from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.money import asked_budget, budget_of, ledger_of, paid_gates, refuse_unpriced
 from tagent_nb.engine.opening import definition_of, memory_of, run_id_of, schemas_of
 from tagent_nb.engine.recordings import calls_on
+from tagent_nb.engine.remembering import Remembering
 from tagent_nb.engine.run import Equipment, Run, RunOptions
 from tagent_nb.engine.runners import Runners
 from tagent_nb.engine.state import (
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from tagent_nb.storage.base import RunInfo, StorageBackend
 
 
-class PipelineExecutor(Deciding):
+class PipelineExecutor(Deciding, Remembering):
     """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
 
     Args:

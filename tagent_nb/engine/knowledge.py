@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.events import Event, FactLearned, MemorySaved
@@ -12,6 +16,7 @@ from tagent_nb.pipeline.models import PipelineStep
 
 if TYPE_CHECKING:
     from tagent_nb.engine.run import Run
+    from tagent_nb.storage.base import StorageBackend
 
 
 def not_stored(memory: PipelineMemory, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,6 +25,8 @@ def not_stored(memory: PipelineMemory, stored: Mapping[str, Any]) -> dict[str, A
     All else that is stored is newer than what the run saved in an earlier sitting: each memory was stored
     when it was saved.
     """
+    if memory.finished is not None:
+        return {}  # it came to its end: what is missing now, somebody has deleted
     began = memory.began_with
     return {
         key: value
@@ -39,8 +46,27 @@ async def save(run: Run, saved: Mapping[str, Any]) -> None:
         StorageError: They could not be stored.
     """
     storage, pipeline_id = run.equipment.storage, run.memory.pipeline_id
-    stored = await storage.memories(pipeline_id, run.equipment.schemas)
-    await storage.save_memories(pipeline_id, {**stored, **saved})
+    async with changing(storage, pipeline_id):
+        stored = await storage.memories(pipeline_id, run.equipment.schemas)
+        # The newest last: of many, prompts show the newest.
+        older = {key: value for key, value in stored.items() if key not in saved}
+        await storage.save_memories(pipeline_id, {**older, **saved})
+
+
+_changing: WeakKeyDictionary[StorageBackend, dict[str, threading.Lock]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def changing(storage: StorageBackend, pipeline_id: str) -> AsyncIterator[None]:
+    """Change the memories of a pipeline: of two who read and write them in this process, one waits."""
+    lock = _changing.setdefault(storage, {}).setdefault(pipeline_id, threading.Lock())
+    # They may be on different loops, and what they do is short.
+    while not lock.acquire(blocking=False):
+        await asyncio.sleep(0.005)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def taught(run: Run, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:

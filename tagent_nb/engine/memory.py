@@ -335,9 +335,11 @@ class PipelineMemory:
             unit.ended_at = event.at
 
     def _fact_learned(self, event: FactLearned) -> None:
+        self.facts.pop(event.key, None)  # the newest last
         self.facts[event.key] = event.value
 
     def _memory_saved(self, event: MemorySaved) -> None:
+        self.memories.pop(event.key, None)
         self.memories[event.key] = event.value
 
     def _warned(self, event: Warned) -> None:

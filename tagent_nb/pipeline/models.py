@@ -70,6 +70,8 @@ class PipelineStep:
         approve: Whether the step's value waits until somebody has approved it.
         approve_tools: Names or globs of tools whose calls wait for approval, besides the tools that say
             so themselves.
+        remember: Whether the model gets a tool to remember facts for later steps, and memories for later
+            runs.
         cache: Whether the cache may answer for this step.
         budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
             ``"5000 tokens"``, or a :class:`Budget`.
@@ -102,6 +104,7 @@ class PipelineStep:
     cache: bool = True
     approve: bool = False
     approve_tools: list[str] = field(default_factory=list)
+    remember: bool = False
     budget: Budget | float | str | None = None
 
     def __post_init__(self) -> None:

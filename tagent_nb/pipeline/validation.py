@@ -74,6 +74,9 @@ def check_step(step: PipelineStep) -> None:
              "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
     if not isinstance(step.approve, bool):
         fail("approve", f"must be True or False, not {step.approve!r}. For tools, use approve_tools.")
+    if not isinstance(step.remember, bool) or (step.remember and step.is_python):
+        fail("remember", "must be True or False, and is for agent steps only; "
+             "Python steps call context.learn and context.save_memory.")  # fmt: skip
     if step.output_schema is not None:
         _check_schema(step.name, step.output_schema)
     if step.when is not None:

@@ -84,7 +84,7 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
     tools = named_tools(step)
     if not tools or model.profile.get("supports_tools", True):
         return tools
-    if step.tools or step.tools_filter:
+    if step.tools or step.tools_filter or step.remember:
         raise StepError(
             f"Step {step.name!r} has tools ({', '.join(tools)}), but model {model_name(context.model)!r} "
             "cannot call any. Choose another model for this step, let it plan (agent='plan', --plan), "

@@ -8,6 +8,7 @@ from tagent_nb.pipeline.delimiting import DATA_RULE, delimit
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import render
 from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.remembering import told
 
 ROLE = "You carry out one step of a pipeline. Do what the task says and give the result only."
 
@@ -26,12 +27,9 @@ def prompt(step: PipelineStep, context: StepContext) -> str:
     Raises:
         TemplateError: The goal reads something that is not there.
     """
-    known = {
-        "Shared by all steps": context.shared,
-        "Facts learned so far": context.facts,
-        "Memories of earlier runs": context.memories,
-    }
-    parts = [f"{title}: {delimit(dict(values))}" for title, values in known.items() if values]
+    parts = [f"Shared by all steps: {delimit(dict(context.shared))}"] if context.shared else []
+    known = {"Facts learned so far": context.facts, "Memories of earlier runs": context.memories}
+    parts += [told(title, values) for title, values in known.items() if values]
     parts += [
         f"An earlier answer was refused: {delimit(one.value)}\nWhat the user said of it: {one.reason}"
         for one in context.refusals

@@ -142,6 +142,25 @@ def named_tools(step: PipelineStep) -> dict[str, Callable[..., Any]]:
     """
     known = dict(_registered)
     known.update((tool_name(function), function) for function in step.tools)
+    if step.remember:
+        return _remembering(step, _chosen(step, known))
+    return _chosen(step, known)
+
+
+def _remembering(step: PipelineStep, chosen: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    from tagent_nb.steps.remembering import remember
+
+    name = tool_name(remember)
+    if chosen.setdefault(name, remember) is not remember:
+        raise StepError(
+            f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
+            "Rename the tool, or leave it out with tools_filter."
+        )
+    return chosen
+
+
+def _chosen(step: PipelineStep, known: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The tools that the step's filter lets through."""
     if step.tools_filter is None:
         return known
     chosen: dict[str, Callable[..., Any]] = {}
