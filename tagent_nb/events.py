@@ -233,6 +233,8 @@ class CallRecorded(StepEvent):
         key: SHA-256 of the call in canonical form.
         request: What tells the call from others, as plain data.
         answer: Plain data.
+        usage: Tokens and calls of this answer. They count with the attempt, or by themselves if this dies.
+        cost: USD of this answer; ``None`` when the price is unknown.
     """
 
     kind: str
@@ -240,6 +242,8 @@ class CallRecorded(StepEvent):
     attempt: int = 1
     request: Mapping[str, Any] = field(default_factory=dict)
     answer: Any = None
+    usage: TokenUsage = NO_USAGE
+    cost: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

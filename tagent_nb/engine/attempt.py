@@ -142,6 +142,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         offline=run.options.offline,
         prices=run.equipment.prices,
         refusals=run.approvals.refusals(work) if run.memory.held else (),
+        learned=learned,
         on_spend=count,
     )
 
@@ -181,7 +182,8 @@ async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, c
     ceiling = min(LONGEST_DELAY, run.equipment.retry_delay * 2 ** (attempt - 1))
     # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     delay = asked if asked is not None else random.uniform(0.0, ceiling)
-    run.emit(
+    # Recorded at once: after a crash, what a failed attempt was told must not answer for the next one.
+    await run.conclude(
         StepRetried(
             run_id=context.run_id,
             step=work.step.name,

@@ -294,7 +294,8 @@ class PipelineExecutor(Deciding, Remembering):
             The number of calls.
 
         Raises:
-            NotStoredError: There is no such run, or the cache answered and the calls are gone.
+            NotStoredError: There is no such run, it called nobody, or the cache answered and the calls are
+                gone.
             StorageError: The file cannot be written.
         """
         from tagent_nb.engine.recordings import write_recording
@@ -482,7 +483,8 @@ class PipelineExecutor(Deciding, Remembering):
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
             gates=tuple(self.gates if self._tracing is None else [self._tracing, *self.gates]),
-            paid=paid_gates(pipeline, ledger, self.limits),
+            # Who asks nobody offline waits for nobody.
+            paid=paid_gates(pipeline, ledger, None if options.offline else self.limits),
             prices=self.prices,
             ledger=ledger,
             recorded=calls,

@@ -17,8 +17,10 @@ from tagent_nb.engine.entries import (
 )
 from tagent_nb.engine.held import HeldValues
 from tagent_nb.events import (
+    NO_USAGE,
     ApprovalGiven,
     ApprovalRequested,
+    CallRecorded,
     Event,
     FactLearned,
     MemorySaved,
@@ -86,6 +88,8 @@ class PipelineMemory:
         self.budget = ""
         # Steps that this sitting does not have, such as those after ``until``: a later one may.
         self._left_out: dict[str, StepResult] = {}
+        # Calls of attempts that have not ended.
+        self._under_way: dict[tuple[str, str | None], tuple[TokenUsage, float | None]] = {}
         self._began: float | None = None
         self._seconds = 0.0
 
@@ -165,7 +169,14 @@ class PipelineMemory:
             found = step.items[event.item] = ItemResult(event.item, event.item)
         return found
 
+    def _call_recorded(self, event: CallRecorded) -> None:
+        # What an attempt spends counts when it ends. If its process dies before, this is what is known.
+        usage, cost = self._under_way.get((event.step, event.item), (NO_USAGE, 0.0))
+        total = None if cost is None or event.cost is None else cost + event.cost
+        self._under_way[event.step, event.item] = (usage + event.usage, total)
+
     def _spend(self, event: StepEvent, usage: TokenUsage, cost: float | None) -> None:
+        self._under_way.pop((event.step, event.item), None)
         if cost == 0.0 and not usage:
             return
         units: list[StepResult | ItemResult] = [self.step(event.step)]
@@ -186,6 +197,8 @@ class PipelineMemory:
             self.step(name)
 
     def _run_continued(self, event: RunContinued) -> None:
+        for (name, item), (usage, cost) in list(self._under_way.items()):
+            self._spend(StepEvent(run_id=event.run_id, step=name, item=item), usage, cost)
         self._settle(self.events[-2].at if len(self.events) > 1 else event.at)
         self._began = event.at
         self.finished = None
@@ -354,7 +367,11 @@ class PipelineMemory:
 
     def spent(self) -> dict[str, tuple[TokenUsage, float | None]]:
         """Tokens and USD by step, of all sittings of the run."""
-        return {name: (step.usage, step.cost) for name, step in (self._left_out | self.steps).items()}
+        found = {name: (step.usage, step.cost) for name, step in (self._left_out | self.steps).items()}
+        for (name, _), (more, price) in self._under_way.items():
+            usage, cost = found.get(name, (NO_USAGE, 0.0))
+            found[name] = (usage + more, None if cost is None or price is None else cost + price)
+        return found
 
     def to_result(self) -> PipelineResult:
         """The result as it stands now. Steps are the live ones: they change while the run goes on."""
@@ -390,6 +407,7 @@ class PipelineMemory:
 _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     RunStarted: PipelineMemory._run_started,
     RunContinued: PipelineMemory._run_continued,
+    CallRecorded: PipelineMemory._call_recorded,
     RunPaused: PipelineMemory._run_paused,
     RunUnpaused: PipelineMemory._run_unpaused,
     RunFinished: PipelineMemory._run_finished,

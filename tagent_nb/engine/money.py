@@ -74,13 +74,14 @@ def refuse_unpriced(
             )
 
 
-def paid_gates(pipeline: Pipeline, ledger: Ledger, limits: LimitsGate) -> tuple[CallGate, ...]:
-    """What a call passes that no record answers: the budget, and the limits behind it."""
+def paid_gates(pipeline: Pipeline, ledger: Ledger, limits: LimitsGate | None) -> tuple[CallGate, ...]:
+    """What a call passes that is paid: the budget, and behind it the limits, where there are any."""
+    gates: tuple[CallGate, ...] = () if limits is None else (limits,)
     if not ledger or all(step.is_python for step in pipeline.steps):
-        return (limits,)
+        return gates
     from tagent_nb.steps.budget import BudgetGate
 
-    return (BudgetGate(ledger), limits)
+    return (BudgetGate(ledger), *gates)
 
 
 def ledger_of(

@@ -13,22 +13,24 @@ from tagent_nb.events import (
     CallRecorded,
     Event,
     StepCached,
-    StepCancelled,
     StepFailed,
     StepFinished,
     StepRetried,
 )
-from tagent_nb.steps.replay import Interrupted, Unit
+from tagent_nb.steps.replay import Unit
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.models import Pipeline
     from tagent_nb.storage.base import StorageBackend
 
 
-def interrupted_calls(memory: PipelineMemory) -> dict[Unit, Interrupted]:
+NEWEST = 20
+"""Runs with calls that an offline run gets answers from."""
+
+
+def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
     """The calls of each unit's attempt that was killed or stopped before it ended, by unit."""
     calls: dict[Unit, list[CallRecorded]] = {}
-    counted: dict[Unit, bool] = {}
     for event in memory.events:
         match event:
             case CallRecorded():
@@ -38,16 +40,18 @@ def interrupted_calls(memory: PipelineMemory) -> dict[Unit, Interrupted]:
             case ApprovalRequested(call=""):
                 # Its attempt is over: what it gave is held, and need not be computed again.
                 calls.pop((event.step, event.item), None)
-            case StepCancelled():
-                counted[event.step, event.item] = True
-    return {unit: Interrupted(found, counted.get(unit, False)) for unit, found in calls.items()}
+    return calls
 
 
 async def calls_of_runs(storage: StorageBackend, pipeline_id: str) -> list[CallRecorded]:
-    """The calls of all stored runs of a pipeline, those of the newest run first."""
+    """The calls of the newest stored runs of a pipeline that made any, those of the newest run first."""
     found: list[CallRecorded] = []
+    left = NEWEST
     for info in reversed(await storage.runs(pipeline_id)):
-        found.extend(_calls(await storage.read_run(pipeline_id, info.run_id)))
+        if left and info.problem is None:
+            calls = _calls(await storage.read_run(pipeline_id, info.run_id))
+            found.extend(calls)
+            left -= bool(calls)
     return found
 
 
@@ -84,6 +88,11 @@ async def calls_behind(
                 found.append(call)
         for key in computed.values():
             missing.pop(key, None)
+    if not found and not missing:
+        raise NotStoredError(
+            f"Run {memory.run_id} of pipeline {pipeline.name!r} has recorded no calls: no step asked a model, "
+            "or a recording answered."
+        )
     if missing:
         gone = sorted(set(missing.values()))
         raise NotStoredError(

@@ -157,7 +157,8 @@ class Run:
     def gates(self) -> tuple[CallGate, ...]:
         """What the calls of agent steps pass, the first one outermost.
 
-        What the record answers is neither paid again nor slowed down.
+        What an interrupted attempt has recorded is neither paid again nor slowed down. What answers an
+        offline run counts as it did when it was recorded, so that a budget stops the run where it did then.
         """
         from tagent_nb.engine.replaying import interrupted_calls
         from tagent_nb.steps.replay import ReplayGate, Tape
@@ -165,8 +166,19 @@ class Run:
         recorded = self.equipment.recorded
         before = interrupted_calls(self.memory) if self.options.resume is not False else {}
         open_calls = {unit: calls for unit, calls in before.items() if not self.options.forces(unit[0])}
-        replay = ReplayGate(self.conclude, open_calls, None if recorded is None else Tape(recorded))
-        return (*self.equipment.gates, replay, *self.equipment.paid)
+        tape = None if recorded is None else Tape(recorded)
+        replay = ReplayGate(self._keep_call, open_calls, tape, self.equipment.schemas)
+        inner = (replay, *self.equipment.paid) if tape is None else (*self.equipment.paid, replay)
+        return (*self.equipment.gates, *inner)
+
+    async def _keep_call(self, call: CallRecorded) -> None:
+        """Record a call, also when its step is stopped meanwhile: it was made."""
+        try:
+            await unbroken(self.conclude(call))
+        except StorageError as error:
+            # What cannot be recorded must not be acted upon, nor be taken for a failure of the step.
+            self.fail(error)
+            raise
 
     # -- the run ----------------------------------------------------------------------------
 

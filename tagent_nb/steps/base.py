@@ -74,6 +74,7 @@ class StepContext:
         prices: The user's own prices by model.
         refusals: Values of earlier attempts that the user sent back, oldest first.
         on_spend: Told of everything that is spent, with the step's name; on any thread.
+        learned: Facts and memories of this attempt so far, as events.
         limit: The timeout of the attempt, where it has one.
     """
 
@@ -99,6 +100,7 @@ class StepContext:
     prices: Mapping[str, Price] = field(default_factory=dict)
     on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
     refusals: Sequence[Refusal] = ()
+    learned: Sequence[Event] = ()
     limit: asyncio.Timeout | None = None
     tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
     _waits: int = field(default=0, init=False, repr=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import OfflineMissError
-from tagent_nb.events import CallRecorded, TokenUsage
+from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
+from tagent_nb.pipeline.codec import from_tree, to_tree
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
 from tagent_nb.steps.providers import cost_of, model_name, usage_of
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Unit = tuple[str, str | None]
 
 MODEL, TOOL = "model", "tool"
+ONE_CALL = TokenUsage(tool_calls=1)
 
 
 class Tape:
@@ -71,19 +73,6 @@ class Tape:
         return max([call for call in calls if call.step == unit[0]] or calls, key=likeness, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """What an attempt had asked when it was interrupted.
-
-    Attributes:
-        calls: In order.
-        counted: Whether what they took is in the result already: whoever stopped it has counted.
-    """
-
-    calls: list[CallRecorded]
-    counted: bool
-
-
 @dataclass
 class ReplayGate(CallGate):
     """Records each answer before anybody acts on it, and answers by itself what is recorded.
@@ -93,50 +82,66 @@ class ReplayGate(CallGate):
     Args:
         record: Keeps a record; returns when it is kept.
         interrupted: Attempts that were interrupted, by unit. The next attempt at the unit gets the
-            answers; whatever it asks beyond them, or in other words, is asked anew.
+            answers, which were counted when it was interrupted; whatever it asks beyond them, or in other
+            words, is asked anew.
         tape: Answers everything; what is not on it is an error. ``None``: models are asked.
+        schemas: Classes by name that recorded values of tools become.
     """
 
     record: Callable[[CallRecorded], Awaitable[object]]
-    interrupted: dict[Unit, Interrupted] = field(default_factory=dict)
+    interrupted: dict[Unit, list[CallRecorded]] = field(default_factory=dict)
     tape: Tape | None = None
-    _going_on: dict[Unit, tuple[StepContext, Tape, bool]] = field(default_factory=dict)
+    schemas: Mapping[str, type] = field(default_factory=dict)
+    _going_on: dict[Unit, tuple[StepContext, Tape]] = field(default_factory=dict)
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
     ) -> ModelResponse:
         """Answer from the record, or ask and record."""
+        from tagent_nb.steps.answers import response_from_plain, response_to_plain
+
         request = model_request(call, model_name(call.context.model))
         recorded, counted = self._recorded(call.context, MODEL, request)
         if recorded is not None:
-            response = _response(recorded.answer)
+            response = response_from_plain(recorded.answer)
             if counted:
                 context = call.context
                 _take_back(context, usage_of(response), cost_of(context.model, response, context.prices))
             return response
         response = await proceed(call)
-        await self._keep(call.context, MODEL, request, _dumped(response))
+        cost = response.usage.cost
+        await self._keep(
+            call.context,
+            MODEL,
+            request,
+            response_to_plain(response),
+            usage_of(response),
+            None if cost is None else float(cost),
+        )
         return response
 
     async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
         """Answer from the record, or call and record."""
         from pydantic_ai.exceptions import ModelRetry, ToolFailed
 
+        from tagent_nb.steps.answers import error_to_plain, value_from_plain, value_to_plain
+
         request = tool_request(call)
         recorded, counted = self._recorded(call.context, TOOL, request)
         if recorded is not None:
             if counted:
-                _take_back(call.context, TokenUsage(tool_calls=1), 0.0)
-            return _value(recorded.answer)
+                _take_back(call.context, ONE_CALL, 0.0)
+            _teach(call.context, recorded.answer, self.schemas)
+            return value_from_plain(recorded.answer, self.schemas)
+        taught = len(call.context.learned)
         try:
             value = await proceed(call)
-        except ToolFailed as error:
-            await self._keep(call.context, TOOL, request, {"failed": plain(str(error))})
+        except (ToolFailed, ModelRetry) as error:
+            answer = {**error_to_plain(error), **_taught(call.context, taught)}
+            await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0)
             raise
-        except ModelRetry as error:
-            await self._keep(call.context, TOOL, request, {"retry": plain(error.message)})
-            raise
-        await self._keep(call.context, TOOL, request, {"value": plain(value)})
+        answer = {**value_to_plain(value), **_taught(call.context, taught)}
+        await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0)
         return value
 
     def _recorded(
@@ -153,7 +158,7 @@ class ReplayGate(CallGate):
         before = self.interrupted.pop(unit, None)
         if before is not None:
             # For this attempt only: should it fail, the next one asks for another answer.
-            self._going_on[unit] = (context, Tape(before.calls), before.counted)
+            self._going_on[unit] = (context, Tape(before))
         going_on = self._going_on.get(unit)
         if going_on is None or going_on[0] is not context:
             return None, False
@@ -161,9 +166,17 @@ class ReplayGate(CallGate):
         if found is None and kind == MODEL and not going_on[1].begun:
             # It begins with another question: its tools are not those of the conversation before either.
             del self._going_on[unit]
-        return found, going_on[2]
+        return found, True
 
-    async def _keep(self, context: StepContext, kind: str, request: Request, answer: Any) -> None:
+    async def _keep(
+        self,
+        context: StepContext,
+        kind: str,
+        request: Request,
+        answer: Any,
+        usage: TokenUsage,
+        cost: float | None,
+    ) -> None:
         await self.record(
             CallRecorded(
                 run_id=context.run_id,
@@ -174,8 +187,26 @@ class ReplayGate(CallGate):
                 key=request.key,
                 request=request.described,
                 answer=answer,
+                usage=usage,
+                cost=cost,
             )
         )
+
+
+def _taught(context: StepContext, known: int) -> dict[str, Any]:
+    """The facts and memories that came with a call of a tool, as a part of its answer."""
+    found = [
+        [type(event) is MemorySaved, plain(event.key), plain(to_tree(event.value))]
+        for event in context.learned[known:]
+        if isinstance(event, FactLearned | MemorySaved)
+    ]
+    return {"learned": found} if found else {}
+
+
+def _teach(context: StepContext, answer: Mapping[str, Any], schemas: Mapping[str, type]) -> None:
+    """Learn what was learned when the call was made."""
+    for is_memory, key, tree in answer.get("learned", ()):
+        (context.save_memory if is_memory else context.learn)(key, from_tree(tree, schemas))
 
 
 def _take_back(context: StepContext, usage: TokenUsage, cost: float | None) -> None:
@@ -205,33 +236,3 @@ def _missing(context: StepContext, kind: str, request: Request, nearest: CallRec
         f"{begin} is not recorded; the run is offline. The nearest recorded call{where} "
         f"differs in {', '.join(differs)}." + (f"\n{shown}\n" if shown else " ") + remedy
     )
-
-
-def _dumped(response: ModelResponse) -> Any:
-    from pydantic_ai.messages import ModelMessagesTypeAdapter
-
-    (dumped,) = ModelMessagesTypeAdapter.dump_python([response], mode="json")
-    # What only the provider understands may hold anything, and is of no use without it.
-    return plain({name: value for name, value in dumped.items() if name not in _PRIVATE})
-
-
-_PRIVATE = ("provider_details", "provider_response_id", "provider_url", "run_id", "conversation_id")
-
-
-def _response(answer: Any) -> ModelResponse:
-    from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
-
-    (message,) = ModelMessagesTypeAdapter.validate_python([answer])
-    if not isinstance(message, ModelResponse):
-        raise OfflineMissError("A recorded answer of a model is none: the record was changed by hand.")
-    return message
-
-
-def _value(answer: Any) -> Any:
-    from pydantic_ai.exceptions import ModelRetry, ToolFailed
-
-    if "failed" in answer:
-        raise ToolFailed(answer["failed"])
-    if "retry" in answer:
-        raise ModelRetry(answer["retry"])
-    return answer["value"]

@@ -10,6 +10,7 @@ from typing import Any
 from tagent_nb.errors import CorruptRecordError, TagentError
 from tagent_nb.events import (
     ApprovalRequested,
+    CallRecorded,
     Event,
     RunContinued,
     RunFinished,
@@ -86,16 +87,19 @@ class Summary:
     cost: float = 0.0
     unpriced: bool = False
     states: dict[str, str] = field(default_factory=dict)
+    calls: dict[tuple[str, str | None], list[float | None]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Take one event in."""
         kind = type(event)
         if kind in _SPENDING:
-            cost = event.cost  # type: ignore[attr-defined]
-            if cost is None:
-                self.unpriced = True
-            else:
-                self.cost += cost
+            self.calls.pop((event.step, event.item), None)  # type: ignore[attr-defined]
+            self._spend(event.cost)  # type: ignore[attr-defined]
+        elif isinstance(event, CallRecorded):
+            # Counted with its attempt; if this is interrupted, by itself.
+            self.calls.setdefault((event.step, event.item), []).append(event.cost)
+        elif kind is RunContinued:
+            self._interrupted()
         state = _STATES.get(kind)
         if state is not None:
             if event.item is None:  # type: ignore[attr-defined]
@@ -114,6 +118,19 @@ class Summary:
             if event.waiting and not event.cancelled and "failed" not in self.states.values():
                 self.outcome = "waiting"
 
+    def _spend(self, cost: float | None) -> None:
+        if cost is None:
+            self.unpriced = True
+        else:
+            self.cost += cost
+
+    def _interrupted(self) -> None:
+        """Count the calls of attempts whose process died."""
+        for costs in self.calls.values():
+            for cost in costs:
+                self._spend(cost)
+        self.calls.clear()
+
     def add_all(self, events: Iterable[Event]) -> Summary:
         """Take several events in."""
         for event in events:
@@ -122,7 +139,10 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with counts in place of the steps' states."""
-        data = asdict(self)
+        known = replace(self, calls=dict(self.calls))
+        known._interrupted()
+        data = asdict(known)
+        del data["calls"]
         data["states"] = _counts(self.states)
         return data
 
