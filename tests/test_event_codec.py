@@ -79,6 +79,8 @@ FULL: dict[type, dict[str, Any]] = {
         "key": "k",
         "request": {"components": {"model": "m"}, "says": "?"},
         "answer": {"parts": [{"content": "yes", "args": None}], "usage": {"cost": "0.1"}},
+        "usage": USAGE,
+        "cost": None,
     },
     events.StepRetried: {
         "step": "a",

@@ -31,23 +31,28 @@ from tagent_nb import (
     CorruptRecordError,
     DefinitionError,
     FormatVersionError,
+    Limit,
     NotStoredError,
     Pipeline,
     PipelineExecutor,
     PipelineResult,
+    Price,
+    RetryableError,
     StorageError,
+    StorageUnavailableError,
     open_storage,
 )
 from tagent_nb.cache.store import ResultCache
-from tagent_nb.engine import recordings
+from tagent_nb.engine import recordings, replaying
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import ModelCall, ToolCall
 from tagent_nb.steps.requests import model_request, tool_request
+from tagent_nb.steps.tools import step_context
 from tagent_nb.testing import replay
 
 __all__ = ["replay"]
 
-DROPS = "sold out"
+NAME = "function:function:answer:"
 
 
 class Lab:
@@ -171,6 +176,105 @@ async def test_an_attempt_that_failed_does_not_answer_for_the_next_one() -> None
     executor = PipelineExecutor(pipeline)
     assert not (await executor.execute()).success
     assert (await executor.execute(resume=True))["s"] == "good"
+
+
+async def test_a_killed_attempt_counts_once_also_when_it_is_begun_anew(lab: Lab, tmp_path: Path) -> None:
+    """Its process could not say what it had used: the recorded calls say it, in lists and totals."""
+    storage = open_storage(tmp_path / "runs")
+    executor = PipelineExecutor(lab.pipeline(), storage=storage, prices={NAME: Price(0, 1e6)})
+    lab.stop_at = 3
+    handle = asyncio.ensure_future(executor.execute())
+    await lab.reached.wait()
+    (run,) = await storage.runs(executor.pipeline.id)
+    events = await storage.read_run(executor.pipeline.id, run.run_id)
+    killed = open_storage(tmp_path / "killed")
+    await killed.append(executor.pipeline.id, run.run_id, events)
+    executor.cancel()
+    await handle
+    before = [event for event in events if isinstance(event, CallRecorded)]
+    costs = [event.cost for event in before]
+    assert None not in costs
+    (listed,) = await killed.runs(executor.pipeline.id)
+    assert listed.cost == sum(cost or 0.0 for cost in costs) > 0
+    lab.stop_at = None
+    lab.looked_up.clear()
+    again = PipelineExecutor(lab.pipeline(), storage=killed, prices=executor.prices)
+    result = await again.execute(resume=True, force=["sum"])
+    fresh = [one for one in calls(result) if one not in before]
+    usage = result.steps["sum"].usage
+    assert (usage.requests, usage.tool_calls) == (5, 4)
+    assert result.total_cost == pytest.approx(sum(one.cost or 0.0 for one in [*before, *fresh]))
+    assert again.ledger.shares() == []
+    (listed,) = await killed.runs(executor.pipeline.id)
+    assert listed.cost == pytest.approx(result.total_cost)
+
+
+async def test_what_a_recorded_tool_taught_is_known_again(tmp_path: Path) -> None:
+    """The tool is not called again; its facts and memories come with its answer."""
+    reached, asked = asyncio.Event(), 0
+
+    def note(word: str) -> str:
+        """Note a word."""
+        step_context().learn("word", word)
+        step_context().save_memory("last", [word])
+        return "noted"
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            return ModelResponse(parts=[ToolCallPart("note", {"word": "tea"})])
+        if asked == 2:
+            reached.set()
+            await asyncio.Event().wait()
+        return ModelResponse(parts=[TextPart("done")])
+
+    pipeline = Pipeline("p", model=FunctionModel(answer)).step("s", "Note tea.", tools=[note], max_retries=0)
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
+    handle = asyncio.ensure_future(executor.execute())
+    await reached.wait()
+    executor.cancel()
+    await handle
+    result = await executor.execute(resume=True)
+    assert (result["s"], asked) == ("done", 3)
+    assert (result.learned_facts, result.saved_memories) == ({"word": "tea"}, {"last": ["tea"]})
+
+
+async def test_a_failed_attempt_is_recorded_before_the_next_one(tmp_path: Path) -> None:
+    """Else, after a crash, what it was told would be taken for answers to the next one."""
+    storage, kinds = open_storage(tmp_path / "runs"), []
+
+    def wobble() -> str:
+        """Fail."""
+        raise RetryableError("not now")
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        (run,) = await storage.runs(pipeline.id)
+        kinds.extend(type(one).__name__ for one in await storage.read_run(pipeline.id, run.run_id))
+        if "StepRetried" in kinds:
+            return ModelResponse(parts=[TextPart("good")])
+        kinds.clear()
+        return ModelResponse(parts=[ToolCallPart("wobble", {})])
+
+    pipeline = Pipeline("p", model=FunctionModel(answer)).step("s", "Say.", tools=[wobble], max_retries=1)
+    assert (await PipelineExecutor(pipeline, storage=storage, retry_delay=0).execute())["s"] == "good"
+    assert [kind for kind in kinds if kind != "StepProgress"] == ["RunStarted", "CallRecorded", "StepRetried"]
+
+
+async def test_what_cannot_be_recorded_ends_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of the step, and nobody acts on the answer."""
+    storage = open_storage(None)
+    append = storage.append
+
+    async def full(pipeline_id: str, run_id: str, events: Any, **kwargs: Any) -> None:
+        if any(isinstance(event, CallRecorded) for event in events):
+            raise StorageUnavailableError("the disk is full")
+        await append(pipeline_id, run_id, events, **kwargs)
+
+    monkeypatch.setattr(storage, "append", full)
+    with pytest.raises(StorageUnavailableError, match="the disk is full"):
+        await PipelineExecutor(lab.pipeline(), storage=storage).execute()
+    assert (lab.asked, lab.looked_up) == (1, [])
 
 
 # -- offline ------------------------------------------------------------------------------------
@@ -305,6 +409,42 @@ async def test_what_the_cache_answered_is_recorded_from_the_run_that_asked(lab: 
     await storage.delete_run(executor.pipeline.id, first.run_id)
     with pytest.raises(NotStoredError, match=r"%tagent_run --force sum"):
         await executor.export_recording(tmp_path / "r.json")
+
+
+async def test_a_budget_stops_a_replay_where_it_stopped_the_run(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "sum.json"
+    first = PipelineExecutor(lab.pipeline(), budget="2 requests")
+    stopped = await first.execute()
+    assert stopped.failed_steps == ["sum"]
+    await first.export_recording(file)
+    limits = {"function": Limit(requests_per_minute=1)}
+    again = PipelineExecutor(lab.pipeline(), recording=file, budget="2 requests", limits=limits)
+    replayed = await again.execute()
+    assert replayed.error_details == stopped.error_details
+    assert replayed.token_usage == stopped.token_usage
+
+
+async def test_a_run_that_asked_nobody_makes_no_recording(lab: Lab, tmp_path: Path) -> None:
+    executor = PipelineExecutor(Pipeline("p", model=lab.pipeline().model))
+    executor.pipeline.task(lambda: 1, name="one")
+    await executor.execute()
+    with pytest.raises(NotStoredError, match="no step asked a model"):
+        await executor.export_recording(tmp_path / "r.json")
+
+
+async def test_answers_come_from_the_newest_runs(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs without calls are passed over, and older ones are not read."""
+    monkeypatch.setattr(replaying, "NEWEST", 1)
+    executor = PipelineExecutor(lab.pipeline("Add."), storage=tmp_path / "runs")
+    await executor.execute()
+    executor.pipeline.put(executor.pipeline.get_step("sum").with_(goal="Add b and a."))
+    await executor.execute()
+    assert (await executor.execute(offline=True)).success
+    assert (await executor.execute(offline=True)).success
+    executor.pipeline.put(executor.pipeline.get_step("sum").with_(goal="Add."))
+    assert "not recorded" in told(await executor.execute(offline=True))
 
 
 async def test_items_that_shared_one_call_share_it_in_the_recording(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ async def calls_behind(
             missing.pop(key, None)
     if not found and not missing:
         raise NotStoredError(
-            f"Run {memory.run_id} of pipeline {pipeline.name!r} has recorded no calls: no step asked a model, "
-            "or a recording answered."
+            f"Run {memory.run_id} of pipeline {pipeline.name!r} has recorded no calls: no step asked a "
+            "model, or a recording answered."
         )
     if missing:
         gone = sorted(set(missing.values()))
