@@ -213,3 +213,40 @@ class TestResult:
     def test_steps_that_did_not_run_have_no_cost_row(self, memory: PipelineMemory) -> None:
         memory.apply(finished())
         assert list(memory.to_result().cost_per_step) == ["a"]
+
+
+class TestCallsOfAttemptsThatDied:
+    """What an attempt uses counts when it ends; if nobody could say its end, its recorded calls count."""
+
+    def call(self, cost: float | None = 0.5, **fields: Any) -> Any:
+        usage = TokenUsage(10, 5, requests=1)
+        return events.CallRecorded(
+            run_id=RUN, step="a", kind="model", key="k", usage=usage, cost=cost, **fields
+        )
+
+    def test_they_count_when_the_run_is_carried_on(self, memory: PipelineMemory) -> None:
+        memory.apply(self.call())
+        memory.apply(self.call(item="1"))
+        assert memory.steps["a"].usage == TokenUsage()
+        assert memory.spent()["a"] == (TokenUsage(20, 10, requests=2), 1.0)
+        memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+        assert (memory.steps["a"].usage, memory.steps["a"].cost) == memory.spent()["a"]
+        assert memory.spent()["a"] == (TokenUsage(20, 10, requests=2), 1.0)
+
+    def test_they_do_not_count_beside_the_attempt(self, memory: PipelineMemory) -> None:
+        memory.apply(self.call())
+        memory.apply(finished(usage=TokenUsage(10, 5, requests=1), cost=0.5))
+        memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b"), kept=("a",)))
+        assert memory.spent()["a"] == (TokenUsage(10, 5, requests=1), 0.5)
+
+    def test_an_unknown_price_makes_the_cost_unknown(self, memory: PipelineMemory) -> None:
+        memory.apply(self.call(cost=None))
+        memory.apply(self.call())
+        assert memory.spent()["a"] == (TokenUsage(20, 10, requests=2), None)
+
+    @pytest.mark.parametrize("call", ["", "c1"])
+    def test_a_tool_that_waits_for_approval_ends_no_attempt(self, memory: PipelineMemory, call: str) -> None:
+        memory.apply(self.call())
+        asked = {"usage": TokenUsage(10, 5, requests=1), "cost": 0.5} if not call else {"tool": "send"}
+        memory.apply(step(events.ApprovalRequested, output=StoredValue.of({}), call=call, **asked))
+        assert memory.spent()["a"] == (TokenUsage(10, 5, requests=1), 0.5)

@@ -13,13 +13,21 @@ from typing import Any
 import pytest
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, StorageUnavailableError
-from tagent_nb.events import Event, RunStarted, StepFinished, Warned
+from tagent_nb.events import (
+    ApprovalRequested,
+    CallRecorded,
+    Event,
+    RunContinued,
+    RunStarted,
+    StepFinished,
+    Warned,
+)
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import leases, open_storage
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.leases import Holder, process_start
 from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.records import decode_events, encode_events, summary_of
+from tagent_nb.storage.records import Summary, decode_events, encode_events, summary_of
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import StorageContract
 from tagent_nb.testing.samples import DEAD_PID
@@ -290,3 +298,22 @@ async def test_counts_start_again_after_a_failure(tmp_path: Path, monkeypatch: p
     await storage.append("p", "r", [done[1]])
     (info,) = await storage.runs("p")
     assert (info.steps_done, info.cost) == (1, 1.0)
+
+
+@pytest.mark.parametrize("ended", ["", "killed", "waits", "unpriced", "finished"])
+def test_a_list_of_runs_counts_the_calls_of_an_attempt_that_died(ended: str) -> None:
+    """And counts them once if the attempt could say itself what it used."""
+    step: dict[str, Any] = {"run_id": "r", "step": "a"}
+    events: list[Event] = [RunStarted(run_id="r", pipeline="p", steps=("a",))]
+    cost = None if ended == "unpriced" else 0.5
+    events.append(CallRecorded(**step, kind="model", key="k", cost=cost))
+    if ended == "killed":
+        events.append(RunContinued(run_id="r", steps=("a",)))
+    if ended == "waits":
+        events.append(ApprovalRequested(**step, output=StoredValue.of({}), call="c", tool="send"))
+    if ended == "finished":
+        events.append(StepFinished(**step, output=StoredValue.of(1), cost=0.5))
+    summary = Summary().add_all(events)
+    for _ in range(2):  # to look is not to count
+        info = summary.to_info("p", "r", size=0, alive=False)
+        assert (info.cost, info.unpriced) == ((0.0, True) if ended == "unpriced" else (0.5, False))

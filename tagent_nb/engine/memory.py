@@ -266,7 +266,8 @@ class PipelineMemory:
     def _approval_requested(self, event: ApprovalRequested) -> None:
         self.held.asked(event)
         self._unit(event).status = StepStatus.WAITING
-        self._spend(event, event.usage, event.cost)
+        if not event.call:  # an attempt whose tool waits goes on, and says at its end what it used
+            self._spend(event, event.usage, event.cost)
 
     def _approval_given(self, event: ApprovalGiven) -> None:
         self.held.answered(event)

@@ -92,7 +92,8 @@ class Summary:
     def add(self, event: Event) -> None:
         """Take one event in."""
         kind = type(event)
-        if kind in _SPENDING:
+        if kind in _SPENDING and not getattr(event, "call", ""):
+            # A call of a tool that waits for approval ends no attempt.
             self.calls.pop((event.step, event.item), None)  # type: ignore[attr-defined]
             self._spend(event.cost)  # type: ignore[attr-defined]
         elif isinstance(event, CallRecorded):
