@@ -580,6 +580,7 @@ def test_the_magics_of_the_design_are_there() -> None:
         "tagent_graph",
         "tagent_history",
         "tagent_nest",
+        "tagent_panel",
         "tagent_pipeline",
         "tagent_plan",
         "tagent_results",

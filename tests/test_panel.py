@@ -1,8 +1,7 @@
-"""The panel: what it folds from events, when it draws, and what stays when the run has ended."""
+"""The panel: its buttons, what it shows while a run goes on, and what stays when it has ended."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,28 +12,20 @@ from html_safety import HOSTILE, assert_safe
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from tagent_nb.errors import StorageUnavailableError
-from tagent_nb.events import (
-    RunStarted,
-    StepCached,
-    StepFailed,
-    StepFinished,
-    StepStarted,
-    StepStreamed,
-    Warned,
-)
-from tagent_nb.notebook.panel import INTERVAL, MOST_TEXT, Feed, Panel
+from tagent_nb.engine.expectation import Durations
+from tagent_nb.errors import StorageUnavailableError, TagentError
+from tagent_nb.events import Event, StepFinished
+from tagent_nb.notebook import panel as room
+from tagent_nb.notebook.panel import INTERVAL, Panel
+from tagent_nb.notebook.panel_view import TWIN_STYLE, PanelView
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.result import PipelineResult
-
-RUN = "r1"
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    made = Session({}, tmp_path)
+    made = Session({}, tmp_path / "session")
     made.use("reviews", cached=False)
     return made
 
@@ -62,111 +53,61 @@ def live(session: Session, **fields: Any) -> Panel:
     return Panel(session, session.workspace, live=True, **fields)
 
 
+def begin(panel: Panel, **options: Any) -> PanelView:
+    """Start a run, and show the panel as soon as it has begun."""
+    panel.start(**options)
+    assert panel.sitting is not None
+    assert panel.sitting.began.wait(10)
+    panel.show()
+    return view_of(panel)
+
+
+def view_of(panel: Panel) -> PanelView:
+    assert panel.view is not None
+    return panel.view
+
+
+def ended(panel: Panel) -> None:
+    """Wait for the last drawing of the run that the panel shows."""
+    assert panel.sitting is not None
+    assert panel.sitting.drawn.wait(10)
+
+
+def until(condition: Any) -> None:
+    """Wait, a bounded time, for something that another thread does."""
+    limit = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.01)
+
+
 def updates(shown: CapturingDisplayPublisher) -> list[dict[str, Any]]:
     return [one for one in shown.outputs if one.get("update")]
 
 
-# -- the fold -----------------------------------------------------------------------------
+def left(shown: CapturingDisplayPublisher) -> tuple[str, str, str]:
+    """Text and HTML of the table, and the SVG of the picture, as the notebook has them now."""
+    _, table, picture = [one for one in shown.outputs if not one.get("update")][-3:]
+    for one in updates(shown):
+        if one["transient"] == table["transient"]:
+            table = one
+        elif one["transient"] == picture["transient"]:
+            picture = one
+    return table["data"]["text/plain"], table["data"]["text/html"], picture["data"].get("image/svg+xml", "")
 
 
-def test_text_goes_to_its_step_and_only_its_end_is_kept() -> None:
-    feed = Feed()
-    feed(StepStreamed(run_id=RUN, step="a", text="one "))
-    feed(StepStreamed(run_id=RUN, step="b", text="other"))
-    feed(StepStreamed(run_id=RUN, step="a", text="two"))
-    assert feed.texts == {"a": "one two", "b": "other"}
-    feed(StepStreamed(run_id=RUN, step="a", text="x" * MOST_TEXT + "end"))
-    assert len(feed.texts["a"]) == MOST_TEXT
-    assert feed.texts["a"].endswith("xend")
+def offered(view: PanelView) -> list[str]:
+    return [name for name, one in view.buttons.items() if one.layout.display is None and not one.disabled]
 
 
-def test_text_of_items_says_whose_line_it_is() -> None:
-    feed = Feed()
-    for item, text in (
-        ("0", "po"),
-        ("0", "sitive\n"),
-        ("0", "next\n"),
-        ("1", "neg"),
-        ("0", "late"),
-        ("0", "r"),
-    ):
-        feed(StepStreamed(run_id=RUN, step="a", item=item, text=text))
-    assert feed.texts["a"] == "[0] positive\n[0] next\n[1] neg\n[0] later"
+def row(view: PanelView, name: str) -> list[str]:
+    return next(one for one in view.table.rows.values() if one[0] == name)
 
 
-def test_items_are_counted_while_they_end() -> None:
-    feed = Feed()
-    value = StoredValue.of(1)
-    feed(StepStarted(run_id=RUN, step="m", items=4))
-    feed(StepStarted(run_id=RUN, step="m", item="0"))
-    feed(StepFinished(run_id=RUN, step="m", item="0", output=value))
-    feed(StepCached(run_id=RUN, step="m", item="1", output=value, key="k"))
-    feed(StepFailed(run_id=RUN, step="m", item="2", error_type="E", message="bad"))
-    feed(StepFinished(run_id=RUN, step="m", output=value))
-    assert feed.items == {"m": [3, 1, 4]}
-
-
-def test_a_run_has_begun_with_its_first_event_and_every_event_is_a_change() -> None:
-    feed = Feed()
-    feed(Warned(run_id=RUN, message="careful"))
-    assert feed.changed.is_set()
-    assert not feed.began.is_set()
-    feed(RunStarted(run_id=RUN, pipeline="p", steps=()))
-    assert feed.began.is_set()
-
-
-# -- one run ------------------------------------------------------------------------------
-
-
-def test_while_it_runs_the_panel_is_a_widget_and_afterwards_a_table(
-    session: Session, shown: CapturingDisplayPublisher
-) -> None:
-    gate = threading.Event()
-    session.namespace["gate"] = gate  # type: ignore[index]
-    put(session, cell("load", "print('seen', flush=True); gate.wait(10); 5"))
-    results: list[PipelineResult] = []
-    panel = live(session, on_result=results.append)
-    panel.start()
-    assert panel.sitting.feed.began.wait(10)
-    panel.show()
-    view, twin = shown.outputs
-    assert "application/vnd.jupyter.widget-view+json" in view["data"]
-    assert twin["data"] == {"text/html": "", "text/plain": ""}
-    _until(lambda: "seen" in panel.widgets.html.value)  # type: ignore[union-attr]
-    assert "running" in panel.widgets.html.value  # type: ignore[union-attr]
-    gate.set()
-    assert panel.sitting.drawn.wait(10)
-    table, empty = updates(shown)
-    assert "✓ load: completed" in table["data"]["text/plain"]
-    assert "seen" in table["data"]["text/html"]
-    assert table["transient"] == twin["transient"]
-    assert empty["data"] == {"text/html": "", "text/plain": ""}
-    assert empty["transient"] == view["transient"]
-    assert results[0]["load"] == 5
-
-
-def _until(condition: Any) -> None:
-    """Wait, a bounded time, for something that another thread does."""
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
-
-
-def test_thousands_of_events_are_drawn_a_few_times(
-    session: Session, shown: CapturingDisplayPublisher
-) -> None:
-    put(session, cell("chatty", "for n in range(5000): print(n)"))
-    panel = live(session)
-    panel.start()
-    assert panel.sitting.feed.began.wait(10)
-    began = time.monotonic()
-    panel.show()
-    drawings: list[object] = []
-    panel.widgets.html.observe(drawings.append, "value")  # type: ignore[union-attr]
-    assert panel.sitting.drawn.wait(20)
-    # Each drawing but the last is followed by a wait of at least INTERVAL.
-    assert len(drawings) <= 2 + (time.monotonic() - began) / INTERVAL
+def node(view: PanelView, name: str) -> list[str]:
+    (found,) = [ident for ident, step in view.graph.names.items() if step == name]
+    said: list[str] = view.graph.says[found]
+    return said
 
 
 def noting(name: str, code: str, **options: Any) -> PipelineStep:
@@ -177,29 +118,108 @@ def noting(name: str, code: str, **options: Any) -> PipelineStep:
 WAIT = "import os, time\nwhile not os.path.exists(gate): time.sleep(0.01)\n"
 
 
-def test_stop_stops_and_resume_goes_on_in_the_same_place(
-    session: Session, shown: CapturingDisplayPublisher, tmp_path: Path
+@pytest.fixture
+def gate(session: Session, tmp_path: Path) -> Path:
+    """A file that steps with ``WAIT`` wait for."""
+    session.namespace["gate"] = str(tmp_path / "gate")  # type: ignore[index]
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def effects(session: Session, tmp_path: Path) -> Path:
+    """A file in which ``noting`` steps note their runs."""
+    session.namespace["effects"] = str(tmp_path / "effects")  # type: ignore[index]
+    return tmp_path / "effects"
+
+
+# -- one run ------------------------------------------------------------------------------
+
+
+def test_while_it_runs_the_panel_is_a_widget_and_it_leaves_a_table_and_a_picture(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
 ) -> None:
-    effects, gate = tmp_path / "effects", tmp_path / "gate"
-    session.namespace.update(effects=str(effects), gate=str(gate))  # type: ignore[attr-defined]
-    put(session, noting("first", "1"), noting("second", f"{WAIT}first + 1"))
+    put(session, cell("load", f"print('seen', flush=True)\n{WAIT}5"), cell("more", "load + 1"))
+    results: list[PipelineResult] = []
+    panel = live(session, on_result=results.append)
+    view = begin(panel)
+    widgets, table, picture = shown.outputs
+    assert "application/vnd.jupyter.widget-view+json" in widgets["data"]
+    assert table["data"] == picture["data"] == {"text/html": "", "text/plain": ""}
+    until(lambda: "seen" in row(view, "load")[8])
+    assert row(view, "load")[1] == "running"
+    assert row(view, "more")[1] == "pending"
+    until(lambda: node(view, "load")[0] == "running")
+    assert "0 of 2 steps" in view.head.value
+    assert offered(view) == ["stop", "pause"]
+    assert view.table.said == "reviews: running"
+    gate.touch()
+    ended(panel)
+    text, html, svg = left(shown)
+    assert "✓ more: completed" in text
+    assert html.startswith(TWIN_STYLE)
+    assert "seen" in html
+    assert svg.count("tagent-completed") >= 2
+    assert results[0]["more"] == 6
+    assert (row(view, "more")[1], node(view, "more")[0]) == ("completed", "completed")
+    assert offered(view) == ["run", "force"]
+    assert view.table.said == "reviews: completed"
+
+
+def test_thousands_of_events_are_drawn_a_few_times(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("chatty", "for n in range(5000): print(n)"))
     panel = live(session)
     panel.start()
-    assert panel.sitting.feed.began.wait(10)
+    assert panel.sitting is not None
+    assert panel.sitting.began.wait(10)
+    began = time.monotonic()
     panel.show()
-    _until(lambda: effects.exists() and "second" in effects.read_text())
-    panel.widgets.stop.click()  # type: ignore[union-attr]
-    assert panel.sitting.drawn.wait(10)
-    told = updates(shown)[-1]["data"]["text/plain"]
-    assert "cancelled" in told
-    assert "%tagent_run --resume carries this run on" in told
-    again = panel.widgets.again  # type: ignore[union-attr]
-    assert (again.description, again.disabled, again.layout.display) == ("Resume", False, None)
+    drawings: list[object] = []
+    view_of(panel).head.observe(drawings.append, "value")
+    ended(panel)
+    # Each drawing but the last is followed by a wait of at least INTERVAL.
+    assert len(drawings) <= 3 + (time.monotonic() - began) / INTERVAL
+
+
+def test_stop_stops_and_resume_goes_on_in_the_same_place(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path, effects: Path
+) -> None:
+    put(session, noting("first", "1"), noting("second", f"{WAIT}first + 1"))
+    panel = live(session)
+    view = begin(panel)
+    until(lambda: effects.exists() and "second" in effects.read_text())
+    view.buttons["stop"].click()
+    assert view.buttons["stop"].disabled or panel.sitting is None or panel.sitting.over.is_set()
+    ended(panel)
+    text, _, svg = left(shown)
+    assert "cancelled" in text
+    assert "%tagent_run --resume carries this run on" in text
+    assert "tagent-cancelled" in svg
+    assert offered(view) == ["run", "go_on", "force"]
     gate.touch()
-    again.click()
-    assert panel.sitting.drawn.wait(10)
+    view.buttons["go_on"].click()
+    ended(panel)
     assert effects.read_text() == "first second second "
-    assert "✓ second: completed" in updates(shown)[-2]["data"]["text/plain"]
+    assert "✓ second: completed" in left(shown)[0]
+    assert session.result is not None
+    assert session.result["second"] == 2
+
+
+def test_pause_lets_what_runs_end_and_resume_starts_the_rest(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
+) -> None:
+    put(session, cell("first", f"{WAIT}1"), cell("second", "first + 1"))
+    panel = live(session)
+    view = begin(panel)
+    view.buttons["pause"].click()
+    until(lambda: offered(view) == ["stop", "go_on"])
+    assert "paused" in view.head.value
+    gate.touch()
+    until(lambda: row(view, "first")[1] == "completed")
+    assert row(view, "second")[1] == "pending"
+    view.buttons["go_on"].click()
+    ended(panel)
     assert session.result is not None
     assert session.result["second"] == 2
 
@@ -210,52 +230,73 @@ def test_a_failed_run_offers_to_retry_and_says_what_refuses_it(
     session.namespace["luck"] = str(tmp_path / "luck")  # type: ignore[index]
     put(session, cell("load", "7 if __import__('os').path.exists(luck) else 1 / 0", max_retries=0))
     panel = live(session)
-    panel.start()
-    assert panel.sitting.feed.began.wait(10)
-    panel.show()
-    assert panel.sitting.drawn.wait(10)
-    told = updates(shown)[-1]["data"]["text/plain"]
-    assert "✗ load: failed" in told
-    assert "ZeroDivisionError" in told
-    assert "tries the failed steps again" in told
-    again = panel.widgets.again  # type: ignore[union-attr]
-    assert again.description == "Retry failed"
+    view = begin(panel)
+    ended(panel)
+    text = left(shown)[0]
+    assert "✗ load: failed" in text
+    assert "ZeroDivisionError" in text
+    assert "tries the failed steps again" in text
+    assert "ZeroDivisionError" in row(view, "load")[6]
+    assert "1 / 0" in row(view, "load")[7]
+    assert view.table.said == "reviews: failed; failed: load"
+    assert offered(view) == ["run", "retry", "force"]
     session.put(PipelineStep("report", "{{ nowhere }}"))
-    again.click()
-    assert panel.sitting.drawn.wait(10)
-    told = updates(shown)[-1]["data"]["text/plain"]
-    assert told.startswith("reviews: failed")
-    assert "nowhere" in told
-    assert not again.disabled
+    view.buttons["retry"].click()
+    ended(panel)
+    assert "nowhere" in view.head.value
+    assert offered(view) == ["run", "retry", "force"]
+    assert left(shown)[0] == ""  # a run that was refused leaves nothing
     session.pipeline.remove("report")
     (tmp_path / "luck").touch()
-    again.click()
-    assert panel.sitting.drawn.wait(10)
+    view.buttons["retry"].click()
+    ended(panel)
     assert session.result is not None
     assert session.result["load"] == 7
-    done = panel.sitting
-    again.click()
-    assert panel.sitting is done
+    assert offered(view) == ["run", "force"]
+
+
+def test_force_runs_the_chosen_step_anew_and_nothing_without_a_choice(
+    session: Session, shown: CapturingDisplayPublisher, effects: Path
+) -> None:
+    session.workspace.cached = True
+    put(session, noting("first", "1"), noting("second", "2"))
+    panel = live(session)
+    panel.show()
+    view = view_of(panel)
+    assert "not run yet" in view.head.value
+    view.buttons["force"].click()
+    assert panel.sitting is None
+    view.buttons["run"].click()
+    ended(panel)
+    view.step.value = "second"
+    view.buttons["force"].click()
+    ended(panel)
+    assert effects.read_text() == "first second second "
+    assert row(view, "first")[1] == "cached"
+
+
+def test_offline_runs_ask_no_model(session: Session, shown: CapturingDisplayPublisher) -> None:
+    session.use("reviews", model="test")
+    session.put(PipelineStep("ask", "Say hello.", max_retries=0))
+    panel = live(session)
+    panel.show()
+    view = view_of(panel)
+    view.offline.value = True
+    view.buttons["run"].click()
+    ended(panel)
+    assert row(view, "ask")[1] == "failed"
+    assert "offline" in row(view, "ask")[6]
 
 
 def test_a_click_while_another_run_goes_on_says_so(
-    session: Session, shown: CapturingDisplayPublisher, tmp_path: Path
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    session.namespace["gate"] = str(gate)  # type: ignore[index]
-    put(session, cell("load", f"{WAIT}1 / 0", max_retries=0))
+    put(session, cell("load", f"{WAIT}1"))
     panel = live(session)
-    panel.start()
-    assert panel.sitting.feed.began.wait(10)
     panel.show()
-    gate.touch()
-    assert panel.sitting.drawn.wait(10)
-    gate.unlink()
     other = session.start()
-    again = panel.widgets.again  # type: ignore[union-attr]
-    again.click()
-    assert "running already" in updates(shown)[-1]["data"]["text/plain"]
-    assert not again.disabled
+    panel.run()
+    assert "running already" in view_of(panel).head.value
     gate.touch()
     other.result(10)
 
@@ -267,8 +308,11 @@ def test_without_a_front_end_the_end_is_told_as_text(
     panel = Panel(session, session.workspace, live=False)
     panel.start()
     panel.show()
-    assert panel.sitting.drawn.wait(10)
+    ended(panel)
     panel.settle()
+    panel.select("load")
+    panel.open_group("load")
+    panel.close()
     (only,) = shown.outputs
     assert "✓ load: completed" in only["data"]["text/plain"]
 
@@ -279,18 +323,22 @@ def test_a_run_that_ends_before_the_panel_is_built_leaves_its_table(
     put(session, cell("load", "1"))
     panel = live(session)
     panel.start()
-    assert panel.sitting.drawn.wait(10)
+    ended(panel)
     panel.show()
-    assert "✓ load: completed" in updates(shown)[0]["data"]["text/plain"]
+    text, _, svg = left(shown)
+    assert "✓ load: completed" in text
+    assert "tagent-completed" in svg
+    count = len(shown.outputs)
     panel.settle()
-    assert len(updates(shown)) == 2
+    assert len(shown.outputs) == count
 
 
-def test_a_stop_without_a_run_does_nothing(session: Session) -> None:
+def test_buttons_without_a_run_do_nothing(session: Session) -> None:
     panel = live(session)
     panel.stop()
+    panel.pause()
     panel.settle()
-    panel.again()
+    panel.close()
     assert session.result is None
 
 
@@ -309,27 +357,262 @@ def test_a_run_that_cannot_be_recorded_says_so_in_the_panel(
     monkeypatch.setattr(storage, "append", fail_later)
     panel = live(session)
     handle = panel.start()
-    assert panel.sitting.feed.began.wait(10)
+    assert panel.sitting is not None
+    assert panel.sitting.began.wait(10)
     panel.show()
-    assert panel.sitting.drawn.wait(10)
-    text = updates(shown)[-1]["data"]["text/plain"]
+    ended(panel)
+    text = left(shown)[0]
     assert text.startswith("reviews: failed")
     assert "the disk is full" in text
     with pytest.raises(StorageUnavailableError):
         handle.result()
 
 
-def test_hostile_output_stays_text_in_widget_and_table(
-    session: Session, shown: CapturingDisplayPublisher
-) -> None:
+def test_hostile_output_stays_text_everywhere(session: Session, shown: CapturingDisplayPublisher) -> None:
     session.namespace["hostile"] = HOSTILE.replace("\ud800", "")  # type: ignore[index]
     put(session, cell("load", "print(hostile); raise ValueError(hostile)", max_retries=0))
     panel = live(session)
-    panel.start()
-    assert panel.sitting.feed.began.wait(10)
-    panel.show()
-    assert panel.sitting.drawn.wait(10)
-    html = updates(shown)[-1]["data"]["text/html"]
+    view = begin(panel)
+    ended(panel)
+    panel.select("load")
+    html = left(shown)[1].removeprefix(TWIN_STYLE)
     assert "alert(1)" in html
     assert_safe(html)
-    assert_safe(panel.widgets.html.value)  # type: ignore[union-attr]
+    assert_safe(view.head.value)
+    assert "alert(1)" in view.details.value
+    assert_safe(view.details.value)
+    assert "<script>alert(1)" in row(view, "load")[6]  # text of a cell, not HTML
+
+
+# -- what is seen -------------------------------------------------------------------------
+
+
+def test_details_open_by_a_click_in_graph_rows_or_choice_and_close_again(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "[1, 2]"), cell("total", "print('adding'); sum(load)"))
+    panel = live(session)
+    view = begin(panel)
+    ended(panel)
+    assert view.details.layout.display == "none"
+    view.graph.selected = "total"
+    assert panel.selected == view.table.selected == view.step.value == "total"
+    assert view.details.layout.display is None
+    for told in ("sum(load)", "load: [1, 2]", "adding"):
+        assert told in view.details.value
+    view.table.selected = "load"
+    assert view.graph.selected == "load"
+    assert "[1, 2]" in view.details.value
+    view.step.value = ""
+    assert (panel.selected, view.graph.selected, view.details.value) == ("", "", "")
+
+
+def test_open_details_are_kept_up_to_date(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
+) -> None:
+    put(session, cell("load", f"{WAIT}'the' + 'value'"))
+    panel = live(session)
+    view = begin(panel)
+    panel.select("load")
+    assert "thevalue" not in view.details.value
+    gate.touch()
+    ended(panel)
+    assert "thevalue" in view.details.value
+
+
+def test_a_panel_that_follows_shows_runs_that_others_start(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "1"))
+    panel = live(session)
+    panel.follow()
+    panel.show()
+    session.start().result(10)
+    ended(panel)
+    assert row(view_of(panel), "load")[1] == "completed"
+    assert "✓ load: completed" in left(shown)[0]
+
+
+def test_a_panel_that_is_opened_during_a_run_joins_it(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
+) -> None:
+    put(session, cell("load", f"{WAIT}print('late'); 1"))
+    handle = session.start()
+    until(lambda: session.workspace.states())
+    panel = live(session)
+    panel.follow()
+    panel.show()
+    view = view_of(panel)
+    assert offered(view) == ["stop", "pause"]
+    gate.touch()
+    handle.result(10)
+    ended(panel)
+    assert row(view, "load")[1] == "completed"
+
+
+def test_a_panel_shows_the_last_run_of_this_kernel(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "1 / 0", max_retries=0))
+    session.start().result(10)
+    panel = live(session)
+    panel.show()
+    view = view_of(panel)
+    assert "failed" in view.head.value
+    assert offered(view) == ["run", "retry", "force"]
+    assert row(view, "load")[1] == "failed"
+
+
+def test_a_redefined_cell_lays_out_again_and_keeps_what_is_still_true(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "1"), cell("more", "load + 1"))
+    panel = live(session)
+    panel.follow()
+    view = begin(panel)
+    ended(panel)
+    picture = view.graph.picture
+    put(session, cell("more", "load + 2"), cell("last", "more"))
+    until(lambda: "last" in view.graph.names.values())
+    assert view.graph.picture == picture + 1  # once for both
+    assert (row(view, "load")[1], node(view, "load")[0]) == ("completed", "completed")
+    assert (row(view, "more")[1], node(view, "more")[0]) == ("pending", "pending")
+    assert "last" in [value for _, value in view.step.options]
+
+
+def test_a_cell_that_is_redefined_during_a_run_is_drawn_with_it(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
+) -> None:
+    put(session, cell("load", f"{WAIT}1"))
+    panel = live(session)
+    panel.follow()
+    view = begin(panel)
+    put(session, cell("last", "load"))
+    until(lambda: "last" in view.graph.names.values())
+    gate.touch()
+    ended(panel)
+    assert row(view, "last")[1] == "pending"
+
+
+def test_a_closed_panel_is_taken_away_and_hears_no_more(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "1"))
+    panel = live(session)
+    panel.follow()
+    begin(panel)
+    ended(panel)
+    before = panel.sitting
+    panel.close()
+    assert updates(shown)[-1]["transient"] == shown.outputs[0]["transient"]
+    assert updates(shown)[-1]["data"] == {"text/html": "", "text/plain": ""}
+    put(session, cell("load", "2"))
+    session.start().result(10)
+    assert panel.sitting is before
+    assert panel.view is None
+
+
+def test_groups_of_a_large_graph_open_and_close(session: Session, shown: CapturingDisplayPublisher) -> None:
+    put(session, cell("s0", "0"))
+    for number in range(1, 100):
+        put(session, cell(f"s{number}", f"s{number - 1} + 1"))
+    panel = live(session)
+    panel.show()
+    graph = view_of(panel).graph
+    assert graph.groups
+    few, key = len(graph.names), next(iter(graph.groups.values()))
+    graph._handle_custom_msg({"open": key}, [])
+    assert len(graph.names) > few
+    assert graph.opened
+    graph._handle_custom_msg({"open": ""}, [])
+    assert len(graph.names) == few
+    assert not graph.opened
+
+
+def test_without_graphviz_the_rows_are_there_and_the_panel_says_why(
+    session: Session, shown: CapturingDisplayPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise TagentError("no picture today")
+
+    monkeypatch.setattr(room, "Picture", fail)
+    monkeypatch.setattr("tagent_nb.notebook.graph_widget.LiveGraph", fail)
+    put(session, cell("load", "1"))
+    panel = live(session)
+    view = begin(panel)
+    ended(panel)
+    assert "no picture today" in view.head.value
+    assert row(view, "load")[1] == "completed"
+    assert left(shown)[2] == ""
+
+
+def test_the_time_left_is_told_from_earlier_runs(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.touch()
+    put(session, cell("load", f"{WAIT}1"))
+    session.start().result(10)
+    assert "load" in session.durations(session.workspace).result(10).seconds
+    gate.unlink()
+    panel = live(session)
+    view = begin(panel)
+    until(lambda: "left" in view.head.value)
+    gate.touch()
+    ended(panel)
+    assert "left" not in view.head.value
+
+
+# -- parts --------------------------------------------------------------------------------
+
+
+class Noticing:
+    """A part that counts events."""
+
+    def __init__(self, panel: Panel) -> None:
+        from ipywidgets import HTML
+
+        self.panel = panel
+        self.widget = HTML()
+        self.events: list[Event] = []
+
+    def observe(self, event: Event, /) -> None:
+        self.events.append(event)
+
+    def draw(self) -> None:
+        self.widget.value = f"{len(self.events)} events"
+
+
+def test_a_part_of_others_sees_all_events_and_is_drawn_with_the_panel(
+    session: Session, shown: CapturingDisplayPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PARTS", [Noticing])
+    put(session, cell("load", "1"))
+    panel = live(session)
+    view = begin(panel)
+    ended(panel)
+    (part,) = panel.parts
+    assert isinstance(part, Noticing)
+    assert type(part.events[0]).__name__ == "RunStarted"
+    assert type(part.events[-1]).__name__ == "RunFinished"
+    assert part.widget.value == f"{len(part.events)} events"
+    assert part.widget in view.box.children
+    assert Panel(session, session.workspace, live=False).parts == []
+
+
+def test_a_panel_that_cannot_read_earlier_runs_tells_no_time(session: Session) -> None:
+    panel = live(session)
+    panel._past.set_exception(StorageUnavailableError("gone"))
+    assert panel._left({}, {}) == 0.0
+    assert Durations().pace == 1.0
+
+
+def test_two_panels_show_the_same_run(session: Session, shown: CapturingDisplayPublisher) -> None:
+    put(session, cell("load", "1"))
+    panels = [live(session), live(session)]
+    for panel in panels:
+        panel.follow()
+        panel.show()
+    session.start().result(10)
+    for panel in panels:
+        ended(panel)
+        assert row(view_of(panel), "load")[1] == "completed"

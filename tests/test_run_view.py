@@ -6,7 +6,7 @@ import pytest
 from html_safety import HOSTILE, Reader, assert_safe
 
 from tagent_nb.events import TokenUsage
-from tagent_nb.notebook.run_view import RunView, items_of, result_view, run_html, run_text
+from tagent_nb.notebook.run_view import RunView, head_html, items_of, result_view, run_html, run_text
 from tagent_nb.pipeline.budget import Share
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
@@ -45,11 +45,11 @@ def test_python_steps_alone_have_no_columns_for_tokens() -> None:
 
 
 def test_a_row_tells_items_attempts_reason_error_and_what_the_cache_saved() -> None:
-    one = step("a", StepStatus.RUNNING, attempts=2, reason="goal changed", seconds=1.0, started_at=100.0)
+    one = step("a", StepStatus.RUNNING, attempts=2, reason="goal changed", seconds=12.0)
     two = step("b", StepStatus.FAILED, error_type="ValueError", error="no\n<b>")
     three = step("c", StepStatus.CACHED, saved_cost=0.25)
     four = step("d", StepStatus.FAILED, error="plain")
-    told = text_of(run_html(view(one, two, three, four, items={"a": (4, 1, 10)}, now=112.0)))
+    told = text_of(run_html(view(one, two, three, four, items={"a": (4, 1, 10)})))
     assert "4/10 items, 1 failed · attempt 2 · goal changed 12 s" in told
     assert "ValueError: no <b>" in told
     assert "saved $0.25" in told
@@ -62,19 +62,24 @@ def test_items_without_failures_say_nothing_of_failures() -> None:
     assert "failed" not in told
 
 
-def test_live_shows_the_end_of_running_text_and_the_static_twin_folds_all() -> None:
-    one = step("a", StepStatus.RUNNING)
+def test_tracebacks_and_texts_are_there_folded() -> None:
+    one = step("a", StepStatus.COMPLETED)
     two = step("b", StepStatus.FAILED, error="x", traceback="line 3 of the cell")
-    texts = {"a": "x" * 700 + "end", "b": "printed by b"}
-    live = run_html(view(one, two, texts=texts))
-    assert "x" * 597 + "end" in live
-    assert "x" * 598 not in live
-    assert "printed by b" not in live
-    assert "<details>" not in live
-    twin = run_html(view(one, two, texts=texts), folded=True)
-    assert "x" * 700 + "end" in twin
+    twin = run_html(view(one, two, texts={"a": "x" * 700 + "end", "b": "printed by b"}))
+    assert twin.count("<details>") == 3
+    assert "x" * 597 + "end" in twin
     assert "printed by b" in twin
     assert "line 3 of the cell" in twin
+
+
+def test_the_head_alone_says_how_the_whole_goes_and_how_long_it_still_takes() -> None:
+    told = text_of(
+        head_html(view(step("a", StepStatus.RUNNING), left=90.0, note="Go on.", warnings=["Careful."]))
+    )
+    assert "0 of 1 step · 31 s · about 1 min 30 s left" in told
+    assert "Go on." in told
+    assert "Careful." in told
+    assert "state" not in told
 
 
 def test_progress_is_readable_by_screen_readers() -> None:
@@ -87,23 +92,11 @@ def test_each_phase_is_told_by_word(phase: str) -> None:
     assert phase in text_of(run_html(view(phase=phase)))
 
 
-def test_of_many_steps_those_that_need_a_look_come_first_and_the_rest_is_summed_up() -> None:
-    steps = [step(f"s{n}", StepStatus.COMPLETED, ended_at=float(n)) for n in range(100)]
-    steps[3] = step("s3", StepStatus.FAILED)
-    steps[4] = step("s4", StepStatus.RUNNING)
-    steps[5] = step("s5", StepStatus.PENDING)
-    told = text_of(run_html(view(*steps), most=10))
-    assert "and 90 more: 89 completed, 1 pending" in told
-    assert told.index("s3 ") < told.index("s4 ") < told.index("s99 ")
-    assert "s50 " not in told
-    assert "s50 " in text_of(run_html(view(*steps), most=None))
-
-
 def test_hostile_texts_stay_text() -> None:
     one = step("a", StepStatus.FAILED, error=HOSTILE, error_type=HOSTILE, reason=HOSTILE, traceback=HOSTILE)
     shown = RunView(HOSTILE, {"a": one}, "failed", 1.0, HOSTILE, {"a": HOSTILE}, warnings=[HOSTILE])
-    assert_safe(run_html(shown, folded=True))
     assert_safe(run_html(shown))
+    assert_safe(head_html(shown))
 
 
 def test_the_text_twin_has_one_line_a_step() -> None:

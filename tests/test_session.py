@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import tagent_nb
 from tagent_nb.errors import DefinitionError, NotStoredError, PipelineValidationError, RunInProgressError
+from tagent_nb.events import Event
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.storage.memory import MemoryStorageBackend
@@ -90,6 +91,20 @@ def test_one_storage_is_shared_by_pipelines_and_another_can_be_given(
     assert session.workspace.storage is memory
 
 
+class Watching:
+    """What a watcher of one run was told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.outcomes: list[Any] = []
+
+    def __call__(self, event: Event, /) -> None:
+        self.events.append(event)
+
+    def end(self, outcome: Any) -> None:
+        self.outcomes.append(outcome)
+
+
 def test_a_run_gives_its_result_and_its_states(session: Session) -> None:
     session.use("a", cached=False)
     session.put(cell("load", "[1, 2]"))
@@ -97,11 +112,12 @@ def test_a_run_gives_its_result_and_its_states(session: Session) -> None:
     assert session.result is None
     assert session.workspace.states() is None
     seen: list[Any] = []
-    ended = threading.Event()
-    handle = session.start(observers=[seen.append], on_end=lambda outcome: ended.set(), max_concurrency=1)
+    watching = Watching()
+    handle = session.start(observers=[seen.append], watches=[lambda: watching], max_concurrency=1)
     result = handle.result()
     assert result["total"] == 6
-    assert ended.wait(5)
+    assert watching.outcomes == [result]
+    assert watching.events == seen
     assert type(seen[-1]).__name__ == "RunFinished"
     assert session.result is not None
     assert session.result.run_id == result.run_id
@@ -128,10 +144,12 @@ def test_a_refused_run_keeps_the_last_result(session: Session) -> None:
     session.put(cell("load", "1"))
     first = session.start().result()
     session.put(PipelineStep("report", "{{ nowhere }}"))
-    outcomes: list[Any] = []
+    watching = Watching()
+    session.workspace.watches.append(lambda: watching)
     with pytest.raises(PipelineValidationError):
-        session.start(on_end=outcomes.append).result()
-    assert isinstance(outcomes[0], PipelineValidationError)
+        session.start().result()
+    assert isinstance(watching.outcomes[0], PipelineValidationError)
+    session.workspace.watches.clear()
     assert session.result is not None
     assert session.result.run_id == first.run_id
     with pytest.raises(PipelineValidationError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tagent_nb.engine.plan import StepPlan
@@ -21,11 +21,27 @@ MOST_RUNS = 20
 """Newest runs to look through for one in which a step ran."""
 
 
+@dataclass(frozen=True)
+class Durations:
+    """How long steps took, for an estimate of the time that is left.
+
+    Attributes:
+        seconds: Of each step the last time that it ran, by name; of a mapped step all its items together.
+        pace: Seconds of wall time for one second of a step: below 1 where steps overlapped.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    pace: float = 1.0
+
+
 class Past:
     """Earlier runs of a pipeline, read from storage when they are needed, the newest first."""
 
-    def __init__(self, storage: StorageBackend, pipeline_id: str, pipeline_name: str) -> None:
+    def __init__(
+        self, storage: StorageBackend, pipeline_id: str, pipeline_name: str, most: int = MOST_RUNS
+    ) -> None:
         self._storage = storage
+        self._most = most
         self._id = pipeline_id
         self._name = pipeline_name
         self._ids: list[str] | None = None
@@ -67,6 +83,20 @@ class Past:
                 break
         return found
 
+    async def durations(self, names: Iterable[str]) -> Durations:
+        """How long these steps took the last time they ran."""
+        wanted = set(names)
+        seconds: dict[str, float] = {}
+        pace: float | None = None
+        async for memory in self._memories():
+            ran = {name: step.seconds for name, step in memory.steps.items() if _ran(step)}
+            if ran and pace is None:
+                pace = min(1.0, memory.seconds / sum(ran.values()))
+            seconds.update({name: taken for name, taken in ran.items() if name in wanted - seconds.keys()})
+            if wanted <= seconds.keys():
+                break
+        return Durations(seconds, 1.0 if pace is None else pace)
+
     async def _last(self, name: str) -> PipelineMemory | None:
         """The newest run in which a step ran to its end."""
         if name not in self._found:
@@ -81,7 +111,7 @@ class Past:
         for memory in self._read:
             yield memory
         if self._ids is None:
-            self._ids = [run.run_id for run in await self._storage.runs(self._id)][-MOST_RUNS:]
+            self._ids = [run.run_id for run in await self._storage.runs(self._id)][-self._most :]
         while self._ids:
             try:
                 memory = await read_memory(self._storage, self._name, self._ids.pop())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,14 @@ class RunHandle:
     def done(self) -> bool:
         """Whether the run has ended."""
         return self._future.done()
+
+    def when_done(self, callback: Callable[[PipelineResult | BaseException], None]) -> None:
+        """Call ``callback`` once with the result or the error, on the run's loop, or now if it has ended."""
+
+        def tell(future: futures.Future[PipelineResult]) -> None:
+            callback(future.exception() or future.result())
+
+        self._future.add_done_callback(tell)
 
     def result(self, timeout: float | None = None) -> PipelineResult:
         """Wait for the result, at most ``timeout`` seconds.

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagent_nb.errors import TagentError
 from tagent_nb.graph.drawing import Drawing, Theme, source
-from tagent_nb.graph.svg import finish
+from tagent_nb.graph.svg import finish, raw_svg
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import StepResult
 
@@ -59,17 +58,8 @@ def to_svg(
     Raises:
         TagentError: There is neither ``dot`` nor the bundled Graphviz command, or it failed.
     """
-    import graphviz
-
     drawing = Drawing(pipeline, steps, theme)
-    try:
-        raw = source(drawing).pipe(format="svg", quiet=True)
-    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError) as error:
-        raise TagentError(
-            f"The graph of pipeline {pipeline.name!r} could not be drawn: {error}. "
-            "Reinstall the bundled Graphviz with: pip install --force-reinstall graphviz-pure"
-        ) from None
-    return finish(raw, drawing, legend)
+    return finish(raw_svg(drawing), drawing, legend)
 
 
 def save_svg(

@@ -70,22 +70,28 @@ class Drawing:
         if theme not in THEMES:
             raise DefinitionError(f"theme {theme!r} is not known. Write one of {', '.join(THEMES)}.")
         self.pipeline, self.steps, self.theme = pipeline, steps, theme
-        self.compact = len(pipeline.steps) >= COMPACT_FROM
-        self.nodes = [self._node(f"node-{index}", step) for index, step in enumerate(pipeline.steps)]
         self.ids: dict[str, str] = {}
+        self.compact = self._count() >= COMPACT_FROM
+        self.nodes = self._nodes()
         for node in self.nodes:
             self.ids.setdefault(node.name, node.id)
         self.edges = list(self._edges())
         self.size = 8 if self.compact else 10
         self.widths = {node.id: max(line_widths(node.lines, self.size)) + 18 for node in self.nodes}
 
+    def _count(self) -> int:
+        return len(self.pipeline.steps)
+
+    def _nodes(self) -> list[Node]:
+        return [self._node(f"node-{index}", step) for index, step in enumerate(self.pipeline.steps)]
+
     def _node(self, ident: str, step: PipelineStep) -> Node:
         kind = "python" if step.is_python else "agent"
         state = None if self.steps is None else self.steps.get(step.name, StepResult(step.name))
         look = KIND_LOOKS[kind] if state is None else LOOKS[state.status]
         classes = f"tagent-{kind}" if state is None else f"tagent-{state.status.value}"
-        about = _about(step)
-        facts = [] if state is None else _facts(state)
+        about = about_step(step)
+        facts = [] if state is None else facts_of(state)
         mark = "" if state is None else f"{look.mark} "
         lines = [mark + short(step.name, 22 if self.compact else 30)]
         if not self.compact:
@@ -98,13 +104,14 @@ class Drawing:
 
     def _edges(self) -> Iterator[Edge]:
         count = 0
-        for node, step in zip(list(self.nodes), self.pipeline.steps, strict=True):
+        for step in self.pipeline.steps:
             for dependency in self.pipeline.dependencies(step):
                 if dependency.name not in self.ids:
                     self._add_missing(dependency.name)
                 kind = "" if dependency.type is DependencyType.STRONG else f" ({dependency.type.value})"
                 tooltip = f"{dependency.name} → {step.name}{kind}"
-                yield Edge(f"edge-{count}", self.ids[dependency.name], node.id, dependency.type, tooltip)
+                ends = self.ids[dependency.name], self.ids[step.name]
+                yield Edge(f"edge-{count}", *ends, dependency.type, tooltip)
                 count += 1
 
     def _add_missing(self, name: str) -> None:
@@ -139,7 +146,7 @@ class Drawing:
         return look.dark if self.theme == "dark" else look.light
 
 
-def _about(step: PipelineStep) -> str:
+def about_step(step: PipelineStep) -> str:
     """Kind, own model, schema and the like, in a few words."""
     words = ["python" if step.is_python else "agent"]
     if step.model is not None and not step.is_python:
@@ -153,7 +160,7 @@ def _about(step: PipelineStep) -> str:
     return " · ".join(words)
 
 
-def _facts(state: StepResult) -> list[str]:
+def facts_of(state: StepResult) -> list[str]:
     """Seconds, tokens, USD and items of a step that has begun."""
     facts = []
     if state.items_total is not None:

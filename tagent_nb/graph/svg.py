@@ -5,15 +5,50 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 
-from tagent_nb.graph.drawing import EDGES, INK, Drawing, short, text_width
+from tagent_nb.errors import TagentError
+from tagent_nb.graph.drawing import EDGES, INK, Drawing, short, source, text_width
 from tagent_nb.pipeline.looks import LOOKS, MISSING, Look
 from tagent_nb.pipeline.models import DependencyType
 
 _SVG = "http://www.w3.org/2000/svg"
 
 
+def raw_svg(drawing: Drawing) -> bytes:
+    """What Graphviz makes of a drawing.
+
+    Raises:
+        TagentError: There is neither ``dot`` nor the bundled Graphviz command, or it failed.
+    """
+    import graphviz
+
+    try:
+        raw: bytes = source(drawing).pipe(format="svg", quiet=True)
+        return raw
+    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError) as error:
+        raise TagentError(
+            f"The graph of pipeline {drawing.pipeline.name!r} could not be drawn: {error}. "
+            "Reinstall the bundled Graphviz with: pip install --force-reinstall graphviz-pure"
+        ) from None
+
+
+def laid_out(drawing: Drawing) -> str:
+    """The SVG of a drawing with tooltips and a name for screen readers, without style and legend."""
+    return ET.tostring(_told(raw_svg(drawing), drawing), encoding="unicode")
+
+
 def finish(raw: bytes, drawing: Drawing, legend: bool) -> str:
     """Turn Graphviz's SVG into ours: tooltips, theme style, legend, and a name for screen readers."""
+    root = _told(raw, drawing)
+    if legend:
+        _add_legend(root, drawing)
+    if drawing.theme == "auto":
+        style = ET.Element(f"{{{_SVG}}}style")
+        style.text = _style(drawing)
+        root.insert(0, style)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _told(raw: bytes, drawing: Drawing) -> ET.Element:
     ET.register_namespace("", _SVG)
     root = ET.fromstring(raw)
     tooltips = {node.id: node.tooltip for node in drawing.nodes}
@@ -24,13 +59,7 @@ def finish(raw: bytes, drawing: Drawing, legend: bool) -> str:
             lines = tooltips.get(group.get("id", ""), "").split("\n")
             title.text = "\n".join(short(line, 300) for line in lines[:8])
     root.attrib.update({"class": "tagent-graph", "role": "img", "aria-label": _spoken(drawing)})
-    if legend:
-        _add_legend(root, drawing)
-    if drawing.theme == "auto":
-        style = ET.Element(f"{{{_SVG}}}style")
-        style.text = _style(drawing)
-        root.insert(0, style)
-    return ET.tostring(root, encoding="unicode")
+    return root
 
 
 def _spoken(drawing: Drawing) -> str:

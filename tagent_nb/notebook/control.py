@@ -43,6 +43,8 @@ class RunControl:
     def __init__(self, session: Session, shell: Any) -> None:
         self.session = session
         self.shell = shell
+        self._runs: dict[str, Panel] = {}
+        self._panels: dict[str, Panel] = {}
 
     def polling(self, request: Request) -> PipelineResult | RunHandle:
         """Run and block this thread, awake ten times a second for an interrupt.
@@ -87,18 +89,15 @@ class RunControl:
 
     def _course(self, request: Request) -> Course:
         """What happens between two beats; yields the seconds until the next one."""
-        panel = Panel(
-            self.session,
-            self.session.workspace,
-            live=getattr(self.shell, "kernel", None) is not None,
-            on_result=self.keep,
-        )
+        panel = self._panel()
         handle = panel.start(**request.options)
         sitting = panel.sitting
+        assert sitting is not None
         try:
-            yield from _until(lambda: handle.done() or sitting.feed.began.is_set())
-            if not sitting.feed.began.is_set():
+            yield from _until(lambda: handle.done() or sitting.began.is_set())
+            if not sitting.began.is_set():
                 return handle.result()  # it was refused: this raises why
+            self._only(self._runs, panel)
             panel.show()
             if request.background:
                 return handle
@@ -111,6 +110,30 @@ class RunControl:
         yield from _until(sitting.drawn.is_set, SETTLE)
         panel.settle()
         return handle.result()
+
+    def panel(self) -> Panel:
+        """Show the current pipeline's panel, which follows all its runs; an earlier one goes.
+
+        Raises:
+            DefinitionError: There is no pipeline yet.
+        """
+        panel = self._panel()
+        self._only(self._panels, panel)
+        panel.follow()
+        panel.show()
+        return panel
+
+    def _panel(self) -> Panel:
+        live = getattr(self.shell, "kernel", None) is not None
+        return Panel(self.session, self.session.workspace, live=live, on_result=self.keep)
+
+    @staticmethod
+    def _only(kept: dict[str, Panel], panel: Panel) -> None:
+        """Each pipeline has one live view of a kind; what an earlier one put into the notebook stays."""
+        name = panel.workspace.pipeline.name
+        if name in kept:
+            kept[name].close()
+        kept[name] = panel
 
     def keep(self, result: PipelineResult) -> None:
         """Put a result where the notebook finds it."""

@@ -39,10 +39,14 @@ would be a formula, and texts of models would not look as they are."""
 KIND_TONES = {"agent": "#7c6fe0", "python": "#6b7f99"}
 
 
+def plain(text: str) -> str:
+    """Text on what fonts can show: control characters and half surrogates become ``\ufffd``."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
 def escape(value: object) -> str:
-    """Text for HTML, on what fonts can show: control characters and half surrogates become ``\ufffd``."""
-    text = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in str(value))
-    return html.escape(text)
+    """:func:`plain` text for HTML."""
+    return html.escape(plain(str(value)))
 
 
 def clip(text: str, limit: int) -> str:

@@ -244,6 +244,17 @@ class TagentMagics(KeptMagics):
 
     @line_magic
     @arguments()
+    @help_option
+    def tagent_panel(self, line: str) -> None:
+        """Show the current pipeline's panel: buttons, progress, a live graph, and all about each step.
+
+        It follows all runs of the pipeline, whoever starts them, and every cell that defines a step anew.
+        """
+        if parse(TagentMagics.tagent_panel, line) is not None:
+            self.control.panel()
+
+    @line_magic
+    @arguments()
     @run_options
     @help_option
     def tagent_plan(self, line: str) -> None:

@@ -1,8 +1,7 @@
-"""The progress panel of a run: live while it goes on, and a static table when it has ended.
+"""The panel: it runs a pipeline and shows how it goes, live, and leaves a table and a picture.
 
-Events come on the run's thread and only set flags there; a thread of the panel's own draws at most
-ten times a second. When the run has ended, the widget is taken away and the table stays in the
-notebook, where it can be read without a kernel.
+Events come on the run's thread and only set flags there; a thread of the panel's own draws at most ten
+times a second. Parts that others bring (see :mod:`tagent_nb.notebook.parts`) are drawn with it.
 """
 
 from __future__ import annotations
@@ -10,112 +9,36 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
+from tagent_nb.engine.expectation import Durations
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.errors import BudgetExceededError, TagentError
-from tagent_nb.events import (
-    Event,
-    RunContinued,
-    RunStarted,
-    StepCached,
-    StepEvent,
-    StepFailed,
-    StepFinished,
-    StepStarted,
-    StepStreamed,
-)
-from tagent_nb.notebook.display import Bundle, place, show, update
-from tagent_nb.notebook.run_view import RunView, result_view, run_html, run_text
+from tagent_nb.notebook.display import Bundle, show
+from tagent_nb.notebook.estimate import seconds_left
+from tagent_nb.notebook.feed import Sitting
+from tagent_nb.notebook.panel_view import PanelView
+from tagent_nb.notebook.parts import PARTS
+from tagent_nb.notebook.picture import Picture
+from tagent_nb.notebook.run_view import RunView, head_html, result_view, run_html, run_text
 from tagent_nb.notebook.session import Session, Workspace
-from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.notebook.step_details import details_html
+from tagent_nb.notebook.step_table import row_of
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import PipelineResult, StepResult
 from tagent_nb.pipeline.secrets import redact
 
-__all__ = ["Feed", "Panel"]
+__all__ = ["Panel"]
 
 INTERVAL = 0.1
 """Seconds between two drawings at the least."""
 IDLE = 1.0
 """Seconds after which clocks are drawn again though nothing has happened."""
-MOST_TEXT = 10_000
-"""Characters kept of what a step printed or streamed, counted from the end."""
 SETTLE = 2.0
 """Most seconds that a cell waits for the last drawing."""
-
-
-class Feed:
-    """What the panel needs besides the memory of the run: texts and counts of items.
-
-    Attributes:
-        texts: The end of what each step printed or streamed, by name.
-        items: ``[ended, failed, all]`` of the mapped steps, by name.
-        began: Set when the run has begun: it was not refused.
-        changed: Set when there is something new to draw.
-    """
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self.items: dict[str, list[int]] = {}
-        self.began = threading.Event()
-        self.changed = threading.Event()
-        self._writing: dict[str, str] = {}
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, StepStreamed):
-            self._write(event)
-        elif isinstance(event, StepStarted) and event.items is not None:
-            self.items[event.step] = [0, 0, event.items]
-        elif isinstance(event, StepFinished | StepCached | StepFailed) and event.item is not None:
-            self._count(event)
-        elif isinstance(event, RunStarted | RunContinued):
-            self.began.set()
-        self.changed.set()
-
-    def _write(self, event: StepStreamed) -> None:
-        text = self.texts.get(event.step, "")
-        if event.item is not None:
-            # Items run at the same time: each line says whose it is.
-            if text and not text.endswith("\n") and self._writing.get(event.step) != event.item:
-                text += "\n"
-            if not text or text.endswith("\n"):
-                text += f"[{event.item}] "
-            self._writing[event.step] = event.item
-        self.texts[event.step] = (text + event.text)[-MOST_TEXT:]
-
-    def _count(self, event: StepEvent) -> None:
-        counts = self.items.setdefault(event.step, [0, 0, 0])
-        counts[0] += 1
-        counts[1] += isinstance(event, StepFailed)
-
-
-class Sitting:
-    """One run of a panel, from its start to its last drawing.
-
-    Attributes:
-        feed: What it folds from events.
-        over: Set when the run has ended.
-        drawn: Set when the static table is there.
-        outcome: The result or the error, once it is over.
-        handle: Stops it.
-    """
-
-    def __init__(self) -> None:
-        self.feed = Feed()
-        self.over = threading.Event()
-        self.drawn = threading.Event()
-        self.outcome: PipelineResult | BaseException | None = None
-        self.handle: RunHandle | None = None
-
-    def end(self, outcome: PipelineResult | BaseException) -> None:
-        """Take the outcome; called once, on the run's loop."""
-        self.outcome = outcome
-        self.over.set()
-        self.feed.changed.set()
-
-    @property
-    def result(self) -> PipelineResult | None:
-        """The result; ``None`` before the end, and for a run that was refused or not recorded."""
-        return self.outcome if isinstance(self.outcome, PipelineResult) else None
+_NO_ITEMS = (0, 0, 0)
+_BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
 
 
 class Panel:
@@ -125,7 +48,12 @@ class Panel:
         session: Starts the runs.
         workspace: Whose pipeline is run.
         live: Whether there is a front end for widgets; without one only the final text is shown.
-        on_result: Called with every result, on a thread of the panel's.
+        on_result: Called with the result of every run that is started here, on a thread of the panel's.
+
+    Attributes:
+        sitting: The run that it shows; ``None`` before the first.
+        view: The widgets, once shown.
+        selected: The step whose details are open, or an empty string.
     """
 
     def __init__(
@@ -140,11 +68,23 @@ class Panel:
         self.workspace = workspace
         self.live = live
         self.on_result = on_result
-        self.sitting = Sitting()
-        self.widgets: Widgets | None = None
-        self._lock = threading.Lock()
+        self.sitting: Sitting | None = None
+        self.view: PanelView | None = None
+        self.selected = ""
+        self.parts = [make(self) for make in PARTS] if live else []
+        self._lock = threading.RLock()
+        self._note = ""
+        self._said = ""
+        self._opened: set[str] = set()
+        self._stale = True  # the definition is not the one that was laid out
+        self._shown: list[str] = []
+        self._reset = True  # every row may have changed
+        self._stopping = False
+        self._redrawing = False
+        self._past: Future[Durations] = Future()
+        self._undo: list[Callable[[], None]] = []
 
-    # -- the run ----------------------------------------------------------------------------
+    # -- runs -------------------------------------------------------------------------------
 
     def start(self, **options: Any) -> RunHandle:
         """Start a run; options are those of :meth:`Session.start`.
@@ -152,148 +92,271 @@ class Panel:
         Raises:
             RunInProgressError: The pipeline is running already.
         """
-        sitting = Sitting()
-        handle = self.session.start(self.workspace, observers=[sitting.feed], on_end=sitting.end, **options)
-        sitting.handle = handle
-        self.sitting = sitting
+        return self.session.start(self.workspace, watches=[self.watch], **options)
+
+    def watch(self) -> Sitting:
+        """Show the run that begins now."""
+        sitting = Sitting([part.observe for part in self.parts])
+        with self._lock:
+            self.sitting = sitting
+            self._note = ""
+            self._stopping = False
+            self._reset = True
+            if self.view is not None:
+                self.view.take_back()
         # From here on a run always comes to its last drawing, also when an interrupt hits what follows.
         threading.Thread(target=self._draw, args=(sitting,), name="tagent-nb panel", daemon=True).start()
-        return handle
+        return sitting
+
+    def follow(self) -> None:
+        """Show every run of the pipeline, whoever starts it."""
+        handle = self.workspace.handle
+        if handle is not None and self.workspace.running:
+            sitting = self.watch()
+            sitting.began.set()
+            handle.executor.subscribe(sitting)
+            handle.when_done(sitting.end)
+        self.workspace.watches.append(self.watch)
+        self._undo.append(lambda: self.workspace.watches.remove(self.watch))
+
+    # -- buttons ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start a new run."""
+        self._begin()
+
+    def retry(self) -> None:
+        """Try the failed steps again."""
+        self._begin(resume=True)
+
+    def force(self) -> None:
+        """Run the chosen step anew."""
+        if self.selected:
+            self._begin(force=[self.selected])
+
+    def go_on(self) -> None:
+        """Go on after a pause, or with a run that was stopped."""
+        handle = self.workspace.handle
+        if handle is not None and self.workspace.running:
+            handle.resume()
+        else:
+            self._begin(resume=True)
+
+    def pause(self) -> None:
+        """Start nothing further."""
+        if self.workspace.handle is not None:
+            self.workspace.handle.pause()
 
     def stop(self) -> None:
         """Stop the run; it can be resumed."""
-        if self.sitting.handle is not None:
-            self.sitting.handle.cancel()
+        if self.workspace.running and self.workspace.handle is not None:
+            self._stopping = True
+            if self.view is not None:
+                self.view.offer(["stop"], enabled=False)
+            self.workspace.handle.cancel()
 
-    def again(self) -> None:
-        """Carry the run on in the same place. Does nothing while it runs, and after a success."""
+    def _begin(self, **options: Any) -> None:
         # The click may come on the main thread or on a subshell's, and twice.
         with self._lock:
-            result = self.sitting.result
-            if self.widgets is None or not self.sitting.drawn.is_set() or (result and result.success):
-                return
+            offline = self.view is not None and bool(self.view.offline.value)
             try:
-                self.start(resume=True)
+                self.start(offline=offline, **options)
             except TagentError as error:
                 # A button has nobody to raise to: say it where it was pressed.
-                self.widgets.end(self._final(redact(str(error))), self.widgets.again.description)
-                return
-            self.widgets.clear()
+                self._note = redact(str(error))
+                self._refresh()
+
+    def select(self, name: str) -> None:
+        """Show the details of a step; an empty name closes them."""
+        with self._lock:
+            if name != self.selected and self.view is not None:
+                self.selected = name
+                self.view.choose(name, self._details())
+
+    def open_group(self, key: str) -> None:
+        """Show a group of the graph step by step; an empty key closes all groups."""
+        with self._lock:
+            self._opened = self._opened | {key} if key else set()
+            self._stale = True
+            self._refresh()
 
     # -- what is seen -----------------------------------------------------------------------
 
     def show(self) -> None:
         """Show the panel in the output of the current cell, and keep it up to date."""
-        if self.live:
-            with self._lock:
-                self.widgets = Widgets(run_html(self.view()), self.stop, self.again)
-                if self.sitting.drawn.is_set():
-                    self._end(self.widgets)
+        if not self.live:
+            return
+        # Asked now and used when it is there: the run does not wait for it.
+        self._past = self.session.durations(self.workspace)
+        with self._lock:
+            view = PanelView(self, self.parts)
+            view.show()
+            self._undo.append(self.workspace.pipeline.subscribe(self._defined))
+            self.view = view
+            self._refresh()
+            if self.sitting is not None and self.sitting.drawn.is_set():
+                view.leave(*self._twins())
 
     def settle(self) -> None:
         """After a run, show its table where no widget has shown it."""
-        if self.widgets is None and self.sitting.over.is_set():
-            show(self._final())
+        if self.view is None and self.sitting is not None and self.sitting.over.is_set():
+            show(self._twins()[0])
 
-    def view(self, note: str = "") -> RunView:
-        """The run as it is now."""
-        sitting = self.sitting
-        result = sitting.result
-        if result is not None:
-            return result_view(result, note or _how_to_go_on(result), sitting.feed.texts)
-        executor = self.workspace.executor
+    def close(self) -> None:
+        """Take the live widgets away; what they have left in the notebook stays."""
+        for undo in self._undo:
+            undo()
+        self._undo.clear()
+        with self._lock:
+            view, self.view = self.view, None
+            if view is not None:
+                view.close()
+
+    def run_view(self) -> RunView:
+        """The run as it is now, the last one at rest, or the steps before the first."""
+        sitting, executor = self.sitting, self.workspace.executor
+        outcome = None if sitting is None else sitting.outcome
+        if isinstance(outcome, PipelineResult):
+            return result_view(
+                outcome, self._note or _how_to_go_on(outcome), sitting.texts if sitting else None
+            )
         memory = executor.memory if executor is not None else None
-        error = sitting.outcome
-        phase = "failed" if error is not None else "paused" if memory and memory.paused else "running"
+        if sitting is None and not self.workspace.running:
+            if self.workspace.result is not None:
+                return result_view(self.workspace.result, self._note or _how_to_go_on(self.workspace.result))
+            steps = {step.name: StepResult(step.name) for step in self.workspace.pipeline.steps}
+            return RunView(self.workspace.pipeline.name, steps, "not run yet", 0.0, self._note)
+        phase = "failed" if outcome is not None else "paused" if memory and memory.paused else "running"
+        steps = {} if memory is None else dict(memory.steps)
+        counts = {} if sitting is None else sitting.counts()
         return RunView(
             self.workspace.pipeline.name,
-            {} if memory is None else dict(memory.steps),
+            steps,
             phase,
             0.0 if memory is None else memory.seconds,
-            note or ("" if error is None else redact(str(error))),
-            dict(sitting.feed.texts),
-            {name: (ended, failed, all_) for name, (ended, failed, all_) in list(sitting.feed.items.items())},
-            time.time(),
+            self._note or ("" if outcome is None else redact(str(outcome))),
+            {} if sitting is None else dict(sitting.texts),
+            counts,
+            None if outcome is not None else self._left(steps, counts),
             () if memory is None else tuple(memory.warnings),
             () if executor is None else executor.ledger.shares(),
         )
 
-    def _final(self, note: str = "") -> Bundle:
-        view = self.view(note)
-        return Bundle(run_html(view, most=None, folded=True), run_text(view))
+    def _left(self, steps: dict[str, StepResult], counts: dict[str, tuple[int, int, int]]) -> float | None:
+        known = self._past.done() and self._past.exception() is None
+        return seconds_left(steps, counts, self._past.result() if known else Durations(), time.time())
+
+    def _states(self) -> dict[str, StepResult]:
+        """States that are true, of the steps as they are defined now."""
+        states = dict(self.workspace.states() or {})
+        names = [step.name for step in self.workspace.pipeline.steps]
+        return {name: states.get(name) or StepResult(name) for name in dict.fromkeys([*names, *states])}
+
+    def _details(self) -> str:
+        if not self.selected:
+            return ""
+        executor = self.workspace.executor
+        memory = executor.memory if executor is not None else None
+        text = "" if self.sitting is None else self.sitting.texts.get(self.selected, "")
+        facts, memories = ({}, {}) if memory is None else (memory.facts, memory.memories)
+        return details_html(self.workspace.pipeline, self.selected, self._states(), text, facts, memories)
+
+    def _twins(self) -> tuple[Bundle, Picture | None]:
+        view = self.run_view()
+        executor = self.workspace.executor
+        memory = executor.memory if executor is not None else None
+        pipeline = memory.pipeline if memory is not None and memory.pipeline else self.workspace.pipeline
+        table = Bundle(run_html(view), run_text(view))
+        try:
+            return table, Picture(pipeline, view.steps) if self.live else None
+        except TagentError:
+            # Without Graphviz there is no picture; the table tells the story alone.
+            return table, None
 
     # -- drawing ----------------------------------------------------------------------------
 
     def _draw(self, sitting: Sitting) -> None:
         """Draw until the run is over, and then what stays."""
         while not sitting.over.is_set():
-            if self.widgets is not None:
-                self.widgets.html.value = run_html(self.view())
+            self._refresh()
             sitting.over.wait(INTERVAL)
-            sitting.feed.changed.wait(IDLE)
-            sitting.feed.changed.clear()
+            sitting.changed.wait(IDLE)
+            sitting.changed.clear()
         if sitting.result is not None:
             self.on_result(sitting.result)
         with self._lock:
-            if self.widgets is not None:
-                self._end(self.widgets)
+            self._refresh()
+            if self.view is not None and sitting.began.is_set():
+                self.view.leave(*self._twins())
             sitting.drawn.set()
 
-    def _end(self, widgets: Widgets) -> None:
-        result = self.sitting.result
-        again = "Resume" if result is not None and result.cancelled else "Retry failed"
-        widgets.end(self._final(), "" if result is not None and result.success else again)
+    def _defined(self) -> None:
+        """The definition has changed: lay out again, once for many changes."""
+        self._stale = True
+        if self.workspace.running or self._redrawing:
+            return
+        self._redrawing = True
+        threading.Thread(target=self._redraw, name="tagent-nb panel", daemon=True).start()
 
+    def _redraw(self) -> None:
+        time.sleep(INTERVAL)
+        self._redrawing = False
+        self._refresh()
 
-class Widgets:
-    """The live widget in one output of a cell, and the place of its static twin in the next.
+    def _refresh(self) -> None:
+        """Bring the widgets up to date."""
+        with self._lock:
+            view, sitting = self.view, self.sitting
+            if view is None:
+                return
+            touched = set() if sitting is None else sitting.touched()
+            states, now = self._states(), time.time()
+            counts = {} if sitting is None else sitting.counts()
+            texts = {} if sitting is None else sitting.texts
+            stale, self._stale = self._stale or list(states) != self._shown, False
+            whole, self._reset = stale or self._reset, False
+            names = states if whole else [n for n, s in states.items() if n in touched or s.status in _BUSY]
+            rows = {
+                name: row_of(states[name], counts.get(name, _NO_ITEMS), texts.get(name, ""), now)
+                for name in names
+            }
+            if stale:
+                self._shown = list(states)
+                view.rename([step.name for step in self.workspace.pipeline.steps])
+                view.table.rebuild(rows)
+                self._lay_out(view, states, now)
+            else:
+                view.table.tell(rows)
+                view.graph.tell(names, states, now)
+            shown = self.run_view()
+            view.head.value = head_html(shown)
+            self._offer(view, shown.phase)
+            self._say(view, shown)
+            if self.selected and (whole or self.selected in touched):
+                view.choose(self.selected, self._details())
+            for part in self.parts:
+                part.draw()
 
-    They are two outputs, since a saved notebook shows an error for one that has both a widget and a table.
-    """
+    def _lay_out(self, view: PanelView, states: dict[str, StepResult], now: float) -> None:
+        try:
+            view.graph.lay_out(self.workspace.pipeline, states, now, self._opened)
+        except TagentError as error:
+            # A goal that cannot be read, or no Graphviz: the rows are there without a graph.
+            self._note = redact(str(error))
 
-    def __init__(self, html: str, stop: Callable[[], None], again: Callable[[], None]) -> None:
-        from ipywidgets import HTML, Button, HBox, Layout, VBox
+    def _offer(self, view: PanelView, phase: str) -> None:
+        if self.sitting is not None and not self.sitting.over.is_set():
+            view.offer(["stop", "go_on" if phase == "paused" else "pause"], enabled=not self._stopping)
+            return
+        more = {"cancelled": ["go_on"], "waiting": ["go_on"], "failed": ["retry"]}.get(phase, [])
+        view.offer(["run", *more, "force"])
 
-        self.html = HTML(value=html)
-        self.stop = Button(
-            description="Stop",
-            icon="stop",
-            tooltip="Stop this run; it can be resumed",
-            layout=Layout(width="auto"),
-        )
-        self.again = Button(icon="play", tooltip="Carry this run on", layout=Layout(width="auto"))
-        self.stop.on_click(lambda button: self._stopping(stop))
-        self.again.on_click(lambda button: again())
-        self.box = VBox([self.html, HBox([self.stop, self.again])])
-        self._running(True)
-        self._place = place(self.box)
-        self._twin = place(Bundle("", ""))
-
-    def _stopping(self, stop: Callable[[], None]) -> None:
-        self.stop.disabled = True
-        self.stop.description = "Stopping"
-        stop()
-
-    def _running(self, running: bool) -> None:
-        self.stop.disabled, self.stop.description = not running, "Stop"
-        self.stop.layout.display = None if running else "none"
-        self.html.layout.display = None if running else "none"
-        self.again.disabled = running
-        self.again.layout.display = "none" if running else None
-
-    def clear(self) -> None:
-        """Make room for another sitting."""
-        update(self._twin, Bundle("", ""))
-        self._running(True)
-
-    def end(self, table: Bundle, again: str) -> None:
-        """Leave the static table, and a button only where there is something to go on with."""
-        update(self._twin, table)
-        if again:
-            self.again.description = again
-            self._running(False)
-        else:
-            update(self._place, Bundle("", ""))
+    def _say(self, view: PanelView, shown: RunView) -> None:
+        """Tell screen readers what has changed in the whole, and what failed."""
+        failed = [name for name, step in shown.steps.items() if step.status is StepStatus.FAILED]
+        told = f"{shown.title}: {shown.phase}" + (f"; failed: {', '.join(failed[:5])}" if failed else "")
+        if told != self._said:
+            self._said = view.table.said = told
 
 
 def _how_to_go_on(result: PipelineResult) -> str:

@@ -37,7 +37,7 @@ class RunView:
         note: A sentence below the title, such as how to go on.
         texts: The end of what each step printed or streamed.
         items: Of mapped steps: items that ended, failed, and all there are.
-        now: Seconds since the epoch, for steps that run.
+        left: Seconds that the run is expected to take from now on; ``None`` when nobody knows.
         warnings: What the user should know.
         budget: How far each measure of the run's budget is used up.
     """
@@ -49,12 +49,14 @@ class RunView:
     note: str = ""
     texts: Mapping[str, str] | None = None
     items: Mapping[str, tuple[int, int, int]] | None = None
-    now: float = 0.0
+    left: float | None = None
     warnings: Sequence[str] = ()
     budget: Sequence[Share] = ()
 
 
+INK = "color:var(--jp-ui-font-color1,inherit)"
 _PHASES = {
+    "not run yet": StepStatus.PENDING,
     "running": StepStatus.RUNNING,
     "paused": StepStatus.WAITING,
     "completed": StepStatus.COMPLETED,
@@ -62,49 +64,32 @@ _PHASES = {
     "cancelled": StepStatus.CANCELLED,
     "waiting": StepStatus.WAITING,
 }
-MOST_ROWS = 60
-"""Rows of a table that is drawn ten times a second; the rest is summed up in one line."""
 
 
-def run_html(view: RunView, *, most: int | None = MOST_ROWS, folded: bool = False) -> str:
+def run_html(view: RunView) -> str:
     """A run as HTML: one line with progress, seconds, tokens and USD, then one line for each step.
 
-    Args:
-        view: What to show.
-        most: Rows at most, ``None`` for all.
-        folded: Whether to add tracebacks and printed text, folded. Not while it is drawn again and
-            again: that would close what the reader has opened.
+    Tracebacks and what steps printed are there, folded.
     """
-    shown, left_out = _choose(view, most)
-    rows = [_row(view, view.steps[name], folded) for name in shown]
-    if left_out:
-        words = [view.steps[name].status for name in left_out]
-        told = ", ".join(f"{words.count(one)} {LOOKS[one].word}" for one in dict.fromkeys(words))
-        rows.append(["…", "", f'<span style="{MUTED}">and {len(left_out)} more: {told}</span>', "", "", ""])
+    rows = [_row(view, step) for step in view.steps.values()]
     head = ["step", "state", "", "time", "tokens", "cost"]
     if not any(row[4] or row[5] for row in rows):
         # Python steps alone use no tokens: two empty columns would only take room.
         head, rows = head[:4], [row[:4] for row in rows]
     body = table(head, rows, right=(3, 4, 5), wide=2) if rows else ""
-    warnings = "".join(
-        f'<div style="{FONT};color:{TONES[StepStatus.WAITING]}">⚠ {escape(text)}</div>'
+    return f'<div class="{AS_IT_IS}" style="{FONT};{INK}">{_head(view)}{body}{_warnings(view)}</div>'
+
+
+def head_html(view: RunView) -> str:
+    """The first line of :func:`run_html` with its bar and note, and the warnings; the rows are elsewhere."""
+    return f'<div class="{AS_IT_IS}" style="{FONT};{INK}">{_head(view)}{_warnings(view)}</div>'
+
+
+def _warnings(view: RunView) -> str:
+    return "".join(
+        f'<div style="{FONT};color:{TONES[StepStatus.WAITING]};overflow-wrap:anywhere">⚠ {escape(text)}</div>'
         for text in view.warnings
     )
-    style = f"{FONT};color:var(--jp-ui-font-color1,inherit)"
-    return f'<div class="{AS_IT_IS}" style="{style}">{_head(view)}{body}{warnings}</div>'
-
-
-def _choose(view: RunView, most: int | None) -> tuple[list[str], list[str]]:
-    """Which steps get a row of their own when there are too many: what failed or runs comes first."""
-    names = list(view.steps)
-    if most is None or len(names) <= most:
-        return names, []
-    order = {StepStatus.FAILED: 0, StepStatus.RUNNING: 1, StepStatus.WAITING: 1, StepStatus.CANCELLED: 2}
-    ranked = sorted(
-        names, key=lambda name: (order.get(view.steps[name].status, 3), -(view.steps[name].ended_at or 0))
-    )
-    chosen = set(ranked[:most])
-    return [name for name in names if name in chosen], [name for name in names if name not in chosen]
 
 
 def _totals(view: RunView) -> tuple[int, int, str]:
@@ -124,8 +109,12 @@ def _totals(view: RunView) -> tuple[int, int, str]:
 
 def _head(view: RunView) -> str:
     done, tokens, cost = _totals(view)
-    facts = [f"{done} of {count(len(view.steps), 'step')}", seconds_text(view.seconds)]
+    facts = [
+        f"{done} of {count(len(view.steps), 'step')}",
+        seconds_text(view.seconds) if view.seconds else "",
+    ]
     facts += [f"{tokens_text(tokens)} tokens", cost] if tokens else []
+    facts += [] if view.left is None else [f"about {seconds_text(view.left)} left"]
     status = _PHASES.get(view.phase, StepStatus.FAILED)
     share = round(100 * done / max(1, len(view.steps)), 1)
     bar = (
@@ -160,49 +149,51 @@ def budget_bar(share: Share) -> str:
     )
 
 
-def _row(view: RunView, step: StepResult, folded: bool) -> list[str]:
-    seconds = step.seconds
-    if step.status in (StepStatus.RUNNING, StepStatus.WAITING) and step.started_at is not None and view.now:
-        seconds = max(seconds, view.now - step.started_at)
+def _row(view: RunView, step: StepResult) -> list[str]:
     spent = bool(step.usage.total_tokens)
     return [
         f"<b>{escape(clip(step.name, 40))}</b>",
         state_mark(step.status),
-        _about(view, step, folded),
-        seconds_text(seconds) if seconds or step.status is StepStatus.RUNNING else "",
+        _about(view, step),
+        seconds_text(step.seconds) if step.seconds else "",
         tokens_text(step.usage.total_tokens) if spent else "",
         cost_text(step.cost) if spent or step.cost is None else "",
     ]
 
 
-def _about(view: RunView, step: StepResult, folded: bool) -> str:
+def _about(view: RunView, step: StepResult) -> str:
     """Items, attempts, why it ran or not, the error, and the end of its text."""
+    words = about_words(step, (view.items or {}).get(step.name, (0, 0, 0)))
+    told = f'<span style="{MUTED}">{escape(words)}</span>' if words else ""
+    if step.error:
+        told += f'<div style="color:{TONES[StepStatus.FAILED]}">{escape(error_line(step))}</div>'
+    if step.traceback and step.status is StepStatus.FAILED:
+        told += _folded("traceback", step.traceback)
+    text = (view.texts or {}).get(step.name, "")
+    if text:
+        told += _folded("text", text)
+    return told
+
+
+def about_words(step: StepResult, items: tuple[int, int, int]) -> str:
+    """Items that ended and failed, attempts, what it waits for, why it ran, what the cache saved."""
     words = []
-    done, wrong, total = (view.items or {}).get(step.name, (0, 0, 0))
+    done, wrong, total = items
     if total:
         words.append(f"{done}/{total} items" + (f", {wrong} failed" if wrong else ""))
     if step.attempts > 1 and step.items is None:
         words.append(f"attempt {step.attempts}")
-    if step.waits_for:
-        words.append(f"waits for {clip(step.waits_for, 200)}")
+    if step.status is StepStatus.WAITING and step.waits_for:
+        words.append(f"waits for {clip(step.waits_for, 120)}")
     if step.reason:
         words.append(clip(step.reason, 200))
     if step.saved_cost and step.status is StepStatus.CACHED:
         words.append(f"saved {cost_text(step.saved_cost)}")
-    told = f'<span style="{MUTED}">{escape(" · ".join(words))}</span>' if words else ""
-    if step.error:
-        told += f'<div style="color:{TONES[StepStatus.FAILED]}">{escape(_error(step))}</div>'
-    if folded and step.traceback and step.status is StepStatus.FAILED:
-        told += _folded("traceback", step.traceback)
-    text = (view.texts or {}).get(step.name, "")
-    if text and folded:
-        told += _folded("text", text)
-    elif text and step.status in (StepStatus.RUNNING, StepStatus.WAITING):
-        told += _printed(text[-600:])
-    return told
+    return " · ".join(words)
 
 
-def _error(step: StepResult) -> str:
+def error_line(step: StepResult) -> str:
+    """Type and message of a step's error, on one line."""
     message = clip(step.error, 400)
     return f"{step.error_type}: {message}" if step.error_type else message
 
@@ -227,7 +218,7 @@ def run_text(view: RunView) -> str:
     lines = [f"{view.title}: {view.phase} ({', '.join(fact for fact in facts if fact)})"]
     for step in view.steps.values():
         words = [LOOKS[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
-        words += [_error(step)] if step.error else [clip(step.reason, 200)] if step.reason else []
+        words += [error_line(step)] if step.error else [clip(step.reason, 200)] if step.reason else []
         lines.append(f"  {LOOKS[step.status].mark} {step.name}: {', '.join(words)}")
     lines += [f"budget: {share}" for share in view.budget]
     return "\n".join([*lines, *([view.note] if view.note else []), *view.warnings])

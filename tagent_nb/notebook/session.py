@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tagent_nb.engine.executor import PipelineExecutor
 from tagent_nb.engine.handle import RunHandle
@@ -25,13 +25,28 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.expectation import Durations
     from tagent_nb.engine.plan import Plan
     from tagent_nb.storage.base import StorageBackend
 
-__all__ = ["STATE_FOLDER", "Session", "Workspace", "current"]
+__all__ = ["STATE_FOLDER", "RunWatcher", "Session", "Watch", "Workspace", "current"]
 
 STATE_FOLDER = ".tagent"
 """Folder beside the notebook for runs and cached answers, unless ``--storage`` says otherwise."""
+
+
+class RunWatcher(Protocol):
+    """One run, as a view sees it. Both are called on the run's loop and must return fast."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take an event."""
+
+    def end(self, outcome: PipelineResult | BaseException) -> None:
+        """Take the result or the error; called once."""
+
+
+Watch = Callable[[], RunWatcher]
+"""Called when a run begins; gives what watches it."""
 
 
 @dataclass
@@ -48,6 +63,7 @@ class Workspace:
         max_concurrency: Most attempts at the same time.
         executor: The executor of the last run; ``None`` before the first.
         handle: The last run, which may still go on.
+        watches: Called at the start of every run of this pipeline, whoever starts it.
         redefined: Steps put since the last run began: the states of them are no longer true.
     """
 
@@ -60,6 +76,7 @@ class Workspace:
     max_concurrency: int = 8
     executor: PipelineExecutor | None = None
     handle: RunHandle | None = None
+    watches: list[Watch] = field(default_factory=list)
     redefined: set[str] = field(default_factory=set)
 
     @property
@@ -242,7 +259,7 @@ class Session:
         workspace: Workspace | None = None,
         *,
         observers: Iterable[Observer] = (),
-        on_end: Callable[[PipelineResult | BaseException], None] | None = None,
+        watches: Iterable[Watch] = (),
         max_concurrency: int | None = None,
         **options: Any,
     ) -> RunHandle:
@@ -251,7 +268,7 @@ class Session:
         Args:
             workspace: Whose pipeline to run, without one the current.
             observers: Called with every event.
-            on_end: Called once, on the run's loop, with the result or the error.
+            watches: Watch this run, besides those that watch all runs of the workspace.
             max_concurrency: Most attempts at the same time, for this run only.
 
         Raises:
@@ -262,22 +279,24 @@ class Session:
             raise RunInProgressError(
                 f"Pipeline {space.pipeline.name!r} is running already. Wait for it, or press Stop first."
             )
-        executor = self.executor(space, [*observers, _Begun(space)], max_concurrency)
+        watchers = [watch() for watch in dict.fromkeys([*space.watches, *watches])]
+        executor = self.executor(space, [*observers, *watchers, _Begun(space)], max_concurrency)
         earlier, space.executor = space.executor, executor
 
         async def run() -> PipelineResult:
+            outcome: PipelineResult | BaseException
             try:
-                result = await executor.execute(**options)
+                outcome = result = await executor.execute(**options)
+                return result
             except BaseException as error:
+                outcome = error
                 if executor.memory is None:
                     # Refused before it began: the last result is still the one before.
                     space.executor = earlier
-                if on_end is not None:
-                    on_end(error)
                 raise
-            if on_end is not None:
-                on_end(result)
-            return result
+            finally:
+                for watcher in watchers:
+                    watcher.end(outcome)
 
         future: Future[PipelineResult] = submit(run())
         space.handle = RunHandle(executor, future)
@@ -286,6 +305,14 @@ class Session:
     def plan(self, **options: Any) -> Plan:
         """What a run of the current pipeline would do, and why. Options and errors are those of a run."""
         return submit(self.executor().plan(**options)).result()
+
+    def durations(self, workspace: Workspace) -> Future[Durations]:
+        """How long the steps of a pipeline took before, read from its newest runs in the background."""
+        from tagent_nb.engine.expectation import Past
+
+        pipeline = workspace.pipeline
+        past = Past(workspace.storage, pipeline.id, pipeline.name, most=3)
+        return submit(past.durations([step.name for step in pipeline.steps]))
 
     def stored_result(self, run_id: str | None = None) -> PipelineResult:
         """The result of a recorded run of the current pipeline, without an id of the newest.

@@ -1,0 +1,126 @@
+"""Groups of steps, so that a large pipeline is a picture that can be read.
+
+Chains become one node, and so do steps that read the same and are read by the same; what is still
+too much is taken together level by level. The order of definition is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from tagent_nb.pipeline.models import Pipeline
+
+MOST_NODES = 80
+"""Nodes from which on steps are drawn in groups."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Steps that are drawn as one node.
+
+    Attributes:
+        key: Tells groups of one picture apart, and stays the same when another group is opened.
+        steps: Names, in definition order.
+    """
+
+    key: str
+    steps: tuple[str, ...]
+
+
+def groups_of(pipeline: Pipeline, *, most: int = MOST_NODES, opened: Collection[str] = ()) -> list[Group]:
+    """The nodes of a picture: each step alone if there are at most ``most``, else groups of them.
+
+    Args:
+        pipeline: What is drawn.
+        most: Nodes above which steps are put into groups.
+        opened: Keys of groups whose steps are shown one by one.
+    """
+    names = list(dict.fromkeys(step.name for step in pipeline.steps))
+    above = _above(pipeline, set(names))
+    found: list[tuple[str, ...]] = [(name,) for name in names]
+    if len(names) > most:
+        found = _reduced(names, above, most)
+        if len(found) > most:
+            found = _levels(names, above, most)
+    groups: list[Group] = []
+    for steps in found:
+        key = steps[0] if len(steps) == 1 else f"{steps[0]}…{steps[-1]}"
+        if key in opened:
+            groups += [Group(name, (name,)) for name in steps]
+        else:
+            groups.append(Group(key, tuple(steps)))
+    place = {name: index for index, name in enumerate(names)}
+    return sorted(groups, key=lambda group: place[group.steps[0]])
+
+
+def _above(pipeline: Pipeline, known: Collection[str]) -> dict[str, list[str]]:
+    """The defined steps that each step reads."""
+    return {
+        step.name: [
+            one.name for one in pipeline.dependencies(step) if one.name in known and one.name != step.name
+        ]
+        for step in pipeline.steps
+    }
+
+
+def _reduced(names: Sequence[str], above: Mapping[str, Sequence[str]], most: int) -> list[tuple[str, ...]]:
+    """Chains and twins taken together, again and again until that is enough or nothing changes."""
+    longest = -(-2 * len(names) // most)  # a chain of everything would be one node that says nothing
+    members = {name: [name] for name in names}
+    parents = {name: set(above[name]) for name in names}
+    children: dict[str, set[str]] = {name: set() for name in names}
+    for name, before in parents.items():
+        for one in before:
+            children[one].add(name)
+    place = {name: index for index, name in enumerate(names)}
+
+    def merge(kept: str, gone: str) -> None:
+        members[kept] += members.pop(gone)
+        for one in parents.pop(gone):
+            children[one].discard(gone)
+            if one != kept:
+                children[one].add(kept)
+                parents[kept].add(one)
+        for one in children.pop(gone):
+            parents[one].discard(gone)
+            if one != kept:
+                parents[one].add(kept)
+                children[kept].add(one)
+
+    changed = True
+    while changed and len(members) > most:
+        changed = False
+        for name in list(members):
+            # A chain: the only reader of a step that reads nothing else.
+            while name in members and len(children[name]) == 1:
+                (after,) = children[name]
+                size = len(members[name]) + len(members[after])
+                if len(parents[after]) != 1 or after == name or size > longest:
+                    break
+                merge(name, after)
+                changed = True
+        twins: dict[tuple[frozenset[str], frozenset[str]], str] = {}
+        for name in list(members):
+            if not parents[name] and not children[name]:
+                continue  # steps that nothing connects have nothing in common
+            first = twins.setdefault((frozenset(parents[name]), frozenset(children[name])), name)
+            if first != name:
+                merge(first, name)
+                changed = True
+    return [tuple(sorted(steps, key=place.__getitem__)) for steps in members.values()]
+
+
+def _levels(names: Sequence[str], above: Mapping[str, Sequence[str]], most: int) -> list[tuple[str, ...]]:
+    """Steps by how many stand before them; neighbouring levels together where there are too many."""
+    level: dict[str, int] = {}
+    # Two sweeps, since steps mostly stand after those they read; a cycle cannot hang it.
+    for _ in range(2):
+        for name in names:
+            level[name] = 1 + max((level.get(one, 0) for one in above[name]), default=0)
+    depth = max(level.values())
+    share = -(-depth // most)
+    found: dict[int, list[str]] = {}
+    for name in names:
+        found.setdefault((level[name] - 1) // share, []).append(name)
+    return [tuple(found[key]) for key in sorted(found)]

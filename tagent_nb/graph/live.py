@@ -1,0 +1,189 @@
+"""A picture whose states change while it is looked at: laid out once, then told node by node what is new.
+
+Nodes keep room for what they will say later, so that nothing moves. Colours are those of a style
+sheet, since a state is a class of its node and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+
+from tagent_nb.graph.drawing import Drawing, Edge, Node, about_step, facts_of, short
+from tagent_nb.graph.grouping import Group, groups_of
+from tagent_nb.graph.svg import laid_out
+from tagent_nb.pipeline.looks import KIND_LOOKS, LOOKS, Look, seconds_text
+from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.result import StepResult
+
+__all__ = ["LiveGraph", "live_style"]
+
+_MARK = "▤"
+"""Before the size of a group."""
+_ROOM = {"python": "00 min 00 s", "agent": "00.0 s · 00.0k tokens · $0.0000"}
+"""As wide as what a step of this kind says of itself when it has run."""
+_NAME, _COMPACT_NAME = 30, 22
+
+_RANKS = (StepStatus.FAILED, StepStatus.RUNNING, StepStatus.WAITING, StepStatus.CANCELLED)
+"""A group is in the first of these states that one of its steps is in."""
+
+
+class LiveGraph:
+    """The layout of a pipeline, and what each node says at one moment.
+
+    Args:
+        pipeline: What is drawn, as it is now; later changes need a new layout.
+        opened: Keys of groups that are shown step by step.
+
+    Attributes:
+        svg: The SVG document: no style sheet, no links, no script; ids are ``node-0``, ``edge-0``...
+        nodes: Node id to the names of its steps: one, or those of a group.
+        groups: Node id to the key of its group.
+
+    Raises:
+        TagentError: The graph cannot be drawn.
+    """
+
+    def __init__(self, pipeline: Pipeline, opened: Collection[str] = ()) -> None:
+        self._drawing = drawing = _LiveDrawing(pipeline, opened)
+        self.svg = laid_out(drawing)
+        self.nodes = {f"node-{index}": group.steps for index, group in enumerate(drawing.groups)}
+        self.groups = {
+            f"node-{index}": group.key for index, group in enumerate(drawing.groups) if len(group.steps) > 1
+        }
+        self._ids = {name: node for node, names in self.nodes.items() for name in names}
+        self._abouts = {step.name: about_step(step) for step in pipeline.steps}
+
+    def node_of(self, step: str) -> str | None:
+        """The id of the node that shows a step."""
+        return self._ids.get(step)
+
+    def says(self, node: str, steps: Mapping[str, StepResult], now: float) -> list[str]:
+        """What a node says: ``[state, first line, last line, tooltip]``, as text.
+
+        Args:
+            node: Its id.
+            steps: States by name; steps without one are pending.
+            now: Seconds since the epoch, for the clocks of steps that run.
+        """
+        states = [steps.get(name) or StepResult(name) for name in self.nodes[node]]
+        if node in self.groups:
+            return self._group_says(states)
+        (state,) = states
+        look = LOOKS[state.status]
+        facts = _facts(state, now)
+        told = f"{state.name}: {', '.join([look.word, *facts])}\n{self._abouts[state.name]}"
+        if state.error:
+            told += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
+        return [state.status.value, self._first(look, state.name), " · ".join(facts), told]
+
+    def _group_says(self, states: list[StepResult]) -> list[str]:
+        status = _common(states)
+        ended = sum(one.status.is_final for one in states)
+        counts = Counter(one.status for one in states)
+        words = ", ".join(f"{counts[one]} {LOOKS[one].word}" for one in LOOKS if one in counts)
+        name = f"{states[0].name} … {states[-1].name}"
+        told = f"{name}: {words}\n{len(states)} steps; open the group to see them"
+        return [status.value, self._first(LOOKS[status], name), f"{ended} of {len(states)} ended", told]
+
+    def _first(self, look: Look, name: str) -> str:
+        return f"{look.mark} {short(name, _COMPACT_NAME if self._drawing.compact else _NAME)}"
+
+
+class _LiveDrawing(Drawing):
+    """Groups as nodes, with room for the longest that they may say."""
+
+    def __init__(self, pipeline: Pipeline, opened: Collection[str]) -> None:
+        self.groups = groups_of(pipeline, opened=opened)
+        super().__init__(pipeline, None, "auto")
+
+    def _count(self) -> int:
+        return len(self.groups)
+
+    def _nodes(self) -> list[Node]:
+        nodes = []
+        for index, group in enumerate(self.groups):
+            ident = f"node-{index}"
+            self.ids.update(dict.fromkeys(group.steps, ident))
+            nodes.append(
+                self._step_node(ident, group) if len(group.steps) == 1 else self._group_node(ident, group)
+            )
+        return nodes
+
+    def _step_node(self, ident: str, group: Group) -> Node:
+        step = self.pipeline.get_step(group.steps[0])
+        kind = "python" if step.is_python else "agent"
+        lines = [f"▸ {short(step.name, _COMPACT_NAME if self.compact else _NAME)}"]
+        if not self.compact:
+            lines += [f"{KIND_LOOKS[kind].mark} {short(about_step(step), 40)}", _room(step, kind)]
+        return self._node_of(
+            ident, step.name, lines, rounded=not step.is_python, double=step.map_over is not None
+        )
+
+    def _group_node(self, ident: str, group: Group) -> Node:
+        name = f"{group.steps[0]} … {group.steps[-1]}"
+        lines = [f"▸ {short(name, _COMPACT_NAME if self.compact else _NAME)}"]
+        if not self.compact:
+            count = len(group.steps)
+            lines += [f"{_MARK} {count} steps", f"{count} of {count} ended"]
+        return self._node_of(ident, group.key, lines, rounded=False, double=False)
+
+    def _node_of(self, ident: str, name: str, lines: list[str], *, rounded: bool, double: bool) -> Node:
+        look = LOOKS[StepStatus.PENDING]
+        return Node(ident, name, "tagent-pending", look, lines, name, rounded, double)
+
+    def _edges(self) -> Iterator[Edge]:
+        """One edge between two nodes at the most, and none within a group."""
+        found: dict[tuple[str, str], Edge] = {}
+        for edge in super()._edges():
+            known = found.get((edge.source, edge.target))
+            inside = edge.source == edge.target and len(self.groups[int(edge.source[5:])].steps) > 1
+            if not inside and (known is None or edge.type is DependencyType.STRONG):
+                found[edge.source, edge.target] = edge
+        yield from found.values()
+
+
+def _room(step: PipelineStep, kind: str) -> str:
+    return ("0000/0000 items · " if step.map_over is not None else "") + _ROOM[kind]
+
+
+def _facts(state: StepResult, now: float) -> list[str]:
+    facts = facts_of(state)
+    if state.status is StepStatus.RUNNING and state.started_at is not None:
+        clock = seconds_text(max(0.0, now - state.started_at))
+        told = [one for one in facts if one != seconds_text(state.seconds)]
+        return [
+            *(one for one in told if one.endswith("items")),
+            clock,
+            *(one for one in told if not one.endswith("items")),
+        ]
+    return facts
+
+
+def _common(states: list[StepResult]) -> StepStatus:
+    """The state of a group."""
+    found = {one.status for one in states}
+    for status in _RANKS:
+        if status in found:
+            return status
+    if len(found) == 1:
+        return found.pop()
+    if all(one.is_final for one in found):
+        return StepStatus.COMPLETED
+    return StepStatus.RUNNING if any(one.is_final for one in found) else StepStatus.PENDING
+
+
+def live_style(scope: str) -> str:
+    """A style sheet for the states of a live graph below ``scope``, in light and dark."""
+    rules = []
+    for status, look in LOOKS.items():
+        node = f".tagent-{status.value}"
+        dash = {"dashed": "5,2", "dotted": "1,3"}.get(look.outline, "none")
+        for page, paint in (("", look.light), ('body[data-jp-theme-light="false"] ', look.dark)):
+            start = f"{page}{scope} {node}"
+            rules += [
+                f"{start}>:not(text){{stroke:{paint.line};stroke-width:{look.width};stroke-dasharray:{dash}}}",
+                f'{start}>:not(text):not([fill="none"]){{fill:{paint.fill}}}',
+                f"{start}>text{{fill:{paint.text}}}",
+            ]
+    return "\n".join(rules)

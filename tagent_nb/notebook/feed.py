@@ -1,0 +1,121 @@
+"""What a view folds from the events of a run, besides the run's memory: texts, items, and what is new."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from tagent_nb.events import (
+    Event,
+    Observer,
+    RunContinued,
+    RunStarted,
+    StepCached,
+    StepEvent,
+    StepFailed,
+    StepFinished,
+    StepStarted,
+    StepStreamed,
+)
+from tagent_nb.pipeline.result import PipelineResult
+
+__all__ = ["MOST_TEXT", "Feed", "Sitting"]
+
+MOST_TEXT = 10_000
+"""Characters kept of what a step printed or streamed, counted from the end."""
+
+
+class Feed:
+    """What the panel needs besides the memory of the run: texts and counts of items.
+
+    Attributes:
+        texts: The end of what each step printed or streamed, by name.
+        items: ``[ended, failed, all]`` of the mapped steps, by name.
+        began: Set when the run has begun: it was not refused.
+        changed: Set when there is something new to draw.
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.items: dict[str, list[int]] = {}
+        self.began = threading.Event()
+        self.changed = threading.Event()
+        self._writing: dict[str, str] = {}
+        self._touched: deque[str] = deque()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepEvent):
+            self._touched.append(event.step)
+        if isinstance(event, StepStreamed):
+            self._write(event)
+        elif isinstance(event, StepStarted) and event.items is not None:
+            self.items[event.step] = [0, 0, event.items]
+        elif isinstance(event, StepFinished | StepCached | StepFailed) and event.item is not None:
+            self._count(event)
+        elif isinstance(event, RunStarted | RunContinued):
+            self.began.set()
+        self.changed.set()
+
+    def touched(self) -> set[str]:
+        """The steps with events since the last call."""
+        found: set[str] = set()
+        while self._touched:
+            found.add(self._touched.popleft())
+        return found
+
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """A copy of :attr:`items`."""
+        return {name: (ended, failed, all_) for name, (ended, failed, all_) in list(self.items.items())}
+
+    def _write(self, event: StepStreamed) -> None:
+        text = self.texts.get(event.step, "")
+        if event.item is not None:
+            # Items run at the same time: each line says whose it is.
+            if text and not text.endswith("\n") and self._writing.get(event.step) != event.item:
+                text += "\n"
+            if not text or text.endswith("\n"):
+                text += f"[{event.item}] "
+            self._writing[event.step] = event.item
+        self.texts[event.step] = (text + event.text)[-MOST_TEXT:]
+
+    def _count(self, event: StepEvent) -> None:
+        counts = self.items.setdefault(event.step, [0, 0, 0])
+        counts[0] += 1
+        counts[1] += isinstance(event, StepFailed)
+
+
+class Sitting(Feed):
+    """One run as a panel watches it, from its start to its last drawing.
+
+    Args:
+        observers: Called with every event too.
+
+    Attributes:
+        over: Set when the run has ended.
+        drawn: Set when the static twin is there.
+        outcome: The result or the error, once it is over.
+    """
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        super().__init__()
+        self._observers = list(observers)
+        self.over = threading.Event()
+        self.drawn = threading.Event()
+        self.outcome: PipelineResult | BaseException | None = None
+
+    def __call__(self, event: Event) -> None:
+        for observer in self._observers:
+            observer(event)
+        super().__call__(event)
+
+    def end(self, outcome: PipelineResult | BaseException) -> None:
+        """Take the outcome; called once, on the run's loop."""
+        self.outcome = outcome
+        self.over.set()
+        self.changed.set()
+
+    @property
+    def result(self) -> PipelineResult | None:
+        """The result; ``None`` before the end, and for a run that was refused or not recorded."""
+        return self.outcome if isinstance(self.outcome, PipelineResult) else None

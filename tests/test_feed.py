@@ -1,0 +1,90 @@
+"""What a view folds from the events of a run: texts, counts of items, and what is new."""
+
+from __future__ import annotations
+
+from tagent_nb.events import (
+    Event,
+    RunStarted,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepStarted,
+    StepStreamed,
+    Warned,
+)
+from tagent_nb.notebook.feed import MOST_TEXT, Feed, Sitting
+from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.result import PipelineResult
+
+RUN = "r1"
+
+
+def test_text_goes_to_its_step_and_only_its_end_is_kept() -> None:
+    feed = Feed()
+    feed(StepStreamed(run_id=RUN, step="a", text="one "))
+    feed(StepStreamed(run_id=RUN, step="b", text="other"))
+    feed(StepStreamed(run_id=RUN, step="a", text="two"))
+    assert feed.texts == {"a": "one two", "b": "other"}
+    feed(StepStreamed(run_id=RUN, step="a", text="x" * MOST_TEXT + "end"))
+    assert len(feed.texts["a"]) == MOST_TEXT
+    assert feed.texts["a"].endswith("xend")
+
+
+def test_text_of_items_says_whose_line_it_is() -> None:
+    feed = Feed()
+    for item, text in (
+        ("0", "po"),
+        ("0", "sitive\n"),
+        ("0", "next\n"),
+        ("1", "neg"),
+        ("0", "late"),
+        ("0", "r"),
+    ):
+        feed(StepStreamed(run_id=RUN, step="a", item=item, text=text))
+    assert feed.texts["a"] == "[0] positive\n[0] next\n[1] neg\n[0] later"
+
+
+def test_items_are_counted_while_they_end() -> None:
+    feed = Feed()
+    value = StoredValue.of(1)
+    feed(StepStarted(run_id=RUN, step="m", items=4))
+    feed(StepStarted(run_id=RUN, step="m", item="0"))
+    feed(StepFinished(run_id=RUN, step="m", item="0", output=value))
+    feed(StepCached(run_id=RUN, step="m", item="1", output=value, key="k"))
+    feed(StepFailed(run_id=RUN, step="m", item="2", error_type="E", message="bad"))
+    feed(StepFinished(run_id=RUN, step="m", output=value))
+    assert feed.items == {"m": [3, 1, 4]}
+    assert feed.counts() == {"m": (3, 1, 4)}
+
+
+def test_a_run_has_begun_with_its_first_event_and_every_event_is_a_change() -> None:
+    feed = Feed()
+    feed(Warned(run_id=RUN, message="careful"))
+    assert feed.changed.is_set()
+    assert not feed.began.is_set()
+    feed(RunStarted(run_id=RUN, pipeline="p", steps=()))
+    assert feed.began.is_set()
+
+
+def test_touched_steps_are_told_once() -> None:
+    feed = Feed()
+    feed(StepStarted(run_id=RUN, step="a"))
+    feed(StepStreamed(run_id=RUN, step="b", text="x"))
+    feed(StepStreamed(run_id=RUN, step="b", text="y"))
+    assert feed.touched() == {"a", "b"}
+    assert feed.touched() == set()
+
+
+def test_a_sitting_tells_observers_and_keeps_the_outcome() -> None:
+    seen: list[Event] = []
+    sitting = Sitting([seen.append])
+    event = Warned(run_id=RUN, message="careful")
+    sitting(event)
+    assert seen == [event]
+    assert sitting.result is None
+    sitting.end(ValueError("refused"))
+    assert sitting.over.is_set()
+    assert sitting.result is None
+    result = PipelineResult("p", True, 1.0)
+    sitting.end(result)
+    assert sitting.result is result
