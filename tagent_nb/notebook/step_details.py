@@ -68,8 +68,8 @@ def details_html(
     body = "".join(_block(label, content) for label, content in blocks)
     about = " · ".join(f"{label} {fact}" for label, fact in step_facts(pipeline, step))
     return (
-        f'<div class="{AS_IT_IS}" style="{FONT};color:var(--jp-ui-font-color1,inherit);border:1px solid {LINE};'
-        f'border-radius:4px;padding:6px 10px;margin:4px 0">'
+        f'<div class="{AS_IT_IS}" style="{FONT};color:var(--jp-ui-font-color1,inherit);'
+        f'border:1px solid {LINE};border-radius:4px;padding:6px 10px;margin:4px 0">'
         f"<div><b>{escape(name)}</b> {state_mark(state.status)} "
         f'<span style="{MUTED}">{escape(_took(state))}</span></div>'
         f'<div style="{MUTED};overflow-wrap:anywhere">{escape(about)}</div>{body}</div>'

@@ -36,7 +36,7 @@ class Row {
     const cells = HEADS.map((_, index) => element("td", index > 2 ? "tagent-number" : index === 2 ? "tagent-wide" : ""));
     cells[0].append(this.button);
     cells[1].append(this.mark, " ", this.word);
-    cells[2].append(this.about, this.error, this.folded, this.text);
+    cells[2].append(this.about, this.error, this.text);
     [, , , this.time, this.tokens, this.cost] = cells;
     this.state = cells[1];
     this.tr.append(...cells);
@@ -75,7 +75,8 @@ class Row {
 
   set_traceback(value) {
     this.traceback.textContent = value;
-    this.folded.hidden = !value;
+    if (!value) this.folded.remove();
+    else if (!this.folded.parentNode) this.error.after(this.folded);
   }
 
   set_text(value) {
