@@ -140,3 +140,16 @@ async def test_the_awaited_magic_gives_its_value_only_where_it_is_used(control: 
     assert await magics.run_awaited("--help", used=True) is None
     with pytest.raises(UsageError, match="Did you mean 'slow'"):
         await magics.run_awaited("--until slw", used=False)
+
+
+def test_each_pipeline_has_one_panel_and_one_live_run(control: RunControl) -> None:
+    open_gate()
+    first = control.panel()
+    second = control.panel()
+    assert control.session.workspace.watches == [second.watch]
+    control.polling(Request())
+    assert second.sitting is not None
+    assert second.sitting.drawn.wait(10)
+    assert first.sitting is None
+    control.polling(Request())
+    assert control.session.workspace.watches == [second.watch]

@@ -240,3 +240,20 @@ def _held_up(loop: asyncio.AbstractEventLoop) -> threading.Event:
     loop.call_soon_threadsafe(hold)
     assert busy.wait(10)
     return free
+
+
+def test_a_handle_tells_once_how_its_run_ended() -> None:
+    stage = Stage()
+    handle = stage.start()
+    told: list[Any] = []
+    handle.when_done(told.append)
+    assert told == []
+    stage.leave.set()
+    result = handle.result()
+    told_late: list[Any] = []
+    handle.when_done(told_late.append)
+    assert told_late == [result]
+    failed: futures.Future[Any] = futures.Future()
+    failed.set_exception(errors.StorageError("gone"))
+    RunHandle(stage.executor, failed).when_done(told_late.append)
+    assert str(told_late[1]) == "gone"

@@ -16,11 +16,12 @@ from tagent_nb.engine.expectation import Durations
 from tagent_nb.errors import StorageUnavailableError, TagentError
 from tagent_nb.events import Event, StepFinished
 from tagent_nb.notebook import panel as room
+from tagent_nb.notebook.feed import Sitting
 from tagent_nb.notebook.panel import INTERVAL, Panel
 from tagent_nb.notebook.panel_view import TWIN_STYLE, PanelView
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.pipeline.models import PipelineStep, StepStatus
+from tagent_nb.pipeline.result import PipelineResult, StepResult
 
 
 @pytest.fixture
@@ -561,6 +562,57 @@ def test_the_time_left_is_told_from_earlier_runs(
     gate.touch()
     ended(panel)
     assert "left" not in view.head.value
+
+
+@pytest.mark.parametrize(
+    ("step", "told", "button"),
+    [
+        (
+            StepResult("ask", StepStatus.FAILED, error_type="BudgetExceededError", error="too much"),
+            "--resume --budget AMOUNT",
+            "retry",
+        ),
+        (StepResult("ask", StepStatus.WAITING), "Waiting for approval: ask", "go_on"),
+    ],
+)
+def test_a_run_that_needs_its_user_says_how_to_go_on(
+    session: Session, shown: CapturingDisplayPublisher, step: StepResult, told: str, button: str
+) -> None:
+    failed = ["ask"] if step.status is StepStatus.FAILED else []
+    put(session, cell("ask", "1"))
+    panel = live(session)
+    panel.show()
+    panel.sitting = Sitting()
+    panel.sitting.end(PipelineResult("reviews", False, 1.0, steps={"ask": step}, failed_steps=failed))
+    panel._refresh()
+    assert told in view_of(panel).head.value
+    assert offered(view_of(panel)) == ["run", button, "force"]
+
+
+def test_a_chosen_step_stays_chosen_when_cells_are_redefined(
+    session: Session, shown: CapturingDisplayPublisher
+) -> None:
+    put(session, cell("load", "1"))
+    panel = live(session)
+    panel.show()
+    view = view_of(panel)
+    panel.select("load")
+    put(session, cell("more", "load + 1"))
+    until(lambda: "more" in view.graph.names.values())
+    assert panel.selected == view.step.value == view.graph.selected == "load"
+    assert "1" in view.details.value
+
+
+def test_a_run_stops_before_the_panel_is_shown(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
+) -> None:
+    put(session, cell("load", f"{WAIT}1"))
+    panel = live(session)
+    handle = panel.start()
+    until(lambda: session.workspace.states())
+    panel.stop()
+    assert handle.result(10).cancelled
+    ended(panel)
 
 
 # -- parts --------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ def test_items_are_counted_by_how_they_ended() -> None:
         (False, True, StepStatus.CANCELLED, "cancelled"),
         (False, False, StepStatus.FAILED, "failed"),
         (False, False, StepStatus.SKIPPED, "failed"),
+        (False, False, StepStatus.WAITING, "waiting"),
     ],
 )
 def test_the_phase_of_a_result(success: bool, cancelled: bool, status: StepStatus, phase: str) -> None:

@@ -1,0 +1,94 @@
+"""The time that a run will still take."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tagent_nb import ExecutionMode, Pipeline, PipelineExecutor
+from tagent_nb.engine.expectation import Durations, Past
+from tagent_nb.notebook.estimate import seconds_left
+from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.result import StepResult
+from tagent_nb.storage.memory import MemoryStorageBackend
+
+PAST = Durations({"a": 10.0, "b": 20.0, "c": 30.0})
+
+
+def left(
+    *steps: StepResult, past: Durations = PAST, now: float = 100.0, **items: tuple[int, int, int]
+) -> float | None:
+    return seconds_left({one.name: one for one in steps}, items, past, now)
+
+
+def test_pending_steps_take_what_they_took() -> None:
+    assert left(StepResult("a", StepStatus.COMPLETED), StepResult("b"), StepResult("c")) == 50.0
+
+
+def test_a_running_step_takes_the_rest_and_never_less_than_nothing() -> None:
+    assert left(StepResult("b", StepStatus.RUNNING, started_at=95.0)) == 15.0
+    assert left(StepResult("b", StepStatus.RUNNING, started_at=10.0)) == 0.0
+    assert left(StepResult("b", StepStatus.RUNNING)) == 20.0
+
+
+def test_a_mapped_step_goes_by_its_items_of_now() -> None:
+    mapped = StepResult("new", StepStatus.RUNNING, started_at=90.0)
+    assert left(mapped, new=(5, 0, 20)) == 30.0
+    assert left(mapped, new=(0, 0, 20)) is None
+
+
+def test_steps_that_nobody_knows_take_the_mean_unless_most_are_unknown() -> None:
+    assert left(StepResult("a"), StepResult("b"), StepResult("new")) == 45.0
+    assert left(StepResult("a"), StepResult("new"), StepResult("newer")) is None
+    assert left(StepResult("new"), past=Durations()) is None
+
+
+def test_steps_that_overlapped_before_will_do_so_again() -> None:
+    assert left(StepResult("a"), StepResult("b"), past=Durations(PAST.seconds, 0.5)) == pytest.approx(15.0)
+
+
+def test_when_all_is_done_nothing_is_left() -> None:
+    assert left(StepResult("a", StepStatus.FAILED)) == 0.0
+
+
+async def test_durations_are_those_of_the_newest_run_in_which_each_step_ran() -> None:
+    storage = MemoryStorageBackend()
+    pipeline = Pipeline("slow")
+
+    @pipeline.task
+    async def first() -> int:
+        await asyncio.sleep(0.01)
+        return 1
+
+    @pipeline.task
+    async def second(first: int) -> int:
+        await asyncio.sleep(0.01)
+        return first
+
+    executor = PipelineExecutor(pipeline, storage=storage)
+    assert await Past(storage, pipeline.id, pipeline.name).durations(["first"]) == Durations()
+    whole = await executor.execute()
+    part = await executor.execute(until="first")
+    past = await Past(storage, pipeline.id, pipeline.name).durations(["first", "second", "third"])
+    assert past.seconds == {"first": part.steps["first"].seconds, "second": whole.steps["second"].seconds}
+    assert past.pace == 1.0
+    newest = await Past(storage, pipeline.id, pipeline.name, most=1).durations(["first", "second"])
+    assert set(newest.seconds) == {"first"}
+    assert set((await Past(storage, pipeline.id, pipeline.name).durations(["first"])).seconds) == {"first"}
+
+
+async def test_steps_that_overlapped_make_a_pace_below_one() -> None:
+    storage = MemoryStorageBackend()
+    pipeline = Pipeline("overlap", default_mode=ExecutionMode.CONCURRENT)
+    both = asyncio.Barrier(2)
+    for name in ("left", "right"):
+
+        async def wait() -> None:
+            await both.wait()
+            await asyncio.sleep(0.05)
+
+        pipeline.task(name=name)(wait)
+    await PipelineExecutor(pipeline, storage=storage).execute()
+    past = await Past(storage, pipeline.id, pipeline.name).durations(["left", "right"])
+    assert 0.4 < past.pace < 1.0
