@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tagent_nb.engine.recordings import read_recording
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -31,8 +33,26 @@ def test_every_provider_extra_is_one_of_pydantic_ai() -> None:
     assert {"anthropic", "google", "groq", "mistral", "bedrock"} <= passed_on <= known
 
 
-def test_the_notebooks_are_the_two_lessons() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_pipeline", "02_cache_and_resume"]
+def test_the_notebooks_are_the_four_lessons() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_first_pipeline",
+        "02_cache_and_resume",
+        "03_agents_tools_and_budget",
+        "04_approval_and_replay",
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[2:], ids=lambda path: path.stem)
+def test_a_recorded_notebook_replays_its_own_recording(path: Path) -> None:
+    """It asks nobody: its recording lies beside it, is whole, and was made by the local model."""
+    file = f"data/{path.stem}.json"
+    assert file in path.read_text(encoding="utf-8")
+    asked = {
+        call.answer.get("model_name")
+        for call in read_recording(ROOT / "notebooks" / file)
+        if call.kind == "model"
+    }
+    assert "local/smollm2-135m" in asked
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
