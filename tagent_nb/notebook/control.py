@@ -53,7 +53,7 @@ class RunControl:
             UsageError: The run was interrupted; it can be resumed.
             TagentError: The run was refused, or could not be recorded.
         """
-        course = self._course(request)
+        course = self._course(request, answers=request.background)
         try:
             pause = next(course)
             while True:
@@ -68,7 +68,7 @@ class RunControl:
 
     async def awaited(self, request: Request) -> PipelineResult | RunHandle:
         """As :meth:`polling`, and the loop goes on meanwhile; cancelling is an interrupt."""
-        course = self._course(request)
+        course = self._course(request, answers=True)
         try:
             pause = next(course)
             while True:
@@ -87,10 +87,14 @@ class RunControl:
         value: PipelineResult | RunHandle = end.value
         return value
 
-    def _course(self, request: Request) -> Course:
-        """What happens between two beats; yields the seconds until the next one."""
+    def _course(self, request: Request, *, answers: bool) -> Course:
+        """What happens between two beats; yields the seconds until the next one.
+
+        ``answers`` is whether a click arrives while this goes on.
+        """
         panel = self._panel()
-        handle = panel.start(**request.options)
+        waits = answers and self._somebody_is_there()
+        handle = panel.start(approver="wait" if waits else None, **request.options)
         sitting = panel.sitting
         assert sitting is not None
         try:
@@ -134,6 +138,11 @@ class RunControl:
         if name in kept:
             kept[name].close()
         kept[name] = panel
+
+    def _somebody_is_there(self) -> bool:
+        """Whether a person can answer: a front end says that it takes input, nbconvert and nbval that
+        they do not."""
+        return bool(getattr(getattr(self.shell, "kernel", None), "_allow_stdin", False))
 
     def keep(self, result: PipelineResult) -> None:
         """Put a result where the notebook finds it."""

@@ -149,6 +149,12 @@ def _limits(step: PipelineStep) -> str:
         words.append(f"{step.min_success:.0%} of items must succeed")
     if step.execution_mode is ExecutionMode.CONCURRENT:
         words.append("concurrent")
+    if step.approve:
+        words.append("waits for approval")
+    if step.approve_tools:
+        words.append(f"asks before it calls {', '.join(step.approve_tools)}")
+    if step.remember:
+        words.append("may remember")
     if step.budget is not None:
         words.append(f"at most {step.budget}")
     if not step.cache:

@@ -11,9 +11,9 @@ from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.notebook.control import Request
+from tagent_nb.notebook.deciding import DecidingMagics
 from tagent_nb.notebook.display import definition_table, show, step_card
 from tagent_nb.notebook.explaining import explain_step
-from tagent_nb.notebook.kept import KeptMagics
 from tagent_nb.notebook.listing import pipelines_table, plan_table
 from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
 from tagent_nb.notebook.picture import Picture
@@ -58,7 +58,7 @@ def run_options(function: F) -> F:
 
 
 @magics_class
-class TagentMagics(KeptMagics):
+class TagentMagics(DecidingMagics):
     """All magics of one shell; ``session`` holds the objects they work on."""
 
     # -- definitions ------------------------------------------------------------------------
@@ -157,6 +157,11 @@ class TagentMagics(KeptMagics):
     @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")
     @option("--plan", action="store_true", help="The model plans tasks, which are carried out and judged.")
     @option("--max-replans", type=int, metavar="N", help="New plans after the first; 2 without it.")
+    @option("--approve", action="store_true", help="The value waits until you have approved it.")
+    @option(
+        "--approve-tools", action="append", metavar="NAMES", help="Calls of these tools wait for you: a,b*."
+    )
+    @option("--remember", action="store_true", help="The model may remember facts and memories.")
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
     @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")
     @option("--budget", metavar="AMOUNT", help="Most that the step may spend: 0.10 (USD), '5000 tokens'.")
@@ -323,7 +328,7 @@ class TagentMagics(KeptMagics):
         print(explain_step(self.session, args.step))
 
 
-for _kind, _names in KeptMagics.magics.items():
+for _kind, _names in DecidingMagics.magics.items():
     TagentMagics.magics[_kind].update(_names)
 
 

@@ -92,6 +92,8 @@ class Panel:
         Raises:
             RunInProgressError: The pipeline is running already.
         """
+        # Its buttons are pressed by somebody, who can answer in its forms.
+        options.setdefault("approver", "wait" if self.live else None)
         return self.session.start(self.workspace, watches=[self.watch], **options)
 
     def watch(self) -> Sitting:

@@ -41,5 +41,13 @@ class Part(Protocol):
 PartMaker = Callable[["Panel"], Part]
 """Makes a part for a panel."""
 
-PARTS: list[PartMaker] = []
+
+def approval_forms(panel: Panel) -> Part:
+    """Forms for what the runs of the panel's pipeline hold."""
+    from tagent_nb.notebook.approving import ApprovalForms
+
+    return ApprovalForms(panel.workspace)
+
+
+PARTS: list[PartMaker] = [approval_forms]
 """The parts of every panel, in the order in which they are shown."""

@@ -14,6 +14,7 @@ from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.loop import submit
 from tagent_nb.errors import DefinitionError, NotStoredError, RunInProgressError, did_you_mean
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.names import pipeline_name
@@ -108,6 +109,7 @@ class Session:
         workspaces: One :class:`Workspace` by pipeline name.
         prices: Prices of own models by name; see :meth:`set_prices`.
         limits: How fast each provider may be asked, by all pipelines together; see :meth:`set_limits`.
+        approver: Decides on what steps and tools hold, in place of forms; see :class:`PipelineExecutor`.
     """
 
     def __init__(self, namespace: Mapping[str, Any] | None = None, folder: str | Path = STATE_FOLDER) -> None:
@@ -116,6 +118,7 @@ class Session:
         self.workspaces: dict[str, Workspace] = {}
         self.prices: dict[str, Price] = {}
         self.limits = LimitsGate()
+        self.approver: Approver | None = None
         self._current: str | None = None
         self._storages: dict[tuple[str, int | None], StorageBackend] = {}
         self._cache: ResultCache | None = None
@@ -238,6 +241,7 @@ class Session:
         workspace: Workspace | None = None,
         observers: Iterable[Observer] = (),
         max_concurrency: int | None = None,
+        approver: Approver | None = None,
     ) -> PipelineExecutor:
         """A new executor for a workspace, with its storage, cache, namespace and schemas."""
         space = workspace or self.workspace
@@ -252,6 +256,7 @@ class Session:
             schemas=self.schemas().values(),
             prices=self.prices,
             limits=self.limits,
+            approver=self.approver or approver,
         )
 
     def start(
@@ -261,6 +266,7 @@ class Session:
         observers: Iterable[Observer] = (),
         watches: Iterable[Watch] = (),
         max_concurrency: int | None = None,
+        approver: Approver | None = None,
         **options: Any,
     ) -> RunHandle:
         """Run a pipeline in the background. Options are those of :meth:`PipelineExecutor.execute`.
@@ -270,6 +276,7 @@ class Session:
             observers: Called with every event.
             watches: Watch this run, besides those that watch all runs of the workspace.
             max_concurrency: Most attempts at the same time, for this run only.
+            approver: Decides where :attr:`approver` is not set.
 
         Raises:
             RunInProgressError: This pipeline is running already.
@@ -280,7 +287,7 @@ class Session:
                 f"Pipeline {space.pipeline.name!r} is running already. Wait for it, or press Stop first."
             )
         watchers = [watch() for watch in dict.fromkeys([*space.watches, *watches])]
-        executor = self.executor(space, [*observers, *watchers, _Begun(space)], max_concurrency)
+        executor = self.executor(space, [*observers, *watchers, _Begun(space)], max_concurrency, approver)
         earlier, space.executor = space.executor, executor
 
         async def run() -> PipelineResult:

@@ -39,6 +39,12 @@ def build_step(
     if args.tools is not None:
         options["tools_filter"], options["tools"] = _tools(session, names(args.tools))
     options["checks"] = [session.function(name) for text in args.check or () for name in names(text)]
+    if args.approve:
+        options["approve"] = True
+    if args.approve_tools:
+        options["approve_tools"] = [name for text in args.approve_tools for name in names(text)]
+    if args.remember:
+        options["remember"] = True
     if args.no_cache:
         options["cache"] = False
     return PipelineStep.from_cell(args.name, cell, python=args.python, **options)

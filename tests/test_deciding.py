@@ -1,0 +1,106 @@
+"""%tagent_approve and %tagent_memory."""
+
+from __future__ import annotations
+
+import pytest
+from test_magics import Notebook, book, refused
+
+assert book  # a fixture: pytest finds it by its name
+
+
+def held(book: Notebook) -> None:
+    """A run that waits for the approval of its step."""
+    book("tagent_pipeline mails")
+    book.python("draft", "'Dear all'", "--approve")
+    book.python("send", "'sent: ' + draft")
+    book("tagent_run")
+
+
+def test_a_held_value_is_listed_approved_and_used_when_the_run_goes_on(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held(book)
+    book("tagent_approve")
+    assert "draft" in book.shown[-1]
+    assert "Dear all" in book.shown[-1]
+    book("tagent_approve draft")
+    assert "Approved. %tagent_run --resume goes on with it." in capsys.readouterr().out
+    assert book("tagent_run --resume")["send"] == "sent: Dear all"
+    book("tagent_approve")
+    assert "Nothing waits for approval." in book.shown[-1]
+
+
+def test_a_variable_of_the_notebook_takes_the_place_of_the_value(book: Notebook) -> None:
+    held(book)
+    book.shell.user_ns["better"] = "Dear friends"
+    book("tagent_approve draft --value better")
+    assert book("tagent_run --resume")["send"] == "sent: Dear friends"
+
+
+@pytest.mark.parametrize("option", ["--reject", "--retry"])
+def test_a_value_is_rejected_with_a_reason(
+    book: Notebook, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    held(book)
+    book(f"tagent_approve draft {option} 'too short'")
+    assert "Rejected." in capsys.readouterr().out
+    result = book("tagent_run --resume")
+    assert (
+        (result.failed_steps, result.waiting_steps) == (["draft"], [])
+        if option == "--reject"
+        else ([], ["draft"])
+    )
+
+
+def test_another_kernel_decides_on_what_is_recorded(book: Notebook) -> None:
+    held(book)
+    later = Notebook(book.session.folder)
+    later("tagent_pipeline mails")
+    later.python("draft", "'Dear all'", "--approve")
+    later.python("send", "'sent: ' + draft")
+    later("tagent_approve draft")
+    assert later("tagent_run --resume")["send"] == "sent: Dear all"
+
+
+def test_mistakes_are_told_in_one_sentence(book: Notebook) -> None:
+    held(book)
+    assert "exclude each other" in refused(book, "tagent_approve draft --reject no --retry no")
+    assert "there is no variable 'bettr'" in refused(book, "tagent_approve draft --value bettr")
+    assert "Did you mean 'draft'" in refused(book, "tagent_approve draf")
+
+
+def test_help_is_shown(book: Notebook) -> None:
+    book("tagent_approve --help")
+    book("tagent_memory --help")
+
+
+def test_memories_are_listed_shown_edited_and_deleted(book: Notebook) -> None:
+    book("tagent_pipeline mails")
+    book("tagent_memory")
+    assert "Nothing is remembered" in book.shown[-1]
+    book("tagent_memory style --set short")
+    book("tagent_memory limit --set 3")
+    assert (book("tagent_memory style"), book("tagent_memory limit")) == ("short", 3)
+    book("tagent_memory")
+    assert "style" in book.shown[-1]
+    book("tagent_memory style --forget")
+    assert "there is no memory 'style'. Saved: limit." in refused(book, "tagent_memory style")
+    book("tagent_memory limit --forget")
+    assert "Saved: none." in refused(book, "tagent_memory limit")
+
+
+def test_mistakes_with_memories_are_told(book: Notebook) -> None:
+    book("tagent_pipeline mails")
+    assert "which memory?" in refused(book, "tagent_memory --forget")
+    assert "exclude each other" in refused(book, "tagent_memory a --set 1 --forget")
+    assert "has no memory 'a'" in refused(book, "tagent_memory a --forget")
+
+
+def test_options_of_a_step_hold_values_and_tools_and_let_it_remember(book: Notebook) -> None:
+    book("tagent_pipeline mails")
+    book("tagent_step write --approve --approve-tools send,pay* --remember", "Write.")
+    step = book.session.pipeline.get_step("write")
+    assert (step.approve, step.approve_tools, step.remember) == (True, ["send", "pay*"], True)
+    shown = book.shown[-1]
+    for words in ("waits for approval", "asks before it calls send, pay*", "may remember"):
+        assert words in shown
