@@ -422,6 +422,13 @@ async def test_several_items_of_a_step_need_a_name() -> None:
         run.approve("each")
 
 
+def test_before_the_first_run_nothing_waits() -> None:
+    run = executor(pipeline())
+    assert run.pending_approvals() == []
+    with pytest.raises(DefinitionError, match="Waiting: nothing"):
+        run.approve("draft")
+
+
 @pytest.mark.parametrize("approver", ["later", 3])
 def test_an_approver_is_a_function_or_wait(approver: Any) -> None:
     with pytest.raises(DefinitionError, match="approver must be a function"):

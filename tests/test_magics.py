@@ -574,11 +574,13 @@ def all_magics() -> list[tuple[str, Callable[..., Any]]]:
 
 def test_the_magics_of_the_design_are_there() -> None:
     assert [name for name, _ in all_magics()] == [
+        "tagent_approve",
         "tagent_cache",
         "tagent_explain",
         "tagent_export",
         "tagent_graph",
         "tagent_history",
+        "tagent_memory",
         "tagent_nest",
         "tagent_panel",
         "tagent_pipeline",

@@ -11,7 +11,7 @@ from tagent_nb.engine.holding import holding
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.opening import schemas_of
 from tagent_nb.engine.state import read_memory
-from tagent_nb.errors import LeaseLostError
+from tagent_nb.errors import LeaseLostError, NotStoredError
 from tagent_nb.events import ApprovalGiven
 from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
 
@@ -48,7 +48,8 @@ class Deciding(ABC):
         Raises:
             StorageError: The last run cannot be read.
         """
-        return open_requests(self._known(), self.pipeline)
+        memory = self._known()
+        return [] if memory is None else open_requests(memory, self.pipeline)
 
     def approve(
         self, step: str, item: str | None = None, *, tool: str | None = None, value: Any = ...
@@ -101,12 +102,15 @@ class Deciding(ABC):
     def _decide(self, step: str, item: str | None, tool: str | None, decision: Decision) -> None:
         self.decide(chosen(self.pending_approvals(), step, item, tool), decision)
 
-    def _known(self) -> PipelineMemory:
+    def _known(self) -> PipelineMemory | None:
         """The memory of the run that goes on, or else of the last one."""
         if self.memory is not None:
             return self.memory
         schemas = schemas_of(self.pipeline, self.schemas, self.namespace)
-        return submit(read_memory(self.storage, self.pipeline.name, None, schemas)).result()
+        try:
+            return submit(read_memory(self.storage, self.pipeline.name, None, schemas)).result()
+        except NotStoredError:
+            return None
 
     async def _record(self, given: ApprovalGiven) -> None:
         """Record a decision while nobody carries the run on."""

@@ -254,7 +254,7 @@ class ApprovalForms:
     def draw(self) -> None:
         """Show what waits now."""
         executor = self.workspace.executor
-        asks = executor is not None and self.workspace.running and executor.approver == "wait"
+        asks = executor is not None and executor.running and executor.memory and executor.approver == "wait"
         waiting = executor.pending_approvals() if executor is not None and asks else []
         kept = {(form.request.unit, form.request.digest): form for form in self.forms}
         forms = []
