@@ -261,6 +261,21 @@ async def test_a_failed_attempt_is_recorded_before_the_next_one(tmp_path: Path) 
     assert [kind for kind in kinds if kind != "StepProgress"] == ["RunStarted", "CallRecorded", "StepRetried"]
 
 
+async def test_a_refused_value_is_asked_for_anew(tmp_path: Path) -> None:
+    """The attempt that gave it has ended: its calls do not answer for the next one."""
+    answers = iter(["bad", "good"])
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[TextPart(next(answers))])
+
+    pipeline = Pipeline("p", model=FunctionModel(answer)).step("s", "Say it.", approve=True, max_retries=1)
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs", retry_delay=0)
+    await executor.execute()
+    executor.reject("s", "not this", retry=True)
+    await executor.execute(resume=True)
+    assert [one.value for one in executor.pending_approvals()] == ["good"]
+
+
 async def test_what_cannot_be_recorded_ends_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no failure of the step, and nobody acts on the answer."""
     storage = open_storage(None)
