@@ -56,6 +56,7 @@ CELLS = [
     "%%tagent_step frame --python\nimport pandas as pd\npd.DataFrame({'text': HOSTILE, ALL: 1})",
     "%%tagent_step fails --python --max-retries 0\nprint(ALL)\nraise ValueError(BROKEN)",
     '%%tagent_step never --python --when "texts == 1"\nfails',
+    "%tagent_panel",
     "%tagent_run",
     "%tagent_graph",
     "%tagent_status",
@@ -68,7 +69,7 @@ CELLS = [
     "import tagent_nb\ntagent_nb.current().pipeline",
     "print('the end')",
 ]
-RUN = 10
+PANEL, RUN = 10, 11
 END = len(CELLS) - 1
 
 
@@ -96,12 +97,15 @@ def assert_unharmed(page: Page, guard: Guard) -> None:
     assert page.evaluate("() => window.__pwned ?? null") is None
     assert guard.asked == []
     found = page.evaluate(
-        """() => [...document.querySelectorAll('.jp-OutputArea *, .output *')].filter(one =>
-            ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED'].includes(one.tagName)
-            || [...one.attributes].filter(a => a.name != 'aria-label' && a.name != 'data-step').some(a =>
-                /^on/i.test(a.name) || /javascript:/i.test(a.value)
-                || (/away\\.invalid/i.test(a.value) && one.tagName != 'A'))
-        ).map(one => one.outerHTML.slice(0, 200))"""
+        """() => {
+            const loads = /^(src|srcset|srcdoc|(xlink:)?href|data|poster|background|(form)?action|style)$/i;
+            const acts = (one, {name, value}) => /^on/i.test(name) || (loads.test(name)
+                && (/javascript:/i.test(value) || (/away\\.invalid/i.test(value) && one.tagName != 'A')));
+            return [...document.querySelectorAll('.jp-OutputArea *, .output *')]
+                .filter(one => ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED'].includes(one.tagName)
+                    || [...one.attributes].some(attribute => acts(one, attribute)))
+                .map(one => one.outerHTML.slice(0, 200));
+        }"""
     )
     assert [one for one in found if "data:image/svg" not in one] == []
 
@@ -117,10 +121,14 @@ def test_hostile_text_runs_no_script_and_fetches_nothing(lab: Lab, lab_page: Lab
     expect(panel).to_contain_text("onmouseover")
     for summary in panel.locator("summary:visible").all():
         summary.click()
-    book.picture("hostile-panel", panel)
-    for node in panel.locator("g.node[data-step]").all():
+    book.picture("hostile-run", panel)
+    live = book.output(PANEL)
+    for node in [*panel.locator("g.node[data-step]").all(), *live.locator("g.node[data-step]").all()]:
         node.click()  # opens its details
-    book.picture("hostile-details", panel)
+        book.page.mouse.move(5, 5)
+        assert_unharmed(book.page, guard)
+    expect(live).to_contain_text("onmouseover")
+    book.picture("hostile-panel", live)
     for index in range(len(CELLS)):
         book.cell(index).scroll_into_view_if_needed()
     assert_unharmed(book.page, guard)
