@@ -1,0 +1,75 @@
+"""Approval in real kernels: the form answers a waiting cell, and the wait survives a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kernels import Kernel
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
+    """Starts kernels in the test's folder."""
+    started: list[Kernel] = []
+
+    def start() -> Kernel:
+        started.append(Kernel(tmp_path))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def define(book: Kernel) -> None:
+    book.run("%tagent_pipeline mails --concurrent")
+    book.define("draft", "'Dear all'", "--approve")
+    book.define("send", "'sent: ' + draft")
+    book.define("other", "7")
+
+
+def button(book: Kernel, cell: str, description: str) -> str:
+    """The comm of a button that a cell shows, once it does."""
+
+    def found() -> str:
+        for message in book.outputs.get(cell, []):
+            state = message["content"].get("data", {}).get("state", {})
+            if message["msg_type"] == "comm_open" and state.get("description") == description:
+                return str(message["content"]["comm_id"])
+        return ""
+
+    book.until(lambda: bool(found()))
+    return found()
+
+
+def test_a_wait_for_approval_survives_a_killed_kernel_and_nothing_is_computed_again(
+    kernel: Callable[[], Kernel],
+) -> None:
+    first = kernel()
+    define(first)
+    run = first.send("%tagent_run")
+    button(first, run, "Approve")
+    first.until(lambda: first.effects()["other"] == 1)
+    first.kill()
+    second = kernel()
+    define(second)
+    run = second.send("%tagent_run --resume")
+    second.click(button(second, run, "Approve"))
+    assert "✓ send: completed" in second.wait(run)
+    assert second.effects() == {"draft": 1, "send": 1, "other": 1}
+    assert "sent: Dear all" in second.run("print(result['send'])")
+
+
+def test_where_nobody_can_click_the_run_ends_waiting_and_goes_on_by_magics(
+    kernel: Callable[[], Kernel],
+) -> None:
+    """As nbconvert and nbval execute cells: they say that they take no input."""
+    book = kernel()
+    define(book)
+    cell = str(book.client.execute("%tagent_run", allow_stdin=False))
+    assert "Waiting for approval: draft. %tagent_run --resume asks for it, and goes on." in book.wait(cell)
+    book.run("better = 'Dear friends'\n%tagent_approve draft --value better")
+    assert "✓ send: completed" in book.run("%tagent_run --resume")
+    assert "sent: Dear friends" in book.run("print(result['send'])")
