@@ -23,7 +23,6 @@ CELLS = [
     "Is this review negative or positive? {{ load.text }}",
     "%%tagent_step report\nWrite one sentence on what customers like, from {{ classify }}.",
     "%tagent_run",
-    "%tagent_graph",
     'result["load"][["text"]].join(result.output_frame("classify")["label"])',
 ]
 
