@@ -27,6 +27,7 @@ from tagent_nb import (
     Rejected,
     ResultCache,
     StepContext,
+    StepFinished,
     StepStatus,
     StepWaiting,
 )
@@ -356,6 +357,30 @@ async def test_a_decision_counts_once_and_a_late_one_is_nothing() -> None:
     assert result["draft"] == "first"
     given = [event for event in result.events if isinstance(event, ApprovalGiven)]
     assert len(given) == 1
+
+
+async def test_a_decision_on_what_has_ended_in_a_run_that_goes_on_is_nothing() -> None:
+    gate = asyncio.Event()
+    asked, done = waits("draft"), Until(lambda event: isinstance(event, StepFinished))
+
+    class Slow(Runner):
+        async def run(self, step: PipelineStep, context: StepContext) -> Any:
+            if step.name == "other":
+                await gate.wait()
+            return step.name
+
+    run = PipelineExecutor(pipeline(), runners={"python": Slow({})}, approver="wait")
+    run.subscribe(asked)
+    run.subscribe(done)
+    going_on = asyncio.ensure_future(run.execute())
+    await asked.come()
+    [request] = run.pending_approvals()
+    run.decide(request, Approved())
+    await done.come()
+    run.decide(request, Rejected("too late"))
+    await asyncio.sleep(0)
+    gate.set()
+    assert (await going_on).success
 
 
 async def test_a_decision_on_a_step_that_is_left_is_kept_for_the_next_sitting() -> None:

@@ -121,6 +121,23 @@ async def test_a_turn_that_comes_with_the_cancellation_is_not_lost() -> None:
     assert found.next() == "b"
 
 
+async def test_one_who_is_cancelled_as_the_turn_comes_keeps_it_from_nobody() -> None:
+    found, _ = turns("a", "b")
+    found.offer("a")
+    assert found.next() == "a"
+    found.crew("a", 2)
+    found.offer("b")
+    found.step_aside("a")
+    found.step_aside("a")
+    both = [asyncio.ensure_future(found.come_back("a", serial=True)) for _ in range(2)]
+    await asyncio.sleep(0)
+    both[0].cancel()
+    found.release("b")
+    assert found.next() is None
+    await both[1]
+    assert both[0].cancelled()
+
+
 async def test_who_is_cancelled_in_line_leaves_the_line() -> None:
     found, started = turns("a", "b", "c")
     found.offer("a")
