@@ -8,6 +8,7 @@ from tagent_nb.events import (
     StepCached,
     StepFailed,
     StepFinished,
+    StepProgress,
     StepStarted,
     StepStreamed,
     Warned,
@@ -42,6 +43,17 @@ def test_text_of_items_says_whose_line_it_is() -> None:
     ):
         feed(StepStreamed(run_id=RUN, step="a", item=item, text=text))
     assert feed.texts["a"] == "[0] positive\n[0] next\n[1] neg\n[0] later"
+
+
+def test_calls_of_tools_stand_on_lines_of_their_own_among_the_text() -> None:
+    feed = Feed()
+    feed(StepStreamed(run_id=RUN, step="a", text="Looking"))
+    call = {"tool": "find", "arguments": {"q": "'tea'", "n": "2"}}
+    feed(StepProgress(run_id=RUN, step="a", kind="tool_call", detail=call))
+    feed(StepProgress(run_id=RUN, step="a", kind="tool_error", detail={"tool": "find", "message": "gone"}))
+    feed(StepProgress(run_id=RUN, step="a", kind="phase", detail={"phase": "planning"}))
+    feed(StepProgress(run_id=RUN, step="m", item="3", kind="tool_call", detail={"tool": "look"}))
+    assert feed.texts == {"a": "Looking\n→ find(q='tea', n=2)\n✗ find: gone\n", "m": "[3] → look()\n"}
 
 
 def test_items_are_counted_while_they_end() -> None:

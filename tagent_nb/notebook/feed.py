@@ -15,6 +15,7 @@ from tagent_nb.events import (
     StepEvent,
     StepFailed,
     StepFinished,
+    StepProgress,
     StepStarted,
     StepStreamed,
 )
@@ -24,6 +25,9 @@ __all__ = ["MOST_TEXT", "Feed", "Sitting"]
 
 MOST_TEXT = 10_000
 """Characters kept of what a step printed or streamed, counted from the end."""
+
+TOLD = ("tool_call", "tool_error", "tool_rejected")
+"""Kinds of progress that stand among the text of a step."""
 
 
 class Feed:
@@ -48,7 +52,9 @@ class Feed:
         if isinstance(event, StepEvent):
             self._touched.append(event.step)
         if isinstance(event, StepStreamed):
-            self._write(event)
+            self._write(event.step, event.item, event.text)
+        elif isinstance(event, StepProgress) and event.kind in TOLD:
+            self._tell(event)
         elif isinstance(event, StepStarted) and event.items is not None:
             self.items[event.step] = [0, 0, event.items]
         elif isinstance(event, StepFinished | StepCached | StepFailed) and event.item is not None:
@@ -68,16 +74,29 @@ class Feed:
         """A copy of :attr:`items`."""
         return {name: (ended, failed, all_) for name, (ended, failed, all_) in list(self.items.items())}
 
-    def _write(self, event: StepStreamed) -> None:
-        text = self.texts.get(event.step, "")
-        if event.item is not None:
+    def _write(self, step: str, item: str | None, written: str) -> None:
+        text = self.texts.get(step, "")
+        if item is not None:
             # Items run at the same time: each line says whose it is.
-            if text and not text.endswith("\n") and self._writing.get(event.step) != event.item:
+            if text and not text.endswith("\n") and self._writing.get(step) != item:
                 text += "\n"
             if not text or text.endswith("\n"):
-                text += f"[{event.item}] "
-            self._writing[event.step] = event.item
-        self.texts[event.step] = (text + event.text)[-MOST_TEXT:]
+                text += f"[{item}] "
+            self._writing[step] = item
+        self.texts[step] = (text + written)[-MOST_TEXT:]
+
+    def _tell(self, event: StepProgress) -> None:
+        """What a tool does, on a line of its own."""
+        tool, detail = event.detail.get("tool", ""), event.detail.get("message", "")
+        if event.kind == "tool_call":
+            given = event.detail.get("arguments", {})
+            line = f"→ {tool}({', '.join(f'{name}={value}' for name, value in given.items())})"
+        else:
+            line = f"✗ {tool}: {detail}"
+        text = self.texts.get(event.step, "")
+        if text and not text.endswith("\n"):
+            self.texts[event.step] = text + "\n"
+        self._write(event.step, event.item, line + "\n")
 
     def _count(self, event: StepEvent) -> None:
         counts = self.items.setdefault(event.step, [0, 0, 0])
