@@ -225,7 +225,7 @@ async def views(lab: Lab) -> bytes:
     """Panel and tables, as HTML and as text."""
     view = result_view(lab.result)
     return "\n".join(
-        [run_html(view, folded=True), run_text(view), repr(definition_table(lab.pipeline, lab.result.steps))]
+        [run_html(view), run_text(view), repr(definition_table(lab.pipeline, lab.result.steps))]
     ).encode()
 
 

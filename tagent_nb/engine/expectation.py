@@ -38,10 +38,10 @@ class Past:
     """Earlier runs of a pipeline, read from storage when they are needed, the newest first."""
 
     def __init__(
-        self, storage: StorageBackend, pipeline_id: str, pipeline_name: str, most: int = MOST_RUNS
+        self, storage: StorageBackend, pipeline_id: str, pipeline_name: str, most: int | None = None
     ) -> None:
         self._storage = storage
-        self._most = most
+        self._most = MOST_RUNS if most is None else most
         self._id = pipeline_id
         self._name = pipeline_name
         self._ids: list[str] | None = None

@@ -301,7 +301,19 @@ class Run:
         Raises:
             StorageError: They could not be recorded; they were not applied either.
         """
-        batch: Sequence[Event] = events
+        saved = {event.key: event.value for event in events if type(event) is MemorySaved}
+        if not saved:
+            return await self._record(events)
+        # Stopped between the two, what is recorded would be stored for no other run.
+        return await unbroken(self._record_and_store(events, saved))
+
+    async def _record_and_store(self, events: Sequence[Event], saved: Mapping[str, Any]) -> Change:
+        change = await self._record(events)
+        await save(self, saved)
+        return change
+
+    async def _record(self, events: Sequence[Event]) -> Change:
+        batch = events
         if self._unwritten:
             batch = [*self._unwritten, *events]
             self._unwritten = []
@@ -309,13 +321,8 @@ class Run:
         storage = self.equipment.storage
         await storage.append(memory.pipeline_id, memory.run_id, batch, token=self.token)
         change: Change | None = None
-        saved: dict[str, Any] = {}
         for event in events:
             change = self._apply(event)
-            if type(event) is MemorySaved:
-                saved[event.key] = event.value
-        if saved:
-            await save(self, saved)
         return change if change is not None else Change()
 
     def warn_from_anywhere(self, message: str) -> None:
