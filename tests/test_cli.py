@@ -186,6 +186,15 @@ def test_unknown_prices_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Warning: Step 'odd': its value cannot be stored" in shown
 
 
+def test_a_run_that_waits_for_approval_says_for_which_step(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("waits.py").write_text(
+        "from tagent_nb import Pipeline, PipelineStep\n"
+        "p = Pipeline('p').put(PipelineStep.from_cell('mail', '1', python=True, approve=True))\n"
+    )
+    assert main(["run", "waits.py"]) == 1
+    assert "waits for approval of mail; it ended" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

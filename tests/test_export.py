@@ -323,14 +323,14 @@ def test_tools_are_registered_again(load: Callable[[str], Any], shell: Interacti
         "@tagent_nb.tool(timeout=1)\ndef limited(word: str) -> str:\n    'Look it up.'\n    return word\n"
         "def bare(word: str) -> str:\n    'Look it up.'\n    return word\n"
         "def own(word: str) -> str:\n    'Look it up.'\n    return word\n"
-        "tagent_nb.tool(timeout=2.5)(bare)\n"
+        "tagent_nb.tool(timeout=2.5, side_effect=True)(bare)\n"
     ).raise_error()
     tool(imported_tool)
     try:
         pipeline = Pipeline("tools", model="test").step("ask", "Ask.", tools=[shell.user_ns["own"]])
         pipeline.step("alone", "Ask.", tools_filter=[])
         text = export_module(pipeline, shell.user_ns)
-        assert "\ntagent_nb.tool(timeout=2.5)(bare)\n" in text
+        assert "\ntagent_nb.tool(timeout=2.5, side_effect=True)(bare)\n" in text
         assert "tagent_nb.tool(imported_tool)" in text
         assert "tagent_nb.tool(decorated)" not in text
         module = load(text)
@@ -415,6 +415,15 @@ def test_all_that_cannot_be_written_is_told_at_once() -> None:
         "  - step f, checks: <lambda> has no name; write it with def",
     ):
         assert part in message
+
+
+def test_a_secret_stands_in_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_API_KEY", "sk-0123456789abcdef")
+    pipeline = one_cell("len(key)")
+    with pytest.raises(DefinitionError) as caught:
+        export_module(pipeline, {"key": "sk-0123456789abcdef"})
+    assert "read it where it is used: os.environ['SHOP_API_KEY']" in str(caught.value)
+    assert "sk-0123456789abcdef" not in str(caught.value)
 
 
 def test_functions_that_cannot_be_moved_are_told() -> None:

@@ -232,6 +232,22 @@ def test_mistakes_about_files(book: Notebook) -> None:
     assert not Path("p.py").exists()
 
 
+def test_the_calls_of_a_run_are_written_and_replayed_without_the_model(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book("tagent_pipeline reviews --model test --no-cache")
+    book("tagent_step ask", "Say hello.")
+    answer = book("tagent_run")["ask"]
+    book("tagent_export --recording calls.json")
+    assert "Wrote calls.json: 1 call. To replay: %tagent_pipeline NAME --recording calls.json" in (
+        capsys.readouterr().out
+    )
+    for line in ("tagent_export --recording", "tagent_export --recording calls.py"):
+        assert "ends in .json" in refused(book, line)
+    book("tagent_pipeline reviews --recording calls.json")
+    assert book("tagent_run")["ask"] == answer
+
+
 # -- %tagent_nest -------------------------------------------------------------------------
 
 

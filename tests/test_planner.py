@@ -26,6 +26,7 @@ from tagent_nb import (
     RetryableError,
     StepContext,
     StepError,
+    tool,
 )
 from tagent_nb.events import Event, StepProgress, StepStreamed, StepWaiting
 from tagent_nb.steps import asking
@@ -500,6 +501,25 @@ async def test_a_call_that_succeeded_is_not_repeated_by_a_later_plan(
     assert shop.calls == ["order tea", "order tea", "order cake"]
     assert ("a_2", "reused") in statuses(seen)
     assert context.usage.tool_calls == 3
+
+
+async def test_a_pure_tool_is_asked_again_by_a_later_plan(
+    context: StepContext, seen: list[Event], shop: Shop
+) -> None:
+    """It costs no effect, and may know more by then."""
+
+    @tool(pure=True)
+    def weather(place: str) -> str:
+        """Say what the weather is."""
+        shop.calls.append(f"weather {place}")
+        return "sun"
+
+    script = Script(
+        plan=[plan(call("a", "weather", place="Rome"), think("c"))], last=["x"], judge=[BAD, GOOD]
+    )
+    assert await run(script, context, tools=[weather]) == "x"
+    assert shop.calls == ["weather Rome", "weather Rome"]
+    assert "reused" not in {status for _, status in statuses(seen)}
 
 
 async def test_a_step_error_of_a_tool_ends_the_step(context: StepContext, shop: Shop) -> None:

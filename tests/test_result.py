@@ -108,6 +108,15 @@ def test_a_step_without_an_output_has_no_value() -> None:
     assert StepResult("a", output=StoredValue.of(3)).value == 3
 
 
+def test_what_the_cache_saved_is_the_sum_of_what_is_known() -> None:
+    steps = {
+        "a": StepResult("a", saved_cost=0.25),
+        "b": StepResult("b", saved_cost=None),
+        "c": StepResult("c", saved_cost=0.5),
+    }
+    assert PipelineResult("p", True, 0.0, steps=steps).saved_cost == 0.75
+
+
 def test_results_do_not_share_their_containers() -> None:
     one, other = PipelineResult("p", True, 0.0), PipelineResult("p", True, 0.0)
     one.warnings.append("x")

@@ -91,6 +91,14 @@ def test_one_storage_is_shared_by_pipelines_and_another_can_be_given(
     assert session.workspace.storage is memory
 
 
+def test_a_recording_is_named_and_taken_back(session: Session) -> None:
+    session.use("a", recording="calls.json")
+    session.use("a", model="test")
+    assert session.workspace.recording == "calls.json"
+    session.use("a", recording="none")
+    assert session.workspace.recording is None
+
+
 class Watching:
     """What a watcher of one run was told."""
 
