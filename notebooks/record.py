@@ -1,15 +1,15 @@
-"""Record the answers of the local model that notebooks 03 and 04 replay, and store their outputs.
+"""Execute the notebooks and store their outputs; record the answers of the local model that some replay.
 
-``python notebooks/record.py [NAME ...]`` executes each notebook twice in a folder of its own: first with the
-local model, whose answers go to ``data/NAME.json``, then with this recording, as its readers do. What the
-second pass shows is stored in the notebook. Needs the local model (``tagent-nb model install``).
+``python notebooks/record.py [NAME ...]`` executes each notebook (all without names) in a folder of its own,
+as its readers do, and stores what it shows. With ``--ask``, notebooks that replay are executed with the local
+model first, and its answers go to ``data/NAME.json``. Needs the local model (``tagent-nb model install``).
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
-NAMES = ("03_agents_tools_and_budget", "04_approval_and_replay")
+NAMES = [path.stem for path in sorted(HERE.glob("*.ipynb"))]
 
 REPLAYS = re.compile(r'^(%tagent_pipeline .*?) --recording \S+$|^(RECORDING = )".*"$', re.MULTILINE)
 """How a notebook says that it replays: an option of the magic, or a variable."""
@@ -64,22 +64,27 @@ def plain(notebook: Any) -> None:
     notebook.metadata.pop("widgets", None)
 
 
-def record(name: str) -> None:
-    """Record and execute one notebook of this folder."""
+def store(name: str, ask: bool) -> None:
+    """Execute one notebook of this folder and store its outputs; ``ask`` records the model's answers anew."""
     path, file = HERE / f"{name}.ipynb", f"data/{name}.json"
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        for folder in (Path(first), Path(second)):
-            shutil.copytree(HERE / "data", folder / "data")
-        execute(asking(notebook, file), Path(first))
-        shutil.copy(Path(first) / file, Path(second) / file)
-        execute(notebook, Path(second))
-        shutil.copy(Path(second) / file, HERE / file)
+    if ask and (HERE / file).exists():
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(HERE / "data", Path(folder) / "data")
+            execute(asking(notebook, file), Path(folder))
+            shutil.copy(Path(folder) / file, HERE / file)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(HERE / "data", Path(folder) / "data")
+        execute(notebook, Path(folder))
     plain(notebook)
     nbformat.write(notebook, path)
-    print(f"{path.name}: replays {file}")
+    print(path.name)
 
 
 if __name__ == "__main__":
-    for one in sys.argv[1:] or NAMES:
-        record(one)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="without .ipynb")
+    parser.add_argument("--ask", action="store_true", help="record the answers of the local model anew")
+    said = parser.parse_args()
+    for one in said.names:
+        store(one, said.ask)

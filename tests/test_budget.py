@@ -78,6 +78,7 @@ def test_a_step_names_itself_when_its_budget_cannot_be_read() -> None:
 def test_shares_are_told_in_words() -> None:
     assert str(Share("usd", 0.0963, 0.004, 0.1)) == "$0.0963 of $0.10 spent, $0.0040 reserved"
     assert str(Share("tokens", 1200, 0, 5000)) == "1,200 tokens of 5,000 tokens spent"
+    assert str(Share("requests", 1, 0, 4)) == "1 request of 4 requests spent"
 
 
 # -- fifty steps under a dime -------------------------------------------------------------------

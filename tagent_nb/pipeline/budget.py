@@ -111,8 +111,11 @@ class Share:
 
 
 def amount_text(measure: str, value: float) -> str:
-    """An amount for people: ``"$0.0040"``, ``"5,000 tokens"``."""
-    return cost_text(value) if measure == "usd" else f"{value:,.0f} {measure}"
+    """An amount for people: ``"$0.0040"``, ``"5,000 tokens"``, ``"1 request"``."""
+    if measure == "usd":
+        return cost_text(value)
+    number = f"{value:,.0f}"
+    return f"{number} {measure.removesuffix('s') if number == '1' else measure}"
 
 
 def spent_amounts(usage: TokenUsage, cost: float | None) -> dict[str, float]:
