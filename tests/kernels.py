@@ -123,11 +123,12 @@ class Kernel:
         content = {"comm_id": comm, "data": {"method": "custom", "content": {"event": "click"}}}
         self.tell("comm_msg", content)
 
-    def tell(self, kind: str, content: dict[str, Any]) -> None:
-        """Send a message on the shell channel, without waiting for an answer."""
+    def tell(self, kind: str, content: dict[str, Any]) -> str:
+        """Send a message on the shell channel, without waiting for an answer; returns its id."""
         message = self.client.session.msg(kind, content)
         message["header"]["subshell_id"] = self.subshell
         self.client.shell_channel.send(message)
+        return str(message["header"]["msg_id"])
 
     def _made_subshell(self) -> str | None:
         """A subshell of the kernel, where it has these."""

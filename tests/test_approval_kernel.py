@@ -30,18 +30,24 @@ def define(book: Kernel) -> None:
     book.define("other", "7")
 
 
-def button(book: Kernel, cell: str, description: str) -> str:
-    """The comm of a button that a cell shows, once it does."""
+def form(book: Kernel, cell: str) -> str:
+    """The comm of the buttons of a form that a cell shows, once it does."""
 
     def found() -> str:
         for message in book.outputs.get(cell, []):
             state = message["content"].get("data", {}).get("state", {})
-            if message["msg_type"] == "comm_open" and state.get("description") == description:
+            if message["msg_type"] == "comm_open" and state.get("offers"):
                 return str(message["content"]["comm_id"])
         return ""
 
     book.until(lambda: bool(found()))
     return found()
+
+
+def approve(book: Kernel, comm: str, *values: str) -> None:
+    """Press Approve, as the page does: what its fields say comes along, and a reason."""
+    content = {"say": "approve", "values": [*values, ""]}
+    book.tell("comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": content}})
 
 
 def test_a_wait_for_approval_survives_a_killed_kernel_and_nothing_is_computed_again(
@@ -50,13 +56,13 @@ def test_a_wait_for_approval_survives_a_killed_kernel_and_nothing_is_computed_ag
     first = kernel()
     define(first)
     run = first.send("%tagent_run")
-    button(first, run, "Approve")
+    form(first, run)
     first.until(lambda: first.effects()["other"] == 1)
     first.kill()
     second = kernel()
     define(second)
     run = second.send("%tagent_run --resume")
-    second.click(button(second, run, "Approve"))
+    approve(second, form(second, run), "Dear all")
     assert "✓ send: completed" in second.wait(run)
     assert second.effects() == {"draft": 1, "send": 1, "other": 1}
     assert "sent: Dear all" in second.run("print(result['send'])")

@@ -10,7 +10,7 @@ import pytest
 import zmq
 from jupyter_client.session import Session
 
-from tagent_nb.notebook.clicks import handle_clicks
+from tagent_nb.notebook.clicks import AnsweredChanges, handle_clicks
 
 
 class SixKernel:
@@ -77,3 +77,51 @@ async def test_the_waiting_cell_gets_its_output_and_its_interrupts_back(bad: boo
 async def test_other_kernels_and_none_are_left_alone() -> None:
     await handle_clicks(None)
     await handle_clicks(SimpleNamespace())
+
+
+class Answers:
+    """The part of an ipykernel that handles a widget's message and tells front ends of it."""
+
+    def __init__(self, handler: Any) -> None:
+        self.shell_handlers = {"comm_msg": handler}
+        self.iopub_socket = object()
+        self.session = SimpleNamespace(send=self._send)
+        self.sent: list[tuple[Any, ...]] = []
+
+    def _send(self, socket: Any, kind: str, content: dict[str, Any], parent: Any) -> None:
+        assert socket is self.iopub_socket
+        self.sent.append((kind, content["execution_state"], parent))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_change_of_a_widget_is_answered_under_its_own_name(waits: bool, fails: bool) -> None:
+    seen: list[Any] = []
+
+    def plain(*arguments: Any) -> None:
+        seen.append(arguments)
+        if fails:
+            raise ZeroDivisionError
+
+    async def waiting(*arguments: Any) -> None:
+        plain(*arguments)
+
+    handler = waiting if waits else plain
+    kernel = Answers(handler)
+    changes = AnsweredChanges(kernel)
+    changes.install()
+    try:
+        await kernel.shell_handlers["comm_msg"]("stream", "ident", {"header": "the change"})
+    except ZeroDivisionError:
+        assert fails
+    assert seen == [("stream", "ident", {"header": "the change"})]
+    assert kernel.sent == [("status", "idle", {"header": "the change"})]
+    changes.remove()
+    assert kernel.shell_handlers == {"comm_msg": handler}
+
+
+def test_without_a_kernel_nobody_is_answered() -> None:
+    for kernel in (None, SimpleNamespace()):
+        changes = AnsweredChanges(kernel)
+        changes.install()
+        changes.remove()

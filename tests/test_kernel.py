@@ -110,6 +110,28 @@ def test_stop_in_the_panel_ends_an_awaited_run(kernel: Callable[[], Kernel]) -> 
     assert "STILL" in book.run(STILL)
 
 
+@on_every_kernel
+def test_each_change_of_a_widget_is_answered_while_a_cell_awaits(kernel: Callable[[], Kernel]) -> None:
+    """Front ends send a widget's second change only after the answer to its first."""
+    book = kernel()
+    book.run("%tagent_pipeline changed")
+    shown = book.run("import ipywidgets\nfield = ipywidgets.Text()\nprint('COMM', field.comm.comm_id)")
+    comm = shown.split("COMM ")[1].split()[0]
+    book.define("slow", FOREVER + "5")
+    run = book.send("%tagent_run")
+    book.until(lambda: book.effects()["slow"] == 1)
+    for together in (("a", "ab", "abc"), ("last",)):
+        changes = set()
+        for text in together:
+            update = {"method": "update", "state": {"value": text}, "buffer_paths": []}
+            changes.add(book.tell("comm_msg", {"comm_id": comm, "data": update}))
+        book.until(lambda: changes <= book.idle)  # noqa: B023
+    assert run not in book.idle
+    (book.folder / "gate").touch()
+    book.wait(run)
+    assert "last" in book.run("print(field.value)")
+
+
 def _stop_button(book: Kernel, cell: str) -> str | None:
     """The comm of the button, once a front end shows it."""
     found = None

@@ -32,6 +32,14 @@ MOST_DIGITS = 2**53
 Decide = Callable[[ApprovalRequest, Decision], None]
 
 
+_OFFERS = (
+    ("approve", "Approve", "check", "Go on with what stands here", "mod-success"),
+    ("retry", "Try again", "repeat", "Reject, and let the step try again", ""),
+    ("reject", "Reject", "times", "Reject, with the reason", ""),
+)
+"""See :class:`~tagent_nb.notebook.decision_buttons.DecisionButtons`."""
+
+
 class Field:
     """One value in a form.
 
@@ -71,6 +79,19 @@ class Field:
             self.widget = Textarea(value=text, rows=min(12, text.count("\n") + 2), **common)
         self._before = self.widget.value
 
+    def take(self, entered: Any) -> None:
+        """Set what stands in the page: a value, or of a choice its index.
+
+        Raises:
+            ValueError: The field cannot hold it.
+        """
+        from traitlets import TraitError
+
+        try:
+            setattr(self.widget, "index" if hasattr(self.widget, "index") else "value", entered)
+        except TraitError as error:
+            raise ValueError(f"{self.name or 'the value'}: {error}") from None
+
     @property
     def changed(self) -> bool:
         """Whether somebody has edited it."""
@@ -106,7 +127,9 @@ class ApprovalForm:
     """
 
     def __init__(self, request: ApprovalRequest, decide: Decide) -> None:
-        from ipywidgets import HTML, Button, HBox, Layout, Text, VBox
+        from ipywidgets import HTML, Layout, Text, VBox
+
+        from tagent_nb.notebook.decision_buttons import DecisionButtons
 
         self.request = request
         self._decide = decide
@@ -116,19 +139,10 @@ class ApprovalForm:
         self.reason = Text(
             placeholder="Reason (to reject or try again)", layout=Layout(width="95%"), tooltip="Reason"
         )
-        self.buttons = {
-            "approve": Button(description="Approve", icon="check", button_style="success"),
-            "retry": Button(
-                description="Try again", icon="repeat", tooltip="Reject, and let the step try again"
-            ),
-            "reject": Button(description="Reject", icon="times", tooltip="Reject, with the reason"),
-        }
-        self.buttons["approve"].on_click(lambda button: self.approve())
-        self.buttons["retry"].on_click(lambda button: self.reject(retry=True))
-        self.buttons["reject"].on_click(lambda button: self.reject())
-        if request.tool:
-            # A call that is not allowed is told to the model, which goes on by itself.
-            self.buttons["retry"].layout.display = "none"
+        # A call that is not allowed is told to the model, which goes on by itself.
+        offers = [one for one in _OFFERS if one[0] != "retry" or not request.tool]
+        self.buttons = DecisionButtons([*(one.widget for one in self.fields), self.reason], offers)
+        self.buttons.on_msg(lambda _, content, buffers: self._said(content))
         goal = f'<div style="{MUTED}">{escape(clip(request.goal, 200))}</div>' if request.goal else ""
         head = f'<div style="{FONT}"><b>Approve {escape(request.title)}?</b>{goal}{shown}</div>'
         self.box = VBox(
@@ -137,7 +151,7 @@ class ApprovalForm:
                 *(one.widget for one in self.fields),
                 self.error,
                 self.reason,
-                HBox(list(self.buttons.values())),
+                self.buttons,
             ],
             layout=Layout(border=f"1px solid {LINE}", padding="6px", margin="4px 0"),
         )
@@ -158,6 +172,22 @@ class ApprovalForm:
             return
         self._say(Rejected(reason, retry))
 
+    def _said(self, content: Mapping[str, Any]) -> None:
+        """Somebody pressed a button; with it comes what the page says."""
+        if self.buttons.decided:
+            return  # pressed twice
+        *entered, self.reason.value = content["values"]
+        try:
+            for field, one in zip(self.fields, entered, strict=True):
+                field.take(one)
+        except ValueError as error:
+            self._tell(str(error))
+            return
+        if content["say"] == "approve":
+            self.approve()
+        else:
+            self.reject(retry=content["say"] == "retry")
+
     def _say(self, decision: Decision) -> None:
         try:
             self._decide(self.request, decision)
@@ -165,8 +195,7 @@ class ApprovalForm:
             self._tell(str(error))
             return
         self.error.value = ""
-        for button in self.buttons.values():
-            button.disabled = True
+        self.buttons.decided = True
 
     def _tell(self, problem: str) -> None:
         tone = TONES[StepStatus.FAILED]
@@ -201,6 +230,7 @@ class ApprovalForm:
 
     def close(self) -> None:
         """Take the form away."""
+        self.buttons.close()
         self.box.close()
 
 

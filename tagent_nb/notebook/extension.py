@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tagent_nb.notebook.awaiting import AwaitedRuns
+from tagent_nb.notebook.clicks import AnsweredChanges
 from tagent_nb.notebook.completing import MagicCompleter
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.session import current
 
-_installed: dict[int, tuple[TagentMagics, AwaitedRuns, Any]] = {}
+_installed: dict[int, tuple[TagentMagics, AwaitedRuns, AnsweredChanges, Any]] = {}
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -23,10 +24,12 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magics(magics)
     awaited = AwaitedRuns(shell)
     awaited.install()
+    changes = AnsweredChanges(getattr(shell, "kernel", None))
+    changes.install()
     magics.cells.install()
     matcher = MagicCompleter(magics.session).matcher()
     shell.Completer.custom_matchers.append(matcher)
-    _installed[id(shell)] = (magics, awaited, matcher)
+    _installed[id(shell)] = (magics, awaited, changes, matcher)
 
 
 def unload_ipython_extension(shell: Any) -> None:
@@ -34,8 +37,9 @@ def unload_ipython_extension(shell: Any) -> None:
     found = _installed.pop(id(shell), None)
     if found is None:
         return
-    magics, awaited, matcher = found
+    magics, awaited, changes, matcher = found
     awaited.remove()
+    changes.remove()
     magics.cells.remove()
     shell.Completer.custom_matchers.remove(matcher)
     for kind, names in magics.magics.items():
