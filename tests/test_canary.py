@@ -19,6 +19,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tagent_nb import (
     EncodeError,
@@ -76,6 +80,7 @@ class Lab:
     seen: list[Event] = field(default_factory=list)
     logs: str = ""
     printed: str = ""
+    spans: str = ""
 
 
 def leaky(namespace: dict[str, Any]) -> Pipeline:
@@ -139,6 +144,9 @@ async def lab(
 ) -> AsyncIterator[Lab]:
     """A run that has met the secret, with all loggers at their most talkative."""
     caplog.set_level(logging.DEBUG)
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     refusal = error(401, f"Incorrect API key provided: {CANARY}", "invalid_api_key")
     acts = [refusal, Act(tool="look_up", arguments={"word": "x"}), refusal]
     namespace = {"SECRET": OTHER}
@@ -153,6 +161,7 @@ async def lab(
         )
         result = await executor.execute()
         await executor.execute(resume=True)
+    await executor.export_recording(tmp_path / "recording.json", result.run_id)
     if isinstance(executor.storage, RecordingBackend):
         await executor.storage.backup(tmp_path / "backups")
     await executor.storage.close()
@@ -171,7 +180,9 @@ async def lab(
         seen,
         logs,
         read.out + read.err,
+        "\n".join(span.to_json() for span in exporter.get_finished_spans()),
     )
+    provider.shutdown()
     await executor.storage.close()
 
 
@@ -203,6 +214,21 @@ async def logs(lab: Lab) -> bytes:
     """Records of all loggers, ours, pydantic-ai's and the HTTP client's, at DEBUG."""
     assert "asking" in lab.logs
     return lab.logs.encode()
+
+
+@place
+async def recordings(lab: Lab) -> bytes:
+    """The calls of models and tools, as exported for replay."""
+    text = (lab.folder / "recording.json").read_bytes()
+    assert b"look_up" in text
+    return text
+
+
+@place
+async def spans(lab: Lab) -> bytes:
+    """What OpenTelemetry was told."""
+    assert "look_up" in lab.spans
+    return lab.spans.encode()
 
 
 @place
@@ -422,3 +448,27 @@ def test_a_store_does_not_show_its_password(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("OPENAI_API_KEY")
     pytest.importorskip("redis")
     assert CANARY not in repr(open_storage(f"redis://me:{CANARY}@host:6379/0"))
+
+
+@pytest.mark.models
+async def test_a_recording_leaves_out_what_a_tool_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording is made to be shared; what the run itself stores is the user's own."""
+
+    def connect() -> str:
+        """Open a connection."""
+        return f"connected with {os.environ['OPENAI_API_KEY']}"
+
+    with fake_openai(Act(tool="connect", arguments={}), Act(text=f"It is {CANARY}.")) as server:
+        monkeypatch.setattr("tests.fake_openai.KEY", CANARY)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        pipeline = Pipeline("tells", model="openai-chat:gpt-4o")
+        pipeline.step("asked", f"Connect with {CANARY}.", tools=[connect])
+        executor = PipelineExecutor(pipeline, storage="memory:")
+        result = await executor.execute()
+    assert result["asked"] == f"It is {CANARY}."
+    assert await executor.export_recording(tmp_path / "recording.json") == 3
+    text = (tmp_path / "recording.json").read_text()
+    assert "connected with" in text
+    assert CANARY not in text

@@ -7,10 +7,10 @@ import os
 import platform
 import time
 
-from tests.benchmarks import caching, overhead, processes, recording, scheduling
+from tests.benchmarks import caching, overhead, processes, recording, scheduling, showing
 from tests.benchmarks.measure import BENCHMARKS, Result, measure, table
 
-MODULES = (scheduling, overhead, caching, recording, processes)
+MODULES = (scheduling, overhead, caching, recording, processes, showing)
 """Importing them fills ``BENCHMARKS``; the table is in this order."""
 
 

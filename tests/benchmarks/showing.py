@@ -1,0 +1,75 @@
+"""What it costs to show a pipeline: the panel with its live graph, and the static graph."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import graphviz
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+
+from tagent_nb import ExecutionMode
+from tagent_nb.graph import to_dot, to_svg
+from tagent_nb.notebook.panel import Panel
+from tagent_nb.notebook.session import Session
+from tests.benchmarks.graphs import layered, scattered
+from tests.benchmarks.measure import Sides, benchmark
+from tests.benchmarks.pipelines import no_ops
+
+
+async def _pause() -> int:
+    await asyncio.sleep(0.02)
+    return 1
+
+
+@benchmark(
+    "panel",
+    "1,000 steps of 20 ms with panel and live graph",
+    limit="the same run without",
+    reach=1.1,
+    dream=1.03,
+    large=True,
+)
+def panel() -> Sides:
+    """Without a page: what the kernel does for one. ``tests/browser/measure_clicks.py`` has a page."""
+    InteractiveShell.instance().display_pub = CapturingDisplayPublisher()
+    session = Session({})
+    session.use("many", storage="memory:", cached=False)
+    pipeline = session.workspace.pipeline
+    pipeline.default_mode = ExecutionMode.CONCURRENT
+    for name, above in layered(50, 20).items():
+        pipeline.task(name=name, depends_on=above)(_pause)
+
+    def side(shown: bool) -> float:
+        view = Panel(session, session.workspace, live=True) if shown else None
+        if view is not None:
+            view.show()
+        start = session.start if view is None else view.start
+        began = time.perf_counter()
+        assert start(max_concurrency=16).result().success
+        taken = time.perf_counter() - began
+        if view is not None and view.sitting is not None:
+            view.sitting.drawn.wait()
+            view.close()
+        return taken
+
+    return Sides(lambda: side(True), lambda: side(False))
+
+
+@benchmark("graph", "static graph, 1,000 nodes", limit="dot", reach=1.2, dream=1.05, large=True)
+def graph() -> Sides:
+    pipeline = no_ops(scattered(1000))
+
+    def ours() -> float:
+        began = time.perf_counter()
+        assert to_svg(pipeline)
+        return time.perf_counter() - began
+
+    def limit() -> float:
+        source = graphviz.Source(to_dot(pipeline).source)
+        began = time.perf_counter()
+        assert source.pipe(format="svg")
+        return time.perf_counter() - began
+
+    return Sides(ours, limit)
