@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline.state_machine import Phase, Task, TaskBasedStateMachine, TaskStatus
     from tagent_nb.steps.base import StepContext, StepRunner
     from tagent_nb.steps.tools import tool
+    from tagent_nb.steps.toolsets import tools_from
     from tagent_nb.storage.base import RunInfo, StorageBackend
     from tagent_nb.storage.file import FileStorageBackend
     from tagent_nb.storage.memory import MemoryStorageBackend
@@ -217,6 +218,7 @@ _ROOMS = {
         "StepRunner",
     ),
     "steps.tools": ("tool",),
+    "steps.toolsets": ("tools_from",),
     "cache.store": ("ResultCache",),
     "storage.base": (
         "RunInfo",
@@ -357,6 +359,7 @@ __all__ = [
     "load_ipython_extension",
     "open_storage",
     "tool",
+    "tools_from",
     "unload_ipython_extension",
 ]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic_ai.models
 import pytest
+from coverage.collector import Collector
 from kernels import OLDER, kernel_folder
 
 CI = os.environ.get("CI") == "true"
@@ -27,6 +28,19 @@ PARTS: dict[str, Callable[[], bool]] = {
     **{f"ipykernel-{version}": kernel_folder(version).is_dir for version in OLDER},
 }
 """Parts that a machine may lack, for ``@pytest.mark.requires("redis-server")``."""
+
+
+def pytest_configure() -> None:
+    """Let no interrupted step keep the lock that coverage takes in each thread that enters a file.
+
+    The threads that step bodies run in are interrupted by exceptions, which may come while coverage holds
+    its lock there; all other threads would wait for ever. CPython's own lock is enough for what it guards.
+    """
+    Collector.lock_data = Collector.unlock_data = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(collector: Collector) -> None:
+    return None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

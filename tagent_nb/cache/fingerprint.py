@@ -23,6 +23,7 @@ from tagent_nb.pipeline import codec
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference, lookup
+from tagent_nb.pipeline.tool_schemas import schema_of
 
 __all__ = ["definition_components", "explain", "input_components", "unit_key"]
 
@@ -109,6 +110,11 @@ def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], me
     found: dict[str, str] = {}
     for tool in tools:
         name = getattr(tool, "__name__", type(tool).__name__)
+        known = schema_of(tool)
+        if known is not None:  # its code is elsewhere, behind a server
+            schema = json.dumps(known.parameters, sort_keys=True, default=str)
+            found[f"tool:{name}"] = _text_digest(known.description, schema)
+            continue
         search = Surroundings(getattr(tool, "__globals__", namespace), memo)
         search.follow_value(name, tool)
         own = search.found.pop(f"function:{name}", "")

@@ -17,6 +17,7 @@ from tagent_nb.pipeline import conditions
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.conditions import And, Condition, Not, Or
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
+from tagent_nb.pipeline.tool_schemas import schema_of
 from tagent_nb.steps.tools import Marks, marks_of, named_tools, registered_tools, tool_name
 
 MARK = "# Written by tagent-nb "
@@ -267,6 +268,8 @@ class _Writer:
     # -- classes and functions that steps name ------------------------------------------------
 
     def _function_name(self, path: str, function: Callable[..., Any]) -> str:
+        if schema_of(function) is not None:
+            return ""  # told by _tools
         if not tool_name(function).isidentifier():
             self.problems[path] = f"{tool_name(function)} has no name; write it with def"
             return ""
@@ -281,7 +284,13 @@ class _Writer:
     def _tools(self, step: PipelineStep) -> None:
         try:
             for name, function in named_tools(step).items():
-                self.around.name(name, function)
+                if schema_of(function) is None:
+                    self.around.name(name, function)
+                else:
+                    self.problems[f"step {step.name}, tool {name}"] = (
+                        "it comes from a toolset, which cannot be written; leave it out with tools_filter, "
+                        "or write the tool as a function"
+                    )
         except StepError as error:
             self.problems[f"step {step.name}, tools_filter"] = str(error)
 
@@ -294,7 +303,7 @@ class _Writer:
         done = _decorated("\n".join(self.around.definitions))
         lines = []
         for name, function in registered_tools().items():
-            if used.get(name) is function and name not in done:
+            if used.get(name) is function and name not in done and schema_of(function) is None:
                 settings = _settings(marks_of(function))
                 lines.append(f"tagent_nb.tool{settings}({tool_name(function)})")
         return ["\n".join(lines)]

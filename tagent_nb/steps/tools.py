@@ -81,23 +81,37 @@ def tool(
     Raises:
         DefinitionError: It is no named function, or an argument is not allowed.
     """
-    if timeout is not None and (not is_number(timeout) or timeout <= 0):
-        raise DefinitionError(f"A tool's timeout must be a number of seconds above 0, not {timeout!r}.")
-    if pure and side_effect:
-        raise DefinitionError("A tool is either pure or has a side effect. Keep one of pure, side_effect.")
-    marks = Marks(timeout, bool(approval_required), "pure" if pure else "side_effect" if side_effect else "")
+    said = marks(timeout=timeout, approval_required=approval_required, pure=pure, side_effect=side_effect)
 
-    def register(target: Any) -> Any:
+    def registered(target: Any) -> Any:
         name = getattr(target, "__name__", "")
         if not callable(target) or isinstance(target, type) or not name.isidentifier():
             raise DefinitionError(
                 f"A tool must be a function with a name, not {target!r}. Write @tool above a def."
             )
-        _registered[name] = target
-        _marks[name] = marks
+        register(name, target, said)
         return target
 
-    return register if function is None else register(function)
+    return registered if function is None else registered(function)
+
+
+def marks(*, timeout: float | None, approval_required: bool, pure: bool, side_effect: bool) -> Marks:
+    """The marks of a tool that is registered so.
+
+    Raises:
+        DefinitionError: An argument is not allowed.
+    """
+    if timeout is not None and (not is_number(timeout) or timeout <= 0):
+        raise DefinitionError(f"A tool's timeout must be a number of seconds above 0, not {timeout!r}.")
+    if pure and side_effect:
+        raise DefinitionError("A tool is either pure or has a side effect. Keep one of pure, side_effect.")
+    return Marks(timeout, bool(approval_required), "pure" if pure else "side_effect" if side_effect else "")
+
+
+def register(name: str, function: Callable[..., Any], said: Marks) -> None:
+    """Make a function the tool of this name."""
+    _registered[name] = function
+    _marks[name] = said
 
 
 def marks_of(function: Callable[..., Any]) -> Marks:

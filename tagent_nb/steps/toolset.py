@@ -16,6 +16,7 @@ from tagent_nb.errors import DefinitionError, StepError, TemplateError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.delimiting import plain_text
+from tagent_nb.pipeline.tool_schemas import schema_of
 from tagent_nb.steps.base import StepContext, ToolContext
 from tagent_nb.steps.calls import ToolCall, through_tool
 from tagent_nb.steps.capture import Lines
@@ -55,13 +56,7 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
     from pydantic_ai import Tool
 
     taken = context_parameter(function)
-    try:
-        plain: Tool[Any] = Tool(function if taken is None else _without(function, taken), name=name)
-    except Exception as error:  # unresolvable annotations raise whatever evaluating them raises
-        raise DefinitionError(
-            f"Tool {name!r} cannot be described to a model: {type(error).__name__}: {error}. "
-            "Give its parameters plain types such as str, int or a pydantic model."
-        ) from error
+    plain = _described(name, function, taken)
     schema, pure = plain.function_schema, marks_of(function).effect == "pure"
 
     async def call(*args: Any, **kwargs: Any) -> Any:
@@ -88,6 +83,22 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
 
     shown = replace(schema, function=call, is_async=True)
     return Tool(call, name=name, description=plain.description, function_schema=shown)
+
+
+def _described(name: str, function: Callable[..., Any], taken: str | None) -> Tool[Any]:
+    """A tool by its function's parameters, but for the one that no model sees, or by a schema."""
+    from pydantic_ai import Tool
+
+    known = schema_of(function)
+    if known is not None:
+        return Tool.from_schema(function, name, known.description, dict(known.parameters))
+    try:
+        return Tool(function if taken is None else _without(function, taken), name=name)
+    except Exception as error:  # unresolvable annotations raise whatever evaluating them raises
+        raise DefinitionError(
+            f"Tool {name!r} cannot be described to a model: {type(error).__name__}: {error}. "
+            "Give its parameters plain types such as str, int or a pydantic model."
+        ) from error
 
 
 def _validated(validator: Any, arguments: Any) -> Mapping[str, Any]:
