@@ -572,13 +572,20 @@ def all_magics() -> list[tuple[str, Callable[..., Any]]]:
     return sorted(found)
 
 
-def test_the_current_pipeline_has_one_panel(book: Notebook) -> None:
+def test_the_current_pipeline_has_one_panel(
+    book: Notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "%tagent_pipeline NAME" in refused(book, "tagent_panel")
     book("tagent_pipeline reviews")
     book.python("load", "1")
     for _ in range(2):
         assert book("tagent_panel") is None
         assert len(book.session.workspace.watches) == 1
+        assert "A panel needs a notebook." in capsys.readouterr().out  # this shell has no front end
+    monkeypatch.setattr(book.shell, "kernel", object(), raising=False)
+    book("tagent_panel")
+    assert capsys.readouterr().out == ""
+    assert len(book.session.workspace.watches) == 1
 
 
 def test_the_magics_of_the_design_are_there() -> None:

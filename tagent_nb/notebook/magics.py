@@ -255,8 +255,10 @@ class TagentMagics(DecidingMagics):
 
         It follows all runs of the pipeline, whoever starts them, and every cell that defines a step anew.
         """
-        if parse(TagentMagics.tagent_panel, line) is not None:
-            self.control.panel()
+        if parse(TagentMagics.tagent_panel, line) is None:
+            return
+        if not self.control.panel().live:
+            print("A panel needs a notebook. Here %tagent_run shows a table, %tagent_status a run's state.")
 
     @line_magic
     @arguments()
