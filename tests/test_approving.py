@@ -106,6 +106,9 @@ def test_fields_are_of_the_types_of_the_schema_and_json_for_the_rest() -> None:
         "number": "Textarea",
     }
     assert field(shown, "note").value == "null"
+    assert field(shown, "body").rows == 3
+    long = MAIL.model_copy(update={"body": "words " * 500})
+    assert field(form(long, Mail)[0], "body").rows == 12
     assert field(shown, "tone").options == (("warm", "warm"), ("cold", "cold"))
 
 

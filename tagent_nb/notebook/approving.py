@@ -26,6 +26,9 @@ MOST_FORMS = 5
 LONG = 60
 """Characters from which a text gets more than one line."""
 
+MOST_ROWS = 12
+"""Lines of a field at most; longer texts are scrolled."""
+
 MOST_DIGITS = 2**53
 """Beyond this a browser cannot tell whole numbers apart."""
 
@@ -72,11 +75,12 @@ class Field:
             self.widget = FloatText(value=value, **common)
         elif isinstance(value, str) and kind in ("string", None):
             long = len(value) > LONG or "\n" in value
-            self.widget = (Textarea if long else Text)(value=value, **common)
+            more = {"rows": _rows(value)} if long else {}
+            self.widget = (Textarea if long else Text)(value=value, **more, **common)
         else:
             self._is_json = True
             text = json.dumps(value, ensure_ascii=False, indent=2)
-            self.widget = Textarea(value=text, rows=min(12, text.count("\n") + 2), **common)
+            self.widget = Textarea(value=text, rows=_rows(text), **common)
         self._before = self.widget.value
 
     def take(self, entered: Any) -> None:
@@ -111,6 +115,11 @@ class Field:
             return json.loads(self.widget.value)
         except ValueError as error:
             raise ValueError(f"{self.name or 'the value'} is no JSON: {error}") from None
+
+
+def _rows(text: str) -> int:
+    """Lines that a text takes in a form, and one to write on."""
+    return min(MOST_ROWS, sum(1 + len(line) // LONG for line in text.split("\n")) + 1)
 
 
 class ApprovalForm:
