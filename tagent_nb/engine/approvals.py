@@ -10,9 +10,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tagent_nb.engine.decisions import checked_value, given_of, request_of, unit_of
 from tagent_nb.engine.held import Held
-from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.errors import DefinitionError, OutputValidationError, RejectedError, StepError, did_you_mean
+from tagent_nb.errors import RejectedError, StepError
 from tagent_nb.events import (
     NO_USAGE,
     ApprovalGiven,
@@ -25,17 +25,8 @@ from tagent_nb.events import (
     StepGoesOn,
     StepWaiting,
 )
-from tagent_nb.pipeline.approval import (
-    ApprovalRequest,
-    Approved,
-    Approver,
-    Decision,
-    Edited,
-    Rejected,
-    Unit,
-)
+from tagent_nb.pipeline.approval import ApprovalRequest, Approver, Unit
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.base import Refusal
 from tagent_nb.steps.calls import CallGate, ToolCall, call_refused
@@ -212,7 +203,7 @@ class Approvals:
             raise RejectedError(given.reason)
         if given.output is None:
             return call.arguments
-        edited: Mapping[str, Any] = _checked(request_of(run.pipeline, held), given.output.value)
+        edited: Mapping[str, Any] = checked_value(request_of(run.pipeline, held), given.output.value)
         return edited
 
     async def _paused(self, work: Work, held: Held, context: StepContext) -> ApprovalGiven:
@@ -359,130 +350,3 @@ def _approved(final: Event, given: ApprovalGiven) -> Event:
         marks |= {"edited_by_user": True, "digest_before": output.digest, "digest": given.output.digest}
         output = given.output
     return replace(final, output=output, metadata={**final.metadata, **marks})
-
-
-# -- for people ----------------------------------------------------------------------------------
-
-
-def unit_of(event: ApprovalRequested | ApprovalGiven) -> Unit:
-    """What an event is about."""
-    return (event.step, event.item, event.call)
-
-
-def open_requests(memory: PipelineMemory, pipeline: Pipeline) -> list[ApprovalRequest]:
-    """What waits for a decision in a run, oldest first.
-
-    Args:
-        memory: Of the run.
-        pipeline: Its definition, for goals and schemas.
-    """
-    return [request_of(pipeline, held) for held in memory.held.undecided()]
-
-
-def request_of(pipeline: Pipeline, held: Held) -> ApprovalRequest:
-    """A request as people see it."""
-    event = held.request
-    step = pipeline.get_step(event.step) if event.step in pipeline else None
-    more: dict[str, Any] = {}
-    if held.check is not None:
-        more["check"] = held.check
-    elif not event.tool and step is not None:
-        more["check"] = step.validate_output
-    schema = None if step is None or event.tool else step.output_schema
-    parameters: Mapping[str, Any] = held.parameters
-    if schema is not None:
-        parameters = schema.model_json_schema()
-    return ApprovalRequest(
-        run_id=event.run_id,
-        pipeline=pipeline.name,
-        step=event.step,
-        item=event.item,
-        call=event.call,
-        tool=event.tool,
-        value=event.output.value,
-        digest=event.output.digest,
-        goal="" if step is None else step.goal,
-        schema=schema,
-        parameters=parameters,
-        at=event.at,
-        **more,
-    )
-
-
-def given_of(request: ApprovalRequest, decision: Decision, *, used: bool = False) -> ApprovalGiven:
-    """A decision as an event.
-
-    Raises:
-        OutputValidationError: An edited value does not match the schema.
-        StepError: It is no decision, or an edited value cannot be stored.
-    """
-    step, item, call = request.unit
-    verdict, reason, output = "approved", "", None
-    if isinstance(decision, Rejected):
-        verdict, reason = "retry" if decision.retry else "rejected", str(decision.reason)
-    elif isinstance(decision, Edited):
-        output = StoredValue.of(_checked(request, decision.value))
-        verdict = "edited"
-    elif not isinstance(decision, Approved):
-        raise StepError(
-            f"The approver of {request.title} gave {decision!r}. It must return Approved(), "
-            "Edited(value) or Rejected(reason)."
-        )
-    return ApprovalGiven(
-        run_id=request.run_id,
-        step=step,
-        item=item,
-        call=call,
-        verdict=verdict,
-        digest=request.digest,
-        reason=reason,
-        output=output,
-        used=used,
-    )
-
-
-def _checked(request: ApprovalRequest, value: Any) -> Any:
-    try:
-        return request.check(value)
-    except OutputValidationError:
-        raise
-    except ValueError as error:
-        raise OutputValidationError(f"The edited value of {request.title} will not do: {error}") from None
-
-
-def checked_approver(approver: Any) -> Approver | None:
-    """``approver``, if it is one.
-
-    Raises:
-        DefinitionError: It is neither a function nor ``"wait"``.
-    """
-    if approver is None or approver == "wait" or callable(approver):
-        return approver  # type: ignore[no-any-return]
-    raise DefinitionError(
-        f"approver must be a function that takes an ApprovalRequest, or 'wait', not {approver!r}."
-    )
-
-
-def chosen(
-    waiting: Sequence[ApprovalRequest], step: str, item: str | None, tool: str | None
-) -> ApprovalRequest:
-    """The request that is meant.
-
-    Raises:
-        DefinitionError: None is, or several are; the message lists what waits.
-    """
-    found = [
-        one
-        for one in waiting
-        if one.step == step and (item is None or one.item == str(item)) and (tool is None or one.tool == tool)
-    ]
-    if not found:
-        told = "; ".join(one.title for one in waiting[:5]) or "nothing"
-        hint = did_you_mean(step, [one.step for one in waiting if one.step != step])
-        raise DefinitionError(f"Nothing of step {step!r} waits for approval.{hint} Waiting: {told}.")
-    if len({(one.item, one.tool) for one in found}) > 1:
-        told = "; ".join(one.title for one in found[:5])
-        raise DefinitionError(
-            f"{len(found)} values of step {step!r} wait. Say which: item=..., tool=... ({told})."
-        )
-    return found[0]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.approvals import chosen, given_of, open_requests
+from tagent_nb.engine.decisions import chosen, given_of, open_requests
 from tagent_nb.engine.holding import holding
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.opening import schemas_of

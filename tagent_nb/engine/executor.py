@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.approvals import checked_approver
 from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
 from tagent_nb.engine.deciding import Deciding
+from tagent_nb.engine.decisions import checked_approver
+from tagent_nb.engine.equipment import Equipment, RunOptions
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.holding import holding
 from tagent_nb.engine.knowledge import save
@@ -19,14 +20,14 @@ from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.money import asked_budget, budget_of, ledger_of, paid_gates, refuse_unpriced
 from tagent_nb.engine.opening import definition_of, memory_of, run_id_of, schemas_of
+from tagent_nb.engine.recalling import Recalling
 from tagent_nb.engine.recordings import calls_on
 from tagent_nb.engine.remembering import Remembering
-from tagent_nb.engine.run import Equipment, Run, RunOptions
+from tagent_nb.engine.run import Run
 from tagent_nb.engine.runners import Runners
 from tagent_nb.engine.state import (
     PipelineMemoryManager,
     PipelineStateMachine,
-    read_memory,
     read_previous,
 )
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
@@ -53,10 +54,10 @@ if TYPE_CHECKING:
     from tagent_nb.steps.base import StepRunner
     from tagent_nb.steps.calls import CallGate
     from tagent_nb.steps.tracing import Tracing
-    from tagent_nb.storage.base import RunInfo, StorageBackend
+    from tagent_nb.storage.base import StorageBackend
 
 
-class PipelineExecutor(Deciding, Remembering):
+class PipelineExecutor(Deciding, Recalling, Remembering):
     """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
 
     Args:
@@ -237,7 +238,7 @@ class PipelineExecutor(Deciding, Remembering):
         """Call ``observer`` with every event from now on."""
         self._observers.append(observer)
 
-    # -- before and after a run ---------------------------------------------------------------
+    # -- before a run -----------------------------------------------------------------------
 
     async def plan(
         self,
@@ -270,39 +271,6 @@ class PipelineExecutor(Deciding, Remembering):
         steps = await Rehearsal(run, verdict, past).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
         return Plan(pipeline.name, steps, None if verdict is None else memory.run_id, changed)
-
-    async def history(self) -> list[RunInfo]:
-        """The recorded runs of the pipeline, oldest first."""
-        return await self.storage.runs(self.pipeline.id)
-
-    async def load_result(self, run_id: str | None = None) -> PipelineResult:
-        """The result of a recorded run, without an id of the newest.
-
-        Raises:
-            NotStoredError: There is no such run.
-            CorruptRecordError: It is damaged.
-        """
-        schemas = schemas_of(self.pipeline, self.schemas, self.namespace)
-        return (await read_memory(self.storage, self.pipeline.name, run_id, schemas)).to_result()
-
-    async def export_recording(self, path: str | Path, run_id: str | None = None) -> int:
-        """Write the calls behind a recorded run, without an id the newest, to a file that replays it.
-
-        Secrets of the environment are left out; prompts, answers and what tools gave are in it.
-
-        Returns:
-            The number of calls.
-
-        Raises:
-            NotStoredError: There is no such run, it called nobody, or the cache answered and the calls are
-                gone.
-            StorageError: The file cannot be written.
-        """
-        from tagent_nb.engine.recordings import write_recording
-        from tagent_nb.engine.replaying import calls_behind
-
-        calls = await calls_behind(self.storage, self.pipeline, run_id)
-        return await asyncio.to_thread(write_recording, path, self.pipeline.name, calls)
 
     # -- control, from any thread -----------------------------------------------------------
 

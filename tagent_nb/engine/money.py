@@ -14,7 +14,7 @@ from tagent_nb.pipeline.prices import Price
 from tagent_nb.steps.ledger import Ledger
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.run import RunOptions
+    from tagent_nb.engine.equipment import RunOptions
     from tagent_nb.steps.calls import CallGate
     from tagent_nb.steps.limits import LimitsGate
 

@@ -12,7 +12,7 @@ from tagent_nb.engine.state import find_run, read_memory
 from tagent_nb.pipeline.models import Pipeline
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.run import RunOptions
+    from tagent_nb.engine.equipment import RunOptions
     from tagent_nb.storage.base import StorageBackend
 
 

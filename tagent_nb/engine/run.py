@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import Approvals, StepHeld
 from tagent_nb.engine.knowledge import save
@@ -22,7 +21,6 @@ from tagent_nb.events import (
     CallRecorded,
     Event,
     MemorySaved,
-    Observer,
     RunFinished,
     RunPaused,
     RunUnpaused,
@@ -38,57 +36,14 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
 from tagent_nb.pipeline.secrets import redact
-from tagent_nb.steps.ledger import Ledger
 
 if TYPE_CHECKING:
-    from tagent_nb.cache.store import ResultCache
-    from tagent_nb.pipeline.approval import Approver
-    from tagent_nb.pipeline.budget import Budget
-    from tagent_nb.pipeline.prices import Price
-    from tagent_nb.steps.base import StepContext, StepRunner
+    from tagent_nb.engine.equipment import Equipment, RunOptions
+    from tagent_nb.steps.base import StepContext
     from tagent_nb.steps.calls import CallGate
-    from tagent_nb.storage.base import StorageBackend
 
 BREATH = 0.01
 """Seconds after which a chain of steps that never waits lets the rest of the loop run."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How one run is to go; see :meth:`PipelineExecutor.execute`."""
-
-    resume: bool | str = False
-    force: bool | frozenset[str] = frozenset()
-    until: str | None = None
-    offline: bool = False
-    use_cache: bool = True
-    on_change: str = "refuse"
-    budget: Budget | Literal[False] | None = None
-
-    def forces(self, step: str) -> bool:
-        """Whether neither cache nor record may answer for this step."""
-        return self.force is True or (self.force is not False and step in self.force)
-
-
-@dataclass
-class Equipment:
-    """What a run works with."""
-
-    storage: StorageBackend
-    cache: ResultCache | None
-    runners: Mapping[str, StepRunner]
-    model: Any
-    namespace: Mapping[str, Any]
-    schemas: Mapping[str, type]
-    max_concurrency: int
-    retry_delay: float
-    gates: Sequence[CallGate] = ()
-    paid: Sequence[CallGate] = ()
-    prices: Mapping[str, Price] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    recorded: Sequence[CallRecorded] | None = None
-    observers: list[Observer] = field(default_factory=list)
-    approver: Approver | None = None
 
 
 class Run:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tagent_nb.engine.executor import PipelineExecutor
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.loop import submit
 from tagent_nb.errors import DefinitionError, NotStoredError, RunInProgressError, did_you_mean
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.notebook.workspace import RunWatcher, Watch, Workspace
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.names import pipeline_name
 from tagent_nb.pipeline.prices import Price, checked_prices
-from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.steps.limits import LimitsGate
 
 if TYPE_CHECKING:
@@ -34,68 +35,6 @@ __all__ = ["STATE_FOLDER", "RunWatcher", "Session", "Watch", "Workspace", "curre
 
 STATE_FOLDER = ".tagent"
 """Folder beside the notebook for runs and cached answers, unless ``--storage`` says otherwise."""
-
-
-class RunWatcher(Protocol):
-    """One run, as a view sees it. Both are called on the run's loop and must return fast."""
-
-    def __call__(self, event: Event, /) -> None:
-        """Take an event."""
-
-    def end(self, outcome: PipelineResult | BaseException) -> None:
-        """Take the result or the error; called once."""
-
-
-Watch = Callable[[], RunWatcher]
-"""Called when a run begins; gives what watches it."""
-
-
-@dataclass
-class Workspace:
-    """One pipeline of a notebook and what belongs to it.
-
-    Attributes:
-        pipeline: The definition.
-        storage: Where its runs are recorded.
-        where: What was said of that: a folder, a URL or a backend; ``None`` is the notebook's own folder.
-        keep_last: How many runs are kept when one ends; ``None`` is what ``where`` says, else all.
-        cached: Whether unchanged steps are answered from the cache.
-        recording: File whose calls answer agent steps; then every run is offline.
-        max_concurrency: Most attempts at the same time.
-        executor: The executor of the last run; ``None`` before the first.
-        handle: The last run, which may still go on.
-        watches: Called at the start of every run of this pipeline, whoever starts it.
-        redefined: Steps put since the last run began: the states of them are no longer true.
-    """
-
-    pipeline: Pipeline
-    storage: StorageBackend
-    where: StorageBackend | str | Path | None = None
-    keep_last: int | None = None
-    cached: bool = True
-    recording: str | None = None
-    max_concurrency: int = 8
-    executor: PipelineExecutor | None = None
-    handle: RunHandle | None = None
-    watches: list[Watch] = field(default_factory=list)
-    redefined: set[str] = field(default_factory=set)
-
-    @property
-    def running(self) -> bool:
-        """Whether a run goes on."""
-        return self.handle is not None and not self.handle.done()
-
-    @property
-    def result(self) -> PipelineResult | None:
-        """The result of the last run of this kernel: live while it goes on, ``None`` before the first."""
-        return None if self.executor is None else self.executor.result
-
-    def states(self) -> dict[str, StepResult] | None:
-        """States by step of the last run, without those that a redefinition made untrue."""
-        memory = None if self.executor is None else self.executor.memory
-        if memory is None:
-            return None
-        return {name: state for name, state in memory.steps.items() if name not in self.redefined}
 
 
 class Session:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import DefinitionError, OutputValidationError, UnknownStepError, did_you_mean
+from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode, StepStatus
-from tagent_nb.pipeline.names import pipeline_name, step_name, storage_id
+from tagent_nb.pipeline.names import pipeline_name, storage_id
+from tagent_nb.pipeline.step import PipelineStep, unknown_option
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-    from tagent_nb.pipeline.body import PythonBody
-    from tagent_nb.pipeline.budget import Budget
-    from tagent_nb.pipeline.conditions import Condition
-    from tagent_nb.pipeline.template import Reference
 
 __all__ = [
     "Dependency",
@@ -31,172 +25,7 @@ __all__ = [
     "TokenUsage",
 ]
 
-MAX_GOAL = 262_144
-"""Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class PipelineStep:
-    """One step of a pipeline. Immutable; to change one, ``pipeline.put`` a new one of its name.
-
-    Attributes:
-        name: Identifier of at most 64 characters, unique in its pipeline.
-        goal: What the step is to achieve: a template, ``{{ load.text }}`` refers to other steps.
-        constraints: Rules that the answer must keep.
-        depends_on: Names of steps, each with an optional type: ``"load"``, ``"extra:weak"``.
-            Steps that the goal, the condition or the Python body refer to need not be repeated.
-        execution_mode: See :class:`ExecutionMode`.
-        timeout: Seconds that one attempt may take, or ``None``.
-        retry_count: Attempts spent before this run. Never changed by a run.
-        max_retries: Attempts after the first.
-        tools_filter: Names or globs of the tools this step may use; ``None`` allows all of them.
-        output_schema: Pydantic model of the answer; text without one.
-        body: The Python of a Python step; ``None`` for an agent step.
-        when: Condition under which the step runs: an expression or a condition object.
-        map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
-        min_success: Share (0 to 1) of items that must succeed, 1.0 without a say.
-        agent: ``"single"``: one conversation with the model. ``"plan"``: the model plans tasks, which
-            are carried out and judged; see :class:`~tagent_nb.steps.planner.PlanRunner`.
-        max_replans: New plans after the first that a step with ``agent="plan"`` may make.
-        model: Model for this step (``"openai:..."``, ``"local"``); else the pipeline's.
-        settings: Model settings such as ``{"temperature": 0.0, "max_tokens": 200}``.
-        tools: Functions this step may call besides the registered ones.
-        output_retries: Times an answer that is invalid, or that a check refuses, goes back to the model.
-        checks: Functions ``check(value)`` or ``check(value, context)``, sync or async, that raise
-            ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
-            then asked for another answer; a Python step fails.
-        approve: Whether the step's value waits until somebody has approved it.
-        approve_tools: Names or globs of tools whose calls wait for approval, besides the tools that say
-            so themselves.
-        remember: Whether the model gets a tool to remember facts for later steps, and memories for later
-            runs.
-        cache: Whether the cache may answer for this step.
-        budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
-            ``"5000 tokens"``, or a :class:`Budget`.
-
-    Raises:
-        DefinitionError: A field is not allowed; the message names step, field and remedy.
-    """
-
-    name: str
-    goal: str
-    constraints: list[str] = field(default_factory=list)
-    depends_on: list[str | Dependency] = field(default_factory=list)
-    execution_mode: ExecutionMode = ExecutionMode.SERIAL
-    timeout: float | None = None
-    retry_count: int = 0
-    max_retries: int = 3
-    tools_filter: list[str] | None = None
-    output_schema: type[BaseModel] | None = None
-    body: PythonBody | None = None
-    when: str | Condition | None = None
-    map_over: str | None = None
-    min_success: float = 1.0
-    agent: str = "single"
-    max_replans: int = 2
-    model: Any = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    tools: list[Callable[..., Any]] = field(default_factory=list)
-    output_retries: int = 2
-    checks: list[Callable[..., Any]] = field(default_factory=list)
-    cache: bool = True
-    approve: bool = False
-    approve_tools: list[str] = field(default_factory=list)
-    remember: bool = False
-    budget: Budget | float | str | None = None
-
-    def __post_init__(self) -> None:
-        from tagent_nb.pipeline.validation import check_step, checked_budget
-
-        object.__setattr__(self, "name", step_name(self.name))
-        check_step(self)
-        # Copies: what the caller does to its lists afterwards must not reach a definition.
-        for name in ("constraints", "tools", "checks", "approve_tools"):
-            object.__setattr__(self, name, list(getattr(self, name)))
-        object.__setattr__(self, "settings", dict(self.settings))
-        object.__setattr__(self, "depends_on", [_plain(Dependency.parse(one)) for one in self.depends_on])
-        if self.budget is not None:
-            object.__setattr__(self, "budget", checked_budget(self.name, self.budget))
-        if self.tools_filter is not None:
-            object.__setattr__(self, "tools_filter", list(self.tools_filter))
-
-    @classmethod
-    def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
-        """Make a step from the text of a cell: a goal, or with ``python`` a Python body.
-
-        Raises:
-            DefinitionError: The cell is blank, is not valid Python, or an option is not allowed.
-        """
-        unknown = set(options) - {one.name for one in fields(cls)}
-        if unknown:
-            raise DefinitionError(unknown_option(step_name(name), sorted(unknown)[0]))
-        text = cell.strip("\n")
-        if not text.strip():
-            raise DefinitionError(
-                f"Step {name!r}: the cell is empty. Write its goal or its Python below the first line."
-            )
-        if not python:
-            return cls(name=name, goal=text.strip(), **options)
-        from tagent_nb.pipeline.body import PythonBody
-
-        body = PythonBody.from_cell(step_name(name), text)
-        return cls(name=name, goal=body.summary, body=body, **options)
-
-    @property
-    def is_python(self) -> bool:
-        """Whether this is a Python step, else an agent step."""
-        return self.body is not None
-
-    @cached_property
-    def dependencies(self) -> tuple[Dependency, ...]:
-        """The dependencies written in ``depends_on``, parsed."""
-        return tuple(Dependency.parse(one) for one in self.depends_on)
-
-    @cached_property
-    def references(self) -> tuple[Reference, ...]:
-        """Parts of other steps that goal, condition and ``map_over`` refer to.
-
-        Raises:
-            TemplateError: The goal or the condition cannot be read.
-        """
-        from tagent_nb.pipeline.template import references_of
-
-        return references_of(self)
-
-    def validate_output(self, result: Any) -> Any:
-        """Return ``result`` as an instance of ``output_schema``, or as it is without a schema.
-
-        Raises:
-            OutputValidationError: It does not match; the message lists every field that is wrong.
-        """
-        if self.output_schema is None or isinstance(result, self.output_schema):
-            return result
-        from tagent_nb.pipeline.validation import to_schema
-
-        try:
-            return to_schema(self.output_schema, result)
-        except ValueError as error:
-            raise OutputValidationError(
-                f"Step {self.name!r} output does not match schema {self.output_schema.__name__}: {error}"
-            ) from None
-
-    def with_(self, **changes: Any) -> PipelineStep:
-        """A copy of this step with some fields changed."""
-        return replace(self, **changes)
-
-
-def _plain(dependency: Dependency) -> str | Dependency:
-    """A strong dependency is kept as its bare name, as the specification writes it."""
-    return dependency.name if dependency.type is DependencyType.STRONG else dependency
-
-
-def unknown_option(step: str, option: str) -> str:
-    """The message for a keyword that a step does not have."""
-    known = [one.name for one in fields(PipelineStep)]
-    hint = did_you_mean(option, known)
-    return f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(known[2:])}."
 
 
 class Pipeline:
@@ -488,8 +317,3 @@ class Pipeline:
     def _changed(self) -> None:
         for callback in list(self._subscribers):
             callback()
-
-
-def is_number(value: object) -> bool:
-    """Whether this is a finite int or float, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

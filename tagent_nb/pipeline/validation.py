@@ -28,7 +28,8 @@ def check_step(step: PipelineStep) -> None:
     Raises:
         DefinitionError: The first field that is not allowed.
     """
-    from tagent_nb.pipeline.models import MAX_GOAL, ExecutionMode, is_number
+    from tagent_nb.pipeline.kinds import ExecutionMode
+    from tagent_nb.pipeline.step import MAX_GOAL, is_number
 
     def fail(field: str, problem: str) -> None:
         raise DefinitionError(f"Step {step.name!r}: {field} {problem}")

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tagent_nb.errors import DefinitionError, StepError, did_you_mean
-from tagent_nb.pipeline.models import PipelineStep, is_number
+from tagent_nb.pipeline.step import PipelineStep, is_number
 
 if TYPE_CHECKING:
     from tagent_nb.steps.base import StepContext

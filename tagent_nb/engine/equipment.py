@@ -1,0 +1,57 @@
+"""What a run works with, and how it is to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from tagent_nb.steps.ledger import Ledger
+
+if TYPE_CHECKING:
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.events import CallRecorded, Observer
+    from tagent_nb.pipeline.approval import Approver
+    from tagent_nb.pipeline.budget import Budget
+    from tagent_nb.pipeline.prices import Price
+    from tagent_nb.steps.base import StepRunner
+    from tagent_nb.steps.calls import CallGate
+    from tagent_nb.storage.base import StorageBackend
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How one run is to go; see :meth:`PipelineExecutor.execute`."""
+
+    resume: bool | str = False
+    force: bool | frozenset[str] = frozenset()
+    until: str | None = None
+    offline: bool = False
+    use_cache: bool = True
+    on_change: str = "refuse"
+    budget: Budget | Literal[False] | None = None
+
+    def forces(self, step: str) -> bool:
+        """Whether neither cache nor record may answer for this step."""
+        return self.force is True or (self.force is not False and step in self.force)
+
+
+@dataclass
+class Equipment:
+    """What a run works with."""
+
+    storage: StorageBackend
+    cache: ResultCache | None
+    runners: Mapping[str, StepRunner]
+    model: Any
+    namespace: Mapping[str, Any]
+    schemas: Mapping[str, type]
+    max_concurrency: int
+    retry_delay: float
+    gates: Sequence[CallGate] = ()
+    paid: Sequence[CallGate] = ()
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    recorded: Sequence[CallRecorded] | None = None
+    observers: list[Observer] = field(default_factory=list)
+    approver: Approver | None = None
