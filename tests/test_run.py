@@ -26,6 +26,7 @@ from tagent_nb import (
     ResultCache,
     StepContext,
     events,
+    open_storage,
 )
 from tagent_nb.errors import StorageUnavailableError
 
@@ -171,8 +172,9 @@ def test_failures_reach_those_that_need_a_value_and_nobody_else(nodes: list[Node
 class Mixed:
     """A small pipeline of all kinds of steps, in storage and cache, that counts what runs."""
 
-    def __init__(self, folder: Path, *, cached: bool = True) -> None:
-        self.storage = FileStorageBackend(folder / "runs")
+    def __init__(self, folder: Path, *, cached: bool = True, kind: str = "file") -> None:
+        runs = folder / "runs"
+        self.storage = open_storage(f"sqlite:///{runs}.db" if kind == "sqlite" else runs)
         self.cache = ResultCache(folder / "cache") if cached else None
         self.ran: list[str] = []
         self.executor: PipelineExecutor | None = None
@@ -328,15 +330,17 @@ async def cancelled_at(number: int, work: Coroutine[Any, Any, Any]) -> bool:
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
 async def test_cancelled_at_any_await_a_run_leaves_nothing_running_and_can_go_on(
-    tmp_path: Path, repetitions: Callable[[int, int], int]
+    tmp_path: Path, kind: str, cached: bool, repetitions: Callable[[int, int], int]
 ) -> None:
     expected, _ = await undisturbed(tmp_path / "whole")
     number, injected, came = 0, 0, True
     while came:
         # Each of the first awaits, then fewer and fewer of them; with `make test-faults` all of them.
         number += 1 + number // repetitions(10, 1_000_000)
-        lab = Mixed(tmp_path / str(number))
+        lab = Mixed(tmp_path / str(number), cached=cached, kind=kind)
         executor = lab.executor_for()
         came = await cancelled_at(number, executor.execute())
         assert leftovers() == set()
@@ -349,7 +353,8 @@ async def test_cancelled_at_any_await_a_run_leaves_nothing_running_and_can_go_on
         await lab.close()
         injected += came
     assert number > 50
-    print(f"\ncancelled at an await: injected {injected}, lost 0")
+    told = f"{kind}, {'with' if cached else 'without'} a cache"
+    print(f"\ncancelled at an await, {told}: injected {injected}, lost 0")
 
 
 async def test_a_step_that_swallows_its_cancellation_starts_nothing_further() -> None:
