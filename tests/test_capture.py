@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from tagent_nb.steps.capture import MAX_PIECE, Lines, captured
+from tagent_nb import Pipeline, PipelineExecutor
+from tagent_nb.events import StepStreamed
+from tagent_nb.steps.capture import MAX_PIECE, Lines, captured, show
 
 
 @pytest.fixture
@@ -172,3 +174,38 @@ def test_in_a_kernel_only_the_cells_own_prints_reach_its_output() -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_what_nobody_watches_is_printed_where_it_always_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script shows what its steps print, secrets of the environment left out."""
+    pipeline = Pipeline("script")
+
+    @pipeline.task
+    def first() -> None:
+        print("from a thread")
+
+    @pipeline.task(depends_on=["first"])
+    async def second() -> None:
+        print("from the loop")
+
+    PipelineExecutor(pipeline).run()
+    print("and after")
+    assert capsys.readouterr().out == "from a thread\nfrom the loop\nand after\n"
+    watched: list[Any] = []
+    PipelineExecutor(pipeline, observers=[watched.append]).run()
+    assert capsys.readouterr().out == ""
+    assert [event.text for event in watched if isinstance(event, StepStreamed)] == [
+        "from a thread\n",
+        "from the loop\n",
+    ]
+
+
+def test_a_program_without_a_console_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    show("text")
+
+
+def test_text_is_shown_past_whoever_captures(lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
+    with captured(lines):
+        show("past\n")
+    assert capsys.readouterr().out == "past\n"

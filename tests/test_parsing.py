@@ -37,6 +37,7 @@ def test_words_quotes_and_a_comment() -> None:
         ("-resume", "there is no option -resume. Did you mean '--resume'?"),
         ("--xyz", "there is no option --xyz. Options: "),
         ("--mod x", "there is no option --mod. Did you mean '--model'?"),
+        ("'' --unknown", "there is no option --unknown"),
         ("load \u2013\u2013resume", "dash that is not ASCII. Write '--resume'."),
         ("\u2014resume", "Write '--resume'."),
         ("--model \u201clocal\u201d", "begins with a curly quote"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from tagent_nb import Pipeline, PipelineExecutor, StepContext
 from tagent_nb.errors import UnknownStepError
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import StepStatus
@@ -139,3 +142,33 @@ def test_the_repr_is_one_line_without_values(fields: dict[str, Any], shown: str)
 
 def test_an_item_starts_pending() -> None:
     assert ItemResult("k", 0).status is StepStatus.PENDING
+
+
+@pytest.mark.parametrize("kind", ["runs", "runs.db"])
+def test_a_stored_result_counts_attempts_as_the_live_one_did(kind: str, tmp_path: Path) -> None:
+    """Of steps and items, of those that failed too."""
+    pipeline = Pipeline("attempts")
+
+    @pipeline.task
+    def load() -> list[int]:
+        return [1, 2]
+
+    @pipeline.task(map_over="load", max_retries=1)
+    def each(item: int, context: StepContext) -> int:
+        if context.attempt == 1 and item == 2:
+            raise OSError("once")
+        return item
+
+    @pipeline.task(max_retries=1)
+    def bad() -> None:
+        raise OSError("always")
+
+    where = f"sqlite:///{tmp_path / kind}" if kind.endswith("db") else tmp_path / kind
+    live = PipelineExecutor(pipeline, storage=where, retry_delay=0.0).run()
+    stored = asyncio.run(PipelineExecutor(pipeline, storage=where).load_result())
+    counts = {name: step.attempts for name, step in live.steps.items()}
+    assert counts == {"load": 1, "each": 3, "bad": 2}
+    assert {name: step.attempts for name, step in stored.steps.items()} == counts
+    assert {key: item.attempts for key, item in (stored.steps["each"].items or {}).items()} == {
+        key: item.attempts for key, item in (live.steps["each"].items or {}).items()
+    }

@@ -607,3 +607,64 @@ async def test_a_run_deleted_meanwhile_is_not_missed(
 
     monkeypatch.setattr(files, "_run_ids", one_more)
     assert (await files.backup(folder)).runs == 2
+
+
+async def test_a_folder_that_was_said_once_is_the_place_for_all(tmp_path: Path) -> None:
+    """Backups by themselves, by hand, their list, what a damaged store offers, and what is restored."""
+    place = tmp_path / "elsewhere"
+    storage = open_storage(tmp_path / "runs", backup_every=1, backup_folder=place)
+    assert isinstance(storage, RecordingBackend)
+    await record(storage, "one", "two")
+    made = await storage.backup()
+    assert made.path.parent == place
+    assert await storage.backups() == [made]
+    await damage(storage)
+    with pytest.raises(CorruptRecordError, match="is intact: restore"):
+        await storage.read_run("p", "r")
+    await storage.restore()
+    assert await read(storage) == ["one", "two"]
+
+
+@pytest.mark.requires("redis-server")
+async def test_a_server_takes_a_backup_by_its_path(tmp_path: Path, files: FileStorageBackend) -> None:
+    """That is how runs move from a folder to a server."""
+    await fill(files)
+    made = await files.backup(tmp_path / "backups")
+    for store in make_store("redis", tmp_path):
+        await store.restore(made.path)
+        await check(store)
+        await store.close()
+
+
+async def test_a_restore_that_stops_half_way_says_where_all_is_and_can_go_on(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the old content has been moved aside."""
+    await fill(files)
+    made = await files.backup(folder)
+    real, count = files._put_run, 0
+
+    async def full(*what: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise StorageUnavailableError("The disk is full.")
+        await real(*what)
+
+    monkeypatch.setattr(files, "_put_run", full)
+    with pytest.raises(
+        StorageUnavailableError, match="not whole yet: what it held before is kept in"
+    ) as told:
+        await files.restore(made.path, folder=folder)
+    await files.restore(str(told.value).split("restore('")[1].split("')")[0], folder=folder)
+    await check(files)
+
+
+async def test_a_damaged_run_keeps_its_place_in_the_list(store: RecordingBackend) -> None:
+    """So that whoever asks for the newest run is told of the damage, and not given an older one."""
+    await record(store, "one", run_id="20250101t000000-aaaaaaaa")
+    await record(store, "one", "two", run_id="20990101t000000-bbbbbbbb")
+    await damage(store, "20990101t000000-bbbbbbbb")
+    infos = await store.runs("p")
+    assert [info.status for info in infos] == ["interrupted", "damaged"]
+    assert infos[-1].started_at == 4070908800.0

@@ -19,9 +19,10 @@ from tagent_nb.events import RunFinished, RunStarted, Warned
 from tagent_nb.storage import base, retention
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.records import RunInfo
 from tagent_nb.storage.retention import Retention
-from tests.storage_kinds import KINDS, make_store
+from tests.storage_kinds import KINDS, damage, make_store, record
 
 
 @pytest.fixture(params=["memory", *KINDS])
@@ -209,12 +210,14 @@ async def test_rules_are_checked(rules: dict[str, Any]) -> None:
 def test_whatever_the_rules_the_promises_hold(
     drawn: list[tuple[str, int]], keep_last: int | None, older_than: float | None, max_bytes: int
 ) -> None:
-    """Active ones and the newest good one stay; no run goes that no rule names."""
+    """Active ones, damaged ones and the newest good one stay; no run goes that no rule names."""
     runs = [
         RunInfo(f"r{n}", "p", status=status, started_at=float(n), size=size)
         for n, (status, size) in enumerate(drawn)
     ]
     gone = Retention(keep_last, older_than, max_bytes).to_delete(runs, now=20.0)
+    assert all(one.status != "damaged" for one in gone)
+    runs = [one for one in runs if one.status != "damaged"]
     stay = [one for one in runs if one not in gone]
     good = [one for one in runs if one.status == "completed"]
     assert all(one in stay for one in runs if one.status == "running")
@@ -226,3 +229,63 @@ def test_whatever_the_rules_the_promises_hold(
     assert not free or sum(one.size for one in stay) <= max_bytes
     assert keep_last is None or all(one in runs[max(0, len(runs) - keep_last) :] for one in free)
     assert older_than is None or all(20.0 - one.started_at < older_than for one in free)
+
+
+@pytest.fixture(params=KINDS)
+def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordingBackend]:
+    """An empty store of each kind that others can damage."""
+    yield from make_store(request.param, tmp_path)
+
+
+async def test_a_run_that_cannot_be_read_is_never_deleted(durable: RecordingBackend) -> None:
+    """A backup, a key or a newer version may still open it, however old it seems."""
+    await record(durable, "one", "two", run_id="broken")
+    await damage(durable, "broken")
+    for n in range(3):
+        await run(durable, f"r{n}", at=100.0 + n)
+    await durable.prune("p", keep_last=1, older_than=timedelta(days=1), max_bytes=0)
+    assert sorted(await left(durable)) == ["broken", "r2"]
+
+
+async def test_the_good_run_that_stays_is_one_that_can_be_read(durable: RecordingBackend) -> None:
+    """A run whose end looks whole, and whose beginning is damaged, is no reason to delete the others."""
+    for n in range(3):
+        await run(durable, f"r{n}", at=100.0 + n)
+    await record(durable, "one", run_id="r3")
+    await run(durable, "r3", at=103.0)
+    await damage(durable, "r3")
+    assert [info.status for info in await durable.runs("p")][-1] == "completed"
+    gone = await durable.prune("p", older_than=0)
+    assert [info.run_id for info in gone] == ["r0", "r1"]
+    assert await left(durable) == ["r2", "r3"]
+
+
+async def test_runs_of_which_none_is_good_go_as_the_rules_say(store: StorageBackend) -> None:
+    """There is no good one to keep."""
+    await run(store, "r0", at=100.0, outcome="failed")
+    assert [info.run_id for info in await store.prune("p", keep_last=0)] == ["r0"]
+
+
+async def test_the_newest_good_run_may_be_deleted_by_another_meanwhile(
+    store: StorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the one before it stays."""
+    for n in range(3):
+        await run(store, f"r{n}", at=100.0 + n)
+    real = store.read_run
+
+    async def vanishes(pipeline_id: str, run_id: str, *more: Any) -> Any:
+        if run_id == "r2":
+            raise NotStoredError("gone")
+        return await real(pipeline_id, run_id, *more)
+
+    monkeypatch.setattr(store, "read_run", vanishes)
+    assert [info.run_id for info in await store.prune("p", keep_last=0)] == ["r0"]
+
+
+async def test_nothing_goes_if_the_only_good_run_cannot_be_read(durable: RecordingBackend) -> None:
+    await record(durable, "one", run_id="r0")
+    await run(durable, "r0", at=100.0)
+    await damage(durable, "r0")
+    assert await durable.prune("p", keep_last=0) == []
+    assert await left(durable) == ["r0"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import ApprovalGate
 from tagent_nb.engine.turns import Place
-from tagent_nb.engine.work import Work, read_names, runner_of, step_model, why_it_runs
+from tagent_nb.engine.work import Work, read_names, runner_of, source_of, step_model, why_it_runs
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
     Event,
@@ -23,7 +23,8 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.models import ExecutionMode
+from tagent_nb.pipeline.copying import own_copy
+from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.traceback import redact, user_traceback
 
@@ -130,7 +131,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         item=work.item,
         attempt=attempt,
         inputs=_inputs(run, work),
-        shared=run.pipeline.shared_context,
+        shared=_shared(run, step),
         constraints=[*run.pipeline.global_constraints, *step.constraints],
         facts=work.facts,
         memories=work.memories,
@@ -144,7 +145,13 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         refusals=run.approvals.refusals(work) if run.memory.held else (),
         learned=learned,
         on_spend=count,
+        watched=bool(run.equipment.observers),
     )
+
+
+def _shared(run: Run, step: PipelineStep) -> Mapping[str, Any]:
+    shared = run.pipeline.shared_context
+    return {name: own_copy(value) for name, value in shared.items()} if step.is_python else shared
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -155,16 +162,29 @@ def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
-    """Only what the step reads: a value that nobody reads is never decoded."""
+    """Only what the step reads: a value that nobody reads is never decoded.
+
+    A Python body may change what it gets: each attempt has objects of its own. Items of a mapped step
+    share their step's, but for the item itself.
+    """
     body = work.step.body
     if not work.outputs or (body is not None and body.takes_nothing):
         return {}
     names = read_names(run, work.step, work.outputs)
-    return {
+    values = {
         name: None if output is None else output.value
         for name, output in work.outputs.items()
         if name in names
     }
+    if body is None:
+        return values
+    if work.item is None:
+        return {name: own_copy(value) for name, value in values.items()}
+    common = run.common.setdefault(work.step.name, {})
+    source = source_of(work.step).step
+    for name in values.keys() - common.keys() - {source}:
+        common[name] = own_copy(values[name])
+    return {name: common[name] if name in common else own_copy(value) for name, value in values.items()}
 
 
 def _may_succeed(error: Exception) -> bool:

@@ -43,6 +43,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
         )
     )
     left = await _run_items(run, step, outputs, source.step, rows)
+    run.common.pop(step.name, None)
     if left:
         run.approvals.leave(step.name, left)
     return await run.conclude(_outcome(run, step, work, rows, started))

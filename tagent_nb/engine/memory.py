@@ -284,6 +284,7 @@ class PipelineMemory:
         if self.held:
             self.held.let_go(event, over=True)
         unit = self._unit(event)
+        self._tried(event, unit)
         unit.status = StepStatus.COMPLETED
         unit.output = event.output
         unit.seconds += event.seconds
@@ -306,6 +307,17 @@ class PipelineMemory:
         if isinstance(unit, StepResult):
             self._valued(unit, event)
 
+    def _tried(self, event: StepFinished | StepFailed, unit: StepResult | ItemResult) -> None:
+        """Count the attempts of a stored run, which does not have the events of their starts."""
+        missing = event.attempt - unit.attempts
+        if unit.status is StepStatus.RUNNING or missing <= 0:
+            return
+        if event.item is None and self.step(event.step).items is not None:
+            return
+        unit.attempts += missing
+        if event.item is not None:
+            self.step(event.step).attempts += missing
+
     def _valued(self, step: StepResult, event: StepFinished | StepCached) -> None:
         step.traceback = ""
         step.key = event.key
@@ -321,6 +333,7 @@ class PipelineMemory:
         if self.held:
             self.held.let_go(event, over=True)
         unit = self._unit(event)
+        self._tried(event, unit)
         unit.status = StepStatus.FAILED
         unit.error_type, unit.error = event.error_type, event.message
         unit.seconds += event.seconds

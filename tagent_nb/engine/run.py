@@ -92,6 +92,8 @@ class Run:
         self.taught: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.memo: dict[Any, Any] = {}
         self.read: dict[str, frozenset[str]] = {}
+        # What the items of a mapped Python step share, by step.
+        self.common: dict[str, dict[str, Any]] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
         order = {step.name: index for index, step in enumerate(pipeline.steps)}
         self.turns = Turns(order, self._start_next)

@@ -111,10 +111,10 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 def _check_letters(words: list[str], magic: str) -> None:
     for word in words:
-        if word[:1] in DASHES:
+        if word.startswith(tuple(DASHES)):
             plain = re.sub(f"^[{DASHES}]+", "--", word)
             raise UsageError(f"{magic}: {word!r} begins with a dash that is not ASCII. Write {plain!r}.")
-        if word[:1] in QUOTES:
+        if word.startswith(tuple(QUOTES)):
             raise UsageError(f"{magic}: {word!r} begins with a curly quote. Write \" or ' instead.")
 
 

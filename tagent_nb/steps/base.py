@@ -76,6 +76,7 @@ class StepContext:
         on_spend: Told of everything that is spent, with the step's name; on any thread.
         learned: Facts and memories of this attempt so far, as events.
         limit: The timeout of the attempt, where it has one.
+        watched: Whether somebody listens to what the step prints; else it is printed where all is.
     """
 
     run_id: str
@@ -102,6 +103,7 @@ class StepContext:
     refusals: Sequence[Refusal] = ()
     learned: Sequence[Event] = ()
     limit: asyncio.Timeout | None = None
+    watched: bool = True
     tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
     _waits: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)

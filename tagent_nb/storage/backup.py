@@ -85,13 +85,21 @@ def folder_of(storage: RecordingBackend, folder: str | Path | None) -> Path:
     """
     if folder is not None:
         return Path(folder).expanduser().absolute()
-    own = storage.backup_folder
+    own = own_folder(storage)
     if own is None:
         raise DefinitionError(
             f"{storage!r} has no place for backups. Say one: backup('my-backups'), or with "
             "backup_every also backup_folder='my-backups'."
         )
     return own
+
+
+def own_folder(storage: RecordingBackend) -> Path | None:
+    """Where a store's backups go if nobody says otherwise: the folder of its schedule, or beside it."""
+    schedule = storage.backup_schedule
+    if schedule is not None and schedule.folder is not None:
+        return Path(schedule.folder).expanduser().absolute()
+    return storage.backup_folder
 
 
 async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupInfo:
@@ -206,12 +214,22 @@ async def restore(
     content = await asyncio.to_thread(open_archive, merged, storage._key)
     try:
         info.aside = await storage._set_aside(stamp)
-        for item in content.items:
-            await _put_back(storage, item, content.read(item))
+        await _put_all_back(storage, content, info.aside)
     finally:
         content.close()
     await asyncio.to_thread(merged.unlink)
     return info
+
+
+async def _put_all_back(storage: RecordingBackend, content: Archive, aside: str) -> None:
+    try:
+        for item in content.items:
+            await _put_back(storage, item, content.read(item))
+    except StorageError as error:
+        raise type(error)(
+            f"{error} The store is not whole yet: what it held before is kept in {aside}, and "
+            f"restore({str(content.info.path)!r}) goes on with what it is to hold."
+        ) from error
 
 
 async def _pipelines(storage: RecordingBackend) -> list[str]:

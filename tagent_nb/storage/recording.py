@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -193,6 +194,8 @@ class RecordingBackend(StorageBackend):
             StorageError: Somebody carries a run on at this moment; nothing was changed.
             StorageUnavailableError: Something cannot be written.
         """
+        if folder is None and which is not None and backups.own_folder(self) is None:
+            folder = Path(which).expanduser().absolute().parent
         info = await backups.restore(self, which, backups.folder_of(self, folder), replace=replace)
         self._summaries.clear()
         return info
@@ -212,9 +215,10 @@ class RecordingBackend(StorageBackend):
 
     async def _offer(self, error: CorruptRecordError) -> CorruptRecordError:
         """The same error, with the newest intact backup if there is one."""
-        if self.backup_folder is None:
+        folder = backups.own_folder(self)
+        if folder is None:
             return error
-        archive = await backups.newest(self, self.backup_folder)
+        archive = await backups.newest(self, folder)
         if archive is None:
             return error
         archive.close()
@@ -276,7 +280,14 @@ class RecordingBackend(StorageBackend):
             raise
         except StorageError as error:
             # One damaged run must not hide the others.
-            return RunInfo(run_id, pipeline_id, status="damaged", size=size, problem=str(error))
+            return RunInfo(
+                run_id,
+                pipeline_id,
+                status="damaged",
+                started_at=_begun(run_id),
+                size=size,
+                problem=str(error),
+            )
         return summary.to_info(pipeline_id, run_id, size=size, alive=alive)
 
     def _last(self, run_id: str, tail: bytes) -> Envelope | None:
@@ -289,6 +300,17 @@ class RecordingBackend(StorageBackend):
         except CorruptRecordError:
             # Reading all of the run tells whether it is torn or damaged.
             return None
+
+
+def _begun(run_id: str) -> float:
+    """When a run began, going by its id; 0.0 for an id that the engine did not make.
+
+    A damaged run keeps its place in the list: whoever asks for the newest run is told of the damage.
+    """
+    try:
+        return datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _about(events: Sequence[Event]) -> tuple[str, int]:

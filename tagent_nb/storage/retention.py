@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from tagent_nb.errors import DefinitionError, NotStoredError, StorageError
+from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
 from tagent_nb.storage.records import RunInfo
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ class Retention:
     def to_delete(self, runs: Sequence[RunInfo], now: float) -> list[RunInfo]:
         """Which of a pipeline's runs (oldest first) go, oldest first.
 
-        Never one that is carried on at this moment, and never the newest that completed.
+        Never one that is carried on at this moment, never the newest that completed, and never one that
+        cannot be read: a backup, a key or a newer version may still open it.
         """
+        runs = [run for run in runs if run.status != "damaged"]
         good = [run.run_id for run in runs if run.status == "completed"]
         total = sum(run.size for run in runs)
         doomed: list[RunInfo] = []
@@ -79,7 +81,7 @@ async def prune(storage: StorageBackend, pipeline_id: str, rules: Retention, lim
     """Delete the runs of a pipeline that may go, for at most ``limit`` seconds; the deleted ones."""
     deadline = time.monotonic() + limit
     deleted: list[RunInfo] = []
-    for run in rules.to_delete(await storage.runs(pipeline_id), time.time()):
+    for run in await _to_delete(storage, pipeline_id, rules):
         if time.monotonic() > deadline:
             break
         try:
@@ -93,3 +95,22 @@ async def prune(storage: StorageBackend, pipeline_id: str, rules: Retention, lim
             continue
         deleted.append(run)
     return deleted
+
+
+async def _to_delete(storage: StorageBackend, pipeline_id: str, rules: Retention) -> list[RunInfo]:
+    """As the rules say; the run that stays because it is the newest good one is read to its end before."""
+    runs = await storage.runs(pipeline_id)
+    while doomed := rules.to_delete(runs, time.time()):
+        newest = next((run for run in reversed(runs) if run.status == "completed"), None)
+        if newest is None:
+            return doomed
+        try:
+            await storage.read_run(pipeline_id, newest.run_id)
+        except NotStoredError:
+            runs.remove(newest)
+        except CorruptRecordError as error:
+            storage._report(str(error))
+            runs[runs.index(newest)] = replace(newest, status="damaged")
+        else:
+            return doomed
+    return []

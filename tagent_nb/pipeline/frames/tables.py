@@ -94,7 +94,9 @@ def usage_frame(result: PipelineResult) -> pd.DataFrame:
     for name in ("cost", "saved_cost"):
         frame[name] = pd.Series([getattr(step, name) for step in steps.values()], index, dtype="float64")
     # One row more by hand: concatenating would turn counts into floats.
-    total = pd.DataFrame({name: [frame[name].sum()] for name in frame}, pd.Index(["total"], name="step"))
+    least = min(1, len(frame))  # where all prices are unknown, so is their total
+    sums = {name: [frame[name].sum(min_count=least)] for name in frame}
+    total = pd.DataFrame(sums, pd.Index(["total"], name="step"))
     return pd.concat([frame, total.astype(frame.dtypes)])
 
 
