@@ -120,7 +120,7 @@ def test_a_step_that_does_not_end_in_time_is_told(
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(UsageError, match="a step has not ended yet"):
+    with pytest.raises(UsageError, match="'slow' has not ended yet.*restart the kernel"):
         control.polling(Request())
     handle = control.session.workspace.handle
     assert handle is not None

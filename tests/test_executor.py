@@ -609,3 +609,11 @@ async def test_to_cancel_in_the_moment_a_run_ends_does_nothing() -> None:
     await asyncio.sleep(0)
     assert (await running).success
     assert (await executor.execute()).success
+
+
+@pytest.mark.parametrize("options", [{"resume": 7}, {"resume": ["a"]}, {"until": ["a", "b"]}, {"until": 1}])
+def test_what_names_no_run_and_no_step_is_refused(options: dict[str, Any]) -> None:
+    """A number is no id, and must not stand for the newest run."""
+    pipeline = Pipeline("names").step("a", "Go.")
+    with pytest.raises(errors.DefinitionError, match=f"{next(iter(options))} must name one"):
+        PipelineExecutor(pipeline, model="test").run(**options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from html_safety import HOSTILE, Reader, assert_safe
 
+from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import TokenUsage
 from tagent_nb.notebook.run_view import RunView, head_html, items_of, result_view, run_html, run_text
 from tagent_nb.pipeline.budget import Share
@@ -166,3 +167,28 @@ def test_a_result_s_view_has_its_budget() -> None:
 
 def test_a_step_that_waits_says_for_what() -> None:
     assert "waits for a turn" in text_of(run_html(view(step("a", StepStatus.WAITING, waits_for="a turn"))))
+
+
+def test_an_error_without_words_and_failed_items_are_told() -> None:
+    """In text and in HTML."""
+    pipeline = Pipeline("told")
+
+    @pipeline.task
+    def load() -> list[int]:
+        return [1, 2]
+
+    @pipeline.task(map_over="load", min_success=0.5, max_retries=0)
+    def half(item: int) -> int:
+        return 1 // (item - 1)
+
+    @pipeline.task(max_retries=0)
+    def silent() -> None:
+        raise LookupError
+
+    view = result_view(PipelineExecutor(pipeline).run())
+    assert "half: completed, " in run_text(view)
+    assert "1 of 2 items failed" in run_text(view)
+    assert "silent: failed" in run_text(view)
+    assert run_text(view).count("LookupError") == 1
+    assert "1 failed" in run_html(view)
+    assert "LookupError" in run_html(view)

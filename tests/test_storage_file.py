@@ -794,3 +794,17 @@ async def test_another_process_id_means_a_fork(
 def test_it_says_what_it_is(tmp_path: Path) -> None:
     """In lists of settings and in messages."""
     assert repr(FileStorageBackend(tmp_path)) == f"FileStorageBackend({str(tmp_path)!r}, durability='full')"
+
+
+async def test_a_lease_that_cannot_be_read_hides_no_other_run(tmp_path: Path) -> None:
+    """The run is listed as damaged; the others are listed and read as before."""
+    storage = FileStorageBackend(tmp_path / "runs")
+    await record(storage, "one", run_id="a")
+    await record(storage, "two", run_id="b")
+    (storage.base_path / "p" / "a.lease").unlink()
+    (storage.base_path / "p" / "a.lease").mkdir()
+    assert {info.run_id: info.status for info in await storage.runs("p")} == {
+        "a": "damaged",
+        "b": "interrupted",
+    }
+    assert len(await storage.read_run("p", "b")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -659,3 +660,37 @@ async def test_opening_gives_up_with_the_remedy(
     with pytest.raises(StorageUnavailableError, match="Another process has locked it"):
         await record(store, "first")
     other.close()
+
+
+async def test_an_emptied_file_is_no_new_store_while_there_are_backups(tmp_path: Path) -> None:
+    """Nothing is silently empty: the backup is offered, and restores all."""
+    path = tmp_path / "runs.db"
+    storage = SQLiteStorageBackend(path)
+    await record(storage, "one", "two")
+    await storage.backup()
+    await storage.close()
+    path.write_bytes(b"")
+    for log in ("-wal", "-shm"):
+        path.with_name(path.name + log).unlink(missing_ok=True)
+    again = SQLiteStorageBackend(path)
+    with pytest.raises(CorruptRecordError, match=r"is empty, and there are backups of it. restore\(\)"):
+        await again.list_pipelines()
+    await again.restore()
+    assert await read(again) == ["one", "two"]
+    await again.close()
+
+
+@pytest.mark.parametrize(
+    "made", ["TRIGGER t AFTER INSERT ON records BEGIN DELETE FROM records; END", "VIEW v AS SELECT 1"]
+)
+async def test_what_a_stranger_made_in_the_file_never_runs(tmp_path: Path, made: str) -> None:
+    """A trigger could delete what is recorded."""
+    storage = SQLiteStorageBackend(tmp_path / "runs.db")
+    await record(storage, "one")
+    await storage.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs.db")) as base:
+        base.execute(f"CREATE {made}")
+    again = SQLiteStorageBackend(tmp_path / "runs.db")
+    with pytest.raises(CorruptRecordError, match="has triggers or views"):
+        await record(again, "two")
+    await again.close()

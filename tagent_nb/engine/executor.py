@@ -322,6 +322,10 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
     ) -> RunOptions:
         if on_change not in ("refuse", "rerun"):
             raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
+        if not isinstance(resume, bool | str):
+            raise DefinitionError(f"resume must name one run, or be True for the newest, not {resume!r}.")
+        if not isinstance(until, str | None):
+            raise DefinitionError(f"until must name one step, not {until!r}.")
         forced: bool | frozenset[str] = True
         if force is not True:
             names = [force] if isinstance(force, str) else list(force or ())

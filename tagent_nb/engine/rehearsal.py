@@ -177,7 +177,7 @@ class Rehearsal:
             return StepPlan(step.name, "may run", why, **counts), UNKNOWN
         why = await self._why(whole(run, step, outputs))
         if done:
-            why = "the other items are new or have changed"
+            why = "the other items are new, have changed, or failed"
         return StepPlan(step.name, "run", why, **counts), UNKNOWN
 
     # -- who answers ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tagent_nb.engine.handle import CANCEL_GRACE, RunHandle
 from tagent_nb.notebook.clicks import handle_clicks
 from tagent_nb.notebook.panel import SETTLE, Panel
 from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult
 
 BEAT = 0.05
@@ -164,5 +165,12 @@ def _cancelled(handle: RunHandle) -> bool:
 
 def _stopped(handle: RunHandle) -> str:
     if not handle.done():
-        return "The run was told to stop, and a step has not ended yet. Nothing further starts."
+        memory = handle.executor.memory
+        steps = memory.steps.values() if memory is not None else ()
+        running = [repr(step.name) for step in steps if step.status is StepStatus.RUNNING]
+        return (
+            f"The run was told to stop, and {', '.join(running) or 'a step'} has not ended yet. Nothing "
+            "further starts. Async code that blocks holds up all runs of the kernel; if it never ends, "
+            "restart the kernel and run with --resume."
+        )
     return "The run was stopped. %tagent_run --resume carries it on; what is done is not run again."

@@ -165,7 +165,7 @@ def _about(view: RunView, step: StepResult) -> str:
     """Items, attempts, why it ran or not, the error, and the end of its text."""
     words = about_words(step, (view.items or {}).get(step.name, (0, 0, 0)))
     told = f'<span style="{MUTED}">{escape(words)}</span>' if words else ""
-    if step.error:
+    if step.error or step.error_type:
         told += f'<div style="color:{TONES[StepStatus.FAILED]}">{escape(error_line(step))}</div>'
     if step.traceback and step.status is StepStatus.FAILED:
         told += _folded("traceback", step.traceback)
@@ -195,7 +195,7 @@ def about_words(step: StepResult, items: tuple[int, int, int]) -> str:
 def error_line(step: StepResult) -> str:
     """Type and message of a step's error, on one line."""
     message = clip(step.error, 400)
-    return f"{step.error_type}: {message}" if step.error_type else message
+    return ": ".join(part for part in (step.error_type, message) if part)
 
 
 def _printed(text: str) -> str:
@@ -218,7 +218,10 @@ def run_text(view: RunView) -> str:
     lines = [f"{view.title}: {view.phase} ({', '.join(fact for fact in facts if fact)})"]
     for step in view.steps.values():
         words = [LOOKS[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
-        words += [error_line(step)] if step.error else [clip(step.reason, 200)] if step.reason else []
+        _, wrong, total = (view.items or {}).get(step.name, (0, 0, 0))
+        words += [f"{wrong} of {total} items failed"] if wrong and not step.error else []
+        failed = step.error or step.error_type
+        words += [error_line(step)] if failed else [clip(step.reason, 200)] if step.reason else []
         lines.append(f"  {LOOKS[step.status].mark} {step.name}: {', '.join(words)}")
     lines += [f"budget: {share}" for share in view.budget]
     return "\n".join([*lines, *([view.note] if view.note else []), *view.warnings])

@@ -20,7 +20,7 @@ from tagent_nb.storage.codec import pack, unpack
 from tagent_nb.storage.leases import Lease
 from tagent_nb.storage.leasing import Leasing
 from tagent_nb.storage.pickles import decode_document, encode_document
-from tagent_nb.storage.records import RunInfo
+from tagent_nb.storage.records import RunInfo, damaged
 from tagent_nb.storage.retention import LIMIT, Retention, prune
 
 if TYPE_CHECKING:
@@ -195,7 +195,12 @@ class StorageBackend(Leasing):
         safe_id(pipeline_id, "pipeline id")
         found: list[RunInfo] = []
         for run_id, size in [known for known in await self._runs(pipeline_id) if is_safe(known[0])]:
-            alive = await self._alive(pipeline_id, run_id) is not None
+            try:
+                alive = await self._alive(pipeline_id, run_id) is not None
+            except CorruptRecordError as error:
+                # One lease that cannot be read must not hide the other runs.
+                found.append(damaged(pipeline_id, run_id, size, error))
+                continue
             found.append(await self._info(pipeline_id, run_id, size, alive))
         return sorted(found, key=lambda info: (info.started_at, info.run_id))
 

@@ -66,6 +66,16 @@ def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
     return connection
 
 
+def backups_of(path: Path) -> Path:
+    """The folder for backups beside a database."""
+    return path.with_name(f"{path.name}.backups")
+
+
+def _has_backups(path: Path) -> bool:
+    log = path.with_name(path.name + "-wal")
+    return not (log.exists() and log.stat().st_size) and any(backups_of(path).glob("*.backup"))
+
+
 def _check_files(path: Path) -> None:
     """Make a new file private, and let SQLite follow no link, neither here nor to its log.
 
@@ -79,6 +89,11 @@ def _check_files(path: Path) -> None:
             raise StorageUnavailableError(
                 f"Cannot open {path}: its folder is gone. Make it again."
             ) from error
+    elif not path.stat().st_size and _has_backups(path):
+        raise CorruptRecordError(
+            f"{path} is empty, and there are backups of it. restore() takes the newest. To begin anew, "
+            f"remove the file, and move {backups_of(path).name} elsewhere."
+        )
     for suffix in ("-wal", "-shm", "-journal"):
         is_regular(path.with_name(path.name + suffix))
 
@@ -137,6 +152,14 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
         found = {
             name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         }
+        (own,) = connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')"
+        ).fetchone()
+        if own:
+            raise CorruptRecordError(
+                f"{path} has triggers or views, which tagent-nb never makes: they could change what is "
+                "recorded. Restore a backup, or drop them; nothing was changed."
+            )
         if not {"documents", "runs", "records"} <= found:
             raise CorruptRecordError(f"{path} lacks a table. Restore a backup; nothing was changed.")
         return False

@@ -96,7 +96,13 @@ def _opened(where: object, durability: Any) -> StorageBackend:
         return MemoryStorageBackend()
     if scheme == "file":
         # file:/path, file:///path and file://localhost/path are absolute; file:path is not.
-        return _folder(Path(unquote(urlsplit(refuse_unknown(where, "folder")).path)), durability)
+        url = urlsplit(refuse_unknown(where, "folder"))
+        if url.netloc not in ("", "localhost") or not url.path or url.fragment:
+            raise DefinitionError(
+                f"Storage {where!r} names no folder of this machine. Write file:runs, file:///home/me/runs, "
+                "or the path alone; # in a URL is %23."
+            )
+        return _folder(Path(unquote(url.path)), durability)
     if scheme == "sqlite":
         return _sqlite(refuse_unknown(where, "SQLite file"), durability)
     if scheme in ("redis", "rediss", "unix"):

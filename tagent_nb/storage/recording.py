@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from tagent_nb.storage.backup import BackupSchedule, RestoreInfo
 from tagent_nb.storage.base import StorageBackend, is_safe
 from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
 from tagent_nb.storage.pickles import key_from, seal
-from tagent_nb.storage.records import RunInfo, Summary, decode_events, encode_events, summary_of
+from tagent_nb.storage.records import RunInfo, Summary, damaged, decode_events, encode_events, summary_of
 
 
 class RecordingBackend(StorageBackend):
@@ -280,14 +279,7 @@ class RecordingBackend(StorageBackend):
             raise
         except StorageError as error:
             # One damaged run must not hide the others.
-            return RunInfo(
-                run_id,
-                pipeline_id,
-                status="damaged",
-                started_at=_begun(run_id),
-                size=size,
-                problem=str(error),
-            )
+            return damaged(pipeline_id, run_id, size, error)
         return summary.to_info(pipeline_id, run_id, size=size, alive=alive)
 
     def _last(self, run_id: str, tail: bytes) -> Envelope | None:
@@ -300,17 +292,6 @@ class RecordingBackend(StorageBackend):
         except CorruptRecordError:
             # Reading all of the run tells whether it is torn or damaged.
             return None
-
-
-def _begun(run_id: str) -> float:
-    """When a run began, going by its id; 0.0 for an id that the engine did not make.
-
-    A damaged run keeps its place in the list: whoever asks for the newest run is told of the damage.
-    """
-    try:
-        return datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _about(events: Sequence[Event]) -> tuple[str, int]:

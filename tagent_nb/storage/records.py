@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, TagentError
@@ -302,3 +303,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice")
     return found
+
+
+def damaged(pipeline_id: str, run_id: str, size: int, error: Exception) -> RunInfo:
+    """A run that cannot be read, in its place in the list: whoever asks for the newest is told of it."""
+    try:
+        # Ids that the engine makes begin so.
+        started_at = datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        started_at = 0.0
+    return RunInfo(
+        run_id, pipeline_id, status="damaged", started_at=started_at, size=size, problem=str(error)
+    )

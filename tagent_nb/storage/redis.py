@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import SplitResult, urlsplit
 from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import (
@@ -103,6 +104,7 @@ class RedisStorageBackend(RecordingBackend):
         self.prefix = safe_id(prefix, "prefix")
         self.deadline = float(deadline)
         self._url = url
+        self._refuse_place(urlsplit(url))
         try:
             pool = self._pool()
             # A connection that is made, but not opened, shows whether the URL is right.
@@ -116,6 +118,17 @@ class RedisStorageBackend(RecordingBackend):
         self._server = getattr(options, "path", None) or f"{options.host}:{options.port}"
         self._pid = os.getpid()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
+
+    @staticmethod
+    def _refuse_place(url: SplitResult) -> None:
+        """redis-py takes what is no number for database 0, and a socket without a path for one."""
+        place = url.path.strip("/")
+        wrong = not place if url.scheme == "unix" else bool(place) and not place.isdecimal()
+        if wrong:
+            raise DefinitionError(
+                "The URL of a Redis server names its database by a number, and a socket by its path. "
+                "Write redis://host:6379/0 or unix:///path."
+            )
 
     def __repr__(self) -> str:
         return f"<RedisStorageBackend {self._server}, prefix {self.prefix!r}>"

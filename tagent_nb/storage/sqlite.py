@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tagent_nb.errors import DefinitionError, LeaseLostError, StorageError, StorageUnavailableError
-from tagent_nb.storage.database import connect, is_busy, transaction, translated, waiting
+from tagent_nb.storage.database import backups_of, connect, is_busy, transaction, translated, waiting
 from tagent_nb.storage.disk import is_regular
 from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.recording import RecordingBackend
@@ -253,7 +253,7 @@ class SQLiteStorageBackend(RecordingBackend):
     @property
     def backup_folder(self) -> Path:
         """A folder beside the file; copy what is in it to another disk."""
-        return self.path.with_name(f"{self.path.name}.backups")
+        return backups_of(self.path)
 
     def _holds(self, path: Path) -> bool:
         return path == self.path or path.is_relative_to(self.backup_folder)
