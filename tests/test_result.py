@@ -163,11 +163,19 @@ def test_a_stored_result_counts_attempts_as_the_live_one_did(kind: str, tmp_path
     def bad() -> None:
         raise OSError("always")
 
+    @pipeline.task
+    def nothing() -> list[int]:
+        return []
+
+    @pipeline.task(map_over="nothing")
+    def no_item(item: int) -> int:
+        return item
+
     where = f"sqlite:///{tmp_path / kind}" if kind.endswith("db") else tmp_path / kind
     live = PipelineExecutor(pipeline, storage=where, retry_delay=0.0).run()
     stored = asyncio.run(PipelineExecutor(pipeline, storage=where).load_result())
     counts = {name: step.attempts for name, step in live.steps.items()}
-    assert counts == {"load": 1, "each": 3, "bad": 2}
+    assert counts == {"load": 1, "each": 3, "bad": 2, "nothing": 1, "no_item": 0}
     assert {name: step.attempts for name, step in stored.steps.items()} == counts
     assert {key: item.attempts for key, item in (stored.steps["each"].items or {}).items()} == {
         key: item.attempts for key, item in (live.steps["each"].items or {}).items()

@@ -310,9 +310,8 @@ class PipelineMemory:
     def _tried(self, event: StepFinished | StepFailed, unit: StepResult | ItemResult) -> None:
         """Count the attempts of a stored run, which does not have the events of their starts."""
         missing = event.attempt - unit.attempts
-        if unit.status is StepStatus.RUNNING or missing <= 0:
-            return
-        if event.item is None and self.step(event.step).items is not None:
+        # A mapped step as a whole makes no attempts; its items do.
+        if unit.status is StepStatus.RUNNING or missing <= 0 or "item_keys" in event.metadata:
             return
         unit.attempts += missing
         if event.item is not None:
