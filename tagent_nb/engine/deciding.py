@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.decisions import chosen, given_of, open_requests
+from tagent_nb.engine.decisions import chosen, given_of, open_requests, unit_of
 from tagent_nb.engine.holding import holding
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.opening import schemas_of
@@ -118,8 +118,11 @@ class Deciding(ABC):
         def lost(error: LeaseLostError) -> None:
             """Whoever has taken the run over refuses the record below, which says so."""
 
+        known = self.memory if self.memory is not None and self.memory.run_id == given.run_id else None
+        if known is not None and known.held.get(unit_of(given)) is None:
+            return  # its run has ended meanwhile, and needed no other decision
         pipeline_id = self.pipeline.id
         async with holding(self.storage, pipeline_id, given.run_id, lost) as lease:
             await self.storage.append(pipeline_id, given.run_id, [given], token=lease.token)
-        if self.memory is not None and self.memory.run_id == given.run_id:
-            self.memory.apply(given)
+        if known is not None:
+            known.apply(given)
