@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pydantic_ai.models
@@ -80,3 +80,25 @@ def _no_model_requests(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def repetitions() -> Callable[[int, int], int]:
     """``repetitions(quick, full)``: how often to inject a fault; full with ``make test-faults``."""
     return lambda quick, full: full if FULL_FAULTS else quick
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Start a server with OpenAI's protocol that plays these acts, the last one again and again."""
+    from fake_openai import KEY, fake_openai
+
+    from tagent_nb.steps import tools
+
+    monkeypatch.setattr(tools, "_registered", {})
+    servers = []
+
+    def start(*acts: Any) -> Any:
+        servers.append(fake_openai(*acts))
+        fake = servers[-1].__enter__()
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        return fake
+
+    yield start
+    for server in servers:
+        server.__exit__(None, None, None)

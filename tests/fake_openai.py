@@ -26,7 +26,7 @@ class Act:
         hang: Answer only when the server is closed.
         drop: Close the connection: ``"before"`` anything is sent, or ``"midway"``.
         slow: Send the first piece of a stream, and the others when ``go`` is set.
-        finish: Why the model stopped.
+        finish: Why the model stopped; empty for a stream that ends after its words, without a reason.
     """
 
     text: str = ""
@@ -104,13 +104,23 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(act, asked)
 
+    def _body(self, act: Act, asked: dict[str, Any]) -> str:
+        if act.body is not None:
+            return act.body
+        if self.path.endswith("/responses"):
+            return (_events if asked.get("stream") else _response)(act, asked)
+        return (_stream if asked.get("stream") else _whole)(act, asked)
+
     def _send(self, act: Act, asked: dict[str, Any]) -> None:
         streamed = act.body is None and asked.get("stream")
-        body = (act.body if act.body is not None else (_stream if streamed else _whole)(act, asked)).encode()
+        body = self._body(act, asked).encode()
         self.send_response(act.status)
-        self.send_header("Content-Type", "text/event-stream" if streamed else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in act.headers.items():
+        headers = {
+            "Content-Type": "text/event-stream" if streamed else "application/json",
+            "Content-Length": str(len(body)),
+            **act.headers,
+        }
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if act.drop:
@@ -170,6 +180,72 @@ def _stream(act: Act, asked: dict[str, Any]) -> str:
         pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
         deltas = [{"role": "assistant", "content": piece} for piece in pieces]
     chunks = [{**head, "choices": [{"index": 0, "delta": one, "finish_reason": None}]} for one in deltas]
+    if not act.finish:
+        return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if act.tool else act.finish}
     chunks += [{**head, "choices": [last]}, {**head, "choices": [], "usage": USAGE}]
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+
+
+# -- the Responses API -------------------------------------------------------------------------
+
+
+def _response(act: Act, asked: dict[str, Any]) -> str:
+    return json.dumps(_responded(act, asked))
+
+
+def _responded(act: Act, asked: dict[str, Any]) -> dict[str, Any]:
+    told = {"length": "max_output_tokens", "content_filter": "content_filter"}
+    reason = told.get(act.finish)
+    return {
+        **_begun(asked),
+        "status": "incomplete" if reason else "completed",
+        "incomplete_details": {"reason": reason} if reason else None,
+        "output": [_item(act)],
+        "usage": {
+            "input_tokens": USAGE["prompt_tokens"],
+            "output_tokens": USAGE["completion_tokens"],
+            "total_tokens": USAGE["total_tokens"],
+            "input_tokens_details": USAGE["prompt_tokens_details"],
+            "output_tokens_details": USAGE["completion_tokens_details"],
+        },
+    }
+
+
+def _begun(asked: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1_700_000_000,
+        "model": asked["model"],
+        "status": "in_progress",
+        "output": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
+
+
+def _item(act: Act) -> dict[str, Any]:
+    if act.tool:
+        call = _message(act)["tool_calls"][0]
+        told = {"id": "fc_1", "type": "function_call", "call_id": call["id"], "status": "completed"}
+        return {**told, **call["function"]}
+    text = {"type": "output_text", "text": act.text, "annotations": []}
+    return {"id": "m_1", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
+
+
+def _events(act: Act, asked: dict[str, Any]) -> str:
+    """The events of a text; without a ``finish`` the last one is missing."""
+    place = {"item_id": "m_1", "output_index": 0, "content_index": 0}
+    item = {**_item(act), "content": [], "status": "in_progress"}
+    told: list[dict[str, Any]] = [
+        {"type": "response.created", "response": _begun(asked)},
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.output_text.delta", **place, "delta": act.text, "logprobs": []},
+    ]
+    if act.finish:
+        end = _responded(act, asked)
+        told.append({"type": f"response.{end['status']}", "response": end})
+    events = [{**event, "sequence_number": number} for number, event in enumerate(told)]
+    return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)

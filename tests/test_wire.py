@@ -5,75 +5,20 @@ Each case ends as docs/how-to/models.md says, with the tokens and the cost of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
-from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, StepResult, StepStatus
+from tagent_nb import PipelineResult, StepStatus
 from tagent_nb.events import Event, StepStreamed, TokenUsage
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps.providers import price
-from tests.fake_openai import KEY, Act, FakeOpenAI, error, fake_openai
+from tests.fake_openai import Act, FakeOpenAI, error
+from tests.wire import ONE, Play, Sentiment, cost, executor, run, times
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(60)]
-
-MODEL = "openai-chat:gpt-4o"
-ONE = TokenUsage(100, 10, cached_tokens=20, reasoning_tokens=3, requests=1)
-"""What each answer of the server takes."""
-
-Play = Callable[..., FakeOpenAI]
-
-
-class Sentiment(BaseModel):
-    label: Literal["positive", "negative"]
-
 
 RIGHT = Act(tool="final_result", arguments={"label": "positive"})
 WRONG = Act(tool="final_result", arguments={"label": "meh"})
 TEXT = Act(text="I loved it very much")
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
-    """Start a server that plays these acts, the last one again and again."""
-    monkeypatch.setattr(tools_module, "_registered", {})
-    servers = []
-
-    def start(*acts: Act) -> FakeOpenAI:
-        servers.append(fake_openai(*acts))
-        fake = servers[-1].__enter__()
-        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        return fake
-
-    yield start
-    for server in servers:
-        server.__exit__(None, None, None)
-
-
-def executor(schema: Any = Sentiment, observers: Any = (), **options: Any) -> PipelineExecutor:
-    step = PipelineStep(name="s", goal="Say what it is.", output_schema=schema, **options)
-    return PipelineExecutor(Pipeline("p", model=MODEL).put(step), retry_delay=0.0, observers=observers)
-
-
-def run(schema: Any = Sentiment, **options: Any) -> StepResult:
-    return executor(schema, **options).run().steps["s"]
-
-
-def cost(answers: int) -> Any:
-    one = price("openai:gpt-4o", ONE)
-    assert one is not None
-    assert one > 0
-    return pytest.approx(answers * one)
-
-
-def times(answers: int) -> TokenUsage:
-    total = TokenUsage()
-    for _ in range(answers):
-        total += ONE
-    return total
 
 
 # -- answers ----------------------------------------------------------------------------------

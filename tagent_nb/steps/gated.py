@@ -11,10 +11,12 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
+from tagent_nb.errors import RetryableError
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import ModelCall, through_model
-from tagent_nb.steps.providers import cost_of, usage_of
+from tagent_nb.steps.providers import cost_of, model_name, usage_of
 from tagent_nb.steps.streaming import pass_on
+from tagent_nb.steps.unfinished import ended_early
 
 
 class GatedModel(WrapperModel):
@@ -61,11 +63,24 @@ class GatedModel(WrapperModel):
         return response
 
     async def _ask(self, call: ModelCall) -> ModelResponse:
+        """Ask, and refuse an answer that ended early: no gate takes it for one that may be kept."""
         if self._write is None:
-            return await call.model.request(call.messages, call.settings, call.parameters)
-        async with call.model.request_stream(call.messages, call.settings, call.parameters) as stream:
-            await pass_on(stream, self._write)
-            return stream.get()
+            response = await call.model.request(call.messages, call.settings, call.parameters)
+            early = ended_early(call.model, response)
+        else:
+            async with call.model.request_stream(call.messages, call.settings, call.parameters) as stream:
+                await pass_on(stream, self._write)
+                response = stream.get()
+            early = ended_early(call.model, response, stream)
+        if not early:
+            return response
+        if response.usage.has_values():
+            _account(self._context, response)
+        raise RetryableError(
+            f"Step {self._context.step!r}: the answer of {model_name(self._context.model)!r} ended early: "
+            "the connection closed before the answer was whole. If its server never says why an answer "
+            "ends (no finish_reason), see 'Servers with OpenAI's protocol' in docs/how-to/models.md."
+        )
 
 
 def _account(context: StepContext, response: ModelResponse) -> None:

@@ -196,7 +196,13 @@ def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = No
 
 def models_behind(model: Any) -> list[Any]:
     """The models that may answer: those behind a fallback, else the model itself."""
-    return list(getattr(model, "models", None) or [model])
+    behind = getattr(model, "models", None) or ()
+    return [one for each in behind for one in models_behind(each)] or [model]
+
+
+def profiles_behind(model: Model[Any]) -> list[Any]:
+    """What the models that may answer can do, as pydantic-ai's profiles. A fallback has none of its own."""
+    return [one.profile for one in models_behind(model)]
 
 
 def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]:

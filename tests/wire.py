@@ -1,0 +1,50 @@
+"""Pipelines of one agent step whose model is a server on loopback; the fixture ``play`` starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel
+
+from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, StepResult
+from tagent_nb.events import TokenUsage
+from tagent_nb.steps.providers import price
+from tests.fake_openai import FakeOpenAI
+
+MODEL = "openai-chat:gpt-4o"
+ONE = TokenUsage(100, 10, cached_tokens=20, reasoning_tokens=3, requests=1)
+"""What each answer of the server takes."""
+
+Play = Callable[..., FakeOpenAI]
+
+
+class Sentiment(BaseModel):
+    label: Literal["positive", "negative"]
+
+
+def executor(
+    schema: Any = Sentiment, observers: Any = (), cache: Any = None, **options: Any
+) -> PipelineExecutor:
+    step = PipelineStep(name="s", goal="Say what it is.", output_schema=schema, **options)
+    pipeline = Pipeline("p", model=MODEL).put(step)
+    return PipelineExecutor(pipeline, retry_delay=0.0, observers=observers, cache=cache)
+
+
+def run(schema: Any = Sentiment, **options: Any) -> StepResult:
+    return executor(schema, **options).run().steps["s"]
+
+
+def cost(answers: int) -> Any:
+    one = price("openai:gpt-4o", ONE)
+    assert one is not None
+    assert one > 0
+    return pytest.approx(answers * one)
+
+
+def times(answers: int) -> TokenUsage:
+    total = TokenUsage()
+    for _ in range(answers):
+        total += ONE
+    return total
