@@ -164,8 +164,12 @@ def _message(act: Act) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
+def _finish(act: Act) -> str:
+    return "tool_calls" if act.tool and act.finish == "stop" else act.finish
+
+
 def _whole(act: Act, asked: dict[str, Any]) -> str:
-    choice = {"index": 0, "message": _message(act), "finish_reason": "tool_calls" if act.tool else act.finish}
+    choice = {"index": 0, "message": _message(act), "finish_reason": _finish(act)}
     return json.dumps({**_head(asked, "chat.completion"), "choices": [choice], "usage": USAGE})
 
 
@@ -182,7 +186,7 @@ def _stream(act: Act, asked: dict[str, Any]) -> str:
     chunks = [{**head, "choices": [{"index": 0, "delta": one, "finish_reason": None}]} for one in deltas]
     if not act.finish:
         return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
-    last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if act.tool else act.finish}
+    last = {"index": 0, "delta": {}, "finish_reason": _finish(act)}
     chunks += [{**head, "choices": [last]}, {**head, "choices": [], "usage": USAGE}]
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 

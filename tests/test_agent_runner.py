@@ -582,7 +582,7 @@ async def test_failures_that_may_pass_are_retryable(
         (error(400, "Bad schema"), "rejected the request .HTTP 400: Bad schema"),
         (error(404, "No such model", "model_not_found"), "the provider has no model 'openai-chat:gpt-4o'"),
         (error(429, "Pay first", "insufficient_quota"), "has no quota left"),
-        (Act(text="", finish="length"), "cut off at the model's limit"),
+        (Act(text="", finish="length"), "cut off at the model's own limit"),
     ],
 )
 async def test_failures_that_will_not_pass_are_not_retried(
@@ -664,10 +664,10 @@ async def test_steps_of_a_loop_share_one_client(
 @pytest.mark.requires("local-model")
 async def test_the_local_model_end_to_end(context: StepContext, seen: list[Event]) -> None:
     """Mechanics only: text streams, a schema holds, tokens count, it costs nothing, four at once work."""
-    text = await run(step("Say hello.", settings={"max_tokens": 20}), context, model="local")
+    text = await run(step("Say hello.", settings={"max_tokens": 200}), context, model="local")
     assert isinstance(text, str)
     assert text == "".join(one.text for one in seen if isinstance(one, StepStreamed))
-    assert 0 < context.usage.output_tokens <= 20
+    assert 0 < context.usage.output_tokens < 200
     assert context.cost == 0.0
     assert context.metadata["model"] == "local/smollm2-135m"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from pydantic_ai.profiles.openai import OpenAIModelProfile
 from tagent_nb import ResultCache, StepStatus
 from tagent_nb.steps.unfinished import ended_early
 from tests.fake_openai import USAGE, Act
-from tests.wire import ONE, Play, cost, executor, run
+from tests.wire import ONE, Play, Sentiment, cost, executor, run, times
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(60)]
 
@@ -89,3 +90,76 @@ def test_other_providers_say_why_an_answer_ends_too() -> None:
     assert not early(ModelResponse(text, provider_url=at, provider_details={"finish_reason": "odd"}))
     assert not early(ModelResponse(text, provider_url=at, state="suspended"))
     assert not ended_early(model, ModelResponse(text, provider_url=at))
+
+
+# -- answers that are cut ---------------------------------------------------------------------
+
+
+@APIS
+@pytest.mark.parametrize("streams", [True, False], ids=["in pieces", "as a whole"])
+def test_an_answer_that_was_cut_at_max_tokens_fails_and_is_paid(
+    play: Play, tmp_path: Path, model: str, streams: bool
+) -> None:
+    """Once: the same limit would cut it again. The message names step, limit and remedy."""
+    fake = play(Act(text="a story tha", finish="length"))
+    with closing(ResultCache(tmp_path)) as cache:
+        one = executor(None if streams else Sentiment, cache=cache, model=model, settings={"max_tokens": 16})
+        step = one.run().steps["s"]
+        assert one.run().steps["s"].status is StepStatus.FAILED
+    assert (step.status, step.error_type, step.attempts) == (StepStatus.FAILED, "StepError", 1)
+    assert step.error == (
+        "Step 's': the answer was cut off at max_tokens=16, so its end is missing. "
+        "Raise max_tokens in the step's settings, or ask for a shorter answer."
+    )
+    assert (step.usage, step.cost) == (ONE, cost(1))
+    assert len(fake.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "whole"),
+    [
+        (Act(tool="final_result", arguments={"label": "positive"}), True),
+        (Act(tool="final_result", arguments='{"label": "posi'), False),
+        (Act(tool="final_result", arguments="[1]"), False),
+        (Act(text='{"label": "posi'), False),
+        (Act(text="Let me think"), False),
+    ],
+    ids=["call", "part of a call", "no call", "part of a text", "no JSON"],
+)
+def test_an_answer_with_a_schema_is_whole_if_its_json_is(play: Play, act: Act, whole: bool) -> None:
+    fake = play(replace(act, finish="length"))
+    step = run()
+    assert step.status is (StepStatus.COMPLETED if whole else StepStatus.FAILED)
+    assert len(fake.requests) == 1
+    assert ("cut off at the model's own limit of output tokens" in step.error) is not whole
+
+
+def test_json_in_a_text_that_was_cut_behind_it_is_whole(play: Play) -> None:
+    """Of a model that knows neither tools nor schemas, and goes on talking."""
+    play(Act(text='{"label": "positive"} I think that', finish="length"))
+    profile = OpenAIModelProfile(supports_tools=False, supports_json_schema_output=False)
+    assert run(model=OpenAIChatModel("gpt-4o", profile=profile)).output.value == Sentiment(label="positive")
+
+
+def test_a_task_of_a_plan_that_was_cut_is_a_failed_one(play: Play) -> None:
+    """The plan goes on without it, as without any other task that failed."""
+    task = {"id": "a", "description": "Tell a story", "tool": "llm", "arguments": {}}
+    plan = Act(tool="final_result", arguments={"tasks": [task]})
+    right = Act(tool="final_result", arguments={"label": "positive"})
+    play(plan, Act(text="Once", finish="length"), plan, right)
+    step = run(agent="plan")
+    assert step.output.value == Sentiment(label="positive")
+    assert (step.usage, step.cost) == (times(4), cost(4))
+
+
+@APIS
+@pytest.mark.parametrize("text", ["", "I may not sa"])
+def test_an_answer_that_was_filtered_says_so_in_one_sentence(play: Play, model: str, text: str) -> None:
+    fake = play(Act(text=text, finish="content_filter"))
+    step = run(None, model=model)
+    assert (step.status, step.error_type, len(fake.requests)) == (StepStatus.FAILED, "StepError", 1)
+    assert step.error == (
+        f"Step 's': the content filter of {model!r} stopped the answer (content_filter). "
+        "Change the goal or the data that it shows, or use another model."
+    )
+    assert (step.usage, step.cost) == (ONE, cost(1))

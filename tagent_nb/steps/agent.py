@@ -67,7 +67,9 @@ def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: 
     output, hint = output_of(model, step.output_schema)
     streamed = step.output_schema is None and context.item is None and can_stream(model)
     agent: Agent[Any, Any] = Agent(
-        GatedModel(model, context, context.write if streamed else None),
+        GatedModel(
+            model, context, context.write if streamed else None, structured=step.output_schema is not None
+        ),
         output_type=output,
         instructions="\n\n".join([instructions(context), *hint]),
         name=step.name,

@@ -110,7 +110,7 @@ class Asker:
         streamed = checks is not None and form is None and context.item is None and can_stream(self.model)
         output, hint = output_of(self.model, form)
         agent: Agent[Any, Any] = Agent(
-            GatedModel(self.model, context, context.write if streamed else None),
+            GatedModel(self.model, context, context.write if streamed else None, structured=form is not None),
             output_type=output,
             instructions="\n\n".join([system, *hint]),
             name=step.name,

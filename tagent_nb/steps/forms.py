@@ -41,8 +41,17 @@ def read_leniently(form: type[BaseModel], text: str) -> BaseModel:
     Raises:
         ValueError: There is none, or it does not fit.
     """
+    return to_schema(form, first_json(text))
+
+
+def first_json(text: str) -> Any:
+    """The first JSON object or list in a text, whatever stands around it.
+
+    Raises:
+        ValueError: There is none, or it is not whole.
+    """
     starts = [place for mark in "{[" if (place := text.find(mark)) >= 0]
     if not starts:
         raise ValueError("There is no JSON in the answer.")
     data, _ = json.JSONDecoder().raw_decode(text[min(starts) :])
-    return to_schema(form, data)
+    return data

@@ -16,7 +16,7 @@ from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import ModelCall, through_model
 from tagent_nb.steps.providers import cost_of, model_name, usage_of
 from tagent_nb.steps.streaming import pass_on
-from tagent_nb.steps.unfinished import ended_early
+from tagent_nb.steps.unfinished import ended_early, refuse_cut
 
 
 class GatedModel(WrapperModel):
@@ -26,14 +26,21 @@ class GatedModel(WrapperModel):
         model: The model behind the gates.
         context: Of the attempt that asks.
         write: Takes the text of answers while it comes; ``None`` waits for whole answers.
+        structured: Whether the answer has a schema.
     """
 
     def __init__(
-        self, model: Model[Any], context: StepContext, write: Callable[[str], None] | None = None
+        self,
+        model: Model[Any],
+        context: StepContext,
+        write: Callable[[str], None] | None = None,
+        *,
+        structured: bool = False,
     ) -> None:
         super().__init__(model)
         self._context = context
         self._write = write
+        self._structured = structured
 
     async def request(
         self,
@@ -41,9 +48,14 @@ class GatedModel(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Ask, and account for every answer, also for one that a gate throws away.
+        """Ask, and account for every answer, also for one that a gate throws away, or that is not whole.
 
         What a gate answers by itself takes what it says, unless a model was asked as well.
+
+        Raises:
+            RetryableError: The connection closed before the answer was whole.
+            OutputTokenLimitExceeded: The answer was cut at its limit.
+            ContentFilterError: The provider's filter cut it.
         """
         context = self._context
         answered = False
@@ -60,6 +72,8 @@ class GatedModel(WrapperModel):
         response = await through_model(context.gates, call, ask)
         if not answered:
             _account(context, response)
+        settings = {**(self.wrapped.settings or {}), **(model_settings or {})}
+        refuse_cut(response, settings, structured=self._structured)
         return response
 
     async def _ask(self, call: ModelCall) -> ModelResponse:

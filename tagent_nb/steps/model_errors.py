@@ -45,11 +45,15 @@ def explained(
         return _of_provider(step, context, error)
     if isinstance(error, exceptions.OutputTokenLimitExceeded):
         return StepError(
-            f"Step {step.name!r}: the answer was cut off at the model's limit of output tokens. "
-            "Raise max_tokens in the step's settings, or ask for less."
+            f"Step {step.name!r}: the answer was cut off {error.message}, so its end is missing. "
+            "Raise max_tokens in the step's settings, or ask for a shorter answer."
         )
     if isinstance(error, exceptions.ContentFilterError):
-        return StepError(f"Step {step.name!r}: the provider's content filter refused the answer: {error}")
+        return StepError(
+            f"Step {step.name!r}: the content filter of {model_name(context.model)!r} stopped the answer "
+            f"({redact(error.message)[:SHOWN]}). Change the goal or the data that it shows, or use another "
+            "model."
+        )
     if isinstance(error, exceptions.UnexpectedModelBehavior):
         if "maximum output retries" in error.message:
             return _invalid(step, messages, refused)

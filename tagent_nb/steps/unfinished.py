@@ -1,9 +1,16 @@
-"""Answers that are not whole: a stream that ended early. Imports pydantic-ai: load it late."""
+"""Answers that are not whole: a stream that ended early, an answer cut at its limit, or a filtered one.
+
+Imports pydantic-ai: load it late.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded
+
+from tagent_nb.steps.forms import first_json
 from tagent_nb.steps.providers import profiles_behind
 
 if TYPE_CHECKING:
@@ -44,3 +51,40 @@ def _is_made_up(model: Model[Any], stream: StreamedResponse) -> bool:
         return False
     told = (one.get("openai_chat_streaming_requires_finish_reason") for one in profiles_behind(model))
     return any(one is not False for one in told)
+
+
+def refuse_cut(response: ModelResponse, settings: Mapping[str, Any], *, structured: bool) -> None:
+    """Let an answer pass unless its end is missing. What has all its JSON is whole, wherever it was cut.
+
+    Args:
+        response: What a model answered.
+        settings: Those that it was asked with.
+        structured: Whether the answer has a schema, and is JSON where it is text.
+
+    Raises:
+        OutputTokenLimitExceeded: It was cut at the limit of output tokens.
+        ContentFilterError: The provider's filter cut it or took it away.
+    """
+    if response.finish_reason == "content_filter":
+        details = response.provider_details or {}
+        said = details.get("refusal") or details.get("block_reason") or details.get("finish_reason")
+        raise ContentFilterError(str(said or "content_filter"))
+    if response.finish_reason == "length" and not _has_its_end(response, structured):
+        limit = settings.get("max_tokens")
+        raise OutputTokenLimitExceeded(
+            "at the model's own limit of output tokens" if limit is None else f"at max_tokens={limit}"
+        )
+
+
+def _has_its_end(response: ModelResponse, structured: bool) -> bool:
+    calls = response.tool_calls
+    if not calls and not structured:
+        return False
+    try:
+        for call in calls:
+            call.args_as_dict(raise_if_invalid=True)
+        if not calls:
+            first_json(response.text or "")
+    except (ValueError, AssertionError):  # the second where the JSON is no object
+        return False
+    return True
