@@ -85,6 +85,43 @@ class TestMapping:
         assert list(frame["length"]) == [4, 3, 4]
         assert result["measure"] == [Length(length=4), Length(length=3), Length(length=4)]
 
+    @pytest.mark.parametrize(
+        "index",
+        [
+            pd.MultiIndex.from_tuples([("x", 1), ("x", 2), ("y", 1)], names=["group", "number"]),
+            pd.CategoricalIndex(["low", "mid", "high"], ["low", "mid", "high"], ordered=True, name="size"),
+        ],
+        ids=["levels", "categories"],
+    )
+    async def test_the_mapped_frame_joins_its_source_also_after_a_restart(
+        self, index: pd.Index, tmp_path: Path
+    ) -> None:
+        pipeline = Pipeline("joined")
+        rows = pd.DataFrame({"text": ["good", "bad", "fine"]}, index=index)
+        pipeline.put(PipelineStep.from_cell("load", "rows", python=True))
+        pipeline.put(
+            PipelineStep.from_cell(
+                "measure", "{'length': len(item['text'])}", python=True, map_over="load", min_success=0.5
+            )
+        )
+        executor = PipelineExecutor(pipeline, storage=FileStorageBackend(tmp_path), namespace={"rows": rows})
+        live = await executor.execute()
+        for result in (live, await executor.load_result(), type(live).from_json(live.to_json())):
+            frame = result.output_frame("measure")
+            pd.testing.assert_index_equal(frame.index, index, exact=True)
+            assert rows.join(frame)["length"].tolist() == [4, 3, 4]
+
+    async def test_labels_that_cannot_be_stored_are_keys_after_a_restart(self, tmp_path: Path) -> None:
+        pipeline = Pipeline("complex")
+        rows = pd.DataFrame({"text": ["good"]}, index=[1j])
+        pipeline.put(PipelineStep.from_cell("load", "rows", python=True))
+        pipeline.put(PipelineStep.from_cell("each", "len(item['text'])", python=True, map_over="load"))
+        executor = PipelineExecutor(pipeline, storage=FileStorageBackend(tmp_path), namespace={"rows": rows})
+        await executor.execute()
+        items = (await executor.load_result()).steps["each"].items
+        assert items is not None
+        assert [(item.key, item.index) for item in items.values()] == [("1j", "1j")]
+
     async def test_a_field_of_a_value_can_be_mapped_over(self) -> None:
         pipeline = Pipeline("field")
         pipeline.put(PipelineStep.from_cell("load", "{'rows': [1, 2]}", python=True))

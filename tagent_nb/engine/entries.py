@@ -68,7 +68,9 @@ def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
     keys = metadata.get("item_keys")
     if keys is None or step.items is None:
         return
-    labels = dict(zip(keys, metadata["item_index"], strict=True))
+    labels = metadata["item_index"]
+    # Labels that could not be stored are a text that says so; the keys are made of them.
+    labels = dict(zip(keys, labels if isinstance(labels, list) else keys, strict=True))
     known = step.items
     step.items = {key: known[key] for key in keys if key in known}
     for key, item in step.items.items():

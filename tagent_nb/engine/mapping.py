@@ -36,7 +36,9 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     except StorageError:
         raise
     except TagentError as error:
-        return await run.conclude(_failure(run, step, type(error).__name__, redact(str(error)), started, []))
+        return await run.conclude(
+            _failure(run, step, type(error).__name__, redact(str(error)), started, _labels([]))
+        )
     run.emit(
         StepStarted(
             run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
@@ -46,7 +48,8 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     run.common.pop(step.name, None)
     if left:
         run.approvals.leave(step.name, left)
-    return await run.conclude(_outcome(run, step, work, rows, started))
+    notes = _labels(rows, source_value(outputs[source.step], source))
+    return await run.conclude(_outcome(run, step, work, rows, started, notes))
 
 
 def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
@@ -63,7 +66,7 @@ def source_rows(step: PipelineStep, output: Output | None, source: Reference) ->
         StepError: The value of its source has no items.
         TemplateError: The value lacks the part that ``map_over`` names.
     """
-    value = None if output is None else lookup(output.value, source.path, name=source.step)
+    value = source_value(output, source)
     if value is None:
         return []
     from tagent_nb.pipeline.frames import rows_of
@@ -72,6 +75,15 @@ def source_rows(step: PipelineStep, output: Output | None, source: Reference) ->
         return rows_of(value)
     except TypeError as error:
         raise StepError(f"Step {step.name!r} cannot map over {step.map_over!r}: {error}") from None
+
+
+def source_value(output: Output | None, source: Reference) -> Any:
+    """What a mapped step maps over: a step's value, or the part of it that ``map_over`` names.
+
+    Raises:
+        TemplateError: The value lacks that part.
+    """
+    return None if output is None else lookup(output.value, source.path, name=source.step)
 
 
 async def _run_items(
@@ -130,29 +142,24 @@ def _is_recorded(run: Run, unit: Work) -> bool:
 
 
 def _outcome(
-    run: Run, step: PipelineStep, work: Work, rows: list[Row], started: float
+    run: Run, step: PipelineStep, work: Work, rows: list[Row], started: float, notes: Mapping[str, Any]
 ) -> StepFinished | StepCached | StepFailed:
     items = run.memory.steps[step.name].items or {}
     mine = [items[key] for key, _, _ in rows]
     good = sum(item.status.has_value for item in mine)
-    labels = [label for _, label, _ in rows]
-    metadata = {
-        "item_keys": [key for key, _, _ in rows],
-        "item_index": labels,
-        "items_failed": len(rows) - good,
-    }
+    metadata = {**notes, "items_failed": len(rows) - good}
     broke = next((item for item in mine if item.error_type == BudgetExceededError.__name__), None)
     if broke is not None:
         # Not bad items, but ones that nobody has asked about yet: however few must succeed.
         message = f"{good} of {len(rows)} items are done. {broke.error}"
-        return _failure(run, step, broke.error_type, message, started, rows)
+        return _failure(run, step, broke.error_type, message, started, notes)
     if good < math.ceil(step.min_success * len(rows)):
         first = next(item for item in mine if item.status is StepStatus.FAILED)
         message = (
             f"{len(rows) - good} of {len(rows)} items failed, and min_success is {step.min_success:g}. "
             f"The first is item {first.key!r}: {first.error_type}: {first.error}"
         )
-        return _failure(run, step, "StepError", message, started, rows)
+        return _failure(run, step, "StepError", message, started, notes)
     output = StoredValue.of([None if item.output is None else item.output.value for item in mine])
     if mine and all(item.status is StepStatus.CACHED for item in mine):
         return StepCached(
@@ -175,7 +182,7 @@ def _outcome(
 
 
 def _failure(
-    run: Run, step: PipelineStep, kind: str, message: str, started: float, rows: list[Row]
+    run: Run, step: PipelineStep, kind: str, message: str, started: float, notes: Mapping[str, Any]
 ) -> StepFailed:
     return StepFailed(
         run_id=run.memory.run_id,
@@ -183,10 +190,17 @@ def _failure(
         error_type=kind,
         message=message,
         seconds=time.monotonic() - started,
-        metadata=_labels(rows),
+        metadata=notes,
     )
 
 
-def _labels(rows: list[Row]) -> dict[str, Any]:
+def _labels(rows: list[Row], source: Any = None) -> dict[str, Any]:
     """The order and labels of the items, which a stored run needs to show them as they were."""
-    return {"item_keys": [key for key, _, _ in rows], "item_index": [label for _, label, _ in rows]}
+    notes: dict[str, Any] = {
+        "item_keys": [key for key, _, _ in rows],
+        "item_index": [label for _, label, _ in rows],
+    }
+    from tagent_nb.pipeline.frames import levels_of
+
+    levels = levels_of(source)
+    return notes if levels is None else notes | {"item_levels": levels}

@@ -11,6 +11,7 @@ from tagent_nb import events
 from tagent_nb.errors import UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue, clean
+from tagent_nb.pipeline.frames.labels import index_of
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
@@ -152,9 +153,9 @@ def output_frame(result: PipelineResult, step: str) -> pd.DataFrame:
     """See :meth:`PipelineResult.output_frame`.
 
     A list gives a row an item, a single record one row, a DataFrame is returned as it is, and
-    values without fields are in the column ``value``. For a mapped step the index has the labels of
-    its source, and the last column, ``error`` (``step_error`` if the values have a field of that
-    name), says why an item has no value and is missing where it has one.
+    values without fields are in the column ``value``. For a mapped step the index is that of its source
+    (labels, names, levels and dtypes), and the last column, ``error`` (``step_error`` if the values
+    have a field of that name), says why an item has no value and is missing where it has one.
 
     Raises:
         UnknownStepError: The step has neither a value nor items.
@@ -206,11 +207,9 @@ def _items_frame(step: StepResult) -> pd.DataFrame:
     import pandas as pd
 
     items = list((step.items or {}).values())
-    labels = [item.index for item in items]
-    if labels and all(isinstance(label, tuple) for label in labels):
-        index: pd.Index = pd.MultiIndex.from_tuples(labels)
-    else:
-        index = pd.Index(labels) if labels else pd.RangeIndex(0)
+    levels = step.metadata.get("item_levels")
+    # One that could not be stored is a text that says so.
+    index = index_of([item.index for item in items], levels if isinstance(levels, list) else None)
     values = [None if item.output is None else item.output.value for item in items]
     frame = frame_of(values, index)
     errors = [f"{item.error_type}: {item.error}" if item.error_type else None for item in items]
