@@ -128,6 +128,37 @@ class TestFold:
             ("1", 8, 1),
         ]
 
+    def test_a_map_whose_process_died_counts_the_time_of_its_items(self, memory: PipelineMemory) -> None:
+        """Items that overlap count once; the next sitting adds what the step itself says of it."""
+        memory.apply(finished(item="0", at=110.0, seconds=4.0))
+        memory.apply(step(events.StepFailed, item="1", at=112.0, seconds=5.0, error_type="E", message="m"))
+        memory.apply(step(events.StepCached, item="2", at=113.0, output=StoredValue.of(1), key="k"))
+        assert memory.steps["a"].seconds == 7.0
+        memory.apply(events.RunContinued(run_id=RUN, at=500.0, steps=("a", "b")))
+        memory.apply(finished(item="1", at=510.0, seconds=2.0))
+        assert memory.steps["a"].seconds == 9.0
+        memory.apply(finished(at=511.0, seconds=10.5))
+        assert memory.steps["a"].seconds == 17.5
+        items = memory.steps["a"].items
+        assert items is not None
+        assert [item.seconds for item in items.values()] == [4.0, 7.0, 0.0]
+
+    def test_a_map_that_ends_says_itself_how_long_it_took(self, memory: PipelineMemory) -> None:
+        for ending in (
+            finished(seconds=3.0),
+            step(events.StepFailed, seconds=3.0, error_type="E", message="m"),
+            step(events.StepCancelled, seconds=3.0),
+        ):
+            before = memory.steps["a"].seconds
+            memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+            memory.apply(finished(item="0", at=110.0, seconds=4.0))
+            memory.apply(ending)
+            assert memory.steps["a"].seconds == before + 3.0
+        memory.apply(step(events.StepCached, item="0", at=113.0, output=StoredValue.of(1), key="k"))
+        memory.apply(step(events.StepCached, item="1", at=114.0, output=StoredValue.of(1), key="k"))
+        memory.apply(step(events.StepCached, output=StoredValue.of([1, 1]), key="k"))
+        assert memory.steps["a"].seconds == 9.0
+
     def test_saved_cost_of_items_is_counted_once(self, memory: PipelineMemory) -> None:
         memory.apply(step(events.StepStarted, items=1))
         memory.apply(step(events.StepCached, item="0", output=StoredValue.of(1), key="k", saved_cost=0.5))

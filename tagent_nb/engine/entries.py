@@ -75,3 +75,30 @@ def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
     step.items = {key: known[key] for key in keys if key in known}
     for key, item in step.items.items():
         item.index = labels[key]
+
+
+class ItemTimes:
+    """Wall time of mapped steps while their own end is not recorded yet, which a killed process never does.
+
+    It goes from the start of the first item that has ended in this sitting to the end of the last one.
+    """
+
+    def __init__(self) -> None:
+        # Seconds of earlier sittings, first start and last end, by step.
+        self._open: dict[str, tuple[float, float, float]] = {}
+
+    def item_ended(self, step: StepResult, at: float, seconds: float) -> None:
+        """Count an item that has ended ``at`` some time (seconds since the epoch)."""
+        before, first, last = self._open.get(step.name) or (step.seconds, at, at)
+        first, last = min(first, at - seconds), max(last, at)
+        self._open[step.name] = before, first, last
+        step.seconds = before + last - first
+
+    def step_ended(self, step: StepResult, seconds: float) -> None:
+        """Count what the step itself says of this sitting, in place of what its items have said."""
+        counted = self._open.pop(step.name, None) if self._open else None
+        step.seconds = (step.seconds if counted is None else counted[0]) + seconds
+
+    def sitting_ended(self) -> None:
+        """Keep what is counted: another process carries on the run."""
+        self._open.clear()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tagent_nb.engine.entries import (
+    ItemTimes,
     StepMemoryEntry,
     error_text,
     inputs_of,
@@ -90,6 +91,7 @@ class PipelineMemory:
         self._left_out: dict[str, StepResult] = {}
         # Calls of attempts that have not ended.
         self._under_way: dict[tuple[str, str | None], tuple[TokenUsage, float | None]] = {}
+        self._times = ItemTimes()
         self._began: float | None = None
         self._seconds = 0.0
 
@@ -199,6 +201,7 @@ class PipelineMemory:
     def _run_continued(self, event: RunContinued) -> None:
         for (name, item), (usage, cost) in list(self._under_way.items()):
             self._spend(StepEvent(run_id=event.run_id, step=name, item=item), usage, cost)
+        self._times.sitting_ended()
         self._settle(self.events[-2].at if len(self.events) > 1 else event.at)
         self._began = event.at
         self.finished = None
@@ -228,6 +231,14 @@ class PipelineMemory:
         self.paused = False
         self._settle(event.at)
         self.current_step = None
+
+    def _took(self, event: StepFinished | StepFailed | StepCancelled, unit: StepResult | ItemResult) -> None:
+        if isinstance(unit, StepResult):
+            self._times.step_ended(unit, event.seconds)
+        else:
+            unit.seconds += event.seconds
+            if type(event) is not StepCancelled:  # its step says it as well
+                self._times.item_ended(self.step(event.step), event.at, event.seconds)
 
     def _settle(self, until: float) -> None:
         if self._began is not None:
@@ -287,7 +298,7 @@ class PipelineMemory:
         self._tried(event, unit)
         unit.status = StepStatus.COMPLETED
         unit.output = event.output
-        unit.seconds += event.seconds
+        self._took(event, unit)
         unit.error_type = unit.error = ""
         self._spend(event, event.usage, event.cost)
         if isinstance(unit, StepResult):
@@ -305,7 +316,10 @@ class PipelineMemory:
             known = step.saved_cost is not None and event.saved_cost is not None
             step.saved_cost = (step.saved_cost or 0.0) + (event.saved_cost or 0.0) if known else None
         if isinstance(unit, StepResult):
+            self._times.step_ended(unit, 0.0)
             self._valued(unit, event)
+        else:
+            self._times.item_ended(step, event.at, 0.0)
 
     def _tried(self, event: StepFinished | StepFailed, unit: StepResult | ItemResult) -> None:
         """Count the attempts of a stored run, which does not have the events of their starts."""
@@ -335,7 +349,7 @@ class PipelineMemory:
         self._tried(event, unit)
         unit.status = StepStatus.FAILED
         unit.error_type, unit.error = event.error_type, event.message
-        unit.seconds += event.seconds
+        self._took(event, unit)
         self._spend(event, event.usage, event.cost)
         if isinstance(unit, StepResult):
             unit.traceback = event.traceback
@@ -355,7 +369,7 @@ class PipelineMemory:
         if unit.status.has_value:
             return  # it was recorded in the moment it was stopped, and nobody could know
         unit.status = StepStatus.CANCELLED
-        unit.seconds += event.seconds
+        self._took(event, unit)
         self._spend(event, event.usage, event.cost)
         if isinstance(unit, StepResult):
             unit.ended_at = event.at
