@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 Components = Mapping[str, str]
@@ -22,12 +22,15 @@ class TokenUsage:
     """Tokens and calls that were used.
 
     Attributes:
-        input_tokens: Tokens sent to the model.
-        output_tokens: Tokens the model wrote, reasoning included.
+        input_tokens: Tokens sent to the model, as far as providers told them.
+        output_tokens: Tokens the model wrote, reasoning included, as far as providers told them.
         cached_tokens: Part of the input that the provider served from its own cache.
         reasoning_tokens: Part of the output spent on reasoning.
         requests: Calls to the model.
         tool_calls: Calls of tools by the model.
+        assumed_input_tokens: Tokens sent for answers whose provider told none, by the rule of thumb
+            that budgets go by. They count against budgets, and are no part of ``input_tokens``.
+        assumed_output_tokens: Tokens of these answers, likewise.
     """
 
     input_tokens: int = 0
@@ -36,11 +39,36 @@ class TokenUsage:
     reasoning_tokens: int = 0
     requests: int = 0
     tool_calls: int = 0
+    assumed_input_tokens: int = 0
+    assumed_output_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
-        """Input and output tokens together."""
+        """Input and output tokens together, as far as providers told them."""
         return self.input_tokens + self.output_tokens
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether there are answers whose tokens nobody told."""
+        return bool(self.assumed_input_tokens or self.assumed_output_tokens)
+
+    @property
+    def known_tokens(self) -> int | None:
+        """Input and output tokens together; ``None`` when nobody told all of them."""
+        return None if self.unmeasured else self.total_tokens
+
+    @property
+    def counted(self) -> TokenUsage:
+        """What counts against budgets: assumed tokens as if they had been told."""
+        if not self.unmeasured:
+            return self
+        return replace(
+            self,
+            input_tokens=self.input_tokens + self.assumed_input_tokens,
+            output_tokens=self.output_tokens + self.assumed_output_tokens,
+            assumed_input_tokens=0,
+            assumed_output_tokens=0,
+        )
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(
@@ -50,15 +78,23 @@ class TokenUsage:
             self.reasoning_tokens + other.reasoning_tokens,
             self.requests + other.requests,
             self.tool_calls + other.tool_calls,
+            self.assumed_input_tokens + other.assumed_input_tokens,
+            self.assumed_output_tokens + other.assumed_output_tokens,
         )
+
+    def __neg__(self) -> TokenUsage:
+        return TokenUsage(**{name: -getattr(self, name) for name in self.__slots__})
 
     def __bool__(self) -> bool:
         return self is not NO_USAGE and self != NO_USAGE
 
     def to_dict(self) -> dict[str, int]:
-        """The counts by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """The counts by name; assumed ones where there are any."""
+        counts = {name: getattr(self, name) for name in self.__slots__}
+        return {name: count for name, count in counts.items() if count or name not in _ASSUMED}
 
+
+_ASSUMED = ("assumed_input_tokens", "assumed_output_tokens")
 
 NO_USAGE = TokenUsage()
 """Nothing was used."""

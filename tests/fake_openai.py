@@ -27,6 +27,7 @@ class Act:
         drop: Close the connection: ``"before"`` anything is sent, or ``"midway"``.
         slow: Send the first piece of a stream, and the others when ``go`` is set.
         finish: Why the model stopped; empty for a stream that ends after its words, without a reason.
+        usage: Whether the answer says what it took.
     """
 
     text: str = ""
@@ -39,6 +40,7 @@ class Act:
     drop: str = ""
     slow: bool = False
     finish: str = "stop"
+    usage: bool = True
 
 
 def error(status: int, message: str, code: str = "", **headers: str) -> Act:
@@ -55,8 +57,14 @@ class FakeOpenAI:
     acts: list[Act]
     requests: list[dict[str, Any]] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
+    another: threading.Condition = field(default_factory=threading.Condition)
     closed: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
+
+    def wait_for(self, requests: int) -> None:
+        """Return when so many requests have arrived."""
+        with self.another:
+            assert self.another.wait_for(lambda: len(self.requests) >= requests, 30)
 
     def texts(self, number: int = -1) -> list[str]:
         """The texts of the messages of one request, system instruction first."""
@@ -94,7 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         act = fake.acts[min(len(fake.requests), len(fake.acts) - 1)]
-        fake.requests.append(asked)
+        with fake.another:
+            fake.requests.append(asked)
+            fake.another.notify_all()
         fake.arrived.set()
         if act.hang:
             fake.closed.wait(60)
@@ -170,7 +180,8 @@ def _finish(act: Act) -> str:
 
 def _whole(act: Act, asked: dict[str, Any]) -> str:
     choice = {"index": 0, "message": _message(act), "finish_reason": _finish(act)}
-    return json.dumps({**_head(asked, "chat.completion"), "choices": [choice], "usage": USAGE})
+    took = {"usage": USAGE} if act.usage else {}
+    return json.dumps({**_head(asked, "chat.completion"), "choices": [choice], **took})
 
 
 def _stream(act: Act, asked: dict[str, Any]) -> str:
@@ -187,11 +198,21 @@ def _stream(act: Act, asked: dict[str, Any]) -> str:
     if not act.finish:
         return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     last = {"index": 0, "delta": {}, "finish_reason": _finish(act)}
-    chunks += [{**head, "choices": [last]}, {**head, "choices": [], "usage": USAGE}]
+    chunks.append({**head, "choices": [last]})
+    if act.usage:
+        chunks.append({**head, "choices": [], "usage": USAGE})
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
 # -- the Responses API -------------------------------------------------------------------------
+
+_TOOK = {
+    "input_tokens": USAGE["prompt_tokens"],
+    "output_tokens": USAGE["completion_tokens"],
+    "total_tokens": USAGE["total_tokens"],
+    "input_tokens_details": USAGE["prompt_tokens_details"],
+    "output_tokens_details": USAGE["completion_tokens_details"],
+}
 
 
 def _response(act: Act, asked: dict[str, Any]) -> str:
@@ -206,13 +227,7 @@ def _responded(act: Act, asked: dict[str, Any]) -> dict[str, Any]:
         "status": "incomplete" if reason else "completed",
         "incomplete_details": {"reason": reason} if reason else None,
         "output": [_item(act)],
-        "usage": {
-            "input_tokens": USAGE["prompt_tokens"],
-            "output_tokens": USAGE["completion_tokens"],
-            "total_tokens": USAGE["total_tokens"],
-            "input_tokens_details": USAGE["prompt_tokens_details"],
-            "output_tokens_details": USAGE["completion_tokens_details"],
-        },
+        "usage": _TOOK if act.usage else None,
     }
 
 

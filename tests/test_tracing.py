@@ -67,6 +67,16 @@ def pipeline() -> Pipeline:
     )
 
 
+async def test_what_nobody_told_is_no_attribute(spans: Any) -> None:
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse(parts=[TextPart("5")], usage=RequestUsage(unmeasured_requests=1))
+
+    silent = Pipeline("sums", model=FunctionModel(answer, model_name="mine")).step("sum", "Add 2 and 3.")
+    await PipelineExecutor(silent, prices=PRICES).execute()
+    names = {name for span in spans().values() for name in span.attributes or ()}
+    assert not {name for name in names if name.startswith("gen_ai.usage") or name == "tagent.cost_usd"}
+
+
 PRICES = {"function:mine": Price(1.0, 1.0)}
 
 

@@ -25,6 +25,7 @@ _LENGTHS = struct.Struct(">II")
 _CHECKSUM = 32
 _START = len(MAGIC) + _CHECKSUM
 _USAGE = TokenUsage.__slots__
+_TOLD = _USAGE.index("assumed_input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ def pack(
     stored = output if isinstance(output, StoredValue) else StoredValue.of(output.value)
     blob = stored.blob
     more = codec.encode(dict(metadata), path="metadata") if metadata else b""
-    spent = [getattr(usage, name) for name in _USAGE] if usage else None
+    # Assumed tokens, which are rare, are left out: an older version reads all other entries.
+    names = _USAGE if usage.unmeasured else _USAGE[:_TOLD]
+    spent = [getattr(usage, name) for name in names] if usage else None
     header = json.dumps([stored.digest, spent, cost], separators=(",", ":")).encode()
     body = b"".join((_LENGTHS.pack(len(header), len(more)), header, more, blob))
     return b"".join((MAGIC, _checksum(key, body), body))
@@ -99,9 +102,9 @@ def _text(value: object) -> str:
 
 
 def _counts(spent: Sequence[object]) -> TokenUsage:
-    if len(spent) != len(_USAGE) or not all(type(one) is int and one >= 0 for one in spent):
+    if len(spent) not in (_TOLD, len(_USAGE)) or not all(type(one) is int and one >= 0 for one in spent):
         raise TypeError(f"{spent!r} is no usage")
-    return TokenUsage(**dict(zip(_USAGE, spent, strict=True)))  # type: ignore[arg-type]
+    return TokenUsage(**dict(zip(_USAGE, spent, strict=False)))  # type: ignore[arg-type]
 
 
 def _price(value: object) -> float | None:

@@ -60,7 +60,7 @@ class Past:
         return replace(
             plan,
             seconds=before.seconds * share,
-            tokens=round(before.usage.total_tokens * share),
+            tokens=None if before.usage.unmeasured else round(before.usage.total_tokens * share),
             cost=None if before.cost is None else before.cost * share,
         )
 

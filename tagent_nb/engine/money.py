@@ -104,8 +104,8 @@ def _before(
         if cost is None and name in pipeline:
             from tagent_nb.steps.providers import price
 
-            # Its price may have been told since.
-            cost = price(_model(pipeline, pipeline.get_step(name), default), usage, prices)
+            # Its price may have been told since; tokens that nobody told count as assumed.
+            cost = price(_model(pipeline, pipeline.get_step(name), default), usage.counted, prices)
         found[name] = (usage, cost)
     return found
 

@@ -170,8 +170,8 @@ def facts_of(state: StepResult) -> list[str]:
         facts.append("from cache")
     elif state.seconds:
         facts.append(seconds_text(state.seconds))
-    if state.usage.total_tokens:
-        facts += [f"{tokens_text(state.usage.total_tokens)} tokens", cost_text(state.cost)]
+    if state.usage.known_tokens != 0:
+        facts += [f"{tokens_text(state.usage.known_tokens)} tokens", cost_text(state.cost)]
     return facts
 
 

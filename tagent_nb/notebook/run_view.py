@@ -19,7 +19,7 @@ from tagent_nb.notebook.display import (
     table,
 )
 from tagent_nb.pipeline.budget import Share
-from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text
+from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text, total_tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
 
@@ -92,9 +92,9 @@ def _warnings(view: RunView) -> str:
     )
 
 
-def _totals(view: RunView) -> tuple[int, int, str]:
+def _totals(view: RunView) -> tuple[int, str, str]:
     steps = view.steps.values()
-    tokens = sum(step.usage.total_tokens for step in steps)
+    tokens = total_tokens_text(step.usage for step in steps)
     known = sum(step.cost for step in steps if step.cost is not None)
     saved = sum(step.saved_cost or 0.0 for step in steps)
     unknown = sum(1 for step in steps if step.cost is None)
@@ -113,7 +113,7 @@ def _head(view: RunView) -> str:
         f"{done} of {count(len(view.steps), 'step')}",
         seconds_text(view.seconds) if view.seconds else "",
     ]
-    facts += [f"{tokens_text(tokens)} tokens", cost] if tokens else []
+    facts += [f"{tokens} tokens", cost] if tokens else []
     facts += [] if view.left is None else [f"about {seconds_text(view.left)} left"]
     status = _PHASES.get(view.phase, StepStatus.FAILED)
     share = round(100 * done / max(1, len(view.steps)), 1)
@@ -150,13 +150,13 @@ def budget_bar(share: Share) -> str:
 
 
 def _row(view: RunView, step: StepResult) -> list[str]:
-    spent = bool(step.usage.total_tokens)
+    spent = step.usage.known_tokens != 0
     return [
         f"<b>{escape(clip(step.name, 40))}</b>",
         state_mark(step.status),
         _about(view, step),
         seconds_text(step.seconds) if step.seconds else "",
-        tokens_text(step.usage.total_tokens) if spent else "",
+        tokens_text(step.usage.known_tokens) if spent else "",
         cost_text(step.cost) if spent or step.cost is None else "",
     ]
 
@@ -214,7 +214,7 @@ def run_text(view: RunView) -> str:
     """The same as :func:`run_html`, as plain text for terminals."""
     done, tokens, cost = _totals(view)
     facts = [f"{done} of {count(len(view.steps), 'step')}", seconds_text(view.seconds)]
-    facts += [f"{tokens_text(tokens)} tokens", cost] if tokens else []
+    facts += [f"{tokens} tokens", cost] if tokens else []
     lines = [f"{view.title}: {view.phase} ({', '.join(fact for fact in facts if fact)})"]
     for step in view.steps.values():
         words = [LOOKS[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]

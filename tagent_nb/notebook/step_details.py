@@ -79,8 +79,8 @@ def details_html(
 def _took(state: StepResult) -> str:
     words = [seconds_text(state.seconds)] if state.seconds else []
     words += [count(state.attempts, "attempt")] if state.attempts else []
-    if state.usage.total_tokens:
-        words += [f"{tokens_text(state.usage.total_tokens)} tokens", cost_text(state.cost)]
+    if state.usage.known_tokens != 0:
+        words += [f"{tokens_text(state.usage.known_tokens)} tokens", cost_text(state.cost)]
     about = about_words(state, (0, 0, 0))
     return " · ".join([*words, *([about] if about else [])])
 

@@ -44,13 +44,13 @@ def row_of(state: StepResult, items: tuple[int, int, int], text: str, now: float
     seconds = state.seconds
     if state.status in _BUSY and state.started_at is not None:
         seconds = max(seconds, now - state.started_at)
-    spent = bool(state.usage.total_tokens)
+    spent = state.usage.known_tokens != 0
     return [
         plain(state.name),
         state.status.value,
         plain(about_words(state, items)),
         seconds_text(seconds) if seconds or state.status is StepStatus.RUNNING else "",
-        tokens_text(state.usage.total_tokens) if spent else "",
+        tokens_text(state.usage.known_tokens) if spent else "",
         cost_text(state.cost) if spent or state.cost is None else "",
         plain(error_line(state)) if state.error else "",
         plain(state.traceback) if state.status is StepStatus.FAILED else "",

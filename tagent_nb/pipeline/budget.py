@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,17 +96,19 @@ class Share:
         spent: What is spent.
         reserved: What calls under way are expected to take.
         limit: Most that may be spent.
+        exact: How exactly ``spent`` is known: ``""`` exactly, ``"about"`` or ``"at least"``.
     """
 
     measure: str
     spent: float
     reserved: float
     limit: float
+    exact: str = ""
 
     def __str__(self) -> str:
         spent, limit = amount_text(self.measure, self.spent), amount_text(self.measure, self.limit)
         told = f", {amount_text(self.measure, self.reserved)} reserved" if self.reserved else ""
-        return f"{spent} of {limit} spent{told}"
+        return f"{self.exact} {spent} of {limit} spent{told}".strip()
 
 
 def amount_text(measure: str, value: float) -> str:
@@ -119,13 +120,20 @@ def amount_text(measure: str, value: float) -> str:
 
 
 def spent_amounts(usage: TokenUsage, cost: float | None) -> dict[str, float]:
-    """What was spent, by measure. An unknown cost counts nothing."""
-    return {"usd": cost or 0.0, "tokens": usage.total_tokens, "requests": usage.requests}
+    """What was spent, by measure. Tokens that nobody told count as assumed, an unknown cost nothing."""
+    return {"usd": cost or 0.0, "tokens": usage.counted.total_tokens, "requests": usage.requests}
 
 
-def shares(
-    budget: Budget, usage: TokenUsage, cost: float, reserved: Mapping[str, float] | None = None
-) -> list[Share]:
-    """How far each measure of a budget is used up."""
-    spent, held = spent_amounts(usage, cost), reserved or {}
-    return [Share(name, spent[name], held.get(name, 0.0), limit) for name, limit in budget.limits().items()]
+def shares(budget: Budget, usage: TokenUsage, cost: float, *, unpriced: bool = False) -> list[Share]:
+    """How far each measure of a budget is used up.
+
+    Args:
+        budget: What may be spent.
+        usage: Tokens and requests that were spent.
+        cost: USD, as far as they are known.
+        unpriced: Whether more USD were spent, which are not known.
+    """
+    spent = spent_amounts(usage, cost)
+    exact = {"usd": "at least" if unpriced else "", "tokens": "about" if usage.unmeasured else ""}
+    limits = budget.limits().items()
+    return [Share(name, spent[name], 0.0, limit, exact.get(name, "")) for name, limit in limits]

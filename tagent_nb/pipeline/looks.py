@@ -5,9 +5,11 @@ Graph, tables and panel share these, so that a state looks the same everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tagent_nb.events import NO_USAGE, TokenUsage
 from tagent_nb.pipeline.models import StepStatus
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "model_label",
     "seconds_text",
     "tokens_text",
+    "total_tokens_text",
 ]
 
 
@@ -135,11 +138,21 @@ def cost_text(cost: float | None) -> str:
     return f"${cost:.4f}" if cost < 0.1 else f"${cost:.2f}"
 
 
-def tokens_text(tokens: int) -> str:
-    """``"950"``, ``"12.3k"``, ``"4.5M"``."""
+def tokens_text(tokens: int | None) -> str:
+    """``"950"``, ``"12.3k"``, ``"4.5M"``; ``"?"`` when nobody told them."""
+    if tokens is None:
+        return "?"
     if tokens < 1000:
         return str(tokens)
     return f"{tokens / 1000:.1f}k" if tokens < 999_950 else f"{tokens / 1_000_000:.1f}M"
+
+
+def total_tokens_text(usages: Iterable[TokenUsage]) -> str:
+    """Tokens of several steps; ``"12.3k + ?"`` where some of them nobody told. Empty for none at all."""
+    total = sum(usages, NO_USAGE)
+    if not total.unmeasured:
+        return tokens_text(total.total_tokens) if total.total_tokens else ""
+    return f"{tokens_text(total.total_tokens)} + ?" if total.total_tokens else "?"
 
 
 def model_label(model: object) -> str:

@@ -40,6 +40,11 @@ class Price:
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
                 raise DefinitionError(f"Price: {one.name} must be USD from 0 on, not {value!r}.")
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether all tokens are free."""
+        return not (self.input_per_million or self.output_per_million or self.cached_input_per_million)
+
     def cost(self, usage: TokenUsage) -> float:
         """USD of these tokens. Cached tokens are a part of the input, reasoning a part of the output."""
         cached = min(usage.cached_tokens, usage.input_tokens)

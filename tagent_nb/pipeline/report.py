@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 
-from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text
+from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text, total_tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
 from tagent_nb.pipeline.texts import value_text
@@ -62,8 +62,8 @@ def _summary(result: PipelineResult, steps: list[StepResult]) -> str:
         status, word = StepStatus.WAITING, "waiting for approval"
     else:
         status, word = StepStatus.PENDING, "not finished"
-    tokens = sum(usage.total_tokens for usage in result.token_usage.values())
-    facts = [seconds_text(result.execution_time), _cost(result), f"{tokens_text(tokens)} tokens"]
+    tokens = total_tokens_text(result.token_usage.values()) or "0"
+    facts = [seconds_text(result.execution_time), _cost(result), f"{tokens} tokens"]
     saved = sum(step.saved_cost or 0.0 for step in steps)
     if saved:
         facts.append(f"{cost_text(saved)} saved by the cache")
@@ -103,7 +103,7 @@ def _row(step: StepResult) -> str:
         _state(step.status, LOOKS[step.status].word) + _items(step),
         _value(step),
         _escape(seconds_text(step.seconds)) if step.seconds else "",
-        _escape(tokens_text(step.usage.total_tokens)) if step.usage else "",
+        _escape(tokens_text(step.usage.known_tokens)) if step.usage else "",
         _escape(cost_text(step.cost)) if step.usage or step.cost != 0.0 else "",
     )
     return (

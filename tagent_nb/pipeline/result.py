@@ -209,7 +209,7 @@ class PipelineResult:
         if not self.budget:
             return []
         usage = sum(self.token_usage.values(), TokenUsage())
-        return shares(Budget.of(self.budget), usage, self.total_cost)
+        return shares(Budget.of(self.budget), usage, self.total_cost, unpriced=bool(self.unpriced_steps))
 
     # -- frames (see pipeline/frames.py) ----------------------------------------------------
 
@@ -217,8 +217,8 @@ class PipelineResult:
         """One row a step, indexed by step name.
 
         Columns: ``status``, ``value`` (a short text), ``attempts``, ``seconds``,
-        ``input_tokens``, ``output_tokens``, ``cost`` (USD, NaN when unknown), ``saved_cost``,
-        ``error``.
+        ``input_tokens``, ``output_tokens`` (missing where a provider told none), ``cost`` (USD, NaN when
+        unknown), ``saved_cost``, ``error``.
         """
         from tagent_nb.pipeline.frames import steps_frame
 

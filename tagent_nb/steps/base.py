@@ -139,11 +139,17 @@ class StepContext:
         """Report something that happened, such as a tool call."""
         self.emit(StepProgress(run_id=self.run_id, step=self.step, item=self.item, kind=kind, detail=detail))
 
-    def spend(self, usage: TokenUsage, cost: float | None) -> None:
-        """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown."""
+    def spend(self, usage: TokenUsage, cost: float | None, *, counts: float | None = None) -> None:
+        """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown.
+
+        Args:
+            usage: Tokens and calls.
+            cost: USD.
+            counts: USD that count against budgets in place of ``cost``, where that is only assumed.
+        """
         self.usage = self.usage + usage
         self.cost = None if cost is None or self.cost is None else self.cost + cost
-        self.on_spend(self.step, usage, cost)
+        self.on_spend(self.step, usage, cost if counts is None else counts)
 
     @contextmanager
     def waiting(self, reason: str, seconds: float | None = None) -> Iterator[None]:

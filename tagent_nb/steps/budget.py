@@ -9,6 +9,7 @@ from tagent_nb.steps.calls import CallGate, ModelCall
 from tagent_nb.steps.estimates import estimate, input_tokens
 from tagent_nb.steps.ledger import Estimate, Ledger
 from tagent_nb.steps.providers import model_name
+from tagent_nb.steps.spending import counted
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
@@ -48,7 +49,7 @@ class BudgetGate(CallGate):
 
         async with self.ledger.reserved(call.context, expected):
             response = await proceed(call)
-        used = response.usage
+        used = counted(response)
         self._longest[name] = max(self._longest.get(name, 0), used.output_tokens)
         self._factors[name] = max(self._factors.get(name, 1.0), used.input_tokens / max(1, sent))
         return response

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.events import TokenUsage
 from tagent_nb.steps.providers import models_behind, price
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import ModelRequestParameters
 
     from tagent_nb.steps.calls import ModelCall
@@ -32,7 +32,20 @@ def input_tokens(call: ModelCall) -> int:
     return sum(_conversation(call.messages)) + sum(_tools(call.parameters))
 
 
+def answer_tokens(response: ModelResponse) -> int:
+    """About how many tokens an answer took, by the same rule. Reasoning that is not shown is not counted."""
+    return sum(_contents([response]))
+
+
 def _conversation(messages: list[ModelMessage]) -> Iterator[int]:
+    yield from _contents(messages)
+    # Earlier instructions are not sent again.
+    told = [message.instructions for message in messages if message.kind == "request"]
+    if told and told[-1]:
+        yield _tokens(told[-1])
+
+
+def _contents(messages: Sequence[ModelMessage]) -> Iterator[int]:
     for message in messages:
         for part in message.parts:
             content = getattr(part, "content", None)
@@ -40,10 +53,6 @@ def _conversation(messages: list[ModelMessage]) -> Iterator[int]:
                 content = getattr(part, "args", None)
             for one in content if isinstance(content, list | tuple) else [content]:
                 yield _tokens(one)
-    # Earlier instructions are not sent again.
-    told = [message.instructions for message in messages if message.kind == "request"]
-    if told and told[-1]:
-        yield _tokens(told[-1])
 
 
 def _tools(parameters: ModelRequestParameters) -> Iterator[int]:

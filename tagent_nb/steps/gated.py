@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -14,7 +13,8 @@ from pydantic_ai.settings import ModelSettings
 from tagent_nb.errors import RetryableError
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import ModelCall, through_model
-from tagent_nb.steps.providers import cost_of, model_name, usage_of
+from tagent_nb.steps.providers import model_name
+from tagent_nb.steps.spending import account, assume
 from tagent_nb.steps.streaming import pass_on
 from tagent_nb.steps.unfinished import ended_early, refuse_cut
 
@@ -65,13 +65,14 @@ class GatedModel(WrapperModel):
             response = await self._ask(call)
             answered = True
             # At once: whoever counts what is spent must not find a gap between an answer and its cost.
-            _account(context, response)
+            assume(call, response)
+            account(context, response)
             return response
 
         call = ModelCall(context, self.wrapped, messages, model_settings, model_request_parameters)
         response = await through_model(context.gates, call, ask)
         if not answered:
-            _account(context, response)
+            account(context, response)
         settings = {**(self.wrapped.settings or {}), **(model_settings or {})}
         refuse_cut(response, settings, structured=self._structured)
         return response
@@ -89,16 +90,9 @@ class GatedModel(WrapperModel):
         if not early:
             return response
         if response.usage.has_values():
-            _account(self._context, response)
+            account(self._context, response)
         raise RetryableError(
             f"Step {self._context.step!r}: the answer of {model_name(self._context.model)!r} ended early: "
             "the connection closed before the answer was whole. If its server never says why an answer "
             "ends (no finish_reason), see 'Servers with OpenAI's protocol' in docs/how-to/models.md."
         )
-
-
-def _account(context: StepContext, response: ModelResponse) -> None:
-    cost = cost_of(context.model, response, context.prices)
-    if cost is not None:
-        response.usage.cost = Decimal(repr(cost))
-    context.spend(usage_of(response), cost)

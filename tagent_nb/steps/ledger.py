@@ -28,18 +28,21 @@ class Account:
         step: The step; empty for the whole run.
         spent: What is spent, by measure.
         unpriced: Steps that spent USD which nobody knows.
+        assumed: Whether ``spent`` has tokens that no provider told, and what they cost.
     """
 
     budget: Budget
     step: str = ""
     spent: dict[str, float] = field(default_factory=lambda: spent_amounts(TokenUsage(), 0.0))
     unpriced: list[str] = field(default_factory=list)
+    assumed: bool = False
     _open: list[Estimate] = field(default_factory=list)
 
     def spend(self, step: str, usage: TokenUsage, cost: float | None) -> None:
         """Count what was spent."""
         for measure, amount in spent_amounts(usage, cost).items():
             self.spent[measure] += amount
+        self.assumed = self.assumed or usage.unmeasured
         if cost is None and step not in self.unpriced:
             self.unpriced.append(step)
 
@@ -81,8 +84,9 @@ class Account:
 
     def shares(self) -> list[Share]:
         """How far each measure is used up."""
+        exact = dict.fromkeys(("usd", "tokens"), "about") if self.assumed else {}
         return [
-            Share(measure, self.spent[measure], self.reserved(measure), limit)
+            Share(measure, self.spent[measure], self.reserved(measure), limit, exact.get(measure, ""))
             for measure, limit in self.budget.limits().items()
         ]
 
@@ -93,10 +97,11 @@ class Account:
         limit = self.budget.limits()[measure]
         spent = self.spent[measure]
         says = self._whose(step)
+        about = " (in part assumed: not every answer came with its tokens)" if self.assumed else ""
         asked = f", and the question alone takes about {amount_text(measure, least)}" if least else ""
         return BudgetExceededError(
             f"{says[0].upper()}{says[1:]} is used up: {amount_text(measure, spent)} of "
-            f"{amount_text(measure, limit)} spent{asked}. What is finished is kept. {self._remedy()}",
+            f"{amount_text(measure, limit)} spent{about}{asked}. What is finished is kept. {self._remedy()}",
             step=step,
             spent=spent,
             limit=limit,

@@ -12,6 +12,7 @@ from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall
 from tagent_nb.steps.pace import Pace, Request
+from tagent_nb.steps.spending import counted
 
 if TYPE_CHECKING:
     from pydantic_ai.exceptions import ModelRateLimitError
@@ -86,7 +87,7 @@ class LimitsGate(CallGate):
                 pace.refused(request, self._clock() + asked)
                 delay = min(MOST_WAIT, 2 * delay)
             else:
-                pace.answered(request, response.usage.total_tokens)
+                pace.answered(request, counted(response).total_tokens)
                 return response
             finally:
                 pace.leave()

@@ -211,8 +211,18 @@ def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]
     return [model_name(one) for one in models_behind(model) if price(one, used, prices) is None]
 
 
+ASSUMED_INPUT, ASSUMED_OUTPUT = "assumed_input_tokens", "assumed_output_tokens"
+"""Details of an answer's usage that are noted where its provider told none."""
+
+
+def is_measured(response: ModelResponse) -> bool:
+    """Whether the provider told how many tokens an answer took."""
+    used = response.usage
+    return not used.unmeasured_requests and bool(used.input_tokens or used.output_tokens)
+
+
 def usage_of(response: ModelResponse) -> TokenUsage:
-    """Tokens that one answer took."""
+    """Tokens that one answer took; where its provider told none, those that are assumed."""
     used = response.usage
     return TokenUsage(
         input_tokens=used.input_tokens,
@@ -220,23 +230,28 @@ def usage_of(response: ModelResponse) -> TokenUsage:
         cached_tokens=used.cache_read_tokens,
         reasoning_tokens=used.output_reasoning_tokens,
         requests=1,
+        assumed_input_tokens=used.details.get(ASSUMED_INPUT, 0),
+        assumed_output_tokens=used.details.get(ASSUMED_OUTPUT, 0),
     )
 
 
 def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | None = None) -> float | None:
-    """USD of one answer; ``None`` when nobody knows.
+    """USD of one answer; ``None`` when nobody knows, as where its provider does not tell its tokens.
 
     Its tokens at the user's own price of the model (or of the one that answered, as behind a fallback),
     else what the provider says that it costs, else its tokens at the known price.
     """
     table = prices or {}
     own = table.get(model_name(model)) or table.get(f"{response.provider_name}:{response.model_name}")
-    if own is not None:
+    told = is_measured(response)
+    if own is not None and (told or own.is_nothing):
         return own.cost(usage_of(response))
     if _is_free(model):
         return 0.0
     if response.usage.cost is not None:
         return float(response.usage.cost)
+    if not told:
+        return None
     if response.model_name:
         try:
             return float(response.cost().total_price)

@@ -12,8 +12,9 @@ from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
 from tagent_nb.pipeline.codec import from_tree, to_tree
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
-from tagent_nb.steps.providers import cost_of, model_name, usage_of
+from tagent_nb.steps.providers import model_name, usage_of
 from tagent_nb.steps.requests import Request, model_request, plain, tool_request
+from tagent_nb.steps.spending import take_back
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
@@ -105,8 +106,7 @@ class ReplayGate(CallGate):
         if recorded is not None:
             response = response_from_plain(recorded.answer)
             if counted:
-                context = call.context
-                _take_back(context, usage_of(response), cost_of(context.model, response, context.prices))
+                take_back(call.context, response)
             return response
         response = await proceed(call)
         cost = response.usage.cost
@@ -130,7 +130,7 @@ class ReplayGate(CallGate):
         recorded, counted = self._recorded(call.context, TOOL, request)
         if recorded is not None:
             if counted:
-                _take_back(call.context, ONE_CALL, 0.0)
+                call.context.spend(-ONE_CALL, 0.0)
             _teach(call.context, recorded.answer, self.schemas)
             return value_from_plain(recorded.answer, self.schemas)
         taught = len(call.context.learned)
@@ -207,11 +207,6 @@ def _teach(context: StepContext, answer: Mapping[str, Any], schemas: Mapping[str
     """Learn what was learned when the call was made."""
     for is_memory, key, tree in answer.get("learned", ()):
         (context.save_memory if is_memory else context.learn)(key, from_tree(tree, schemas))
-
-
-def _take_back(context: StepContext, usage: TokenUsage, cost: float | None) -> None:
-    """Undo the account of an answer that has been counted before."""
-    context.spend(TokenUsage(*(-count for count in usage.to_dict().values())), -(cost or 0.0))
 
 
 def _missing(context: StepContext, kind: str, request: Request, nearest: CallRecorded | None) -> str:

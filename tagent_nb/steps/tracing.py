@@ -31,6 +31,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
+from tagent_nb.steps.providers import is_measured
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -220,12 +221,14 @@ class Tracing(CallGate):
 
 def _answered(response: ModelResponse) -> dict[str, Any]:
     used = response.usage
-    found: dict[str, Any] = {
-        "gen_ai.usage.input_tokens": used.input_tokens,
-        "gen_ai.usage.output_tokens": used.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": used.cache_read_tokens,
-        "gen_ai.usage.reasoning.output_tokens": used.output_reasoning_tokens,
-    }
+    found: dict[str, Any] = {}
+    if is_measured(response):
+        found = {
+            "gen_ai.usage.input_tokens": used.input_tokens,
+            "gen_ai.usage.output_tokens": used.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": used.cache_read_tokens,
+            "gen_ai.usage.reasoning.output_tokens": used.output_reasoning_tokens,
+        }
     if response.model_name:
         found["gen_ai.response.model"] = response.model_name
     if response.provider_response_id:
@@ -240,8 +243,9 @@ def _answered(response: ModelResponse) -> dict[str, Any]:
 def _spent(span: Span, usage: TokenUsage, cost: float | None) -> None:
     if not usage:
         return
-    span.set_attribute("gen_ai.usage.input_tokens", usage.input_tokens)
-    span.set_attribute("gen_ai.usage.output_tokens", usage.output_tokens)
+    if not usage.unmeasured:
+        span.set_attribute("gen_ai.usage.input_tokens", usage.input_tokens)
+        span.set_attribute("gen_ai.usage.output_tokens", usage.output_tokens)
     if cost is not None:
         span.set_attribute("tagent.cost_usd", cost)
 

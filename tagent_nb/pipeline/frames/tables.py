@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +59,14 @@ def steps_frame(result: PipelineResult) -> pd.DataFrame:
     import pandas as pd
 
     steps = list(steps_of(result).values())
+    counts = _dtype_of_counts(step.usage for step in steps)
     columns: dict[str, tuple[str, Callable[[StepResult], Any]]] = {
         "status": ("str", lambda step: step.status.value),
         "value": ("str", lambda step: value_text(step.output)),
         "attempts": ("int64", lambda step: step.attempts),
         "seconds": ("float64", lambda step: step.seconds),
-        "input_tokens": ("int64", lambda step: step.usage.input_tokens),
-        "output_tokens": ("int64", lambda step: step.usage.output_tokens),
+        "input_tokens": (counts, lambda step: _told(step.usage, "input_tokens")),
+        "output_tokens": (counts, lambda step: _told(step.usage, "output_tokens")),
         "cost": ("float64", lambda step: step.cost),
         "saved_cost": ("float64", lambda step: step.saved_cost),
         "error": ("str", error_line),
@@ -80,16 +81,26 @@ def steps_frame(result: PipelineResult) -> pd.DataFrame:
     )
 
 
+def _told(usage: TokenUsage, name: str) -> int | None:
+    """A count; ``None`` where a provider did not tell all tokens."""
+    count: int = getattr(usage, name)
+    return None if usage.unmeasured and name.endswith("_tokens") else count
+
+
+def _dtype_of_counts(usages: Iterable[TokenUsage]) -> str:
+    return "Int64" if any(usage.unmeasured for usage in usages) else "int64"
+
+
 def usage_frame(result: PipelineResult) -> pd.DataFrame:
-    """See :meth:`PipelineResult.usage_frame`. Unknown prices are NaN, and not in the total."""
+    """See :meth:`PipelineResult.usage_frame`. Unknown counts and prices are missing, and not in the total."""
     import pandas as pd
 
     steps = steps_of(result)
     index = pd.Index([*steps], name="step", dtype="str")
     frame = pd.DataFrame(
-        {name: [getattr(step.usage, name) for step in steps.values()] for name in _COUNTS},
+        {name: [_told(step.usage, name) for step in steps.values()] for name in _COUNTS},
         index,
-        dtype="int64",
+        dtype=_dtype_of_counts(step.usage for step in steps.values()),
     )
     frame.insert(2, "total_tokens", frame["input_tokens"] + frame["output_tokens"])
     for name in ("cost", "saved_cost"):
