@@ -296,6 +296,27 @@ async def test_a_map_over_a_source_without_a_value_has_no_items() -> None:
     assert result.failed_steps == ["source"]
     assert result["each"] == []
     assert result.steps["each"].items == {}
+    assert result.warnings == [
+        "Step 'each' ran over no items: step 'source', over which it maps, has no value (it is failed)."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "over", "told"),
+    [
+        ("None", "load", "cannot map over step 'load': its value is None. Let 'load' return a list"),
+        ("{'rows': None}", "load.rows", "cannot map over step 'load': load.rows of its value is None. Let"),
+    ],
+)
+async def test_a_map_over_none_fails_and_names_both_steps(source: str, over: str, told: str) -> None:
+    """None is what a function without return gives: no items would hide the mistake."""
+    pipeline = Pipeline("nothing")
+    pipeline.put(PipelineStep.from_cell("load", source, python=True))
+    pipeline.put(PipelineStep.from_cell("each", "item", python=True, map_over=over))
+    result = await PipelineExecutor(pipeline).execute()
+    assert result.failed_steps == ["each"]
+    assert f"Step 'each' {told}" in result.error_details["each"]
+    assert result.step_outputs.keys() == {"load"}
 
 
 async def test_a_paused_map_starts_no_further_item() -> None:

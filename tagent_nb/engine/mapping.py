@@ -39,6 +39,12 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
         return await run.conclude(
             _failure(run, step, type(error).__name__, redact(str(error)), started, _labels([]))
         )
+    if outputs[source.step] is None:
+        run.warn(
+            f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no value "
+            f"(it is {run.memory.steps[source.step].status.value}).",
+            step.name,
+        )
     run.emit(
         StepStarted(
             run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
@@ -60,15 +66,21 @@ def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) ->
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
-    """The items that a mapped step runs over.
+    """The items that a mapped step runs over; none if its source is allowed to end without a value and did.
 
     Raises:
         StepError: The value of its source has no items.
         TemplateError: The value lacks the part that ``map_over`` names.
     """
+    if output is None:
+        return []
     value = source_value(output, source)
     if value is None:
-        return []
+        what = f"{source.text} of its value is None" if source.path else "its value is None"
+        raise StepError(
+            f"Step {step.name!r} cannot map over step {source.step!r}: {what}. Let {source.step!r} return "
+            "a list or a DataFrame, an empty one if there is nothing to do."
+        )
     from tagent_nb.pipeline.frames import rows_of
 
     try:
