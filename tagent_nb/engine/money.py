@@ -102,10 +102,13 @@ def _before(
     found: dict[str, tuple[TokenUsage, float | None]] = {}
     for name, (usage, cost) in memory.spent().items():
         if cost is None and name in pipeline:
-            from tagent_nb.steps.providers import price
+            from tagent_nb.steps.providers import models_behind, price
 
-            # Its price may have been told since; tokens that nobody told count as assumed.
-            cost = price(_model(pipeline, pipeline.get_step(name), default), usage.counted, prices)
+            # Its price may have been told since; tokens that nobody told count as assumed. Which of the
+            # models behind a fallback answered is not recorded: the dearest counts.
+            behind = models_behind(_model(pipeline, pipeline.get_step(name), default))
+            costs = [price(one, usage.counted, prices) for one in behind]
+            cost = None if None in costs else max(one or 0.0 for one in costs)
         found[name] = (usage, cost)
     return found
 

@@ -12,7 +12,7 @@ from tagent_nb.steps.capture import Lines, captured
 from tagent_nb.steps.clients import Models, can_stream, model_settings
 from tagent_nb.steps.model_errors import explained
 from tagent_nb.steps.prompt import instructions, prompt
-from tagent_nb.steps.providers import model_name
+from tagent_nb.steps.providers import model_name, supports
 from tagent_nb.steps.tools import named_tools, tools_of
 from tagent_nb.steps.toolset import toolset
 from tagent_nb.steps.verdicts import Checks
@@ -84,7 +84,7 @@ def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: 
 
 def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -> dict[str, Any]:
     tools = named_tools(step)
-    if not tools or model.profile.get("supports_tools", True):
+    if not tools or supports(model, "supports_tools", True):
         return tools
     if step.tools or step.tools_filter or step.remember:
         raise StepError(

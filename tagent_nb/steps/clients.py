@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps import local
-from tagent_nb.steps.providers import is_local, resolve_model, stand_in
+from tagent_nb.steps.providers import is_local, models_behind, resolve_model, stand_in
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -60,8 +60,8 @@ class Models:
 
 
 def can_stream(model: Model[Any]) -> bool:
-    """Whether its answers come in pieces. A function model may know whole ones only."""
-    return getattr(model, "stream_function", True) is not None
+    """Whether answers come in pieces. A function model may know whole ones only, also behind a fallback."""
+    return all(getattr(one, "stream_function", True) is not None for one in models_behind(model))
 
 
 def model_settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:

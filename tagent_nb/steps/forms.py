@@ -11,18 +11,20 @@ from pydantic_ai.models import Model
 
 from tagent_nb.pipeline.schemas import json_schema
 from tagent_nb.pipeline.validation import to_schema
+from tagent_nb.steps.providers import supports
 
 
 def output_of(model: Model[Any], form: type[BaseModel] | None) -> tuple[Any, list[str]]:
     """How to ask this model for a form, and what to tell it besides.
 
-    A tool call or a JSON schema where the model knows one of them, else JSON in a text.
+    A tool call or a JSON schema where the model knows one of them, and all models behind a fallback do;
+    else JSON in a text.
     """
     if form is None:
         return str, []
-    if model.profile.get("supports_tools", True):
+    if supports(model, "supports_tools", True):
         return form, []
-    if model.profile.get("supports_json_schema_output", False):
+    if supports(model, "supports_json_schema_output", False):
         return NativeOutput(form), []
 
     def read(text: str) -> Any:

@@ -12,6 +12,7 @@ from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall
 from tagent_nb.steps.pace import Pace, Request
+from tagent_nb.steps.providers import models_behind
 from tagent_nb.steps.spending import counted
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class LimitsGate(CallGate):
 
     def _provider(self, call: ModelCall) -> str:
         """The provider by the name under which it is limited: the model's own, or as the user wrote it."""
-        system = call.model.system
+        # Of a fallback, the first one's: that is the one which is asked.
+        system = models_behind(call.model)[0].system
         written = call.context.model.partition(":")[0] if isinstance(call.context.model, str) else system
         return written if written in self.paces and system not in self.paces else system
 

@@ -16,7 +16,7 @@ from tagent_nb.steps.traceback import redact
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from pydantic_ai.exceptions import ModelAPIError
+    from pydantic_ai.exceptions import FallbackExceptionGroup, ModelAPIError
     from pydantic_ai.messages import ModelMessage
 
 SHOWN = 500
@@ -43,6 +43,8 @@ def explained(
         return error
     if isinstance(error, exceptions.ModelAPIError):
         return _of_provider(step, context, error)
+    if isinstance(error, exceptions.FallbackExceptionGroup):
+        return _of_fallback(step, context, error, messages)
     if isinstance(error, exceptions.OutputTokenLimitExceeded):
         return StepError(
             f"Step {step.name!r}: the answer was cut off {error.message}, so its end is missing. "
@@ -96,6 +98,25 @@ def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError)
     if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
         return StepError(f"{message} It asks to wait {error.retry_after:g} s: resume the run then.")
     return RetryableError(message, retry_after=error.retry_after)
+
+
+def _of_fallback(
+    step: PipelineStep, context: StepContext, group: FallbackExceptionGroup, messages: Sequence[ModelMessage]
+) -> StepError:
+    """What all models behind a fallback said. Another attempt may help if it may help one of them."""
+    from pydantic_ai.exceptions import ModelAPIError
+
+    told = [
+        f"{error.model_name}: {said(error)}" if isinstance(error, ModelAPIError) else redact(str(error))
+        for error in group.exceptions
+    ]
+    message = f"Step {step.name!r}: no model of the fallback answered ({'; '.join(told)[: 2 * SHOWN]})."
+    better = [explained(step, context, error, messages) for error in group.exceptions]
+    passing = [error for error in better if isinstance(error, RetryableError)]
+    if not passing:
+        return StepError(message)
+    waits = [error.retry_after for error in passing if error.retry_after is not None]
+    return RetryableError(message, retry_after=min(waits, default=None))
 
 
 def said(error: ModelAPIError) -> str:

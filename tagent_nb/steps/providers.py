@@ -37,6 +37,9 @@ def model_name(model: Any) -> str:
         return ""
     if isinstance(model, str):
         return local.NAME if is_local(model) else model
+    behind = models_behind(model)
+    if len(behind) > 1:
+        return f"fallback:{','.join(model_name(one) for one in behind)}"
     system, name = getattr(model, "system", ""), getattr(model, "model_name", "")
     if system == local.SYSTEM:
         return str(name)
@@ -205,6 +208,11 @@ def profiles_behind(model: Model[Any]) -> list[Any]:
     return [one.profile for one in models_behind(model)]
 
 
+def supports(model: Model[Any], feature: str, default: bool) -> bool:
+    """Whether all models that may answer can do something, by its name in pydantic-ai's profiles."""
+    return all(profile.get(feature, default) for profile in profiles_behind(model))
+
+
 def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]:
     """Names of the models that may answer and whose price nobody knows."""
     used = TokenUsage(input_tokens=1, output_tokens=1)
@@ -241,12 +249,13 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
     Its tokens at the user's own price of the model (or of the one that answered, as behind a fallback),
     else what the provider says that it costs, else its tokens at the known price.
     """
-    table = prices or {}
-    own = table.get(model_name(model)) or table.get(f"{response.provider_name}:{response.model_name}")
+    answered = _answered(model, response)
+    names = (model_name(model), f"{response.provider_name}:{response.model_name}", model_name(answered))
+    own = next((prices[name] for name in names if name in prices), None) if prices else None
     told = is_measured(response)
     if own is not None and (told or own.is_nothing):
         return own.cost(usage_of(response))
-    if _is_free(model):
+    if _is_free(answered):
         return 0.0
     if response.usage.cost is not None:
         return float(response.usage.cost)
@@ -257,7 +266,24 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
             return float(response.cost().total_price)
         except (LookupError, ValueError):
             pass  # the provider may call it by a name of its own: the one that was asked may be known
-    return price(model, usage_of(response))
+    return None if answered is None else price(answered, usage_of(response))
+
+
+def _answered(model: Any, response: ModelResponse) -> Any:
+    """The one that answered of the models behind a fallback; ``None`` where the answer names none of them.
+
+    Providers may answer under a longer name than they were asked by, such as ``gpt-4o-2024-08-06``.
+    """
+    behind = models_behind(model)
+    if len(behind) == 1:
+        return behind[0]
+    told = response.model_name or ""
+    named = [
+        one
+        for one in behind
+        if told.startswith(one.model_name) and response.provider_name in (None, one.system)
+    ]
+    return max(named, key=lambda one: len(one.model_name), default=None)
 
 
 def _is_free(model: Any) -> bool:
