@@ -276,15 +276,12 @@ async def test_a_poisoned_pickle_is_never_loaded(store: SQLiteStorageBackend, tm
     "content", [b"", b"\0" * 5000, b"not a database " * 100, b"\x80\x04N.", b"SQLite format 3\0"]
 )
 async def test_a_file_that_is_no_database_is_refused(store: SQLiteStorageBackend, content: bytes) -> None:
-    """And left as it is; an empty one is a new store."""
+    """And left as it is; also an empty one, since a new store never is."""
     store.path.parent.mkdir()
     store.path.write_bytes(content)
-    if not content:
-        await record(store, "x")
-        assert await read(store) == ["x"]
-        return
-    for call in (record(store, "x"), store.runs("p")):
-        with pytest.raises(CorruptRecordError, match="Restore a backup"):
+    remedy = "Restore a backup" if content else r"lost all .* \(0 bytes\). restore\(\)"
+    for call in (record(store, "x"), store.runs("p"), store.list_pipelines()):
+        with pytest.raises(CorruptRecordError, match=remedy):
             await call
     assert store.path.read_bytes() == content
 
@@ -296,7 +293,7 @@ async def test_cut_at_every_64th_page_it_is_never_silently_empty(store: SQLiteSt
             await store.append("p", f"r{n}", [event])
     await store.close()
     data = store.path.read_bytes()
-    for size in [64, 512, *range(1024, len(data), 512)]:
+    for size in [0, 64, 512, *range(1024, len(data), 512)]:
         store.path.write_bytes(data[:size])
         again = SQLiteStorageBackend(store.path, durability="fast")
         try:
@@ -631,10 +628,8 @@ async def test_a_copy_of_the_file_made_with_its_log_is_whole(
 async def test_opening_waits_where_sqlite_itself_gives_up(
     store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While another process makes the same new file, SQLite may say "locked" at once. We try again."""
-    store.path.parent.mkdir()
-    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN EXCLUSIVE")
+    """While another process opens the same new file, SQLite may say "locked" at once. We try again."""
+    other = await locked(store)
     refused: list[float] = []
 
     def let_go(seconds: float) -> None:
@@ -645,39 +640,109 @@ async def test_opening_waits_where_sqlite_itself_gives_up(
     monkeypatch.setattr(database, "sleep", let_go)
     await record(store, "first")
     assert len(refused) == 1
-    told = [event.message for event in await store.read_run("p", "r") if isinstance(event, Warned)]
-    assert told == ["first"]
+    assert await read(store) == ["first"]
 
 
 async def test_opening_gives_up_with_the_remedy(
     store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock that stays is an error that names the file."""
-    store.path.parent.mkdir()
-    other = sqlite3.connect(store.path, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
+    other = await locked(store)
     monkeypatch.setattr(database, "BUSY", 1)
     with pytest.raises(StorageUnavailableError, match="Another process has locked it"):
         await record(store, "first")
     other.close()
 
 
-async def test_an_emptied_file_is_no_new_store_while_there_are_backups(tmp_path: Path) -> None:
-    """Nothing is silently empty: the backup is offered, and restores all."""
+async def locked(store: SQLiteStorageBackend) -> sqlite3.Connection:
+    """A connection that holds a new database as long as it likes."""
+    await store.save("p", {})
+    await store.close()
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+@pytest.mark.parametrize("backups", [False, True])
+async def test_an_emptied_file_is_no_new_store(tmp_path: Path, backups: bool) -> None:
+    """Nothing is silently empty, nor is the log removed; a backup restores all."""
     path = tmp_path / "runs.db"
     storage = SQLiteStorageBackend(path)
     await record(storage, "one", "two")
-    await storage.backup()
+    if backups:
+        await storage.backup()
+    log = path.with_name("runs.db-wal")
+    content = log.read_bytes()
     await storage.close()
     path.write_bytes(b"")
-    for log in ("-wal", "-shm"):
-        path.with_name(path.name + log).unlink(missing_ok=True)
+    log.write_bytes(content)
     again = SQLiteStorageBackend(path)
-    with pytest.raises(CorruptRecordError, match=r"is empty, and there are backups of it. restore\(\)"):
-        await again.list_pipelines()
-    await again.restore()
-    assert await read(again) == ["one", "two"]
+    for call in (again.list_pipelines(), record(again, "three")):
+        with pytest.raises(CorruptRecordError, match=r"lost all that was in it .*restore\(\)"):
+            await call
+    assert content and log.read_bytes() == content
+    if backups:
+        await again.restore()
+        assert await read(again) == ["one", "two"]
+        assert next(tmp_path.glob("runs.db.damaged-*-wal")).read_bytes() == content
     await again.close()
+
+
+async def test_a_log_without_its_database_is_not_put_into_a_new_one(store: SQLiteStorageBackend) -> None:
+    """SQLite would take the pages of the old database for those of the new one."""
+    await record(store, "one")
+    log = store.path.with_name(store.path.name + "-wal")
+    content = log.read_bytes()
+    await store.close()
+    store.path.unlink()
+    log.write_bytes(content)
+    with pytest.raises(CorruptRecordError, match=r"is gone, and its log is still there"):
+        await record(store, "two")
+    assert log.read_bytes() == content
+    log.unlink()
+    await record(store, "three")
+    assert await read(store) == ["three"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_of_two_that_make_a_store_both_use_the_same(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """The second finds the first one's file at the last moment, also where there are no hard links."""
+    other = SQLiteStorageBackend(store.path)
+    publish = database.publish
+    given: list[bool] = []
+    calls = iter([True, False])
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    def overtaken(aside: Path, path: Path, *, sync: bool) -> bool:
+        if next(calls):
+            asyncio.run(record(other, "theirs"))
+        given.append(publish(aside, path, sync=sync))
+        return given[-1]
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(database, "publish", overtaken)
+    await record(store, "ours")
+    assert given == [True, False]
+    assert await read(store) == ["theirs", "ours"]
+    assert not list(store.path.parent.glob(".tagent-*"))
+
+
+async def test_what_a_killed_process_left_of_a_new_store_is_swept(store: SQLiteStorageBackend) -> None:
+    """What is older than an hour; nothing of other programs."""
+    store.path.parent.mkdir()
+    old, new, strange = (store.path.with_name(n) for n in (".tagent-1-0.tmp", ".tagent-2-0.tmp", ".x.tmp"))
+    for file in (old, new, strange):
+        file.touch()
+    for file in (old, strange):
+        os.utime(file, (0, 0))
+    await record(store, "one")
+    assert [file.exists() for file in (old, new, strange)] == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError, StorageUnavailableError
-from tagent_nb.storage.disk import is_regular, make_folder, open_file
+from tagent_nb.storage.disk import is_regular, make_folder, open_file, publish, sweep
 
 APPLICATION = 0x7461676E
 SCHEMA = 1
@@ -23,17 +24,20 @@ PAGE = 2048
 """Bytes of a page. A record of a usual step changes fewer bytes of such pages than of larger ones."""
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS documents(
+CREATE TABLE documents(
     pipeline TEXT NOT NULL, name TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (pipeline, name)
 );
 -- AUTOINCREMENT: the number of a deleted run is never given to another.
-CREATE TABLE IF NOT EXISTS runs(
+CREATE TABLE runs(
     number INTEGER PRIMARY KEY AUTOINCREMENT, pipeline TEXT NOT NULL, run TEXT NOT NULL,
     token INTEGER NOT NULL DEFAULT 0, holder BLOB NOT NULL DEFAULT x'', UNIQUE (pipeline, run)
 );
 -- The number of the run is in the upper half of the id: its records are one range, without an index.
-CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE records(id INTEGER PRIMARY KEY, record BLOB NOT NULL);
 """
+
+_ASIDE = ".tagent-*.tmp"
+_counter = itertools.count()
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs")
 
@@ -53,7 +57,7 @@ def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
             "Use a local disk, a folder (open_storage('runs')) or Redis."
         )
     make_folder(path.parent, sync=sync)
-    _check_files(path)
+    _check_files(path, sync=sync)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
     try:
         # A stranger's file may hold anything in any column.
@@ -71,31 +75,53 @@ def backups_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.backups")
 
 
-def _has_backups(path: Path) -> bool:
-    log = path.with_name(path.name + "-wal")
-    return not (log.exists() and log.stat().st_size) and any(backups_of(path).glob("*.backup"))
-
-
-def _check_files(path: Path) -> None:
-    """Make a new file private, and let SQLite follow no link, neither here nor to its log.
+def _check_files(path: Path, *, sync: bool) -> None:
+    """Make a new database, and let SQLite follow no link, neither here nor to its log.
 
     A file that is there is looked at, not opened: to close it again would take away the locks that
     another connection of this process holds on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
     """
-    if not is_regular(path):
+    for suffix in ("-wal", "-shm", "-journal"):
+        is_regular(path.with_name(path.name + suffix))
+    remedy = (
+        "restore() takes the newest backup. To begin anew, move it and what is beside it under its name "
+        "elsewhere; nothing was changed."
+    )
+    if is_regular(path):
+        # SQLite would take it for a new one, and delete its log.
+        if not path.stat().st_size:
+            raise CorruptRecordError(f"{path} has lost all that was in it (0 bytes). {remedy}")
+        return
+    log = path.with_name(path.name + "-wal")
+    # SQLite would put what is in it into the new database.
+    if log.exists() and log.stat().st_size:
+        raise CorruptRecordError(f"{path} is gone, and its log is still there. Put it back, or: {remedy}")
+    _create(path, sync=sync)
+
+
+def _create(path: Path, *, sync: bool) -> None:
+    """Make a database with its tables, whole or not at all: one without anything in it is then damaged."""
+    sweep(path.parent, _ASIDE)
+    aside = path.with_name(_ASIDE.replace("*", f"{os.getpid()}-{next(_counter)}"))
+    try:
         try:
-            os.close(open_file(path, os.O_RDWR | os.O_CREAT, "open"))
+            os.close(open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, "open"))
         except FileNotFoundError as error:
             raise StorageUnavailableError(
                 f"Cannot open {path}: its folder is gone. Make it again."
             ) from error
-    elif not path.stat().st_size and _has_backups(path):
-        raise CorruptRecordError(
-            f"{path} is empty, and there are backups of it. restore() takes the newest. To begin anew, "
-            f"remove the file, and move {backups_of(path).name} elsewhere."
-        )
-    for suffix in ("-wal", "-shm", "-journal"):
-        is_regular(path.with_name(path.name + suffix))
+        with translated(path), closing(sqlite3.connect(aside, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = MEMORY")
+            connection.execute(f"PRAGMA page_size = {PAGE}")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'OFF'}")
+            with transaction(connection):
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        publish(aside, path, sync=sync)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _prepare_patiently(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
@@ -115,17 +141,8 @@ def _prepare_patiently(connection: sqlite3.Connection, path: Path, *, sync: bool
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
-    if _is_new(connection, path):
-        connection.execute(f"PRAGMA page_size = {PAGE}")
-        _set_wal(connection, path)
-        # Another process may be doing the same.
-        with transaction(connection):
-            for statement in _TABLES.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA}")
-    else:
-        _set_wal(connection, path)
+    _check_ours(connection, path)
+    _set_wal(connection, path)
     connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
     # Checkpoints flush: not while the loop waits for a record. See SQLiteStorageBackend._checkpoint.
     connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -133,39 +150,26 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
     connection.execute("PRAGMA trusted_schema = OFF")
 
 
-def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the database has nothing yet; else it must be one of ours that we can read."""
-    # One look: between two, another process may make the tables.
-    connection.execute("BEGIN")
-    try:
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    finally:
-        connection.execute("COMMIT")
-    if application == APPLICATION:
-        if version > SCHEMA:
-            raise FormatVersionError(
-                f"{path} has format {version}, and this tagent-nb reads up to {SCHEMA}. "
-                "Install a newer tagent-nb; nothing was changed."
-            )
-        found = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
-        (own,) = connection.execute(
-            "SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')"
-        ).fetchone()
-        if own:
-            raise CorruptRecordError(
-                f"{path} has triggers or views, which tagent-nb never makes: they could change what is "
-                "recorded. Restore a backup, or drop them; nothing was changed."
-            )
-        if not {"documents", "runs", "records"} <= found:
-            raise CorruptRecordError(f"{path} lacks a table. Restore a backup; nothing was changed.")
-        return False
-    if tables or application or version:
+def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database that is not ours, or that we cannot read."""
+    # First: only a query of tables finds out that the file is cut off.
+    found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION:
         raise StorageUnavailableError(f"{path} is a database of another program. Use another file.")
-    return True
+    if version > SCHEMA:
+        raise FormatVersionError(
+            f"{path} has format {version}, and this tagent-nb reads up to {SCHEMA}. "
+            "Install a newer tagent-nb; nothing was changed."
+        )
+    if any(kind in ("trigger", "view") for kind, _ in found):
+        raise CorruptRecordError(
+            f"{path} has triggers or views, which tagent-nb never makes: they could change what is "
+            "recorded. Restore a backup, or drop them; nothing was changed."
+        )
+    if not {("table", "documents"), ("table", "runs"), ("table", "records")} <= set(found):
+        raise CorruptRecordError(f"{path} lacks a table. Restore a backup; nothing was changed.")
 
 
 def _set_wal(connection: sqlite3.Connection, path: Path) -> None:

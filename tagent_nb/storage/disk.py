@@ -184,6 +184,29 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
         raise trouble(error, "write", path) from error
 
 
+def publish(aside: Path, path: Path, *, sync: bool = True) -> bool:
+    """Give a whole file its name, unless there is one of that name; whether it was given.
+
+    Raises:
+        StorageUnavailableError: That failed.
+    """
+    try:
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links. There, of two that do this at once, the last one wins.
+            if path.exists():
+                return False
+            aside.replace(path)
+        if sync:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise trouble(error, "write", path) from error
+    return True
+
+
 def sync_folder(path: Path) -> None:
     """Flush a folder: the names of its files, where the system can do that."""
     if not hasattr(os, "O_DIRECTORY"):
@@ -215,9 +238,9 @@ def make_folder(path: Path, *, sync: bool = True) -> None:
         raise trouble(error, "make the folder", path) from error
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
     """Remove temporary files that a process left when it died."""
-    for file in folder.glob(".*.tmp"):
+    for file in folder.glob(pattern):
         # Another process may be sweeping, too.
         with contextlib.suppress(OSError):
             if time.time() - file.lstat().st_mtime > STALE:
