@@ -107,11 +107,13 @@ if TYPE_CHECKING:
     from tagent_nb.steps.base import StepContext, StepRunner
     from tagent_nb.steps.tools import tool
     from tagent_nb.steps.toolsets import tools_from
+    from tagent_nb.storage.archive import BackupInfo
     from tagent_nb.storage.base import RunInfo, StorageBackend
     from tagent_nb.storage.file import FileStorageBackend
     from tagent_nb.storage.memory import MemoryStorageBackend
     from tagent_nb.storage.open import open_storage
     from tagent_nb.storage.redis import RedisStorageBackend
+    from tagent_nb.storage.restoring import RestoreInfo
     from tagent_nb.storage.sqlite import SQLiteStorageBackend
 
 __version__ = "0.1.0"
@@ -228,6 +230,8 @@ _ROOMS = {
     "storage.memory": ("MemoryStorageBackend",),
     "storage.open": ("open_storage",),
     "storage.redis": ("RedisStorageBackend",),
+    "storage.archive": ("BackupInfo",),
+    "storage.restoring": ("RestoreInfo",),
     "storage.sqlite": ("SQLiteStorageBackend",),
     "engine.executor": ("PipelineExecutor",),
     "engine.export": ("export_module",),
@@ -253,6 +257,7 @@ __all__ = [
     "ApprovalRequest",
     "ApprovalRequested",
     "Approved",
+    "BackupInfo",
     "Budget",
     "BudgetExceededError",
     "CallRecorded",
@@ -305,6 +310,7 @@ __all__ = [
     "RedisStorageBackend",
     "Rejected",
     "RejectedError",
+    "RestoreInfo",
     "ResultCache",
     "ResumeConflictError",
     "RetryableError",

@@ -6,7 +6,9 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
 from tagent_nb.errors import LeaseLostError
@@ -14,6 +16,7 @@ from tagent_nb.events import Event, RunFinished, RunStarted, StepFinished, Warne
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.recording import RecordingBackend
 
 STEPS = 12
 
@@ -97,6 +100,16 @@ async def hang(storage: StorageBackend) -> None:
         say("recorded")
 
 
+async def restore(storage: StorageBackend, folder: str) -> None:
+    """Take everything back from the backup in a folder, as soon as the test says so."""
+    assert isinstance(storage, RecordingBackend)
+    await storage.list_pipelines()
+    say("go")
+    sys.stdin.readline()
+    await storage.restore(folder=folder, replace=True)
+    say("done")
+
+
 def steps() -> Pipeline:
     """Twelve steps, one after the other, each of which notes that it ran."""
     found = Pipeline("kill me")
@@ -127,11 +140,11 @@ def main() -> None:
     """Do what the command line says."""
     what, url, *rest = sys.argv[1:]
     storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
-    asyncio.run(
-        {"record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "run": run}[what](
-            storage, *rest
-        )
-    )
+    verbs: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+        "record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "restore": restore,
+        "run": run,
+    }  # fmt: skip
+    asyncio.run(verbs[what](storage, *rest))
 
 
 if __name__ == "__main__":

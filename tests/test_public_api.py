@@ -52,7 +52,8 @@ RUNS = words(
 )
 STORAGE = words(
     """
-    FileStorageBackend MemoryStorageBackend RedisStorageBackend RunInfo SQLiteStorageBackend
+    BackupInfo FileStorageBackend MemoryStorageBackend RedisStorageBackend RestoreInfo RunInfo
+    SQLiteStorageBackend
     StorageBackend open_storage
     """
 )

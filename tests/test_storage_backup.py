@@ -200,7 +200,7 @@ async def test_a_file_that_is_not_ours_is_refused(
 ) -> None:
     """With checksums that are right."""
     folder.mkdir()
-    path = archive.new_path(folder)
+    path = archive.new_path(folder, "")
     path.write_bytes(content)
     with pytest.raises(CorruptRecordError):
         await files.restore(path)
@@ -210,7 +210,7 @@ async def test_a_file_that_is_not_ours_is_refused(
 async def test_a_name_that_we_never_give_is_not_restored(files: FileStorageBackend, folder: Path) -> None:
     """A stranger's backup writes nowhere else."""
     folder.mkdir()
-    path = archive.new_path(folder)
+    path = archive.new_path(folder, "")
     bad = b'{"pipeline": "../../x", "kind": "document", "name": "snapshot"}\n' + pack(
         "snapshot", "../../x", b"{}"
     )
@@ -223,7 +223,7 @@ async def test_a_name_that_we_never_give_is_not_restored(files: FileStorageBacke
 async def test_a_newer_format_is_refused(files: FileStorageBackend, folder: Path) -> None:
     """And the file is left as it is."""
     folder.mkdir()
-    path = archive.new_path(folder)
+    path = archive.new_path(folder, "")
     path.write_bytes(b"tagent-nb 999 whatever\n")
     with pytest.raises(FormatVersionError):
         await files.verify(path)
@@ -420,13 +420,14 @@ async def test_a_damaged_store_offers_its_newest_intact_backup(files: FileStorag
     await files.save("p", {"x": 1})
     await damage(files)
     (files.base_path / "p/snapshot.record").write_bytes(b"damaged")
-    for call in (read(files), files.load("p")):
-        with pytest.raises(CorruptRecordError, match=rf"{older.path.name} is intact: restore\(\)"):
-            await call
+    with pytest.raises(CorruptRecordError, match=rf"{older.path.name}: restore\(\) takes"):
+        await read(files)
+    with pytest.raises(CorruptRecordError, match=rf"{older.path.name}: it lacks this"):
+        await files.load("p")
     older.path.unlink()
     with pytest.raises(CorruptRecordError) as caught:
         await read(files)
-    assert "intact" not in str(caught.value)
+    assert "newest backup" not in str(caught.value)
 
 
 async def test_an_active_run_is_not_restored_over(store: RecordingBackend, folder: Path) -> None:
@@ -619,7 +620,7 @@ async def test_a_folder_that_was_said_once_is_the_place_for_all(tmp_path: Path) 
     assert made.path.parent == place
     assert await storage.backups() == [made]
     await damage(storage)
-    with pytest.raises(CorruptRecordError, match="is intact: restore"):
+    with pytest.raises(CorruptRecordError, match="newest backup for it is .* restore"):
         await storage.read_run("p", "r")
     await storage.restore()
     assert await read(storage) == ["one", "two"]
@@ -653,10 +654,12 @@ async def test_a_restore_that_stops_half_way_says_where_all_is_and_can_go_on(
 
     monkeypatch.setattr(files, "_put_run", full)
     with pytest.raises(
-        StorageUnavailableError, match="not whole yet: what it held before is kept in"
-    ) as told:
+        StorageUnavailableError, match=r"disk is full. .*restore\(\) goes on .*held before is kept in"
+    ):
         await files.restore(made.path, folder=folder)
-    await files.restore(str(told.value).split("restore('")[1].split("')")[0], folder=folder)
+    with pytest.raises(StorageError, match=r"is not whole: .* restore\(\) goes on"):
+        await files.list_pipelines()
+    await files.restore(folder=folder)
     await check(files)
 
 
@@ -668,3 +671,244 @@ async def test_a_damaged_run_keeps_its_place_in_the_list(store: RecordingBackend
     infos = await store.runs("p")
     assert [info.status for info in infos] == ["interrupted", "damaged"]
     assert infos[-1].started_at == 4070908800.0
+
+
+class KilledError(BaseException):
+    """The process ended here."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_restore_that_was_killed_anywhere_can_be_ended(
+    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Killed before or after each of its steps, the store is as it was, or refused until ``restore()``."""
+    await fill(store)
+    await record(store, "one", "two", run_id="bad")
+    await store.backup(folder)
+    await damage(store, "bad")
+    refused, place = 0, 0
+    while await killed_at(place, store, folder, monkeypatch, after=after):
+        if await is_refused(store):
+            refused += 1
+            info = await store.restore(folder=folder)
+            assert info.backup.suffix == ".merged"
+            assert await read(store, "bad") == ["one", "two"]
+        await check_all(store)
+        place += 1
+    # Six items, three marks, and moving aside.
+    assert (place, refused) == (10, 9)
+    await check_all(store)
+    assert await read(store, "bad") == ["one", "two"]
+
+
+async def killed_at(
+    place: int, store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> bool:
+    """Restore, and be killed before or after a change of the store; whether there was such a change."""
+    count = 0
+
+    def killing(real: Any) -> Any:
+        async def change(*what: Any) -> Any:
+            nonlocal count
+            count += 1
+            mine = count == place + 1
+            if mine and not after:
+                raise KilledError
+            found = await real(*what)
+            if mine:
+                raise KilledError
+            return found
+
+        return change
+
+    with monkeypatch.context() as patch:
+        for name in ("_mark", "_set_aside", "_put", "_put_run"):
+            patch.setattr(store, name, killing(getattr(store, name)))
+        try:
+            await store.restore(folder=folder, replace=True)
+        except KilledError:
+            return True
+    return False
+
+
+async def is_refused(store: RecordingBackend) -> bool:
+    """Whether the store may not be used; then nothing may."""
+    try:
+        await store.list_pipelines()
+    except StorageError:
+        for call in (store.runs("p"), record(store, "new"), store.load("p"), store.acquire("p", "new")):
+            with pytest.raises(StorageError, match=r"is not whole.* restore\(\) goes on with it"):
+                await call
+        return True
+    return False
+
+
+async def check_all(storage: RecordingBackend) -> None:
+    """What :func:`fill` has stored is there, whatever else is."""
+    for pipeline_id in ("p", "q"):
+        assert plain(await storage.read_run(pipeline_id, "r")) == plain(sample_run("r"))
+        assert await storage.load(pipeline_id) == {"saved": pipeline_id}
+    assert await storage.memories("p") == {"remembered": 1}
+
+
+async def stop_half_way(storage: RecordingBackend, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A restore that has moved the store aside and not yet filled it; the file it would go on with."""
+
+    async def full(*what: Any) -> None:
+        raise StorageUnavailableError("The disk is full.")
+
+    with patch.context() as here:
+        here.setattr(storage, "_put", full)
+        here.setattr(storage, "_put_run", full)
+        with pytest.raises(StorageUnavailableError):
+            await storage.restore(folder=folder, replace=True)
+    (content,) = folder.glob("*.merged")
+    return content
+
+
+@pytest.mark.parametrize("lost", ["gone", "damaged"])
+async def test_a_restore_that_cannot_go_on_takes_another_backup(
+    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """If the file that it goes on with is lost; it says so."""
+    await fill(store)
+    made = await store.backup(folder)
+    content = await stop_half_way(store, folder, monkeypatch)
+    content.unlink() if lost == "gone" else content.write_bytes(b"damaged")
+    with pytest.raises(StorageError, match="cannot go on without it. Name a backup"):
+        await store.restore(folder=folder)
+    await store.restore(made.path, folder=folder)
+    await check(store)
+    assert any("cannot go on" in problem for problem in store.problems)
+
+
+async def test_a_restore_goes_on_before_another_begins(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was intact and is in no backup is only in the file that it goes on with."""
+    await fill(files)
+    made = await files.backup(folder)
+    await record(files, "new", run_id="new")
+    content = await stop_half_way(files, folder, monkeypatch)
+    await files.restore(made.path, folder=folder)
+    assert await read(files, "new") == ["new"]
+    assert not content.exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"[" * 60_000, b"\xff", b'{"content": 1}'])
+async def test_a_mark_that_is_not_ours_is_an_error(files: FileStorageBackend, text: bytes) -> None:
+    """Also what a stranger may have put there; a backup that is named takes its place."""
+    await fill(files)
+    made = await files.backup()
+    (files.base_path / ".restoring").write_bytes(text)
+    with pytest.raises(StorageError, match="is not whole"):
+        await files.runs("p")
+    await files.restore(made.path)
+    await check(files)
+
+
+async def test_what_the_newest_backup_lacks_comes_from_an_older_one(
+    store: RecordingBackend, folder: Path
+) -> None:
+    """A backup leaves out what is damaged; an older one may have it. What no backup has is named."""
+    await fill(store)
+    await record(store, "one", "two", run_id="old")
+    await store.backup(folder)
+    await damage(store, "old")
+    await record(store, "three", "four", run_id="never")
+    await damage(store, "never")
+    await store.backup(folder)
+    info = await store.restore(folder=folder)
+    assert info.restored == [("p", "run", "old")]
+    assert sorted("No backup has it" in problem for problem in info.problems) == [False, True]
+    assert await read(store, "old") == ["one", "two"]
+    await check_all(store)
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+async def test_two_stores_share_a_folder_for_backups(kind: str, tmp_path: Path, folder: Path) -> None:
+    """Each counts, rotates and restores its own."""
+    (one,) = make_store(kind, tmp_path / "1")
+    (two,) = make_store(kind, tmp_path / "2")
+    for storage, text in ((one, "of one"), (two, "of two")):
+        await record(storage, text)
+        for _ in range(3):
+            await storage.backup(folder, keep=2)
+    assert len(await one.backups(folder)) == 4
+    for storage in (one, two):
+        await storage.delete("p")
+        await storage.restore(folder=folder)
+    assert await read(one) == ["of one"]
+    assert await read(two) == ["of two"]
+
+
+async def test_a_store_without_backups_takes_those_of_one_other(tmp_path: Path, folder: Path) -> None:
+    """So a store that was moved finds them; of several others one must be named."""
+    (one,) = make_store("file", tmp_path / "1")
+    (two,) = make_store("sqlite", tmp_path / "2")
+    (new,) = make_store("file", tmp_path / "3")
+    await record(one, "of one")
+    made = await one.backup(folder)
+    await new.restore(folder=folder)
+    assert await read(new) == ["of one"]
+    await two.backup(folder)
+    with pytest.raises(NotStoredError, match="backups of several stores.* Name one: restore"):
+        await new.restore(folder=folder)
+    await new.restore(made.path, folder=folder)
+
+
+@pytest.mark.parametrize("wrong", [7, "", "  ", "a\0b", "\ud800", b"bytes", "~nobody-of-this-name/x"])
+async def test_what_is_no_path_is_refused(files: FileStorageBackend, tmp_path: Path, wrong: Any) -> None:
+    """By name, before anything is made."""
+    for call in (
+        files.backup(wrong), files.backups(wrong), files.verify(wrong), files.restore(wrong),
+        files.restore(folder=wrong),
+    ):  # fmt: skip
+        with pytest.raises(DefinitionError, match="must be the path of a file or folder"):
+            await call
+    for make in (FileStorageBackend, SQLiteStorageBackend, files.allow_pickle):
+        with pytest.raises(DefinitionError, match="must be the path of a file or folder"):
+            make(wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Unmarked(FileStorageBackend):
+    """A backend of somebody who has implemented the necessary only."""
+
+    _mark = RecordingBackend._mark
+    _marked = RecordingBackend._marked
+    _label = RecordingBackend._label
+
+
+async def test_a_backend_without_marks_has_backups_too(tmp_path: Path, folder: Path) -> None:
+    """It only cannot tell that a restore was stopped half-way, nor its backups from those of others."""
+    storage = Unmarked(tmp_path / "runs")
+    await fill(storage)
+    made = await storage.backup(folder)
+    assert "-" not in made.path.name
+    await storage.delete("p")
+    await storage.restore(folder=folder)
+    await check(storage)
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+async def test_a_mark_that_cannot_be_removed_is_an_error(
+    kind: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is whole then, and the next ``restore()`` removes it."""
+    (store,) = make_store(kind, tmp_path)
+    await fill(store)
+    await store.backup(folder)
+    real = Path.unlink
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        if "restoring" in path.name:
+            raise PermissionError(13, "Permission denied")
+        real(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(StorageUnavailableError, match=r"Cannot remove .*restoring.*goes on"):
+            await store.restore(folder=folder, replace=True)
+    await store.restore(folder=folder)
+    await check(store)

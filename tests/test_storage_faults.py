@@ -23,11 +23,12 @@ from pathlib import Path
 import pytest
 
 from tagent_nb import PipelineExecutor
-from tagent_nb.errors import LeaseLostError, StorageUnavailableError
+from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.recording import RecordingBackend
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
 
@@ -160,6 +161,38 @@ async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitio
         await storage.delete(pipeline_id)
         await storage.close()
     report(f"SIGKILL in the middle of a run ({kind_of(url)})", injected, lost)
+
+
+@on_all
+async def test_killed_while_restoring(url: str, tmp_path: Path, repetitions: Repetitions) -> None:
+    """All that was stored is there, or the store is refused until ``restore()`` has gone on; never a part."""
+    count, lost, half = repetitions(4, 100), 0, 0
+    folder = tmp_path / "backups"
+    storage = open_storage(url)
+    assert isinstance(storage, RecordingBackend)
+    runs = [f"r{n}" for n in range(20)]
+    for run_id in runs:
+        event = StepFinished(run_id=run_id, step="s0", output=StoredValue.of("x" * 500))
+        await storage.append("p", run_id, [event])
+    await storage.backup(folder)
+    await storage.close()
+    for _ in range(count):
+        child = Child("restore", url, str(folder))
+        assert child.hear() == "go"
+        child.tell("now")
+        time.sleep(random.random() * 0.1)
+        child.kill()
+        again = open_storage(url)
+        assert isinstance(again, RecordingBackend)
+        try:
+            await again.list_pipelines()
+        except StorageError:
+            half += 1
+            await again.restore(folder=folder)
+        for run_id in runs:
+            lost += await finished(again, "p", run_id) != ["s0"]
+        await again.close()
+    report(f"SIGKILL while restoring ({kind_of(url)}, {half} times half-way)", count, lost)
 
 
 @on_all

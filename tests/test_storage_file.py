@@ -808,3 +808,20 @@ async def test_a_lease_that_cannot_be_read_hides_no_other_run(tmp_path: Path) ->
         "b": "interrupted",
     }
     assert len(await storage.read_run("p", "b")) == 1
+
+
+async def test_a_file_in_the_place_of_a_pipeline_is_an_error(store: FileStorageBackend) -> None:
+    """Which says what is wrong."""
+    store.base_path.mkdir()
+    (store.base_path / "p").touch()
+    with pytest.raises(StorageUnavailableError, match="A file is where a folder belongs"):
+        await store.runs("p")
+
+
+async def test_a_path_that_is_too_long_with_the_pipeline_is_an_error(tmp_path: Path) -> None:
+    """Although that of the store is not."""
+    path = str(tmp_path)
+    path += "/" + "/".join(["d" * 100] * 45)
+    store = FileStorageBackend(path[: os.pathconf(tmp_path, "PC_PATH_MAX") - 20].rstrip("/"))
+    with pytest.raises(StorageUnavailableError, match="Its name is too long"):
+        await store.runs("p" * 60)

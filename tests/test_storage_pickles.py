@@ -222,12 +222,17 @@ def test_the_key_is_made_once_and_private(files: FileStorageBackend, key: Path) 
 
 
 def test_a_key_within_the_store_is_refused(tmp_path: Path) -> None:
-    """It would be given away with it."""
+    """It would be given away with it, also where a link leads there."""
+    (tmp_path / "link").symlink_to(tmp_path)
     files, database = FileStorageBackend(tmp_path / "runs"), SQLiteStorageBackend(tmp_path / "runs.db")
     for store, path in (
         (files, tmp_path / "runs" / "key"),
         (database, tmp_path / "runs.db"),
         (database, tmp_path / "runs.db.backups" / "key"),
+        (files, tmp_path / "link" / "runs" / "key"),
+        (FileStorageBackend(tmp_path / "link" / "runs"), tmp_path / "runs" / "key"),
+        (database, tmp_path / "link" / "runs.db.backups" / "key"),
+        (SQLiteStorageBackend(tmp_path / "link" / "runs.db"), tmp_path / "runs.db.backups" / "key"),
     ):
         with pytest.raises(DefinitionError, match="within the store"):
             store.allow_pickle(path)

@@ -99,11 +99,14 @@ def test_a_server_gets_the_rest_of_its_url() -> None:
 
 
 def test_the_path_of_a_folder_has_no_settings(tmp_path: Path) -> None:
-    """A question mark is a letter there."""
-    storage = open_storage("what?keep_last=3")
-    assert isinstance(storage, FileStorageBackend)
-    assert storage.base_path == tmp_path / "what?keep_last=3"
-    assert storage.retention is None
+    """A question mark is a letter there; but settings of ours would be lost without a word."""
+    for where in ("what?ever=3", Path("what?keep_last=3")):
+        storage = open_storage(where)
+        assert isinstance(storage, FileStorageBackend)
+        assert storage.base_path == tmp_path / where
+        assert storage.retention is None
+    with pytest.raises(DefinitionError, match=r"Write 'file:what\?keep_last=3', or .*: keep_last=..."):
+        open_storage("what?keep_last=3")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,8 @@ def test_the_path_of_a_folder_has_no_settings(tmp_path: Path) -> None:
         ("file:runs?keep_last=", "keep_last must be a whole number"),
         ("file:runs?older_than=soon", "30d"),
         ("file:runs?max_bytes=much", "500MB"),
+        pytest.param("file:runs?max_bytes=" + "9" * 400, "500MB", id="huge"),
+        ("file:runs?backup_every=1&backup_folder=", "backup_folder must be the path"),
         ("file:runs?durability=slow", "'full' or 'fast'"),
         ("file:runs?backup_every=0", "every must be a whole number of at least 1"),
         ("file:runs?backup_keep=3", "backup_every=20"),

@@ -306,6 +306,17 @@ async def test_cut_at_every_64th_page_it_is_never_silently_empty(store: SQLiteSt
             await again.close()
 
 
+@pytest.mark.parametrize("which", ["min", "max(id) - 1 FROM records UNION SELECT min"])
+async def test_a_record_that_was_taken_out_is_damage(store: SQLiteStorageBackend, which: str) -> None:
+    """The first one, or one in the middle: what happened is not told without it."""
+    await record(store, "one", "two", "three")
+    await store.close()
+    edit(store, f"DELETE FROM records WHERE id IN (SELECT {which}(id) FROM records)")
+    with pytest.raises(CorruptRecordError, match="r of pipeline p: records are missing. Restore"):
+        await read(store)
+    assert [info.status for info in await store.runs("p")] == ["damaged"]
+
+
 async def test_a_newer_format_is_refused_and_left_as_it_is(store: SQLiteStorageBackend) -> None:
     """By readers and by writers."""
     await record(store, "one")
@@ -681,7 +692,8 @@ async def test_an_emptied_file_is_no_new_store(tmp_path: Path, backups: bool) ->
     for call in (again.list_pipelines(), record(again, "three")):
         with pytest.raises(CorruptRecordError, match=r"lost all that was in it .*restore\(\)"):
             await call
-    assert content and log.read_bytes() == content
+    assert content
+    assert log.read_bytes() == content
     if backups:
         await again.restore()
         assert await read(again) == ["one", "two"]
@@ -731,6 +743,24 @@ async def test_of_two_that_make_a_store_both_use_the_same(
     assert given == [True, False]
     assert await read(store) == ["theirs", "ours"]
     assert not list(store.path.parent.glob(".tagent-*"))
+
+
+async def test_a_new_store_that_cannot_be_named_leaves_nothing(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full at any moment."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(StorageUnavailableError, match="free some space"):
+            await record(store, "one")
+    assert list(store.path.parent.iterdir()) == []
+    await record(store, "one")
+    assert await read(store) == ["one"]
 
 
 async def test_what_a_killed_process_left_of_a_new_store_is_swept(store: SQLiteStorageBackend) -> None:

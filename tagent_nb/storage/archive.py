@@ -7,9 +7,11 @@ says what it is, and behind it a document or a part of a run, again in its own e
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -141,9 +143,9 @@ class Writer:
         self.count += 1
 
 
-def new_path(folder: Path) -> Path:
+def new_path(folder: Path, tag: str) -> Path:
     """A name for a backup that is made now; names sort by time."""
-    return folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}{SUFFIX}"
+    return folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}{tag and '-'}{tag}{SUFFIX}"
 
 
 def paths(folder: Path) -> list[Path]:
@@ -151,14 +153,23 @@ def paths(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob(f"*{SUFFIX}") if made_at(path) > 0), reverse=True)
 
 
+def tag_for(label: str) -> str:
+    """What is in the names of backups of the store that is at ``label``; empty for no label."""
+    return label and hashlib.sha256(label.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def tag_of(path: Path) -> str:
+    """The tag in the name of a backup; empty if it has none."""
+    return path.name.removesuffix(SUFFIX).partition("-")[2]
+
+
 def made_at(path: Path) -> float:
     """When a backup was made, by its name; 0 if it is not a name of ours."""
+    time, dash, tag = path.name.removesuffix(SUFFIX).partition("-")
+    if dash and not re.fullmatch("[0-9a-f]{8}", tag):
+        return 0.0
     try:
-        return (
-            datetime.strptime(path.name.removesuffix(SUFFIX), "%Y%m%dT%H%M%S%f")
-            .replace(tzinfo=UTC)
-            .timestamp()
-        )
+        return datetime.strptime(time, "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC).timestamp()
     except ValueError:
         return 0.0
 

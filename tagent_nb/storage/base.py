@@ -11,7 +11,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
 from tagent_nb.events import Event, Output
@@ -24,7 +25,9 @@ from tagent_nb.storage.records import RunInfo, damaged
 from tagent_nb.storage.retention import LIMIT, Retention, prune
 
 if TYPE_CHECKING:
+    from tagent_nb.storage.archive import BackupInfo
     from tagent_nb.storage.backup import BackupSchedule
+    from tagent_nb.storage.restoring import RestoreInfo
 
 __all__ = ["Lease", "RunInfo", "StorageBackend"]
 
@@ -34,7 +37,8 @@ class StorageBackend(Leasing):
 
     To write one, derive from :class:`tagent_nb.storage.recording.RecordingBackend`, implement the primitives
     (what starts with an underscore), and let :class:`tagent_nb.testing.StorageContract` test it. All methods
-    may be called from any event loop.
+    may be called from any event loop. Storage in memory keeps nothing after the process: ``backup``,
+    ``backups``, ``verify``, ``restore`` and ``allow_pickle`` raise a StorageError there.
 
     Attributes:
         durable: Whether what is stored survives this process.
@@ -286,7 +290,7 @@ class StorageBackend(Leasing):
             self._report(f"After run {lease.run_id}: {error}")
 
     async def _backup_if_due(self, pipeline_id: str) -> None:
-        raise StorageError(f"{self!r} keeps nothing that could be backed up. Use a folder, SQLite or Redis.")
+        raise self._nothing_kept()
 
     def _refuse_schedule(self, schedule: BackupSchedule) -> None:
         """Say so before the first run ends.
@@ -295,6 +299,85 @@ class StorageBackend(Leasing):
             DefinitionError: By this schedule no backup could be made.
         """
         raise DefinitionError(f"{self!r} keeps nothing that could be backed up. Leave out backup_every.")
+
+    # -- backups, and values that JSON cannot hold: only where something outlives the process --------
+
+    async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
+        """Copy the store into one file, verify the file, and then remove older backups.
+
+        Runs may go on meanwhile; of each, what was recorded by then is in the backup. What is damaged is
+        left out and reported, and then no older backup is removed.
+
+        Args:
+            folder: Where; else the backend's own place (``backup_folder``).
+            keep: Verified backups to keep, this one too.
+
+        Raises:
+            DefinitionError: There is no folder, or ``keep`` is below 1.
+            CorruptRecordError: The file is not as it was written; older ones are all there.
+            StorageUnavailableError: It cannot be written.
+        """
+        raise self._nothing_kept()
+
+    async def backups(self, folder: str | Path | None = None) -> list[BackupInfo]:
+        """The backups in a folder, newest first, each verified; a damaged one has a ``problem``.
+
+        Those that other stores have made are among them.
+        """
+        raise self._nothing_kept()
+
+    async def verify(self, which: str | Path) -> BackupInfo:
+        """Read a backup from the first byte to the last.
+
+        Raises:
+            CorruptRecordError: It is damaged.
+            FormatVersionError: A newer version of tagent-nb wrote it.
+            StorageUnavailableError: It cannot be read.
+        """
+        raise self._nothing_kept()
+
+    async def restore(
+        self, which: str | Path | None = None, *, folder: str | Path | None = None, replace: bool = False
+    ) -> RestoreInfo:
+        """Take from a backup what is damaged or missing here; the store as it was is kept aside.
+
+        Of two stores that share a folder for backups, each takes its own; a store that has none there takes
+        those of another, if they are all of one. A restore that was stopped half-way (a kill, a full disk)
+        goes on.
+
+        Args:
+            which: A backup's file; else the newest in ``folder`` that is intact, and for what is damaged here
+                and not in it an older one.
+            folder: Where backups are; else the backend's own place.
+            replace: Take everything that the backup has, also in place of what is intact.
+
+        Raises:
+            NotStoredError: There is no intact backup, or only those of several other stores.
+            CorruptRecordError: ``which`` is damaged; nothing was changed.
+            StorageError: Somebody carries a run on at this moment; nothing was changed.
+            StorageUnavailableError: Something cannot be written.
+        """
+        raise self._nothing_kept()
+
+    def allow_pickle(self, key_file: str | Path) -> Self:
+        """Pickle what JSON cannot hold, and sign every record (HMAC-SHA256). Off unless you call this.
+
+        Loading a pickle runs code, so from now on this object takes only records that are signed with this
+        key: begin with an empty store. Who has the key can make this process run code.
+
+        Args:
+            key_file: Holds the key; made (0600) if it is not there. Keep it outside of the store, and do
+                not give it away with it.
+
+        Raises:
+            DefinitionError: The file is within the store, others may read it, or it holds no key.
+            CorruptRecordError: It is a link, or no regular file.
+            StorageUnavailableError: It cannot be read or made.
+        """
+        raise self._nothing_kept()
+
+    def _nothing_kept(self) -> StorageError:
+        return StorageError(f"{self!r} keeps nothing after this process. Use a folder, SQLite or Redis.")
 
     # -- inside -----------------------------------------------------------------------------
 

@@ -11,11 +11,14 @@ import stat
 import time
 from pathlib import Path
 
-from tagent_nb.errors import CorruptRecordError, StorageUnavailableError
+from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageUnavailableError
 from tagent_nb.storage.codec import MAX_BODY, MAX_HEAD
 
 MAX_JOURNAL = 1 << 34
 """Longest journal that is read, in bytes."""
+
+MAX_MARK = 1 << 16
+"""Longest mark of a restore, in bytes."""
 
 STALE = 3600.0
 """Seconds after which a temporary file was left by a process that died."""
@@ -43,6 +46,23 @@ def from_file_name(name: str) -> str | None:
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) and to_file_name(found) == name else None
 
 
+def user_path(value: object, name: str) -> Path:
+    """A path that a user gave, absolute.
+
+    Raises:
+        DefinitionError: It is no path; the message calls it ``name``.
+    """
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload]
+        if isinstance(text, str) and text.strip() and "\0" not in text:
+            os.fsencode(text)
+            return Path(text).expanduser().absolute()
+    except (TypeError, UnicodeError, RuntimeError):
+        # Without a folder of that user, ~name is no path either.
+        pass
+    raise DefinitionError(f"{name} must be the path of a file or folder, not {value!r}.")
+
+
 # -- reading and writing -----------------------------------------------------------------------
 
 
@@ -57,6 +77,8 @@ def trouble(error: OSError, doing: str, path: Path) -> StorageUnavailableError |
         remedy = "The disk is full: free some space. What was stored before is unchanged."
     elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "It may not be written or read: change its permissions, or use another folder."
+    elif code == errno.ENOENT:
+        remedy = "It is not there: check its name and its folder."
     elif code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         remedy = "A file is where a folder belongs, or the reverse: move it away, or use another folder."
     elif code == errno.ENAMETOOLONG:
@@ -182,6 +204,23 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise trouble(error, "write", path) from error
+
+
+def mark_file(path: Path, text: bytes | None) -> None:
+    """Write a small file, or with ``None`` remove it; either is on the disk afterwards.
+
+    Raises:
+        StorageUnavailableError: That failed.
+    """
+    if text is not None:
+        make_folder(path.parent)
+        replace_file(path, text)
+        return
+    try:
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise trouble(error, "remove", path) from error
 
 
 def publish(aside: Path, path: Path, *, sync: bool = True) -> bool:

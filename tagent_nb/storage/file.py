@@ -14,13 +14,16 @@ from typing import Literal, TypeVar
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError
 from tagent_nb.storage.disk import (
+    MAX_MARK,
     from_file_name,
     make_folder,
+    mark_file,
     read_file,
     replace_file,
     sweep,
     to_file_name,
     trouble,
+    user_path,
 )
 from tagent_nb.storage.journal import TAIL, RunFile
 from tagent_nb.storage.recording import RecordingBackend
@@ -54,7 +57,7 @@ class FileStorageBackend(RecordingBackend):
         super().__init__()
         if durability not in ("full", "fast"):
             raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
-        self.base_path = Path(base_path).expanduser().absolute()
+        self.base_path = user_path(base_path, "Storage")
         self.durability = durability
         self._sync = durability == "full"
         self._pid = os.getpid()
@@ -157,6 +160,7 @@ class FileStorageBackend(RecordingBackend):
 
     async def _pipelines(self) -> list[str]:
         def look() -> list[str]:
+            self._refuse_half(read_file(self._mark_path, MAX_MARK))
             return [
                 pipeline_id
                 for entry in _entries(self.base_path)
@@ -175,11 +179,25 @@ class FileStorageBackend(RecordingBackend):
         return self.base_path / ".backups"
 
     def _holds(self, path: Path) -> bool:
-        return path.is_relative_to(self.base_path)
+        return path.is_relative_to(self.base_path) or path.is_relative_to(self.base_path.resolve())
 
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
         journal = self._run_file(pipeline_id, run_id).path
         await self._in_folder(pipeline_id, partial(replace_file, journal, data))
+
+    @property
+    def _label(self) -> str:
+        return os.path.realpath(self.base_path)
+
+    @property
+    def _mark_path(self) -> Path:
+        return self.base_path / ".restoring"
+
+    async def _mark(self, text: bytes | None) -> None:
+        await self._in_thread(partial(mark_file, self._mark_path, text))
+
+    async def _marked(self) -> bytes | None:
+        return await self._in_thread(partial(read_file, self._mark_path, MAX_MARK))
 
     async def _set_aside(self, stamp: str) -> str:
         await self.close()
@@ -205,6 +223,7 @@ class FileStorageBackend(RecordingBackend):
         return str(document if document.exists() else folder / f"{to_file_name(name)}.journal")
 
     def _folder(self, pipeline_id: str) -> Path:
+        self._refuse_half(read_file(self._mark_path, MAX_MARK))
         folder = self.base_path / to_file_name(pipeline_id)
         try:
             link = folder.is_symlink()

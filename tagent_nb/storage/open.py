@@ -88,6 +88,12 @@ def _opened(where: object, durability: Any) -> StorageBackend:
         )
     scheme = _scheme(where)
     if not scheme:
+        _, written = split_url(where)
+        if written:
+            raise DefinitionError(
+                f"Storage {where!r}: settings belong to a URL, and this is the path of a folder. "
+                f"Write 'file:{where}', or say them in the call: {next(iter(written))}=..."
+            )
         return _folder(Path(where), durability)
     if scheme == "memory":
         from tagent_nb.storage.memory import MemoryStorageBackend

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError, StorageUnavailableError
 from tagent_nb.events import PASSING, Event, Output, RunFinished, StepEvent, Warned
 from tagent_nb.storage import backup as backups
-from tagent_nb.storage.archive import BackupInfo, inspect, open_archive, paths
-from tagent_nb.storage.backup import BackupSchedule, RestoreInfo
+from tagent_nb.storage import restoring
+from tagent_nb.storage.archive import BackupInfo, Item, inspect, open_archive, paths
+from tagent_nb.storage.backup import BackupSchedule
 from tagent_nb.storage.base import StorageBackend, is_safe
 from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
+from tagent_nb.storage.disk import user_path
+from tagent_nb.storage.leases import Lease
 from tagent_nb.storage.pickles import key_from, seal
 from tagent_nb.storage.records import RunInfo, Summary, damaged, decode_events, encode_events, summary_of
 
@@ -28,6 +32,7 @@ class RecordingBackend(StorageBackend):
     def __init__(self) -> None:
         super().__init__()
         self._summaries: dict[tuple[str, str], Summary] = {}
+        self._restoring = False
 
     # -- primitives -------------------------------------------------------------------------
 
@@ -50,6 +55,17 @@ class RecordingBackend(StorageBackend):
     @abstractmethod
     async def _set_aside(self, stamp: str) -> str:
         """Move all that is stored to where it can be looked at, and be empty; say where that is."""
+
+    async def _mark(self, text: bytes | None) -> None:
+        """Keep a text that stays when the store is set aside, or with ``None`` none.
+
+        It tells that a restore is under way; what reads or writes must call :meth:`_refuse_half`. A backend
+        without marks cannot tell that a restore was stopped half-way.
+        """
+
+    async def _marked(self) -> bytes | None:
+        """The text that :meth:`_mark` keeps, or ``None``."""
+        return None
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -83,10 +99,8 @@ class RecordingBackend(StorageBackend):
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
     ) -> list[Event]:
         """What happened in a run, in order. See :meth:`StorageBackend.read_run`."""
-        try:
+        async with self._offering((pipeline_id, "run", run_id)):
             return await self._events(pipeline_id, run_id, schemas)
-        except CorruptRecordError as error:
-            raise await self._offer(error) from None
 
     async def _events(
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
@@ -100,10 +114,31 @@ class RecordingBackend(StorageBackend):
     async def _load(
         self, pipeline_id: str, name: str, schemas: Mapping[str, type] | None
     ) -> dict[str, Any] | None:
-        try:
+        async with self._offering((pipeline_id, "document", name)):
             return await super()._load(pipeline_id, name, schemas)
-        except CorruptRecordError as error:
-            raise await self._offer(error) from None
+
+    async def runs(self, pipeline_id: str) -> list[RunInfo]:
+        """All runs of a pipeline, oldest first; a damaged one is listed as such.
+
+        Raises:
+            CorruptRecordError: The store is so damaged that they cannot be listed.
+        """
+        async with self._offering():
+            return await super().runs(pipeline_id)
+
+    async def list_pipelines(self) -> list[str]:
+        """Ids of all stored pipelines, sorted.
+
+        Raises:
+            CorruptRecordError: The store is so damaged that they cannot be listed.
+        """
+        async with self._offering():
+            return await super().list_pipelines()
+
+    async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
+        """Become the one who records a run, new or interrupted. See :meth:`StorageBackend.acquire`."""
+        async with self._offering():
+            return await super().acquire(pipeline_id, run_id)
 
     async def close(self) -> None:
         """Give back files and connections. The backend opens them again when it is used again."""
@@ -112,22 +147,10 @@ class RecordingBackend(StorageBackend):
     # -- values that JSON cannot hold -------------------------------------------------------
 
     def allow_pickle(self, key_file: str | Path) -> Self:
-        """Pickle what JSON cannot hold, and sign every record (HMAC-SHA256). Off unless you call this.
-
-        Loading a pickle runs code, so from now on this object takes only records that are signed with this
-        key: begin with an empty store. Who has the key can make this process run code.
-
-        Args:
-            key_file: Holds the key; made (0600) if it is not there. Keep it outside of the store, and do
-                not give it away with it.
-
-        Raises:
-            DefinitionError: The file is within the store, others may read it, or it holds no key.
-            CorruptRecordError: It is a link, or no regular file.
-            StorageUnavailableError: It cannot be read or made.
-        """
-        path = Path(key_file).expanduser().absolute()
-        if self._holds(path):
+        """Pickle what JSON cannot hold, and sign. See :meth:`StorageBackend.allow_pickle`."""
+        path = user_path(key_file, "key_file")
+        # Also by way of a link to a folder of the store.
+        if self._holds(path) or self._holds(path.parent.resolve() / path.name):
             raise DefinitionError(f"The key {path} would be within the store. Put it into another folder.")
         self._key = key_from(path)
         self._summaries.clear()
@@ -144,58 +167,25 @@ class RecordingBackend(StorageBackend):
     # -- backups ----------------------------------------------------------------------------
 
     async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
-        """Copy the store into one file, verify the file, and then remove older backups.
-
-        Runs may go on meanwhile; of each, what was recorded by then is in the backup. What is damaged is
-        left out and reported, and then no older backup is removed.
-
-        Args:
-            folder: Where; else the backend's own place (``backup_folder``).
-            keep: Verified backups to keep, this one too.
-
-        Raises:
-            DefinitionError: There is no folder, or ``keep`` is below 1.
-            CorruptRecordError: The file is not as it was written; older ones are all there.
-            StorageUnavailableError: It cannot be written.
-        """
+        """Copy the store into one file. See :meth:`StorageBackend.backup`."""
         return await backups.backup(self, backups.folder_of(self, folder), keep)
 
     async def backups(self, folder: str | Path | None = None) -> list[BackupInfo]:
-        """The backups in a folder, newest first, each verified; a damaged one has a ``problem``."""
+        """The backups in a folder, newest first. See :meth:`StorageBackend.backups`."""
         place = backups.folder_of(self, folder)
         return await asyncio.to_thread(lambda: [inspect(path, self._key) for path in paths(place)])
 
     async def verify(self, which: str | Path) -> BackupInfo:
-        """Read a backup from the first byte to the last.
-
-        Raises:
-            CorruptRecordError: It is damaged.
-            FormatVersionError: A newer version of tagent-nb wrote it.
-            StorageUnavailableError: It cannot be read.
-        """
-        archive = await asyncio.to_thread(open_archive, Path(which).expanduser().absolute(), self._key)
+        """Read a backup from the first byte to the last. See :meth:`StorageBackend.verify`."""
+        archive = await asyncio.to_thread(open_archive, user_path(which, "A backup"), self._key)
         archive.close()
         return archive.info
 
     async def restore(
         self, which: str | Path | None = None, *, folder: str | Path | None = None, replace: bool = False
-    ) -> RestoreInfo:
-        """Take from a backup what is damaged or missing here; the store as it was is kept aside.
-
-        Args:
-            which: A backup's file; else the newest in ``folder`` that is intact.
-            folder: Where backups are; else the backend's own place.
-            replace: Take everything that the backup has, also in place of what is intact.
-
-        Raises:
-            NotStoredError: There is no intact backup.
-            CorruptRecordError: ``which`` is damaged; nothing was changed.
-            StorageError: Somebody carries a run on at this moment; nothing was changed.
-            StorageUnavailableError: Something cannot be written.
-        """
-        if folder is None and which is not None and backups.own_folder(self) is None:
-            folder = Path(which).expanduser().absolute().parent
-        info = await backups.restore(self, which, backups.folder_of(self, folder), replace=replace)
+    ) -> restoring.RestoreInfo:
+        """Take from a backup what is damaged or missing here. See :meth:`StorageBackend.restore`."""
+        info = await restoring.restore(self, which, folder, replace=replace)
         self._summaries.clear()
         return info
 
@@ -212,16 +202,27 @@ class RecordingBackend(StorageBackend):
         """Say before the first run ends that there is no folder."""
         backups.folder_of(self, schedule.folder)
 
-    async def _offer(self, error: CorruptRecordError) -> CorruptRecordError:
-        """The same error, with the newest intact backup if there is one."""
-        folder = backups.own_folder(self)
-        if folder is None:
-            return error
-        archive = await backups.newest(self, folder)
-        if archive is None:
-            return error
-        archive.close()
-        return CorruptRecordError(f"{error} Backup {archive.info.path} is intact: restore() takes it.")
+    @asynccontextmanager
+    async def _offering(self, item: Item | None = None) -> AsyncIterator[None]:
+        """Name the newest intact backup (that has the item) in an error about damage."""
+        try:
+            yield
+        except CorruptRecordError as error:
+            raise await restoring.offer(self, error, item) from None
+
+    def _refuse_half(self, marked: bytes | None) -> None:
+        """Refuse to use a store that a restore has only begun to fill.
+
+        Raises:
+            CorruptRecordError: So it is, and nobody restores it through this object.
+        """
+        if marked is not None and not self._restoring:
+            raise restoring.half_restored(marked)
+
+    @property
+    def _label(self) -> str:
+        """What tells this store's backups from those of others in the same folder: where it is."""
+        return ""
 
     async def _run_ids(self, pipeline_id: str) -> list[str]:
         return [run_id for run_id, _ in await self._runs(pipeline_id) if is_safe(run_id)]

@@ -116,6 +116,7 @@ class RedisStorageBackend(RecordingBackend):
             ) from None
         # Never with the password: this is in messages.
         self._server = getattr(options, "path", None) or f"{options.host}:{options.port}"
+        self._database = options.db
         self._pid = os.getpid()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
 
@@ -297,6 +298,24 @@ class RedisStorageBackend(RecordingBackend):
 
     # -- backups ----------------------------------------------------------------------------
 
+    @property
+    def _label(self) -> str:
+        return f"{self._server} {self._database} {self.prefix}"
+
+    @property
+    def _mark_name(self) -> str:
+        return f"{self.prefix}:restoring"
+
+    async def _mark(self, text: bytes | None) -> None:
+        if text is None:
+            await self._try(lambda client: client.delete(self._mark_name))
+        else:
+            await self._try(lambda client: client.set(self._mark_name, text))
+
+    async def _marked(self) -> bytes | None:
+        found: bytes | None = await self._try(lambda client: client.get(self._mark_name))
+        return found
+
     async def _set_aside(self, stamp: str) -> str:
         aside = f"{self.prefix}-damaged-{stamp}"
         names = [self._pipelines_name()]
@@ -357,6 +376,8 @@ class RedisStorageBackend(RecordingBackend):
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())), here.slots:
                     if not here.checked:
                         await self._check_server(here.client)
+                        marked: Any = await here.client.get(self._mark_name)
+                        self._refuse_half(marked)
                         here.checked = True
                     answer = await action(here.client)
                     here.away = False

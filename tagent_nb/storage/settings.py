@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.storage.disk import user_path
 
 if TYPE_CHECKING:
     from tagent_nb.storage.backup import BackupSchedule
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", re.IGNORECASE)
+_AGE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([smhdw]?)")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)b?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Settings:
             if self.backup_keep is not None or self.backup_folder is not None:
                 raise DefinitionError("Say how often a backup is made, too: backup_every=20 (runs).")
             return None
-        folder = None if self.backup_folder is None else Path(self.backup_folder).expanduser().absolute()
+        folder = None if self.backup_folder is None else user_path(self.backup_folder, "backup_folder")
         keep = {} if self.backup_keep is None else {"keep": _whole("backup_keep", self.backup_keep)}
         return BackupSchedule(_whole("backup_every", self.backup_every), folder=folder, **keep)
 

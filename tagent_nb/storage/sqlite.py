@@ -10,12 +10,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tagent_nb.errors import DefinitionError, LeaseLostError, StorageError, StorageUnavailableError
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    LeaseLostError,
+    StorageError,
+    StorageUnavailableError,
+)
 from tagent_nb.storage.database import backups_of, connect, is_busy, transaction, translated, waiting
-from tagent_nb.storage.disk import is_regular
+from tagent_nb.storage.disk import MAX_MARK, is_regular, mark_file, read_file, user_path
 from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.recording import RecordingBackend
 
@@ -65,7 +72,7 @@ class SQLiteStorageBackend(RecordingBackend):
         super().__init__()
         if durability not in ("full", "fast"):
             raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
-        self.path = Path(path).expanduser().absolute()
+        self.path = user_path(path, "Storage")
         self.durability = durability
         self._sync = durability == "full"
         self._start()
@@ -164,9 +171,14 @@ class SQLiteStorageBackend(RecordingBackend):
 
     async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
         records = await self._select(
-            f"SELECT record FROM records, runs WHERE {_RUN} AND {_RANGE} ORDER BY id", pipeline_id, run_id
+            f"SELECT id - (number << 32), record FROM records, runs WHERE {_RUN} AND {_RANGE} ORDER BY id",
+            pipeline_id,
+            run_id,
         )
-        return b"".join(_bytes(record) for (record,) in records) if records else None
+        if [place for place, _ in records] != list(range(len(records))):
+            where = self._where(pipeline_id, run_id)
+            raise CorruptRecordError(f"{where}: records are missing. Restore a backup, or delete the run.")
+        return b"".join(_bytes(record) for _, record in records) if records else None
 
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
         records = await self._select(
@@ -256,7 +268,22 @@ class SQLiteStorageBackend(RecordingBackend):
         return backups_of(self.path)
 
     def _holds(self, path: Path) -> bool:
-        return path == self.path or path.is_relative_to(self.backup_folder)
+        places = (self.path, self.path.parent.resolve() / self.path.name)
+        return any(path == place or path.is_relative_to(backups_of(place)) for place in places)
+
+    @property
+    def _label(self) -> str:
+        return os.path.realpath(self.path)
+
+    @property
+    def _mark_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.restoring")
+
+    async def _mark(self, text: bytes | None) -> None:
+        await self._write_in_thread(partial(mark_file, self._mark_path, text))
+
+    async def _marked(self) -> bytes | None:
+        return await self._read_in_thread(partial(read_file, self._mark_path, MAX_MARK))
 
     async def _set_aside(self, stamp: str) -> str:
         await self.close()
@@ -295,6 +322,10 @@ class SQLiteStorageBackend(RecordingBackend):
             self._readers = ThreadPoolExecutor(1, "tagent-nb-sqlite-read")
         return self._readers
 
+    def _connect(self) -> sqlite3.Connection:
+        self._refuse_half(read_file(self._mark_path, MAX_MARK))
+        return connect(self.path, sync=self._sync)
+
     def _open(self) -> sqlite3.Connection:
         """The connection that writes. The lock must be held."""
         if self._connection is not None and not self._is_there():
@@ -307,7 +338,7 @@ class SQLiteStorageBackend(RecordingBackend):
         if self._connection is None:
             # Numbers of another file are no numbers of this one.
             self._numbers.clear()
-            self._connection = connect(self.path, sync=self._sync)
+            self._connection = self._connect()
             state = self.path.stat()
             self._identity = (state.st_dev, state.st_ino)
         return self._connection
@@ -344,8 +375,9 @@ class SQLiteStorageBackend(RecordingBackend):
         def call() -> list[tuple[Any, ...]]:
             if self._reader is None:
                 if not is_regular(self.path):
+                    self._refuse_half(read_file(self._mark_path, MAX_MARK))
                     return []
-                self._reader = connect(self.path, sync=self._sync)
+                self._reader = self._connect()
             with translated(self.path), waiting(self._reader):
                 return self._reader.execute(query, values).fetchall()
 
@@ -355,7 +387,7 @@ class SQLiteStorageBackend(RecordingBackend):
         """Move what is in the log into the database, beside whoever writes."""
         try:
             if self._reader is None:
-                self._reader = connect(self.path, sync=self._sync)
+                self._reader = self._connect()
             with translated(self.path):
                 self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except StorageError as error:

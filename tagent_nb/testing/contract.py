@@ -25,6 +25,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.testing.backups import BackupContract
 from tagent_nb.testing.leases import LeaseContract
 from tagent_nb.testing.samples import plain, sample_run
 
@@ -40,7 +41,7 @@ SIMILAR_IDS = ("a", "A", "aa", "aA", "-rf", "CON", "con", "nul", "__proto__", "_
 
 
 @pytest.mark.asyncio
-class StorageContract(LeaseContract):
+class StorageContract(LeaseContract, BackupContract):
     """The promises of every storage backend, one test each."""
 
     @pytest.fixture
