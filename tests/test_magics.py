@@ -562,6 +562,38 @@ def test_explain_reads_recorded_runs_in_a_new_kernel(
     assert "load: ran" in capsys.readouterr().out
 
 
+def test_explain_names_the_run_in_which_a_step_or_items_failed(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def explained(notebook: Notebook, step: str) -> str:
+        capsys.readouterr()
+        notebook(f"tagent_explain {step}")
+        return capsys.readouterr().out
+
+    book("tagent_pipeline reviews")
+    book.python("load", "[1, 2, 3]")
+    book("tagent_run")
+    book.python("each", "1 // (item - bad)", "--map-over load --max-retries 0 --min-success 0.5")
+    book.python("one", "1 // (bad - 2)", "--max-retries 0")
+    book.shell.user_ns["bad"] = 2
+    first = book("tagent_run").run_id
+    assert "There is no earlier run to compare with." in explained(book, "each")
+    book("tagent_run --no-cache")
+    text = explained(book, "each")
+    assert "each: ran (the last time 1 of 3 items failed)" in text
+    assert f"Nothing that it depends on differs from run {first}, in which 1 of 3 items failed." in text
+    book.shell.user_ns["bad"] = 4
+    book("tagent_run")
+    text = explained(book, "one")
+    assert "one: ran (the last time it failed (ZeroDivisionError" in text
+    later = Notebook(book.session.folder)
+    later("tagent_pipeline reviews")
+    later.python("one", "1 // (bad - 2)")
+    text = explained(later, "one")
+    assert "it failed (ZeroDivisionError: integer division or modulo by zero)." in text
+    assert "no earlier run" not in text
+
+
 # -- all of them --------------------------------------------------------------------------
 
 

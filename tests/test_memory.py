@@ -210,6 +210,29 @@ class TestFold:
         assert list(memory.steps) == ["a", "b", "new"]
         assert memory.definition == {"n": 1}
 
+    def test_a_step_that_a_sitting_left_out_is_still_known(self, memory: PipelineMemory) -> None:
+        memory.apply(step(events.StepFailed, "b", error_type="E", message="m", cost=0.25))
+        memory.apply(events.RunContinued(run_id=RUN, steps=("a",)))
+        assert list(memory.steps) == ["a"]
+        assert memory.step("b").cost == 0.25
+        memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+        assert memory.steps["b"].cost == 0.25
+
+    def test_what_is_reset_keeps_how_it_ended_as_its_reason(self, memory: PipelineMemory) -> None:
+        again = events.RunContinued(run_id=RUN, steps=("a", "b", "c", "d"))
+        memory.apply(step(events.StepFailed, "a", error_type="StopIteration", message=""))
+        memory.apply(step(events.StepCancelled, "b"))
+        memory.apply(step(events.StepSkipped, "c", reason="condition not met: a"))
+        memory.apply(finished("d"))
+        for _ in range(2):
+            memory.apply(again)
+            assert [one.reason for one in memory.steps.values()] == [
+                "the last time it failed (StopIteration)",
+                "the last time it was stopped",
+                "the last time it was skipped (condition not met: a)",
+                "",
+            ]
+
     def test_seconds_leave_out_the_time_between_sittings(self, memory: PipelineMemory) -> None:
         memory.apply(finished("a", at=110.0))
         memory.apply(events.RunContinued(run_id=RUN, at=500.0, steps=("a", "b"), kept=("a",)))

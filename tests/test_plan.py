@@ -208,6 +208,20 @@ async def test_a_step_without_an_earlier_result(lab: Lab) -> None:
     assert plan.total.endswith("No run of c is recorded to go by.")
 
 
+async def test_a_step_that_failed_says_so_as_the_run_does(lab: Lab) -> None:
+    lab.cell("a", "check(1)")
+    lab.cell("b", "a")
+    lab.broken = {1}
+    await lab.go()
+    for options in ({}, {"resume": True}):
+        plan = await lab.plan(**options)
+        assert plan["a"].why == "the last time it failed (ValueError: 1 is broken)"
+        assert plan["b"].why.startswith("the last time it was skipped (step 'a' failed); input a may change")
+    lab.cell("c", "1")
+    lab.cell("d", "c")
+    assert (await lab.plan())["d"].why.startswith("it has no earlier result; ")
+
+
 async def test_steps_that_do_the_same_share_an_answer(lab: Lab) -> None:
     lab.pipeline.put(PipelineStep.from_cell("a", "41 + 1", python=True))
     lab.pipeline.put(PipelineStep.from_cell("b", "41 + 1", python=True))

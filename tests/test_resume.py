@@ -71,6 +71,23 @@ async def test_a_failed_run_goes_on_where_it_stopped(lab: Lab) -> None:
     assert second.steps["a"].status.value == "completed"
 
 
+async def test_what_runs_again_says_how_it_ended_before(lab: Lab) -> None:
+    """Also after a sitting that did not get so far, and where a map had failed items."""
+    lab.cell("rows", "[1, 2, 3]")
+    lab.cell("each", "item", map_over="rows")
+    lab.broken = {"c", "each"}
+    await lab.go()
+    again = await lab.go(resume=True, until="b")
+    assert again.success
+    lab.broken = set()
+    second = await lab.go(resume=True)
+    reasons = {name: step.reason for name, step in second.steps.items()}
+    assert reasons["c"] == "the last time it failed (RuntimeError: c is broken)"
+    assert reasons["d"] == "the last time it was skipped (step 'c' failed)"
+    assert reasons["each"] == "the last time 3 of 3 items failed"
+    assert reasons["a"] == ""
+
+
 async def test_a_finished_run_resumed_runs_nothing(lab: Lab) -> None:
     await lab.go()
     result = await lab.go(resume=True)

@@ -17,6 +17,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cache: ResultCache | None = None
+        self.fails = False
         self.pipeline = Pipeline("lab")
         self.cell("a", "[1, 2]")
         self.cell("b", "[*a, 3]")
@@ -40,7 +41,7 @@ class Lab:
             result = await executor.execute(**options)
         finally:
             await storage.close()
-        assert result.success
+        assert result.success or self.fails
         assert all(result.steps[name].reason == why for name, why in found.items())
         return found
 
@@ -71,6 +72,24 @@ async def test_a_changed_value_above_is_named(lab: Lab) -> None:
     found = await lab.why()
     assert "a" in found["b"]
     assert "changed" in found["b"]
+
+
+async def test_a_step_that_had_no_value_says_how_it_ended(lab: Lab) -> None:
+    """'It has no earlier result' would hide that it failed."""
+    lab.cell("c", "1 / 0")
+    lab.cell("d", "c")
+    lab.cell("e", "b", when="b[0] > 1")
+    lab.cell("each", "1 // (item - 2)", map_over="b")
+    lab.cell("most", "1 // (item - 2)", map_over="b", min_success=0.5)
+    lab.fails = True
+    await lab.why()
+    lab.cell("c", "1 / 1")
+    found = await lab.why()
+    assert found["c"] == "the last time it failed (ZeroDivisionError: division by zero)"
+    assert found["d"] == "the last time it was skipped (step 'c' failed)"
+    assert found["each"] == found["most"] == "the last time 1 of 3 items failed"
+    lab.cell("most", "1 // (item - 1)", map_over="b", min_success=0.5)
+    assert "code" in (await lab.why())["most"]
 
 
 async def test_a_new_step_has_no_earlier_result(lab: Lab) -> None:

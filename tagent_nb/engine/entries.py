@@ -10,6 +10,7 @@ from typing import Any
 
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline.texts import count, short_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,42 @@ def inputs_of(components: Mapping[str, str]) -> list[str]:
 
 
 def reset(step: StepResult) -> None:
-    """Make a step pending again; what it has cost so far stays."""
+    """Make a step pending again; what it has cost so far stays, and how it ended is its reason."""
+    step.reason = last_time(step)
     step.status = StepStatus.PENDING
     step.output = None
     step.ended_at = None
-    step.error_type = step.error = step.traceback = step.reason = ""
+    step.error_type = step.error = step.traceback = ""
     for item in (step.items or {}).values():
         if not item.status.has_value:
             item.status = StepStatus.PENDING
+
+
+def last_time(step: StepResult) -> str:
+    """:func:`ending` as a reason to run it again; that of an earlier sitting if it has not run since."""
+    if step.status is StepStatus.PENDING:
+        return step.reason
+    ended = ending(step)
+    return f"the last time {ended}" if ended else ""
+
+
+def ending(step: StepResult) -> str:
+    """How a step ended without a value, in words; empty for one with a value, or that did not run."""
+    if step.status is StepStatus.FAILED:
+        what = step.error_type + (f": {short_text(step.error, 120)}" if step.error else "")
+        return failed_items(step) or f"it failed ({what})"
+    if step.status is StepStatus.CANCELLED:
+        return "it was stopped"
+    if step.status is StepStatus.SKIPPED:
+        return f"it was skipped ({step.reason})"
+    return ""
+
+
+def failed_items(step: StepResult) -> str:
+    """How many items of a mapped step have failed, in words; empty if none has."""
+    items = list((step.items or {}).values())
+    bad = sum(item.status is StepStatus.FAILED for item in items)
+    return f"{bad} of {count(len(items), 'item')} failed" if bad else ""
 
 
 def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:

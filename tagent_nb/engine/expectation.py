@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tagent_nb.engine.entries import last_time
 from tagent_nb.engine.plan import StepPlan
 from tagent_nb.engine.state import read_memory
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
@@ -82,6 +83,12 @@ class Past:
             if found:
                 break
         return found
+
+    async def last_time(self, name: str) -> str:
+        """How a step ended the last time, in words; empty if it has a value or has not run."""
+        async for memory in self._memories():
+            return last_time(memory.steps[name]) if name in memory.steps else ""
+        return ""
 
     async def durations(self, names: Iterable[str]) -> Durations:
         """How long these steps took the last time they ran."""

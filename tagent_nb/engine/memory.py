@@ -157,7 +157,8 @@ class PipelineMemory:
         """The state of a step, added if it is new."""
         found = self.steps.get(name)
         if found is None:
-            found = self.steps[name] = StepResult(name)
+            # One that the last sitting left out is known, with what it has cost.
+            found = self.steps[name] = self._left_out.pop(name, StepResult(name))
         return found
 
     def _unit(self, event: StepEvent) -> StepResult | ItemResult:

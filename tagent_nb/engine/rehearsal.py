@@ -265,7 +265,7 @@ class Rehearsal:
         if before is None:
             return ["first run"]
         if not before:
-            return ["it has no earlier result"]
+            return [await self.past.last_time(step.name) or "it has no earlier result"]
         if now is not None:
             return explain(before, now, None, None)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
@@ -278,6 +278,9 @@ class Rehearsal:
             return "forced"
         if step.name in self.changed:
             return "; ".join(self.changed[step.name])
+        ended = await self.past.last_time(step.name)
+        if ended:
+            return ended
         changes = await self._changes(step, work.components) if self.run.keyed else []
         if changes:
             return "; ".join(changes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.entries import failed_items, last_time
 from tagent_nb.engine.knowledge import taught
 from tagent_nb.engine.turns import Place
 from tagent_nb.events import Output, TokenUsage
@@ -159,33 +160,46 @@ def asked_cache(run: Run, step: PipelineStep) -> ResultCache | None:
 
 
 async def why_it_runs(run: Run, work: Work) -> str:
-    """In words: what differs from the last time this step ended with a value."""
+    """In words: what differs from the last time this step ended with a value, or how it ended without."""
     if work.item is not None or not run.keyed:
         return ""
     if run.options.forces(work.step.name):
         return "forced"
-    before = await _components_before(run, work)
+    before = await _last_time(run, work)
     if before is None:
         return "first run"
-    if not before:
-        return "it has no earlier result"
+    components, ended = before
+    if not components:
+        return ended or "it has no earlier result"
     from tagent_nb.cache.explain import explain
 
-    sentences = explain(before, work.components, None, None)
-    if not sentences and work.step.map_over is not None:
-        return ""  # its items say for themselves whether they were cached
+    sentences = explain(components, work.components, None, None)
     if sentences:
         return "; ".join(sentences)
+    if work.step.map_over is not None:
+        return ended  # without failed items, these say for themselves whether they were cached
     return NOT_CACHED if asked_cache(run, work.step) is not None else NOT_ASKED
 
 
-async def _components_before(run: Run, work: Work) -> Mapping[str, str] | None:
-    """The unit's last fingerprint, of this run or of the one before; ``None`` if there is no such run."""
+async def _last_time(run: Run, work: Work) -> tuple[Mapping[str, str], str] | None:
+    """The unit's last fingerprint, of this run or of the one before, and what failed then.
+
+    ``None`` if there is no such run.
+    """
     recorded = run.restored.get(work.unit)
     if recorded is not None and recorded.components:
-        return recorded.components
+        return recorded.components, ""
+    ended = run.memory.steps[work.step.name].reason
+    if ended:
+        return {}, ended  # in an earlier sitting of this run
     previous = await run.last_time()
     if previous is None:
         return None
     before = previous.steps.get(work.step.name)
-    return before.components if before is not None else {}
+    if before is None:
+        return {}, ""
+    ended = last_time(before)
+    if ended:
+        return {}, ended
+    bad = failed_items(before)
+    return before.components, f"the last time {bad}" if bad else ""

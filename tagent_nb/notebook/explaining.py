@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.cache.fingerprint import explain
+from tagent_nb.engine.entries import ending, failed_items
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
@@ -35,10 +36,13 @@ def explain_step(session: Session, name: str) -> str:
     lines = [f"{step.name}: {_what_happened(state)}"]
     if state.components:
         before = _before(session, last, step.name)
-        if before is None:
+        ended = ending(before[0].steps[step.name]) if before else ""
+        if ended:
+            lines.append(f"In run {before[0].run_id} {ended}.")
+        if before and before[-1].steps[step.name].components:
+            lines += _differences(last, before[-1], step.name)
+        elif not ended:
             lines.append("There is no earlier run to compare with.")
-        else:
-            lines += _differences(last, before, step.name)
     if step.name in session.workspace.redefined:
         lines.append("It has been defined anew since; the next run compares the new definition.")
     return "\n".join(lines)
@@ -67,7 +71,9 @@ def _differences(last: PipelineMemory, before: PipelineMemory, name: str) -> lis
         _definition(last, name),
     )
     if not found:
-        return [f"Nothing that it depends on differs from run {before.run_id}."]
+        bad = failed_items(before.steps[name])
+        told = f", in which {bad}" if bad else ""
+        return [f"Nothing that it depends on differs from run {before.run_id}{told}."]
     return [f"Different from run {before.run_id}:", *(f"- {sentence}" for sentence in found)]
 
 
@@ -86,17 +92,21 @@ def _last(session: Session) -> PipelineMemory | None:
         return None
 
 
-def _before(session: Session, last: PipelineMemory, name: str) -> PipelineMemory | None:
-    """The newest earlier run in which the step ended with a value."""
+def _before(session: Session, last: PipelineMemory, name: str) -> list[PipelineMemory]:
+    """The earlier runs that know the step, the newest first, to the first in which it ended with a value."""
     space = session.workspace
 
-    async def search() -> PipelineMemory | None:
+    async def search() -> list[PipelineMemory]:
         runs = [run.run_id for run in await space.storage.runs(space.pipeline.id)]
         earlier = runs[: runs.index(last.run_id)] if last.run_id in runs else runs
+        found = []
         for run_id in reversed(earlier[-MOST_RUNS:]):
             memory = await read_memory(space.storage, space.pipeline.name, run_id)
-            if name in memory.steps and memory.steps[name].components:
-                return memory
-        return None
+            if name not in memory.steps:
+                continue
+            found.append(memory)
+            if memory.steps[name].components:
+                break
+        return found
 
     return submit(search()).result()

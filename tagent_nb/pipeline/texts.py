@@ -8,7 +8,7 @@ from typing import Any
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
 
-__all__ = ["one_line", "short_text", "value_text"]
+__all__ = ["count", "one_line", "short_text", "value_text"]
 
 
 def value_text(output: Output | None, limit: int = 80) -> str:
@@ -37,11 +37,11 @@ def short_text(value: Any, limit: int = 80) -> str:
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame):
         rows, columns = value.shape
-        return f"DataFrame, {_count(rows, 'row')} x {_count(columns, 'column')}"
+        return f"DataFrame, {count(rows, 'row')} x {count(columns, 'column')}"
     if pandas is not None and isinstance(value, pandas.Series | pandas.Index):
-        return f"{type(value).__name__}, {_count(len(value), 'value')}"
+        return f"{type(value).__name__}, {count(len(value), 'value')}"
     if isinstance(value, list | tuple | set | frozenset | dict) and len(value) > 20:
-        return f"{type(value).__name__}, {_count(len(value), 'item')}"
+        return f"{type(value).__name__}, {count(len(value), 'item')}"
     try:
         return one_line(repr(value), limit)
     except Exception as error:  # __repr__ is the user's code
@@ -54,5 +54,6 @@ def one_line(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """``1 item``, ``1,200 items``."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
