@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import StepStreamed
-from tagent_nb.steps.capture import MAX_PIECE, Lines, captured, show
+from tagent_nb.steps.capture import MAX_PIECE, Lines, captured, show, show_error
 
 
 @pytest.fixture
@@ -200,12 +202,52 @@ def test_what_nobody_watches_is_printed_where_it_always_was(capsys: pytest.Captu
     ]
 
 
+def test_what_goes_to_standard_error_is_of_the_step_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings and logs, without secrets: in the step's area, and in a script where they always were."""
+    monkeypatch.setenv("SOME_API_KEY", "very-secret-value")
+    pipeline = Pipeline("loud")
+
+    @pipeline.task
+    def loud() -> None:
+        print("out")
+        warnings.warn("of very-secret-value", stacklevel=1)
+        logging.getLogger("a.library").warning("logged very-secret-value")
+
+    @pipeline.task(depends_on=["loud"])
+    async def later() -> None:
+        sys.stderr.write("no line end")
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show_warning)
+        PipelineExecutor(pipeline).run()
+        printed = capsys.readouterr()
+        assert printed.out == "out\n"
+        assert printed.err == "UserWarning: of ***\nlogged ***\nno line end"
+        watched: list[Any] = []
+        PipelineExecutor(pipeline, observers=[watched.append]).run()
+    assert capsys.readouterr() == ("", "")
+    texts = [event.text for event in watched if isinstance(event, StepStreamed)]
+    assert "".join(texts) == "out\nUserWarning: of ***\nlogged ***\nno line end"
+
+
+def show_warning(message: Any, category: type, *_: Any) -> None:
+    """As Python's own, which pytest replaces."""
+    sys.stderr.write(f"{category.__name__}: {message}\n")
+
+
 def test_a_program_without_a_console_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
     show("text")
+    show_error("text")
 
 
 def test_text_is_shown_past_whoever_captures(lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
     with captured(lines):
         show("past\n")
-    assert capsys.readouterr().out == "past\n"
+        show_error("past, too\n")
+    assert capsys.readouterr() == ("past\n", "past, too\n")

@@ -31,6 +31,14 @@ def test_text_goes_to_its_step_and_only_its_end_is_kept() -> None:
     assert feed.texts["a"].endswith("xend")
 
 
+def test_a_progress_bar_writes_over_its_line() -> None:
+    """As in a terminal; Windows' line ends are none of that."""
+    feed = Feed()
+    for text in ("begin\r\n", "\r10%", "\r20%", "\r\r30% \r", "done\n", "end\r"):
+        feed(StepStreamed(run_id=RUN, step="a", text=text))
+    assert feed.texts["a"] == "begin\r\ndone\nend\r"
+
+
 def test_text_of_items_says_whose_line_it_is() -> None:
     feed = Feed()
     for item, text in (

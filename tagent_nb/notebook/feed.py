@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ __all__ = ["MOST_TEXT", "Feed", "Sitting"]
 
 MOST_TEXT = 10_000
 """Characters kept of what a step printed or streamed, counted from the end."""
+
+_OVERWRITTEN = re.compile(r"[^\r\n]*\r+(?=[^\r\n])")
 
 TOLD = ("tool_call", "tool_error", "tool_rejected")
 """Kinds of progress that stand among the text of a step."""
@@ -83,7 +86,9 @@ class Feed:
             if not text or text.endswith("\n"):
                 text += f"[{item}] "
             self._writing[step] = item
-        self.texts[step] = (text + written)[-MOST_TEXT:]
+        text += written
+        # A progress bar writes over its line.
+        self.texts[step] = (_OVERWRITTEN.sub("", text) if "\r" in text else text)[-MOST_TEXT:]
 
     def _tell(self, event: StepProgress) -> None:
         """What a tool does, on a line of its own."""

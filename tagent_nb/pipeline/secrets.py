@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
 """What stands in the place of a secret."""
@@ -14,13 +17,24 @@ _SHORTEST = 8
 
 def secrets() -> dict[str, str]:
     """Names by value of the environment variables that hold secrets (``..._API_KEY``, ``..._TOKEN``,
-    ``..._SECRET``, ``..._PASSWORD`` and the like), the longest first. Short values are none."""
+    ``..._SECRET``, ``..._PASSWORD`` and the like), the longest first. Short values are none.
+
+    Each value is there as it is, and as it stands in a URL, in JSON and in the repr of a text."""
     found = {
-        value: name
+        form: name
         for name, value in os.environ.items()
         if len(value) >= _SHORTEST and name.upper().endswith(_NAMES)
+        for form in _forms(value)
     }
     return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+
+
+def _forms(value: str) -> Iterable[str]:
+    if value.isalnum() and value.isascii():
+        return (value,)
+    url = value.encode(errors="surrogateescape")
+    return (value, quote(url), quote(url, safe=""), quote_plus(url), json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])  # fmt: skip
 
 
 def redact(text: str) -> str:

@@ -1,7 +1,7 @@
 """What a body prints, apart from what everybody else prints.
 
-``sys.stdout`` is one object of the whole process. While at least one body runs, a stand-in takes its
-place that looks at a context variable: text of a body goes to that body's sink, all other text to
+``sys.stdout`` and ``sys.stderr`` are objects of the whole process. While at least one body runs, stand-ins
+take their place that look at a context variable: text of a body goes to that body's sink, all other text to
 the stream that was there before, which may be a terminal, ipykernel's ``OutStream`` or a test's buffer.
 """
 
@@ -18,7 +18,8 @@ from tagent_nb.pipeline.secrets import redact
 _sink: ContextVar[Lines | None] = ContextVar("tagent_nb_printed", default=None)
 _lock = threading.Lock()
 _running = 0
-_router: _Router | None = None
+_NAMES = ("stdout", "stderr")
+_routers: dict[str, _Router] = {}
 
 MAX_PIECE = 4096
 """Characters without a line end after which a piece is passed on all the same."""
@@ -29,10 +30,12 @@ class Lines:
 
     Args:
         write: Takes each piece: one or more whole lines, or what is left at the end.
+        errors: Takes what is written to standard error, such as warnings; without it, ``write`` does.
     """
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+    def __init__(self, write: Callable[[str], None], *, errors: Callable[[str], None] | None = None) -> None:
         self._write = write
+        self.errors = self if errors is None else Lines(errors)
         self._kept = ""
         self._closed = False
         self._lock = threading.Lock()
@@ -47,13 +50,15 @@ class Lines:
 
     def flush(self) -> None:
         """Pass on what is kept, line end or not."""
+        if self.errors is not self:
+            self.errors.flush()
         if self._kept:
             with self._lock:
                 self._pass_on()
 
     def close(self) -> None:
         """Drop what comes from now on."""
-        self._closed = True
+        self._closed = self.errors._closed = True
 
     def _pass_on(self) -> None:
         text, self._kept = self._kept, ""
@@ -62,13 +67,18 @@ class Lines:
 
 
 class _Router:
-    """Stands in for ``sys.stdout``; what is not about writing is the stream's own affair."""
+    """Stands in for a stream; what is not about writing is the stream's own affair."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, name: str, stream: Any) -> None:
+        self._errors = name == "stderr"
         self.stream = stream
 
-    def write(self, text: str) -> int:
+    def _sink(self) -> Lines | None:
         lines = _sink.get()
+        return lines.errors if lines is not None and self._errors else lines
+
+    def write(self, text: str) -> int:
+        lines = self._sink()
         return cast(int, self.stream.write(text)) if lines is None else lines.write(text)
 
     def writelines(self, texts: Iterable[str]) -> None:
@@ -76,7 +86,7 @@ class _Router:
             self.write(text)
 
     def flush(self) -> None:
-        lines = _sink.get()
+        lines = self._sink()
         if lines is None:
             self.stream.flush()
         else:
@@ -88,7 +98,15 @@ class _Router:
 
 def show(text: str) -> None:
     """Write to the stream that was there before, whoever asks: a body in a script that nobody watches."""
-    stream: Any = sys.stdout
+    _show(sys.stdout, text)
+
+
+def show_error(text: str) -> None:
+    """The same for standard error."""
+    _show(sys.stderr, text)
+
+
+def _show(stream: Any, text: str) -> None:
     if type(stream) is _Router:
         stream = stream.stream
     if stream is not None:  # a program without a console
@@ -117,22 +135,28 @@ class captured:  # noqa: N801  # used as a function; a generator would cost ever
 
 
 def _install() -> None:
-    global _running, _router
+    global _running
     with _lock:
         _running += 1
-        stream: Any = sys.stdout
-        # A program without a console has no stdout at all.
-        if stream is None or type(stream) is _Router:
-            return
-        if _router is None or _router.stream is not stream:
-            _router = _Router(stream)
-        sys.stdout = _router
+        for name in _NAMES:
+            stream: Any = getattr(sys, name)
+            # A program without a console has no streams at all.
+            if stream is None or type(stream) is _Router:
+                continue
+            router = _routers.get(name)
+            if router is None or router.stream is not stream:
+                router = _routers[name] = _Router(name, stream)
+            setattr(sys, name, router)
 
 
 def _remove() -> None:
     global _running
     with _lock:
         _running -= 1
-        # Somebody else may have put their own stream in our place; theirs stays.
-        if not _running and type(sys.stdout) is _Router:
-            sys.stdout = sys.stdout.stream
+        if _running:
+            return
+        for name in _NAMES:
+            stream = getattr(sys, name)
+            # Somebody else may have put their own stream in our place; theirs stays.
+            if type(stream) is _Router:
+                setattr(sys, name, stream.stream)

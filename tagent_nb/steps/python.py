@@ -14,7 +14,7 @@ from tagent_nb.errors import StepError
 from tagent_nb.pipeline.body import CELL_FUNCTION, PythonBody
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.capture import Lines, captured, show
+from tagent_nb.steps.capture import Lines, captured, show, show_error
 from tagent_nb.steps.traceback import show_source
 from tagent_nb.steps.verdicts import checked
 from tagent_nb.steps.worker import in_thread
@@ -56,7 +56,7 @@ class PythonRunner:
     async def _value(self, step: PipelineStep, context: StepContext) -> Any:
         function = _bind(step, context)
         target = function.func
-        lines = Lines(context.write if context.watched else show)
+        lines = Lines(context.write) if context.watched else Lines(show, errors=show_error)
         try:
             if _is_async(target):
                 with captured(lines):
