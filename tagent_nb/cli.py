@@ -206,6 +206,9 @@ def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[
 
 
 def _text(file: Path) -> str:
+    # A pipe would be waited for.
+    if file.exists() and not file.is_file():
+        raise DefinitionError(f"{file} cannot be read: it is not a regular file.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from tagent_nb.cache import database as database_module
 from tagent_nb.cache.record import MAGIC, pack, unpack
 from tagent_nb.cache.store import CacheStats, ResultCache
-from tagent_nb.errors import CorruptRecordError, EncodeError, StorageUnavailableError
+from tagent_nb.errors import CorruptRecordError, DefinitionError, EncodeError, StorageUnavailableError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 
@@ -207,7 +207,7 @@ async def test_metadata_that_cannot_be_stored_is_told_with_the_path(
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, None])
 def test_a_size_limit_is_a_positive_number_of_bytes(tmp_path: Path, limit: Any) -> None:
-    with pytest.raises(ValueError, match="size_limit"):
+    with pytest.raises(DefinitionError, match="size_limit"):
         ResultCache(tmp_path, size_limit=limit)
 
 

@@ -222,6 +222,14 @@ def test_files_that_are_no_pipelines_get_one_message(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["pipe.json", "pipe.py"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not waited for."""
+    os.mkfifo(name)
+    assert main(["run", name]) == 1
+    assert f"{name} cannot be read: it is not a regular file" in capsys.readouterr().err
+
+
 def test_words_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["model"], ["run"], ["fly"]):
         with pytest.raises(SystemExit) as caught:

@@ -414,6 +414,29 @@ async def test_a_lost_reply_costs_no_lease(server: RedisServer, prefix: str) -> 
         await storage.close()
 
 
+async def test_runs_whose_list_the_server_has_evicted_are_found(store: RedisStorageBackend) -> None:
+    """By their keys, with their sizes; they are told of, backed up and restored like others."""
+    await record(store, "one", "two")
+    await record(store, "three", run_id="s")
+    before = await store.runs("p")
+    await raw(store).delete(store._name("p", "runs"))
+    assert await store.runs("p") == before
+    assert "2 runs were found by their keys" in store.problems[0]
+    assert await read(store) == ["one", "two"]
+    await record(store, "four")
+    assert await read(store) == ["one", "two", "four"]
+    assert [info.run_id for info in await store.runs("p")] == ["r", "s"]
+
+
+async def test_a_pipeline_that_has_lost_all_is_an_empty_one(store: RedisStorageBackend) -> None:
+    """Nothing is left to be found, and nothing is in the way of the next run."""
+    await record(store, "one")
+    await raw(store).delete(store._name("p", "runs"), store._name("p", "run", "r"))
+    assert await store.runs("p") == []
+    await record(store, "new", run_id="new")
+    assert [info.run_id for info in await store.runs("p")] == ["new"]
+
+
 async def test_records_that_the_server_has_lost_are_recorded_again(store: RedisStorageBackend) -> None:
     """As after a crash with an append-only file that is flushed once a second."""
     lease = await store.acquire("p", "r")

@@ -28,7 +28,7 @@ from tagent_nb.cache.database import (
     open_database,
 )
 from tagent_nb.cache.record import CacheEntry, pack, unpack
-from tagent_nb.errors import EncodeError, StorageUnavailableError, TagentError
+from tagent_nb.errors import DefinitionError, EncodeError, StorageUnavailableError, TagentError
 from tagent_nb.events import Output, TokenUsage
 
 __all__ = ["CacheEntry", "CacheStats", "ResultCache", "StepCacheStats"]
@@ -61,7 +61,7 @@ class ResultCache:
         self, directory: str | Path, *, size_limit: int = SIZE_LIMIT, warn: Warn | None = None
     ) -> None:
         if isinstance(size_limit, bool) or not isinstance(size_limit, int) or size_limit < 1:
-            raise ValueError(f"size_limit must be a positive number of bytes, not {size_limit!r}.")
+            raise DefinitionError(f"size_limit must be a positive number of bytes, not {size_limit!r}.")
         self.directory = Path(directory).expanduser().absolute()
         self.size_limit = size_limit
         self.hits = 0

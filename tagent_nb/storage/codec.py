@@ -100,7 +100,7 @@ def unpack(
         CorruptRecordError: It is damaged, or is not what it must be.
         FormatVersionError: A newer version of tagent-nb wrote it.
     """
-    envelope, end = _read(data, 0, where, kind, owner, key)
+    envelope, end = _whole(data, 0, where, kind, owner, key)
     if end != len(data):
         raise CorruptRecordError(f"{where}: {len(data) - end:,} bytes follow the record. {_REMEDY}")
     return envelope
@@ -132,7 +132,7 @@ def split(
 
 def read_record(data: bytes | mmap, start: int, where: str, key: bytes | None) -> tuple[Envelope, int]:
     """Verify the record at ``start``, and say where the next begins. Errors as for :func:`unpack`."""
-    return _read(data, start, where, None, None, key)
+    return _whole(data, start, where, None, None, key)
 
 
 def last_record(data: bytes) -> int | None:
@@ -150,6 +150,16 @@ def _digest(head: bytes, body: bytes, key: bytes | None) -> bytes:
     digest.update(b"\n")
     digest.update(body)
     return digest.hexdigest().encode()
+
+
+def _whole(
+    data: bytes | mmap, start: int, where: str, kind: str | None, owner: str | None, key: bytes | None
+) -> tuple[Envelope, int]:
+    """:func:`_read`, where nobody asks whether a torn write explains the damage."""
+    try:
+        return _read(data, start, where, kind, owner, key)
+    except _DamageError as error:
+        raise CorruptRecordError(str(error)) from None
 
 
 def _read(
