@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagent_nb.errors import CycleError, IllegalTransitionError, UnknownStepError
+from tagent_nb.errors import CycleError, DefinitionError, IllegalTransitionError, UnknownStepError
 from tagent_nb.pipeline.models import Dependency, DependencyType, Pipeline, StepStatus
 from tagent_nb.pipeline.scheduler import Change, PipelineScheduler, find_cycle
 
@@ -200,6 +200,25 @@ class TestMarking:
                 UnknownStepError, match="Pipeline 'p' has no step 'laod'. Did you mean 'load'?"
             ):
                 ask()
+
+    def test_a_status_may_be_given_by_its_value(self) -> None:
+        one = scheduler(a="", b="a")
+        one.mark("a", "running")
+        assert one.mark("a", "completed") == Change(["b"])
+        assert one.status_of("a") is COMPLETED
+        assert one.mark("a", "completed") == Change()
+        with pytest.raises(IllegalTransitionError, match="'a' is completed and cannot become failed"):
+            one.mark("a", "failed")
+
+    @pytest.mark.parametrize("status", ["complete", "", None, 3])
+    def test_what_is_no_status_is_refused(self, status: Any) -> None:
+        one = scheduler(a="")
+        with pytest.raises(
+            DefinitionError, match="there is no such status.*Use one of pending, ready"
+        ) as told:
+            one.mark("a", status)
+        assert ("Did you mean 'completed'?" in str(told.value)) == (status == "complete")
+        assert one.get_ready_steps()[0].name == "a"
 
     @pytest.mark.parametrize("end", ENDS)
     def test_what_has_ended_stays_so(self, end: StepStatus) -> None:

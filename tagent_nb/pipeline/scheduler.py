@@ -8,7 +8,13 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from tagent_nb.errors import CycleError, IllegalTransitionError, UnknownStepError, did_you_mean
+from tagent_nb.errors import (
+    CycleError,
+    DefinitionError,
+    IllegalTransitionError,
+    UnknownStepError,
+    did_you_mean,
+)
 from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
 
 PENDING, READY = StepStatus.PENDING, StepStatus.READY
@@ -220,18 +226,25 @@ class PipelineScheduler:
 
     # -- progress ---------------------------------------------------------------------------
 
-    def mark(self, step: str, status: StepStatus) -> Change:
+    def mark(self, step: str, status: StepStatus | str) -> Change:
         """Note a step's status, and tell what it means for others.
 
         A final status may be noted again; that changes nothing.
 
+        Args:
+            step: The step's name.
+            status: Its new status, or the value of one, such as ``"completed"``.
+
         Raises:
             UnknownStepError: There is no such step.
+            DefinitionError: There is no such status.
             IllegalTransitionError: The step has ended, or ``status`` is PENDING.
         """
         before = self.step_status.get(step)
         if before is None:
             raise self._unknown(step)
+        if not isinstance(status, StepStatus):
+            status = _status(step, status)
         # Identities, not sets: to hash a member of an Enum is a Python call, and this is the hot path.
         if (
             before is COMPLETED
@@ -297,6 +310,18 @@ class PipelineScheduler:
             f"Pipeline {self.pipeline.name!r} has no step {name!r}.{did_you_mean(name, self._steps)} "
             "Its steps are fixed when the run starts."
         )
+
+
+def _status(step: str, status: object) -> StepStatus:
+    """The status of this value."""
+    known = {one.value: one for one in StepStatus}
+    found = known.get(status) if isinstance(status, str) else None
+    if found is None:
+        raise DefinitionError(
+            f"Step {step!r} cannot be marked as {status!r}: there is no such status."
+            f"{did_you_mean(str(status), known)} Use one of {', '.join(known)}."
+        )
+    return found
 
 
 def _illegal(step: str, before: StepStatus, after: StepStatus, remedy: str) -> IllegalTransitionError:
