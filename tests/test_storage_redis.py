@@ -24,8 +24,7 @@ from tagent_nb.errors import (
     StorageUnavailableError,
 )
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage import open_storage, redis_queue
-from tagent_nb.storage import redis as redis_module
+from tagent_nb.storage import open_storage, redis_link, redis_queue
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.redis import RedisStorageBackend
@@ -144,7 +143,8 @@ def test_the_password_is_never_shown() -> None:
 
 def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is an extra."""
-    monkeypatch.delitem(sys.modules, "tagent_nb.storage.redis")
+    for name in ("tagent_nb.storage.redis", "tagent_nb.storage.redis_link"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(MissingExtraError, match=r"tagent-nb\[redis\]"):
         open_storage("redis://h")
@@ -321,7 +321,7 @@ async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> N
 
 async def test_after_a_deadline_the_next_one_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that fails because the server is away does not wait as long again to say so."""
-    monkeypatch.setattr(redis_module, "AWAY", 0.05)
+    monkeypatch.setattr(redis_link, "AWAY", 0.05)
     storage = RedisStorageBackend(f"redis://127.0.0.1:{free_port()}", deadline=0.3)
     with pytest.raises(StorageUnavailableError):
         await storage.list_pipelines()
