@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import tagent_nb
+from tagent_nb.events import RunPaused
 from tagent_nb.notebook import extension
 from tagent_nb.notebook.cells import DELETED
 from tagent_nb.notebook.magics import TagentMagics
@@ -490,6 +492,38 @@ def test_status_and_results(book: Notebook) -> None:
     assert len(book(f"tagent_results --run {run}")) == 1
     assert book.shell.user_ns["result"].run_id == run
     assert "Did you mean 'load'?" in refused(book, "tagent_results laod")
+
+
+def test_status_says_how_the_last_run_stands_also_a_paused_one(book: Notebook) -> None:
+    def status() -> str:
+        book("tagent_status")
+        return book.shown[-1].splitlines()[0]
+
+    began, gate = threading.Event(), threading.Event()
+    book.shell.user_ns.update(began=began, gate=gate)
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    assert status() == "reviews: 1 step"
+    book.python("slow", "began.set()\ngate.wait(30)\nload")
+    book.python("bad", "slow / 0", "--max-retries 0")
+    handle = book("tagent_run --background")
+    try:
+        assert began.wait(30)
+        assert status() == "reviews: 3 steps; last run: running, 1 of 3 steps"
+        paused = threading.Event()
+        handle.executor.subscribe(lambda event: paused.set() if isinstance(event, RunPaused) else None)
+        handle.pause()
+        assert paused.wait(30)
+        assert status() == "reviews: 3 steps; last run: paused, 1 of 3 steps"
+        book("tagent_pipeline")
+        assert "paused" in book.shown[-1]
+    finally:
+        gate.set()
+        handle.resume()
+    handle.result()
+    assert status() == "reviews: 3 steps; last run: failed, 2 of 3 steps, 1 failed"
+    book("tagent_pipeline")
+    assert "has run" in book.shown[-1]
 
 
 def test_explain_says_in_words_why_a_step_ran(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,10 @@ def test_the_head_sums_up_steps_seconds_tokens_and_dollars() -> None:
     two = step("b", StepStatus.CACHED, saved_cost=0.5)
     three = step("c", StepStatus.FAILED, usage=TokenUsage(10, 0), cost=None)
     told = text_of(run_html(view(one, two, three, step("d", StepStatus.RUNNING))))
-    assert "3 of 4 steps · 31 s · 1.2k tokens · $0.0200 · 1 step without a known price · $0.50 saved" in told
+    assert (
+        "2 of 4 steps, 1 failed · 31 s · 1.2k tokens · $0.0200 · 1 step without a known price · $0.50 saved"
+        in told
+    )
 
 
 def test_an_unknown_price_alone_is_never_shown_as_zero() -> None:
@@ -88,6 +91,14 @@ def test_progress_is_readable_by_screen_readers() -> None:
     assert 'role="progressbar" aria-valuenow="50"' in html
 
 
+def test_what_failed_or_was_stopped_is_not_counted_as_done() -> None:
+    """A skipped step is behind the run as well: a run whose condition was false is at its end."""
+    ends = (StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED)
+    html = run_html(view(*(step(end.value, end) for end in ends), phase="cancelled"))
+    assert "1 of 4 steps, 1 failed, 1 cancelled, 1 skipped" in text_of(html)
+    assert 'aria-valuenow="50"' in html
+
+
 @pytest.mark.parametrize("phase", ["running", "paused", "completed", "failed", "cancelled", "refused"])
 def test_each_phase_is_told_by_word(phase: str) -> None:
     assert phase in text_of(run_html(view(phase=phase)))
@@ -106,7 +117,7 @@ def test_the_text_twin_has_one_line_a_step() -> None:
     three = step("c", StepStatus.SKIPPED, reason="step 'b' failed")
     told = run_text(view(one, two, three, phase="failed", note="Go on.", warnings=["Careful."]))
     assert told.splitlines() == [
-        "reviews: failed (3 of 3 steps, 31 s, 15 tokens, $0.0100)",
+        "reviews: failed (1 of 3 steps, 1 failed, 1 skipped, 31 s, 15 tokens, $0.0100)",
         "  ✓ a: completed, 1.0 s",
         "  ✗ b: failed, E: bad",
         "  ⊘ c: skipped, step 'b' failed",

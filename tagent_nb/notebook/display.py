@@ -258,6 +258,7 @@ def definition_table(
     pipeline: Pipeline,
     states: Mapping[str, StepResult] | None = None,
     gone: Mapping[str, str] | None = None,
+    run: str = "",
 ) -> Bundle:
     """All steps of a pipeline as a table: what they are and, after a run, where they stand.
 
@@ -265,6 +266,7 @@ def definition_table(
         pipeline: The pipeline.
         states: Of its last run, by step.
         gone: Steps whose cell is gone, and how.
+        run: How that run stands, in words.
     """
     rows, lines = [], []
     for step in pipeline.steps:
@@ -294,7 +296,7 @@ def definition_table(
             f"{LOOKS[status].mark} {step.name}: {kind}; {facts or 'reads nothing'}; {LOOKS[status].word}"
             + (f"; {warning}" if warning else "")
         )
-    title = f"{pipeline.name}: {count(len(pipeline.steps), 'step')}"
+    title = f"{pipeline.name}: {count(len(pipeline.steps), 'step')}" + (f"; last run: {run}" if run else "")
     head = (
         f'<div style="{FONT}"><b>{escape(title)}</b> '
         f'<span style="{MUTED}">{escape(pipeline.description)}</span></div>'

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from tagent_nb.cache.store import CacheStats
 from tagent_nb.engine.plan import Plan
 from tagent_nb.notebook.display import FONT, MUTED, Bundle, count, escape, table
+from tagent_nb.notebook.run_view import done_words, phase_of
 from tagent_nb.notebook.session import Session
+from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline.looks import LOOKS, cost_text, model_label, seconds_text, tokens_text
 from tagent_nb.pipeline.models import StepStatus
 
@@ -29,7 +31,8 @@ def pipelines_table(session: Session) -> Bundle:
     current = session.workspace.pipeline.name if session.workspaces else None
     for name, space in session.workspaces.items():
         model = space.pipeline.model
-        state = "running" if space.running else "has run" if space.result is not None else ""
+        ended = "has run" if space.result is not None else ""
+        state = "paused" if space.paused else "running" if space.running else ended
         rows.append(
             [
                 "▸" if name == current else "",
@@ -42,6 +45,15 @@ def pipelines_table(session: Session) -> Bundle:
         )
     title = f"{count(len(rows), 'pipeline')}; %tagent_pipeline NAME makes one current, or a new one"
     return _bundle(title, ["", "pipeline", "steps", "model", "state", ""], rows, [2], 5)
+
+
+def last_run(space: Workspace) -> str:
+    """How the last run of this kernel stands, in words; empty before the first."""
+    result = space.result
+    if result is None:
+        return ""
+    phase = "paused" if space.paused else "running" if space.running else phase_of(result)
+    return f"{phase}, {done_words(result.steps.values())}"
 
 
 _PLANNED = {

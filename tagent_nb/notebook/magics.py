@@ -14,7 +14,7 @@ from tagent_nb.notebook.control import Request
 from tagent_nb.notebook.deciding import DecidingMagics
 from tagent_nb.notebook.display import definition_table, show, step_card
 from tagent_nb.notebook.explaining import explain_step
-from tagent_nb.notebook.listing import pipelines_table, plan_table
+from tagent_nb.notebook.listing import last_run, pipelines_table, plan_table
 from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.provider_options import read_limit, read_price
@@ -298,9 +298,9 @@ class TagentMagics(DecidingMagics):
         """
         args = parse(TagentMagics.tagent_status, line)
         if args is not None:
-            pipeline = self.session.pipeline
-            states, gone = self.session.workspace.states(), self.cells.gone(pipeline.name)
-            show(definition_table(pipeline, states, gone))
+            space = self.session.workspace
+            gone = self.cells.gone(space.pipeline.name)
+            show(definition_table(space.pipeline, space.states(), gone, last_run(space)))
 
     @line_magic
     @arguments()

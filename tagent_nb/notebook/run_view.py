@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tagent_nb.notebook.display import (
@@ -92,7 +92,17 @@ def _warnings(view: RunView) -> str:
     )
 
 
-def _totals(view: RunView) -> tuple[int, str, str]:
+def done_words(steps: Collection[StepResult]) -> str:
+    """How many steps have a value, and how many ended without: ``"2 of 4 steps, 1 failed, 1 skipped"``."""
+    done = sum(step.status.has_value for step in steps)
+    words = [f"{done} of {count(len(steps), 'step')}"]
+    for status in (StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED):
+        number = sum(step.status is status for step in steps)
+        words += [f"{number} {LOOKS[status].word}"] if number else []
+    return ", ".join(words)
+
+
+def _totals(view: RunView) -> tuple[str, str, str]:
     steps = view.steps.values()
     tokens = total_tokens_text(step.usage for step in steps)
     known = sum(step.cost for step in steps if step.cost is not None)
@@ -104,19 +114,16 @@ def _totals(view: RunView) -> tuple[int, str, str]:
         words.append(f"{count(unknown, 'step')} without a known price")
     if saved:
         words.append(f"{cost_text(saved)} saved by the cache")
-    return sum(step.status.is_final for step in steps), tokens, " · ".join(words)
+    return done_words(steps), tokens, " · ".join(words)
 
 
 def _head(view: RunView) -> str:
     done, tokens, cost = _totals(view)
-    facts = [
-        f"{done} of {count(len(view.steps), 'step')}",
-        seconds_text(view.seconds) if view.seconds else "",
-    ]
+    facts = [done, seconds_text(view.seconds) if view.seconds else ""]
     facts += [f"{tokens} tokens", cost] if tokens else []
     facts += [] if view.left is None else [f"about {seconds_text(view.left)} left"]
     status = _PHASES.get(view.phase, StepStatus.FAILED)
-    share = round(100 * done / max(1, len(view.steps)), 1)
+    share = _share(view.steps.values())
     bar = (
         f'<div role="progressbar" aria-valuenow="{share:g}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-label="progress" style="height:4px;border-radius:2px;background:{LINE};margin:4px 0">'
@@ -129,6 +136,12 @@ def _head(view: RunView) -> str:
         f'<span aria-hidden="true">{LOOKS[status].mark}</span> {escape(view.phase)}</span> '
         f'<span style="{MUTED}">{escape(" · ".join(fact for fact in facts if fact))}</span></div>{bar}{note}'
     )
+
+
+def _share(steps: Collection[StepResult]) -> float:
+    """Percent of the steps behind which the run is. One that is skipped is; one that failed runs again."""
+    behind = sum(step.status.has_value or step.status is StepStatus.SKIPPED for step in steps)
+    return round(100 * behind / max(1, len(steps)), 1)
 
 
 def budget_bar(share: Share) -> str:
@@ -213,7 +226,7 @@ def _folded(label: str, text: str) -> str:
 def run_text(view: RunView) -> str:
     """The same as :func:`run_html`, as plain text for terminals."""
     done, tokens, cost = _totals(view)
-    facts = [f"{done} of {count(len(view.steps), 'step')}", seconds_text(view.seconds)]
+    facts = [done, seconds_text(view.seconds)]
     facts += [f"{tokens} tokens", cost] if tokens else []
     lines = [f"{view.title}: {view.phase} ({', '.join(fact for fact in facts if fact)})"]
     for step in view.steps.values():
@@ -238,16 +251,22 @@ def items_of(steps: Mapping[str, StepResult]) -> dict[str, tuple[int, int, int]]
     return found
 
 
+def phase_of(result: PipelineResult) -> str:
+    """How a run has ended, in a word: see :class:`RunView`."""
+    failed = any(step.status is StepStatus.FAILED for step in result.steps.values())
+    if result.cancelled:
+        return "cancelled"
+    if not failed and not result.success and result.waiting_steps:
+        return "waiting"
+    return "failed" if failed or not result.success else "completed"
+
+
 def result_view(result: PipelineResult, note: str = "", texts: Mapping[str, str] | None = None) -> RunView:
     """The view of a run that has ended."""
-    failed = any(step.status is StepStatus.FAILED for step in result.steps.values())
-    phase = "cancelled" if result.cancelled else "failed" if failed or not result.success else "completed"
-    if phase == "failed" and result.waiting_steps and not failed:
-        phase = "waiting"
     return RunView(
         result.pipeline_name,
         result.steps,
-        phase,
+        phase_of(result),
         result.execution_time,
         note,
         texts,

@@ -67,6 +67,12 @@ class Workspace:
         return self.handle is not None and not self.handle.done()
 
     @property
+    def paused(self) -> bool:
+        """Whether a run goes on, and starts nothing further for now."""
+        memory = None if self.executor is None else self.executor.memory
+        return self.running and memory is not None and memory.paused
+
+    @property
     def result(self) -> PipelineResult | None:
         """The result of the last run of this kernel: live while it goes on, ``None`` before the first."""
         return None if self.executor is None else self.executor.result
