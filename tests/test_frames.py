@@ -306,9 +306,9 @@ def test_a_step_without_a_value_says_why() -> None:
     skipped = StepResult("k", StepStatus.SKIPPED, reason="f failed")
     result = result_of(failed, skipped, StepResult("p"), run_id="run-1")
     for name, message in (
-        ("f", "Step 'f' has no value: it is failed (ValueError: no)."),
-        ("k", "Step 'k' has no value: it is skipped (f failed)."),
-        ("p", "Step 'p' has no value: it is pending."),
+        ("f", "Step 'f' of run 'run-1' has no value: it failed (ValueError: no)."),
+        ("k", "Step 'k' of run 'run-1' has no value: it was skipped (f failed)."),
+        ("p", "Step 'p' of run 'run-1' has no value: it has not run."),
     ):
         with pytest.raises(UnknownStepError) as caught:
             result.output_frame(name)

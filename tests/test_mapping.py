@@ -297,7 +297,8 @@ async def test_a_map_over_a_source_without_a_value_has_no_items() -> None:
     assert result["each"] == []
     assert result.steps["each"].items == {}
     assert result.warnings == [
-        "Step 'each' ran over no items: step 'source', over which it maps, has no value (it is failed)."
+        "Step 'each' ran over no items: step 'source', over which it maps, has no value "
+        "(it failed (ZeroDivisionError: division by zero))."
     ]
 
 

@@ -90,10 +90,8 @@ def test_without_any_value_there_is_no_last_step() -> None:
 def test_an_unknown_step_is_one_clear_error() -> None:
     with pytest.raises(UnknownStepError) as caught:
         result_of({"load": 1}, run_id="run-1")["laod"]
-    assert str(caught.value) == (
-        "Run 'run-1' has no value for step 'laod'. Did you mean 'load'? Steps with values: load."
-    )
-    with pytest.raises(KeyError, match="Run 'p' has no value for step 'x'. Steps with values: none"):
+    assert str(caught.value) == ("Run 'run-1' has no step 'laod'. Did you mean 'load'? Steps: load.")
+    with pytest.raises(KeyError, match="Run 'p' has no step 'x'. Steps: none"):
         PipelineResult("p", True, 0.0)["x"]
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tagent_nb.pipeline.endings import ending
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import StepResult
-from tagent_nb.pipeline.texts import count, short_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +71,6 @@ def last_time(step: StepResult) -> str:
         return step.reason
     ended = ending(step)
     return f"the last time {ended}" if ended else ""
-
-
-def ending(step: StepResult) -> str:
-    """How a step ended without a value, in words; empty for one with a value, or that did not run."""
-    if step.status is StepStatus.FAILED:
-        what = step.error_type + (f": {short_text(step.error, 120)}" if step.error else "")
-        return failed_items(step) or f"it failed ({what})"
-    if step.status is StepStatus.CANCELLED:
-        return "it was stopped"
-    if step.status is StepStatus.SKIPPED:
-        return f"it was skipped ({step.reason})"
-    return ""
-
-
-def failed_items(step: StepResult) -> str:
-    """How many items of a mapped step have failed, in words; empty if none has."""
-    items = list((step.items or {}).values())
-    bad = sum(item.status is StepStatus.FAILED for item in items)
-    return f"{bad} of {count(len(items), 'item')} failed" if bad else ""
 
 
 def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError, StorageError, TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.endings import ending
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.template import Reference, lookup
@@ -42,7 +43,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     if outputs[source.step] is None:
         run.warn(
             f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no value "
-            f"(it is {run.memory.steps[source.step].status.value}).",
+            f"({ending(run.memory.steps[source.step])}).",
             step.name,
         )
     run.emit(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.entries import failed_items, last_time
+from tagent_nb.engine.entries import last_time
 from tagent_nb.engine.knowledge import taught
 from tagent_nb.engine.turns import Place
 from tagent_nb.events import Output, TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.endings import failed_items
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.cache.fingerprint import explain
-from tagent_nb.engine.entries import ending, failed_items
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
 from tagent_nb.errors import NotStoredError
 from tagent_nb.notebook.display import clip
 from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.endings import ending, failed_items
 from tagent_nb.pipeline.looks import cost_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import StepResult

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.errors import UnknownStepError
 from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
 from tagent_nb.pipeline.models import StepStatus
 
@@ -181,14 +181,13 @@ class PipelineResult:
         """The value of a step.
 
         Raises:
-            UnknownStepError: The step has no value in this result.
+            UnknownStepError: The step has no value in this result; the message says why.
         """
         if step not in self.step_outputs:
-            raise UnknownStepError(
-                f"Run {self.run_id or self.pipeline_name!r} has no value for step {step!r}."
-                f"{did_you_mean(step, self.step_outputs)} Steps with values: "
-                f"{', '.join(self.step_outputs) or 'none'}."
-            )
+            from tagent_nb.pipeline.endings import no_value
+            from tagent_nb.pipeline.frames.tables import steps_of
+
+            raise UnknownStepError(no_value(steps_of(self), step, self.run_id or self.pipeline_name))
         return self.step_outputs[step]
 
     @property

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb import events
-from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.errors import UnknownStepError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue, clean
+from tagent_nb.pipeline.endings import no_value
 from tagent_nb.pipeline.frames.labels import index_of
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
@@ -176,19 +177,8 @@ def output_frame(result: PipelineResult, step: str) -> pd.DataFrame:
     if found is not None and found.items is not None:
         return _items_frame(found)
     if found is None or found.output is None:
-        raise UnknownStepError(_no_value(result, step, found))
+        raise UnknownStepError(no_value(known, step, result.run_id or result.pipeline_name))
     return value_frame(found.output.value)
-
-
-def _no_value(result: PipelineResult, step: str, found: StepResult | None) -> str:
-    if found is not None:
-        why = error_line(found)
-        return f"Step {step!r} has no value: it is {found.status.value}" + (f" ({why})." if why else ".")
-    known = steps_of(result)
-    return (
-        f"Run {result.run_id or result.pipeline_name!r} has no step {step!r}.{did_you_mean(step, known)} "
-        f"Steps: {', '.join(known) or 'none'}."
-    )
 
 
 def value_frame(value: Any) -> pd.DataFrame:

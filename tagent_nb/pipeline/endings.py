@@ -1,0 +1,52 @@
+"""How steps ended that have no value, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tagent_nb.errors import did_you_mean
+from tagent_nb.pipeline.kinds import StepStatus
+from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline.texts import count, short_text
+
+
+def ending(step: StepResult) -> str:
+    """How a step ended without a value, in words; empty for one with a value, or that did not run."""
+    if step.status is StepStatus.FAILED:
+        what = step.error_type + (f": {short_text(step.error, 120)}" if step.error else "")
+        return failed_items(step) or f"it failed ({what})"
+    if step.status is StepStatus.CANCELLED:
+        return "it was stopped"
+    if step.status is StepStatus.SKIPPED:
+        return f"it was skipped ({step.reason})"
+    return ""
+
+
+def failed_items(step: StepResult) -> str:
+    """How many items of a mapped step have failed, in words; empty if none has."""
+    items = list((step.items or {}).values())
+    bad = sum(item.status is StepStatus.FAILED for item in items)
+    return f"{bad} of {count(len(items), 'item')} failed" if bad else ""
+
+
+def no_value(steps: Mapping[str, StepResult], name: str, run: str) -> str:
+    """The message for whoever asks for a value that is not there.
+
+    Args:
+        steps: The steps of the run, by name.
+        name: What was asked for.
+        run: What the run is called.
+    """
+    step = steps.get(name)
+    if step is None:
+        known = ", ".join(steps) or "none"
+        return f"Run {run!r} has no step {name!r}.{did_you_mean(name, steps)} Steps: {known}."
+    why = ending(step)
+    if not why:
+        why = "it has not run" if step.status is StepStatus.PENDING else f"it is {step.status.value}"
+    more = ""
+    if step.items:
+        more = f" result.output_frame({name!r}) has its items."
+    elif step.traceback:
+        more = f" result.error_details[{name!r}] has its traceback."
+    return f"Step {name!r} of run {run!r} has no value: {why}.{more}"
