@@ -445,6 +445,25 @@ async def test_a_database_deleted_under_a_run_is_noticed(store: SQLiteStorageBac
         await record(store, "two", token=lease.token)
 
 
+async def test_a_store_that_somebody_has_restored_is_used_anew(store: SQLiteStorageBackend) -> None:
+    """By those who read and by runs that begin, through the object that had the old file open."""
+    await record(store, "one")
+    other = SQLiteStorageBackend(store.path)
+    await other.backup()
+    await record(store, "more", run_id="later")
+    await other.restore(replace=True)
+    await record(other, "two")
+    await other.delete_run("p", "later")
+    assert [info.run_id for info in await store.runs("p")] == ["r"]
+    assert await read(store) == ["one", "two"]
+    lease = await store.acquire("p", "new")
+    await store.append("p", "new", [Warned(run_id="new", message="three")], token=lease.token)
+    await store.release(lease)
+    assert sorted(info.run_id for info in await other.runs("p")) == ["new", "r"]
+    store.path.unlink()
+    assert await store.runs("p") == []
+
+
 async def test_a_full_disk_is_an_error_that_can_be_mended(store: SQLiteStorageBackend) -> None:
     """What was stored before stays, and recording goes on when there is space."""
     await record(store, "one")

@@ -64,13 +64,18 @@ async def offer(
     if folder is None or storage._restoring:
         return error
     found = await asyncio.to_thread(known, storage, folder)
-    archive, remedy = await newest(storage, found, item), "restore() takes what is in it"
-    if archive is None:
-        archive, remedy = await newest(storage, found), "it lacks this, and restore() would move this aside"
+    archive = await newest(storage, found, item)
+    if archive is not None:
+        archive.close()
+        return CorruptRecordError(f"{error} Backup {archive.info.path} is intact: restore() takes it.")
+    archive = await newest(storage, found)
     if archive is None:
         return error
     archive.close()
-    return CorruptRecordError(f"{error} The newest backup for it is {archive.info.path}: {remedy}.")
+    return CorruptRecordError(
+        f"{error} The newest intact backup, {archive.info.path}, has nothing of it; restore() takes the rest "
+        "from there, and keeps this aside."
+    )
 
 
 async def restore(

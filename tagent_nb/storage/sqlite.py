@@ -24,6 +24,7 @@ from tagent_nb.errors import (
 from tagent_nb.storage.database import backups_of, connect, is_busy, transaction, translated, waiting
 from tagent_nb.storage.disk import MAX_MARK, is_regular, mark_file, read_file, user_path
 from tagent_nb.storage.disk import trouble as file_trouble
+from tagent_nb.storage.leases import Lease
 from tagent_nb.storage.recording import RecordingBackend
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ FROM runs WHERE number = ?1 AND (?3 IS NULL OR token = ?3)
 """
 _RANGE = "id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
 _RUN = "pipeline = ? AND run = ?"
+
+_NOWHERE = (0, 0)
 
 _left_to_parent: list[sqlite3.Connection] = []
 """Connections of before a fork. To close one here could end the parent's locks."""
@@ -87,7 +90,7 @@ class SQLiteStorageBackend(RecordingBackend):
         self._writers: ThreadPoolExecutor | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._unmoved = 0
-        self._identity = (0, 0)
+        self._reads = self._writes = _NOWHERE
 
     def __repr__(self) -> str:
         return f"SQLiteStorageBackend({str(self.path)!r}, durability={self.durability!r})"
@@ -211,6 +214,12 @@ class SQLiteStorageBackend(RecordingBackend):
         self._numbers.pop((pipeline_id, run_id), None)
 
     # -- leases -----------------------------------------------------------------------------
+
+    async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
+        """Become the one who records a run. See :meth:`StorageBackend.acquire`."""
+        # A run that begins may use a file that has been restored; one that goes on is told of it.
+        await self._write_in_thread(self._close_stale)
+        return await super().acquire(pipeline_id, run_id)
 
     async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
         rows = await self._select(
@@ -339,16 +348,17 @@ class SQLiteStorageBackend(RecordingBackend):
             # Numbers of another file are no numbers of this one.
             self._numbers.clear()
             self._connection = self._connect()
-            state = self.path.stat()
-            self._identity = (state.st_dev, state.st_ino)
+            self._writes = _identity(self.path)
         return self._connection
 
     def _is_there(self) -> bool:
-        try:
-            state = self.path.stat()
-        except FileNotFoundError:
-            return False
-        return (state.st_dev, state.st_ino) == self._identity
+        return _identity(self.path) == self._writes
+
+    def _close_stale(self) -> None:
+        with self._lock:
+            if self._connection is not None and not self._is_there():
+                self._connection.close()
+                self._connection = None
 
     async def _write_in_thread(self, function: Callable[[], T]) -> T:
         self._notice_fork()
@@ -373,11 +383,15 @@ class SQLiteStorageBackend(RecordingBackend):
         """Rows of a query, read beside whoever writes; none if there is no file yet."""
 
         def call() -> list[tuple[Any, ...]]:
+            if self._reader is not None and _identity(self.path) != self._reads:
+                # Somebody has restored it, or put another in its place.
+                self._close_reader()
             if self._reader is None:
                 if not is_regular(self.path):
                     self._refuse_half(read_file(self._mark_path, MAX_MARK))
                     return []
                 self._reader = self._connect()
+                self._reads = _identity(self.path)
             with translated(self.path), waiting(self._reader):
                 return self._reader.execute(query, values).fetchall()
 
@@ -388,6 +402,7 @@ class SQLiteStorageBackend(RecordingBackend):
         try:
             if self._reader is None:
                 self._reader = self._connect()
+                self._reads = _identity(self.path)
             with translated(self.path):
                 self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except StorageError as error:
@@ -404,6 +419,15 @@ class SQLiteStorageBackend(RecordingBackend):
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file is there, by device and number."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return _NOWHERE
+    return state.st_dev, state.st_ino
 
 
 def _bytes(value: object) -> bytes:
