@@ -25,7 +25,7 @@ from tagent_nb.errors import (
     StorageUnavailableError,
 )
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage import database, open_storage, sqlite
+from tagent_nb.storage import database, open_storage, sqlite, sqlite_link
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
@@ -177,7 +177,7 @@ async def test_trouble_with_emptying_the_log_stops_nothing(
     await record(store, "one")
     await store._read_in_thread(store._close_reader)
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "connect", refuse)
+        patch.setattr(sqlite_link, "connect", refuse)
         await record(store, "two")
         await store._read_in_thread(lambda: None)
     assert store.problems == ["The log could not be emptied. no"]
@@ -641,7 +641,7 @@ async def test_another_process_id_means_a_fork(
     await record(store, "two")
     assert await read(store) == ["one", "two"]
     await store.close()
-    for connection in sqlite._left_to_parent:
+    for connection in sqlite_link._left_to_parent:
         connection.close()
 
 

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 from tagent_nb.errors import (
     CorruptRecordError,
-    DefinitionError,
     LeaseLostError,
-    StorageError,
-    StorageUnavailableError,
 )
-from tagent_nb.storage.database import backups_of, connect, is_busy, transaction, translated, waiting
-from tagent_nb.storage.disk import MAX_MARK, is_regular, mark_file, read_file, user_path
+from tagent_nb.storage.database import backups_of, is_busy, transaction, translated, waiting
 from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.leases import Lease
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.sqlite_link import SQLiteLink
 
 T = TypeVar("T")
 
@@ -41,11 +33,6 @@ FROM runs WHERE number = ?1 AND (?3 IS NULL OR token = ?3)
 _RANGE = "id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
 _RUN = "pipeline = ? AND run = ?"
 
-_NOWHERE = (0, 0)
-
-_left_to_parent: list[sqlite3.Connection] = []
-"""Connections of before a fork. To close one here could end the parent's locks."""
-
 
 @dataclass(slots=True)
 class _Entry:
@@ -59,7 +46,7 @@ class _Entry:
     lost: LeaseLostError | None = None
 
 
-class SQLiteStorageBackend(RecordingBackend):
+class SQLiteStorageBackend(SQLiteLink):
     """Keeps everything in one file (0600) with a write-ahead log.
 
     Args:
@@ -71,38 +58,18 @@ class SQLiteStorageBackend(RecordingBackend):
         DefinitionError: ``durability`` is neither of the two.
     """
 
-    def __init__(self, path: str | Path, *, durability: Literal["full", "fast"] = "full") -> None:
-        super().__init__()
-        if durability not in ("full", "fast"):
-            raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
-        self.path = user_path(path, "Storage")
-        self.durability = durability
-        self._sync = durability == "full"
-        self._start()
-
     def _start(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
+        super()._start()
         self._numbers: dict[tuple[str, str], int] = {}
         self._waiting: deque[_Entry] = deque()
-        self._writers: ThreadPoolExecutor | None = None
-        self._readers: ThreadPoolExecutor | None = None
         self._unmoved = 0
-        self._reads = self._writes = _NOWHERE
+
+    def _opened(self) -> None:
+        # Numbers of another file are no numbers of this one.
+        self._numbers.clear()
 
     def __repr__(self) -> str:
         return f"SQLiteStorageBackend({str(self.path)!r}, durability={self.durability!r})"
-
-    async def close(self) -> None:
-        """Close the file; it is opened again when it is needed."""
-        await super().close()
-        await self._read_in_thread(self._close_reader)
-        await self._write_in_thread(self._close_writer)
-        self._reader_pool().shutdown(wait=False)
-        self._writer_pool().shutdown(wait=False)
-        self._readers = self._writers = None
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -280,20 +247,6 @@ class SQLiteStorageBackend(RecordingBackend):
         places = (self.path, self.path.parent.resolve() / self.path.name)
         return any(path == place or path.is_relative_to(backups_of(place)) for place in places)
 
-    @property
-    def _label(self) -> str:
-        return os.path.realpath(self.path)
-
-    @property
-    def _mark_path(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.restoring")
-
-    async def _mark(self, text: bytes | None) -> None:
-        await self._write_in_thread(partial(mark_file, self._mark_path, text))
-
-    async def _marked(self) -> bytes | None:
-        return await self._read_in_thread(partial(read_file, self._mark_path, MAX_MARK))
-
     async def _set_aside(self, stamp: str) -> str:
         await self.close()
         aside = f"{self.path.name}.damaged-{stamp}"
@@ -314,120 +267,6 @@ class SQLiteStorageBackend(RecordingBackend):
 
     def _where(self, pipeline_id: str, name: str) -> str:
         return f"{self.path}, {name} of pipeline {pipeline_id}"
-
-    def _notice_fork(self) -> None:
-        """After a fork, start afresh: neither connections nor threads go over to a child."""
-        if self._pid != os.getpid():
-            _left_to_parent.extend(one for one in (self._connection, self._reader) if one is not None)
-            self._start()
-
-    def _writer_pool(self) -> ThreadPoolExecutor:
-        if self._writers is None:
-            self._writers = ThreadPoolExecutor(1, "tagent-nb-sqlite-write")
-        return self._writers
-
-    def _reader_pool(self) -> ThreadPoolExecutor:
-        if self._readers is None:
-            self._readers = ThreadPoolExecutor(1, "tagent-nb-sqlite-read")
-        return self._readers
-
-    def _connect(self) -> sqlite3.Connection:
-        self._refuse_half(read_file(self._mark_path, MAX_MARK))
-        return connect(self.path, sync=self._sync)
-
-    def _open(self) -> sqlite3.Connection:
-        """The connection that writes. The lock must be held."""
-        if self._connection is not None and not self._is_there():
-            # SQLite would go on to write into a file that has no name any more.
-            self._connection.close()
-            self._connection = None
-            raise StorageUnavailableError(
-                f"{self.path} was deleted or replaced while it was in use. Start the run again."
-            )
-        if self._connection is None:
-            # Numbers of another file are no numbers of this one.
-            self._numbers.clear()
-            self._connection = self._connect()
-            self._writes = _identity(self.path)
-        return self._connection
-
-    def _is_there(self) -> bool:
-        return _identity(self.path) == self._writes
-
-    def _close_stale(self) -> None:
-        with self._lock:
-            if self._connection is not None and not self._is_there():
-                self._connection.close()
-                self._connection = None
-
-    async def _write_in_thread(self, function: Callable[[], T]) -> T:
-        self._notice_fork()
-        return await asyncio.get_running_loop().run_in_executor(self._writer_pool(), function)
-
-    async def _read_in_thread(self, function: Callable[[], T]) -> T:
-        self._notice_fork()
-        return await asyncio.get_running_loop().run_in_executor(self._reader_pool(), function)
-
-    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Call ``function`` within a transaction, in the thread that writes."""
-
-        def call() -> T:
-            with self._lock, translated(self.path):
-                connection = self._open()
-                with waiting(connection), transaction(connection):
-                    return function(connection)
-
-        return await self._write_in_thread(call)
-
-    async def _select(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        """Rows of a query, read beside whoever writes; none if there is no file yet."""
-
-        def call() -> list[tuple[Any, ...]]:
-            if self._reader is not None and _identity(self.path) != self._reads:
-                # Somebody has restored it, or put another in its place.
-                self._close_reader()
-            if self._reader is None:
-                if not is_regular(self.path):
-                    self._refuse_half(read_file(self._mark_path, MAX_MARK))
-                    return []
-                self._reader = self._connect()
-                self._reads = _identity(self.path)
-            with translated(self.path), waiting(self._reader):
-                return self._reader.execute(query, values).fetchall()
-
-        return await self._read_in_thread(call)
-
-    def _checkpoint(self) -> None:
-        """Move what is in the log into the database, beside whoever writes."""
-        try:
-            if self._reader is None:
-                self._reader = self._connect()
-                self._reads = _identity(self.path)
-            with translated(self.path):
-                self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except StorageError as error:
-            # What is in the log is safe; if the trouble lasts, the next record will say so.
-            self._report(f"The log could not be emptied. {error}")
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    def _close_writer(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Which file is there, by device and number."""
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        return _NOWHERE
-    return state.st_dev, state.st_ino
 
 
 def _bytes(value: object) -> bytes:
