@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, TagentError
@@ -111,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "--schemas",
         type=Path,
         metavar="FILE",
-        help="Python file with the pydantic models that a JSON FILE names",
+        help="Python file with what a JSON FILE names but does not hold: pydantic models, tools, checks, "
+        "and the helpers and imports of its Python steps",
     )
     run.set_defaults(command=_run)
     return parser
@@ -151,6 +153,8 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     namespace = {**namespace, **found}
     for source in args.input:
         feed(pipeline, source)
+    if args.file.suffix == ".json":
+        _refuse_missing(args.file, pipeline, namespace)
     executor = PipelineExecutor(
         pipeline,
         storage=open_storage(args.storage, keep_last=args.keep_last),
@@ -202,7 +206,29 @@ def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[
         return pipelines.popitem()[1], found
     if file.suffix != ".json":
         raise DefinitionError(f"{str(file)!r} is no pipeline. Name a .json or a .py file.")
-    return Pipeline.from_json(_text(file), schemas=_schemas(namespace)), {}
+    functions = [one for one in namespace.values() if isinstance(one, FunctionType)]
+    text = _text(file)
+    try:
+        schemas = _schemas(namespace)
+        return Pipeline.from_json(text, schemas=schemas, tools=functions, checks=functions), {}
+    except DefinitionError as error:
+        what, remedy, _ = str(error).partition(" Pass it: ")
+        if not remedy:
+            raise
+        raise DefinitionError(f"{file}: {what} {_REMEDY}") from None
+
+
+def _refuse_missing(file: Path, pipeline: Pipeline, namespace: Mapping[str, Any]) -> None:
+    """Refuse JSON whose Python uses helpers that nobody has passed: JSON holds the steps alone."""
+    from tagent_nb.pipeline.needs import listed, missing_names
+
+    missing = missing_names(pipeline, namespace)
+    if missing:
+        told = "; ".join(f"step {step!r} uses {listed(names)}" for step, names in missing.items())
+        raise DefinitionError(f"{file} does not hold all that its Python needs: {told}. {_REMEDY}")
+
+
+_REMEDY = "Define it in a Python file, and name that: --schemas FILE.py"
 
 
 def _text(file: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tagent_nb
-from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, cli
+from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, cli
 from tagent_nb.cli import main
 from tagent_nb.notebook.session import STATE_FOLDER
 from tagent_nb.steps import local
@@ -140,9 +140,47 @@ def test_a_json_file_runs_with_the_schemas_it_names(capsys: pytest.CaptureFixtur
     code = "import demo, pathlib; pathlib.Path('full.json').write_text(demo.pipeline.to_json())"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert main(["run", "full.json", "--model", "test"]) == 1
-    assert "Verdict" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "its output_schema 'Verdict' is not among the classes that were passed" in told
+    assert "--schemas FILE.py" in told
+    assert "schemas=[" not in told
     Path("schemas.py").write_text("from demo import Verdict\nfrom helper import WORDS\n")
     assert main(["run", "full.json", "--model", "test", "--schemas", "schemas.py"]) == 0
+
+
+def test_json_says_what_it_does_not_hold_and_the_option_that_gives_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipeline = Pipeline("demo")
+    for name, code in (("load", "[1, 2]"), ("clean", "tidy(load)"), ("total", "math.fsum(clean)")):
+        pipeline.put(PipelineStep.from_cell(name, code, python=True, checks=[]))
+    Path("helpers.json").write_text(pipeline.to_json())
+    assert main(["run", "helpers.json", "--storage", "memory:"]) == 1
+    told = capsys.readouterr().err
+    assert "helpers.json does not hold all that its Python needs: step 'clean' uses 'tidy'; " in told
+    assert "step 'total' uses 'math'. Define it in a Python file, and name that: --schemas FILE.py" in told
+    Path("given.py").write_text("import math\ndef tidy(rows): return rows\n")
+    assert main(["run", "helpers.json", "--storage", "memory:", "--schemas", "given.py"]) == 0
+
+
+def test_classes_tools_and_checks_of_json_come_from_the_named_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def positive(value: int) -> None:
+        assert value > 0
+
+    pipeline = Pipeline("demo")
+    pipeline.put(PipelineStep.from_cell("load", "1", python=True, checks=[positive]))
+    Path("checked.json").write_text(pipeline.to_json())
+    assert main(["run", "checked.json", "--storage", "memory:"]) == 1
+    told = capsys.readouterr().err
+    assert "its check 'positive' is not among the functions that were passed." in told
+    assert told.strip().endswith("--schemas FILE.py")
+    Path("given.py").write_text("def positive(value):\n    assert value > 0\n")
+    assert main(["run", "checked.json", "--storage", "memory:", "--schemas", "given.py"]) == 0
+    Path("broken.json").write_text("{}")
+    assert main(["run", "broken.json"]) == 1
+    assert "--schemas" not in capsys.readouterr().err
 
 
 def test_a_step_gives_the_rows_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,21 @@ def test_a_pipeline_is_written_as_json_and_as_a_picture(
     assert "<svg" in Path("p.svg").read_text("utf-8")
 
 
+def test_json_says_which_names_of_the_notebook_it_does_not_hold(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "pd.Series([1, 2])")
+    book.python("clean", "tidy(pd.Series(load))")
+    capsys.readouterr()
+    book("tagent_export p.json")
+    told = capsys.readouterr().out
+    assert "which its Python uses: pd (load, clean), tidy (clean)." in told
+    assert "tagent-nb run p.json --schemas FILE.py" in told
+    book("tagent_export p.svg")
+    assert "--schemas" not in capsys.readouterr().out
+
+
 def test_a_pipeline_is_written_as_a_module_that_runs(
     book: Notebook, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.errors import ModelError, PipelineValidationError
 from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.needs import listed, missing_names
 
 
 def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
@@ -58,3 +60,15 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
         if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
             check_model(model)
             seen.append(model)
+
+
+def missing_warnings(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[str]:
+    """A sentence for each step whose Python uses names that nothing defines.
+
+    It is no error: the code may never come to them, or somebody may define them in time.
+    """
+    return [
+        f"Step {step!r} uses {listed(names)}, which nothing defines: it fails where it comes to that. Define "
+        "it in the notebook, or pass PipelineExecutor(..., namespace={...})."
+        for step, names in missing_names(pipeline, namespace).items()
+    ]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
+from tagent_nb.engine.checks import missing_warnings, part_of, refuse_models, refuse_problems
 from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.decisions import checked_approver
 from tagent_nb.engine.equipment import Equipment, RunOptions
@@ -366,6 +366,8 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
                 self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token, calls)
                 if late:
                     await save(run, late)
+                for message in missing_warnings(pipeline, self.namespace):
+                    run.warn(message)
                 for action in self._asked:
                     action(run)
                 if self.cache is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tagent_nb.notebook.parsing import arguments, help_option, no_leftovers, opt
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.frames import runs_frame
+from tagent_nb.pipeline.needs import outside_names
 
 DAY = 86_400.0
 """Seconds."""
@@ -171,6 +172,12 @@ class KeptMagics(Magics):
         except OSError as error:
             raise UsageError(f"%tagent_export: {path} cannot be written: {error.strerror}.") from None
         print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
+        if path.suffix == ".json" and (needs := outside_names(pipeline)):
+            told = ", ".join(f"{name} ({', '.join(steps)})" for name, steps in _users(needs).items())
+            print(
+                f"It does not hold these names of the notebook, which its Python uses: {told}. "
+                f"Put them into a Python file: tagent-nb run {path} --schemas FILE.py"
+            )
 
     def _record(self, file: str | None) -> None:
         if not file or Path(file).suffix != ".json":
@@ -225,3 +232,12 @@ def _nest() -> None:
         raise UsageError(
             f"%tagent_nest: {error}. Take nest_asyncio.apply() out of the notebook, and restart the kernel."
         ) from None
+
+
+def _users(needs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The steps that use a name, by name."""
+    found: dict[str, list[str]] = {}
+    for step, names in needs.items():
+        for name in names:
+            found.setdefault(name, []).append(step)
+    return dict(sorted(found.items()))
