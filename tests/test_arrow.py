@@ -301,6 +301,13 @@ def test_numbers_of_numpy_become_pythons() -> None:
     assert digest(np.int64(3)) == digest(3)
 
 
+def test_a_short_float_comes_back_as_the_number_that_a_goal_shows() -> None:
+    """Else the prompts of a resumed run would differ from those of the first sitting."""
+    assert decode(encode({"x": np.float32(0.1), "y": np.float16(0.1)})) == {"x": 0.1, "y": 0.1}
+    assert np.float32(decode(encode(np.float32(1 / 3)))) == np.float32(1 / 3)
+    assert digest(np.float32(0.1)) == digest(0.1)
+
+
 @pytest.mark.parametrize(
     "value",
     [

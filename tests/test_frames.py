@@ -563,6 +563,15 @@ def test_items_of_lists_and_the_like() -> None:
     assert rows_of([]) == []
 
 
+def test_short_floats_are_items_that_read_as_their_column_shows_them() -> None:
+    frame = pd.DataFrame({"x": np.array([0.1, np.nan], "f4"), "y": pd.array([0.2, None], "Float32")})
+    assert [item for _, _, item in rows_of(frame)] == [{"x": 0.1, "y": 0.2}, {"x": None, "y": None}]
+    assert [item for _, _, item in rows_of(frame["x"])] == [0.1, None]
+    assert [item for _, _, item in rows_of(np.array([0.1], "f4"))] == [0.1]
+    assert [item for _, _, item in rows_of(np.array([[0.1], [0.2]], "f2"))] == [[0.1], [0.2]]
+    assert frame_of([{"x": np.float32(0.1)}])["x"].tolist() == [0.1]
+
+
 def test_a_set_is_sorted_so_that_every_kernel_sees_the_same_order() -> None:
     assert [item for _, _, item in rows_of({"c", "b", "a"})] == ["a", "b", "c"]
     assert [item for _, _, item in rows_of({"b", (2,), None, 3, 1})] == [None, 1, 3, "b", (2,)]

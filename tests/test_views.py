@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from tagent_nb.errors import TemplateError
+from tagent_nb.pipeline.delimiting import plain_text
 from tagent_nb.pipeline.views import MISSING, Record, Rows, Table, join_path, missing, view
 
 
@@ -109,6 +111,44 @@ def test_columns_that_are_numbers_go_by_their_text_and_rows_by_theirs_come_first
     assert table.known() == ["7", "0"]
     assert table.read("7") == ["a"]
     assert table.read(0) == {"7": "a", "0": "b"}
+
+
+TENTH = np.float32(0.1)
+"""As Python's float, 0.10000000149011612."""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (TENTH, "0.1"),
+        (np.float16(0.1), "0.1"),
+        (np.float64(0.1), "0.1"),
+        (np.longdouble(0.5), "0.5"),
+        (np.float32(1e20), "1e+20"),
+        (np.float32("nan"), "nan"),
+        ({"x": TENTH}, '{"x": 0.1}'),
+        ([TENTH], "[0.1]"),
+        (np.array([0.1], "f4"), "[0.1]"),
+        (np.array([[0.1]], "f2"), "[[0.1]]"),
+        (np.array(0.5, "f4"), "[0.5]"),
+        (pd.Index([0.1], dtype="float32"), "[0.1]"),
+        (pd.Series([0.1, None], dtype="float32"), "[0.1, null]"),
+        (pd.Series([0.1, None], dtype="Float32"), "[0.1, null]"),
+        (pd.Series([0.1], ["x"], dtype="float32"), '{"x": 0.1}'),
+        (pd.DataFrame({"x": pd.array([0.1, None], "Float32"), "y": ["a", "b"]}), "x,y\n0.1,a\n,b\n"),
+        (pd.DataFrame({"x": [TENTH, 0.25]}, dtype="float[pyarrow]"), "x\n0.1\n0.25\n"),
+    ],
+)
+def test_short_floats_read_as_their_own_type_shows_them(value: Any, text: str) -> None:
+    """0.10000000149011612 in a prompt is noise, and costs tokens."""
+    assert plain_text(value) == text
+
+
+def test_a_cell_and_a_column_of_short_floats_read_so_too() -> None:
+    table = view(pd.DataFrame({"x": np.array([0.1, np.nan], "f4"), "n": [1, 2]}))
+    assert table[0]["x"] == 0.1
+    assert list(table.read("x")) == [0.1, None]
+    assert [type(one) for one in table[0].values()] == [float, int]
 
 
 def test_a_view_of_a_view_is_itself() -> None:

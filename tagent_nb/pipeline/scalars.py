@@ -17,6 +17,14 @@ TAG = "$t"
 Node = dict[str, Any]
 
 
+def own_float(value: Any) -> float:
+    """A NumPy float as Python's: the one that reads the same, 0.1 for ``float32(0.1)``.
+
+    ``value.item()`` would give 0.10000000149011612. To ``float32``, both are the same number.
+    """
+    return float(value) if value.dtype.itemsize == 8 else float(str(value))
+
+
 # -- times --------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import deque
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Set,
+    ValuesView,
+)
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -18,6 +28,7 @@ from typing import Any
 from uuid import UUID
 
 from tagent_nb.errors import TemplateError
+from tagent_nb.pipeline.scalars import own_float
 
 __all__ = [
     "PLAIN",
@@ -27,6 +38,7 @@ __all__ = [
     "instance_of",
     "items_of",
     "key_text",
+    "short_floats",
     "unwrap",
     "with_index",
 ]
@@ -44,6 +56,8 @@ def unwrap(value: Any) -> Any:
     if isinstance(value, Enum):
         return unwrap(value.value)
     if instance_of(value, "numpy", "generic"):
+        if value.dtype.kind == "f":
+            return own_float(value)
         # .item() turns a datetime64 in nanoseconds into a bare integer.
         return str(value) if value.dtype.kind in "mM" else unwrap(value.item())
     if instance_of(value, "pydantic", "RootModel"):
@@ -144,6 +158,11 @@ def items_of(value: Any) -> Sequence[Any] | None:
     if instance_of(value, "pandas", "Series"):
         return cells(value)
     if any(instance_of(value, *kind) for kind in (("numpy", "ndarray"), ("pandas", "Index"))):
+        short = short_floats(value.dtype)
+        if short is not None and instance_of(value, "pandas", "Index"):
+            return [short(one) for one in value.tolist()]
+        if short is not None and value.ndim:
+            return list(value)  # as they are: whoever reads one unwraps it
         listed = value.tolist()
         return listed if isinstance(listed, list) else [listed]
     return None
@@ -163,7 +182,18 @@ def cell(value: Any) -> Any:
 
 
 def cells(column: Any) -> list[Any]:
-    return [cell(one) for one in column.tolist()]
+    short = short_floats(column.dtype)
+    return [cell(one if short is None else short(one)) for one in column.tolist()]
+
+
+def short_floats(dtype: Any) -> Callable[[Any], Any] | None:
+    """What makes Python's floats of such a column or array read as its own do; ``None`` for other dtypes."""
+    if getattr(dtype, "kind", "") != "f" or dtype.itemsize >= 8:
+        return None
+    import numpy as np
+
+    own = np.dtype(f"f{dtype.itemsize}").type
+    return lambda one: own_float(own(one)) if isinstance(one, float) else one
 
 
 def with_index(frame: Any) -> Any:

@@ -20,6 +20,7 @@ from tagent_nb.pipeline.shapes import (
     instance_of,
     items_of,
     key_text,
+    short_floats,
     unwrap,
     with_index,
 )
@@ -209,8 +210,12 @@ class Table(Rows):
 
     def cells(self) -> Iterator[list[Any]]:
         """The rows as lists of cells, in Python's own types."""
-        for row in self._items.itertuples(index=False, name=None):  # type: ignore[attr-defined]
-            yield [cell(one) for one in row]
+        frame: Any = self._items
+        short = {
+            place: own for place, one in enumerate(frame.dtypes) if (own := short_floats(one)) is not None
+        }
+        for row in frame.itertuples(index=False, name=None):
+            yield [cell(short[place](one) if place in short else one) for place, one in enumerate(row)]
 
     def __iter__(self) -> Iterator[Any]:
         for position, row in enumerate(self.records()):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.pipeline.encoding import Encoder, RefusedError, field_part, refusal
 from tagent_nb.pipeline.frames.stream import from_stream, to_stream
-from tagent_nb.pipeline.scalars import TAG, Node, fixed_zone, zone_from, zone_of
+from tagent_nb.pipeline.scalars import TAG, Node, fixed_zone, own_float, zone_from, zone_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,9 @@ def from_node(node: Node) -> Any:
 def _numpy_scalar(value: Any, walk: Encoder, depth: int) -> Any:
     if value.dtype.kind in "mM":
         return {TAG: "numpy", "dtype": value.dtype.str, "v": int(value.astype("i8"))}
-    if value.dtype.kind in "US" or (value.dtype.kind in "biuf" and value.dtype.itemsize <= 8):
+    if value.dtype.kind == "f" and value.dtype.itemsize <= 8:
+        return walk.tree(own_float(value), depth)
+    if value.dtype.kind in "biuUS":
         return walk.tree(value.item(), depth)
     raise refusal(value)
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.pipeline.encoding import is_model
+from tagent_nb.pipeline.scalars import own_float
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,9 +76,18 @@ def items_of(value: Any) -> Sequence[Any] | None:
         return sorted(value, key=_sort_key)
     numpy = sys.modules.get("numpy")
     if (numpy is not None and isinstance(value, numpy.ndarray) and value.ndim) or _of_pandas(value, "Index"):
-        listed: list[Any] = value.tolist()
-        return listed
+        return _listed(value)
     return None
+
+
+def _listed(array: Any) -> list[Any]:
+    from tagent_nb.pipeline.shapes import short_floats
+
+    listed: list[Any] = array.tolist()
+    short = short_floats(array.dtype)
+    if short is None:
+        return listed
+    return [short(one) for one in listed] if array.ndim == 1 else [_listed(one) for one in array]
 
 
 def _sort_key(value: Any) -> tuple[str, Any]:
@@ -111,7 +121,10 @@ def _records(frame: Any) -> list[dict[str, Any]]:
 
 def _cells(column: Any) -> list[Any]:
     """Python values; ``None`` for whatever pandas counts as missing."""
-    values: list[Any] = column.tolist()
+    from tagent_nb.pipeline.shapes import short_floats
+
+    short = short_floats(column.dtype)
+    values: list[Any] = column.tolist() if short is None else [short(value) for value in column.tolist()]
     missing = column.isna().tolist()
     return [None if gone else value for value, gone in zip(values, missing, strict=True)]
 
@@ -211,7 +224,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         return {key: plain(one, depth + 1) for key, one in record.items()}
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in "biufUS":
-        return value.item()
+        return own_float(value) if value.dtype.kind == "f" else value.item()
     return value
 
 
