@@ -6,6 +6,8 @@ import pickle
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tagent_nb import (
@@ -192,6 +194,40 @@ class TestPipeline:
         assert pipeline.get_step("a").goal == "1"
         del pipeline.steps[1]
         assert "a" not in pipeline
+        pipeline.put(PipelineStep("c", "3"))
+        pipeline.steps[0] = PipelineStep("d", "4")
+        assert pipeline.put(PipelineStep("d", "5")).get_step("d").goal == "5"
+        assert "b" not in pipeline
+        pipeline.remove("c").put(PipelineStep("c", "6"))
+        pipeline.steps.insert(0, PipelineStep("e", "7"))
+        pipeline.put(PipelineStep("c", "8")).put(PipelineStep("d", "9")).put(PipelineStep("f", "10"))
+        assert [(step.name, step.goal) for step in pipeline.steps] == [
+            ("e", "7"), ("d", "9"), ("c", "8"), ("f", "10")
+        ]  # fmt: skip
+
+    @given(st.lists(st.tuples(st.sampled_from("prsxi"), st.sampled_from("abc")), max_size=30))
+    def test_however_steps_are_changed_a_name_has_one_place(self, changes: list[tuple[str, str]]) -> None:
+        """By our methods and in the public list, in any order; against a plain search."""
+        pipeline = Pipeline("p")
+        for place, (how, name) in enumerate(changes):
+            there = [step.name for step in pipeline.steps]
+            new = PipelineStep(name, str(place))
+            if how == "p":
+                pipeline.put(new)
+            elif how == "r" and name in there:
+                pipeline.remove(name)
+            elif how == "s":
+                pipeline.steps.reverse()
+            elif how == "x" and there and name not in there:
+                pipeline.steps[place % len(there)] = new
+            elif how == "i" and name not in there:
+                pipeline.steps.insert(place % (len(there) + 1), new)
+            names = [step.name for step in pipeline.steps]
+            assert sorted(set(names)) == sorted(names)
+            for one in "abc":
+                assert (one in pipeline) == (one in names)
+                if one in names:
+                    assert pipeline.get_step(one) is pipeline.steps[names.index(one)]
 
     def test_every_change_is_told_until_the_subscription_ends(self) -> None:
         calls: list[int] = []

@@ -59,7 +59,9 @@ class Pipeline:
         self.steps: list[PipelineStep] = []
         self.global_constraints: list[str] = []
         self.shared_context: dict[str, Any] = {}
+        # Places of the steps by name, and the list for which they are right.
         self._positions: dict[str, int] = {}
+        self._placed: list[PipelineStep] = []
         # Dependencies by step, in a snapshot only: there they cannot change any more.
         self._known: dict[str, list[Dependency]] | None = None
         self._subscribers: list[Callable[[], None]] = []
@@ -142,6 +144,7 @@ class Pipeline:
             self._append(step)
         else:
             self.steps[place] = step
+            self._placed[place : place + 1] = [step]
             self._changed()
         return self
 
@@ -152,7 +155,7 @@ class Pipeline:
             UnknownStepError: There is no such step.
         """
         self.steps.remove(self.get_step(name))
-        self._positions.clear()
+        self._placed = []
         self._changed()
         return self
 
@@ -302,6 +305,7 @@ class Pipeline:
     def _append(self, step: PipelineStep) -> None:
         self._positions.setdefault(step.name, len(self.steps))
         self.steps.append(step)
+        self._placed.append(step)
         self._changed()
 
     def _position(self, name: str) -> int | None:
@@ -309,9 +313,10 @@ class Pipeline:
         if place is not None and place < len(self.steps) and self.steps[place].name == name:
             return place
         # ``steps`` is a public list: somebody may have changed it without us.
-        self._positions = {}
-        for index, step in enumerate(self.steps):
-            self._positions.setdefault(step.name, index)
+        if place is not None or self._placed != self.steps:
+            self._positions, self._placed = {}, list(self.steps)
+            for index, step in enumerate(self.steps):
+                self._positions.setdefault(step.name, index)
         return self._positions.get(name)
 
     def _changed(self) -> None:
