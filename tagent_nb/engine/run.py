@@ -38,6 +38,7 @@ from tagent_nb.pipeline.scheduler import Change
 from tagent_nb.pipeline.secrets import redact
 
 if TYPE_CHECKING:
+    from tagent_nb.engine.blocking import LoopWatch
     from tagent_nb.engine.equipment import Equipment, RunOptions
     from tagent_nb.steps.base import StepContext
     from tagent_nb.steps.calls import CallGate
@@ -160,6 +161,7 @@ class Run:
 
     async def _work(self) -> None:
         self._breath = self._loop.time() + BREATH
+        watch = self._watch()
         self._offer([step.name for step in self.machine.get_ready_steps()])
         self._settle_idle()
         try:
@@ -167,6 +169,14 @@ class Run:
         finally:
             if self._tasks or not self.machine.scheduler.is_done:
                 await self._stop_tasks()
+            if watch is not None:
+                watch.end()
+
+    def _watch(self) -> LoopWatch | None:
+        """What notices when a step holds the loop; nothing where none can."""
+        from tagent_nb.engine.blocking import LoopWatch, may_block
+
+        return LoopWatch(self) if any(map(may_block, self.pipeline.steps)) else None
 
     async def _finish(self, began: float) -> None:
         """Record how the run ended."""
@@ -282,9 +292,17 @@ class Run:
             change = self._apply(event)
         return change if change is not None else Change()
 
-    def warn_from_anywhere(self, message: str) -> None:
+    def from_anywhere(self, action: Callable[[], None]) -> None:
+        """Let the run's loop do something, from any thread.
+
+        Raises:
+            RuntimeError: The loop is closed.
+        """
+        self._loop.call_soon_threadsafe(action)
+
+    def warn_from_anywhere(self, message: str, step: str | None = None) -> None:
         """:meth:`warn` from any thread."""
-        self._loop.call_soon_threadsafe(self.warn, message)
+        self._loop.call_soon_threadsafe(self.warn, message, step)
 
     def warn(self, message: str, step: str | None = None) -> None:
         """Tell the user something that does not stop the run, once."""

@@ -63,6 +63,16 @@ class PythonBody:
         """Whether this is a function without parameters: no value of any step reaches it."""
         return self.kind == "function" and not self.params and not self.provided
 
+    @cached_property
+    def is_async(self) -> bool:
+        """Whether the body is awaited: an async function, or a cell that awaits something."""
+        if self.function is not None:
+            return inspect.iscoroutinefunction(self.function)
+        tree = _parse(self.name, self.source)
+        if self.kind == "cell":
+            return any(_awaits(node) for node in own_nodes(tree.body))
+        return isinstance(_definition_named(self.name, self.source), ast.AsyncFunctionDef)
+
     # -- making -----------------------------------------------------------------------------
 
     @classmethod

@@ -27,13 +27,14 @@ class Checks:
     """The checks of a step, in one attempt.
 
     Attributes:
+        context: That of the attempt.
         refused: What was said of the last value; empty if nothing was refused, or nothing judged.
     """
 
     def __init__(self, step: PipelineStep, context: StepContext) -> None:
         self.refused = ""
         self._step = step
-        self._context = context
+        self.context = context
 
     async def judge(self, value: Any) -> str:
         """What the first check says that refuses ``value``; empty if none does.
@@ -48,7 +49,7 @@ class Checks:
             said = await self._said(check, value)
             if said is not None:
                 name = tool_name(check)
-                self._context.progress("check_failed", check=name, message=said[:SHOWN])
+                self.context.progress("check_failed", check=name, message=said[:SHOWN])
                 self.refused = f"Check {name!r} refused it: {said}"
                 break
         return self.refused
@@ -68,7 +69,7 @@ class Checks:
         return value
 
     async def _said(self, check: Callable[..., Any], value: Any) -> str | None:
-        call = partial(check, value, self._context) if takes_context(check) else partial(check, value)
+        call = partial(check, value, self.context) if takes_context(check) else partial(check, value)
         try:
             verdict = await self._verdict(tool_name(check), call)
         except StepError:
@@ -88,11 +89,11 @@ class Checks:
         return "it returned False" if verdict is False else None
 
     async def _verdict(self, name: str, call: partial[Any]) -> Any:
-        lines = Lines(self._context.write)
+        lines = Lines(self.context.write)
         if inspect.iscoroutinefunction(call.func):
             verdict = call()
         else:
-            verdict = await in_thread(name, call, self._context, lines, stop=threading.Event())
+            verdict = await in_thread(name, call, self.context, lines, stop=threading.Event())
         if not inspect.isawaitable(verdict):
             return verdict
         with captured(lines):
