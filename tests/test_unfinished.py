@@ -6,12 +6,13 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models import StreamedResponse
 from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.profiles.openai import OpenAIModelProfile
@@ -88,7 +89,8 @@ def test_other_providers_say_why_an_answer_ends_too() -> None:
     assert not early(ModelResponse(text))
     assert not early(ModelResponse(text, provider_url=at, finish_reason="stop"))
     assert not early(ModelResponse(text, provider_url=at, provider_details={"finish_reason": "odd"}))
-    assert not early(ModelResponse(text, provider_url=at, state="suspended"))
+    assert not early(ModelResponse(text, state="suspended", provider_response_id="r1"))
+    assert early(ModelResponse(text, state="suspended"))
     assert not ended_early(model, ModelResponse(text, provider_url=at))
 
 
@@ -163,3 +165,40 @@ def test_an_answer_that_was_filtered_says_so_in_one_sentence(play: Play, model: 
         "Change the goal or the data that it shows, or use another model."
     )
     assert (step.usage, step.cost) == (ONE, cost(1))
+
+
+# -- answers in the wrong shape ---------------------------------------------------------------
+
+EVENTS = {"Content-Type": "text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "act"),
+    [
+        (Sentiment, Act(body='{"foo": 1}')),
+        (Sentiment, Act(body="null")),
+        (Sentiment, Act(body="[]")),
+        (Sentiment, Act(body='{"output": [{"type": "message"}]}')),
+        (None, Act(body="<html>")),
+        (None, Act(body="data: 5\n\n", headers=EVENTS)),
+        (None, Act(body="data: null\n\n", headers=EVENTS)),
+    ],
+)
+@APIS
+def test_an_answer_in_the_wrong_shape_is_one_clear_error(
+    play: Play, schema: Any, act: Act, model: str
+) -> None:
+    """As malformed JSON, it is asked for again; the message says what else the server may speak."""
+    right = TEXT if schema is None else Act(tool="final_result", arguments={"label": "positive"})
+    fake = play(act, act, right)
+    step = run(schema, model=model, max_retries=1)
+    assert (step.error_type, step.attempts, len(fake.requests)) == ("RetryableError", 2, 2)
+    assert step.error.startswith(f"Step 's': {model!r} sent an answer that cannot be read (")
+    assert ("'openai-chat:gpt-4o' speaks chat completions" in step.error) is (model == "openai:gpt-4o")
+
+
+def test_an_error_in_a_model_of_ones_own_is_shown_as_it_is() -> None:
+    def answer(messages: list[Any], info: AgentInfo) -> ModelResponse:
+        raise TypeError("mine")
+
+    assert run(model=FunctionModel(answer)).error_type == "TypeError"

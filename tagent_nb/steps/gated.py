@@ -16,7 +16,7 @@ from tagent_nb.steps.calls import ModelCall, through_model
 from tagent_nb.steps.providers import model_name
 from tagent_nb.steps.spending import account, assume
 from tagent_nb.steps.streaming import pass_on
-from tagent_nb.steps.unfinished import ended_early, refuse_cut
+from tagent_nb.steps.unfinished import ended_early, readable, refuse_cut
 
 
 class GatedModel(WrapperModel):
@@ -79,14 +79,15 @@ class GatedModel(WrapperModel):
 
     async def _ask(self, call: ModelCall) -> ModelResponse:
         """Ask, and refuse an answer that ended early: no gate takes it for one that may be kept."""
-        if self._write is None:
-            response = await call.model.request(call.messages, call.settings, call.parameters)
-            early = ended_early(call.model, response)
-        else:
-            async with call.model.request_stream(call.messages, call.settings, call.parameters) as stream:
-                await pass_on(stream, self._write)
-                response = stream.get()
-            early = ended_early(call.model, response, stream)
+        with readable(call):
+            if self._write is None:
+                response = await call.model.request(call.messages, call.settings, call.parameters)
+                early = ended_early(call.model, response)
+            else:
+                async with call.model.request_stream(call.messages, call.settings, call.parameters) as stream:
+                    await pass_on(stream, self._write)
+                    response = stream.get()
+                early = ended_early(call.model, response, stream)
         if not early:
             return response
         if response.usage.has_values():

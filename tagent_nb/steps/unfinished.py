@@ -5,17 +5,61 @@ Imports pydantic-ai: load it late.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded
+from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded, UnexpectedModelBehavior
 
+from tagent_nb.errors import RetryableError, TagentError
+from tagent_nb.pipeline.texts import short_text
+from tagent_nb.steps.calls import ModelCall
 from tagent_nb.steps.forms import first_json
-from tagent_nb.steps.providers import profiles_behind
+from tagent_nb.steps.model_errors import SHOWN
+from tagent_nb.steps.providers import model_name, profiles_behind
+from tagent_nb.steps.traceback import redact
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model, StreamedResponse
+
+
+_STUMBLES = (TypeError, AttributeError, LookupError, ValueError, AssertionError)
+"""What clients of providers raise at an answer whose shape they took on trust."""
+
+
+@contextmanager
+def readable(call: ModelCall) -> Iterator[None]:
+    """Ask a model inside this block: an answer in the wrong shape becomes one clear error.
+
+    Raises:
+        RetryableError: The answer cannot be read.
+    """
+    try:
+        yield
+    except (TagentError, ContentFilterError, OutputTokenLimitExceeded):
+        raise
+    except (UnexpectedModelBehavior, *_STUMBLES) as error:
+        if call.model.base_url is None:
+            raise  # a model of tests, or the user's own: the error is in its code
+        known = isinstance(error, UnexpectedModelBehavior)
+        told = str(error) if known else f"{type(error).__name__}: {error}"
+        raise RetryableError(
+            f"Step {call.context.step!r}: {model_name(call.context.model)!r} sent an answer that cannot be "
+            f"read ({short_text(redact(told), SHOWN)}).{_protocol_hint(call.context.model)}"
+        ) from error
+
+
+def _protocol_hint(model: Any) -> str:
+    """What to try where ``OPENAI_BASE_URL`` names a server that may not have the Responses API."""
+    provider, _, name = model.partition(":") if isinstance(model, str) else ("", "", "")
+    if provider != "openai" or not os.environ.get("OPENAI_BASE_URL"):
+        return ""
+    return (
+        f" {model!r} speaks the Responses API, which the server of OPENAI_BASE_URL may not have: "
+        f"'openai-chat:{name}' speaks chat completions."
+    )
 
 
 def ended_early(model: Model[Any], response: ModelResponse, stream: StreamedResponse | None = None) -> bool:
@@ -31,11 +75,10 @@ def ended_early(model: Model[Any], response: ModelResponse, stream: StreamedResp
     """
     if response.state in ("incomplete", "interrupted"):
         return True
-    if (
-        stream is None
-        or response.state == "suspended"
-        or "finish_reason" in (response.provider_details or {})
-    ):
+    if response.state == "suspended":
+        # It can be continued where its provider has named it; else its stream had no beginning.
+        return response.provider_response_id is None
+    if stream is None or "finish_reason" in (response.provider_details or {}):
         return False
     if response.finish_reason is None:
         # Models that ask nobody, such as those of tests, have no address and give no reason.
