@@ -22,6 +22,7 @@ from tagent_nb import (
     Pipeline,
     PipelineExecutor,
     PipelineStep,
+    PipelineValidationError,
     Rejected,
     StepContext,
     StepStatus,
@@ -99,6 +100,13 @@ class Until:
 
     async def come(self) -> None:
         assert await asyncio.to_thread(self.seen.wait, PATIENCE)
+
+
+@pytest.mark.parametrize("agent", ["single", "plan"])
+async def test_a_tool_does_not_run_unasked_because_its_name_is_mistyped(agent: str) -> None:
+    with pytest.raises(PipelineValidationError, match="names 'ordr'.* Did you mean 'order'"):
+        await PipelineExecutor(shop(approve_tools=["ordr"], agent=agent)).execute()
+    assert DONE == []
 
 
 async def test_an_approved_call_is_made_and_the_step_goes_on() -> None:

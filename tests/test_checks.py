@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from tagent_nb import ModelError, Pipeline, PipelineValidationError, UnknownStepError
-from tagent_nb.engine.checks import part_of, refuse_models, refuse_problems
+from tagent_nb import (
+    ModelError,
+    Pipeline,
+    PipelineExecutor,
+    PipelineStep,
+    PipelineValidationError,
+    UnknownStepError,
+)
+from tagent_nb.engine.checks import agent_problems, part_of, refuse_models, refuse_problems
 
 
 def diamond() -> Pipeline:
@@ -38,6 +49,39 @@ def test_all_problems_are_told_at_once() -> None:
         refuse_problems(diamond().step("top", "again").step("last", "{{ nowhere }}"))
     assert len(caught.value.errors) == 2
     refuse_problems(diamond())
+
+
+def test_tools_and_settings_are_among_the_problems_told_at_once() -> None:
+    pipeline = diamond()
+    pipeline.step("look", "Look.", tools_filter=["no_tool"], settings={"temprature": 0})
+    pipeline.step("buy", "Buy.", approve_tools=["no_tool"])
+    pipeline.put(PipelineStep.from_cell("cell", "1", python=True))
+    with pytest.raises(PipelineValidationError) as caught:
+        refuse_problems(pipeline, agent_problems(pipeline, settings=True))
+    look, buy, setting = caught.value.errors
+    assert "'look': tools_filter names 'no_tool'" in look
+    assert "'buy': approve_tools names 'no_tool'" in buy
+    assert "'look': there is no model setting 'temprature'. Did you mean 'temperature'" in setting
+    assert agent_problems(pipeline, settings=False) == [look, buy]
+
+
+async def test_nothing_is_asked_before_the_names_of_all_steps_are_right() -> None:
+    asked = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        asked.append(messages)
+        return ModelResponse(parts=[TextPart("paid")])
+
+    pipeline = Pipeline("shop", model=FunctionModel(answer)).step("first", "Ask.")
+    pipeline.step("second", "{{ first }}", settings={"temprature": 0}, tools_filter=["no_tool"])
+    executor = PipelineExecutor(pipeline)
+    for work in (executor.execute, executor.plan, partial(executor.execute, offline=True)):
+        with pytest.raises(PipelineValidationError) as caught:
+            await work()
+        assert len(caught.value.errors) == 2
+    assert asked == []
+    pipeline.put(PipelineStep("second", "{{ first }}", settings={"temperature": 0}))
+    assert (await executor.execute())["second"] == "paid"
 
 
 def test_a_step_without_a_model_is_refused() -> None:

@@ -15,6 +15,7 @@ from tagent_nb import (
     Pipeline,
     PipelineExecutor,
     PipelineStep,
+    PipelineValidationError,
     ResumeConflictError,
     StepContext,
 )
@@ -225,7 +226,7 @@ async def test_what_another_executor_recorded_in_memory_cannot_be_compared() -> 
         await PipelineExecutor(pipeline, storage=storage).execute(resume=True)
 
 
-async def test_a_step_whose_tools_are_gone_has_changed(tmp_path: Path) -> None:
+async def test_a_run_is_not_resumed_without_the_tools_of_its_steps(tmp_path: Path) -> None:
     class Yes:
         version = "1"
 
@@ -245,5 +246,5 @@ async def test_a_step_whose_tools_are_gone_has_changed(tmp_path: Path) -> None:
     pipeline.step("ask", "Is it good?")
     await sit()
     pipeline.put(PipelineStep("ask", "Is it good?", tools_filter=["gone_tool"]))
-    with pytest.raises(ResumeConflictError, match="gone_tool"):
+    with pytest.raises(PipelineValidationError, match="gone_tool"):
         await sit(resume=True)

@@ -24,6 +24,7 @@ from tagent_nb.steps.tools import (
     step_context,
     tool,
     tool_name,
+    tool_problems,
     tools_for,
     tools_of,
 )
@@ -123,6 +124,48 @@ def test_a_filter_that_names_no_tool_is_a_mistake() -> None:
     tool(search)
     with pytest.raises(StepError, match="names 'serch', which is no tool. Did you mean 'search'"):
         named_tools(step(tools_filter=["serch"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"approve_tools": ["serch"]}, "'serch', which is no tool of this step. Did you mean 'search'"),
+        ({"approve_tools": ["Search"]}, "'Search', which is no tool of this step. Did you mean 'search'"),
+        ({"approve_tools": ["sae*"]}, "'sae.', which is no tool of this step. Its tools: search."),
+        ({"approve_tools": ["search"], "tools_filter": []}, "'search', which its tools_filter leaves out"),
+        ({"approve_tools": ["remember"]}, "'remember', which is no tool of this step"),
+    ],
+)
+def test_a_name_to_approve_that_fits_no_tool_is_refused(options: dict[str, Any], problem: str) -> None:
+    """What it was meant for would run unasked."""
+    tool(search)
+    with pytest.raises(StepError, match=f"approve_tools names {problem}"):
+        named_tools(step(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"approve_tools": ["search"]},
+        {"approve_tools": ["s*", "fetch"], "tools": [fetch]},
+        {"approve_tools": ["remember"], "remember": True},
+        {"approve_tools": ["pay_*"], "tools_filter": []},
+    ],
+)
+def test_a_name_to_approve_may_be_any_tool_of_the_step(options: dict[str, Any]) -> None:
+    """A glob may fit nothing where no tool can be called."""
+    tool(search)
+    assert tool_problems(step(**options)) == []
+
+
+def test_all_wrong_names_of_a_step_are_told_at_once() -> None:
+    tool(search)
+    problems = tool_problems(step(tools_filter=["serch", "fetsch"], approve_tools=["search"]))
+    assert [one.partition(", which")[0] for one in problems] == [
+        "Step 's': tools_filter names 'serch'",
+        "Step 's': tools_filter names 'fetsch'",
+        "Step 's': approve_tools names 'search'",
+    ]
 
 
 def test_objects_that_can_be_called_go_by_their_class() -> None:

@@ -17,6 +17,7 @@ from tagent_nb import (
     PipelineStep,
     ResultCache,
     StepContext,
+    tool,
 )
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import TokenUsage
@@ -158,9 +159,14 @@ async def test_no_cache_neither_asks_nor_fills(cache: ResultCache) -> None:
     assert len(runner.calls) == 3
 
 
-async def test_an_unknown_tool_is_a_failure_of_its_step(tmp_path: Path) -> None:
-    pipeline = asking("ask", tools_filter=["no_such_tool"])
-    pipeline.put(PipelineStep.from_cell("cell", "1 + 1", python=True))
+async def test_a_tool_that_goes_during_the_run_is_a_failure_of_its_step(tmp_path: Path) -> None:
+    @tool
+    def no_such_tool() -> None:
+        """It does nothing."""
+
+    pipeline = asking("ask", tools_filter=["no_such_tool"], depends_on=["cell"])
+    code = "from tagent_nb.steps.tools import forget_tool; forget_tool('no_such_tool')\n1 + 1"
+    pipeline.put(PipelineStep.from_cell("cell", code, python=True))
     storage = FileStorageBackend(tmp_path)
     result = await PipelineExecutor(pipeline, storage=storage, runners={"agent": Answers()}).execute()
     await storage.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tagent_nb.errors import ModelError, PipelineValidationError
@@ -28,15 +28,37 @@ def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
     return pipeline.snapshot(wanted)
 
 
-def refuse_problems(pipeline: Pipeline) -> None:
-    """Raise if the definition has problems.
+def refuse_problems(pipeline: Pipeline, more: Iterable[str] = ()) -> None:
+    """Raise if the definition has problems, or there are ``more``.
 
     Raises:
         PipelineValidationError: It names all of them.
     """
-    problems = pipeline.validate()
+    problems = [*pipeline.validate(), *more]
     if problems:
         raise PipelineValidationError(pipeline.name, problems)
+
+
+def agent_problems(pipeline: Pipeline, *, settings: bool) -> list[str]:
+    """What is wrong with the tools and settings of agent steps: a run pays for nothing before they are right.
+
+    It is no part of :meth:`Pipeline.validate`, since a cell may name a tool that a later cell registers.
+
+    Args:
+        pipeline: What is to run.
+        settings: Whether the steps ask models whose settings are known; a runner of the user has its own.
+    """
+    asking = [step for step in pipeline.steps if not step.is_python]
+    found: list[str] = []
+    if asking:
+        from tagent_nb.steps.tools import tool_problems
+
+        found += [one for step in asking for one in tool_problems(step)]
+    if settings and any(step.settings for step in asking):
+        from tagent_nb.steps.clients import settings_problems
+
+        found += [one for step in asking for one in settings_problems(step)]
+    return found
 
 
 def refuse_models(pipeline: Pipeline, default: Any) -> None:

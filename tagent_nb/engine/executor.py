@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.checks import missing_warnings, part_of, refuse_models, refuse_problems
+from tagent_nb.engine.checks import agent_problems, missing_warnings, part_of, refuse_models, refuse_problems
 from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.decisions import checked_approver
 from tagent_nb.engine.equipment import Equipment, RunOptions
@@ -336,7 +336,9 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
     def _checked(self, until: str | None, offline: bool) -> Pipeline:
         """A snapshot of what is to run, or an error with all that is wrong with it."""
         pipeline = part_of(self.pipeline, until)
-        refuse_problems(pipeline)
+        refuse_problems(
+            pipeline, agent_problems(pipeline, settings=self._asks_models(pipeline, offline=False))
+        )
         if self._asks_models(pipeline, offline):
             refuse_models(pipeline, self.model)
         return pipeline

@@ -70,18 +70,27 @@ def model_settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
     Raises:
         DefinitionError: There is no such setting.
     """
+    problems = settings_problems(step)
+    if problems:
+        raise DefinitionError(" ".join(problems))
+    settings = dict(step.settings)
+    if "max_retries" not in model.unsupported_settings:
+        settings.setdefault("max_retries", 0)
+    return cast("ModelSettings", settings)
+
+
+def settings_problems(step: PipelineStep) -> list[str]:
+    """One sentence for each of the step's settings that no model knows."""
+    if not step.settings:
+        return []
     import pydantic_ai.models
     from pydantic_ai.settings import ModelSettings
 
     known = ModelSettings.__annotations__
     prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
-    for name in step.settings:
-        if name not in known and name.partition("_")[0] not in prefixes:
-            raise DefinitionError(
-                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
-                f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
-            )
-    settings = dict(step.settings)
-    if "max_retries" not in model.unsupported_settings:
-        settings.setdefault("max_retries", 0)
-    return cast("ModelSettings", settings)
+    return [
+        f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
+        f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
+        for name in step.settings
+        if name not in known and name.partition("_")[0] not in prefixes
+    ]

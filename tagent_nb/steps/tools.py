@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -152,49 +152,87 @@ def named_tools(step: PipelineStep) -> dict[str, Callable[..., Any]]:
     ``tools_filter`` allows. An own tool wins over a registered one of the same name.
 
     Raises:
-        StepError: ``tools_filter`` names a tool that does not exist.
+        StepError: ``tools_filter`` names a tool that does not exist, or ``approve_tools`` one that the step
+            has not: what it was meant for must not run unasked.
     """
+    tools, problems = _tools_and_problems(step)
+    if problems:
+        raise StepError(" ".join(problems))
+    return tools
+
+
+def tool_problems(step: PipelineStep) -> list[str]:
+    """What :func:`named_tools` would refuse, one sentence for each name."""
+    return _tools_and_problems(step)[1]
+
+
+def _tools_and_problems(step: PipelineStep) -> tuple[dict[str, Callable[..., Any]], list[str]]:
     known = dict(_registered)
     known.update((tool_name(function), function) for function in step.tools)
+    chosen, problems = _chosen(step, known)
     if step.remember:
-        return _remembering(step, _chosen(step, known))
-    return _chosen(step, known)
+        from tagent_nb.steps.remembering import remember
+
+        name = tool_name(remember)
+        if chosen.setdefault(name, remember) is not remember:
+            problems.append(
+                f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
+                "Rename the tool, or leave it out with tools_filter."
+            )
+    return chosen, problems + _unasked(step, chosen, known)
 
 
-def _remembering(step: PipelineStep, chosen: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    from tagent_nb.steps.remembering import remember
-
-    name = tool_name(remember)
-    if chosen.setdefault(name, remember) is not remember:
-        raise StepError(
-            f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
-            "Rename the tool, or leave it out with tools_filter."
-        )
-    return chosen
-
-
-def _chosen(step: PipelineStep, known: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The tools that the step's filter lets through."""
+def _chosen(
+    step: PipelineStep, known: Mapping[str, Callable[..., Any]]
+) -> tuple[dict[str, Callable[..., Any]], list[str]]:
+    """The tools that the step's filter lets through, and what is wrong with the filter."""
     if step.tools_filter is None:
-        return known
+        return dict(known), []
     chosen: dict[str, Callable[..., Any]] = {}
+    problems = []
     for pattern in step.tools_filter:
         found = {name: one for name, one in known.items() if fnmatchcase(name, pattern)}
-        if not found and not set(pattern) & set("*?["):
-            raise StepError(
+        if not found and not _is_glob(pattern):
+            problems.append(
                 f"Step {step.name!r}: tools_filter names {pattern!r}, which is no tool."
                 f"{did_you_mean(pattern, known)} Tools: {', '.join(known) or 'none'}. "
                 "Register it with @tool, or pass it in tools=[...]."
             )
         chosen.update(found)
-    return chosen
+    return chosen, problems
+
+
+def _unasked(
+    step: PipelineStep, chosen: Mapping[str, Callable[..., Any]], known: Mapping[str, Callable[..., Any]]
+) -> list[str]:
+    """What is wrong with ``approve_tools``: a name that fits nothing would let the tool it means run.
+
+    A glob that fits nothing is refused for the same reason, unless there is no tool that could run.
+    """
+    problems = []
+    for pattern in step.approve_tools:
+        if any(fnmatchcase(name, pattern) for name in chosen) or (_is_glob(pattern) and not chosen):
+            continue
+        left_out = pattern in known and pattern not in chosen
+        problems.append(
+            f"Step {step.name!r}: approve_tools names {pattern!r}, which "
+            + ("its tools_filter leaves out." if left_out else "is no tool of this step.")
+            + ("" if left_out else did_you_mean(pattern, chosen))
+            + f" Its tools: {', '.join(chosen) or 'none'}. "
+            "Correct the name, or leave it out of approve_tools."
+        )
+    return problems
+
+
+def _is_glob(pattern: str) -> bool:
+    return bool(set(pattern) & set("*?["))
 
 
 def tools_for(step: PipelineStep) -> list[Callable[..., Any]]:
     """The functions of :func:`named_tools`.
 
     Raises:
-        StepError: ``tools_filter`` names a tool that does not exist.
+        StepError: ``tools_filter`` or ``approve_tools`` names a tool that the step has not.
     """
     return list(named_tools(step).values())
 
