@@ -105,7 +105,7 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline.scheduler import PipelineScheduler
     from tagent_nb.pipeline.state_machine import Phase, Task, TaskBasedStateMachine, TaskStatus
     from tagent_nb.steps.base import StepContext, StepRunner
-    from tagent_nb.steps.tools import tool
+    from tagent_nb.steps.tools import step_context, tool
     from tagent_nb.steps.toolsets import tools_from
     from tagent_nb.storage.archive import BackupInfo
     from tagent_nb.storage.base import RunInfo, StorageBackend
@@ -219,7 +219,7 @@ _ROOMS = {
         "StepContext",
         "StepRunner",
     ),
-    "steps.tools": ("tool",),
+    "steps.tools": ("step_context", "tool"),
     "steps.toolsets": ("tools_from",),
     "cache.store": ("ResultCache",),
     "storage.base": (
@@ -364,6 +364,7 @@ __all__ = [
     "feed",
     "load_ipython_extension",
     "open_storage",
+    "step_context",
     "tool",
     "tools_from",
     "unload_ipython_extension",

@@ -39,7 +39,7 @@ DEFINITIONS = words(
     """
     And Budget Condition Contains DataExists Dependency DependencyType ExecutionMode IsEmpty IsEqualTo
     IsGreaterThan IsLessThan Limit Not Or Pipeline PipelineStep Price Share StepContext StepRunner StepStatus
-    tool tools_from
+    step_context tool tools_from
     """
 )
 RUNS = words(
