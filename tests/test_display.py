@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from html_safety import HOSTILE, Reader, assert_safe
 from pydantic import BaseModel
@@ -96,12 +98,26 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         "model": "openai:gpt",
         "plans": "its tasks, at most 2 times anew",
         "when": "load",
-        "tools": "search*, lookup",
+        "tools": "search*",
         "checks": "lookup",
         "rules": "short; kind",
         "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, "
         "at most 5000 tokens, never cached",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, None),
+        ({"tools": [lookup]}, "lookup, and all registered ones"),
+        ({"tools_filter": []}, "none"),
+        ({"tools_filter": ["lookup"], "tools": [lookup]}, "lookup"),
+    ],
+)
+def test_a_card_tells_no_tools_from_all_tools(options: dict[str, Any], told: str | None) -> None:
+    made = pipeline().step("report", "Report", **options)
+    assert facts(made, made.get_step("report")).get("tools") == told
 
 
 def test_a_card_tells_of_a_single_plan() -> None:

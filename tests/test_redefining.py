@@ -76,3 +76,15 @@ def test_another_kind_of_step_is_told() -> None:
 )
 def test_options_are_told_in_a_line_each(before: dict[str, Any], after: dict[str, Any], line: str) -> None:
     assert changes(step(**before), step(**after)) == [line]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (None, [], "tools_filter: all tools → no tools"),
+        ([], None, "tools_filter: no tools → all tools"),
+        ([], ["look"], "tools_filter: no tools → look"),
+    ],
+)
+def test_no_tools_are_something_else_than_all_tools(before: Any, after: Any, told: str) -> None:
+    assert changes(step(tools_filter=before), step(tools_filter=after)) == [told]

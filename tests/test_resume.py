@@ -226,6 +226,25 @@ async def test_what_another_executor_recorded_in_memory_cannot_be_compared() -> 
         await PipelineExecutor(pipeline, storage=storage).execute(resume=True)
 
 
+async def test_a_step_that_can_no_longer_read_its_input_has_changed(tmp_path: Path) -> None:
+    class Yes:
+        version = "1"
+
+        async def run(self, step: PipelineStep, context: StepContext) -> str:
+            return "yes"
+
+    pipeline = Pipeline("lab")
+    pipeline.put(PipelineStep.from_cell("load", "{'text': 'good'}", python=True))
+    pipeline.step("ask", "Is it good? {{ load.text }}")
+    storage = FileStorageBackend(tmp_path)
+    executor = PipelineExecutor(pipeline, storage=storage, runners={"agent": Yes()})
+    await executor.execute()
+    pipeline.put(PipelineStep("ask", "Is it good? {{ load.txt }}"))
+    with pytest.raises(ResumeConflictError, match="txt"):
+        await executor.execute(resume=True)
+    await storage.close()
+
+
 async def test_a_run_is_not_resumed_without_the_tools_of_its_steps(tmp_path: Path) -> None:
     class Yes:
         version = "1"

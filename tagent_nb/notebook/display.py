@@ -82,15 +82,21 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("model", _model(pipeline, step)),
         ("plans", _plans(step)),
         ("when", _when(step)),
-        (
-            "tools",
-            ", ".join([*(step.tools_filter or ()), *(getattr(t, "__name__", str(t)) for t in step.tools)]),
-        ),
+        ("tools", _tools(step)),
         ("checks", ", ".join(getattr(one, "__name__", str(one)) for one in step.checks)),
         ("rules", "; ".join(step.constraints)),
         ("limits", _limits(step)),
     ]
     return [(label, clip(text, 160)) for label, text in facts if text]
+
+
+def _tools(step: PipelineStep) -> str:
+    """What its model may call; nothing is said of a step that may call all registered tools."""
+    if step.tools_filter is not None:
+        # The filter says it all: it holds back the step's own tools as well.
+        return ", ".join(step.tools_filter) or "none"
+    own = ", ".join(getattr(one, "__name__", str(one)) for one in step.tools)
+    return f"{own}, and all registered ones" if own else ""
 
 
 def _reads(pipeline: Pipeline, step: PipelineStep) -> str:

@@ -32,7 +32,7 @@ def changes(before: PipelineStep, after: PipelineStep) -> list[str]:
         if field.name not in _TEXTS:
             old, new = getattr(before, field.name), getattr(after, field.name)
             if _comparable(old) != _comparable(new):
-                told.append(_change(field.name, _text(old), _text(new)))
+                told.append(_change(field.name, *(_shown(field.name, one) for one in (old, new))))
     return [*told, *_diff(_source(before), _source(after))]
 
 
@@ -65,6 +65,13 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, Condition):
         return value.to_dict()
     return value
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "tools_filter" and not value:
+        # Here an empty list is something else than none.
+        return "all tools" if value is None else "no tools"
+    return _text(value)
 
 
 def _text(value: Any) -> str:
