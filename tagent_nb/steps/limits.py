@@ -12,8 +12,6 @@ from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall
 from tagent_nb.steps.pace import Pace, Request
-from tagent_nb.steps.providers import models_behind
-from tagent_nb.steps.spending import counted
 
 if TYPE_CHECKING:
     from pydantic_ai.exceptions import ModelRateLimitError
@@ -88,6 +86,8 @@ class LimitsGate(CallGate):
                 pace.refused(request, self._clock() + asked)
                 delay = min(MOST_WAIT, 2 * delay)
             else:
+                from tagent_nb.steps.spending import counted
+
                 pace.answered(request, counted(response).total_tokens)
                 return response
             finally:
@@ -95,6 +95,9 @@ class LimitsGate(CallGate):
 
     def _provider(self, call: ModelCall) -> str:
         """The provider by the name under which it is limited: the model's own, or as the user wrote it."""
+        # Here, since a run of Python steps asks no provider.
+        from tagent_nb.steps.providers import models_behind
+
         # Of a fallback, the first one's: that is the one which is asked.
         system = models_behind(call.model)[0].system
         written = call.context.model.partition(":")[0] if isinstance(call.context.model, str) else system

@@ -31,7 +31,6 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
-from tagent_nb.steps.providers import is_measured
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -220,6 +219,9 @@ class Tracing(CallGate):
 
 
 def _answered(response: ModelResponse) -> dict[str, Any]:
+    # Here, since a run of Python steps asks no provider.
+    from tagent_nb.steps.providers import is_measured
+
     used = response.usage
     found: dict[str, Any] = {}
     if is_measured(response):
