@@ -10,7 +10,12 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, field_validator
-from pydantic_ai.exceptions import ContentFilterError, UsageLimitExceeded, UserError
+from pydantic_ai.exceptions import (
+    ContentFilterError,
+    UnexpectedModelBehavior,
+    UsageLimitExceeded,
+    UserError,
+)
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
@@ -485,6 +490,7 @@ async def test_a_model_that_cannot_be_used_is_tried_anew(
     [
         (UsageLimitExceeded("too many"), StepError, "too many"),
         (ContentFilterError("blocked"), StepError, "content filter"),
+        (UnexpectedModelBehavior("odd words"), RetryableError, "Step 's': odd words"),
         (UserError("not like this"), StepError, "cannot ask 'function:.*not like this"),
         (KeyError("own"), KeyError, "own"),
     ],

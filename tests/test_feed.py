@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tagent_nb.events import (
     Event,
+    RunContinued,
     RunStarted,
     StepCached,
     StepFailed,
@@ -93,6 +94,15 @@ def test_touched_steps_are_told_once() -> None:
     feed(StepStreamed(run_id=RUN, step="b", text="y"))
     assert feed.touched() == {"a", "b"}
     assert feed.touched() == set()
+
+
+def test_all_steps_are_new_when_a_run_begins_or_goes_on() -> None:
+    """A view that was drawn before its run was opened shows what is recorded of steps that run no more."""
+    feed = Feed()
+    feed(RunStarted(run_id=RUN, pipeline="p", steps=("a", "b")))
+    assert feed.touched() == {"a", "b"}
+    feed(RunContinued(run_id=RUN, steps=("a", "b"), kept=("a",)))
+    assert feed.touched() == {"a", "b"}
 
 
 def test_a_sitting_tells_observers_and_keeps_the_outcome() -> None:

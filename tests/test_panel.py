@@ -202,6 +202,7 @@ def test_stop_stops_and_resume_goes_on_in_the_same_place(
     view.buttons["go_on"].click()
     ended(panel)
     assert effects.read_text() == "first second second "
+    assert [row(view, name)[1] for name in ("first", "second")] == ["completed", "completed"]
     assert "✓ second: completed" in left(shown)[0]
     assert session.result is not None
     assert session.result["second"] == 2

@@ -63,6 +63,8 @@ class Feed:
         elif isinstance(event, StepFinished | StepCached | StepFailed) and event.item is not None:
             self._count(event)
         elif isinstance(event, RunStarted | RunContinued):
+            # A view that was drawn before the run was opened did not know what is recorded of these.
+            self._touched.extend(event.steps)
             self.began.set()
         self.changed.set()
 

@@ -92,6 +92,7 @@ def test_a_run_is_stopped_and_resumed_while_cells_queue(book: Book) -> None:
     button(panel, "Resume").click()
     expect(state(panel, "second", "completed")).to_be_visible(timeout=PATIENCE)
     expect(panel).to_contain_text("2 of 2 steps")
+    expect(state(panel, "first", "completed")).to_be_visible()
     page.picture("controls-resumed", panel)
     assert book.effects() == {"first": 1, "second": 2}
 
@@ -111,7 +112,10 @@ def test_failed_steps_are_retried(book: Book) -> None:
     book.allow("luck")
     button(panel, "Retry failed").click()
     expect(state(panel, "unlucky", "completed")).to_be_visible(timeout=PATIENCE)
-    expect(panel).not_to_contain_text("no luck today")
+    expect(state(panel, "good", "completed")).to_be_visible()
+    expect(state(panel, "unlucky", "the last time it failed")).to_be_visible()
+    expect(panel.locator(".tagent-error:visible")).to_have_count(0)
+    page.picture("controls-retried", panel)
     assert book.effects() == {"good": 1, "unlucky": 2}
 
 
