@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -808,3 +809,86 @@ async def test_what_a_stranger_made_in_the_file_never_runs(tmp_path: Path, made:
     with pytest.raises(CorruptRecordError, match="has triggers or views"):
         await record(again, "two")
     await again.close()
+
+
+# -- files that may only be read ------------------------------------------------------------------
+
+READER = """
+    import asyncio, codecs, os, sys
+    from tagent_nb.errors import StorageUnavailableError
+    from tagent_nb.events import Warned
+    from tagent_nb.storage.sqlite import SQLiteStorageBackend
+    codecs.lookup("unicode_escape")  # while the modules of Python can be read
+    if os.geteuid() == 0:
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+
+    async def main():
+        store = SQLiteStorageBackend(sys.argv[1])
+        print(await store.list_pipelines(), [run.run_id for run in await store.runs("p")])
+        print([event.message for event in await store.read_run("p", "r")])
+        try:
+            await store.append("p", "r", [Warned(run_id="r", message="mine")])
+        except StorageUnavailableError as error:
+            print(error)
+
+    asyncio.run(main())
+"""
+
+
+async def read_as_another_user(store: SQLiteStorageBackend, folder: Path) -> list[str]:
+    for path in folder.iterdir():
+        path.chmod(0o444)
+    folder.chmod(0o555)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(READER), str(store.path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+async def test_a_file_that_may_only_be_read_is_read_and_not_written() -> None:
+    """At rest, and while its owner records: what is in the log is read as well."""
+    # As another user, since permissions mean nothing to root; the folder's parents must let it in.
+    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    try:
+        store = SQLiteStorageBackend(folder / "runs.db")
+        await record(store, "one")
+        await store.close()
+        listed, found, refused = await read_as_another_user(store, folder)
+        assert (listed, found) == ("['p'] ['r']", "['one']")
+        assert "It may not be written: change its permissions" in refused
+        folder.chmod(0o755)
+        store.path.chmod(0o644)
+        await record(store, "two")
+        assert (await read_as_another_user(store, folder))[:2] == ["['p'] ['r']", "['one', 'two']"]
+        await store.close()
+    finally:
+        folder.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+async def test_each_look_at_a_file_that_may_only_be_read_sees_what_is_there_now(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is read as one that does not change is opened anew each time."""
+    await record(store, "one")
+    await store.close()
+    access = os.access
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+        reader = SQLiteStorageBackend(store.path)
+        assert await read(reader) == ["one"]
+        await record(store, "two")
+        assert await read(reader) == ["one", "two"]
+        await store.close()
+        assert await read(reader) == ["one", "two"]
+        assert not list(store.path.parent.glob("*-shm"))
+        with sqlite3.connect(store.path) as connection:
+            connection.execute("DROP TABLE documents")
+        connection.close()
+        with pytest.raises(CorruptRecordError, match="lacks a table"):
+            await read(reader)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
 from tagent_nb.events import Event, Output
-from tagent_nb.pipeline.names import safe_id
+from tagent_nb.pipeline.names import safe_id, storage_id
 from tagent_nb.storage.codec import pack, unpack
 from tagent_nb.storage.leases import Lease
 from tagent_nb.storage.leasing import Leasing
@@ -195,10 +195,19 @@ class StorageBackend(Leasing):
         """What a list of runs says about one; ``alive``: somebody holds its lease."""
 
     async def runs(self, pipeline_id: str) -> list[RunInfo]:
-        """All runs of a pipeline, oldest first; a damaged one is listed as such."""
+        """All runs of a pipeline, oldest first; a damaged one is listed as such.
+
+        Args:
+            pipeline_id: The pipeline's storage id. Where nothing is stored under it, it is taken for the
+                pipeline's name.
+        """
         safe_id(pipeline_id, "pipeline id")
+        stored = await self._runs(pipeline_id)
+        if not stored:
+            pipeline_id = storage_id(pipeline_id)
+            stored = await self._runs(pipeline_id)
         found: list[RunInfo] = []
-        for run_id, size in [known for known in await self._runs(pipeline_id) if is_safe(known[0])]:
+        for run_id, size in [known for known in stored if is_safe(known[0])]:
             try:
                 alive = await self._alive(pipeline_id, run_id) is not None
             except CorruptRecordError as error:
@@ -261,7 +270,7 @@ class StorageBackend(Leasing):
         newest that completed.
 
         Args:
-            pipeline_id: The pipeline's storage id.
+            pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
             keep_last: Newest runs to keep.
             older_than: Age (a timedelta, or seconds) since its end, or else its start.
             max_bytes: Bytes that the pipeline's runs may take together.

@@ -58,16 +58,44 @@ def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
         )
     make_folder(path.parent, sync=sync)
     _check_files(path, sync=sync)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-    try:
-        # A stranger's file may hold anything in any column.
-        connection.text_factory = lambda text: text.decode(errors="replace")
-        with translated(path):
-            _prepare_patiently(connection, path, sync=sync)
-    except BaseException:
-        connection.close()
-        raise
+    with _opening(path, str(path)) as connection:
+        _prepare_patiently(connection, path, sync=sync)
     return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to a database that this process may not write to. Errors as for :func:`connect`.
+
+    SQLite reads a write-ahead log that is there, and makes none
+    (https://www.sqlite.org/wal.html#read_only_databases). Without one it must be told that the file does
+    not change, so the connection is for one query.
+    """
+    _check_files(path, sync=False)
+    log = path.with_name(path.name + "-wal")
+    immutable = "" if log.exists() and log.stat().st_size else "&immutable=1"
+    with _opening(path, f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True) as connection:
+        _check_ours(connection, path)
+        connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether this process may read a file and write neither to it nor beside it."""
+    return os.access(path, os.R_OK) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+@contextmanager
+def _opening(path: Path, name: str, *, uri: bool = False) -> Iterator[sqlite3.Connection]:
+    """A new connection, which is closed if what is done with it fails."""
+    with translated(path):
+        connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False, timeout=0, uri=uri)
+        try:
+            # A stranger's file may hold anything in any column.
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
 
 
 def backups_of(path: Path) -> Path:
@@ -242,7 +270,10 @@ def trouble(error: sqlite3.Error, path: Path) -> StorageError:
     if code == sqlite3.SQLITE_FULL:
         remedy = "The disk is full: free some space. What was stored before is unchanged."
     elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        remedy = "It may not be written: change its permissions and its folder's, or use another place."
+        remedy = (
+            "It may not be written: change its permissions and its folder's, copy it and what is beside it "
+            "under its name, or use another place."
+        )
     elif is_busy(error):
         remedy = f"Another process has locked it for {BUSY / 1000:.0f} s. Find it with `fuser` and end it."
     elif code == sqlite3.SQLITE_TOOBIG or isinstance(error, sqlite3.DataError):

@@ -85,7 +85,7 @@ async def prune(storage: StorageBackend, pipeline_id: str, rules: Retention, lim
         if time.monotonic() > deadline:
             break
         try:
-            await storage.delete_run(pipeline_id, run.run_id)
+            await storage.delete_run(run.pipeline_id, run.run_id)
         except NotStoredError:
             # Another process prunes as well.
             continue
@@ -105,7 +105,7 @@ async def _to_delete(storage: StorageBackend, pipeline_id: str, rules: Retention
         if newest is None:
             return doomed
         try:
-            await storage.read_run(pipeline_id, newest.run_id)
+            await storage.read_run(newest.pipeline_id, newest.run_id)
         except NotStoredError:
             runs.remove(newest)
         except CorruptRecordError as error:

@@ -8,12 +8,20 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tagent_nb.errors import DefinitionError, StorageError, StorageUnavailableError
-from tagent_nb.storage.database import connect, transaction, translated, waiting
+from tagent_nb.storage.database import (
+    connect,
+    connect_to_read,
+    is_read_only,
+    transaction,
+    translated,
+    waiting,
+)
 from tagent_nb.storage.disk import MAX_MARK, is_regular, mark_file, read_file, user_path
 from tagent_nb.storage.recording import RecordingBackend
 
@@ -150,6 +158,10 @@ class SQLiteLink(RecordingBackend):
                 if not is_regular(self.path):
                     self._refuse_half(read_file(self._mark_path, MAX_MARK))
                     return []
+                if is_read_only(self.path):
+                    self._refuse_half(read_file(self._mark_path, MAX_MARK))
+                    with closing(connect_to_read(self.path)) as once, translated(self.path):
+                        return once.execute(query, values).fetchall()
                 self._reader = self._connect()
                 self._reads = _identity(self.path)
             with translated(self.path), waiting(self._reader):

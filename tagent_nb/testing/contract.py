@@ -24,6 +24,7 @@ from tagent_nb.events import (
     Warned,
 )
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.names import storage_id
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.testing.backups import BackupContract
 from tagent_nb.testing.leases import LeaseContract
@@ -112,6 +113,15 @@ class StorageContract(LeaseContract, BackupContract):
             with pytest.raises(DefinitionError, match="not allowed"):
                 await call
         assert await storage.list_pipelines() == []
+
+    async def test_runs_are_found_by_the_name_of_their_pipeline(self, storage: StorageBackend) -> None:
+        """An id has a hash of the name at its end; who has the name at hand need not know it."""
+        for number, run in enumerate(("one", "two")):
+            await storage.append(storage_id("reviews"), run, sample_run(run, at=float(number)))
+        assert [info.run_id for info in await storage.runs("reviews")] == ["one", "two"]
+        assert [info.run_id for info in await storage.prune("reviews", keep_last=1)] == ["one"]
+        await storage.append("reviews", "three", sample_run("three"))
+        assert [info.run_id for info in await storage.runs("reviews")] == ["three"]
 
     async def test_similar_ids_stay_apart(self, storage: StorageBackend) -> None:
         """Ids that differ only in case, or look like devices or options, are different pipelines and runs."""
