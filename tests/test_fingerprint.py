@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, field_validator
 
-from tagent_nb.cache.fingerprint import definition_components, input_components, unit_key
+from tagent_nb.cache.fingerprint import definition_components, input_components, tool_code, unit_key
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import PipelineStep
@@ -518,3 +518,16 @@ def test_a_module_edited_but_not_loaded_again_counts_as_what_runs(
     new = cell("edited_module.work(1)", notebook(edited_module=module))
     assert changed(old, new) == {"function:edited_module.work"}
     del sys.modules["edited_module"]
+
+
+def test_the_code_of_a_tool_counts_with_its_helpers_and_not_with_values() -> None:
+    """A tool that notes in a list whom it paid must not look like another one afterwards."""
+    source = "paid = {0}\ndef half(x): return x {1} 2\ndef pay(x):\n    paid.append(x)\n    return half(x)"
+
+    def code(paid: str, sign: str) -> str:
+        return tool_code(notebook(source.format(paid, sign))["pay"], {})
+
+    assert code("[]", "/") == code("[1]", "/") != code("[]", "//")
+    memo: dict[tuple[str, int], Any] = {}
+    pay = notebook(source.format("[]", "/"))["pay"]
+    assert tool_code(pay, {}, memo) == tool_code(pay, {}, memo) == code("[]", "/")

@@ -622,6 +622,140 @@ def test_arguments_that_are_no_json_are_compared_as_text() -> None:
     assert model_request(call, "m").key != model_request(asking("x"), "m").key
 
 
+# -- after a budget stop ------------------------------------------------------------------------
+
+
+async def test_what_was_paid_before_a_budget_stop_is_not_paid_again(lab: Lab, tmp_path: Path) -> None:
+    """However often it stops, each call of the conversation is made once; tokens count once."""
+    executor = PipelineExecutor(lab.pipeline(), storage=tmp_path / "runs")
+    stopped = await executor.execute(budget="1 request")
+    assert (stopped.steps["sum"].error_type, lab.asked, lab.looked_up) == ("BudgetExceededError", 1, ["a"])
+    again = await executor.execute(resume=True)
+    assert (again.steps["sum"].error_type, lab.asked) == ("BudgetExceededError", 1)
+    more = PipelineExecutor(lab.pipeline(), storage=tmp_path / "runs")
+    assert not (await more.execute(resume=True, budget="2 requests")).success
+    assert (lab.asked, lab.looked_up) == (2, ["a", "b"])
+    result = await more.execute(resume=True, budget="3 requests")
+    assert result.success
+    assert (lab.asked, lab.looked_up) == (3, ["a", "b"])
+    usage = result.steps["sum"].usage
+    assert (usage.requests, usage.tool_calls) == (3, 2)
+    assert [share.spent for share in result.budget_shares()] == [3]
+
+
+async def test_items_that_a_budget_stopped_go_on_after_their_last_call(tmp_path: Path) -> None:
+    """A mapped step whose items call tools: no item asks again what it was told."""
+    asked: list[str] = []
+
+    def look_up(name: str) -> str:
+        """Look up."""
+        asked.append(f"tool {name}")
+        return name.upper()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        question = str(messages[0].parts[-1].content)
+        item = next(word for word in ("x", "y") if f"<data>{word}</data>" in question.replace("\n", ""))
+        if len(messages) == 1:
+            asked.append(f"first {item}")
+            return ModelResponse(parts=[ToolCallPart("look_up", {"name": item})])
+        asked.append(f"last {item}")
+        return ModelResponse(parts=[TextPart(str(messages[-1].parts[0].content))])
+
+    pipeline = Pipeline("p", model=FunctionModel(answer))
+    pipeline.task(lambda: ["x", "y"], name="rows")
+    pipeline.step("each", "Look up {{ item }}", map_over="rows", tools=[look_up])
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs", max_concurrency=2)
+    assert not (await executor.execute(budget="2 requests")).success
+    assert sorted(asked) == ["first x", "first y", "tool x", "tool y"]
+    result = await executor.execute(resume=True, budget="none")
+    assert result["each"] == ["X", "Y"]
+    assert sorted(asked) == ["first x", "first y", "last x", "last y", "tool x", "tool y"]
+    assert result.steps["each"].usage.requests == 4
+
+
+async def test_a_plan_that_a_budget_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The plan and its tool's answer are recorded: only what was refused is asked."""
+    asked: list[str] = []
+    plan = {
+        "tasks": [
+            {"id": "t1", "description": "look", "tool": "look_up", "arguments": {"name": "a"}},
+            {"id": "t2", "description": "Say {{ t1 }}", "tool": "llm", "arguments": {}},
+        ]
+    }
+
+    def look_up(name: str) -> str:
+        """Look up."""
+        asked.append("tool")
+        return name.upper()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        system = str(getattr(messages[-1], "instructions", ""))
+        asked.append("plan" if "Make a plan" in system else "model")
+        text = json.dumps(plan) if "Make a plan" in system else "A it is"
+        if "Judge whether" in system:
+            text = json.dumps({"achieved": True, "reason": ""})
+        if info.output_tools:
+            return ModelResponse(parts=[ToolCallPart(info.output_tools[0].name, text)])
+        return ModelResponse(parts=[TextPart(text)])
+
+    pipeline = Pipeline("p", model=FunctionModel(answer))
+    pipeline.step("s", "Look a up.", tools=[look_up], agent="plan", max_retries=0)
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
+    stopped = await executor.execute(budget="1 request")
+    assert stopped.steps["s"].error_type == "BudgetExceededError"
+    assert asked == ["plan", "tool"]
+    result = await executor.execute(resume=True, budget="none")
+    assert result["s"] == "A it is"
+    assert asked[:2] == ["plan", "tool"]
+    assert "plan" not in asked[2:]
+    assert "tool" not in asked[2:]
+    assert result.steps["s"].usage.requests == len(asked) - 1
+
+
+async def test_a_tool_whose_code_changed_is_called_again(lab: Lab, tmp_path: Path) -> None:
+    """What the old code said is no answer of the new one, and neither is what the model made of it."""
+    storage = tmp_path / "runs"
+    await PipelineExecutor(lab.pipeline(), storage=storage).execute(budget="1 request")
+
+    def look_up(name: str) -> str:
+        """Look a number up."""
+        return f"{name} of the new code"
+
+    changed = Pipeline("sums", model=FunctionModel(lab.answer))
+    changed.step("sum", "Add a and b.", tools=[look_up], max_retries=0)
+    result = await PipelineExecutor(changed, storage=storage).execute(resume=True, budget="none")
+    assert result["sum"] == "a of the new code and b of the new code"
+    assert lab.asked == 3  # its first question is the same, and paid
+
+
+async def test_after_a_budget_stop_and_another_failure_all_is_asked_anew(tmp_path: Path) -> None:
+    """A wrong answer must not come back for ever, whatever stopped the attempt before."""
+    asked = 0
+
+    def note(word: str) -> str:
+        """Note a word."""
+        return "noted"
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        nonlocal asked
+        asked += 1
+        if len(messages) == 1:
+            return ModelResponse(parts=[ToolCallPart("note", {"word": "tea"})])
+        return ModelResponse(parts=[TextPart("bad" if asked == 2 else "good")])
+
+    def check(value: str) -> None:
+        assert value == "good"
+
+    pipeline = Pipeline("p", model=FunctionModel(answer))
+    pipeline.step("s", "Say.", tools=[note], checks=[check], output_retries=0, max_retries=0)
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
+    assert not (await executor.execute(budget="1 request")).success
+    assert (await executor.execute(resume=True, budget="none")).steps["s"].error_type == "OutputValidationError"
+    assert asked == 2
+    assert (await executor.execute(resume=True))["s"] == "good"
+    assert asked == 4
+
+
 # -- kill -9 ------------------------------------------------------------------------------------
 
 

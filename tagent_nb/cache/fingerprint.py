@@ -25,7 +25,7 @@ from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference, lookup
 from tagent_nb.pipeline.tool_schemas import schema_of
 
-__all__ = ["definition_components", "explain", "input_components", "unit_key"]
+__all__ = ["definition_components", "explain", "input_components", "tool_code", "unit_key"]
 
 FORMAT = b"tagent-nb fingerprint 1\n"
 """Raised when equal components mean something else than before."""
@@ -122,6 +122,23 @@ def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], me
         found[f"tool:{name}"] = _text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
         found.update(search.found)
     return found
+
+
+def tool_code(tool: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo | None = None) -> str:
+    """Digest of a tool's own code and of the functions that it calls; not of values, which it may change.
+
+    Args:
+        tool: The function.
+        namespace: Globals of a tool that has none of its own.
+        memo: As in :func:`definition_components`.
+    """
+    memo = {} if memo is None else memo
+    known = memo.get(("tool", id(tool)))
+    if known is None:
+        parts = _tools([tool], namespace, memo)
+        code = {name: digest for name, digest in parts.items() if name.startswith(("tool:", "function:"))}
+        known = memo["tool", id(tool)] = (tool, unit_key(code))
+    return known[1]
 
 
 def _checks(checks: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], memo: Memo) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
-from tagent_nb.errors import NotStoredError
+from tagent_nb.errors import BudgetExceededError, NotStoredError
 from tagent_nb.events import (
     ApprovalRequested,
     CallRecorded,
@@ -29,12 +29,14 @@ NEWEST = 20
 
 
 def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
-    """The calls of each unit's attempt that was killed or stopped before it ended, by unit."""
+    """The calls of each unit's attempt that was killed, stopped, or refused money before it ended, by unit."""
     calls: dict[Unit, list[CallRecorded]] = {}
     for event in memory.events:
         match event:
             case CallRecorded():
                 calls.setdefault((event.step, event.item), []).append(event)
+            case StepFailed(error_type=BudgetExceededError.__name__):
+                pass  # nothing was wrong with its answers, and they are paid
             case StepRetried() | StepFailed() | StepFinished() | StepCached():
                 calls.pop((event.step, event.item), None)
             case ApprovalRequested(call=""):

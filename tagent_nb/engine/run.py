@@ -125,9 +125,14 @@ class Run:
         before = interrupted_calls(self.memory) if self.options.resume is not False else {}
         open_calls = {unit: calls for unit, calls in before.items() if not self.options.forces(unit[0])}
         tape = None if recorded is None else Tape(recorded)
-        replay = ReplayGate(self._keep_call, open_calls, tape, self.equipment.schemas)
+        replay = ReplayGate(self._keep_call, open_calls, tape, self.equipment.schemas, self._code_of)
         inner = (replay, *self.equipment.paid) if tape is None else (*self.equipment.paid, replay)
         return (*self.equipment.gates, *inner)
+
+    def _code_of(self, tool: Callable[..., Any]) -> str:
+        from tagent_nb.cache.fingerprint import tool_code
+
+        return tool_code(tool, self.equipment.namespace, self.memo)
 
     async def _keep_call(self, call: CallRecorded) -> None:
         """Record a call, also when its step is stopped meanwhile: it was made."""

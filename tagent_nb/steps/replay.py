@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Unit = tuple[str, str | None]
 
-MODEL, TOOL = "model", "tool"
+MODEL, TOOL, CODE = "model", "tool", "code"
 ONE_CALL = TokenUsage(tool_calls=1)
 
 
@@ -87,12 +87,14 @@ class ReplayGate(CallGate):
             words, is asked anew.
         tape: Answers everything; what is not on it is an error. ``None``: models are asked.
         schemas: Classes by name that recorded values of tools become.
+        code: The digest of a tool's code. What a tool answered before its code changed, it is asked again.
     """
 
     record: Callable[[CallRecorded], Awaitable[object]]
     interrupted: dict[Unit, list[CallRecorded]] = field(default_factory=dict)
     tape: Tape | None = None
     schemas: Mapping[str, type] = field(default_factory=dict)
+    code: Callable[[Callable[..., Any]], str] | None = None
     _going_on: dict[Unit, tuple[StepContext, Tape]] = field(default_factory=dict)
 
     async def model_call(
@@ -127,7 +129,8 @@ class ReplayGate(CallGate):
         from tagent_nb.steps.answers import error_to_plain, value_from_plain, value_to_plain
 
         request = tool_request(call)
-        recorded, counted = self._recorded(call.context, TOOL, request)
+        code = "" if self.code is None or call.function is None else self.code(call.function)
+        recorded, counted = self._recorded(call.context, TOOL, request, code)
         if recorded is not None:
             if counted:
                 call.context.spend(-ONE_CALL, 0.0)
@@ -138,14 +141,14 @@ class ReplayGate(CallGate):
             value = await proceed(call)
         except (ToolFailed, ModelRetry) as error:
             answer = {**error_to_plain(error), **_taught(call.context, taught)}
-            await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0)
+            await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0, code)
             raise
         answer = {**value_to_plain(value), **_taught(call.context, taught)}
-        await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0)
+        await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0, code)
         return value
 
     def _recorded(
-        self, context: StepContext, kind: str, request: Request
+        self, context: StepContext, kind: str, request: Request, code: str = ""
     ) -> tuple[CallRecorded | None, bool]:
         """The record of this call, and whether what it took is counted already."""
         unit = (context.step, context.item)
@@ -166,6 +169,8 @@ class ReplayGate(CallGate):
         if found is None and kind == MODEL and not going_on[1].begun:
             # It begins with another question: its tools are not those of the conversation before either.
             del self._going_on[unit]
+        if found is not None and found.request.get(CODE, code) != code:
+            found = None
         return found, True
 
     async def _keep(
@@ -176,6 +181,7 @@ class ReplayGate(CallGate):
         answer: Any,
         usage: TokenUsage,
         cost: float | None,
+        code: str = "",
     ) -> None:
         await self.record(
             CallRecorded(
@@ -185,7 +191,7 @@ class ReplayGate(CallGate):
                 attempt=context.attempt,
                 kind=kind,
                 key=request.key,
-                request=request.described,
+                request=request.described | ({CODE: code} if code else {}),
                 answer=answer,
                 usage=usage,
                 cost=cost,
