@@ -750,7 +750,8 @@ async def test_after_a_budget_stop_and_another_failure_all_is_asked_anew(tmp_pat
     pipeline.step("s", "Say.", tools=[note], checks=[check], output_retries=0, max_retries=0)
     executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
     assert not (await executor.execute(budget="1 request")).success
-    assert (await executor.execute(resume=True, budget="none")).steps["s"].error_type == "OutputValidationError"
+    wrong = await executor.execute(resume=True, budget="none")
+    assert wrong.steps["s"].error_type == "OutputValidationError"
     assert asked == 2
     assert (await executor.execute(resume=True))["s"] == "good"
     assert asked == 4
