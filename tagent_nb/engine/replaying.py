@@ -29,7 +29,7 @@ NEWEST = 20
 
 
 def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
-    """The calls of each unit's attempt that was killed, stopped, or refused money before it ended, by unit."""
+    """The calls of each unit's attempt that a kill, Stop or a budget ended before its time, by unit."""
     calls: dict[Unit, list[CallRecorded]] = {}
     for event in memory.events:
         match event:
