@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tagent_nb.cache.explain import uncompared
 from tagent_nb.cache.fingerprint import explain
 
 
@@ -118,6 +119,8 @@ def test_a_changed_schema_is_shown_as_a_diff() -> None:
         ("global:threshold", "1", "absent", "global threshold is not defined now"),
         ("global:threshold", "absent", "2", "global threshold is defined now"),
         ("global:threshold", None, "2", "global threshold is new"),
+        ("global:mean", "named statistics.mean", "named numpy.mean", "global mean is now numpy.mean"),
+        ("global:mean", "1", "named numpy.mean", "global mean changed"),
         ("global:threshold", None, "type a.B", "global threshold is new"),
         (
             "global:client",
@@ -174,3 +177,15 @@ def test_there_is_one_sentence_for_each_difference(old: Any, new: Any, before: A
     if old:
         assert len(sentences) == sum(old.get(name) != new.get(name) for name in {*old, *new})
     assert all(sentence.strip() for sentence in sentences)
+
+
+def test_what_counts_by_its_type_only_is_named() -> None:
+    found = {
+        "global:client": "type openai.OpenAI",
+        "global:table": "type builtins.list of 1",
+        "global:table[0]": "type _thread.lock",
+        "global:own": "type __main__.Client",
+        "global:own.n": "abc",
+        "global:n": "abc",
+    }
+    assert uncompared(found) == ["client (openai.OpenAI)", "table[0] (_thread.lock)"]

@@ -169,9 +169,9 @@ def test_a_decorator_of_a_package_does_not_hide_the_function() -> None:
     wrap: Any = package["wrap"]
     assert set(found_by(wrap(space["inner"]))) == {"package:pandas", "global:n"}
     space["work"] = wrap(space["inner"])
-    assert {"package:pandas", "function:work", "global:n"} == set(found("work", space))
+    assert {"package:pandas", "global:work", "function:work", "global:n"} == set(found("work", space))
     space["plain"] = wrap
-    assert set(found("plain", space)) == {"package:pandas"}
+    assert set(found("plain", space)) == {"package:pandas", "global:plain"}
 
 
 def test_a_bound_method_as_a_step_counts_its_object() -> None:
@@ -240,7 +240,7 @@ def test_what_counts_in_classes(before: str, after: str, counted: set[str]) -> N
 
 def test_a_class_that_is_reached_twice_is_looked_at_once() -> None:
     space = notebook("class K: pass\na, b, L = K(), K(), [K, print]")
-    assert set(found("K L a b", space)) == {"class:K", "global:L", "global:a", "global:b"}
+    assert set(found("K L a b", space)) == {"class:K", "global:L", "global:L[1]", "global:a", "global:b"}
 
 
 def test_the_digest_of_a_class_is_kept_for_the_run() -> None:
@@ -271,11 +271,28 @@ def test_an_instance_counts_by_its_class_and_its_fields() -> None:
     assert edits(source, "return self.n", "return -self.n", "s") == {"class:Scorer"}
 
 
-def test_an_instance_with_fields_that_cannot_be_stored_counts_by_its_class() -> None:
-    source = "class Client:\n    def __init__(self):\n        self.socket = object()\nc = Client()"
-    assert found("c", notebook(source))["global:c"] == "type __main__.Client"
-    slots = "class Client:\n    __slots__ = ()\nc = Client()"
-    assert found("c", notebook(slots))["global:c"] == "type __main__.Client"
+def test_fields_that_cannot_be_stored_count_by_their_type_and_do_not_hide_the_others() -> None:
+    source = """
+    import threading
+    class Part:
+        def __init__(self, n):
+            self.lock, self.n = threading.Lock(), n
+    class Client:
+        __slots__ = ("lock", "part", "limit", "later")
+        def __init__(self, n, limit, clean):
+            self.lock, self.part, self.limit = threading.Lock(), Part(n), limit
+            self.clean = clean
+    Client.__slots__
+    class Client(Client):
+        pass
+    c = Client(1, 2, lambda text: text.lower())
+    """
+    first = found("c", notebook(source))
+    assert first["global:c"] == "type __main__.Client"
+    assert first["global:c.lock"] == "type _thread.lock"
+    assert edits(source, "Client(1", "Client(9", "c") == {"global:c.part.n"}
+    assert edits(source, "1, 2", "1, 9", "c") == {"global:c.limit"}
+    assert edits(source, "lower", "upper", "c") == {"function:c.clean"}
 
 
 def shorten(text: str) -> str:
@@ -351,6 +368,73 @@ def test_a_dataclass_defined_where_no_name_is_given_is_the_users() -> None:
     exec("class K:\n    a = 1", space)
     assert is_user_class(space["K"])
     assert not is_user_class(dict)
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "after", "counted"),
+    [
+        (
+            "class Field:\n    def __get__(self, one, kind): return 1\nclass K:\n    a = Field()",
+            "return 1",
+            "return 2",
+            {"class:Field"},
+        ),
+        (
+            "class Maker(type):\n    def __call__(cls): return 1\nclass K(metaclass=Maker): pass",
+            "return 1",
+            "return 2",
+            {"class:Maker"},
+        ),
+        (
+            "def work(): return 1\nclass K:\n    table = {'a': work}",
+            "return 1",
+            "return 2",
+            {"function:K.table['a']"},
+        ),
+        (
+            "import types\ndef work(): return 1\nclass K:\n    tool = types.SimpleNamespace(f=work)",
+            "return 1",
+            "return 2",
+            {"function:work"},
+        ),
+        ("import re\nclass K:\n    word = re.compile('a')", "'a'", "'b'", {"class:K"}),
+    ],
+    ids=["descriptor", "metaclass", "table", "object", "pattern"],
+)
+def test_what_a_class_holds_counts(source: str, before: str, after: str, counted: set[str]) -> None:
+    assert edits(source, before, after, "K") == counted
+
+
+def test_all_functions_of_a_single_dispatch_count() -> None:
+    source = """
+    from functools import singledispatch
+    @singledispatch
+    def work(x): return 0
+    @work.register
+    def _one(x: int): return 1
+    @work.register(str)
+    def _two(x): return 2
+    """
+    assert edits(source, "return 0", "return 9", "work") == {"function:work"}
+    assert edits(source, "return 1", "return 9", "work") == {"function:work[int]"}
+    assert edits(source, "return 2", "return 9", "work") == {"function:work[str]"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("from statistics import mean as a", "from statistics import median as a"),
+        ("from statistics import mean as a", "from numpy import mean as a"),
+        ("from math import log as a", "from cmath import log as a"),
+        ("from collections import deque as a", "from collections import Counter as a"),
+        ("import json as a", "import csv as a"),
+        ("import numpy.linalg as a", "import numpy.fft as a"),
+        ("import numpy as a", "import pandas as a"),
+    ],
+)
+def test_a_name_that_comes_to_mean_something_else_counts(before: str, after: str) -> None:
+    """Also when the packages and their versions stay the same."""
+    assert edits(before, before, after, "a")
 
 
 # -- modules and packages ---------------------------------------------------------------------
@@ -458,9 +542,9 @@ def test_packages_count_by_version_however_they_are_reached() -> None:
 
     space = notebook(pd=pd, read=pd.read_csv, Frame=pd.DataFrame, mean=np.mean, sqrt=np.array)
     for name in ("pd", "read", "Frame"):
-        assert found(name, space) == {"package:pandas": package_version("pandas")}
+        assert found(name, space)["package:pandas"] == package_version("pandas")
     for name in ("mean", "sqrt"):
-        assert set(found(name, space)) == {"package:numpy"}
+        assert "package:numpy" in found(name, space)
     assert found("", space, imports="pandas.io") == {"package:pandas": package_version("pandas")}
 
 
@@ -504,7 +588,10 @@ def test_python_itself_and_this_package_do_not_count() -> None:
     import tagent_nb
 
     space = notebook(math=math, sqrt=math.sqrt, tagent_nb=tagent_nb, path=Path, search=Surroundings)
-    assert found("math sqrt tagent_nb path search len", space, imports="json tagent_nb.errors") == {}
+    assert found("math tagent_nb len", space, imports="json tagent_nb.errors") == {}
+    named = found("sqrt path search", space)
+    assert named["global:sqrt"] == "named math.sqrt"  # the name could come to mean another function
+    assert set(named) == {"global:sqrt", "global:path", "global:search"}
 
 
 def test_versions_come_from_the_installation() -> None:

@@ -557,6 +557,18 @@ def test_explain_says_in_words_why_a_step_ran(book: Notebook, capsys: pytest.Cap
     assert "Did you mean 'total'?" in refused(book, "tagent_explain totl")
 
 
+def test_explain_says_what_cannot_be_compared(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step that reads a connection does not see that it leads elsewhere."""
+    book("tagent_pipeline reviews")
+    book.shell.user_ns["lines"] = iter([1, 2])
+    book.python("load", "next(lines)")
+    book("tagent_run")
+    capsys.readouterr()
+    book("tagent_explain load")
+    told = capsys.readouterr().out
+    assert "Changes inside of lines (builtins.list_iterator) are not noticed: only its type counts." in told
+
+
 def test_explain_tells_other_ends_of_a_step(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
     book("tagent_pipeline reviews")
     book.python("load", "raise ValueError('no')", "--max-retries 0")

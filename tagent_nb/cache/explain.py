@@ -41,6 +41,17 @@ def explain(
     return sentences
 
 
+def uncompared(components: Mapping[str, str]) -> list[str]:
+    """What counts by its type only, such as a connection: ``"client (openai.OpenAI)"``, sorted by name."""
+    found = []
+    for name, text in sorted(components.items()):
+        # Entries of a table and fields of an object count one by one, under names of their own.
+        inside = any(other.startswith((f"{name}.", f"{name}[")) for other in components)
+        if text.startswith("type ") and not inside:
+            found.append(f"{name.partition(':')[2]} ({text[5:]})")
+    return found
+
+
 _Texts = tuple[str | None, str | None]
 _Definitions = tuple[Definition, Definition]
 
@@ -147,6 +158,8 @@ def _global(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> s
     if texts[0] == "absent":
         return f"global {what} is defined now"
     now = texts[1] or ""
+    if now.startswith("named ") and (texts[0] or "").startswith("named "):
+        return f"global {what} is now {now[6:]}"
     if now.startswith("type ") and texts[0] is not None:
         return f"global {what} is now of {now} (counted by its type only)"
     return _by_digest(kind, what, texts, definitions)

@@ -14,88 +14,38 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, get_args
 
 from tagent_nb.cache.bytecode import Reads, code_digest, code_reads
-from tagent_nb.pipeline import codec
+from tagent_nb.cache.origins import (
+    files_of,
+    is_user_class,
+    is_user_module,
+    package_of,
+    package_version,
+)
+from tagent_nb.cache.values import (
+    BY_TYPE,
+    Memo,
+    bound_to,
+    digest_of,
+    fields_beside,
+    is_native,
+    named,
+    parts_of,
+    value_digest,
+    value_text,
+)
+
+__all__ = ["Memo", "Surroundings", "class_digest", "value_text"]
 
 ABSENT = "absent"
 """Stands for a name that is not defined when the step is looked at."""
 
-_OWN = __name__.partition(".")[0]
-_HEAP_TYPE = 1 << 9
+_TABLES = (dict, list, tuple)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_MOST_ITEMS = 1000
-
-Memo = dict[tuple[str, int], tuple[Any, str]]
-"""Digests by kind and ``id`` of the thing, with the thing so that the id stays its own."""
-
-
-# -- where code comes from ------------------------------------------------------------------
-
-
-def is_user_module(name: str | None) -> bool:
-    """Whether a module is the user's own: neither installed, nor of Python, nor of this package.
-
-    It need not be loaded, and is not loaded here.
-    """
-    if name is None or name == "__main__":
-        return True
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == _OWN:
-        return False
-    module = sys.modules.get(name) or sys.modules.get(top)
-    places = _files_of(top) if module is None else _places(module)
-    return not any(map(_is_installed, places))
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_installed(place: str) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(Path(place).parts)
-
-
-def _places(module: ModuleType) -> list[str]:
-    file = getattr(module, "__file__", None)
-    return [str(one) for one in ([file] if file else getattr(module, "__path__", ()))]
-
-
-def _files_of(top: str) -> list[str]:
-    """Files and folders of a module that is not loaded."""
-    try:
-        spec = find_spec(top)
-    except ValueError:  # somebody put a module without a spec in its place
-        return []
-    if spec is None:
-        return []
-    places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
-    return list(places)
-
-
-def is_user_class(kind: type) -> bool:
-    """Whether a class is the user's own."""
-    if kind.__module__ == "builtins":
-        # What exec defines in a namespace without __name__ says it is built in.
-        return bool(kind.__flags__ & _HEAP_TYPE)
-    return is_user_module(kind.__module__)
-
-
-@functools.lru_cache(maxsize=1024)
-def package_version(top: str) -> str:
-    """The version of the installed package that brings the module ``top``; ``"unknown"`` without one.
-
-    Asked of the installation, not of the module: a step that imports a package itself must have
-    the same fingerprint before and after that import.
-    """
-    from importlib import metadata
-
-    try:
-        return metadata.version(top)
-    except metadata.PackageNotFoundError:
-        owners = metadata.packages_distributions().get(top, ())
-        return ", ".join(sorted({metadata.version(one) for one in owners})) or "unknown"
 
 
 # -- the search -----------------------------------------------------------------------------
@@ -171,18 +121,25 @@ class Surroundings:
 
     def _note(self, name: str, text: str) -> None:
         before = self.found.get(name, text)
-        self.found[name] = text if before == text else _digest_of(before, text)
+        self.found[name] = text if before == text else digest_of(before, text)
 
-    def _package(self, module: str | None) -> None:
-        top = (module or "").partition(".")[0]
-        if top and top not in sys.stdlib_module_names and top != _OWN:
+    def _package(self, module: object) -> None:
+        top = package_of(module)
+        if top:
             self.found.setdefault(f"package:{top}", package_version(top))
+
+    def _refer(self, label: str, kind: type) -> None:
+        """A class that is not reached by a name that could come to mean another."""
+        if is_user_class(kind):
+            self._todo.append((label, kind, frozenset()))
+        else:
+            self._package(kind.__module__)
 
     # -- kinds of things --------------------------------------------------------------------
 
     def _look_at(self, label: str, value: Any, attributes: frozenset[str]) -> None:
         if isinstance(value, ModuleType):
-            self._module(value, attributes)
+            self._module(label, value, attributes)
         elif isinstance(value, FunctionType):
             self._function(label, value)
         elif isinstance(value, MethodType):
@@ -192,15 +149,18 @@ class Surroundings:
         elif isinstance(value, functools.partial):
             parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
             self._todo += [(f"{label}.{name}", part, attributes) for name, part in parts.items()]
-        elif isinstance(value, BuiltinFunctionType):
-            self._package(value.__module__)
         elif isinstance(inspect.getattr_static(value, "__wrapped__", None), FunctionType):
             self._todo.append((label, value.__wrapped__, attributes))
+        elif is_native(value):
+            self._native(label, value, attributes)
         else:
             self._value(label, value, attributes)
 
-    def _module(self, module: ModuleType, attributes: frozenset[str]) -> None:
+    def _module(self, label: str, module: ModuleType, attributes: frozenset[str]) -> None:
         if not is_user_module(module.__name__):
+            # One name may come to mean another module, of Python or of the same package.
+            if module.__name__ not in (label, package_of(module.__name__)):
+                self._note(f"global:{label}", named(module))
             return self._package(module.__name__)
         if not self._is_new(module):
             return None
@@ -210,14 +170,26 @@ class Surroundings:
             self._todo.append((label, inside[name], attributes))
         return None
 
+    def _native(self, label: str, function: Any, attributes: frozenset[str]) -> None:
+        own = bound_to(function)
+        if own is None:
+            self._package(getattr(function, "__module__", None))
+            self._note(f"global:{label}", named(function))
+        else:
+            self._note(f"global:{label}", f"named {function.__qualname__}")
+            self._todo.append((f"{label}.self", own, attributes))
+
     def _function(self, label: str, function: FunctionType) -> None:
         home = function.__globals__.get("__name__")
         if not is_user_module(home):
             self._package(home)
-            # A decorator of a package still holds the user's function.
+            self._note(f"global:{label}", named(function))
+            # A decorator of a package still holds the user's function; singledispatch, several.
             inner = getattr(function, "__wrapped__", None)
-            if inner is not None:
-                self._todo.append((label, inner, frozenset()))
+            held = {label: inner} if inner is not None else {}
+            for kind, one in dict(getattr(function, "registry", {})).items():
+                held[f"{label}[{getattr(kind, '__name__', kind)}]"] = one
+            self._todo += [(name, one, frozenset()) for name, one in held.items()]
         elif self._is_new(function):
             self._note(f"function:{label}", code_digest(function.__code__))
             self._function_reads(label, function)
@@ -241,13 +213,14 @@ class Surroundings:
 
     def _class(self, label: str, kind: type) -> None:
         if not is_user_class(kind):
+            self._note(f"global:{label}", named(kind))
             return self._package(kind.__module__)
         if not self._is_new(kind):
             return None
         parts: dict[str, str] = {"name": kind.__name__, "schema": _json_schema(kind)}
-        for base in kind.__bases__:
+        for base in (*kind.__bases__, type(kind)):
             parts[f"base {base.__name__}"] = ""
-            self._todo.append((base.__name__, base, frozenset()))
+            self._refer(base.__name__, base)
         for name, annotation in inspect.get_annotations(kind).items():
             parts[f"annotation {name}"] = _ADDRESS.sub("", repr(annotation))
             self._annotation(f"{label}.{name}", annotation)
@@ -259,14 +232,19 @@ class Surroundings:
             if functions:
                 parts[name] = ",".join(code_digest(function.__code__) for function in functions)
             elif not (name.startswith("__") and name.endswith("__")):
-                parts[name] = self._digest(value)
-        self._note(f"class:{label}", _digest_of(*(f"{name}={parts[name]}" for name in sorted(parts))))
+                if is_user_class(type(value)):
+                    self._todo.append((type(value).__name__, type(value), frozenset()))
+                parts[name], code = value_digest(value, self._memo)
+                self._todo += [(called, one, frozenset()) for called, one in code]
+                if parts[name].startswith(BY_TYPE) and parts_of(value) is not None:
+                    self._todo.append((f"{label}.{name}", value, frozenset()))
+        self._note(f"class:{label}", digest_of(*(f"{name}={parts[name]}" for name in sorted(parts))))
         return None
 
     def _annotation(self, label: str, annotation: Any) -> None:
         """Classes and validators that a field's type names."""
         if isinstance(annotation, type):
-            self._todo.append((annotation.__name__, annotation, frozenset()))
+            self._refer(annotation.__name__, annotation)
         function = getattr(annotation, "func", None)
         if isinstance(function, FunctionType):
             self._todo.append((f"{label}.{function.__name__}", function, frozenset()))
@@ -276,15 +254,17 @@ class Surroundings:
     def _value(self, label: str, value: Any, attributes: frozenset[str]) -> None:
         if is_user_class(type(value)):
             self._todo.append((type(value).__name__, type(value), attributes))
-        text = self._digest(value)
-        if text.startswith("type ") and isinstance(value, dict | list | tuple) and len(value) <= _MOST_ITEMS:
-            # A table of functions, for example: what is in it counts one by one.
-            if self._is_new(value):
-                pairs = value.items() if isinstance(value, dict) else enumerate(value)
-                self._todo += [(f"{label}[{_short(key)}]", one, attributes) for key, one in pairs]
-                self._note(f"global:{label}", f"{text} of {len(value)}")
+        text, code = value_digest(value, self._memo)
+        self._todo += [(name, one, frozenset()) for name, one in code]
+        parts = parts_of(value) if text.startswith(BY_TYPE) else None
+        if parts is None:
+            parts = fields_beside(value)
+            self._note(f"global:{label}", text)
+        elif self._is_new(value):
+            self._note(f"global:{label}", f"{text} of {len(parts)}" if isinstance(value, _TABLES) else text)
+        else:
             return
-        self._note(f"global:{label}", text)
+        self._todo += [(f"{label}{place}", part, attributes) for place, part in parts]
 
     # -- digests ----------------------------------------------------------------------------
 
@@ -293,33 +273,6 @@ class Surroundings:
             return False
         self._seen[id(thing)] = thing
         return True
-
-    def _digest(self, value: Any) -> str:
-        return value_text(value, self._memo)
-
-
-def value_text(value: Any, memo: Memo) -> str:
-    """The digest of a value; for one that cannot be stored, ``"type "`` and its type's name."""
-    known = memo.get(("value", id(value)))
-    if known is not None:
-        return known[1]
-    try:
-        text: str = codec.digest(value)
-    except Exception:  # it cannot be stored, or its own code runs and raises whatever it likes
-        text = _digest_of_fields(value)
-    memo["value", id(value)] = (value, text)
-    return text
-
-
-def _digest_of_fields(value: Any) -> str:
-    kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if not is_user_class(kind) or not hasattr(value, "__dict__"):
-        return f"type {name}"
-    try:
-        return _digest_of(name, codec.digest(vars(value)))
-    except Exception:  # as above
-        return f"type {name}"
 
 
 def class_digest(kind: type, memo: Memo) -> str:
@@ -331,8 +284,8 @@ def class_digest(kind: type, memo: Memo) -> str:
     search = Surroundings(home, memo)
     search.follow_value(kind.__name__, kind)
     found = {**search.found, "schema": _json_schema(kind)}
-    text = _digest_of(*(f"{name}={found[name]}" for name in sorted(found)))
-    memo["class", id(kind)] = (kind, text)
+    text = digest_of(*(f"{name}={found[name]}" for name in sorted(found)))
+    memo["class", id(kind)] = (kind, text, ())
     return text
 
 
@@ -368,16 +321,8 @@ def _functions_of(value: Any) -> Iterator[FunctionType]:
 def _file_digest(module: str) -> str:
     """SHA-256 of the files of a module that is not loaded yet; loading it is the step's business."""
     # The top only: looking for a submodule would load its parents.
-    places = map(Path, _files_of(module.partition(".")[0]))
+    places = map(Path, files_of(module.partition(".")[0]))
     files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
     if not files:
         return ABSENT
-    return _digest_of(*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
-
-
-def _digest_of(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def _short(key: object) -> str:
-    return repr(key)[:40] if isinstance(key, str | int | float | bool) else type(key).__name__
+    return digest_of(*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))

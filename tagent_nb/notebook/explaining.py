@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tagent_nb.cache.fingerprint import explain
+from tagent_nb.cache.explain import explain, uncompared
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
@@ -43,6 +43,8 @@ def explain_step(session: Session, name: str) -> str:
             lines += _differences(last, before[-1], step.name)
         elif not ended:
             lines.append("There is no earlier run to compare with.")
+        blind = "Changes inside of {} are not noticed: only its type counts."
+        lines += map(blind.format, uncompared(state.components))
     if step.name in session.workspace.redefined:
         lines.append("It has been defined anew since; the next run compares the new definition.")
     return "\n".join(lines)

@@ -1,0 +1,285 @@
+"""Digests of values: of what can be stored by its value, of other objects by what they are made of."""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+from typing import Any, get_origin
+
+from tagent_nb.cache.origins import is_user_class, is_user_module, name_of
+from tagent_nb.pipeline import codec
+
+BY_TYPE = "type "
+"""How the text of a value begins that counts by its type only."""
+
+_NATIVE = (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
+_CODE = (FunctionType, MethodType, ModuleType, type)
+
+MOST_PARTS = 1000
+"""Parts of one value that are looked at one by one."""
+
+_MOST_OBJECTS = 100_000
+_TABLES = (dict, list, tuple)
+_BASIC = (*_TABLES, set, frozenset, str, bytes, int, float)
+_DEFAULT: tuple[Any, Any] = (object.__reduce_ex__, object.__reduce__)
+_CHANGING = ("logging", "random", "numpy.random", "unittest")
+"""Modules whose objects change when they are used; that is no change of what a step depends on."""
+
+_SECRET = re.compile(
+    r"(^|_)(api_?keys?|secrets?|passw(or)?d|credentials?|auth|access_token|headers|cookies)($|_)"
+)
+
+Code = tuple[str, Any]
+"""A function or class of the user with its name."""
+
+Memo = dict[tuple[str, int], tuple[Any, str, tuple[Code, ...]]]
+"""Digests by kind and ``id`` of the thing, with the thing so that the id stays its own."""
+
+
+class _NoValueError(Exception):
+    """A part has no value that could be compared: a lock, a connection, an iterator."""
+
+
+def value_text(value: Any, memo: Memo) -> str:
+    """The digest of a value; for one that has none, ``"type "`` and its type's name."""
+    return value_digest(value, memo)[0]
+
+
+def value_digest(value: Any, memo: Memo) -> tuple[str, tuple[Code, ...]]:
+    """:func:`value_text`, and what the user has written of that which the value holds."""
+    known = memo.get(("value", id(value)))
+    if known is None:
+        text, code = _digest(value)
+        known = memo["value", id(value)] = (value, text, code)
+    return known[1:]
+
+
+def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
+    try:
+        return codec.digest(value), ()
+    except Exception:  # it cannot be stored, or its own code runs and raises whatever it likes
+        kind = type(value)
+    try:
+        if not isinstance(value, _TABLES):
+            if is_user_class(kind):
+                return digest_of(_named(kind), codec.digest([fields_of(value), dict(_state_of(value))])), ()
+            walk = _Walk()
+            return walk.text(value), tuple(walk.code.values())
+    except Exception:  # as above
+        pass
+    return f"{BY_TYPE}{_named(kind)}", ()
+
+
+def parts_of(value: Any) -> list[tuple[str, Any]] | None:
+    """The parts of a value that can be looked at one by one, by where they are in it.
+
+    Those of tables and lists, such as one of functions, and the fields of the user's objects.
+    """
+    users = is_user_class(type(value))
+    if isinstance(value, dict):
+        parts = [(f"[{_short(key)}]", one) for key, one in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"[{place}]", one) for place, one in enumerate(value)]
+    elif users:
+        parts = _own_state(value)
+    else:
+        return None
+    if users:
+        parts += [(f".{name}", one) for name, one in fields_of(value).items()]
+    return parts if len(parts) <= MOST_PARTS else None
+
+
+def _own_state(value: Any) -> list[tuple[str, Any]]:
+    try:
+        return list(_state_of(value))
+    except Exception:  # code of the user's that does not want to be copied
+        return []
+
+
+def fields_beside(value: Any) -> list[tuple[str, Any]]:
+    """Attributes of a user's object that do not count in its digest although it can be stored."""
+    if not is_user_class(type(value)) or isinstance(value, Enum):
+        return []
+    private = _ask(value, "__pydantic_private__")
+    if private is not None:
+        return [(f".{name}", one) for name, one in private.items()]
+    stored = _ask(value, "__dataclass_fields__")
+    if stored is None and not isinstance(value, _BASIC):
+        return []
+    return [(f".{name}", one) for name, one in fields_of(value).items() if name not in (stored or ())]
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The attributes that an object itself has, in its ``__dict__`` and in slots."""
+    found = dict(_ask(value, "__dict__") or {})
+    for kind in type(value).__mro__:
+        for name, slot in vars(kind).items():
+            if isinstance(slot, MemberDescriptorType):
+                try:
+                    found[name] = slot.__get__(value)
+                except AttributeError:  # it is not set
+                    continue
+    return found
+
+
+class _Walk:
+    """The digest of an object that cannot be stored, of all that it is made of: all of it, or none.
+
+    Attributes:
+        code: What the user has written of that which the object holds, by ``id``.
+    """
+
+    def __init__(self) -> None:
+        self.code: dict[int, Code] = {}
+        self._seen: dict[int, tuple[int, Any]] = {}
+
+    def text(self, value: Any) -> str:
+        """Raises _NoValueError, and whatever the object's own code raises."""
+        before = self._seen.get(id(value))
+        if before is not None:
+            return f"again {before[0]}"
+        named = self._name(value)
+        if named:
+            return named
+        try:
+            return codec.digest(value)
+        except Exception:  # it cannot be stored; its parts may
+            self._seen[id(value)] = (len(self._seen), value)
+        if len(self._seen) > _MOST_OBJECTS:
+            raise _NoValueError
+        if isinstance(value, set | frozenset):
+            return digest_of("set", *sorted(map(self.text, value)))
+        return digest_of(
+            _named(type(value)), *(f"{name}={self.text(one)}" for name, one in self._parts(value))
+        )
+
+    def _name(self, value: Any) -> str:
+        """What stands for code: its name, and of the user's its place among :attr:`code`."""
+        if isinstance(value, MethodType):
+            return f"method {self.text(value.__func__)} of {self.text(value.__self__)}"
+        if isinstance(value, ModuleType | type | FunctionType):
+            inner = inspect.unwrap(value) if isinstance(value, FunctionType) else value
+            if is_users(inner):
+                self.code[id(inner)] = (inner.__name__, inner)
+            return named(value)
+        wrapped = inspect.getattr_static(value, "__wrapped__", None)
+        if isinstance(wrapped, FunctionType):
+            return self._name(wrapped)
+        if is_native(value):
+            own = bound_to(value)
+            return f"named {value.__qualname__} of {self.text(own)}" if own is not None else named(value)
+        return ""
+
+    def _parts(self, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, dict):
+            return sorted(((self.text(key), one) for key, one in value.items()), key=lambda pair: pair[0])
+        if isinstance(value, list | tuple):
+            return ((str(place), one) for place, one in enumerate(value))
+        return self._state(value)
+
+    def _state(self, value: Any) -> Iterator[tuple[str, Any]]:
+        kind = type(value)
+        where = f"{kind.__module__}."
+        if hasattr(kind, "__next__") or any(where.startswith(f"{one}.") for one in _CHANGING):
+            raise _NoValueError
+        users = is_user_class(kind)
+        if users:
+            self.code[id(kind)] = (kind.__name__, kind)
+        fields = fields_of(value)
+        # What holds a key is a client: another key is no other answer, and its digest is kept nowhere.
+        if not users and any(map(_SECRET.search, fields)):
+            raise _NoValueError
+        yield from sorted(fields.items())
+        yield from _state_of(value)
+
+
+def _state_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object says of itself to be copied or pickled, beyond its fields.
+
+    Raises:
+        TypeError: It has state that Python does not see, such as a connection.
+    """
+    kind = type(value)
+    own = copyreg.dispatch_table.get(kind)
+    reduced = own(value) if own else value.__reduce_ex__(4)
+    if own is None and (kind.__reduce_ex__, kind.__reduce__) == _DEFAULT:
+        return  # its fields are all that it has
+    if isinstance(reduced, str):
+        yield "name", reduced
+        return
+    # https://docs.python.org/3/library/pickle.html#object.__reduce__
+    for place, one in enumerate(reduced):
+        yield f"({place})", list(one) if place in (3, 4) and one is not None else one
+
+
+def is_native(value: Any) -> bool:
+    """Whether it is a function or method that is not written in Python: of C, Cython, NumPy and the like."""
+    if isinstance(value, _NATIVE):
+        return True
+    if isinstance(value, _CODE) or is_user_class(type(value)) or get_origin(value) is not None:
+        return False
+    return all(isinstance(_ask(value, name), str) for name in ("__qualname__", "__module__"))
+
+
+def _ask(value: Any, attribute: str) -> Any:
+    try:
+        return getattr(value, attribute, None)
+    except Exception:  # a proxy for something that is not there
+        return None
+
+
+def is_users(thing: Any) -> bool:
+    """Whether a module, class or function is the user's own."""
+    if isinstance(thing, ModuleType):
+        return is_user_module(thing.__name__)
+    if isinstance(thing, type):
+        return is_user_class(thing)
+    return is_user_module(thing.__globals__.get("__name__"))
+
+
+def bound_to(function: Any) -> Any:
+    """What a method that is not written in Python is bound to; ``None`` for functions of modules."""
+    own = getattr(function, "__self__", None)
+    return None if isinstance(own, ModuleType) else own
+
+
+def named(thing: Any) -> str:
+    """The text of what counts by its name."""
+    return f"named {thing.__name__ if isinstance(thing, ModuleType) else name_of(thing)}"
+
+
+def digest_of(*texts: str) -> str:
+    """SHA-256 (hex) of texts."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _short(key: object) -> str:
+    return repr(key)[:40] if isinstance(key, str | int | float | bool) else type(key).__name__
