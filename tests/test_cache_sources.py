@@ -271,28 +271,34 @@ def test_an_instance_counts_by_its_class_and_its_fields() -> None:
     assert edits(source, "return self.n", "return -self.n", "s") == {"class:Scorer"}
 
 
-def test_fields_that_cannot_be_stored_count_by_their_type_and_do_not_hide_the_others() -> None:
+def test_an_instance_that_holds_a_lock_counts_by_its_class() -> None:
     source = """
     import threading
-    class Part:
+    class Client:
         def __init__(self, n):
             self.lock, self.n = threading.Lock(), n
-    class Client:
-        __slots__ = ("lock", "part", "limit", "later")
-        def __init__(self, n, limit, clean):
-            self.lock, self.part, self.limit = threading.Lock(), Part(n), limit
-            self.clean = clean
-    Client.__slots__
-    class Client(Client):
-        pass
-    c = Client(1, 2, lambda text: text.lower())
+        def ask(self): return 1
+    c = Client(1)
     """
-    first = found("c", notebook(source))
-    assert first["global:c"] == "type __main__.Client"
-    assert first["global:c.lock"] == "type _thread.lock"
-    assert edits(source, "Client(1", "Client(9", "c") == {"global:c.part.n"}
-    assert edits(source, "1, 2", "1, 9", "c") == {"global:c.limit"}
-    assert edits(source, "lower", "upper", "c") == {"function:c.clean"}
+    assert found("c", notebook(source))["global:c"] == "type __main__.Client"
+    assert edits(source, "Client(1", "Client(2", "c") == set()
+    assert edits(source, "return 1", "return 2", "c") == {"class:Client"}
+
+
+def test_functions_and_objects_inside_of_an_instance_count() -> None:
+    source = """
+    import re
+    class Part:
+        def __init__(self, n): self.n, self.word = n, re.compile("a")
+        def use(self): return 1
+    class Rule:
+        def __init__(self, part, clean): self.part, self.clean = part, clean
+    def clean(text): return text.lower()
+    rule = Rule(Part(1), clean)
+    """
+    assert edits(source, "Part(1", "Part(2", "rule") == {"global:rule"}
+    assert edits(source, "lower", "upper", "rule") == {"function:clean"}
+    assert edits(source, "return 1", "return 2", "rule") == {"class:Part"}
 
 
 def shorten(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ from tagent_nb import (
 
 
 class Calls:
-    """What ran. Its slots are no part of a fingerprint, as attributes and lists would be."""
-
-    __slots__ = ("executor", "items", "stop_at")
+    """What ran. With a lock it is no part of a fingerprint, as a value or a list would be."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.items: list[Any] = []
         self.stop_at: Any = None
         self.executor: Any = None

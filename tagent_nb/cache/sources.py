@@ -44,7 +44,6 @@ __all__ = ["Memo", "Surroundings", "class_digest", "value_text"]
 ABSENT = "absent"
 """Stands for a name that is not defined when the step is looked at."""
 
-_TABLES = (dict, list, tuple)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -261,7 +260,7 @@ class Surroundings:
             parts = fields_beside(value)
             self._note(f"global:{label}", text)
         elif self._is_new(value):
-            self._note(f"global:{label}", f"{text} of {len(parts)}" if isinstance(value, _TABLES) else text)
+            self._note(f"global:{label}", f"{text} of {len(value)}")
         else:
             return
         self._todo += [(f"{label}{place}", part, attributes) for place, part in parts]

@@ -46,8 +46,10 @@ _MOST_OBJECTS = 100_000
 _TABLES = (dict, list, tuple)
 _BASIC = (*_TABLES, set, frozenset, str, bytes, int, float)
 _DEFAULT: tuple[Any, Any] = (object.__reduce_ex__, object.__reduce__)
-_CHANGING = ("logging", "random", "numpy.random", "unittest")
+_TOOLS = ("logging", "random", "numpy.random")
 """Modules whose objects change when they are used; that is no change of what a step depends on."""
+_SERVICES = ("asyncio", "concurrent", "queue", "threading", "unittest", "tagent_nb")
+"""Modules whose objects do something: they are no values, and neither is what holds one."""
 
 _SECRET = re.compile(
     r"(^|_)(api_?keys?|secrets?|passw(or)?d|credentials?|auth|access_token|headers|cookies)($|_)"
@@ -82,42 +84,26 @@ def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
     try:
         return codec.digest(value), ()
     except Exception:  # it cannot be stored, or its own code runs and raises whatever it likes
-        kind = type(value)
+        walk = _Walk()
     try:
         if not isinstance(value, _TABLES):
-            if is_user_class(kind):
-                return digest_of(_named(kind), codec.digest([fields_of(value), dict(_state_of(value))])), ()
-            walk = _Walk()
             return walk.text(value), tuple(walk.code.values())
     except Exception:  # as above
         pass
-    return f"{BY_TYPE}{_named(kind)}", ()
+    return by_type(value), ()
 
 
 def parts_of(value: Any) -> list[tuple[str, Any]] | None:
-    """The parts of a value that can be looked at one by one, by where they are in it.
-
-    Those of tables and lists, such as one of functions, and the fields of the user's objects.
+    """The entries of a table or list, such as one of functions, by where they are in it, to be looked at
+    one by one; ``None`` for other values, and for more than 1,000.
     """
-    users = is_user_class(type(value))
     if isinstance(value, dict):
         parts = [(f"[{_short(key)}]", one) for key, one in value.items()]
     elif isinstance(value, list | tuple):
         parts = [(f"[{place}]", one) for place, one in enumerate(value)]
-    elif users:
-        parts = _own_state(value)
     else:
         return None
-    if users:
-        parts += [(f".{name}", one) for name, one in fields_of(value).items()]
-    return parts if len(parts) <= MOST_PARTS else None
-
-
-def _own_state(value: Any) -> list[tuple[str, Any]]:
-    try:
-        return list(_state_of(value))
-    except Exception:  # code of the user's that does not want to be copied
-        return []
+    return parts + fields_beside(value) if len(parts) <= MOST_PARTS else None
 
 
 def fields_beside(value: Any) -> list[tuple[str, Any]]:
@@ -147,7 +133,10 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 
 class _Walk:
-    """The digest of an object that cannot be stored, of all that it is made of: all of it, or none.
+    """The digest of an object that cannot be stored, from all that it is made of.
+
+    An object that holds a lock, a connection or an iterator does things: what it remembers meanwhile is
+    no change of what a step depends on. It has no digest.
 
     Attributes:
         code: What the user has written of that which the object holds, by ``id``.
@@ -162,6 +151,8 @@ class _Walk:
         before = self._seen.get(id(value))
         if before is not None:
             return f"again {before[0]}"
+        if _is_of(type(value), _TOOLS):
+            return by_type(value)
         named = self._name(value)
         if named:
             return named
@@ -203,8 +194,7 @@ class _Walk:
 
     def _state(self, value: Any) -> Iterator[tuple[str, Any]]:
         kind = type(value)
-        where = f"{kind.__module__}."
-        if hasattr(kind, "__next__") or any(where.startswith(f"{one}.") for one in _CHANGING):
+        if hasattr(kind, "__next__") or _is_of(kind, _SERVICES):
             raise _NoValueError
         users = is_user_class(kind)
         if users:
@@ -275,6 +265,15 @@ def named(thing: Any) -> str:
 def digest_of(*texts: str) -> str:
     """SHA-256 (hex) of texts."""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def by_type(value: Any) -> str:
+    """The text of a value that counts by its type only."""
+    return f"{BY_TYPE}{_named(type(value))}"
+
+
+def _is_of(kind: type, modules: Iterable[str]) -> bool:
+    return any(f"{kind.__module__}.".startswith(f"{one}.") for one in modules)
 
 
 def _named(kind: type) -> str:
