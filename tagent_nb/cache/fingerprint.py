@@ -137,7 +137,7 @@ def tool_code(tool: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo
     if known is None:
         parts = _tools([tool], namespace, memo)
         code = {name: digest for name, digest in parts.items() if name.startswith(("tool:", "function:"))}
-        known = memo["tool", id(tool)] = (tool, unit_key(code))
+        known = memo["tool", id(tool)] = (tool, unit_key(code), ())
     return known[1]
 
 
