@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai import ModelRetry
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturn
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
 
 from tagent_nb import (
     ApprovalGiven,
@@ -168,6 +170,112 @@ async def test_edited_arguments_are_the_ones_that_the_tool_gets() -> None:
     result = await PipelineExecutor(shop(), approver=approver).execute()
     assert DONE == [("coffee", 2)]
     assert result["buy"] == "ordered 2 coffee"
+
+
+def edits(*changed: dict[str, Any]) -> Any:
+    """An approver that puts these arguments in place, in turn, and approves what comes after them."""
+    left = list(changed)
+    return lambda request: Edited(left.pop(0)) if left else Approved()
+
+
+def heard(messages: list[ModelMessage]) -> str:
+    """All that came with the returns of tools."""
+    return " | ".join(str(part.content) for part in messages[-1].parts)
+
+
+async def test_the_model_hears_that_the_user_changed_its_arguments(tmp_path: Path) -> None:
+    """With the tool's value, and again from the record; the events say what was really called."""
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        ASKED["model"] += 1
+        if len(messages) == 1:
+            return ModelResponse(parts=[ToolCallPart("order", {"product": "tea"})])
+        return ModelResponse(parts=[TextPart(heard(messages))])
+
+    defined = Pipeline("shop", model=FunctionModel(answer))
+    defined.step("buy", "Buy.", tools=[order], approve_tools=["order"], max_retries=0)
+    run = PipelineExecutor(defined, approver=edits({"product": "coffee", "count": 2}), storage=tmp_path)
+    result = await run.execute()
+    note = (
+        "The user changed the arguments of this call before it was made. "
+        'It was: order({"product": "coffee", "count": 2})'
+    )
+    assert result["buy"] == f"ordered 2 coffee | {note}"
+    told = [event for event in result.events if isinstance(event, StepProgress)]
+    assert [(one.kind, one.detail["arguments"]) for one in told] == [
+        ("tool_call", {"parcel": "Parcel(product='tea', count=1)"}),
+        ("tool_edited", {"product": "'coffee'", "count": "2"}),
+    ]
+    replayed = await run.execute(offline=True, use_cache=False)
+    assert replayed["buy"] == result["buy"]
+    assert DONE == [("coffee", 2)]
+
+
+@pytest.mark.parametrize("kind", ["failed", "retry", "returned", "pictured"])
+async def test_the_model_hears_of_changed_arguments_whatever_the_tool_does(kind: str) -> None:
+    """Of a call that fails, and beside what the tool says of its own."""
+
+    def pay(euros: int) -> Any:
+        """Pay."""
+        DONE.append(euros)
+        if kind == "failed":
+            raise ConnectionError("bank away")
+        if kind == "retry":
+            raise ModelRetry("try less")
+        more = "by card" if kind == "returned" else ["by", "card"]
+        return ToolReturn("paid", content=more, metadata={"a": 1})
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if len(messages) == 1:
+            return ModelResponse(parts=[ToolCallPart("pay", {"euros": 5})])
+        return ModelResponse(parts=[TextPart(heard(messages))])
+
+    defined = Pipeline("shop", model=FunctionModel(answer))
+    defined.step("buy", "Buy.", tools=[pay], approve_tools=["pay"], max_retries=0)
+    result = await PipelineExecutor(defined, approver=edits({"euros": 3})).execute()
+    assert DONE == [3]
+    assert 'It was: pay({"euros": 3})' in result["buy"]
+    assert {"failed": "bank away", "retry": "try less"}.get(kind, "card") in result["buy"]
+
+
+async def test_an_error_that_ends_the_step_stays_as_it_is_with_changed_arguments() -> None:
+    def pay(euros: int) -> Any:
+        """Pay."""
+        raise StepError(f"no {euros}")
+
+    defined = Pipeline("shop", model=TestModel())
+    defined.step("buy", "Buy.", tools=[pay], approve_tools=["pay"], max_retries=0)
+    result = await PipelineExecutor(defined, approver=edits({"euros": 3})).execute()
+    assert result.error_details["buy"] == "StepError: no 3"
+
+
+async def test_a_plan_shows_the_arguments_that_the_user_gave() -> None:
+    """To the model that judges, and in the record of the plan; the task's result is the tool's own."""
+    tasks = [
+        {"id": "one", "description": "order", "tool": "order", "arguments": {"product": "tea"}},
+        {"id": "two", "description": "Say {{ one }}", "tool": "llm", "arguments": {}},
+    ]
+    seen: list[str] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        seen.append(str(messages[-1].parts[-1].content))
+        if len(seen) == 1:
+            return ModelResponse(parts=[ToolCallPart(info.output_tools[0].name, {"tasks": tasks})])
+        if info.output_tools:
+            return ModelResponse(
+                parts=[ToolCallPart(info.output_tools[0].name, {"achieved": True, "reason": ""})]
+            )
+        return ModelResponse(parts=[TextPart("done")])
+
+    defined = Pipeline("plan", model=FunctionModel(answer))
+    defined.step("buy", "Buy tea.", agent="plan", tools=[order], approve_tools=["order"], max_replans=0)
+    result = await PipelineExecutor(defined, approver=edits({"product": "coffee"})).execute()
+    assert (
+        'order({"product": "coffee", "count": 1}) as changed by the user]: <data>ordered 1 coffee' in seen[-1]
+    )
+    first, second = result.step_metadata["buy"]["plan"]
+    assert (first["arguments"], first["edited_by_user"]) == ({"product": "coffee", "count": "1"}, True)
+    assert "edited_by_user" not in second
 
 
 async def test_edited_arguments_that_the_tool_does_not_take_decide_nothing() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from test_magics import Notebook, book, refused
 
+from tagent_nb.engine.handle import RunHandle
+
+PATIENCE = 30.0
 assert book  # a fixture: pytest finds it by its name
 
 
@@ -14,6 +20,14 @@ def held(book: Notebook) -> None:
     book.python("draft", "'Dear all'", "--approve")
     book.python("send", "'sent: ' + draft")
     book("tagent_run")
+
+
+def wait_for_a_request(handle: RunHandle) -> None:
+    """Return when the run in the background waits for a decision."""
+    until = time.monotonic() + PATIENCE
+    while not handle.executor.pending_approvals():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_held_value_is_listed_approved_and_used_when_the_run_goes_on(
@@ -28,6 +42,39 @@ def test_a_held_value_is_listed_approved_and_used_when_the_run_goes_on(
     assert book("tagent_run --resume")["send"] == "sent: Dear all"
     book("tagent_approve")
     assert "Nothing waits for approval." in book.shown[-1]
+
+
+def test_a_decision_during_a_run_without_anybody_to_ask_says_what_goes_on_with_it(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run does what else it can, and the branch that waits is for the next sitting."""
+    gate = book.shell.user_ns["gate"] = threading.Event()
+    book("tagent_pipeline mails --concurrent")
+    book.python("draft", "'Dear all'", "--approve")
+    book.python("send", "'sent: ' + draft")
+    book.python("other", f"gate.wait({PATIENCE})")
+    handle = book("tagent_run --background")
+    wait_for_a_request(handle)
+    book("tagent_approve draft")
+    told = capsys.readouterr().out
+    assert "Approved. The run under way began without anybody to ask" in told
+    assert "%tagent_run --resume" in told
+    gate.set()
+    assert handle.result().waiting_steps == ["draft"]
+    assert book("tagent_run --resume")["send"] == "sent: Dear all"
+
+
+def test_a_decision_during_a_run_that_waits_for_it_counts_at_once(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book("tagent_pipeline mails")
+    book.python("draft", "'Dear all'", "--approve")
+    book.session.approver = "wait"
+    handle = book("tagent_run --background")
+    wait_for_a_request(handle)
+    book("tagent_approve draft")
+    assert capsys.readouterr().out.endswith("Approved.\n")
+    assert handle.result()["draft"] == "Dear all"
 
 
 def test_a_variable_of_the_notebook_takes_the_place_of_the_value(book: Notebook) -> None:

@@ -59,10 +59,15 @@ def test_calls_of_tools_stand_on_lines_of_their_own_among_the_text() -> None:
     feed(StepStreamed(run_id=RUN, step="a", text="Looking"))
     call = {"tool": "find", "arguments": {"q": "'tea'", "n": "2"}}
     feed(StepProgress(run_id=RUN, step="a", kind="tool_call", detail=call))
+    edited = {"tool": "find", "arguments": {"q": "'coffee'"}}
+    feed(StepProgress(run_id=RUN, step="a", kind="tool_edited", detail=edited))
     feed(StepProgress(run_id=RUN, step="a", kind="tool_error", detail={"tool": "find", "message": "gone"}))
     feed(StepProgress(run_id=RUN, step="a", kind="phase", detail={"phase": "planning"}))
     feed(StepProgress(run_id=RUN, step="m", item="3", kind="tool_call", detail={"tool": "look"}))
-    assert feed.texts == {"a": "Looking\n→ find(q='tea', n=2)\n✗ find: gone\n", "m": "[3] → look()\n"}
+    assert feed.texts == {
+        "a": "Looking\n→ find(q='tea', n=2)\n✎ find(q='coffee')\n✗ find: gone\n",
+        "m": "[3] → look()\n",
+    }
 
 
 def test_items_are_counted_while_they_end() -> None:

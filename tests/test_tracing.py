@@ -19,7 +19,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from tagent_nb import Pipeline, PipelineExecutor, Price, ResultCache, StepContext, events
+from tagent_nb import Edited, Pipeline, PipelineExecutor, Price, ResultCache, StepContext, events
 from tagent_nb.steps.calls import ModelCall, ToolCall
 from tagent_nb.steps.telemetry import telemetry, traced
 from tagent_nb.steps.tracing import Tracing
@@ -153,6 +153,20 @@ async def test_content_is_left_out_unless_asked_for(spans: Any, monkeypatch: pyt
     tool = found["execute_tool add"].attributes
     assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"a": 2, "b": 3}
     assert tool["gen_ai.tool.call.result"] == "5"
+
+
+async def test_a_span_shows_the_arguments_that_the_user_put_in_place(spans: Any) -> None:
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        first = len(messages) == 1
+        return ModelResponse(parts=[ToolCallPart("add", {"a": 2, "b": 3}) if first else TextPart("done")])
+
+    sums = Pipeline("sums", model=FunctionModel(answer)).step(
+        "sum", "Add.", tools=[add], approve_tools=["add"]
+    )
+    run = PipelineExecutor(sums, trace_content=True, approver=lambda request: Edited({"a": 2, "b": 4}))
+    assert (await run.execute()).success
+    tool = spans()["execute_tool add"].attributes
+    assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"a": 2, "b": 4}
 
 
 async def test_failures_have_their_type_and_without_content_nothing_else(spans: Any) -> None:

@@ -29,7 +29,8 @@ from tagent_nb.pipeline.approval import ApprovalRequest, Approver, Unit
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.base import Refusal
-from tagent_nb.steps.calls import CallGate, ToolCall, call_refused
+from tagent_nb.steps.calls import CallGate, ToolCall, call_refused, edited_call, edited_failure
+from tagent_nb.steps.requests import plain
 from tagent_nb.steps.tools import marks_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 VALUE = "approval of its value"
 """What a step waits for whose result is held."""
+
+BRIEF = 200
+"""Characters of an argument that a report shows at most."""
 
 
 class StepHeld(BaseException):
@@ -309,7 +313,17 @@ class ApprovalGate(CallGate):
             reason = str(error)
             call.context.progress("tool_rejected", tool=call.tool, message=reason)
             raise call_refused(f"The user does not allow this call: {reason}") from error
-        return await proceed(replace(call, arguments=arguments))
+        if arguments is call.arguments:
+            return await proceed(call)
+        # The model must not take what comes back for the answer to its own question.
+        used = plain(arguments[call.single] if call.single else arguments)
+        shown = {name: repr(value)[:BRIEF] for name, value in used.items()}
+        call.context.progress("tool_edited", tool=call.tool, arguments=shown)
+        try:
+            value = await proceed(replace(call, arguments=arguments))
+        except Exception as error:  # only what the model reads becomes another error
+            raise edited_failure(call, error, used) from error.__cause__
+        return edited_call(call, value, used)
 
     def _needs(self, call: ToolCall) -> bool:
         if call.function is not None and marks_of(call.function).approval_required:

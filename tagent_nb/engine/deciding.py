@@ -54,7 +54,8 @@ class Deciding(ABC):
     def approve(
         self, step: str, item: str | None = None, *, tool: str | None = None, value: Any = ...
     ) -> None:
-        """Approve what a step holds. Without a run going on, ``run(resume=True)`` goes on with it.
+        """Approve what a step holds. A run with ``approver="wait"`` goes on with it at once. Without a run,
+        or where it began without an approver, ``run(resume=True)`` goes on with it.
 
         Args:
             step: Whose result, or whose call of a tool.

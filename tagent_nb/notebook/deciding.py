@@ -51,7 +51,7 @@ class DecidingMagics(KeptMagics):
         else:
             executor.approve(args.step, args.item, tool=args.tool)
         word = "Rejected" if reason is not None else "Approved"
-        print(f"{word}." if executor.running else f"{word}. %tagent_run --resume goes on with it.")
+        print(f"{word}. {_goes_on(executor)}".strip())
 
     def _named(self, name: str) -> Any:
         if name not in self.session.namespace:
@@ -98,6 +98,15 @@ class DecidingMagics(KeptMagics):
 
 for _kind, _names in KeptMagics.magics.items():
     DecidingMagics.magics[_kind].update(_names)
+
+
+def _goes_on(executor: PipelineExecutor) -> str:
+    """What becomes of a decision, where the run does not go on with it at once."""
+    if not executor.running:
+        return "%tagent_run --resume goes on with it."
+    if executor.approver == "wait":
+        return ""
+    return "The run under way began without anybody to ask: when it has ended, %tagent_run --resume goes on with it."
 
 
 def _value(text: str) -> Any:

@@ -29,7 +29,7 @@ MOST_TEXT = 10_000
 
 _OVERWRITTEN = re.compile(r"[^\r\n]*\r+(?=[^\r\n])")
 
-TOLD = ("tool_call", "tool_error", "tool_rejected")
+TOLD = ("tool_call", "tool_edited", "tool_error", "tool_rejected")
 """Kinds of progress that stand among the text of a step."""
 
 
@@ -95,9 +95,10 @@ class Feed:
     def _tell(self, event: StepProgress) -> None:
         """What a tool does, on a line of its own."""
         tool, detail = event.detail.get("tool", ""), event.detail.get("message", "")
-        if event.kind == "tool_call":
+        if event.kind in ("tool_call", "tool_edited"):
             given = event.detail.get("arguments", {})
-            line = f"→ {tool}({', '.join(f'{name}={value}' for name, value in given.items())})"
+            sign = "→" if event.kind == "tool_call" else "✎"
+            line = f"{sign} {tool}({', '.join(f'{name}={value}' for name, value in given.items())})"
         else:
             line = f"✗ {tool}: {detail}"
         text = self.texts.get(event.step, "")

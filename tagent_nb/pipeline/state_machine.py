@@ -52,6 +52,7 @@ class Task:
         id: Set when the task is added: ``"task_1"`` and so on, an identifier, so that a template can
             refer to it.
         plan: Number of the plan it belongs to, from 1; 0 for tasks from no plan.
+        edited_by_user: Whether a person put ``arguments`` in place of others.
     """
 
     description: str
@@ -64,6 +65,7 @@ class Task:
     error: str = ""
     id: str = ""
     plan: int = 0
+    edited_by_user: bool = False
 
     def __post_init__(self) -> None:
         if (

@@ -7,8 +7,9 @@ refuse (a budget) or look on (a trace). A gate never knows the others.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
+
+EDITED = "tagent_nb_edited"
+"""Where a tool's value keeps the arguments that a person put in place of the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,45 @@ async def through_tool(
     for gate in reversed(gates):
         last = partial(gate.tool_call, proceed=last)
     return await last(call)
+
+
+def edited_call(call: ToolCall, value: Any, arguments: Mapping[str, Any]) -> Any:
+    """What a tool gave for arguments that the user had put in place of the model's, who is told of it.
+
+    Args:
+        call: The call as the model made it.
+        value: What the tool gave.
+        arguments: Those of the user, as plain data in the form of the model's.
+    """
+    from pydantic_ai.messages import ToolReturn
+
+    given = value if isinstance(value, ToolReturn) else ToolReturn(value)
+    said = _edited(call, arguments)
+    more = [given.content] if isinstance(given.content, str) else list(given.content or ())
+    known = given.metadata if isinstance(given.metadata, dict) else {}
+    return replace(given, content=[said, *more] if more else said, metadata={**known, EDITED: arguments})
+
+
+def edited_failure(call: ToolCall, error: Exception, arguments: Mapping[str, Any]) -> Exception:
+    """The failure of such a call as the model is to read it; any other error as it is."""
+    from pydantic_ai.exceptions import ModelRetry, ToolFailed
+
+    if not isinstance(error, ModelRetry | ToolFailed):
+        return error
+    told = type(error)(f"{error.message}\n{_edited(call, arguments)}")
+    told.__cause__ = error.__cause__
+    return told
+
+
+def edited_arguments(value: Any) -> Mapping[str, Any] | None:
+    """The user's arguments behind a value of :func:`edited_call`; ``None`` for any other value."""
+    known = getattr(value, "metadata", None)
+    return known.get(EDITED) if isinstance(known, dict) else None
+
+
+def _edited(call: ToolCall, arguments: Mapping[str, Any]) -> str:
+    shown = json.dumps(arguments, ensure_ascii=False)
+    return f"The user changed the arguments of this call before it was made. It was: {call.tool}({shown})"
 
 
 def call_refused(message: str) -> Exception:

@@ -101,7 +101,8 @@ def to_answer(goal: str, tasks: Sequence[Task], refused: str) -> str:
 
 def told(task: Task) -> str:
     """A task in one line: what it was, how it ended, and its result."""
-    does = "" if task.tool == LLM else f" [{task.tool}({_json(task.arguments)})]"
+    whose = " as changed by the user" if task.edited_by_user else ""
+    does = "" if task.tool == LLM else f" [{task.tool}({_json(task.arguments)}){whose}]"
     start = f"- {task.id}: {task.description}{does}"
     if task.status is TaskStatus.COMPLETED:
         return f"{start}: {shown(task.result)}"

@@ -19,6 +19,7 @@ from tagent_nb.pipeline.state_machine import Phase, Task, TaskBasedStateMachine,
 from tagent_nb.steps import plan_prompts as say
 from tagent_nb.steps.asking import RETRIES, Asker, UnusableError, pause
 from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.calls import edited_arguments
 from tagent_nb.steps.plan_references import filled_in, references, shown_in
 from tagent_nb.steps.plans import (
     LLM,
@@ -220,12 +221,16 @@ class Planning:
         if task.tool == LLM:
             return await self._think(task, arguments), False
         call = f"{task.tool} {_digest(arguments)}"
-        if call in self._before:
-            return self._before[call], True
-        result = await self._toolbox.call(task.tool, arguments)
-        if not self._toolbox.is_pure(task.tool):
-            self._now[call] = result
-        return result, False
+        reused = call in self._before
+        found = self._before[call] if reused else await self._toolbox.call(task.tool, arguments)
+        if not reused and not self._toolbox.is_pure(task.tool):
+            self._now[call] = found
+        edited = edited_arguments(found)
+        if edited is None:
+            return found, reused
+        # What the model reads of the task, and the record of the plan, are about what was really done.
+        task.arguments, task.edited_by_user = dict(edited), True
+        return found.return_value, reused
 
     async def _think(self, task: Task, arguments: dict[str, Any]) -> Any:
         """Let the model do a task; the last one of a plan has the form of the step's value."""
@@ -375,6 +380,8 @@ def _brief(task: Task) -> dict[str, Any]:
     }
     if task.arguments:
         found["arguments"] = {name: say.text_of(one)[:BRIEF] for name, one in task.arguments.items()}
+    if task.edited_by_user:
+        found["edited_by_user"] = True
     if task.error:
         found["error"] = task.error[:BRIEF]
     return found

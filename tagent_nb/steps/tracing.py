@@ -30,7 +30,7 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.pipeline.secrets import redact
-from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
+from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall, edited_arguments
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -201,6 +201,9 @@ class Tracing(CallGate):
         with self._span(f"execute_tool {call.tool}", SpanKind.INTERNAL, asked, attempt) as span:
             value = await proceed(call)
             if self._content:
+                edited = edited_arguments(value)
+                if edited is not None:
+                    span.set_attribute("gen_ai.tool.call.arguments", _json(dict(edited)))
                 span.set_attribute("gen_ai.tool.call.result", _json(value))
         return value
 
