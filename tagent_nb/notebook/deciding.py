@@ -106,7 +106,7 @@ def _goes_on(executor: PipelineExecutor) -> str:
         return "%tagent_run --resume goes on with it."
     if executor.approver == "wait":
         return ""
-    return "The run under way began without anybody to ask: when it has ended, %tagent_run --resume goes on with it."
+    return "The run under way asks nobody: when it has ended, %tagent_run --resume goes on with it."
 
 
 def _value(text: str) -> Any:
