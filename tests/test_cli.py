@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -347,3 +348,14 @@ def test_the_script_is_installed() -> None:
     script = Path(sys.executable).with_name("tagent-nb")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"tagent-nb {tagent_nb.__version__}\n"
+
+
+def test_the_package_can_be_executed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m tagent_nb`` is the same command."""
+    monkeypatch.setattr(sys, "argv", ["tagent_nb", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("tagent_nb", run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"tagent-nb {tagent_nb.__version__}\n"
