@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import decimal
 import functools
 import importlib
 import logging
 import operator
+import os
 import random
 import subprocess
 import sys
@@ -209,6 +211,8 @@ class Level(IntEnum):
         (types.SimpleNamespace(lock=threading.Lock(), n=1), "types.SimpleNamespace"),
         (logging.getLogger("a"), "logging.Logger"),
         (random.Random(1), "random.Random"),
+        (os.environ, "os._Environ"),
+        (decimal.getcontext(), "decimal.Context"),
         (np.random.default_rng(1), "numpy.random._generator.Generator"),
         (iter([1]), "builtins.list_iterator"),
         (SecretStr("sk-canary"), "pydantic.types.SecretStr"),
@@ -288,6 +292,7 @@ def test_digests_are_the_same_in_another_process() -> None:
             """
         from tagent_nb.cache.values import value_text
         made = collections.deque([{clean, "a", "b", "c", 1}, types.SimpleNamespace(b=1, a={"x", "y", "z"})])
+        made += [operator.itemgetter("a"), re.compile("a"), functools.partial(clean), np.add, Slots(1)]
         print(value_text(made, {}))
         """
         )

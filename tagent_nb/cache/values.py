@@ -46,8 +46,9 @@ _MOST_OBJECTS = 100_000
 _TABLES = (dict, list, tuple)
 _BASIC = (*_TABLES, set, frozenset, str, bytes, int, float)
 _DEFAULT: tuple[Any, Any] = (object.__reduce_ex__, object.__reduce__)
-_TOOLS = ("logging", "random", "numpy.random")
-"""Modules whose objects change when they are used; that is no change of what a step depends on."""
+_TOOLS = ("decimal", "logging", "os", "random", "numpy.random")
+"""Modules whose objects change when they are used, or with the process, such as ``os.environ``; that is no
+change of what a step depends on."""
 _SERVICES = ("asyncio", "concurrent", "queue", "threading", "unittest", "tagent_nb")
 """Modules whose objects do something: they are no values, and neither is what holds one."""
 
@@ -123,7 +124,8 @@ def fields_of(value: Any) -> dict[str, Any]:
     """The attributes that an object itself has, in its ``__dict__`` and in slots."""
     found = dict(_ask(value, "__dict__") or {})
     for kind in type(value).__mro__:
-        for name, slot in vars(kind).items():
+        # Members of classes of C may hold addresses; what such an object is, it says to be copied.
+        for name, slot in vars(kind).items() if "__slots__" in vars(kind) else ():
             if isinstance(slot, MemberDescriptorType):
                 try:
                     found[name] = slot.__get__(value)
