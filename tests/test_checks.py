@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
@@ -63,6 +64,46 @@ def test_tools_and_settings_are_among_the_problems_told_at_once() -> None:
     assert "'buy': approve_tools names 'no_tool'" in buy
     assert "'look': there is no model setting 'temprature'. Did you mean 'temperature'" in setting
     assert agent_problems(pipeline, settings=False) == [look, buy]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("max_tokens", "many", "valid integer"),
+        ("max_tokens", "200", "valid integer"),
+        ("max_tokens", True, "valid integer"),
+        ("max_tokens", 0, "it must be 1 or more"),
+        ("max_tokens", None, "valid integer"),
+        ("temperature", "hot", "valid number"),
+        ("top_p", [1], "valid number"),
+        ("timeout", "soon", "valid"),
+        ("tool_choice", "requird", "'none', 'required' or 'auto'"),
+        ("stop_sequences", "END", "valid list"),
+        ("max_tokens", 200, ""),
+        ("temperature", 1, ""),
+        ("timeout", 3, ""),
+        ("stop_sequences", ("END",), ""),
+        ("tool_choice", "auto", ""),
+        ("extra_headers", {"x": "y"}, ""),
+        ("openai_user", 3, ""),
+    ],
+)
+async def test_a_setting_of_a_wrong_type_is_told_before_anything_is_paid(
+    name: str, value: Any, says: str
+) -> None:
+    pipeline = Pipeline("p", model="test").step("first", "Ask.")
+    pipeline.step("second", "{{ first }}", settings={name: value})
+    problems = agent_problems(pipeline, settings=True)
+    if not says:
+        assert problems == []
+        return
+    (problem,) = problems
+    assert problem.startswith(f"Step 'second': setting {name}={value!r} will not do: ")
+    assert says in problem
+    executor = PipelineExecutor(pipeline)
+    with pytest.raises(PipelineValidationError, match="will not do"):
+        await executor.execute()
+    assert executor.memory is None
 
 
 async def test_nothing_is_asked_before_the_names_of_all_steps_are_right() -> None:

@@ -120,6 +120,14 @@ def test_a_card_tells_no_tools_from_all_tools(options: dict[str, Any], told: str
     assert facts(made, made.get_step("report")).get("tools") == told
 
 
+def test_a_card_tells_settings_but_not_what_may_hold_a_key() -> None:
+    settings = {"max_tokens": 200, "extra_headers": {"key": "sk-canary"}, "tool_choice": "auto"}
+    made = pipeline().step("report", "Report", settings=settings)
+    assert (
+        facts(made, made.get_step("report"))["settings"] == "max_tokens=200, extra_headers, tool_choice=auto"
+    )
+
+
 def test_a_card_tells_of_a_single_plan() -> None:
     made = pipeline().step("report", "Report", agent="plan", max_replans=0)
     assert facts(made, made.get_step("report"))["plans"] == "its tasks, once"

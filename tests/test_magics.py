@@ -152,6 +152,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
         "--check sane,kind --check brief --plan --max-replans 1 --budget '0.5 USD, 20 requests' "
+        "--setting max_tokens=200 --setting temperature=0.5 "
         "--no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
@@ -161,6 +162,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert (step.map_over, step.min_success, step.when, step.model) == ("load", 0.5, "load", "openai:gpt")
     assert [str(one) for one in step.dependencies] == ["extra:weak", "more:optional", "load"]
     assert step.constraints == ["be short", "kind"]
+    assert step.settings == {"max_tokens": 200, "temperature": 0.5}
     assert step.tools_filter == ["lookup", "search*"]
     assert step.tools == [book.shell.user_ns["lookup"]]
     assert (step.agent, step.max_replans) == ("plan", 1)
@@ -206,6 +208,8 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} \uff41bc", "go", "Write 'abc'"),
     (f"{STEP} a\u202eb", "go", "is not an identifier"),
     (f"{STEP} a --output-schema Sentimnt", "go", "Did you mean 'Sentiment'?"),
+    (f"{STEP} a --setting 200", "go", "Write: --setting max_tokens=200"),
+    (f"{STEP} a --python --setting seed=1", "1", "a Python step asks no model. Leave --setting out"),
     (f"{STEP} a --output-schema os", "go", "There is no schema 'os'"),
     (f"{STEP} a --output-schema answer", "go", "is of type int, not a pydantic model"),
     (f"{STEP} a --python --plan", "1", "a Python step asks no model. Leave --plan"),

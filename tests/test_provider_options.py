@@ -9,7 +9,7 @@ from IPython.core.error import UsageError
 
 from tagent_nb import Limit, Price
 from tagent_nb.errors import DefinitionError
-from tagent_nb.notebook.provider_options import read_limit, read_price
+from tagent_nb.notebook.provider_options import read_limit, read_price, read_settings
 from tagent_nb.notebook.session import Session
 
 
@@ -65,3 +65,27 @@ def test_prices_and_limits_hold_for_all_pipelines_of_a_session(tmp_path: Path) -
     assert other.prices == {"openai:mine": Price(1, 2), "openai:other": Price(3, 4)}
     assert one.limits is other.limits is session.limits
     assert session.limits.paces["openai"].places == 3
+
+
+def test_settings_are_names_and_values_of_python_or_texts() -> None:
+    given = ["max_tokens=200", "temperature = 0.5", "tool_choice=auto", "stop_sequences=['a=b']"]
+    assert read_settings(given) == {
+        "max_tokens": 200,
+        "temperature": 0.5,
+        "tool_choice": "auto",
+        "stop_sequences": ["a=b"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["200"], "Write: --setting max_tokens=200"),
+        (["max_tokens="], "'max_tokens=' cannot be read"),
+        (["max tokens=3"], "cannot be read"),
+        (["seed=1", "seed=2"], "seed is given twice"),
+    ],
+)
+def test_settings_that_cannot_be_read_say_how_to_write_them(given: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        read_settings(given)

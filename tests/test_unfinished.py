@@ -111,7 +111,8 @@ def test_an_answer_that_was_cut_at_max_tokens_fails_and_is_paid(
     assert (step.status, step.error_type, step.attempts) == (StepStatus.FAILED, "StepError", 1)
     assert step.error == (
         "Step 's': the answer was cut off at max_tokens=16, so its end is missing. "
-        "Raise max_tokens in the step's settings, or ask for a shorter answer."
+        "Raise max_tokens in the step's settings (settings={'max_tokens': 4000}, "
+        "%%tagent_step --setting max_tokens=4000), or ask for a shorter answer."
     )
     assert (step.usage, step.cost) == (ONE, cost(1))
     assert len(fake.requests) == 2

@@ -80,6 +80,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("each of", step.map_over or ""),
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
+        ("settings", _settings(step)),
         ("plans", _plans(step)),
         ("when", _when(step)),
         ("tools", _tools(step)),
@@ -97,6 +98,14 @@ def _tools(step: PipelineStep) -> str:
         return ", ".join(step.tools_filter) or "none"
     own = ", ".join(getattr(one, "__name__", str(one)) for one in step.tools)
     return f"{own}, and all registered ones" if own else ""
+
+
+def _settings(step: PipelineStep) -> str:
+    """What its model is asked with; of the headers and the like, which may hold a key, the name only."""
+    plain = (bool, int, float, str)
+    return ", ".join(
+        f"{name}={one}" if isinstance(one, plain) else name for name, one in step.settings.items()
+    )
 
 
 def _reads(pipeline: Pipeline, step: PipelineStep) -> str:

@@ -152,6 +152,9 @@ class TagentMagics(DecidingMagics):
     @option("--when", metavar="EXPR", help="Run only if this holds: 'classify.label == \"positive\"'.")
     @option("--model", help="Model of this step; the pipeline's without it.")
     @option(
+        "--setting", action="append", metavar="NAME=VALUE", help="A setting of the model: max_tokens=200."
+    )
+    @option(
         "--tools", metavar="NAMES", help="Tools the step may use: names, globs, functions of the notebook."
     )
     @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")

@@ -1,8 +1,9 @@
-"""Options about models and providers: ``--price`` and ``--limit``."""
+"""Options about models and providers: ``--price``, ``--limit`` and ``--setting``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -46,6 +47,26 @@ def read_limit(text: str) -> tuple[str, Limit]:
     """
     provider, found = _read("--limit", text, _LIMIT, int, "openai concurrency=8 requests=500")
     return provider, Limit(**found)
+
+
+def read_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """``["max_tokens=200", "tool_choice=auto"]``: names and values in Python's notation, or else texts.
+
+    Raises:
+        UsageError: One is not written so, or a name is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not name.isidentifier() or not sign or not value:
+            raise UsageError(f"--setting {text!r} cannot be read. Write: --setting max_tokens=200")
+        if name in found:
+            raise UsageError(f"--setting: {name} is given twice. Keep one.")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def _read(

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from tagent_nb.errors import DefinitionError
 from tagent_nb.notebook.parsing import names
+from tagent_nb.notebook.provider_options import read_settings
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 
@@ -45,6 +47,12 @@ def build_step(
         options["approve_tools"] = [name for text in args.approve_tools for name in names(text)]
     if args.remember:
         options["remember"] = True
+    if args.setting:
+        if args.python:
+            raise DefinitionError(
+                f"Step {args.name!r}: a Python step asks no model. Leave --setting out, or write a goal."
+            )
+        options["settings"] = read_settings(args.setting)
     if args.no_cache:
         options["cache"] = False
     return PipelineStep.from_cell(args.name, cell, python=args.python, **options)

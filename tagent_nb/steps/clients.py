@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pkgutil
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from tagent_nb.steps import local
 from tagent_nb.steps.providers import is_local, models_behind, resolve_model, stand_in
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from pydantic_ai.models import Model
     from pydantic_ai.settings import ModelSettings
 
@@ -80,7 +82,7 @@ def model_settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
 
 
 def settings_problems(step: PipelineStep) -> list[str]:
-    """One sentence for each of the step's settings that no model knows."""
+    """One sentence for each of the step's settings that no model knows, or whose value is of a wrong type."""
     if not step.settings:
         return []
     import pydantic_ai.models
@@ -88,9 +90,43 @@ def settings_problems(step: PipelineStep) -> list[str]:
 
     known = ModelSettings.__annotations__
     prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
-    return [
-        f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
-        f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
-        for name in step.settings
-        if name not in known and name.partition("_")[0] not in prefixes
-    ]
+    problems = []
+    for name, value in step.settings.items():
+        if name in known:
+            wrong = _wrong_value(name, value)
+            if wrong:
+                problems.append(f"Step {step.name!r}: setting {name}={value!r} will not do: {wrong}.")
+        elif name.partition("_")[0] not in prefixes:
+            problems.append(
+                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
+            )
+    return problems
+
+
+def _wrong_value(name: str, value: Any) -> str:
+    """What is wrong with the value of a setting that pydantic-ai declares; empty if nothing is."""
+    from pydantic import ValidationError
+
+    if name == "max_tokens" and isinstance(value, int) and value < 1:
+        return "it must be 1 or more"
+    try:
+        # Strict, since a provider gets the value as it is; but a tuple is sent as the list that it means.
+        _type_of_setting(name).validate_python(
+            list(value) if isinstance(value, tuple) else value, strict=True
+        )
+    except ValidationError as error:
+        said = dict.fromkeys(one["msg"] for one in error.errors(include_url=False))
+        return "; ".join(f"{message[0].lower()}{message[1:]}" for message in said)
+    return ""
+
+
+@functools.cache
+def _type_of_setting(name: str) -> TypeAdapter[Any]:
+    from typing import get_type_hints
+
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic_ai.settings import ModelSettings
+
+    # A timeout may be an object of the HTTP client.
+    return TypeAdapter(get_type_hints(ModelSettings)[name], config=ConfigDict(arbitrary_types_allowed=True))

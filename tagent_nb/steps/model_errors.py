@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pydantic_ai.exceptions import FallbackExceptionGroup, ModelAPIError
     from pydantic_ai.messages import ModelMessage
 
+ENOUGH = 4000
+"""Tokens of an answer that an error suggests by way of example."""
+
 SHOWN = 500
 """Characters of an answer or of a provider's message that an error shows at most."""
 
@@ -48,7 +51,8 @@ def explained(
     if isinstance(error, exceptions.OutputTokenLimitExceeded):
         return StepError(
             f"Step {step.name!r}: the answer was cut off {error.message}, so its end is missing. "
-            "Raise max_tokens in the step's settings, or ask for a shorter answer."
+            f"Raise max_tokens in the step's settings (settings={{'max_tokens': {ENOUGH}}}, "
+            f"%%tagent_step --setting max_tokens={ENOUGH}), or ask for a shorter answer."
         )
     if isinstance(error, exceptions.ContentFilterError):
         return StepError(
