@@ -462,6 +462,14 @@ def test_an_approver_is_a_function_or_wait(approver: Any) -> None:
         PipelineExecutor(Pipeline("x"), approver=approver)
 
 
+async def test_an_approver_that_is_set_later_is_checked_before_anything_runs() -> None:
+    run = PipelineExecutor(pipeline("draft"))
+    run.approver = "later"  # type: ignore[assignment]
+    with pytest.raises(DefinitionError, match="approver must be a function"):
+        await run.execute()
+    assert run.memory is None
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [

@@ -255,3 +255,12 @@ def test_current_is_one_session_and_needs_no_notebook() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "<Session: pipelines none; current None>"
     assert isinstance(tagent_nb.current(), Session)
+
+
+def test_an_approver_that_is_none_is_refused_when_it_is_set(tmp_path: Path) -> None:
+    session = Session(folder=tmp_path)
+    with pytest.raises(DefinitionError, match="approver must be a function .*, not 'yes'"):
+        session.approver = "yes"  # type: ignore[assignment]
+    assert session.approver is None
+    session.approver = "wait"
+    assert session.approver == "wait"

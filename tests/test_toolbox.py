@@ -42,7 +42,7 @@ def _no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def box(*tools: Callable[..., Any], context: StepContext | None = None) -> Toolbox:
-    step = PipelineStep(name="s", goal="Go", tools=list(tools))
+    step = PipelineStep(name="s", goal="Go", tools=list(tools), agent="plan")
     return await Toolbox.of(step, context or StepContext("run", "demo", "s"), TestModel())
 
 

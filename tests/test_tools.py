@@ -168,6 +168,25 @@ def test_all_wrong_names_of_a_step_are_told_at_once() -> None:
     ]
 
 
+def test_no_tool_takes_the_name_of_the_answer() -> None:
+    """pydantic-ai's own tool for answers with a schema would collide with it, after other steps were paid."""
+
+    def final_result(x: str) -> str:
+        """Give the result."""
+        return x
+
+    with pytest.raises(DefinitionError, match="A tool cannot be called 'final_result'.*Rename the function"):
+        tool(final_result)
+    with pytest.raises(DefinitionError, match="cannot be called 'final_result'"):
+        tool(pure=True)(final_result)
+    assert "final_result" not in registered_tools()
+    (problem,) = tool_problems(PipelineStep("s", "Go.", tools=[final_result]))
+    assert problem.startswith(
+        "Step 's': 'final_result' is the tool by which models give their answer. Rename"
+    )
+    assert tool_problems(PipelineStep("s", "Go.", tools=[final_result], tools_filter=[])) == []
+
+
 def test_objects_that_can_be_called_go_by_their_class() -> None:
     assert tool_name(partial(search, "a")) == "partial"
 

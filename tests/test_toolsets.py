@@ -269,3 +269,20 @@ def test_they_are_not_written_into_a_module() -> None:
         export_module(pipeline, {})
     alone = Pipeline("asks", model="test").step("s", "Ask.", tools_filter=[])
     assert "greet" not in export_module(alone, {})
+
+
+def test_a_server_whose_tool_has_a_reserved_name_registers_none() -> None:
+    def look(x: str) -> str:
+        """Look."""
+        return x
+
+    def final_result(x: str) -> str:
+        """Give the result."""
+        return x
+
+    served: FunctionToolset[Any] = FunctionToolset(tools=[look, final_result])
+    with pytest.raises(DefinitionError, match="cannot be called 'final_result'.*prefixed"):
+        tools_from(served)
+    assert registered_tools() == {}
+    tools_from(served.prefixed("my"))
+    assert list(registered_tools()) == ["my_look", "my_final_result"]

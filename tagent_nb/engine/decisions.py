@@ -122,7 +122,7 @@ def checked_approver(approver: Any) -> Approver | None:
     if approver is None or approver == "wait" or callable(approver):
         return approver  # type: ignore[no-any-return]
     raise DefinitionError(
-        f"approver must be a function that takes an ApprovalRequest, or 'wait', not {approver!r}."
+        f"approver must be a function that takes an ApprovalRequest, 'wait', or None, not {approver!r}."
     )
 
 

@@ -465,7 +465,7 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
             ledger=ledger,
             recorded=calls,
             observers=self._observers,
-            approver=self.approver,
+            approver=checked_approver(self.approver),
         )
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)
         manager.put(pipeline.name, memory)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tagent_nb.engine.decisions import checked_approver
 from tagent_nb.engine.executor import PipelineExecutor
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.loop import submit
@@ -48,7 +49,6 @@ class Session:
         workspaces: One :class:`Workspace` by pipeline name.
         prices: Prices of own models by name; see :meth:`set_prices`.
         limits: How fast each provider may be asked, by all pipelines together; see :meth:`set_limits`.
-        approver: Decides on what steps and tools hold, in place of forms; see :class:`PipelineExecutor`.
     """
 
     def __init__(self, namespace: Mapping[str, Any] | None = None, folder: str | Path = STATE_FOLDER) -> None:
@@ -57,13 +57,25 @@ class Session:
         self.workspaces: dict[str, Workspace] = {}
         self.prices: dict[str, Price] = {}
         self.limits = LimitsGate()
-        self.approver: Approver | None = None
+        self._approver: Approver | None = None
         self._current: str | None = None
         self._storages: dict[tuple[str, int | None], StorageBackend] = {}
         self._cache: ResultCache | None = None
 
     def __repr__(self) -> str:
         return f"<Session: pipelines {', '.join(self.workspaces) or 'none'}; current {self._current}>"
+
+    @property
+    def approver(self) -> Approver | None:
+        """Decides on what steps and tools hold, in place of forms; see :class:`PipelineExecutor`.
+
+        Setting it raises :class:`DefinitionError` for what is neither a function nor ``"wait"`` nor ``None``.
+        """
+        return self._approver
+
+    @approver.setter
+    def approver(self, approver: Approver | None) -> None:
+        self._approver = checked_approver(approver)
 
     # -- pipelines --------------------------------------------------------------------------
 

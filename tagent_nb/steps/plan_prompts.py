@@ -14,8 +14,9 @@ from tagent_nb.pipeline.delimiting import delimit, plain_text
 from tagent_nb.pipeline.schemas import json_schema
 from tagent_nb.pipeline.state_machine import Task, TaskStatus
 from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.plans import LLM, MOST_TASKS
+from tagent_nb.steps.plans import MOST_TASKS
 from tagent_nb.steps.prompt import instructions
+from tagent_nb.steps.tools import LLM
 
 LONGEST_RESULT = 20_000
 """Characters of one result that a prompt shows at most."""

@@ -22,7 +22,6 @@ from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import edited_arguments
 from tagent_nb.steps.plan_references import filled_in, references, shown_in
 from tagent_nb.steps.plans import (
-    LLM,
     PlanError,
     Proposal,
     all_required,
@@ -32,6 +31,7 @@ from tagent_nb.steps.plans import (
 )
 from tagent_nb.steps.prompt import instructions
 from tagent_nb.steps.toolbox import CallFailedError, Toolbox
+from tagent_nb.steps.tools import LLM
 from tagent_nb.steps.verdicts import Checks
 
 BRIEF = 200

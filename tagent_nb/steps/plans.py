@@ -13,9 +13,7 @@ from tagent_nb.errors import did_you_mean
 from tagent_nb.pipeline.scheduler import find_cycle
 from tagent_nb.pipeline.state_machine import Task, TaskStatus
 from tagent_nb.steps.plan_references import references, renamed, task_id
-
-LLM = "llm"
-"""What does a task that no tool does: the model itself."""
+from tagent_nb.steps.tools import LLM
 
 MOST_TASKS = 12
 """Tasks of one plan."""

@@ -12,10 +12,9 @@ from pydantic_ai.models import Model
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset, ToolsetTool
 from pydantic_ai.usage import RunUsage
 
-from tagent_nb.errors import StepError, did_you_mean
+from tagent_nb.errors import did_you_mean
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.plans import LLM
 from tagent_nb.steps.tools import marks_of, named_tools
 from tagent_nb.steps.toolset import told, toolset
 
@@ -52,15 +51,10 @@ class Toolbox:
         """The tools that a step may use.
 
         Raises:
-            StepError: ``tools_filter`` names a tool that does not exist, or one is called ``"llm"``.
+            StepError: ``tools_filter`` names a tool that does not exist, or one has a reserved name.
             DefinitionError: A tool cannot be described to a model.
         """
         named = named_tools(step)
-        if LLM in named:
-            raise StepError(
-                f"Step {step.name!r}: in a plan {LLM!r} stands for the model itself. Rename the tool of "
-                "this name, or leave it out with tools_filter."
-            )
         pure = frozenset(name for name, one in named.items() if marks_of(one).effect == "pure")
         tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named, context))
         call = RunContext(deps=context, model=model, usage=RunUsage())

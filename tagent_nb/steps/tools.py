@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+OUTPUT = "final_result"
+"""What pydantic-ai calls the tool by which a model gives an answer with a schema."""
+
+LLM = "llm"
+"""What does a task of a plan that no tool does: the model itself."""
+
 _registered: dict[str, Callable[..., Any]] = {}
 _marks: dict[str, Marks] = {}
 _current: ContextVar[StepContext | None] = ContextVar("tagent_nb_tool_context", default=None)
@@ -79,7 +85,7 @@ def tool(
         The function itself.
 
     Raises:
-        DefinitionError: It is no named function, or an argument is not allowed.
+        DefinitionError: It is no named function, its name is reserved, or an argument is not allowed.
     """
     said = marks(timeout=timeout, approval_required=approval_required, pure=pure, side_effect=side_effect)
 
@@ -108,8 +114,26 @@ def marks(*, timeout: float | None, approval_required: bool, pure: bool, side_ef
     return Marks(timeout, bool(approval_required), "pure" if pure else "side_effect" if side_effect else "")
 
 
+def refuse_reserved(name: str) -> None:
+    """Refuse a name that no tool can have.
+
+    Raises:
+        DefinitionError: It is ``final_result``.
+    """
+    if name == OUTPUT:
+        raise DefinitionError(
+            f"A tool cannot be called {OUTPUT!r}: that is the tool by which models give their answer. Rename "
+            "the function; for a tool of a server, use tools_from(toolset.prefixed('my'))."
+        )
+
+
 def register(name: str, function: Callable[..., Any], said: Marks) -> None:
-    """Make a function the tool of this name."""
+    """Make a function the tool of this name.
+
+    Raises:
+        DefinitionError: The name is reserved.
+    """
+    refuse_reserved(name)
     _registered[name] = function
     _marks[name] = said
 
@@ -179,7 +203,23 @@ def _tools_and_problems(step: PipelineStep) -> tuple[dict[str, Callable[..., Any
                 f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
                 "Rename the tool, or leave it out with tools_filter."
             )
-    return chosen, problems + _unasked(step, chosen, known)
+    return chosen, problems + _reserved(step, chosen) + _unasked(step, chosen, known)
+
+
+def _reserved(step: PipelineStep, chosen: Mapping[str, Callable[..., Any]]) -> list[str]:
+    """What is wrong with the names of the tools: they stand for something else."""
+    problems = []
+    if OUTPUT in chosen:
+        problems.append(
+            f"Step {step.name!r}: {OUTPUT!r} is the tool by which models give their answer. Rename the tool "
+            "of this name."
+        )
+    if LLM in chosen and step.agent == "plan":
+        problems.append(
+            f"Step {step.name!r}: in a plan {LLM!r} stands for the model itself. Rename the tool of "
+            "this name, or leave it out with tools_filter."
+        )
+    return problems
 
 
 def _chosen(

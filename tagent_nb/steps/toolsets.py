@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline.tool_schemas import ToolSchema, describe
-from tagent_nb.steps.tools import Marks, marks, register
+from tagent_nb.steps.tools import Marks, marks, refuse_reserved, register
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
@@ -57,7 +57,8 @@ def tools_from(
         The tools, as async functions that take keywords, in the toolset's order.
 
     Raises:
-        DefinitionError: It is no toolset, it cannot be reached, or an argument is not allowed.
+        DefinitionError: It is no toolset, it cannot be reached, a tool has a reserved name, or an argument is
+            not allowed.
     """
     from pydantic_ai.toolsets import AbstractToolset
 
@@ -75,6 +76,8 @@ def tools_from(
             f"The tools of {toolset.label} cannot be listed: {type(error).__name__}: {error}. "
             "Check that its server runs, and what starts it."
         ) from error
+    for name in found:
+        refuse_reserved(name)
     return [_registered(connection, name, one, said) for name, one in found.items()]
 
 
