@@ -8,6 +8,7 @@ from typing import Any
 from tagent_nb.errors import ModelError, PipelineValidationError
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.needs import listed, missing_names
+from tagent_nb.pipeline.prices import Price
 
 
 def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
@@ -82,6 +83,32 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
         if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
             check_model(model)
             seen.append(model)
+
+
+def name_warnings(
+    pipeline: Pipeline, default: Any, prices: Mapping[str, Price], limits: Iterable[str]
+) -> list[str]:
+    """A sentence for names in prices and limits that look misspelt: what they say would count for nothing.
+
+    It is no error: a table may hold more than one pipeline needs.
+
+    Args:
+        pipeline: What is to run.
+        default: The run's own model.
+        prices: The user's own, by model.
+        limits: Providers that the user limits.
+    """
+    models = [
+        next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+        for step in pipeline.steps
+        if not step.is_python
+    ]
+    limited = list(limits)
+    if not models or not (prices or limited):
+        return []
+    from tagent_nb.steps.misspelt import misspelt_limits, misspelt_prices
+
+    return [*misspelt_prices(prices, models), *misspelt_limits(limited, models)]
 
 
 def missing_warnings(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.checks import agent_problems, missing_warnings, part_of, refuse_models, refuse_problems
+from tagent_nb.engine.checks import (
+    agent_problems,
+    missing_warnings,
+    name_warnings,
+    part_of,
+    refuse_models,
+    refuse_problems,
+)
 from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.decisions import checked_approver
 from tagent_nb.engine.equipment import Equipment, RunOptions
@@ -343,6 +350,13 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
             refuse_models(pipeline, self.model)
         return pipeline
 
+    def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
+        """What the user should know of a run that begins."""
+        found = missing_warnings(pipeline, self.namespace)
+        if self._asks_models(pipeline, options.offline):
+            found += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
+        return found
+
     def _asks_models(self, pipeline: Pipeline, offline: bool) -> bool:
         """Whether steps ask models that are known here; a runner of the user has its own."""
         if offline or all(step.is_python for step in pipeline.steps):
@@ -368,7 +382,7 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
                 self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token, calls)
                 if late:
                     await save(run, late)
-                for message in missing_warnings(pipeline, self.namespace):
+                for message in self._warnings(pipeline, options):
                     run.warn(message)
                 for action in self._asked:
                     action(run)

@@ -55,6 +55,11 @@ class LimitsGate(CallGate):
         """Limit a provider from now on, in place of what was."""
         self._pace(provider).set(limit)
 
+    @property
+    def limited(self) -> list[str]:
+        """Providers that the user limits, by the names that she gave them."""
+        return [name for name, pace in self.paces.items() if pace.limit != Limit()]
+
     def _pace(self, provider: str) -> Pace:
         found = self.paces.get(provider)
         if found is None:

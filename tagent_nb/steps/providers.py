@@ -148,7 +148,7 @@ def _unknown(model: str) -> str:
         return f"There is no model {model!r}. The local model is 'local' (its full name is {local.NAME!r})."
     if not colon:
         return f"There is no model {model!r}. Name its provider too, as in 'openai:gpt-5'."
-    known = _providers()
+    known = provider_names()
     return (
         f"Model {model!r}: there is no provider {provider!r}.{did_you_mean(provider, known)} "
         f"Known: {', '.join(known)}."
@@ -161,7 +161,7 @@ def _not_installed(model: str, message: str) -> MissingExtraError:
     return MissingExtraError(f"Model {model!r} needs a package that is not installed. {remedy}")
 
 
-def _providers() -> list[str]:
+def provider_names() -> list[str]:
     """Names of providers, for messages."""
     import pydantic_ai.providers
 
