@@ -180,9 +180,10 @@ def _show(result: PipelineResult) -> None:
     from tagent_nb.pipeline.frames import table_text
 
     print(table_text(result.to_frame(), max_rows=1000))
-    cost = f"{result.total_cost:.4f} USD"
+    costs = [f"{result.total_cost:.4f} USD"] if result.total_cost or not result.unpriced_steps else []
     if result.unpriced_steps:
-        cost += f" and what {', '.join(result.unpriced_steps)} cost, whose price is unknown"
+        costs.append(f"what {', '.join(result.unpriced_steps)} cost, whose price is unknown")
+    cost = " and ".join(costs)
     state = "completed" if result.success else "stopped" if result.cancelled else "failed"
     if state == "failed" and result.waiting_steps and not result.failed_steps:
         state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"

@@ -18,7 +18,9 @@ from pydantic_ai.exceptions import (
 )
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.models.test import TestModel
+from pydantic_ai.providers.openai import OpenAIProvider
 
 from tagent_nb.errors import (
     DefinitionError,
@@ -34,6 +36,7 @@ from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps import tools as tools_module
 from tagent_nb.steps.agent import AgentRunner
 from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.model_errors import protocol_hint
 from tagent_nb.steps.tools import forget_tool, step_context, tool
 from tests.fake_openai import KEY, Act, FakeOpenAI, error, fake_openai
 
@@ -579,6 +582,31 @@ async def test_failures_that_may_pass_are_retryable(
     with pytest.raises(RetryableError, match=message):
         await run(step(output_schema=Sentiment), context, model=MODEL)
     assert len(fake.requests) == 1
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("kind", ["openai", "openai-responses", "openai-chat", "object"])
+async def test_a_server_without_the_responses_api_is_told_with_the_remedy(
+    context: StepContext, serve: Callable[..., FakeOpenAI], kind: str
+) -> None:
+    """Whoever names a model of vLLM and the like ``openai:`` asks for an address that is not there."""
+    fake = serve(Act(status=404, body="Not Found"))
+    model: Any = f"{kind}:mine"
+    if kind == "object":
+        model = OpenAIResponsesModel("mine", provider=OpenAIProvider(base_url=fake.url, api_key=KEY))
+    with pytest.raises(StepError, match="the provider has no model .*404") as caught:
+        await run(step(), context, model=model)
+    told = str(caught.value)
+    assert ("speaks the Responses API, which" in told) is (kind != "openai-chat")
+    assert ("OpenAIChatModel(...) speaks chat completions" in told) is (kind == "object")
+    assert ("'openai-chat:mine' speaks chat completions" in told) is (kind in ("openai", "openai-responses"))
+
+
+def test_openai_itself_has_the_responses_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert protocol_hint("openai:gpt-4o") == ""
+    assert protocol_hint(OpenAIResponsesModel("gpt-4o", provider=OpenAIProvider(api_key=KEY))) == ""
+    assert protocol_hint(TestModel()) == ""
 
 
 @pytest.mark.models

@@ -432,3 +432,15 @@ def test_the_error_tells_everything_to_programs() -> None:
     exceeded = BudgetExceededError("used up", step="s", measure="tokens", spent=5000, limit=4000)
     assert isinstance(exceeded, StepError)
     assert (exceeded.step, exceeded.measure, exceeded.spent, exceeded.limit) == ("s", "tokens", 5000, 4000)
+
+
+async def test_sums_of_usd_show_no_noise_of_floats() -> None:
+    """Three dimes are 0.3 USD, and not 0.30000000000000004."""
+    calls: list[int] = []
+    pipeline = Pipeline("dimes", model=costing(lambda number: 0.1, calls))
+    pipeline.step("a", "One.").step("b", "{{ a }}").step("c", "{{ b }}")
+    result = await PipelineExecutor(pipeline, prices=PRICES, budget=0.5).execute()
+    assert result.total_cost == 0.3
+    assert result.cost_per_step == {"a": 0.1, "b": 0.1, "c": 0.1}
+    assert [share.spent for share in result.budget_shares()] == [0.3]
+    assert "0.30000" not in f"{result!r} {result._repr_html_()} {result.to_json()}"

@@ -73,7 +73,10 @@ def test_a_run_that_did_not_succeed_says_how(fields: dict[str, Any], beginning: 
 def test_an_unknown_price_is_never_shown_as_nothing() -> None:
     free = StepResult("free", StepStatus.COMPLETED, StoredValue.of(1), usage=TokenUsage(1), cost=None)
     text = Reader(result_html(result_of(free, unpriced_steps=["free"]))).text
-    assert "$0 + 1 step of unknown price" in text
+    assert " · 1 step of unknown price" in text
+    assert "$0" not in text
+    known = result_html(result_of(unpriced_steps=["a"], total_cost=0.5))
+    assert "$0.50 + 1 step of unknown price" in known
     assert "$?" in text
     assert "2 steps of unknown price" in result_html(result_of(unpriced_steps=["a", "b"]))
 

@@ -131,6 +131,7 @@ def test_results_do_not_share_their_containers() -> None:
     [
         ({}, "<PipelineResult 'p': completed, 1 values, 1.0 s, $0.0000, run not recorded>"),
         ({"run_id": "r", "total_cost": 0.5, "unpriced_steps": ["a"]}, "$0.5000 and unknown prices, run r>"),
+        ({"run_id": "r", "unpriced_steps": ["a"]}, "1.0 s, unknown prices, run r>"),
         ({"cancelled": True}, "cancelled"),
     ],
 )

@@ -413,8 +413,8 @@ class PipelineMemory:
             pipeline_name=self.pipeline_name,
             success=not failed and ended is not None and ended.success,
             execution_time=self.seconds,
-            total_cost=sum(step.cost for step in ran if step.cost is not None),
-            cost_per_step={step.name: step.cost for step in ran},
+            total_cost=_usd(sum(step.cost for step in ran if step.cost is not None)),
+            cost_per_step={step.name: None if step.cost is None else _usd(step.cost) for step in ran},
             token_usage={step.name: step.usage for step in ran},
             step_outputs=OutputMap(outputs),
             step_metadata={step.name: dict(step.metadata) for step in ran},
@@ -430,6 +430,11 @@ class PipelineMemory:
             warnings=self.warnings,
             budget=self.budget,
         )
+
+
+def _usd(cost: float) -> float:
+    """A sum of USD without the last digits of its float, which say nothing: 0.3, not 0.30000000000000004."""
+    return round(cost, 12)
 
 
 _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {

@@ -136,4 +136,4 @@ def shares(budget: Budget, usage: TokenUsage, cost: float, *, unpriced: bool = F
     spent = spent_amounts(usage, cost)
     exact = {"usd": "at least" if unpriced else "", "tokens": "about" if usage.unmeasured else ""}
     limits = budget.limits().items()
-    return [Share(name, spent[name], 0.0, limit, exact.get(name, "")) for name, limit in limits]
+    return [Share(name, round(spent[name], 12), 0.0, limit, exact.get(name, "")) for name, limit in limits]

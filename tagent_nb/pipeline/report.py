@@ -76,9 +76,10 @@ def _summary(result: PipelineResult, steps: list[StepResult]) -> str:
 
 def _cost(result: PipelineResult) -> str:
     unknown = len(result.unpriced_steps)
-    if not unknown:
-        return cost_text(result.total_cost)
-    return f"{cost_text(result.total_cost)} + {unknown} step{'' if unknown == 1 else 's'} of unknown price"
+    told = [cost_text(result.total_cost)] if result.total_cost or not unknown else []
+    if unknown:
+        told.append(f"{unknown} step{'' if unknown == 1 else 's'} of unknown price")
+    return " + ".join(told)
 
 
 def _table(rows: str) -> str:

@@ -151,7 +151,8 @@ class PipelineResult:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
         if self.waiting_steps and not self.cancelled and not self.failed_steps:
             ended = f"waiting for approval of {', '.join(self.waiting_steps)}"
-        cost = f"${self.total_cost:.4f}" + (" and unknown prices" if self.unpriced_steps else "")
+        known = [f"${self.total_cost:.4f}"] if self.total_cost or not self.unpriced_steps else []
+        cost = " and ".join([*known, *(["unknown prices"] if self.unpriced_steps else [])])
         return (
             f"<PipelineResult {self.pipeline_name!r}: {ended}, {len(self.step_outputs)} values, "
             f"{self.execution_time:.1f} s, {cost}, run {self.run_id or 'not recorded'}>"

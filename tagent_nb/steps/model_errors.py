@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError)
         return StepError(
             f"Step {step.name!r}: the provider has no model {model!r} ({told})."
             + (f" Did you mean {hint!r}?" if hint else " Check the model's name.")
+            + protocol_hint(context.model)
         )
     if isinstance(error, exceptions.ModelQuotaExceededError):
         return StepError(f"Step {step.name!r}: the account behind {model!r} has no quota left ({told}).")
@@ -121,6 +123,24 @@ def _of_fallback(
         return StepError(message)
     waits = [error.retry_after for error in passing if error.retry_after is not None]
     return RetryableError(message, retry_after=min(waits, default=None))
+
+
+def protocol_hint(model: Any) -> str:
+    """What to try where a server that is not OpenAI's may not have the Responses API; empty elsewhere."""
+    if isinstance(model, str):
+        provider, _, name = model.partition(":")
+        if provider not in ("openai", "openai-responses") or not os.environ.get("OPENAI_BASE_URL"):
+            return ""
+        where, remedy = "the server of OPENAI_BASE_URL", f"'openai-chat:{name}'"
+    else:
+        address = str(getattr(model, "base_url", ""))
+        if type(model).__name__ != "OpenAIResponsesModel" or "//api.openai.com" in address:
+            return ""
+        where, remedy = "its server", "OpenAIChatModel(...)"
+    return (
+        f" {model_name(model)!r} speaks the Responses API, which {where} may not have: {remedy} speaks chat "
+        "completions."
+    )
 
 
 def said(error: ModelAPIError) -> str:

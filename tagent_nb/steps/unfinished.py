@@ -5,7 +5,6 @@ Imports pydantic-ai: load it late.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from tagent_nb.errors import RetryableError, TagentError
 from tagent_nb.pipeline.texts import short_text
 from tagent_nb.steps.calls import ModelCall
 from tagent_nb.steps.forms import first_json
-from tagent_nb.steps.model_errors import SHOWN
+from tagent_nb.steps.model_errors import SHOWN, protocol_hint
 from tagent_nb.steps.providers import model_name, profiles_behind
 from tagent_nb.steps.traceback import redact
 
@@ -47,19 +46,8 @@ def readable(call: ModelCall) -> Iterator[None]:
         told = str(error) if known else f"{type(error).__name__}: {error}"
         raise RetryableError(
             f"Step {call.context.step!r}: {model_name(call.context.model)!r} sent an answer that cannot be "
-            f"read ({short_text(redact(told), SHOWN)}).{_protocol_hint(call.context.model)}"
+            f"read ({short_text(redact(told), SHOWN)}).{protocol_hint(call.context.model)}"
         ) from error
-
-
-def _protocol_hint(model: Any) -> str:
-    """What to try where ``OPENAI_BASE_URL`` names a server that may not have the Responses API."""
-    provider, _, name = model.partition(":") if isinstance(model, str) else ("", "", "")
-    if provider != "openai" or not os.environ.get("OPENAI_BASE_URL"):
-        return ""
-    return (
-        f" {model!r} speaks the Responses API, which the server of OPENAI_BASE_URL may not have: "
-        f"'openai-chat:{name}' speaks chat completions."
-    )
 
 
 def ended_early(model: Model[Any], response: ModelResponse, stream: StreamedResponse | None = None) -> bool:
