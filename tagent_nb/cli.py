@@ -180,10 +180,11 @@ def _show(result: PipelineResult) -> None:
     from tagent_nb.pipeline.frames import table_text
 
     print(table_text(result.to_frame(), max_rows=1000))
-    costs = [f"{result.total_cost:.4f} USD"] if result.total_cost or not result.unpriced_steps else []
-    if result.unpriced_steps:
-        costs.append(f"what {', '.join(result.unpriced_steps)} cost, whose price is unknown")
-    cost = " and ".join(costs)
+    cost, unknown = f"{result.total_cost:.4f} USD", ", ".join(result.unpriced_steps)
+    if unknown and result.total_cost:
+        cost += f" and what {unknown} cost, whose price is unknown"
+    elif unknown:
+        cost = f"nobody knows what {unknown} cost, whose price is unknown"
     state = "completed" if result.success else "stopped" if result.cancelled else "failed"
     if state == "failed" and result.waiting_steps and not result.failed_steps:
         state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"

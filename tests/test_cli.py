@@ -221,8 +221,13 @@ def test_unknown_prices_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert main(["run", "priced.py"]) == 0
     shown = capsys.readouterr().out
-    assert "and what ask cost, whose price is unknown" in shown
+    assert " s, nobody knows what ask cost, whose price is unknown." in shown
+    assert "USD" not in shown
     assert "Warning: Step 'odd': its value cannot be stored" in shown
+    paid = "@p.task\ndef paid(context):\n    context.spend(context.usage, 0.5)\n"
+    Path("paid.py").write_text(Path("priced.py").read_text().replace("'Ask'", "'Ask anew'") + paid)
+    assert main(["run", "paid.py"]) == 0
+    assert "0.5000 USD and what ask cost, whose price is unknown." in capsys.readouterr().out
 
 
 def test_a_run_that_waits_for_approval_says_for_which_step(capsys: pytest.CaptureFixture[str]) -> None:
