@@ -9,14 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.checks import (
-    agent_problems,
-    missing_warnings,
-    name_warnings,
-    part_of,
-    refuse_models,
-    refuse_problems,
-)
+from tagent_nb.engine.checking import Checking
 from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.decisions import checked_approver
 from tagent_nb.engine.equipment import Equipment, RunOptions
@@ -25,7 +18,7 @@ from tagent_nb.engine.holding import holding
 from tagent_nb.engine.knowledge import save
 from tagent_nb.engine.loop import background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.engine.money import asked_budget, budget_of, ledger_of, paid_gates, refuse_unpriced
+from tagent_nb.engine.money import budget_of, ledger_of, paid_gates, refuse_unpriced
 from tagent_nb.engine.opening import definition_of, memory_of, run_id_of, schemas_of
 from tagent_nb.engine.recalling import Recalling
 from tagent_nb.engine.recordings import calls_on
@@ -64,7 +57,7 @@ if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
 
 
-class PipelineExecutor(Deciding, Recalling, Remembering):
+class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
     """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
 
     Args:
@@ -316,54 +309,6 @@ class PipelineExecutor(Deciding, Recalling, Remembering):
             self._asked.append(action)
 
     # -- inside -----------------------------------------------------------------------------
-
-    def _options(
-        self,
-        resume: bool | str,
-        force: bool | Iterable[str],
-        until: str | None,
-        offline: bool,
-        use_cache: bool,
-        on_change: str,
-        budget: Budget | float | str | None = None,
-    ) -> RunOptions:
-        if on_change not in ("refuse", "rerun"):
-            raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
-        if not isinstance(resume, bool | str):
-            raise DefinitionError(f"resume must name one run, or be True for the newest, not {resume!r}.")
-        if not isinstance(until, str | None):
-            raise DefinitionError(f"until must name one step, not {until!r}.")
-        forced: bool | frozenset[str] = True
-        if force is not True:
-            names = [force] if isinstance(force, str) else list(force or ())
-            forced = frozenset(self.pipeline.get_step(name).name for name in names)
-        offline = offline or self.recording is not None
-        return RunOptions(resume, forced, until, offline, use_cache, on_change, asked_budget(budget))
-
-    def _checked(self, until: str | None, offline: bool) -> Pipeline:
-        """A snapshot of what is to run, or an error with all that is wrong with it."""
-        pipeline = part_of(self.pipeline, until)
-        refuse_problems(
-            pipeline, agent_problems(pipeline, settings=self._asks_models(pipeline, offline=False))
-        )
-        if self._asks_models(pipeline, offline):
-            refuse_models(pipeline, self.model)
-        return pipeline
-
-    def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
-        """What the user should know of a run that begins."""
-        found = missing_warnings(pipeline, self.namespace)
-        if self._asks_models(pipeline, options.offline):
-            found += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
-        return found
-
-    def _asks_models(self, pipeline: Pipeline, offline: bool) -> bool:
-        """Whether steps ask models that are known here; a runner of the user has its own."""
-        if offline or all(step.is_python for step in pipeline.steps):
-            return False
-        from tagent_nb.steps.agent import AgentRunner
-
-        return isinstance(self.runners["agent"], AgentRunner)
 
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""

@@ -1,0 +1,86 @@
+"""The part of an executor that says what a run would be, and refuses what cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.engine.checks import (
+    agent_problems,
+    missing_warnings,
+    name_warnings,
+    part_of,
+    refuse_models,
+    refuse_problems,
+)
+from tagent_nb.engine.equipment import RunOptions
+from tagent_nb.engine.money import asked_budget
+from tagent_nb.errors import DefinitionError
+from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.models import Pipeline
+
+if TYPE_CHECKING:
+    from tagent_nb.events import CallRecorded
+    from tagent_nb.pipeline.prices import Price
+    from tagent_nb.steps.base import StepRunner
+    from tagent_nb.steps.limits import LimitsGate
+
+
+class Checking:
+    """What :class:`PipelineExecutor` looks at before a run begins."""
+
+    pipeline: Pipeline
+    model: Any
+    namespace: Mapping[str, Any]
+    runners: dict[str, StepRunner]
+    prices: dict[str, Price]
+    limits: LimitsGate
+    recording: list[CallRecorded] | None
+
+    def _options(
+        self,
+        resume: bool | str,
+        force: bool | Iterable[str],
+        until: str | None,
+        offline: bool,
+        use_cache: bool,
+        on_change: str,
+        budget: Budget | float | str | None = None,
+    ) -> RunOptions:
+        if on_change not in ("refuse", "rerun"):
+            raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
+        if not isinstance(resume, bool | str):
+            raise DefinitionError(f"resume must name one run, or be True for the newest, not {resume!r}.")
+        if not isinstance(until, str | None):
+            raise DefinitionError(f"until must name one step, not {until!r}.")
+        forced: bool | frozenset[str] = True
+        if force is not True:
+            names = [force] if isinstance(force, str) else list(force or ())
+            forced = frozenset(self.pipeline.get_step(name).name for name in names)
+        offline = offline or self.recording is not None
+        return RunOptions(resume, forced, until, offline, use_cache, on_change, asked_budget(budget))
+
+    def _checked(self, until: str | None, offline: bool) -> Pipeline:
+        """A snapshot of what is to run, or an error with all that is wrong with it."""
+        pipeline = part_of(self.pipeline, until)
+        refuse_problems(
+            pipeline, agent_problems(pipeline, settings=self._asks_models(pipeline, offline=False))
+        )
+        if self._asks_models(pipeline, offline):
+            refuse_models(pipeline, self.model)
+        return pipeline
+
+    def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
+        """What the user should know of a run that begins."""
+        found = missing_warnings(pipeline, self.namespace)
+        if self._asks_models(pipeline, options.offline):
+            found += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
+        return found
+
+    def _asks_models(self, pipeline: Pipeline, offline: bool) -> bool:
+        """Whether steps ask models that are known here; a runner of the user has its own."""
+        if offline or all(step.is_python for step in pipeline.steps):
+            return False
+        from tagent_nb.steps.agent import AgentRunner
+
+        return isinstance(self.runners["agent"], AgentRunner)
