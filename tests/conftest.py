@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -37,6 +38,22 @@ def pytest_configure() -> None:
     its lock there; all other threads would wait for ever. CPython's own lock is enough for what it guards.
     """
     Collector.lock_data = Collector.unlock_data = _nothing  # type: ignore[method-assign]
+    _excuse_finalisers_without_room()
+
+
+def _excuse_finalisers_without_room() -> None:
+    """Let a test fail for no finaliser of somebody else's garbage.
+
+    Tests nest values as deep as Python goes. A collection that happens to run down there leaves finalisers no
+    frames to run in; pytest would count that against the test that nests.
+    """
+    told = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, RecursionError):
+            told(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _nothing(collector: Collector) -> None:
