@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,7 @@ def test_shared_values_of_the_pipeline_stay_as_they_were() -> None:
         pd.Series([1]),
         Counter("aab"),
         bytearray(b"a"),
+        deque([[1]]),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from dataclasses import is_dataclass
 from typing import Any
 
 _FROZEN = frozenset({type(None), bool, int, float, complex, str, bytes, range})
-_CONTAINERS = (list, dict, set, tuple, bytearray)
+_CONTAINERS = (list, dict, set, tuple, bytearray, deque)
 
 
 def own_copy(value: Any) -> Any:

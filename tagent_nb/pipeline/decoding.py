@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError
+from tagent_nb.pipeline import containers
 from tagent_nb.pipeline.encoding import is_model
-from tagent_nb.pipeline.scalars import FROM_NODE, TAG, Node
-from tagent_nb.pipeline.schemas import schema_hash
+from tagent_nb.pipeline.scalars import FROM_NODE, TAG, Node, parts_of
 
 Schemas = Mapping[str, type]
 _MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
@@ -52,6 +52,8 @@ def resolve(node: Node, schemas: Schemas) -> Any:
     try:
         if tag in FROM_NODE:
             return FROM_NODE[tag](node)
+        if tag in containers.FROM_NODE:
+            return containers.FROM_NODE[tag](node)
         if tag in _FROM_NODE:
             return _FROM_NODE[tag](node, schemas)
     except _MALFORMED as error:
@@ -62,26 +64,9 @@ def resolve(node: Node, schemas: Schemas) -> Any:
     )
 
 
-def _list_of(node: Node) -> list[Any]:
-    value = node["v"]
-    if not isinstance(value, list):
-        raise TypeError("its parts are no list")
-    return value
-
-
-def _dict(node: Node, schemas: Schemas) -> Any:
-    pairs = [(key, value) for key, value in _list_of(node)]
-    try:
-        found = dict(pairs)
-    except TypeError:
-        found = {}
-    # Keys whose class is missing may be unhashable, or equal, as plain data: then the pairs remain.
-    return found if len(found) == len(pairs) else pairs
-
-
 def _set(node: Node, schemas: Schemas) -> Any:
     kind = set if node[TAG] == "set" else frozenset
-    parts = _list_of(node)
+    parts = parts_of(node)
     try:
         found = kind(parts)
     except TypeError:
@@ -118,17 +103,9 @@ def _model(node: Node, schemas: Schemas) -> Any:
     kind: Any = _class(node, schemas)
     if not is_model(kind):
         return fields["root"] if list(fields) == ["root"] else fields
-    # Another schema under the same name may give other meanings to what it does not refuse.
-    if node.get("schema") != schema_hash(kind) and set(fields) != set(kind.model_fields):
-        return fields
-    try:
-        if kind.__pydantic_root_model__:
-            return kind.model_validate(fields["root"], strict=False)
-        found = kind.model_validate(fields, strict=False, by_name=True, by_alias=False)
-    except Exception:  # validators are the user's code; what does not fit comes back as plain data
-        return fields
-    found.__pydantic_fields_set__.difference_update(node.get("unset", ()))
-    return found
+    from tagent_nb.pipeline.rebuilding import model_of
+
+    return model_of(kind, node, fields)
 
 
 def _data(node: Node, schemas: Schemas) -> Any:
@@ -150,8 +127,8 @@ def _data(node: Node, schemas: Schemas) -> Any:
 
 def _namedtuple(node: Node, schemas: Schemas) -> Any:
     kind: Any = _class(node, schemas)
-    names = tuple(name for name, _ in _list_of(node))
-    values = [value for _, value in _list_of(node)]
+    names = tuple(name for name, _ in parts_of(node))
+    values = [value for _, value in parts_of(node)]
     if isinstance(kind, type) and issubclass(kind, tuple) and getattr(kind, "_fields", None) == names:
         return tuple.__new__(kind, values)
     return _tuple_class(node["name"], names)(*values)
@@ -169,8 +146,7 @@ def _frame(node: Node, schemas: Schemas) -> Any:
 
 
 _FROM_NODE: dict[str, Callable[[Node, Schemas], Any]] = {
-    "dict": _dict,
-    "tuple": lambda node, schemas: tuple(_list_of(node)),
+    "tuple": lambda node, schemas: tuple(parts_of(node)),
     "set": _set,
     "frozenset": _set,
     "enum": _enum,

@@ -20,6 +20,7 @@ from math import isfinite
 from typing import Any
 
 from tagent_nb.errors import EncodeError
+from tagent_nb.pipeline.containers import container_node
 from tagent_nb.pipeline.scalars import TAG, TO_NODE, Node
 from tagent_nb.pipeline.schemas import schema_hash
 
@@ -163,7 +164,7 @@ class Encoder:
     def _dict(self, value: dict[Any, Any], depth: int) -> Node:
         self.enter(depth, len(value))
         if TAG in value or not _TEXT.issuperset(map(type, value)):
-            return self._pairs(value, depth)
+            return {TAG: "dict", "v": self.pairs(value, depth)}
         if len(value) > 1:
             self.sorted = False
         parts = value.values()
@@ -184,7 +185,8 @@ class Encoder:
             raise refused.inside(field_part(key), value if holder is None else holder) from None
         return found
 
-    def _pairs(self, value: dict[Any, Any], depth: int) -> Node:
+    def pairs(self, value: Mapping[Any, Any], depth: int, *, ordered: bool = False) -> list[Any]:
+        """The trees of all keys and values; sorted for identity, unless their order belongs to it."""
         pairs = []
         key: object = None
         try:
@@ -192,10 +194,10 @@ class Encoder:
                 pairs.append([self.tree(key, depth + 1), self.tree(item, depth + 1)])
         except RefusedError as refused:
             raise refused.inside(field_part(key), value) from None
-        if self.identity:
+        if self.identity and not ordered:
             pairs.sort(key=to_canonical)
         self.same = self.same and self.identity
-        return {TAG: "dict", "v": pairs}
+        return pairs
 
     def _set(self, value: set[Any] | frozenset[Any], tag: str, depth: int) -> Node:
         self.enter(depth, len(value))
@@ -216,6 +218,10 @@ class Encoder:
         if kind is tuple:
             self.enter(depth, len(value))
             return {TAG: "tuple", "v": self.items(value, depth)}
+        if kind.__module__ == "collections":
+            node = container_node(value, self, depth)
+            if node is not None:
+                return node
         if isinstance(value, set | frozenset):
             return self._set(value, "set" if isinstance(value, set) else "frozenset", depth)
         for types_, convert in TO_NODE:
@@ -234,17 +240,22 @@ class Encoder:
         self.enter(depth, len(value.__dict__))
         fields = {name: value.__dict__[name] for name in kind.model_fields if name in value.__dict__}
         fields.update(value.__pydantic_extra__ or {})
-        node = {TAG: "model", "name": kind.__name__, "v": self._model_fields(value, fields, depth)}
+        found, written = self._model_fields(value, fields, depth)
+        node = {TAG: "model", "name": kind.__name__, "v": found}
         if not self.identity:
             self.same = False
             node["schema"] = schema_hash(kind)
             unset = [name for name in fields if name not in value.model_fields_set]
             if unset:
                 node["unset"] = unset
+            if written:
+                node["json"] = written
         return node
 
-    def _model_fields(self, value: Any, fields: Mapping[str, Any], depth: int) -> Node:
-        found = {}
+    def _model_fields(self, value: Any, fields: Mapping[str, Any], depth: int) -> tuple[Node, list[str]]:
+        """The trees of its fields, and the names of those that the model wrote as JSON itself."""
+        found: Node = {}
+        written = []
         for name, item in fields.items():
             try:
                 found.update(self.fields({name: item}, depth, value))
@@ -253,7 +264,8 @@ class Encoder:
                     raise
                 # A type of the model's own, such as a URL: the model knows how to write and read it.
                 found[name] = self.tree(_as_json(value, name, refused), depth + 1)
-        return found
+                written.append(name)
+        return found, written
 
     def _dataclass(self, value: Any, kind: type, depth: int) -> Node:
         names = [field.name for field in dataclasses.fields(kind)]

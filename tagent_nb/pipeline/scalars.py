@@ -25,6 +25,14 @@ def own_float(value: Any) -> float:
     return float(value) if value.dtype.itemsize == 8 else float(str(value))
 
 
+def parts_of(node: Mapping[str, Any]) -> list[Any]:
+    """The parts of a node that has a list of them; a ``TypeError`` for anything else."""
+    parts = node["v"]
+    if not isinstance(parts, list):
+        raise TypeError("its parts are no list")
+    return parts
+
+
 # -- times --------------------------------------------------------------------------------------
 
 
@@ -102,7 +110,8 @@ TO_NODE: tuple[tuple[type | tuple[type, ...], Callable[[Any], Node]], ...] = (
     (time, lambda value: _from_moment(value, "time")),
     (timedelta, lambda value: {TAG: "timedelta", "v": [value.days, value.seconds, value.microseconds]}),
     (Decimal, lambda value: {TAG: "decimal", "v": str(value)}),
-    ((bytes, bytearray), lambda value: {TAG: "bytes", "v": pack_bytes(value)}),
+    (bytes, lambda value: {TAG: "bytes", "v": pack_bytes(value)}),
+    (bytearray, lambda value: {TAG: "bytearray", "v": pack_bytes(value)}),
     (UUID, lambda value: {TAG: "uuid", "v": str(value)}),
     (PurePath, _from_path),
     (range, lambda value: {TAG: "range", "v": [value.start, value.stop, value.step]}),
@@ -116,6 +125,7 @@ FROM_NODE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "timedelta": _to_timedelta,
     "decimal": lambda node: Decimal(node["v"]),
     "bytes": lambda node: unpack_bytes(node["v"]),
+    "bytearray": lambda node: bytearray(unpack_bytes(node["v"])),
     "uuid": lambda node: UUID(node["v"]),
     "path": lambda node: Path(node["v"]),
     "posixpath": lambda node: PurePosixPath(node["v"]),

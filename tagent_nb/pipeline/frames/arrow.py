@@ -69,20 +69,34 @@ def from_node(node: Node) -> Any:
 # -- scalars ------------------------------------------------------------------------------------
 
 
+_NUMBERS = {"b": bool, "i": int, "u": int, "f": float, "U": str, "S": bytes}
+"""Python's classes of what NumPy's scalars hold, by kind of dtype."""
+
+
 def _numpy_scalar(value: Any, walk: Encoder, depth: int) -> Any:
+    # A number of NumPy counts and fails otherwise than Python's: 1 / np.int64(0) is infinite.
+    node = {TAG: "numpy", "dtype": value.dtype.str}
     if value.dtype.kind in "mM":
-        return {TAG: "numpy", "dtype": value.dtype.str, "v": int(value.astype("i8"))}
+        return node | {"v": int(value.astype("i8"))}
     if value.dtype.kind == "f" and value.dtype.itemsize <= 8:
-        return walk.tree(own_float(value), depth)
-    if value.dtype.kind in "biuUS":
-        return walk.tree(value.item(), depth)
+        return node | {"v": walk.tree(own_float(value), depth)}
+    if value.dtype.kind in "US":
+        # Their lengths are no part of what they are.
+        return {TAG: "numpy", "dtype": value.dtype.kind, "v": walk.tree(value.item(), depth)}
+    if value.dtype.kind in "biu":
+        return node | {"v": value.item()}
     raise refusal(value)
 
 
 def _to_numpy_scalar(node: Node) -> Any:
     import numpy as np
 
-    return np.array([node["v"]], "i8").astype(_checked_dtype(node["dtype"], "mM"))[0]
+    dtype, value = _checked_dtype(node["dtype"], "mMbiufUS"), node["v"]
+    if dtype.kind in "mM":
+        return np.array([value], "i8").astype(dtype)[0]
+    if type(value) is not _NUMBERS[dtype.kind]:
+        raise TypeError(f"{type(value).__name__} for {dtype}")
+    return dtype.type(value)
 
 
 def _pandas_scalar(value: Any, walk: Encoder, depth: int) -> Node:

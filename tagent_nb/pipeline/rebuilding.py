@@ -1,0 +1,140 @@
+"""Pydantic models as they were recorded: what they hold was validated once, by the run that made them.
+
+To validate a whole model again would run the validators of its author on what they returned, and a
+validator that turns percents into fractions would do so twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter
+from pydantic_core import PydanticUndefined
+
+from tagent_nb.pipeline.encoding import Encoder
+from tagent_nb.pipeline.scalars import TAG
+from tagent_nb.pipeline.schemas import schema_hash
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_adapters: WeakKeyDictionary[type, dict[str, TypeAdapter[Any] | None]] = WeakKeyDictionary()
+
+
+def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
+    """The model of a node; its fields as plain data where they no longer fit the class.
+
+    Args:
+        kind: The class that has the model's name now.
+        node: As :class:`~tagent_nb.pipeline.encoding.Encoder` writes it.
+        fields: Its fields, as values.
+    """
+    if node.get("schema") == schema_hash(kind):
+        return _as_recorded(kind, node, fields)
+    # Another schema under the same name may give other meanings to what it does not refuse.
+    found = _validated(kind, fields) if set(fields) == set(kind.model_fields) else None
+    if found is None:
+        return fields
+    found.__pydantic_fields_set__.difference_update(node.get("unset", ()))
+    return found
+
+
+def _validated(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """The model that the class makes of these fields; ``None`` if it refuses them."""
+    try:
+        if kind.__pydantic_root_model__:
+            return kind.model_validate(fields["root"], strict=False)
+        return kind.model_validate(fields, strict=False, by_name=True, by_alias=False)
+    except Exception:  # validators are the user's code
+        return None
+
+
+def _as_recorded(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
+    written = set(node.get("json", ()))
+    # What the model wrote as JSON itself, only the model can read.
+    read = _validated(kind, fields) if written else None
+    known, others = {}, {}
+    for name, value in fields.items():
+        if name not in kind.model_fields:
+            others[name] = value
+        elif name in written and read is not None:
+            known[name] = read.__dict__[name]
+        else:
+            known[name] = _typed(kind, name, value)
+    open_to_more = kind.model_config.get("extra") == "allow"
+    if others and not open_to_more:
+        return fields
+    found = kind.__new__(kind)
+    # What pickle does: no validator and no model_post_init runs a second time.
+    BaseModel.__setstate__(
+        found,
+        {
+            "__dict__": known,
+            "__pydantic_fields_set__": set(fields).difference(node.get("unset", ())),
+            "__pydantic_extra__": others if open_to_more else None,
+            "__pydantic_private__": _private(kind),
+        },
+    )
+    return found
+
+
+def _private(kind: Any) -> dict[str, Any] | None:
+    """Private attributes, which pydantic writes nowhere: they have their defaults."""
+    if not kind.__private_attributes__:
+        return None
+    found = {name: one.get_default() for name, one in kind.__private_attributes__.items()}
+    return {name: one for name, one in found.items() if one is not PydanticUndefined}
+
+
+def _typed(kind: Any, name: str, value: Any) -> Any:
+    """A field's value as its annotation has it, if that says the same: the class of a nested model that
+    nobody passed, for one."""
+    if type(value) in _PLAIN and type(value) is kind.model_fields[name].annotation:
+        return value
+    adapter = _adapter(kind, name)
+    if adapter is None:
+        return value
+    try:
+        found = adapter.validate_python(value)
+        return found if found is value or _same(found, value) else value
+    except Exception:  # validators are the user's code: the value stays as it was recorded
+        return value
+
+
+def _adapter(kind: Any, name: str) -> TypeAdapter[Any] | None:
+    """What reads a field's annotation, without the validators that the model has for the field."""
+    known = _adapters.setdefault(kind, {})
+    if name not in known:
+        try:
+            known[name] = _new_adapter(kind, kind.model_fields[name].annotation)
+        except Exception:  # schemas of annotations may be the user's code
+            known[name] = None
+    return known[name]
+
+
+def _new_adapter(kind: Any, annotation: Any) -> TypeAdapter[Any]:
+    config = ConfigDict(
+        arbitrary_types_allowed=bool(kind.model_config.get("arbitrary_types_allowed")),
+        use_enum_values=bool(kind.model_config.get("use_enum_values")),
+    )
+    try:
+        return TypeAdapter(annotation, config=config)
+    except PydanticUserError:  # models and dataclasses have a config of their own
+        return TypeAdapter(annotation)
+
+
+def _same(found: Any, value: Any) -> bool:
+    """Whether a value that was read says what was recorded."""
+    return bool(_bare(Encoder(identity=True).tree(found)) == _bare(Encoder(identity=True).tree(value)))
+
+
+def _bare(tree: Any) -> Any:
+    """A tree without the names of its classes, as values come back whose class is not known."""
+    if isinstance(tree, list):
+        return [_bare(one) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if tree.get(TAG) not in ("model", "data", "enum"):
+        return {key: _bare(one) for key, one in tree.items()}
+    inside = _bare(tree["v"])
+    return inside["root"] if tree[TAG] == "model" and list(inside) == ["root"] else inside
