@@ -103,6 +103,27 @@ def test_the_object_of_a_bound_method_counts() -> None:
     assert edits(source, "K(1)", "K(2)", "work") == {"global:work.self"}
 
 
+ATTRIBUTES = """
+def limit():
+    return limit.most
+limit.most = 1
+limit.unread = 1
+limit.self = limit
+
+def work():
+    return limit() + limit.self.self.most
+"""
+
+
+def test_attributes_of_functions_that_the_code_reads_count() -> None:
+    assert edits(ATTRIBUTES, "most = 1", "most = 2", "work") == {"global:limit.most"}
+    assert edits(ATTRIBUTES, "unread = 1", "unread = 2", "work") == set()
+    space = notebook(ATTRIBUTES)
+    before = found("limit", space, attributes="most")
+    space["limit"].most = 3
+    assert changed(before, found("limit", space, attributes="most")) == {"global:limit.most"}
+
+
 def test_a_list_that_holds_itself_is_no_trouble() -> None:
     assert (
         found("table", notebook("table = [print]\ntable.append(table)"))["global:table"]

@@ -45,6 +45,7 @@ def definition_components(
     namespace: Mapping[str, Any],
     inputs: Collection[str] = (),
     memo: Memo | None = None,
+    model_parts: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """The components of a step that do not depend on what it reads.
 
@@ -61,9 +62,10 @@ def definition_components(
         inputs: Names that a cell reads as steps, not as globals.
         memo: Digests of globals and schemas, to be shared by the steps of one run: a large frame
             that many steps read is then looked at once.
+        model_parts: What a model object brings besides its name: values, lists of functions, a class.
 
     Returns:
-        Component name to digest: ``goal``, ``constraints``, ``model``, ``settings``,
+        Component name to digest: ``goal``, ``constraints``, ``model``, ``model_PART``, ``settings``,
         ``output_schema``, ``tool:NAME``, ``check:NAME``, ``code``, ``function:NAME``, ``class:NAME``,
         ``global:NAME``, ``package:NAME``, ``module:NAME``, ``shared:NAME``, ``runner``.
     """
@@ -76,6 +78,8 @@ def definition_components(
     if body is None:
         found["goal"] = _text_digest(step.goal)
         found["model"] = _text_digest(str(model))
+        for name, part in (model_parts or {}).items():
+            found[name] = _model_part(part, namespace, memo)
         if settings:
             found["settings"] = value_text(dict(settings), {})
         found.update(_tools(tools, namespace, memo))
@@ -87,6 +91,14 @@ def definition_components(
     if body is None or {"shared", "context"} & body.provided:
         found.update({f"shared:{name}": value_text(value, memo) for name, value in shared.items()})
     return found
+
+
+def _model_part(part: Any, namespace: Mapping[str, Any], memo: Memo) -> str:
+    if isinstance(part, type):
+        return class_digest(part, memo)
+    if isinstance(part, list):
+        return _text_digest(*(tool_code(function, namespace, memo) for function in part))
+    return value_text(part, memo)
 
 
 def _surroundings(

@@ -63,6 +63,8 @@ class Surroundings:
         self._home = home
         self._memo = memo
         self._seen: dict[int, Any] = {}
+        # Attributes of functions, which may hold the function again.
+        self._looked: set[tuple[int, str]] = set()
         self._todo: deque[tuple[str, Any, frozenset[str]]] = deque()
 
     def follow_function(self, function: Any) -> None:
@@ -140,7 +142,7 @@ class Surroundings:
         if isinstance(value, ModuleType):
             self._module(label, value, attributes)
         elif isinstance(value, FunctionType):
-            self._function(label, value)
+            self._function(label, value, attributes)
         elif isinstance(value, MethodType):
             self._todo += [(label, value.__func__, attributes), (f"{label}.self", value.__self__, attributes)]
         elif isinstance(value, type):
@@ -178,7 +180,12 @@ class Surroundings:
             self._note(f"global:{label}", f"named {function.__qualname__}")
             self._todo.append((f"{label}.self", own, attributes))
 
-    def _function(self, label: str, function: FunctionType) -> None:
+    def _function(self, label: str, function: FunctionType, attributes: frozenset[str]) -> None:
+        own = vars(function)
+        for name in sorted(attributes & own.keys()):
+            if (id(function), name) not in self._looked:
+                self._looked.add((id(function), name))
+                self._todo.append((f"{label}.{name}", own[name], attributes))
         home = function.__globals__.get("__name__")
         if not is_user_module(home):
             self._package(home)

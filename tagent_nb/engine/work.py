@@ -91,12 +91,14 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
     if found is None:
         from tagent_nb.cache.fingerprint import definition_components
 
-        model, tools = None, []
+        model, parts, tools = None, {}, []
         if step.body is None:
+            from tagent_nb.steps.model_parts import model_parts
             from tagent_nb.steps.providers import model_name
             from tagent_nb.steps.tools import tools_for
 
-            model, tools = model_name(step_model(run, step)), tools_for(step)
+            one = step_model(run, step)
+            model, parts, tools = model_name(one), model_parts(one), tools_for(step)
         found = run.static[step.name] = definition_components(
             step,
             constraints=[*run.pipeline.global_constraints, *step.constraints],
@@ -108,6 +110,7 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
             namespace=run.equipment.namespace,
             inputs=run.machine.scheduler.dependency_graph[step.name],
             memo=run.memo,
+            model_parts=parts,
         )
     return found
 
