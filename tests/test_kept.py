@@ -13,7 +13,9 @@ import pytest
 from html_safety import HOSTILE, assert_safe
 from test_magics import Notebook, book, refused
 
+from tagent_nb.engine.loop import submit
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.storage.sqlite import SQLiteStorageBackend
 
 assert book  # a fixture: pytest finds it by its name
 
@@ -44,6 +46,24 @@ def test_history_is_a_frame_of_runs_the_newest_first(book: Notebook) -> None:
     assert (frame["seconds"] >= 0).all()
     assert (frame["size"] > 0).all()
     assert str(frame["started"].dtype) == "datetime64[us, UTC]"
+
+
+def test_history_says_where_lost_runs_are(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file is gone, and its backup is there."""
+    book("tagent_pipeline reviews --storage sqlite:///runs.db")
+    book.python("a", "1")
+    book("tagent_run")
+    storage = book.session.executor().storage
+    assert isinstance(storage, SQLiteStorageBackend)
+    made = submit(storage.backup()).result()
+    submit(storage.close()).result()
+    for file in storage.path.parent.glob("runs.db*"):
+        if file.is_file():
+            file.unlink()
+    capsys.readouterr()
+    assert len(book("tagent_history")) == 0
+    assert f"its backup {made.path} holds 1" in capsys.readouterr().out
+    assert f"its backup {made.path} holds 1" in refused(book, "tagent_run --resume")
 
 
 def test_a_run_of_the_past_is_opened_as_a_result(book: Notebook) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.errors import (
     CorruptRecordError,
     DefinitionError,
@@ -18,7 +20,7 @@ from tagent_nb.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from tagent_nb.storage import archive, open_storage
+from tagent_nb.storage import archive, emptied, open_storage
 from tagent_nb.storage.backup import BackupSchedule
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
@@ -912,3 +914,118 @@ async def test_a_mark_that_cannot_be_removed_is_an_error(
             await store.restore(folder=folder, replace=True)
     await store.restore(folder=folder)
     await check(store)
+
+
+# -- a store whose files were taken away ---------------------------------------------------------
+
+
+async def empty(storage: RecordingBackend) -> None:
+    """As somebody does who removes the files, and not their backups."""
+    await storage.close()
+    if isinstance(storage, FileStorageBackend):
+        for folder in storage.base_path.iterdir():
+            if not folder.name.startswith("."):
+                shutil.rmtree(folder)
+    elif isinstance(storage, SQLiteStorageBackend):
+        for suffix in ("", "-wal", "-shm"):
+            storage.path.with_name(storage.path.name + suffix).unlink(missing_ok=True)
+    else:
+        for pipeline_id in await storage.list_pipelines():
+            await storage.delete(pipeline_id)
+
+
+async def begin(storage: RecordingBackend, run_id: str) -> None:
+    """A run from its lease to its last record."""
+    lease = await storage.acquire("p", run_id)
+    await storage.append("p", run_id, sample_run(run_id), token=lease.token)
+    await storage.release(lease)
+
+
+async def test_backups_of_a_store_that_lost_its_runs_stay(store: RecordingBackend, folder: Path) -> None:
+    """Whatever runs and backups come, until one of them is restored."""
+    store.backup_schedule = BackupSchedule(every=1, keep=1, folder=folder)
+    assert await store.emptied() == ""
+    await fill(store)
+    old = (await store.backup(folder)).path
+    assert await store.emptied() == ""
+    await empty(store)
+    told = await store.emptied()
+    assert told == (
+        f"The store holds no run, and its backup {old} holds 2: await storage.restore({str(old)!r}) "
+        "brings them back."
+    )
+    for run_id in ("new", "newer"):
+        await begin(store, run_id)
+        await store.backup(folder, keep=1)
+    assert store.problems == [f"{told} No later backup removes it."]
+    made = [info.path for info in await store.backups(folder)]
+    assert len(made) == 2
+    assert made[1] == old
+    assert await store.emptied() == ""
+    assert (await store.restore(old, folder=folder)).problems == []
+    assert {info.run_id for info in await store.runs("p")} == {"r", "new", "newer"}
+    await store.backup(folder, keep=1)
+    assert old not in [info.path for info in await store.backups(folder)]
+
+
+async def test_backups_without_runs_are_not_offered(files: FileStorageBackend) -> None:
+    """Nor damaged ones; and it is no loss if there were none."""
+    await files.save_memories("p", {"remembered": 1})
+    await files.backup(keep=9)
+    assert await files.emptied() == ""
+    await fill(files)
+    made = (await files.backup(keep=9)).path
+    await files.delete("p")
+    assert await files.emptied() == ""
+    await files.delete("q")
+    assert str(made) in await files.emptied()
+    made.write_bytes(made.read_bytes()[:-20])
+    assert await files.emptied() == ""
+    await begin(files, "first")
+    assert files.problems == []
+
+
+async def test_a_mark_that_cannot_be_written_or_read_removes_nothing(
+    files: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, and is told."""
+    await fill(files)
+    old = (await files.backup()).path
+    await empty(files)
+    mark = next(old.parent.glob("*.kept"), None)
+    assert mark is None
+
+    def full(path: Path, text: bytes | None) -> None:
+        raise StorageUnavailableError("No space left.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emptied, "mark_file", full)
+        await begin(files, "first")
+    assert len(files.problems) == 1
+    assert files.problems[0].endswith("No space left.")
+    await empty(files)
+    await begin(files, "second")
+    (mark,) = old.parent.glob("*.kept")
+    mark.write_bytes(b"soon")
+    for _ in range(2):
+        await files.backup(keep=1)
+    assert old in [info.path for info in await files.backups()]
+
+
+async def test_who_resumes_a_lost_run_is_told_where_it_is(files: FileStorageBackend) -> None:
+    """In place of that there never was one."""
+    pipeline = Pipeline("lost")
+    pipeline.task(len_of_nothing)
+    executor = PipelineExecutor(pipeline, storage=files)
+    run_id = (await executor.execute()).run_id
+    old = (await files.backup()).path
+    await empty(files)
+    for resume in (True, run_id):
+        with pytest.raises(NotStoredError, match=re.escape(f"its backup {old} holds 1")):
+            await executor.execute(resume=resume)
+    result = await executor.execute()
+    assert [str(old) in warning for warning in result.warnings] == [True]
+
+
+def len_of_nothing() -> int:
+    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
@@ -431,6 +432,26 @@ async def test_a_folder_that_vanishes_is_an_error(
     """Between making it and opening the file."""
     monkeypatch.setattr(database, "make_folder", lambda path, sync: None)
     with pytest.raises(StorageUnavailableError, match="folder is gone"):
+        await record(store, "x")
+
+
+async def test_a_new_database_in_a_folder_that_may_only_be_read(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clear error, though what was begun cannot be removed there either."""
+    real, refusal = os.open, OSError(errno.EROFS, "Read-only file system")
+
+    def refuse(path: Any, flags: int, *more: Any) -> int:
+        if ".tagent-" in str(path):
+            raise refusal
+        return real(path, flags, *more)
+
+    def keep(path: Path, missing_ok: bool = False) -> None:
+        raise refusal
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", keep)
+    with pytest.raises(StorageUnavailableError, match="Read-only file system"):
         await record(store, "x")
 
 

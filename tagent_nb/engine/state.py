@@ -120,18 +120,20 @@ async def find_run(storage: StorageBackend, pipeline_name: str, run_id: str | No
     if run_id in known:
         return run_id
     if run_id is not None:
+        lost = "" if known else await storage.emptied()
         raise NotStoredError(
             f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, known)} "
-            f"Stored are: {', '.join(known[-5:]) or 'none'}."
+            + (lost or f"Stored are: {', '.join(known[-5:]) or 'none'}.")
         )
     if not known:
-        raise _nothing_stored(pipeline_name)
+        raise _nothing_stored(pipeline_name, await storage.emptied())
     return known[-1]
 
 
-def _nothing_stored(pipeline_name: str) -> NotStoredError:
+def _nothing_stored(pipeline_name: str, lost: str = "") -> NotStoredError:
     return NotStoredError(
-        f"No run of pipeline {pipeline_name!r} is stored. Run it first, under the same name and storage."
+        f"No run of pipeline {pipeline_name!r} is stored. "
+        f"{lost or 'Run it first, under the same name and storage.'}"
     )
 
 

@@ -54,6 +54,9 @@ class KeptMagics(Magics):
         executor = self.session.executor()
         runs = submit(executor.history()).result()
         if not args.run:
+            lost = "" if runs else submit(executor.storage.emptied()).result()
+            if lost:
+                print(lost)
             return runs_frame(reversed(runs))
         no_leftovers("%tagent_history", RUN=args.run)
         run_id = self._run_id(args.run, [run.run_id for run in runs])

@@ -121,9 +121,14 @@ async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupIn
 
 
 def _rotate(storage: RecordingBackend, folder: Path, keep: int) -> None:
-    """Remove the store's backups that are older than the last ``keep`` verified ones."""
-    good = 0
+    """Remove the store's backups that are older than the last ``keep`` verified ones, but none that was
+    made before the store lost its runs."""
+    from tagent_nb.storage.emptied import kept_until
+
+    good, kept = 0, kept_until(storage, folder)
     for path in known(storage, folder):
+        if made_at(path) <= kept:
+            return
         if good >= keep:
             path.unlink(missing_ok=True)
         elif inspect(path, storage._key).problem is None:

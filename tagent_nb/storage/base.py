@@ -253,6 +253,11 @@ class StorageBackend(Leasing):
         """Ids of all stored pipelines, sorted."""
         return sorted(name for name in await self._pipelines() if is_safe(name))
 
+    async def emptied(self) -> str:
+        """A sentence for a store that holds no run although a backup of it does: its files were taken away,
+        and so that the backup is. Empty for all others."""
+        return ""
+
     # -- tidying up -------------------------------------------------------------------------
 
     async def prune(

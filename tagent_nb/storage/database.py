@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sqlite3
@@ -149,7 +150,9 @@ def _create(path: Path, *, sync: bool) -> None:
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")
         publish(aside, path, sync=sync)
     finally:
-        aside.unlink(missing_ok=True)
+        # Where nothing can be written, the error that says so is on its way.
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _prepare_patiently(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError, StorageUnavailableError
 from tagent_nb.events import PASSING, Event, Output, RunFinished, StepEvent, Warned
 from tagent_nb.storage import backup as backups
-from tagent_nb.storage import restoring
+from tagent_nb.storage import emptied, restoring
 from tagent_nb.storage.archive import BackupInfo, Item, inspect, open_archive, paths
 from tagent_nb.storage.backup import BackupSchedule
 from tagent_nb.storage.base import StorageBackend, is_safe
@@ -138,7 +138,15 @@ class RecordingBackend(StorageBackend):
     async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
         """Become the one who records a run, new or interrupted. See :meth:`StorageBackend.acquire`."""
         async with self._offering():
+            lost = await emptied.keep(self)
+            if lost:
+                self._report(lost)
             return await super().acquire(pipeline_id, run_id)
+
+    async def emptied(self) -> str:
+        """Which backup holds the runs that the store lacks. See :meth:`StorageBackend.emptied`."""
+        async with self._offering():
+            return await emptied.told(self)
 
     async def close(self) -> None:
         """Give back files and connections. The backend opens them again when it is used again."""
@@ -186,6 +194,7 @@ class RecordingBackend(StorageBackend):
     ) -> restoring.RestoreInfo:
         """Take from a backup what is damaged or missing here. See :meth:`StorageBackend.restore`."""
         info = await restoring.restore(self, which, folder, replace=replace)
+        await asyncio.to_thread(emptied.let_go, self, info.backup)
         self._summaries.clear()
         return info
 
