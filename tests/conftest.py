@@ -14,6 +14,8 @@ import pytest
 from coverage.collector import Collector
 from kernels import OLDER, kernel_folder
 
+from tagent_nb.pipeline import secrets
+
 CI = os.environ.get("CI") == "true"
 FULL_FAULTS = os.environ.get("TAGENT_FAULTS") == "full"
 
@@ -91,6 +93,12 @@ def _no_model_requests(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """pydantic-ai refuses requests, unless the test is marked ``@pytest.mark.models``."""
     if request.node.get_closest_marker("models") is None:
         monkeypatch.setattr(pydantic_ai.models, "ALLOW_MODEL_REQUESTS", False)
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process remembers what it has seen in its environment."""
+    monkeypatch.setattr(secrets, "_seen", {})
 
 
 @pytest.fixture

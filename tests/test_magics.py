@@ -530,6 +530,25 @@ def test_status_says_how_the_last_run_stands_also_a_paused_one(book: Notebook) -
     assert "has run" in book.shown[-1]
 
 
+def test_explain_passes_over_a_damaged_run(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest can be read, and so can the one to compare it with."""
+    book("tagent_pipeline numbers")
+    for body in ("1", "2", "3"):
+        book.python("load", body)
+        book("tagent_run")
+    middle = book("tagent_history").index[1][-8:]
+    (journal,) = (book.session.folder / "runs").rglob(f"*{middle}.journal")
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(bytes(data))
+    later = Notebook(book.session.folder)
+    later("tagent_pipeline numbers")
+    later.python("load", "3")
+    capsys.readouterr()
+    later("tagent_explain load")
+    assert "code changed" in capsys.readouterr().out
+
+
 def test_explain_says_in_words_why_a_step_ran(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
     def explained(step: str) -> str:
         capsys.readouterr()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
 
+from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.pipeline.secrets import HIDDEN, held_secret, hide, redact
 
 ODD = "p@ss wörd/'\"\\\n+&"
@@ -48,3 +51,26 @@ def test_what_is_short_or_has_another_name_is_no_secret(monkeypatch: pytest.Monk
     assert hide({"n": 7}) == ({"n": 7}, {})
     assert redact("test qwertyuiop") == "test qwertyuiop"
     assert held_secret("test qwertyuiop") is None
+
+
+@pytest.mark.parametrize("later", ["gone", "another"])
+def test_a_secret_that_a_step_takes_out_of_the_environment_stays_hidden(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, later: str
+) -> None:
+    """It is in what the step prints and raises, and must not get into the record."""
+    monkeypatch.setenv("SVC_TOKEN", "canary-abcdefgh-1")
+    pipeline = Pipeline("takes")
+
+    @pipeline.task(max_retries=0)
+    def take() -> None:
+        token = os.environ.pop("SVC_TOKEN")
+        if later == "another":
+            os.environ["SVC_TOKEN"] = "canary-ijklmnop-2"
+        print("using", token)
+        raise PermissionError(f"refused {token}")
+
+    result = PipelineExecutor(pipeline, storage=tmp_path / "runs").run()
+    assert result.error_details["take"].endswith(f"PermissionError: refused {HIDDEN}")
+    stored = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"refused" in stored
+    assert b"canary-abcdefgh-1" not in stored

@@ -38,6 +38,7 @@ from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.pipeline.secrets import note_secrets
 from tagent_nb.steps.ledger import Ledger
 from tagent_nb.steps.limits import LimitsGate
 from tagent_nb.steps.telemetry import traced
@@ -312,6 +313,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
 
     async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""
+        note_secrets()
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
         run_id = await run_id_of(self.storage, pipeline, options)
 

@@ -9,7 +9,7 @@ from tagent_nb.cache.explain import explain, uncompared
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
-from tagent_nb.errors import NotStoredError
+from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
 from tagent_nb.notebook.display import clip
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.endings import ending, failed_items
@@ -103,7 +103,11 @@ def _before(session: Session, last: PipelineMemory, name: str) -> list[PipelineM
         earlier = runs[: runs.index(last.run_id)] if last.run_id in runs else runs
         found = []
         for run_id in reversed(earlier[-MOST_RUNS:]):
-            memory = await read_memory(space.storage, space.pipeline.name, run_id)
+            try:
+                memory = await read_memory(space.storage, space.pipeline.name, run_id)
+            except (CorruptRecordError, FormatVersionError, NotStoredError):
+                # One that cannot be read, or that somebody has just deleted: an older one does as well.
+                continue
             if name not in memory.steps:
                 continue
             found.append(memory)

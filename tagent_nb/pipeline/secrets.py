@@ -15,17 +15,25 @@ _NAMES = ("KEY", "KEY_ID", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE"
 _SHORTEST = 8
 
 
+_seen: dict[str, str] = {}
+"""Names by value: a step may take a secret out of the environment, and then tell it in an error."""
+
+
+def note_secrets() -> None:
+    """Remember those of the environment for the life of the process."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and name.upper().endswith(_NAMES):
+            _seen[value] = name
+
+
 def secrets() -> dict[str, str]:
-    """Names by value of the environment variables that hold secrets (``..._API_KEY``, ``..._TOKEN``,
-    ``..._SECRET``, ``..._PASSWORD`` and the like), the longest first. Short values are none.
+    """Names by value of the environment variables that hold secrets, or held them when they were noted
+    (``..._API_KEY``, ``..._TOKEN``, ``..._SECRET``, ``..._PASSWORD`` and the like), the longest first.
+    Short values are none.
 
     Each value is there as it is, and as it stands in a URL, in JSON and in the repr of a text."""
-    found = {
-        form: name
-        for name, value in os.environ.items()
-        if len(value) >= _SHORTEST and name.upper().endswith(_NAMES)
-        for form in _forms(value)
-    }
+    note_secrets()
+    found = {form: name for value, name in _seen.copy().items() for form in _forms(value)}
     return dict(sorted(found.items(), key=lambda one: -len(one[0])))
 
 
