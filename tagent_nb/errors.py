@@ -200,7 +200,7 @@ class StorageError(TagentError):
 
 
 class NotStoredError(StorageError, KeyError):
-    """No such pipeline or run in this storage."""
+    """No such pipeline, run or value in this storage."""
 
 
 class CorruptRecordError(StorageError):

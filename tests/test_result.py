@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from tagent_nb import Pipeline, PipelineExecutor, StepContext
-from tagent_nb.errors import UnknownStepError
+from tagent_nb.errors import NotStoredError, UnknownStepError
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
@@ -49,6 +49,40 @@ def test_every_field_of_the_specification_is_there() -> None:
     )
     assert result.get_step_output("a", Answer) == Answer(label="x")
     assert result.get_final_output_or_last_step() == Answer(label="y")
+
+
+async def test_a_value_that_was_not_stored_is_no_none(tmp_path: Path) -> None:
+    """The process that made it has it; in a run that is opened again, the error says so."""
+    pipeline = Pipeline("odd")
+    pipeline.task(made, name="odd")
+    pipeline.task(nothing)
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
+    assert (await executor.execute())["odd"] == {"x": [1j]}
+    opened = await executor.load_result()
+    told = (
+        "The value of step 'odd' was not stored, so only the process that ran it had it (output.x[0]: an "
+        "object of class builtins.complex cannot be stored. Return plain data, a dataclass, a pydantic model "
+        "or a DataFrame). Run the step again: force=['odd'], or %tagent_run --force odd."
+    )
+    for read in (lambda: opened["odd"], lambda: opened.step_outputs["odd"]):
+        with pytest.raises(NotStoredError) as caught:
+            read()
+        assert str(caught.value) == told
+    assert opened["nothing"] is None
+    assert "odd" in opened.step_outputs
+    assert list(opened.step_outputs) == ["odd", "nothing"]
+    assert repr(opened.step_outputs).startswith("{'odd': (not stored: output.x[0]: an object of class")
+    assert repr(opened.step_outputs).endswith("'nothing': None}")
+    assert opened.to_frame().loc["odd", "value"].startswith("(not stored: output.x[0]")
+    assert "not stored" in opened._repr_html_()
+
+
+def made() -> dict[str, list[complex]]:
+    return {"x": [1j]}
+
+
+def nothing() -> None:
+    return None
 
 
 @pytest.mark.parametrize("value", [None, 0, "", [], {}, False, 0.0])

@@ -123,7 +123,7 @@ def test_the_path_of_a_folder_has_no_settings(tmp_path: Path) -> None:
         pytest.param("file:runs?max_bytes=" + "9" * 400, "500MB", id="huge"),
         ("file:runs?backup_every=1&backup_folder=", "backup_folder must be the path"),
         ("file:runs?durability=slow", "'full' or 'fast'"),
-        ("file:runs?backup_every=0", "every must be a whole number of at least 1"),
+        ("file:runs?backup_every=0", "backup_every must be a whole number of at least 1"),
         ("file:runs?backup_keep=3", "backup_every=20"),
         ("file:runs?backup_folder=there", "backup_every=20"),
         ("file://runs", "names no folder of this machine"),

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import UnknownStepError
+from tagent_nb.errors import NotStoredError, UnknownStepError
 from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
 from tagent_nb.pipeline.models import StepStatus
+from tagent_nb.pipeline.texts import is_lost
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,13 +23,25 @@ T = TypeVar("T")
 
 
 class OutputMap(Mapping[str, Any]):
-    """Step name to value. A stored value is decoded when it is first read."""
+    """Step name to value. A stored value is decoded when it is first read.
+
+    To read one that could not be stored raises :class:`NotStoredError`, except in the process that made it.
+    """
 
     def __init__(self, outputs: Mapping[str, Output]) -> None:
         self._outputs = outputs
 
     def __getitem__(self, name: str) -> Any:
-        return self._outputs[name].value
+        output = self._outputs[name]
+        if is_lost(output):
+            raise NotStoredError(
+                f"The value of step {name!r} was not stored, so only the process that ran it had it "
+                f"({output.problem}). Run the step again: force=[{name!r}], or %tagent_run --force {name}."
+            )
+        return output.value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._outputs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outputs)
@@ -37,7 +50,11 @@ class OutputMap(Mapping[str, Any]):
         return len(self._outputs)
 
     def __repr__(self) -> str:
-        return repr(dict(self))
+        shown = {
+            name: f"(not stored: {one.problem})" if is_lost(one) else repr(one.value)
+            for name, one in self._outputs.items()
+        }
+        return "{" + ", ".join(f"{name!r}: {text}" for name, text in shown.items()) + "}"
 
 
 @dataclass(slots=True)
@@ -183,6 +200,7 @@ class PipelineResult:
 
         Raises:
             UnknownStepError: The step has no value in this result; the message says why.
+            NotStoredError: It had one, which could not be stored.
         """
         if step not in self.step_outputs:
             from tagent_nb.pipeline.endings import no_value

@@ -14,6 +14,7 @@ from tagent_nb.pipeline.codec import StoredValue, clean, from_tree, notes_to_tre
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
 from tagent_nb.pipeline.schemas import FORMAT, check_format, registry
+from tagent_nb.pipeline.texts import is_lost
 
 Schemas = Mapping[str, type]
 
@@ -64,7 +65,7 @@ def _outputs(result: PipelineResult) -> dict[str, Any]:
 
 def _check_kept(output: Output, path: str) -> None:
     """A value that was lost when its run was stored is ``None`` now: that must not pass for a value."""
-    if output.value is None and not output.storable:
+    if is_lost(output):
         raise EncodeError(path, f"it was not stored with its run ({output.problem})")
 
 

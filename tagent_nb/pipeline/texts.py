@@ -8,7 +8,18 @@ from typing import Any
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
 
-__all__ = ["count", "one_line", "short_text", "value_text"]
+__all__ = ["count", "is_lost", "one_line", "short_text", "value_text"]
+
+
+def is_lost(output: Output) -> bool:
+    """Whether the value could not be stored, and this is not the process that made it.
+
+    ``None`` stands for it then; ``None`` itself can be stored.
+
+    Raises:
+        CorruptRecordError: Its bytes are damaged.
+    """
+    return output.value is None and not output.storable
 
 
 def value_text(output: Output | None, limit: int = 80) -> str:
@@ -24,8 +35,7 @@ def value_text(output: Output | None, limit: int = 80) -> str:
         value = output.value
     except TagentError as error:
         return one_line(f"(cannot be read: {error})", limit)
-    # None may stand for a value that could not be stored; of other values we know that they are there.
-    if value is None and not output.storable:
+    if is_lost(output):
         return one_line(f"(not stored: {output.problem})", limit)
     return short_text(value, limit)
 

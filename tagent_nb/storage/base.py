@@ -23,6 +23,7 @@ from tagent_nb.storage.leasing import Leasing
 from tagent_nb.storage.pickles import decode_document, encode_document
 from tagent_nb.storage.records import RunInfo, damaged
 from tagent_nb.storage.retention import LIMIT, Retention, prune
+from tagent_nb.storage.settings import age_of, size_of
 
 if TYPE_CHECKING:
     from tagent_nb.storage.archive import BackupInfo
@@ -220,13 +221,21 @@ class StorageBackend(Leasing):
     async def delete_run(self, pipeline_id: str, run_id: str) -> None:
         """Delete a run.
 
+        Args:
+            pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
+            run_id: The run.
+
         Raises:
             NotStoredError: There is no such run.
             StorageError: Somebody carries it on at this moment.
         """
         self._check(pipeline_id, run_id)
-        if run_id not in [known for known, _ in await self._runs(pipeline_id)]:
-            raise self._unknown(pipeline_id, run_id)
+        named, stored = pipeline_id, await self._runs(pipeline_id)
+        if not stored:
+            pipeline_id = storage_id(pipeline_id)
+            stored = await self._runs(pipeline_id)
+        if run_id not in [known for known, _ in stored]:
+            raise self._unknown(named, run_id)
         await self._refuse_active(pipeline_id, run_id, "be deleted")
         self._forget(pipeline_id, run_id)
         await self._remove_run(pipeline_id, run_id)
@@ -265,8 +274,8 @@ class StorageBackend(Leasing):
         pipeline_id: str,
         *,
         keep_last: int | None = None,
-        older_than: timedelta | float | None = None,
-        max_bytes: int | None = None,
+        older_than: timedelta | float | str | None = None,
+        max_bytes: int | str | None = None,
         limit: float = math.inf,
     ) -> list[RunInfo]:
         """Delete runs of a pipeline, oldest first; return what was deleted.
@@ -277,15 +286,16 @@ class StorageBackend(Leasing):
         Args:
             pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
             keep_last: Newest runs to keep.
-            older_than: Age (a timedelta, or seconds) since its end, or else its start.
-            max_bytes: Bytes that the pipeline's runs may take together.
+            older_than: Age (a timedelta, seconds, or such as ``"30d"``) since its end, or else its start.
+            max_bytes: Bytes that the pipeline's runs may take together, or such as ``"500MB"``.
             limit: Seconds after which pruning stops.
 
         Raises:
             DefinitionError: There is no rule, or a number is not allowed.
         """
         safe_id(pipeline_id, "pipeline id")
-        return await prune(self, pipeline_id, Retention(keep_last, older_than, max_bytes), limit)
+        rules = Retention(keep_last, age_of(older_than), size_of(max_bytes))
+        return await prune(self, pipeline_id, rules, limit)
 
     async def _tidy_after(self, lease: Lease) -> None:
         try:

@@ -57,8 +57,8 @@ class Settings:
 
         rules = (self.keep_last, self.older_than, self.max_bytes)
         if any(rule is not None for rule in rules):
-            storage.retention = Retention(_whole("keep_last", self.keep_last), _age(self.older_than),
-                                          _size(self.max_bytes))  # fmt: skip
+            storage.retention = Retention(_whole("keep_last", self.keep_last), age_of(self.older_than),
+                                          size_of(self.max_bytes))  # fmt: skip
         schedule = self._schedule()
         if schedule is not None:
             storage._refuse_schedule(schedule)
@@ -74,7 +74,12 @@ class Settings:
             return None
         folder = None if self.backup_folder is None else user_path(self.backup_folder, "backup_folder")
         keep = {} if self.backup_keep is None else {"keep": _whole("backup_keep", self.backup_keep)}
-        return BackupSchedule(_whole("backup_every", self.backup_every), folder=folder, **keep)
+        every = _whole("backup_every", self.backup_every)
+        try:
+            return BackupSchedule(every, folder=folder, **keep)
+        except DefinitionError as error:
+            # Its own fields have shorter names: ``every`` and ``keep``.
+            raise DefinitionError(f"backup_{error}") from None
 
 
 def shown(url: str) -> str:
@@ -132,7 +137,7 @@ def _whole(name: str, value: Any) -> Any:
     return int(value)
 
 
-def _age(value: Any) -> timedelta | float | None:
+def age_of(value: Any) -> timedelta | float | None:
     if not isinstance(value, str):
         return value  # type: ignore[no-any-return]
     found = _AGE.fullmatch(value.strip())
@@ -141,7 +146,7 @@ def _age(value: Any) -> timedelta | float | None:
     return float(found.group(1)) * _SECONDS[found.group(2)]
 
 
-def _size(value: Any) -> int | None:
+def size_of(value: Any) -> int | None:
     if not isinstance(value, str):
         return value  # type: ignore[no-any-return]
     found = _SIZE.fullmatch(value.strip())

@@ -120,6 +120,8 @@ class StorageContract(LeaseContract, BackupContract):
             await storage.append(storage_id("reviews"), run, sample_run(run, at=float(number)))
         assert [info.run_id for info in await storage.runs("reviews")] == ["one", "two"]
         assert [info.run_id for info in await storage.prune("reviews", keep_last=1)] == ["one"]
+        await storage.delete_run("reviews", "two")
+        assert await storage.runs("reviews") == []
         await storage.append("reviews", "three", sample_run("three"))
         assert [info.run_id for info in await storage.runs("reviews")] == ["three"]
 
