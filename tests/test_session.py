@@ -89,6 +89,9 @@ def test_one_storage_is_shared_by_pipelines_and_another_can_be_given(
     memory = MemoryStorageBackend()
     session.use("c", storage=memory)
     assert session.workspace.storage is memory
+    session.namespace.update(mine=memory, runs=7)  # type: ignore[attr-defined]
+    assert session.storage("mine") is memory
+    assert (session.storage("runs"), session.storage(None)) == ("runs", None)
 
 
 def test_a_recording_is_named_and_taken_back(session: Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tagent_nb.errors import StorageError
 from tagent_nb.events import MemorySaved, StepFinished
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage.memory import MemoryStorageBackend
@@ -39,3 +40,8 @@ async def test_memories_need_not_be_storable() -> None:
 def test_it_says_that_it_is_not_durable() -> None:
     """The engine asks this before it warns about values that cannot be stored."""
     assert MemoryStorageBackend().durable is False
+
+
+async def test_errors_call_it_by_its_name() -> None:
+    with pytest.raises(StorageError, match=r"^MemoryStorageBackend\(\) keeps nothing after this process"):
+        await MemoryStorageBackend().backup()

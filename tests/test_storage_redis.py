@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -301,6 +303,32 @@ async def test_a_server_that_is_away_is_an_error_after_the_deadline() -> None:
     storage = RedisStorageBackend(f"redis://127.0.0.1:{port}", deadline=0.2)
     with pytest.raises(StorageUnavailableError, match=rf"127\.0\.0\.1:{port} did not answer within 0\.2 s"):
         await storage.list_pipelines()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "hint"),
+    [("redis", "takes no TLS (else write rediss://)"), ("rediss", "that its port takes TLS;")],
+)
+async def test_who_gets_no_answer_is_told_to_look_at_tls(scheme: str, hint: str) -> None:
+    """A port of the other kind says nothing that tells it."""
+    storage = RedisStorageBackend(f"{scheme}://127.0.0.1:{free_port()}", deadline=0.2)
+    with pytest.raises(StorageUnavailableError, match=re.escape(hint)):
+        await storage.list_pipelines()
+
+
+async def test_a_host_that_does_not_exist_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To wait would not help."""
+    asked = []
+
+    def unknown(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    storage = RedisStorageBackend("redis://nowhere:6379/0", deadline=60.0)
+    with pytest.raises(StorageUnavailableError, match="There is no such host: look at the URL"):
+        await storage.list_pipelines()
+    assert len(asked) == 1
 
 
 async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> None:

@@ -74,7 +74,9 @@ class TagentMagics(DecidingMagics):
     @option(
         "--serial", action="store_true", help="Steps run one after the other unless they say --concurrent."
     )
-    @option("--storage", help="Folder or URL where runs are recorded; .tagent/runs without it.")
+    @option(
+        "--storage", help="Where runs are recorded: a folder, a URL, or a variable; .tagent/runs without it."
+    )
     @option(
         "--keep-last",
         type=int,
@@ -126,7 +128,7 @@ class TagentMagics(DecidingMagics):
                 model=self.session.model(args.model),
                 description=args.description,
                 default_mode=_mode(args),
-                storage=args.storage,
+                storage=self.session.storage(args.storage),
                 keep_last=args.keep_last,
                 cached=False if args.no_cache else None,
                 recording=args.recording,

@@ -322,6 +322,13 @@ class Session:
         found = self.namespace.get(name) if name is not None else None
         return found if hasattr(found, "model_name") else name
 
+    def storage(self, name: str | None) -> StorageBackend | str | None:
+        """The storage that an option names: a storage object of the namespace, else the text itself."""
+        from tagent_nb.storage.base import StorageBackend
+
+        found = self.namespace.get(name) if name is not None else None
+        return found if isinstance(found, StorageBackend) else name
+
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Functions of the namespace by name."""
         return {name: one for name, one in list(self.namespace.items()) if inspect.isfunction(one)}

@@ -29,6 +29,9 @@ class MemoryStorageBackend(StorageBackend):
         self._known: dict[str, _Pipeline] = {}
         self._leases: dict[tuple[str, str], tuple[int, bytes]] = {}
 
+    def __repr__(self) -> str:
+        return "MemoryStorageBackend()"
+
     # Events are not bytes here, so what the base does with bytes is done with events.
 
     async def append(

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import DefinitionError, MissingExtraError, StorageError, StorageUnavailableError
 from tagent_nb.storage.recording import RecordingBackend
-from tagent_nb.storage.redis_queue import SIGNS, UNTRUSTED, RunQueue, losing, said, wrong_url
+from tagent_nb.storage.redis_queue import SIGNS, UNKNOWN_HOST, UNTRUSTED, RunQueue, losing, said, wrong_url
 
 try:
     import redis.asyncio
@@ -33,6 +33,12 @@ AWAY = 2.0
 """The same, after an operation has failed in this way."""
 
 _CONNECTIONS = 8
+
+_TLS = {
+    "redis": ", and that its port takes no TLS (else write rediss://)",
+    "rediss": ", and that its port takes TLS",
+}
+"""What to look at besides, by the scheme of the URL: a port of the other kind says nothing."""
 
 
 @dataclass(slots=True)
@@ -134,8 +140,10 @@ class RedisLink(RecordingBackend):
                     here.away = False
                     return answer
             except (problems.RedisError, OSError, TimeoutError) as error:
-                if not _may_pass(error) or time.monotonic() + pause >= deadline:
-                    here.away = _may_pass(error)
+                # A host that was there once may come back.
+                hopeless = not _may_pass(error) or (not here.checked and UNKNOWN_HOST.search(str(error)))
+                if hopeless or time.monotonic() + pause >= deadline:
+                    here.away = not hopeless
                     raise self._trouble(error) from error
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
@@ -167,10 +175,13 @@ class RedisLink(RecordingBackend):
         for sign, kind, remedy in SIGNS:
             if sign in str(error):
                 return kind(f"{what} {remedy}")
+        if UNKNOWN_HOST.search(str(error)):
+            return StorageUnavailableError(f"{what} There is no such host: look at the URL.")
         if _may_pass(error):
+            tls = _TLS.get(self._url.partition("://")[0], "")
             return StorageUnavailableError(
-                f"Redis at {self._server} did not answer within {self.deadline:g} s ({said(error)}). "
-                "Check that it runs and can be reached; what was recorded before is kept."
+                f"Redis at {self._server} did not answer within {self.deadline:g} s ({said(error)}). Check "
+                f"that it runs and can be reached{tls}; what was recorded before is kept."
             )
         return StorageUnavailableError(f"{what} What was recorded before is kept.")
 

@@ -66,6 +66,9 @@ return 1
 UNTRUSTED = "certificate verify failed"
 """What the system's TLS says about a certificate that will be no better a moment later."""
 
+UNKNOWN_HOST = re.compile("Name or service not known|nodename nor servname|No address associated")
+"""What systems say about a host that does not exist. (Of a name server that is away they say otherwise.)"""
+
 SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
     ("WRONGTYPE", CorruptRecordError, "Another program uses this key: give the store another prefix."),
     ("OOM", StorageUnavailableError, "The server's memory is full: raise maxmemory, or prune old runs."),
