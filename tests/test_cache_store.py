@@ -1049,6 +1049,15 @@ def test_clear_mends_a_cache_that_breaks_while_it_is_open(filled: ResultCache, t
     assert len(told) == 1
 
 
+def test_clear_of_a_file_in_the_place_of_the_cache_says_so(tmp_path: Path) -> None:
+    """It is somebody's file: it stays."""
+    file = tmp_path / "cache"
+    file.write_text("mine")
+    with pytest.raises(StorageUnavailableError, match=r"cannot be cleared: it is no folder\. Move it away"):
+        ResultCache(file).clear()
+    assert file.read_text() == "mine"
+
+
 def test_clear_of_a_damaged_cache_that_cannot_be_removed_says_so(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,8 @@ class ResultCache:
 
     def _clear(self, step: str | None, older_than: float | None) -> int:
         everything = step is None and older_than is None
+        if self.directory.exists() and not self.directory.is_dir():
+            raise self._not_cleared("it is no folder. Move it away, or use another folder")
         if not (self.directory / FILE).exists():
             return 0
         self._unusable = False
