@@ -16,7 +16,7 @@ from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -25,6 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -41,6 +42,8 @@ from pydantic_core import core_schema
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline import codec, encoding
 from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode, from_tree, parse, to_tree
+
+T = TypeVar("T")
 
 
 class Plain:
@@ -551,6 +554,34 @@ def test_nested_classes_are_found_by_the_annotations_of_the_model() -> None:
     assert (back.label, back.all, back.colour, back.kept) == (label, {"a": [label]}, Colour.RED, holder.kept)
     assert type(back.kept.colour) is str
     pd.testing.assert_frame_equal(back.frame, holder.frame)
+
+
+def test_fields_of_any_annotation_come_back_as_they_were() -> None:
+    class Of(BaseModel, Generic[T]):
+        kind: Literal["a", 1]
+        pair: tuple[int, ...]
+        short: Annotated[str, AfterValidator(lambda text: text + "!")]
+        label: Label | None
+        points: dict[str, list[Point]]
+        level: Level
+        any: Any
+        own: T
+        call: Annotated[int, ["unhashable"]] = 0
+
+    of = Of[int](
+        kind=1,
+        pair=(1, 2),
+        short="x",
+        label=Label(name="x"),
+        points={"a": [Point(1, 2)]},
+        level=Level.LOW,
+        any=Point(3, 4),
+        own=5,
+    )
+    for schemas in (SCHEMAS, {"Point": Point}):
+        back = again(of, {**schemas, type(of).__name__: type(of)})
+        assert same(back, of)
+        assert back.short == "x!"
 
 
 def test_private_attributes_have_their_defaults_again() -> None:

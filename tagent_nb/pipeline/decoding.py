@@ -105,7 +105,7 @@ def _model(node: Node, schemas: Schemas) -> Any:
         return fields["root"] if list(fields) == ["root"] else fields
     from tagent_nb.pipeline.rebuilding import model_of
 
-    return model_of(kind, node, fields)
+    return model_of(kind, node, fields, schemas)
 
 
 def _data(node: Node, schemas: Schemas) -> Any:

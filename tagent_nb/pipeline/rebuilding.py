@@ -7,30 +7,43 @@ validator that turns percents into fractions would do so twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from tagent_nb.pipeline.encoding import Encoder
+from tagent_nb.pipeline.encoding import Encoder, is_model
 from tagent_nb.pipeline.scalars import TAG
 from tagent_nb.pipeline.schemas import schema_hash
 
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+_PLAIN: frozenset[Any] = frozenset(
+    {str, int, float, bool, bytes, type(None), list, dict, tuple, set, frozenset, date, datetime, time,
+     timedelta, Decimal, UUID}
+)  # fmt: skip
+"""What values come back as by themselves."""
+_GROUPS: frozenset[Any] = frozenset({list, dict, tuple, set, frozenset, Union, UnionType, Annotated})
+
 _adapters: WeakKeyDictionary[type, dict[str, TypeAdapter[Any] | None]] = WeakKeyDictionary()
+_parts: WeakKeyDictionary[type, dict[str, frozenset[type] | None]] = WeakKeyDictionary()
 
 
-def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
+def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any], schemas: Mapping[str, type]) -> Any:
     """The model of a node; its fields as plain data where they no longer fit the class.
 
     Args:
         kind: The class that has the model's name now.
         node: As :class:`~tagent_nb.pipeline.encoding.Encoder` writes it.
         fields: Its fields, as values.
+        schemas: The classes by which values inside of it were read.
     """
     if node.get("schema") == schema_hash(kind):
-        return _as_recorded(kind, node, fields)
+        return _as_recorded(kind, node, fields, schemas)
     # Another schema under the same name may give other meanings to what it does not refuse.
     found = _validated(kind, fields) if set(fields) == set(kind.model_fields) else None
     if found is None:
@@ -49,7 +62,9 @@ def _validated(kind: Any, fields: Mapping[str, Any]) -> Any:
         return None
 
 
-def _as_recorded(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
+def _as_recorded(
+    kind: Any, node: Mapping[str, Any], fields: dict[str, Any], schemas: Mapping[str, type]
+) -> Any:
     written = set(node.get("json", ()))
     # What the model wrote as JSON itself, only the model can read.
     read = _validated(kind, fields) if written else None
@@ -59,6 +74,8 @@ def _as_recorded(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> 
             others[name] = value
         elif name in written and read is not None:
             known[name] = read.__dict__[name]
+        elif _is_known(kind, name, schemas):
+            known[name] = value
         else:
             known[name] = _typed(kind, name, value)
     open_to_more = kind.model_config.get("extra") == "allow"
@@ -86,11 +103,36 @@ def _private(kind: Any) -> dict[str, Any] | None:
     return {name: one for name, one in found.items() if one is not PydanticUndefined}
 
 
+def _is_known(kind: Any, name: str, schemas: Mapping[str, type]) -> bool:
+    """Whether all classes of a field's annotation are those by which its value was read."""
+    known = _parts.setdefault(kind, {})
+    if name not in known:
+        known[name] = _classes(kind.model_fields[name].annotation)
+    classes = known[name]
+    return classes is not None and all(schemas.get(one.__name__) is one for one in classes)
+
+
+def _classes(annotation: Any) -> frozenset[type] | None:
+    """The classes of the user that an annotation names; ``None`` where that cannot be told."""
+    origin = get_origin(annotation)
+    if origin is Literal or annotation is Ellipsis:
+        return frozenset()
+    if origin in _GROUPS:
+        inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
+        parts = [_classes(one) for one in inner]
+        return None if None in parts else frozenset().union(*(part for part in parts if part is not None))
+    if annotation is Any:
+        return frozenset()
+    if not isinstance(annotation, type):
+        return None
+    if annotation in _PLAIN:
+        return frozenset()
+    return frozenset({annotation}) if is_model(annotation) or is_dataclass(annotation) else None
+
+
 def _typed(kind: Any, name: str, value: Any) -> Any:
     """A field's value as its annotation has it, if that says the same: the class of a nested model that
     nobody passed, for one."""
-    if type(value) in _PLAIN and type(value) is kind.model_fields[name].annotation:
-        return value
     adapter = _adapter(kind, name)
     if adapter is None:
         return value
