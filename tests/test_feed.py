@@ -6,16 +6,12 @@ from tagent_nb.events import (
     Event,
     RunContinued,
     RunStarted,
-    StepCached,
-    StepFailed,
-    StepFinished,
     StepProgress,
     StepStarted,
     StepStreamed,
     Warned,
 )
 from tagent_nb.notebook.feed import MOST_TEXT, Feed, Sitting
-from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.result import PipelineResult
 
 RUN = "r1"
@@ -68,19 +64,6 @@ def test_calls_of_tools_stand_on_lines_of_their_own_among_the_text() -> None:
         "a": "Looking\n→ find(q='tea', n=2)\n✎ find(q='coffee')\n✗ find: gone\n",
         "m": "[3] → look()\n",
     }
-
-
-def test_items_are_counted_while_they_end() -> None:
-    feed = Feed()
-    value = StoredValue.of(1)
-    feed(StepStarted(run_id=RUN, step="m", items=4))
-    feed(StepStarted(run_id=RUN, step="m", item="0"))
-    feed(StepFinished(run_id=RUN, step="m", item="0", output=value))
-    feed(StepCached(run_id=RUN, step="m", item="1", output=value, key="k"))
-    feed(StepFailed(run_id=RUN, step="m", item="2", error_type="E", message="bad"))
-    feed(StepFinished(run_id=RUN, step="m", output=value))
-    assert feed.items == {"m": [3, 1, 4]}
-    assert feed.counts() == {"m": (3, 1, 4)}
 
 
 def test_a_run_has_begun_with_its_first_event_and_every_event_is_a_change() -> None:

@@ -69,9 +69,10 @@ def view_of(panel: Panel) -> PanelView:
 
 
 def ended(panel: Panel) -> None:
-    """Wait for the last drawing of the run that the panel shows."""
+    """Wait for the last drawing of the run that the panel shows, and until another can begin."""
     assert panel.sitting is not None
     assert panel.sitting.drawn.wait(10)
+    until(lambda: not panel.workspace.running)
 
 
 def until(condition: Any) -> None:
@@ -206,6 +207,25 @@ def test_stop_stops_and_resume_goes_on_in_the_same_place(
     assert "✓ second: completed" in left(shown)[0]
     assert session.result is not None
     assert session.result["second"] == 2
+
+
+def test_a_resumed_run_counts_the_items_that_it_keeps(
+    session: Session, shown: CapturingDisplayPublisher, gate: Path
+) -> None:
+    """And one that was stopped is not done."""
+    each = WAIT.replace("while", "while item == 2 and") + "item"
+    put(session, cell("rows", "[0, 1, 2]"), cell("each", each, map_over="rows"))
+    panel = live(session)
+    view = begin(panel)
+    until(lambda: row(view, "each")[2].startswith("2/3 items"))
+    view.buttons["stop"].click()
+    ended(panel)
+    assert row(view, "each")[2].startswith("2/3 items")
+    gate.touch()
+    view.buttons["go_on"].click()
+    ended(panel)
+    assert row(view, "each")[1] == "completed"
+    assert row(view, "each")[2].startswith("3/3 items")
 
 
 def test_pause_lets_what_runs_end_and_resume_starts_the_rest(

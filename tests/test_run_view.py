@@ -131,11 +131,13 @@ def test_items_are_counted_by_how_they_ended() -> None:
         "0": ItemResult("0", 0, StepStatus.COMPLETED),
         "1": ItemResult("1", 1, StepStatus.FAILED),
         "2": ItemResult("2", 2, StepStatus.RUNNING),
+        "3": ItemResult("3", 3, StepStatus.CANCELLED),
+        "4": ItemResult("4", 4, StepStatus.CACHED),
     }
     mapped = step("m", StepStatus.RUNNING, items=items, items_total=5)
     empty = step("e", StepStatus.RUNNING, items_total=5)
     plain = step("p", StepStatus.RUNNING)
-    assert items_of({"m": mapped, "e": empty, "p": plain}) == {"m": (2, 1, 5), "e": (0, 0, 5)}
+    assert items_of({"m": mapped, "e": empty, "p": plain}) == {"m": (3, 1, 5), "e": (0, 0, 5)}
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def facts_of(state: StepResult) -> list[str]:
     """Seconds, tokens, USD and items of a step that has begun."""
     facts = []
     if state.items_total is not None:
-        done = sum(1 for item in (state.items or {}).values() if item.status.is_final)
+        items = list((state.items or {}).values())  # at once: the run goes on in another thread
+        done = sum(item.status.has_value or item.status is StepStatus.FAILED for item in items)
         facts.append(f"{done}/{state.items_total} items")
     if state.status is StepStatus.CACHED:
         facts.append("from cache")

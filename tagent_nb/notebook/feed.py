@@ -1,4 +1,4 @@
-"""What a view folds from the events of a run, besides the run's memory: texts, items, and what is new."""
+"""What a view folds from the events of a run, besides the run's memory: texts, and what is new."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from tagent_nb.events import (
     Observer,
     RunContinued,
     RunStarted,
-    StepCached,
     StepEvent,
-    StepFailed,
-    StepFinished,
     StepProgress,
-    StepStarted,
     StepStreamed,
 )
 from tagent_nb.pipeline.result import PipelineResult
@@ -34,18 +30,16 @@ TOLD = ("tool_call", "tool_edited", "tool_error", "tool_rejected")
 
 
 class Feed:
-    """What the panel needs besides the memory of the run: texts and counts of items.
+    """What the panel needs besides the memory of the run: texts, and what is new.
 
     Attributes:
         texts: The end of what each step printed or streamed, by name.
-        items: ``[ended, failed, all]`` of the mapped steps, by name.
         began: Set when the run has begun: it was not refused.
         changed: Set when there is something new to draw.
     """
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
-        self.items: dict[str, list[int]] = {}
         self.began = threading.Event()
         self.changed = threading.Event()
         self._writing: dict[str, str] = {}
@@ -58,10 +52,6 @@ class Feed:
             self._write(event.step, event.item, event.text)
         elif isinstance(event, StepProgress) and event.kind in TOLD:
             self._tell(event)
-        elif isinstance(event, StepStarted) and event.items is not None:
-            self.items[event.step] = [0, 0, event.items]
-        elif isinstance(event, StepFinished | StepCached | StepFailed) and event.item is not None:
-            self._count(event)
         elif isinstance(event, RunStarted | RunContinued):
             # A view that was drawn before the run was opened did not know what is recorded of these.
             self._touched.extend(event.steps)
@@ -74,10 +64,6 @@ class Feed:
         while self._touched:
             found.add(self._touched.popleft())
         return found
-
-    def counts(self) -> dict[str, tuple[int, int, int]]:
-        """A copy of :attr:`items`."""
-        return {name: (ended, failed, all_) for name, (ended, failed, all_) in list(self.items.items())}
 
     def _write(self, step: str, item: str | None, written: str) -> None:
         text = self.texts.get(step, "")
@@ -105,11 +91,6 @@ class Feed:
         if text and not text.endswith("\n"):
             self.texts[event.step] = text + "\n"
         self._write(event.step, event.item, line + "\n")
-
-    def _count(self, event: StepEvent) -> None:
-        counts = self.items.setdefault(event.step, [0, 0, 0])
-        counts[0] += 1
-        counts[1] += isinstance(event, StepFailed)
 
 
 class Sitting(Feed):

@@ -21,7 +21,7 @@ from tagent_nb.notebook.feed import Sitting
 from tagent_nb.notebook.panel_view import PanelView
 from tagent_nb.notebook.parts import PARTS
 from tagent_nb.notebook.picture import Picture
-from tagent_nb.notebook.run_view import RunView, head_html, result_view, run_html, run_text
+from tagent_nb.notebook.run_view import RunView, head_html, items_of, result_view, run_html, run_text
 from tagent_nb.notebook.session import Session, Workspace
 from tagent_nb.notebook.step_details import details_html
 from tagent_nb.notebook.step_table import row_of
@@ -230,7 +230,7 @@ class Panel:
             return RunView(self.workspace.pipeline.name, steps, "not run yet", 0.0, self._note)
         phase = "failed" if outcome is not None else "paused" if memory and memory.paused else "running"
         steps = {} if memory is None else dict(memory.steps)
-        counts = {} if sitting is None else sitting.counts()
+        counts = items_of(steps)
         return RunView(
             self.workspace.pipeline.name,
             steps,
@@ -313,11 +313,11 @@ class Panel:
                 return
             touched = set() if sitting is None else sitting.touched()
             states, now = self._states(), time.time()
-            counts = {} if sitting is None else sitting.counts()
             texts = {} if sitting is None else sitting.texts
             stale, self._stale = self._stale or list(states) != self._shown, False
             whole, self._reset = stale or self._reset, False
             names = states if whole else [n for n, s in states.items() if n in touched or s.status in _BUSY]
+            counts = items_of({name: states[name] for name in names})
             rows = {
                 name: row_of(states[name], counts.get(name, _NO_ITEMS), texts.get(name, ""), now)
                 for name in names

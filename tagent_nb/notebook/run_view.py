@@ -241,13 +241,14 @@ def run_text(view: RunView) -> str:
 
 
 def items_of(steps: Mapping[str, StepResult]) -> dict[str, tuple[int, int, int]]:
-    """Ended, failed and all items of the mapped steps."""
+    """Done, failed and all items of the mapped steps; a failed one is done, one that was stopped is not."""
     found = {}
     for name, step in steps.items():
         if step.items_total is not None:
             items = list((step.items or {}).values())
             failed = sum(item.status is StepStatus.FAILED for item in items)
-            found[name] = (sum(item.status.is_final for item in items), failed, step.items_total)
+            done = sum(item.status.has_value for item in items) + failed
+            found[name] = (done, failed, step.items_total)
     return found
 
 
