@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from pydantic_ai.exceptions import ModelRateLimitError
+from pydantic import BaseModel
+from pydantic_ai.exceptions import ModelHTTPError, ModelRateLimitError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
@@ -17,9 +20,17 @@ from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.steps.calls import CallGate, ModelCall
 from tagent_nb.steps.changes import Changes
-from tagent_nb.steps.limits import LONGEST_WAIT, LimitsGate
+from tagent_nb.steps.limits import LONGEST_WAIT, LimitsGate, jittered
 from tagent_nb.steps.pace import WINDOW, Pace
+from tagent_nb.steps.waits import usable_wait
 from tests.fake_openai import KEY, Act, error, fake_openai
+
+EPOCH = 1_800_000_000.0
+"""Seconds since 1970 when the clock below stands at 0."""
+
+
+class Word(BaseModel):
+    word: str
 
 
 class Clock:
@@ -39,7 +50,9 @@ class Clock:
         self.now += seconds
 
     def gate(self, **limits: Limit) -> LimitsGate:
-        return LimitsGate(limits, clock=self, sleep=self.sleep)
+        return LimitsGate(
+            limits, clock=self, sleep=self.sleep, now=lambda: self.now + EPOCH, jitter=lambda ceiling: ceiling
+        )
 
 
 class Provider:
@@ -355,6 +368,181 @@ async def test_a_429_on_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
         assert clock.slept == [3, 2]
         assert len(fake.requests) == 3
         assert result.token_usage["s0"].requests == 1
+
+
+def at(seconds: float) -> str:
+    """A date of HTTP, so many seconds after the clock's begin."""
+    return format_datetime(datetime.fromtimestamp(EPOCH + 1000 + seconds, UTC), usegmt=True)
+
+
+def refusal(headers: dict[str, str], retry_after: float | None = None) -> ModelHTTPError:
+    shown = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ModelHTTPError.for_category(
+        ModelRateLimitError, status_code=429, model_name="m", headers=shown, retry_after=retry_after
+    )
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Retry_After": "-5"},
+        {"Retry_After": "0.001"},
+        {"Retry_After": ""},
+        {"Retry_After": "nan"},
+        {"Retry_After": "inf"},
+        {"Retry_After": at(0)},
+        {"retry_after_ms": "0", "Retry_After": "0"},
+        {"retry_after_ms": "-100", "Retry_After": "x"},
+        {"x_ratelimit_reset_requests": "1ms"},
+        {"x_ratelimit_reset_tokens": "6m0s", "x_ratelimit_remaining_tokens": "1000"},
+        {"x_ratelimit_reset_requests": "soon", "x_ratelimit_remaining_requests": "0"},
+        {"x_ratelimit_reset_requests": ""},
+    ],
+    ids=str,
+)
+def test_headers_that_say_nothing_that_could_be_followed(headers: dict[str, str]) -> None:
+    assert usable_wait(refusal(headers), lambda: EPOCH + 1000) is None
+
+
+def test_a_wait_that_a_client_read_elsewhere_counts_where_no_header_has_one() -> None:
+    assert usable_wait(refusal({}, retry_after=14.0)) == 14.0
+    assert usable_wait(refusal({"x_ratelimit_reset_requests": "3s"}, retry_after=14.0)) == 14.0
+    assert usable_wait(ModelRateLimitError("m", "slow down", retry_after=2)) == 2
+    assert usable_wait(ModelRateLimitError("m", "slow down", retry_after=0)) is None
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Retry_After": "0"}, {"Retry_After": "soon"}, {"Retry_After": at(-3600)}, {"retry_after_ms": "1"}],
+    ids=str,
+)
+async def test_a_429_without_a_usable_wait_waits_longer_each_time(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown, it is no failed attempt, and after so long it is given up: never a hot loop."""
+    clock = Clock()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(error(429, "Slow down", **headers)) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        schema = None if "Retry_After" in headers else Word  # one is streamed, the other is not
+        pipeline = steps("openai-chat:gpt-4o", 1, output_schema=schema)
+        result = await PipelineExecutor(pipeline, limits=clock.gate()).execute()
+        assert len(fake.requests) == 14
+    assert clock.slept == [1, 2, 4, 8, 16] + [30] * 8
+    assert sum(clock.slept) <= LONGEST_WAIT
+    assert waits(result) == [("openai, which asks for fewer requests", seconds) for seconds in clock.slept]
+    assert "openai asks for fewer requests, now for 30 s more" in result.error_details["s0"]
+    assert result.token_usage["s0"].requests == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry_After": "2.5"}, 2.5),
+        ({"Retry_After": " 7 "}, 7.0),
+        ({"Retry_After": "1"}, 1.0),
+        ({"Retry_After": at(90)}, 90.0),
+        ({"Retry_After": at(90).replace("GMT", "+0000")}, 90.0),
+        ({"retry_after_ms": "2500"}, 2.5),
+        ({"retry_after_ms": "1500.5", "Retry_After": "2"}, 1.5005),
+        ({"retry_after_ms": "1", "Retry_After": "4"}, 4.0),
+        ({"retry_after_ms": "soon", "Retry_After": "0", "x_ratelimit_reset": "3"}, 3.0),
+        ({"x_ratelimit_reset_requests": "1m30s"}, 30.0),
+        ({"x_ratelimit_reset_requests": "2.5s", "x_ratelimit_remaining_requests": "0"}, 2.5),
+        ({"x_ratelimit_reset_requests": "9s", "x_ratelimit_remaining_requests": "5",
+          "x_ratelimit_reset_tokens": "1s500ms", "x_ratelimit_remaining_tokens": "0"}, 1.5),
+        ({"x_ratelimit_reset": f"{EPOCH + 1000 + 12:.0f}"}, 12.0),
+        ({"x_ratelimit_reset": f"{(EPOCH + 1000 + 12) * 1000:.0f}"}, 12.0),
+        ({"anthropic_ratelimit_requests_reset": "2027-01-15T08:16:45Z"}, 5.0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_waits_as_headers_write_them(headers: dict[str, str], seconds: float) -> None:
+    assert usable_wait(refusal(headers), lambda: EPOCH + 1000) == pytest.approx(seconds)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("told", "seconds"), [("2.5", 2.5), (at(90), 90.0), ("7", 7.0)], ids=["fraction", "date", "whole"]
+)
+async def test_a_429_waits_as_long_as_it_says_each_time(
+    told: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(error(429, "Slow down", Retry_After=told), Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        result = await PipelineExecutor(steps("openai-chat:gpt-4o", 1), limits=clock.gate()).execute()
+        assert len(fake.requests) == 2
+    assert result["s0"] == "hello"
+    assert clock.slept == [pytest.approx(seconds)]
+
+
+@pytest.mark.models
+async def test_a_short_wait_is_kept_once_and_then_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    short = error(429, "Slow down", retry_after_ms="250")
+    with fake_openai(short, short, short, Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        result = await PipelineExecutor(steps("openai-chat:gpt-4o", 1), limits=clock.gate()).execute()
+    assert result["s0"] == "hello"
+    assert clock.slept == [0.25, 2, 4]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("told", ["301", "1e9", at(4000)])
+async def test_a_429_that_asks_for_very_long_is_given_up_at_once(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(error(429, "Slow down", Retry_After=told), Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        result = await PipelineExecutor(steps("openai-chat:gpt-4o", 1), limits=clock.gate()).execute()
+        assert len(fake.requests) == 1
+    assert clock.slept == []
+    assert "a request waits at most 300 s (HTTP 429: Slow down)" in result.error_details["s0"]
+
+
+@pytest.mark.models
+async def test_who_waits_for_a_provider_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(error(429, "Slow down", Retry_After="0"), Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        executor = PipelineExecutor(steps("openai-chat:gpt-4o", 1))
+        executor.subscribe(
+            lambda event: executor.cancel() if isinstance(event, events.StepWaiting) else None  # type: ignore[func-returns-value]
+        )
+        assert (await executor.execute()).cancelled
+        assert len(fake.requests) == 1
+
+
+def test_waits_without_a_word_of_the_provider_differ_between_processes() -> None:
+    waits = {jittered(8.0) for _ in range(50)}
+    assert len(waits) > 1
+    assert all(4.0 <= wait <= 8.0 for wait in waits)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("status", "told", "delay"),
+    [(503, "0", None), (529, at(-1e9), None), (500, "?", None), (503, "0.2", 0.2)],
+)
+async def test_an_overloaded_server_without_a_usable_wait_gets_growing_pauses(
+    status: int, told: str, delay: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(error(status, "Overloaded", Retry_After=told), Act("hello")) as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+        monkeypatch.setattr("random.uniform", lambda low, high: high)
+        pipeline = Pipeline("p", model="openai-chat:gpt-4o").step("s", "Say hello.")
+        result = await PipelineExecutor(pipeline, retry_delay=0.01).execute()
+    assert result["s"] == "hello"
+    retried = [event for event in result.events if isinstance(event, events.StepRetried)]
+    assert [event.delay for event in retried] == [0.01 if delay is None else delay]
 
 
 @pytest.mark.models

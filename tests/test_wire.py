@@ -65,7 +65,7 @@ def test_a_refused_answer_then_one_that_passes_the_check(play: Play) -> None:
 
 def test_a_rate_limit_with_retry_after(play: Play) -> None:
     """The answer comes after the wait, and only it is paid."""
-    fake = play(error(429, "Slow down", Retry_After="0"), RIGHT)
+    fake = play(error(429, "Slow down", retry_after_ms="100"), RIGHT)
     step = run()
     assert step.output.value == Sentiment(label="positive")
     assert len(fake.requests) == 2

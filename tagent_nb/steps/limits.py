@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall
 from tagent_nb.steps.pace import Pace, Request
+from tagent_nb.steps.waits import usable_wait
 
 if TYPE_CHECKING:
     from pydantic_ai.exceptions import ModelRateLimitError
@@ -20,15 +22,25 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 300.0
 """Most seconds that one request waits because its provider asks for fewer requests."""
 FIRST_WAIT, MOST_WAIT = 1.0, 30.0
-"""Seconds to wait where the provider does not say: doubled each time, up to the second."""
+"""Seconds to wait at most where the provider does not say: doubled each time, up to the second."""
+
+
+def jittered(ceiling: float) -> float:
+    """Seconds to wait where the provider does not say: at random, from half the ceiling on.
+
+    Several processes that were refused at the same moment do not come back at the same moment.
+    """
+    return random.uniform(ceiling / 2, ceiling)
 
 
 class LimitsGate(CallGate):
     """Lets a request to a model pass when its provider may be asked; asks again when it was too much.
 
     An answer 429 is no failed attempt: all requests to that provider wait as long as it says
-    (``Retry-After``), fewer are made at the same time from then on, and more again when it answers. A
-    request that has waited :data:`LONGEST_WAIT` seconds in all is given up.
+    (``Retry-After``), fewer are made at the same time from then on, and more again when it answers. Where it
+    says nothing that can be followed (see :func:`~tagent_nb.steps.waits.usable_wait`), or again less than
+    :data:`FIRST_WAIT`, they wait longer each time. A request that has waited :data:`LONGEST_WAIT` seconds in
+    all is given up.
 
     Requests are let through in the order in which they came. Executors on one loop may share a gate.
 
@@ -36,6 +48,8 @@ class LimitsGate(CallGate):
         limits: By provider, such as ``"openai"``; what is not named is limited only when it complains.
         clock: Seconds that never go back.
         sleep: Waits so many seconds.
+        now: Seconds since 1970, for waits that are given as a date.
+        jitter: Gives the seconds to wait for a ceiling, where the provider does not say.
     """
 
     def __init__(
@@ -44,10 +58,14 @@ class LimitsGate(CallGate):
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        now: Callable[[], float] = time.time,
+        jitter: Callable[[float], float] = jittered,
     ) -> None:
         self.paces: dict[str, Pace] = {}
         self._clock = clock
         self._sleep = sleep
+        self._now = now
+        self._jitter = jitter
         for provider, limit in checked_limits(limits).items():
             self.set(provider, limit)
 
@@ -78,18 +96,20 @@ class LimitsGate(CallGate):
 
         pace = self._pace(self._provider(call))
         tokens = self._expected(pace, call)
-        waited, delay = 0.0, FIRST_WAIT
+        waited, ceiling = 0.0, FIRST_WAIT
         while True:
             request = await self._enter(pace, call.context, tokens)
             try:
                 response = await proceed(call)
             except ModelRateLimitError as error:
-                asked = delay if error.retry_after is None else max(0.0, error.retry_after)
+                asked = usable_wait(error, self._now)
+                if asked is None or (waited and asked < FIRST_WAIT):
+                    asked = self._jitter(ceiling)
                 waited += asked
                 if waited > LONGEST_WAIT:
                     raise _given_up(call, pace, error, asked) from error
                 pace.refused(request, self._clock() + asked)
-                delay = min(MOST_WAIT, 2 * delay)
+                ceiling = min(MOST_WAIT, 2 * ceiling)
             else:
                 from tagent_nb.steps.spending import counted
 

@@ -14,6 +14,7 @@ from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.limits import LONGEST_WAIT
 from tagent_nb.steps.providers import model_name
 from tagent_nb.steps.traceback import redact
+from tagent_nb.steps.waits import usable_wait
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -101,9 +102,10 @@ def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError)
         )
     else:
         message = f"Step {step.name!r}: {model!r} failed ({told})."
-    if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
-        return StepError(f"{message} It asks to wait {error.retry_after:g} s: resume the run then.")
-    return RetryableError(message, retry_after=error.retry_after)
+    wait = usable_wait(error)
+    if wait is not None and wait > LONGEST_WAIT:
+        return StepError(f"{message} It asks to wait {wait:g} s: resume the run then.")
+    return RetryableError(message, retry_after=wait)
 
 
 def _of_fallback(
