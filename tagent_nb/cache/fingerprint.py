@@ -129,8 +129,8 @@ def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], me
             continue
         search = Surroundings(getattr(tool, "__globals__", namespace), memo)
         search.follow_value(name, tool)
+        annotations = search.follow_signature(name, tool)
         own = search.found.pop(f"function:{name}", "")
-        annotations = {key: str(value) for key, value in getattr(tool, "__annotations__", {}).items()}
         found[f"tool:{name}"] = _text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
         found.update(search.found)
     return found

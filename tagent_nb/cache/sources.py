@@ -10,15 +10,15 @@ import builtins
 import functools
 import hashlib
 import inspect
-import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, get_args
+from typing import Any
 
 from tagent_nb.cache.bytecode import Reads, code_digest, code_reads
+from tagent_nb.cache.classes import annotation_text, hidden_parts, type_of, type_text, types_of
 from tagent_nb.cache.origins import (
     files_of,
     is_user_class,
@@ -30,6 +30,7 @@ from tagent_nb.cache.values import (
     BY_TYPE,
     Memo,
     bound_to,
+    described,
     digest_of,
     fields_beside,
     is_native,
@@ -38,13 +39,12 @@ from tagent_nb.cache.values import (
     value_digest,
     value_text,
 )
+from tagent_nb.pipeline.schemas import fields_of_class, in_order, parts_of_type
 
 __all__ = ["Memo", "Surroundings", "class_digest", "value_text"]
 
 ABSENT = "absent"
 """Stands for a name that is not defined when the step is looked at."""
-
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 # -- the search -----------------------------------------------------------------------------
@@ -94,6 +94,24 @@ class Surroundings:
         """Search what code with these ``reads`` sees in ``namespace``; ``skip`` names its inputs."""
         self._names(Reads(reads.names - frozenset(skip), reads.attributes, reads.imports), namespace)
         self._work_off()
+
+    def follow_signature(self, label: str, function: Any) -> dict[str, str]:
+        """Search the types of a function's parameters, which a model that calls it is shown.
+
+        Returns:
+            Their texts by name.
+        """
+        names = getattr(inspect.unwrap(function), "__globals__", {}), self._home
+        found = {}
+        for name, raw in getattr(function, "__annotations__", {}).items():
+            meant = type_of(raw, *names)
+            found[name] = raw if isinstance(raw, str) else annotation_text(raw, meant)
+            text = type_text(meant)
+            if isinstance(raw, str) and ("Literal[" in text or "Annotated[" in text):
+                found[f"{name} means"] = text
+            self._annotation(f"{label}.{name}", meant)
+        self._work_off()
+        return found
 
     def _work_off(self) -> None:
         # A queue, not recursion: helpers may call each other in chains of any length.
@@ -227,9 +245,11 @@ class Surroundings:
         for base in (*kind.__bases__, type(kind)):
             parts[f"base {base.__name__}"] = ""
             self._refer(base.__name__, base)
-        for name, annotation in inspect.get_annotations(kind).items():
-            parts[f"annotation {name}"] = _ADDRESS.sub("", repr(annotation))
-            self._annotation(f"{label}.{name}", annotation)
+        for name, raw, meant in types_of(kind, self._home):
+            parts[f"annotation {name}"] = annotation_text(raw, meant)
+            self._annotation(f"{label}.{name}", meant)
+        for name, field in fields_of_class(kind).items():  # those of a generic class have other types in each
+            self._annotation(f"{label}.{name}", getattr(field, "annotation", None))
         for name, value in vars(kind).items():
             functions = list(_functions_of(value))
             for function in functions:
@@ -244,18 +264,22 @@ class Surroundings:
                 self._todo += [(called, one, frozenset()) for called, one in code]
                 if parts[name].startswith(BY_TYPE) and parts_of(value) is not None:
                     self._todo.append((f"{label}.{name}", value, frozenset()))
+        for name, value in hidden_parts(kind):
+            parts[f"({name})"], code = described(value)
+            self._todo += [(called, one, frozenset()) for called, one in code]
         self._note(f"class:{label}", digest_of(*(f"{name}={parts[name]}" for name in sorted(parts))))
         return None
 
     def _annotation(self, label: str, annotation: Any) -> None:
         """Classes and validators that a field's type names."""
-        if isinstance(annotation, type):
-            self._refer(annotation.__name__, annotation)
-        function = getattr(annotation, "func", None)
-        if isinstance(function, FunctionType):
-            self._todo.append((f"{label}.{function.__name__}", function, frozenset()))
-        for inner in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
-            self._annotation(label, inner)
+        for part in parts_of_type(annotation):
+            function = getattr(part, "func", None)
+            if isinstance(part, type):
+                self._refer(part.__name__, part)
+            elif isinstance(function, FunctionType):
+                self._todo.append((f"{label}.{function.__name__}", function, frozenset()))
+            else:
+                self._todo += [(called, one, frozenset()) for called, one in described(part)[1]]
 
     def _value(self, label: str, value: Any, attributes: frozenset[str]) -> None:
         if is_user_class(type(value)):
@@ -304,7 +328,7 @@ def _json_schema(kind: type) -> str:
     from pydantic.errors import PydanticUserError
 
     try:
-        return json.dumps(make(), sort_keys=True, default=repr)
+        return json.dumps(in_order(make(), kind), sort_keys=True, default=repr)
     except PydanticUserError:
         return ""  # a field of a type that JSON Schema has no word for; annotations still count
 

@@ -94,6 +94,18 @@ def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
     return by_type(value), ()
 
 
+def described(value: Any) -> tuple[str, tuple[Code, ...]]:
+    """The digest of a part of a class, such as a default or an option, and the user's code in it.
+
+    Unlike :func:`value_digest`, tables are looked into.
+    """
+    walk = _Walk()
+    try:
+        return walk.text(value), tuple(walk.code.values())
+    except Exception:  # the value's own code raises whatever it likes
+        return by_type(value), tuple(walk.code.values())
+
+
 def parts_of(value: Any) -> list[tuple[str, Any]] | None:
     """The entries of a table or list, such as one of functions, by where they are in it, to be looked at
     one by one; ``None`` for other values, and for more than 1,000.

@@ -310,8 +310,13 @@ def _cannot_rebuild(function: Callable[..., Any], source: str) -> str:
 
 def _code_parts(code: CodeType) -> tuple[Any, ...]:
     """What a code object does, without where it stands."""
-    constants = [_code_parts(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    constants = [_code_parts(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
     return code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars
+
+
+def _constant(value: Any) -> str:
+    # A set of texts has another order in every process.
+    return f"frozenset({sorted(map(_constant, value))})" if isinstance(value, frozenset) else repr(value)
 
 
 # -- cells ------------------------------------------------------------------------------------
