@@ -92,7 +92,7 @@ async def test_files_and_folders_are_private(store: FileStorageBackend) -> None:
     finally:
         os.umask(before)
     made = [store.base_path, *store.base_path.rglob("*")]
-    assert {path.suffix for path in made} == {"", ".record", ".journal", ".lease"}
+    assert {path.suffix for path in made} == {"", ".record", ".journal", ".lease", ".order"}
     for path in made:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -152,7 +152,10 @@ def test_the_folder_may_be_a_link_that_the_user_made(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_calls_come_in_the_order_that_survives_a_loss_of_power(tmp_path: Path) -> None:
-    """Write aside, flush, rename, flush the folder; and after each record a flush of its journal."""
+    """Write aside, flush, rename, flush the folder; and after each record a flush of its journal.
+
+    The place of a run among the others is noted before there is a run.
+    """
     program = (
         "import asyncio, sys\n"
         "from tagent_nb.storage.file import FileStorageBackend\n"
@@ -188,11 +191,14 @@ def test_calls_come_in_the_order_that_survives_a_loss_of_power(tmp_path: Path) -
         name = call.partition("(")[0]
         if "/runs" not in call or name == "openat":
             continue
-        what = next(part for part in (".tmp", ".journal", ".lease", "runs/p", "runs") if part in call)
+        what = next(
+            part for part in (".tmp", ".journal", ".lease", ".order", "runs/p", "runs") if part in call
+        )
         order.append(f"{name} {what}")
     whole = ["write .tmp", "fsync .tmp", "rename .tmp", "fsync runs/p"]
     made = ["mkdir runs", "mkdir runs/p", "fsync runs"]
-    assert order == [*made, *whole, *whole, "write .journal", "fdatasync .journal"]
+    noted = ["write .order", "fsync .order"]
+    assert order == [*made, *whole, *noted, *whole, "write .journal", "fdatasync .journal"]
 
 
 def test_a_system_that_cannot_flush_folders_does_without(

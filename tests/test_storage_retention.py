@@ -18,10 +18,12 @@ from tagent_nb.errors import DefinitionError, NotStoredError, StorageUnavailable
 from tagent_nb.events import RunFinished, RunStarted, Warned
 from tagent_nb.storage import base, retention
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.records import RunInfo
 from tagent_nb.storage.retention import Retention
+from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tests.storage_kinds import KINDS, damage, make_store, record
 
 
@@ -291,3 +293,49 @@ async def test_nothing_goes_if_the_only_good_run_cannot_be_read(durable: Recordi
     await damage(durable, "r0")
     assert await durable.prune("p", keep_last=0) == []
     assert await left(durable) == ["r0"]
+
+
+# -- the order of runs -------------------------------------------------------------------------
+
+
+async def forget_order(storage: RecordingBackend) -> None:
+    """Leave the runs as a version that kept no order has stored them; SQLite has always numbered them."""
+    if isinstance(storage, FileStorageBackend):
+        (storage.base_path / "p" / "runs.order").unlink()
+    elif not isinstance(storage, SQLiteStorageBackend):
+        from tagent_nb.storage.redis import RedisStorageBackend
+
+        assert isinstance(storage, RedisStorageBackend)
+        await storage._here().client.delete(storage._name("p", "order"))
+
+
+async def test_a_store_of_before_is_put_in_order_once(durable: RecordingBackend) -> None:
+    """By the times at which its runs began; what is begun from then on comes behind them."""
+    for n in range(5):
+        await run(durable, f"r{n}", at=100.0 + n)
+    await forget_order(durable)
+    assert await left(durable) == [f"r{n}" for n in range(5)]
+    await forget_order(durable)
+    await run(durable, "later", at=0.0)
+    for _ in range(2):
+        assert await durable.newest_run("p") == "later"
+        assert await left(durable) == [*(f"r{n}" for n in range(5)), "later"]
+
+
+async def test_runs_of_an_older_version_beside_newer_ones_find_their_place(durable: RecordingBackend) -> None:
+    """Two versions may use one store for a while: behind the last run that began before."""
+    for n, at in enumerate((100.0, 200.0, 300.0)):
+        await run(durable, f"r{n}", at=at)
+    if isinstance(durable, FileStorageBackend):
+        order = durable.base_path / "p" / "runs.order"
+        # With a line that was torn, and one of a run that is gone.
+        order.write_text("gone\nr0\nr2\nto")
+    elif isinstance(durable, SQLiteStorageBackend):
+        return
+    else:
+        client = durable._here().client  # type: ignore[attr-defined]
+        await client.zrem(durable._name("p", "order"), "r1")  # type: ignore[attr-defined]
+    assert await durable.newest_run("p") == "r2"
+    assert await left(durable) == ["r0", "r1", "r2"]
+    await run(durable, "r3", at=0.0)
+    assert await left(durable) == ["r0", "r1", "r2", "r3"]

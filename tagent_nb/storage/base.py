@@ -21,7 +21,7 @@ from tagent_nb.storage.codec import pack, unpack
 from tagent_nb.storage.leases import Lease
 from tagent_nb.storage.leasing import Leasing
 from tagent_nb.storage.pickles import decode_document, encode_document
-from tagent_nb.storage.records import RunInfo, damaged
+from tagent_nb.storage.records import RunInfo
 from tagent_nb.storage.retention import LIMIT, Retention, prune
 from tagent_nb.storage.settings import age_of, size_of
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tagent_nb.storage.archive import BackupInfo
     from tagent_nb.storage.backup import BackupSchedule
     from tagent_nb.storage.restoring import RestoreInfo
+
+CHUNK = 200
+"""Runs that are looked at together."""
 
 __all__ = ["Lease", "RunInfo", "StorageBackend"]
 
@@ -74,11 +77,30 @@ class StorageBackend(Leasing):
 
     @abstractmethod
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
-        """Id and size in bytes of each run of a pipeline."""
+        """Id and size in bytes of each run of a pipeline, in the order in which they were made.
+
+        That is the order in which their first records came, by whatever the backend can count: not by
+        times, since clocks are set back and those of several machines differ.
+        """
 
     @abstractmethod
-    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
-        """Remove a run; afterwards no token that was ever given for it is good."""
+    async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
+        """Remove a run if its lease's token is still ``token``, in one step; say whether it was.
+
+        Afterwards no token that was ever given for it is good. A run that is not there counts as removed.
+        """
+
+    async def _ordered(self, pipeline_id: str) -> list[str]:
+        """The ids of :meth:`_runs`. To be overridden where they take less time than the sizes."""
+        return [run_id for run_id, _ in await self._runs(pipeline_id)]
+
+    async def _newest(self, pipeline_id: str, count: int) -> list[str]:
+        """The last ``count`` of :meth:`_ordered`. To be overridden where these take less time than all."""
+        return (await self._ordered(pipeline_id))[-count:]
+
+    async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
+        """Whether a run is stored. To be overridden where that takes less time than to list all."""
+        return run_id in await self._ordered(pipeline_id)
 
     @abstractmethod
     async def _remove_documents(self, pipeline_id: str) -> None:
@@ -192,31 +214,64 @@ class StorageBackend(Leasing):
         """
 
     @abstractmethod
-    async def _info(self, pipeline_id: str, run_id: str, size: int, alive: bool) -> RunInfo:
-        """What a list of runs says about one; ``alive``: somebody holds its lease."""
+    async def _described(self, pipeline_id: str, run_ids: Sequence[str]) -> list[tuple[RunInfo, int, bytes]]:
+        """What a list of runs says about some; and token and holder of their leases. Without what is gone."""
 
-    async def runs(self, pipeline_id: str) -> list[RunInfo]:
-        """All runs of a pipeline, oldest first; a damaged one is listed as such.
+    async def runs(self, pipeline_id: str, *, limit: int | None = None) -> list[RunInfo]:
+        """Runs of a pipeline in the order in which they were begun, the newest last.
+
+        That order is kept by the store, whatever the clocks said. A damaged run is listed as such.
 
         Args:
             pipeline_id: The pipeline's storage id. Where nothing is stored under it, it is taken for the
                 pipeline's name.
+            limit: At most so many, the newest; ``None`` lists all.
+
+        Raises:
+            DefinitionError: ``limit`` is below 1.
         """
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise DefinitionError(f"limit must be a whole number of at least 1, not {limit!r}.")
+        pipeline_id = await self._stored_id(pipeline_id)
+        run_ids = await (self._run_ids(pipeline_id) if limit is None else self._last(pipeline_id, limit))
+        infos: list[RunInfo] = []
+        for start in range(0, len(run_ids), CHUNK):
+            part = await self._described(pipeline_id, run_ids[start : start + CHUNK])
+            infos.extend(info for info, _, _ in part)
+        return infos
+
+    async def newest_run(self, pipeline_id: str, *, besides: str | None = None) -> str | None:
+        """Id of the run of a pipeline that was begun last, or ``None``; however many there are, in one look.
+
+        Args:
+            pipeline_id: As for :meth:`runs`.
+            besides: A run that does not count.
+        """
+        pipeline_id = await self._stored_id(pipeline_id)
+        newest = await self._last(pipeline_id, 2)
+        return next((run_id for run_id in reversed(newest) if run_id != besides), None)
+
+    async def has_run(self, pipeline_id: str, run_id: str) -> bool:
+        """Whether a run is stored, intact or not. Arguments as for :meth:`delete_run`."""
+        self._check(pipeline_id, run_id)
+        if await self._has_run(pipeline_id, run_id):
+            return True
+        stored_id = await self._stored_id(pipeline_id)
+        return stored_id != pipeline_id and await self._has_run(stored_id, run_id)
+
+    async def _stored_id(self, pipeline_id: str) -> str:
+        """The id under which there are runs, for the id or the name of a pipeline."""
         safe_id(pipeline_id, "pipeline id")
-        stored = await self._runs(pipeline_id)
-        if not stored:
-            pipeline_id = storage_id(pipeline_id)
-            stored = await self._runs(pipeline_id)
-        found: list[RunInfo] = []
-        for run_id, size in [known for known in stored if is_safe(known[0])]:
-            try:
-                alive = await self._alive(pipeline_id, run_id) is not None
-            except CorruptRecordError as error:
-                # One lease that cannot be read must not hide the other runs.
-                found.append(damaged(pipeline_id, run_id, size, error))
-                continue
-            found.append(await self._info(pipeline_id, run_id, size, alive))
-        return sorted(found, key=lambda info: (info.started_at, info.run_id))
+        return pipeline_id if await self._last(pipeline_id, 1) else storage_id(pipeline_id)
+
+    async def _run_ids(self, pipeline_id: str) -> list[str]:
+        """All runs in their order, without what a stranger has put beside them."""
+        return [run_id for run_id in await self._ordered(pipeline_id) if is_safe(run_id)]
+
+    async def _last(self, pipeline_id: str, count: int) -> list[str]:
+        """The last ``count`` runs in their order."""
+        newest = await self._newest(pipeline_id, count)
+        return newest if all(map(is_safe, newest)) else (await self._run_ids(pipeline_id))[-count:]
 
     async def delete_run(self, pipeline_id: str, run_id: str) -> None:
         """Delete a run.
@@ -227,18 +282,30 @@ class StorageBackend(Leasing):
 
         Raises:
             NotStoredError: There is no such run.
-            StorageError: Somebody carries it on at this moment.
+            StorageError: A process carries it on at this moment.
         """
         self._check(pipeline_id, run_id)
-        named, stored = pipeline_id, await self._runs(pipeline_id)
-        if not stored:
-            pipeline_id = storage_id(pipeline_id)
-            stored = await self._runs(pipeline_id)
-        if run_id not in [known for known, _ in stored]:
-            raise self._unknown(named, run_id)
-        await self._refuse_active(pipeline_id, run_id, "be deleted")
+        name = pipeline_id
+        if not await self._has_run(pipeline_id, run_id):
+            pipeline_id = await self._stored_id(pipeline_id)
+            if pipeline_id == name or not await self._has_run(pipeline_id, run_id):
+                raise self._unknown(name, run_id)
+        await self._delete_unclaimed("be deleted", pipeline_id, [run_id])
+
+    async def _delete_unclaimed(self, what: str, pipeline_id: str, run_ids: Sequence[str]) -> None:
+        """Delete runs, none if a process may carry one of them on."""
+        tokens = await self._refuse_active(what, pipeline_id, run_ids)
+        for run_id, token in tokens.items():
+            if not await self._remove_unclaimed(pipeline_id, run_id, token):
+                raise StorageError(
+                    f"Run {run_id} of pipeline {pipeline_id} cannot {what}: another process has begun to "
+                    "carry it on. Stop it there first."
+                )
+
+    async def _remove_unclaimed(self, pipeline_id: str, run_id: str, token: int) -> bool:
+        """Remove a run unless a process has claimed it since its lease had this token."""
         self._forget(pipeline_id, run_id)
-        await self._remove_run(pipeline_id, run_id)
+        return await self._remove_run(pipeline_id, run_id, token)
 
     async def delete(self, pipeline_id: str) -> None:
         """Delete all runs, memories and saved data of a pipeline.
@@ -250,12 +317,9 @@ class StorageBackend(Leasing):
         safe_id(pipeline_id, "pipeline id")
         if pipeline_id not in await self._pipelines():
             raise NotStoredError(f"Pipeline {pipeline_id!r} is not stored. list_pipelines() lists what is.")
-        run_ids = [run_id for run_id, _ in await self._runs(pipeline_id)]
-        for run_id in run_ids:
-            await self._refuse_active(pipeline_id, run_id, "be deleted with its pipeline")
-        for run_id in run_ids:
-            self._forget(pipeline_id, run_id)
-            await self._remove_run(pipeline_id, run_id)
+        await self._delete_unclaimed(
+            "be deleted with its pipeline", pipeline_id, await self._ordered(pipeline_id)
+        )
         await self._remove_documents(pipeline_id)
 
     async def list_pipelines(self) -> list[str]:

@@ -23,7 +23,7 @@ async def told(storage: RecordingBackend) -> str:
     if not found:
         return ""
     for pipeline_id in await storage.list_pipelines():
-        if await storage._run_ids(pipeline_id):
+        if await storage.newest_run(pipeline_id) is not None:
             return ""
     for path in found:
         info = await asyncio.to_thread(inspect, path, storage._key)

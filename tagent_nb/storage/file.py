@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from tagent_nb.errors import CorruptRecordError, DefinitionError
+from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError
 from tagent_nb.storage.disk import (
     MAX_MARK,
     from_file_name,
     make_folder,
     mark_file,
+    open_file,
     read_file,
+    read_open,
     replace_file,
     sweep,
     to_file_name,
@@ -26,12 +29,13 @@ from tagent_nb.storage.disk import (
     user_path,
 )
 from tagent_nb.storage.journal import TAIL, RunFile
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.order import FIRST, JOURNAL, ORDER, RunOrder, begun
+from tagent_nb.storage.recording import RecordingBackend, Row
 
 Durability = Literal["full", "fast"]
 T = TypeVar("T")
 
-_SUFFIXES = (".record", ".journal", ".lease", ".tmp")
+_SUFFIXES = (".record", JOURNAL, ".lease", ORDER, ".tmp")
 
 MAX_OPEN = 32
 """Runs whose files stay open between two records."""
@@ -102,21 +106,81 @@ class FileStorageBackend(RecordingBackend):
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
         def look() -> list[tuple[str, int]]:
-            found: list[tuple[str, int]] = []
-            for entry in _entries(self._folder(pipeline_id)):
-                run_id = from_file_name(entry.name.removesuffix(".journal"))
-                if entry.name.endswith(".journal") and run_id is not None:
-                    # Another process may delete the run while we look.
-                    with contextlib.suppress(FileNotFoundError):
-                        found.append((run_id, entry.stat(follow_symlinks=False).st_size))
-            return found
+            folder = self._folder(pipeline_id)
+            runs: list[tuple[str, int]] = []
+            for run_id, name in self._in_order(folder):
+                # Another process may delete the run while we look.
+                with contextlib.suppress(FileNotFoundError):
+                    runs.append((run_id, (folder / f"{name}{JOURNAL}").lstat().st_size))
+            return runs
 
         return await self._in_thread(look)
 
-    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
+    async def _ordered(self, pipeline_id: str) -> list[str]:
+        return await self._in_thread(
+            lambda: [run_id for run_id, _ in self._in_order(self._folder(pipeline_id))]
+        )
+
+    async def _newest(self, pipeline_id: str, count: int) -> list[str]:
+        def look() -> list[str]:
+            newest = islice(self._in_order(self._folder(pipeline_id), newest_first=True), count)
+            return [run_id for run_id, _ in newest][::-1]
+
+        return await self._in_thread(look)
+
+    async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
+        def look() -> bool:
+            return os.path.lexists(self._folder(pipeline_id) / f"{to_file_name(run_id)}{JOURNAL}")
+
+        return await self._in_thread(look)
+
+    async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
+        def look() -> list[Row]:
+            folder = self._folder(pipeline_id)
+            rows: list[Row] = []
+            for run_id in run_ids:
+                row = Row(run_id, 0)
+                try:
+                    row.size, (row.token, row.holder), row.tail = self._file_of(
+                        folder, pipeline_id, run_id
+                    ).look(TAIL)
+                except FileNotFoundError:
+                    # Another process has deleted it.
+                    continue
+                except CorruptRecordError as error:
+                    row.problem = error
+                rows.append(row)
+            return rows
+
+        return await self._in_thread(look)
+
+    async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
         file = self._file(pipeline_id, run_id)
         del self._files[pipeline_id, run_id]
-        await self._in_thread(file.remove)
+        return await self._in_thread(partial(file.remove, token))
+
+    def _in_order(self, folder: Path, *, newest_first: bool = False) -> Iterator[tuple[str, str]]:
+        """Ids of the runs in a folder in their order, and the names of their files without the ending."""
+        names = self._order(folder).names()
+        for name in reversed(names) if newest_first else names:
+            run_id = from_file_name(name)
+            if run_id is not None:
+                yield run_id, name
+
+    def _order(self, folder: Path) -> RunOrder:
+        def start(name: str) -> float:
+            run_id = from_file_name(name)
+            first = b""
+            # What cannot be read is told where it is read.
+            with contextlib.suppress(StorageError, FileNotFoundError):
+                descriptor = open_file(folder / f"{name}{JOURNAL}", os.O_RDONLY, "read")
+                try:
+                    first = read_open(descriptor, folder / name, min(FIRST, os.fstat(descriptor).st_size))
+                finally:
+                    os.close(descriptor)
+            return begun(first, run_id or name, self._key)
+
+        return RunOrder(folder, cache(start), sync=self._sync)
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -166,7 +230,7 @@ class FileStorageBackend(RecordingBackend):
                 for entry in _entries(self.base_path)
                 if entry.is_dir(follow_symlinks=False)
                 and (pipeline_id := from_file_name(entry.name)) is not None
-                and any(one.name.endswith((".record", ".journal")) for one in _entries(Path(entry)))
+                and any(one.name.endswith((".record", JOURNAL)) for one in _entries(Path(entry)))
             ]
 
         return await self._in_thread(look)
@@ -182,8 +246,12 @@ class FileStorageBackend(RecordingBackend):
         return path.is_relative_to(self.base_path) or path.is_relative_to(self.base_path.resolve())
 
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
-        journal = self._run_file(pipeline_id, run_id).path
-        await self._in_folder(pipeline_id, partial(replace_file, journal, data))
+        def put() -> None:
+            folder, name = self._folder(pipeline_id), to_file_name(run_id)
+            self._order(folder).add(name)
+            replace_file(folder / f"{name}{JOURNAL}", data)
+
+        await self._in_folder(pipeline_id, put)
 
     @property
     def _label(self) -> str:
@@ -254,13 +322,18 @@ class FileStorageBackend(RecordingBackend):
         return found
 
     def _run_file(self, pipeline_id: str, run_id: str) -> RunFile:
+        return self._file_of(self._folder(pipeline_id), pipeline_id, run_id)
+
+    def _file_of(self, folder: Path, pipeline_id: str, run_id: str) -> RunFile:
+        name = to_file_name(run_id)
         return RunFile(
-            self._folder(pipeline_id) / f"{to_file_name(run_id)}.journal",
+            folder / f"{name}{JOURNAL}",
             run_id,
             sync=self._sync,
             key=self._key,
             lost=partial(self._lost, pipeline_id, run_id),
             report=self._report,
+            begin=lambda: self._order(folder).add(name),
         )
 
     def _notice_fork(self) -> None:

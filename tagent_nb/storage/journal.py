@@ -44,6 +44,7 @@ class RunFile:
         key: bytes | None,
         lost: Callable[[bytes], LeaseLostError],
         report: Callable[[str], None],
+        begin: Callable[[], None],
     ) -> None:
         self.path = journal
         self.lease_path = journal.with_suffix(".lease")
@@ -52,6 +53,7 @@ class RunFile:
         self._key = key
         self._lost = lost
         self._report = report
+        self._begin = begin
         self._mutex = threading.Lock()
         self._flushing = threading.Lock()
         self._journal = -1
@@ -63,15 +65,10 @@ class RunFile:
 
     def lease(self) -> tuple[int, bytes]:
         """Token and holder; ``(0, b"")`` if there never was a lease. Never half of one being written."""
-        try:
-            lease = open_file(self.lease_path, os.O_RDONLY, "read")
-        except FileNotFoundError:
-            return _parse_lease(b"")
-        try:
-            with locked(lease, self.lease_path, shared=True):
-                return _parse_lease(read_open(lease, self.lease_path, os.fstat(lease).st_size, 1 << 16))
-        finally:
-            os.close(lease)
+        with self._shared() as lease:
+            if lease < 0:
+                return _parse_lease(b"")
+            return _parse_lease(read_open(lease, self.lease_path, os.fstat(lease).st_size, 1 << 16))
 
     def swap_lease(self, expected: int, token: int, holder: bytes) -> bool:
         """Set token and holder if the token is still ``expected``."""
@@ -157,6 +154,7 @@ class RunFile:
             try:
                 self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
             except FileNotFoundError:
+                self._begin()
                 replace_file(self.path, record, sync=self._sync)
                 self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
                 self._size = self._synced = len(record)
@@ -240,25 +238,55 @@ class RunFile:
         finally:
             os.close(descriptor)
 
-    def _settled_size(self, descriptor: int) -> int:
-        """The journal's size at a moment when nobody writes."""
+    def look(self, longest: int) -> tuple[int, tuple[int, bytes], bytes]:
+        """Size, lease and at most so many last bytes, as they are at one moment.
+
+        Raises:
+            FileNotFoundError: There is no such run.
+        """
+        descriptor = open_file(self.path, os.O_RDONLY, "read")
+        try:
+            with self._shared() as lease:
+                size = os.fstat(descriptor).st_size
+                found = b"" if lease < 0 else os.pread(lease, 1 << 16, 0)
+                return size, _parse_lease(found), os.pread(descriptor, longest, max(0, size - longest))
+        except OSError as error:
+            raise trouble(error, "read", self.path) from error
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[int]:
+        """The lease's file at a moment when nobody writes; -1 if there is none."""
         try:
             lease = open_file(self.lease_path, os.O_RDONLY, "read")
         except FileNotFoundError:
-            return os.fstat(descriptor).st_size
+            yield -1
+            return
         try:
             with locked(lease, self.lease_path, shared=True):
-                return os.fstat(descriptor).st_size
+                yield lease
         finally:
             os.close(lease)
 
+    def _settled_size(self, descriptor: int) -> int:
+        """The journal's size at a moment when nobody writes."""
+        with self._shared():
+            return os.fstat(descriptor).st_size
+
     # -- the end ----------------------------------------------------------------------------
 
-    def remove(self) -> None:
-        """Delete journal and lease; writers that have them open find that their token is no longer good."""
+    def remove(self, expected: int) -> bool:
+        """Delete journal and lease if the token is still ``expected``; say whether it was.
+
+        Writers that have them open find that their token is no longer good.
+        """
         with self._mutex:
             with self._locked():
                 token, _ = self._stored_lease()
+                # A run that another process has deleted has neither; the lock has made its file again.
+                if token != expected and (token or self.path.exists()):
+                    return False
                 self._write_lease(token + 1, b"")
                 try:
                     self.path.unlink(missing_ok=True)
@@ -266,6 +294,7 @@ class RunFile:
                 except OSError as error:
                     raise trouble(error, "delete", self.path) from error
             self._close()
+        return True
 
     def close(self, *, wait: bool = True) -> bool:
         """Flush and close the files, unless one is in use and ``wait`` is false; say whether it was done."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 _PROC = Path("/proc")
+_MACHINE = Path("/etc/machine-id")
 _SIGNALS = os.name == "posix"
 """Whether signal 0 only looks. On Windows it would end the other process."""
 
@@ -50,6 +53,10 @@ class Holder:
         started: When the process started, in the words of its system: a pid alone is used again.
         beat: Time of the last heartbeat, seconds since the epoch.
         ttl: Seconds that a heartbeat counts.
+        boot: Tells one start of a machine from the next; ``""`` where the system does not say.
+        home: Tells the machine itself, over its restarts; ``""`` where the system does not say.
+        ticks: Time of the last heartbeat by the clock that counts from the start of the machine, which no
+            setting of the time changes, and which all processes and containers on it share.
     """
 
     host: str
@@ -58,42 +65,99 @@ class Holder:
     started: str
     beat: float
     ttl: float
+    boot: str = ""
+    home: str = ""
+    ticks: float = 0.0
 
     @classmethod
     def here(cls, now: float, ttl: float) -> Holder:
         """This process."""
         pid = os.getpid()
-        return cls(platform.node(), pid, machine_id(), process_start(pid) or "", now, ttl)
+        started = process_start(pid) or ""
+        machine, ticks = machine_id(), time.monotonic()
+        return cls(platform.node(), pid, machine, started, now, ttl, boot_id(), home_id(), ticks)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Holder | None:
         """The stored holder; ``None`` if the lease was released, or if nobody can be made of the bytes."""
         try:
             found: Any = json.loads(data)
-            return cls(
+            holder = cls(
                 host=str(found["host"]),
                 pid=int(found["pid"]),
                 machine=str(found["machine"]),
                 started=str(found["started"]),
                 beat=float(found["beat"]),
                 ttl=float(found["ttl"]),
+                # Older versions did not write these.
+                boot=str(found.get("boot", "")),
+                home=str(found.get("home", "")),
+                ticks=float(found.get("ticks", 0.0)),
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             # A lease that cannot be read keeps nobody out; the token still fences.
             return None
+        times = (holder.beat, holder.ttl, holder.ticks)
+        return holder if all(map(math.isfinite, times)) else None
 
     def to_bytes(self) -> bytes:
         """The holder as it is stored."""
         return json.dumps(asdict(self)).encode()
 
-    def lives(self, now: float) -> bool:
-        """Whether the holder may still be at work: its heartbeat counts and its process was not seen dead."""
-        if now - self.beat > self.ttl:
-            return False
-        if self.machine != machine_id():
-            return True
-        started = process_start(self.pid)
-        return started is not None and started == self.started
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine and container."""
+        return self.machine == machine_id()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process was seen dead: it is not there, or its machine has been started anew since."""
+        if self.is_here:
+            started = process_start(self.pid)
+            return started is None or started != self.started
+        return bool(self.home and self.boot) and self.home == home_id() and self.boot != boot_id()
+
+    def left(self, now: float, *, shared: bool) -> float | None:
+        """Seconds that the last heartbeat still counts; 0 if they are over or the process was seen dead.
+
+        ``None`` if no clock tells: the one of another machine may go wrong, and so may this one. Then only
+        who watches for :attr:`ttl` seconds that no heartbeat comes knows that the process is gone.
+
+        Args:
+            now: The time, in seconds since the epoch.
+            shared: Whether ``now`` and the heartbeat are of the same clock.
+        """
+        if self.is_gone:
+            return 0.0
+        if self.boot and self.boot == boot_id():
+            silence = time.monotonic() - self.ticks
+        else:
+            silence = now - self.beat
+            # Without a clock that nobody sets, this machine's is the best that there is for its processes.
+            if silence > self.ttl and not shared and not self.is_here:
+                return None
+        # A heartbeat that is still to come was dated by a clock that was set back since.
+        return None if silence < 0 else max(0.0, self.ttl - silence)
+
+
+@cache
+def boot_id() -> str:
+    """Tells this start of the machine from others; ``""`` where the system does not say."""
+    return _read(_PROC / "sys/kernel/random/boot_id")
+
+
+@cache
+def home_id() -> str:
+    """Tells this machine from others, over its restarts; ``""`` where the system does not say."""
+    name = _read(_MACHINE)
+    return name and hashlib.sha256(f"{platform.node()}\n{name}".encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> str:
+    # Only Linux has them.
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace").strip()
+    return ""
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError
 from tagent_nb.pipeline.names import safe_id
@@ -13,6 +15,12 @@ from tagent_nb.storage.problems import Reporting
 MAX_TOKEN = 1 << 53
 """Above any token for centuries to come, and exact in every language."""
 
+WATCH = 120.0
+"""Most seconds for which a claim is watched; one that says it counts for longer is refused at once."""
+
+LOOKS = 8
+"""Times to look at a claim while it is watched."""
+
 
 class Leasing(Reporting, ABC):
     """Grants each run to one process at a time.
@@ -21,10 +29,14 @@ class Leasing(Reporting, ABC):
         lease_ttl: Seconds without a heartbeat after which a lease expires.
     """
 
+    shared_clock: bool = False
+    """Whether :meth:`_now` is the same clock for all machines that use the store."""
+
     def __init__(self) -> None:
         super().__init__()
         self.lease_ttl = TTL
         self._unreleased: set[tuple[str, str, int]] = set()
+        self._seen: dict[tuple[str, str], tuple[Holder, float]] = {}
 
     # -- primitives -------------------------------------------------------------------------
 
@@ -55,24 +67,21 @@ class Leasing(Reporting, ABC):
             LeaseLostError: Another process carries it on; the message names host and pid.
         """
         self._check(pipeline_id, run_id)
-        token, held = await self._lease(pipeline_id, run_id)
+        left, token, holder = await self._watched(pipeline_id, run_id)
         if token > MAX_TOKEN:
             raise CorruptRecordError(
                 f"The lease of run {run_id} of pipeline {pipeline_id} is damaged. "
                 "Restore a backup, or delete the run."
             )
+        if left > 0:
+            raise self._taken(pipeline_id, run_id, holder, left)
         now = await self._now()
-        holder = Holder.from_bytes(held)
-        # A lease that this object could not give back keeps nobody out here.
-        given_up = (pipeline_id, run_id, token) in self._unreleased
-        if holder is not None and holder.lives(now) and not given_up:
-            raise self._taken(pipeline_id, run_id, holder, now)
         mine = Holder.here(now, self.lease_ttl)
         # Time makes tokens grow even where the last lease was lost with its file.
         new = max(token + 1, int(now * 1_000_000))
         if not await self._swap_lease(pipeline_id, run_id, token, new, mine.to_bytes()):
             _, held = await self._lease(pipeline_id, run_id)
-            raise self._taken(pipeline_id, run_id, Holder.from_bytes(held), now)
+            raise self._taken(pipeline_id, run_id, Holder.from_bytes(held), self.lease_ttl)
         self._unreleased.discard((pipeline_id, run_id, token))
         self._forget(pipeline_id, run_id)
         return Lease(pipeline_id, run_id, new, mine.host, mine.pid, self.lease_ttl)
@@ -107,28 +116,100 @@ class Leasing(Reporting, ABC):
         safe_id(pipeline_id, "pipeline id")
         safe_id(run_id, "run id")
 
+    def _left(self, pipeline_id: str, run_id: str, token: int, holder: Holder, now: float) -> float | None:
+        """Seconds that a claim still counts; ``None`` if no clock tells. See :meth:`Holder.left`."""
+        # A lease that this object could not give back keeps nobody out here.
+        if (pipeline_id, run_id, token) in self._unreleased:
+            return 0.0
+        return holder.left(now, shared=self.shared_clock)
+
+    def _unseen(self, pipeline_id: str, run_id: str, holder: Holder) -> float:
+        """Seconds for which this object has yet to watch a claim until it has ended."""
+        now, key = time.monotonic(), (pipeline_id, run_id)
+        last, since = self._seen.get(key, (None, now))
+        if last != holder:
+            self._seen[key], since = (holder, now), now
+        return max(0.0, holder.ttl - (now - since))
+
+    async def _watched(self, pipeline_id: str, run_id: str) -> tuple[float, int, Holder | None]:
+        """Seconds that a claim still counts, its token and its holder. Where no clock tells, it is watched.
+
+        What is watched is whether heartbeats come, by the clock of this process alone: one that is dated
+        wrongly counts as well as any other.
+        """
+        first: Holder | None = None
+        while True:
+            token, held = await self._lease(pipeline_id, run_id)
+            holder = Holder.from_bytes(held)
+            if holder is None:
+                return 0.0, token, None
+            left = self._left(pipeline_id, run_id, token, holder, await self._now())
+            if left is not None:
+                return left, token, holder
+            left = self._unseen(pipeline_id, run_id, holder)
+            if left <= 0 or left > WATCH or first not in (None, holder):
+                return left, token, holder
+            first = holder
+            await asyncio.sleep(min(left, holder.ttl / LOOKS))
+
     async def _alive(self, pipeline_id: str, run_id: str) -> Holder | None:
-        """Who carries a run on at this moment."""
-        _, held = await self._lease(pipeline_id, run_id)
+        """Who carries a run on at this moment, as a list of runs shows it."""
+        token, held = await self._lease(pipeline_id, run_id)
         holder = Holder.from_bytes(held)
-        return holder if holder is not None and holder.lives(await self._now()) else None
+        return holder if self._claimed(pipeline_id, run_id, token, holder, await self._now()) else None
 
-    async def _refuse_active(self, pipeline_id: str, run_id: str, what: str) -> None:
-        holder = await self._alive(pipeline_id, run_id)
-        if holder is not None:
-            raise StorageError(
-                f"Run {run_id} of pipeline {pipeline_id} cannot {what}: process {holder.pid} on "
-                f"{holder.host} carries it on. Stop it there first."
-            )
+    def _claimed(self, pipeline_id: str, run_id: str, token: int, holder: Holder | None, now: float) -> bool:
+        """Whether a claim counts, as far as clocks tell."""
+        return holder is not None and bool(self._left(pipeline_id, run_id, token, holder, now))
 
-    def _taken(self, pipeline_id: str, run_id: str, holder: Holder | None, now: float) -> LeaseLostError:
-        who, wait = "another process", self.lease_ttl
-        if holder is not None:
-            who = f"process {holder.pid} on {holder.host}"
-            wait = max(0.0, holder.beat + holder.ttl - now)
+    def _keeper(self, pipeline_id: str, run_id: str, token: int, held: bytes, now: float) -> Holder | None:
+        """Whose claim keeps a run from being deleted, as far as can be seen without waiting.
+
+        A process of this machine that lives keeps its runs, however long it was silent.
+        """
+        holder = Holder.from_bytes(held)
+        if holder is None or holder.is_gone or (pipeline_id, run_id, token) in self._unreleased:
+            return None
+        left = holder.left(now, shared=self.shared_clock)
+        if left is None:
+            left = self._unseen(pipeline_id, run_id, holder)
+        return holder if left > 0 or holder.is_here else None
+
+    async def _refuse_active(self, what: str, pipeline_id: str, run_ids: Iterable[str]) -> dict[str, int]:
+        """Refuse if a process may carry on one of some runs; else the tokens of their leases.
+
+        Raises:
+            StorageError: So it is.
+        """
+        tokens: dict[str, int] = {}
+        kept: list[str] = []
+        now = await self._now()
+        for run_id in run_ids:
+            token, held = await self._lease(pipeline_id, run_id)
+            tokens[run_id] = token
+            # Those that have to be watched are watched at the same time.
+            if self._keeper(pipeline_id, run_id, token, held, now) is not None:
+                kept.append(run_id)
+        for run_id in kept:
+            await self._watched(pipeline_id, run_id)
+            token, held = await self._lease(pipeline_id, run_id)
+            keeper = self._keeper(pipeline_id, run_id, token, held, await self._now())
+            if keeper is not None:
+                raise self._active(pipeline_id, run_id, what, keeper)
+            tokens[run_id] = token
+        return tokens
+
+    def _active(self, pipeline_id: str, run_id: str, what: str, holder: Holder) -> StorageError:
+        return StorageError(
+            f"Run {run_id} of pipeline {pipeline_id} cannot {what}: process {holder.pid} on "
+            f"{holder.host} carries it on. Stop it there first."
+        )
+
+    def _taken(self, pipeline_id: str, run_id: str, holder: Holder | None, left: float) -> LeaseLostError:
+        who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
         return LeaseLostError(
             f"Run {run_id} of pipeline {pipeline_id} is being carried on by {who}. Wait until it ends or "
-            f"stop it there; if that process is gone, its claim ends in {wait:.0f} s."
+            f"stop it there; if that process is gone, its claim ends in {left:.0f} s."
         )
 
     def _lost(self, pipeline_id: str, run_id: str, held: bytes) -> LeaseLostError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from tagent_nb.events import PASSING, Event, Output
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.leases import Holder
 from tagent_nb.storage.records import RunInfo, Summary
 
 
@@ -77,9 +79,15 @@ class MemoryStorageBackend(StorageBackend):
         safe_id(pipeline_id, "pipeline id")
         self._pipeline(pipeline_id).memories = dict(memories)
 
-    async def _info(self, pipeline_id: str, run_id: str, size: int, alive: bool) -> RunInfo:
-        summary = Summary().add_all(self._known[pipeline_id].runs[run_id])
-        return summary.to_info(pipeline_id, run_id, size=size, alive=alive)
+    async def _described(self, pipeline_id: str, run_ids: Sequence[str]) -> list[tuple[RunInfo, int, bytes]]:
+        described: list[tuple[RunInfo, int, bytes]] = []
+        runs, now = self._known[pipeline_id].runs if run_ids else {}, await self._now()
+        for run_id in filter(runs.__contains__, run_ids):
+            token, held = self._leases.get((pipeline_id, run_id), (0, b""))
+            alive = self._claimed(pipeline_id, run_id, token, Holder.from_bytes(held), now)
+            summary = Summary().add_all(runs[run_id])
+            described.append((summary.to_info(pipeline_id, run_id, size=0, alive=alive), token, held))
+        return described
 
     async def close(self) -> None:
         """There is nothing to give back; what was stored stays readable."""
@@ -106,9 +114,20 @@ class MemoryStorageBackend(StorageBackend):
         known = self._known.get(pipeline_id)
         return [(run_id, 0) for run_id in known.runs] if known is not None else []
 
-    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
+    async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
+        if self._leases.get((pipeline_id, run_id), (token, b""))[0] != token:
+            return False
         self._leases.pop((pipeline_id, run_id), None)
-        del self._known[pipeline_id].runs[run_id]
+        self._known[pipeline_id].runs.pop(run_id, None)
+        return True
+
+    async def _newest(self, pipeline_id: str, count: int) -> list[str]:
+        known = self._known.get(pipeline_id)
+        newest = [] if known is None else list(islice(reversed(known.runs), count))
+        return newest[::-1]
+
+    async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
+        return pipeline_id in self._known and run_id in self._known[pipeline_id].runs
 
     async def _remove_documents(self, pipeline_id: str) -> None:
         del self._known[pipeline_id]

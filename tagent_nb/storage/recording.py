@@ -6,6 +6,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +16,36 @@ from tagent_nb.storage import backup as backups
 from tagent_nb.storage import emptied, restoring
 from tagent_nb.storage.archive import BackupInfo, Item, inspect, open_archive, paths
 from tagent_nb.storage.backup import BackupSchedule
-from tagent_nb.storage.base import StorageBackend, is_safe
+from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
 from tagent_nb.storage.disk import user_path
-from tagent_nb.storage.leases import Lease
+from tagent_nb.storage.leases import Holder, Lease
 from tagent_nb.storage.pickles import key_from, seal
 from tagent_nb.storage.records import RunInfo, Summary, damaged, decode_events, encode_events, summary_of
+
+LONG = 1 << 16
+"""Bytes of a last record from which on a list of runs reads it by itself."""
+
+
+@dataclass(slots=True)
+class Row:
+    """What is stored of a run, as far as a list of runs needs it.
+
+    Attributes:
+        run_id: The run.
+        size: Its bytes.
+        token: Token of its lease.
+        holder: Holder of its lease.
+        tail: Some last bytes, at least the last record if that is short; ``None`` if it is long.
+        problem: Why nothing can be said of it.
+    """
+
+    run_id: str
+    size: int
+    token: int = 0
+    holder: bytes = b""
+    tail: bytes | None = None
+    problem: StorageError | None = None
 
 
 class RecordingBackend(StorageBackend):
@@ -117,14 +142,19 @@ class RecordingBackend(StorageBackend):
         async with self._offering((pipeline_id, "document", name)):
             return await super()._load(pipeline_id, name, schemas)
 
-    async def runs(self, pipeline_id: str) -> list[RunInfo]:
-        """All runs of a pipeline, oldest first; a damaged one is listed as such.
+    async def runs(self, pipeline_id: str, *, limit: int | None = None) -> list[RunInfo]:
+        """Runs of a pipeline, the newest last. See :meth:`StorageBackend.runs`.
 
         Raises:
             CorruptRecordError: The store is so damaged that they cannot be listed.
         """
         async with self._offering():
-            return await super().runs(pipeline_id)
+            return await super().runs(pipeline_id, limit=limit)
+
+    async def newest_run(self, pipeline_id: str, *, besides: str | None = None) -> str | None:
+        """The run that was begun last. See :meth:`StorageBackend.newest_run`; errors as for :meth:`runs`."""
+        async with self._offering():
+            return await super().newest_run(pipeline_id, besides=besides)
 
     async def list_pipelines(self) -> list[str]:
         """Ids of all stored pipelines, sorted.
@@ -233,9 +263,6 @@ class RecordingBackend(StorageBackend):
         """What tells this store's backups from those of others in the same folder: where it is."""
         return ""
 
-    async def _run_ids(self, pipeline_id: str) -> list[str]:
-        return [run_id for run_id, _ in await self._runs(pipeline_id) if is_safe(run_id)]
-
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
         """Write a whole run that is not there."""
         place = 0
@@ -276,30 +303,71 @@ class RecordingBackend(StorageBackend):
             events.append(Warned(run_id=run_id, at=events[-1].at, message=message))
         return events
 
-    async def _info(self, pipeline_id: str, run_id: str, size: int, alive: bool) -> RunInfo:
-        where = self._where(pipeline_id, run_id)
+    async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
+        """What is stored of some runs, as far as a list of runs needs it; without those that are gone.
+
+        To be overridden where all of it takes one look.
+        """
+        sizes = dict(await self._runs(pipeline_id))
+        rows: list[Row] = []
+        for run_id in run_ids:
+            if run_id in sizes:
+                row = Row(run_id, sizes[run_id])
+                try:
+                    row.token, row.holder = await self._lease(pipeline_id, run_id)
+                except CorruptRecordError as error:
+                    row.problem = error
+                else:
+                    row.tail = await self._tail(pipeline_id, run_id)
+                rows.append(row)
+        return rows
+
+    async def _described(self, pipeline_id: str, run_ids: Sequence[str]) -> list[tuple[RunInfo, int, bytes]]:
+        now = await self._now()
+        rows = await self._rows(pipeline_id, run_ids)
+        infos = await asyncio.to_thread(lambda: [self._info_at_hand(pipeline_id, row, now) for row in rows])
+        return [
+            (await self._counted(pipeline_id, row, now) if info is None else info, row.token, row.holder)
+            for info, row in zip(infos, rows, strict=True)
+        ]
+
+    def _info_at_hand(self, pipeline_id: str, row: Row, now: float) -> RunInfo | None:
+        """What the last record of a run says of all of it, if it does."""
+        if row.problem is not None:
+            # One lease or run that cannot be read must not hide the others.
+            return damaged(pipeline_id, row.run_id, row.size, row.problem)
+        last = None if row.tail is None else self._last_record(row.run_id, row.tail)
+        if last is None:
+            return None
+        alive = self._row_alive(pipeline_id, row, now)
         try:
-            last = self._last(run_id, await self._tail(pipeline_id, run_id))
-            if last is not None:
-                info = summary_of(last.body, where, pipeline_id, run_id, size=size, alive=alive)
-                if info is not None:
-                    return info
-            summary = Summary().add_all(await self._events(pipeline_id, run_id))
+            where = f"run {row.run_id} of pipeline {pipeline_id}"
+            return summary_of(last.body, where, pipeline_id, row.run_id, size=row.size, alive=alive)
+        except CorruptRecordError as error:
+            return damaged(pipeline_id, row.run_id, row.size, error)
+
+    async def _counted(self, pipeline_id: str, row: Row, now: float) -> RunInfo:
+        """What all records of a run say of it."""
+        try:
+            summary = Summary().add_all(await self._events(pipeline_id, row.run_id))
         except StorageUnavailableError:
             raise
         except StorageError as error:
-            # One damaged run must not hide the others.
-            return damaged(pipeline_id, run_id, size, error)
-        return summary.to_info(pipeline_id, run_id, size=size, alive=alive)
+            return damaged(pipeline_id, row.run_id, row.size, error)
+        alive = self._row_alive(pipeline_id, row, now)
+        return summary.to_info(pipeline_id, row.run_id, size=row.size, alive=alive)
 
-    def _last(self, run_id: str, tail: bytes) -> Envelope | None:
+    def _row_alive(self, pipeline_id: str, row: Row, now: float) -> bool:
+        return self._claimed(pipeline_id, row.run_id, row.token, Holder.from_bytes(row.holder), now)
+
+    def _last_record(self, run_id: str, tail: bytes) -> Envelope | None:
         """The last record of a run if it is whole and at hand."""
         start = last_record(tail)
         if start is None:
             return None
         try:
             return unpack(tail[start:], "", kind="events", owner=run_id, key=self._key)
-        except CorruptRecordError:
+        except StorageError:
             # Reading all of the run tells whether it is torn or damaged.
             return None
 

@@ -305,13 +305,29 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def started_at(body: bytes, where: str) -> float:
+    """When a run began, by the body of its first record; in seconds since the epoch.
+
+    Raises:
+        CorruptRecordError: The body does not say.
+    """
+    content, _ = _content(body, where)
+    try:
+        return float(content["events"][0]["at"])
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise CorruptRecordError(f"{where}: the first event cannot be read ({error!r}).") from None
+
+
+def time_in(run_id: str) -> float:
+    """The time in an id that the engine has made, in seconds since the epoch; 0 in any other."""
+    try:
+        return datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+
+
 def damaged(pipeline_id: str, run_id: str, size: int, error: Exception) -> RunInfo:
     """A run that cannot be read, in its place in the list: whoever asks for the newest is told of it."""
-    try:
-        # Ids that the engine makes begin so.
-        started_at = datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        started_at = 0.0
     return RunInfo(
-        run_id, pipeline_id, status="damaged", started_at=started_at, size=size, problem=str(error)
+        run_id, pipeline_id, status="damaged", started_at=time_in(run_id), size=size, problem=str(error)
     )

@@ -7,14 +7,17 @@ Scripts compare before they set, so that the second time changes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from tagent_nb.errors import StorageUnavailableError
 from tagent_nb.pipeline.names import safe_id
+from tagent_nb.storage.order import begun, completed
+from tagent_nb.storage.recording import Row
 from tagent_nb.storage.redis_link import DEADLINE, RedisLink
-from tagent_nb.storage.redis_queue import APPEND, REMOVE, SWAP, Entry, RunQueue, number, text
+from tagent_nb.storage.redis_queue import APPEND, REMOVE, REORDER, SWAP, Entry, RunQueue, number, text
 
 CHUNK = 500
 
@@ -35,6 +38,8 @@ class RedisStorageBackend(RedisLink):
     Raises:
         DefinitionError: An argument is not allowed.
     """
+
+    shared_clock = True
 
     def __init__(
         self,
@@ -91,8 +96,12 @@ class RedisStorageBackend(RedisLink):
             self._name(pipeline_id, "runs"),
             self._name(pipeline_id, "lease", run_id),
             self._pipelines_name(),
+            self._name(pipeline_id, "order"),
         ]
         records, expected = fresh, queue.length
+        if not expected:
+            # Runs of a store of before are put in order first, whatever the clock says now.
+            await self._newest(pipeline_id, 1)
         while True:
             # The very same bytes at the very same place, until we know whether they are there.
             outcome, more = await self._script(APPEND, keys, [pipeline_id, run_id, token, expected, *records])
@@ -138,10 +147,90 @@ class RedisStorageBackend(RedisLink):
         return b"".join(await self._try(partial(_slice, self._name(pipeline_id, "run", run_id), -1, -1)))
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
+        sizes = await self._sizes(pipeline_id)
+        return [(run_id, sizes[run_id]) for run_id in await self._in_order(pipeline_id, sizes)]
+
+    async def _ordered(self, pipeline_id: str) -> list[str]:
+        return await self._newest(pipeline_id, 0)
+
+    async def _newest(self, pipeline_id: str, count: int) -> list[str]:
+        """The last ``count`` runs in their order; 0 for all."""
+        # No script: a server whose memory is full still answers these.
+        newest, ordered, listed, exists = await self._look(
+            lambda together: (
+                together.zrange(self._name(pipeline_id, "order"), -count, -1),
+                together.zcard(self._name(pipeline_id, "order")),
+                together.hlen(self._name(pipeline_id, "runs")),
+                together.sismember(self._pipelines_name(), pipeline_id),
+            )
+        )
+        if ordered == listed and (newest or not exists):
+            return [text(run_id) for run_id in newest]
+        return [run_id for run_id, _ in await self._runs(pipeline_id)][-count:]
+
+    async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
+        if await self._try(lambda client: client.hexists(self._name(pipeline_id, "runs"), run_id)):
+            return True
+        return run_id in await self._ordered(pipeline_id)
+
+    async def _in_order(self, pipeline_id: str, sizes: Mapping[str, int]) -> list[str]:
+        """Runs in their order; what it lacks, as in a store of before, is put into it once."""
+        key = self._name(pipeline_id, "order")
+        there = [text(run_id) for run_id in await self._try(lambda client: client.zrange(key, 0, -1))]
+        order = [run_id for run_id in there if run_id in sizes]
+        missing = list(set(sizes).difference(order))
+        if missing:
+            starts: dict[str, float] = {}
+            for run_id in [*missing, *order]:
+                first = await self._try(partial(_slice, self._name(pipeline_id, "run", run_id), 0, 0))
+                starts[run_id] = begun(b"".join(first), run_id, self._key)
+            order = completed(order, missing, starts.__getitem__)
+        if order != there:
+            # A server whose memory is full, or a replica, is read all the same.
+            with contextlib.suppress(StorageUnavailableError):
+                await self._script(REORDER, [key], [len(there), *order])
+        return order
+
+    async def _sizes(self, pipeline_id: str) -> dict[str, int]:
         found = await self._try(lambda client: client.hgetall(self._name(pipeline_id, "runs")))
         if not found and pipeline_id in await self._pipelines():
-            return await self._runs_without_list(pipeline_id)
-        return [(text(run_id), number(size)) for run_id, size in found.items()]
+            return dict(await self._runs_without_list(pipeline_id))
+        return {text(run_id): number(size) for run_id, size in found.items()}
+
+    async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
+        def ask(together: Any) -> None:
+            together.hmget(self._name(pipeline_id, "runs"), run_ids)
+            for run_id in run_ids:
+                together.hmget(self._name(pipeline_id, "lease", run_id), "token", "holder")
+                together.lrange(self._name(pipeline_id, "run", run_id), -1, -1)
+
+        sizes, *answers = await self._look(ask, refuse=False)
+        rows: list[Row] = []
+        for place, run_id in enumerate(run_ids):
+            row, (lease, tail) = Row(run_id, 0), answers[2 * place : 2 * place + 2]
+            problems = [answer for answer in (sizes, lease, tail) if isinstance(answer, Exception)]
+            if problems:
+                row.problem = self._trouble(problems[0])
+            elif sizes[place] is None:
+                # Another process has deleted it.
+                continue
+            else:
+                row.size, row.token, row.holder = number(sizes[place]), number(lease[0]), lease[1] or b""
+                row.tail = b"".join(tail)
+            rows.append(row)
+        return rows
+
+    async def _look(self, ask: Callable[[Any], Any], *, refuse: bool = True) -> list[Any]:
+        """Answers to several questions, asked together; with ``refuse`` false, errors among them."""
+
+        async def look(client: Any) -> list[Any]:
+            async with client.pipeline(transaction=False) as together:
+                ask(together)
+                answers: list[Any] = await together.execute(raise_on_error=refuse)
+                return answers
+
+        found: list[Any] = await self._try(look)
+        return found
 
     async def _runs_without_list(self, pipeline_id: str) -> list[tuple[str, int]]:
         """Runs by their keys, for a server that has evicted the list of them, or for somebody's mistake."""
@@ -163,18 +252,19 @@ class RedisStorageBackend(RedisLink):
             await self._try(partial(_list_run, self._name(pipeline_id, "runs"), name, size))
         return found
 
-    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
-        await self._remove(pipeline_id, run_id)
+    async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
+        return await self._remove(pipeline_id, run_id, token)
 
-    async def _remove(self, pipeline_id: str, run_id: str) -> None:
+    async def _remove(self, pipeline_id: str, run_id: str, token: int) -> bool:
         keys = [
             self._name(pipeline_id, "run", run_id),
             self._name(pipeline_id, "runs"),
             self._name(pipeline_id, "lease", run_id),
             self._name(pipeline_id, "documents"),
             self._pipelines_name(),
+            self._name(pipeline_id, "order"),
         ]
-        await self._script(REMOVE, keys, [pipeline_id, run_id])
+        return bool(await self._script(REMOVE, keys, [pipeline_id, run_id, token]))
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         super()._forget(pipeline_id, run_id)
@@ -221,7 +311,7 @@ class RedisStorageBackend(RedisLink):
         return found
 
     async def _remove_documents(self, pipeline_id: str) -> None:
-        await self._remove(pipeline_id, "")
+        await self._remove(pipeline_id, "", 0)
 
     async def _pipelines(self) -> list[str]:
         found = await self._try(lambda client: client.smembers(self._pipelines_name()))
@@ -254,7 +344,7 @@ class RedisStorageBackend(RedisLink):
         aside = f"{self.prefix}-damaged-{stamp}"
         names = [self._pipelines_name()]
         for pipeline_id in await self.list_pipelines():
-            names += [self._name(pipeline_id, "runs"), self._name(pipeline_id, "documents")]
+            names += [self._name(pipeline_id, what) for what in ("runs", "order", "documents")]
             for run_id in await self._run_ids(pipeline_id):
                 names += [self._name(pipeline_id, "run", run_id), self._name(pipeline_id, "lease", run_id)]
                 self._forget(pipeline_id, run_id)

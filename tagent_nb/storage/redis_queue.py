@@ -19,7 +19,7 @@ REMEMBERED_BYTES = 32_000_000
 BATCH_BYTES = 4_000_000
 
 APPEND = """
-local list, runs, lease, pipelines = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local list, runs, lease, pipelines, order = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local pipeline, run, token, expected = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local held = redis.call('HMGET', lease, 'token', 'holder')
 if token ~= '' and held[1] ~= token then return {'lost', held[2] or ''} end
@@ -28,7 +28,10 @@ if length == expected then
   local size = 0
   for i = 5, #ARGV do size = size + #ARGV[i] end
   redis.call('SADD', pipelines, pipeline)
-  redis.call('HINCRBY', runs, run, size)
+  if redis.call('HINCRBY', runs, run, size) == size then
+    local newest = redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')
+    redis.call('ZADD', order, (newest[2] or 0) + 1, run)
+  end
   for i = 5, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
   return {'done', length + count}
 end
@@ -55,13 +58,23 @@ local list, runs, lease, documents, pipelines = KEYS[1], KEYS[2], KEYS[3], KEYS[
 if ARGV[2] == '' then
   redis.call('DEL', documents)
 else
+  local token = redis.call('HGET', lease, 'token') or '0'
+  if token ~= ARGV[3] and redis.call('EXISTS', list, lease) > 0 then return 0 end
   redis.call('DEL', list, lease)
   redis.call('HDEL', runs, ARGV[2])
+  redis.call('ZREM', KEYS[6], ARGV[2])
 end
 if redis.call('EXISTS', runs, documents) == 0 then redis.call('SREM', pipelines, ARGV[1]) end
 return 1
 """
 
+
+REORDER = """
+if redis.call('ZCARD', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], i - 1, ARGV[i]) end
+return 1
+"""
 
 UNTRUSTED = "certificate verify failed"
 """What the system's TLS says about a certificate that will be no better a moment later."""

@@ -279,8 +279,7 @@ async def _pipelines(storage: RecordingBackend) -> list[str]:
 async def _refuse_active(storage: RecordingBackend) -> None:
     for pipeline_id in await _pipelines(storage):
         try:
-            for run_id in await storage._run_ids(pipeline_id):
-                await storage._refuse_active(pipeline_id, run_id, "be restored")
+            await storage._refuse_active("be restored", pipeline_id, await storage._run_ids(pipeline_id))
         except CorruptRecordError as error:
             # Whoever carries a run on in such a store has met the damage already.
             storage._report(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from tagent_nb.errors import (
 from tagent_nb.storage.database import backups_of, is_busy, transaction, translated, waiting
 from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.leases import Lease
+from tagent_nb.storage.recording import LONG, Row
 from tagent_nb.storage.sqlite_link import SQLiteLink
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ SELECT coalesce((SELECT id + 1 FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 +
 FROM runs WHERE number = ?1 AND (?3 IS NULL OR token = ?3)
 """
 _RANGE = "id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
+_RECORDED = f"EXISTS (SELECT 1 FROM records WHERE {_RANGE})"
 _RUN = "pipeline = ? AND run = ?"
 
 
@@ -158,23 +161,64 @@ class SQLiteStorageBackend(SQLiteLink):
         )
         return b"".join(_bytes(record) for (record,) in records)
 
+    # Numbers only grow, so they tell the order. To look for a pipeline's newest ones, the runs are taken
+    # from the end (the plus keeps SQLite from sorting all of them instead).
+
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
         return await self._select(
-            "SELECT run, sum(length(record)) FROM runs, records "
-            f"WHERE pipeline = ? AND {_RANGE} GROUP BY number",
+            f"SELECT run, (SELECT sum(length(record)) FROM records WHERE {_RANGE}) AS size FROM runs "
+            "WHERE pipeline = ? AND size IS NOT NULL ORDER BY number",
             pipeline_id,
         )
 
-    async def _remove_run(self, pipeline_id: str, run_id: str) -> None:
-        def remove(connection: sqlite3.Connection) -> None:
-            key = (pipeline_id, run_id)
-            for (number,) in connection.execute(f"SELECT number FROM runs WHERE {_RUN}", key).fetchall():
+    async def _ordered(self, pipeline_id: str) -> list[str]:
+        rows = await self._select(
+            f"SELECT run FROM runs WHERE pipeline = ? AND {_RECORDED} ORDER BY number", pipeline_id
+        )
+        return [run_id for (run_id,) in rows]
+
+    async def _newest(self, pipeline_id: str, count: int) -> list[str]:
+        rows = await self._select(
+            f"SELECT run FROM runs WHERE +pipeline = ? AND {_RECORDED} ORDER BY number DESC LIMIT ?",
+            pipeline_id,
+            count,
+        )
+        return [run_id for (run_id,) in reversed(rows)]
+
+    async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
+        return bool(
+            await self._select(f"SELECT 1 FROM runs WHERE {_RUN} AND {_RECORDED}", pipeline_id, run_id)
+        )
+
+    async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
+        places = ", ".join("?" * len(run_ids))
+        rows = await self._select(
+            f"SELECT run, (SELECT sum(length(record)) FROM records WHERE {_RANGE}) AS size, "
+            "CAST(token AS INTEGER), holder, (SELECT CASE WHEN length(record) <= ? THEN record END "
+            f"FROM records WHERE {_RANGE} ORDER BY id DESC LIMIT 1) "
+            f"FROM runs WHERE pipeline = ? AND run IN ({places}) AND size IS NOT NULL ORDER BY number",
+            LONG,
+            pipeline_id,
+            *run_ids,
+        )
+        return [
+            Row(run_id, size, token, _bytes(holder), None if tail is None else _bytes(tail))
+            for run_id, size, token, holder, tail in rows
+        ]
+
+    async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
+        def remove(connection: sqlite3.Connection) -> bool:
+            query = f"SELECT number, CAST(token AS INTEGER) FROM runs WHERE {_RUN}"
+            for number, present in connection.execute(query, (pipeline_id, run_id)).fetchall():
+                if present != token:
+                    return False
                 connection.execute(
                     "DELETE FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1", (number,)
                 )
                 connection.execute("DELETE FROM runs WHERE number = ?", (number,))
+            return True
 
-        await self._write(remove)
+        return await self._write(remove)
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         super()._forget(pipeline_id, run_id)
@@ -231,8 +275,7 @@ class SQLiteStorageBackend(SQLiteLink):
 
     async def _pipelines(self) -> list[str]:
         rows = await self._select(
-            "SELECT pipeline FROM documents UNION "
-            f"SELECT pipeline FROM runs WHERE EXISTS (SELECT 1 FROM records WHERE {_RANGE})"
+            f"SELECT pipeline FROM documents UNION SELECT pipeline FROM runs WHERE {_RECORDED}"
         )
         return [name for (name,) in rows]
 

@@ -147,7 +147,7 @@ class SQLiteLink(RecordingBackend):
 
         return await self._write_in_thread(call)
 
-    async def _select(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    async def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Rows of a query, read beside whoever writes; none if there is no file yet."""
 
         def call() -> list[tuple[Any, ...]]:

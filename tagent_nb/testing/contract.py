@@ -186,8 +186,8 @@ class StorageContract(LeaseContract, BackupContract):
         assert [type(event) for event in found] == [type(event) for event in [first, *batch, last]]
 
     async def test_the_list_of_runs_tells_how_each_stands(self, storage: StorageBackend) -> None:
-        """Oldest first; status, steps, cost and times as recorded, without a look at any value."""
-        for at, outcome in ((300.0, "failed"), (100.0, "completed"), (200.0, "cancelled")):
+        """Status, steps, cost and times as recorded, without a look at any value."""
+        for at, outcome in ((100.0, "completed"), (200.0, "cancelled"), (300.0, "failed")):
             events = sample_run(outcome, at=at)[:-1]
             await storage.append("p", outcome, events)
             ended = RunFinished(
@@ -209,6 +209,45 @@ class StorageContract(LeaseContract, BackupContract):
         assert (last.ended_at, last.host, last.steps_done, last.steps_failed) == (None, "me", 2, 1)
         assert (first.cost, first.unpriced, first.problem) == (1.0, True, None)
         assert (first.size > 0) is storage.durable
+
+    async def test_the_order_of_runs_is_that_of_their_beginnings(self, storage: StorageBackend) -> None:
+        """Not that of their times: a clock may be set back by a day, or by years, and forth again."""
+        assert await storage.newest_run("p") is None
+        names = ["z", "a", "m", "b", "y"]
+        for name, at in zip(names, (9e5, 100.0, 8e5, 9e9, 0.0), strict=True):
+            await storage.append("p", name, sample_run(name, at=at))
+        # One that is carried on keeps its place.
+        lease = await storage.acquire("p", "a")
+        await storage.append("p", "a", [Warned(run_id="a", message="on")], token=lease.token)
+        await storage.release(lease)
+        again = self.another(storage)
+        assert [info.run_id for info in await again.runs("p")] == names
+        for limit in range(1, 7):
+            assert [info.run_id for info in await again.runs("p", limit=limit)] == names[-limit:]
+        assert (await again.newest_run("p"), await again.newest_run("p", besides="y")) == ("y", "b")
+        assert await again.newest_run("p", besides="a") == "y"
+        for name in ("y", "m"):
+            await storage.delete_run("p", name)
+        assert [info.run_id for info in await again.runs("p")] == ["z", "a", "b"]
+        assert (await again.newest_run("p"), await again.newest_run("p", besides="b")) == ("b", "a")
+        await storage.append("p", "m", sample_run("m", at=0.0))
+        assert [info.run_id for info in await again.runs("p", limit=2)] == ["b", "m"]
+
+    @pytest.mark.parametrize("limit", [0, -1, True, 1.5, "2"])
+    async def test_a_limit_is_a_whole_number(self, storage: StorageBackend, limit: Any) -> None:
+        """Of at least 1."""
+        with pytest.raises(DefinitionError, match="limit"):
+            await storage.runs("p", limit=limit)
+
+    async def test_whether_a_run_is_stored(self, storage: StorageBackend) -> None:
+        """By the id or the name of its pipeline; a lease alone is no run."""
+        await storage.acquire("p", "leased")
+        await storage.append(storage_id("named"), "r", sample_run("r"))
+        assert await storage.has_run(storage_id("named"), "r")
+        assert await storage.has_run("named", "r")
+        assert await storage.newest_run("named") == "r"
+        for pipeline_id, run_id in (("named", "leased"), ("p", "leased"), ("p", "r"), ("none", "r")):
+            assert not await storage.has_run(pipeline_id, run_id)
 
     async def test_a_finished_run_can_be_carried_on(self, storage: StorageBackend) -> None:
         """After more events the list shows how the run stands now, counted over all of it."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from tagent_nb.errors import CorruptRecordError, LeaseLostError
+from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError
 from tagent_nb.events import Warned
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.testing.samples import DEAD_PID, holder, plain, sample_run
+
+ELSEWHERE: dict[str, Any] = {"host": "elsewhere", "machine": "another"}
 
 
 class LeaseContract:
@@ -57,12 +60,86 @@ class LeaseContract:
     async def test_another_machine_keeps_its_claim_until_it_expires(self, storage: StorageBackend) -> None:
         """Nobody here can see whether a process elsewhere lives; its heartbeat decides."""
         beat = await storage._now()
-        elsewhere = {"host": "elsewhere", "machine": "another"}
-        assert await storage._swap_lease("p", "r", 0, 1, holder(7, **elsewhere, beat=beat))
+        assert await storage._swap_lease("p", "r", 0, 1, holder(7, **ELSEWHERE, beat=beat))
         with pytest.raises(LeaseLostError, match="process 7 on elsewhere"):
             await storage.acquire("p", "r")
-        assert await storage._swap_lease("p", "r", 1, 1, holder(7, **elsewhere, beat=beat - 31))
+        assert await storage._swap_lease("p", "r", 1, 1, holder(7, **ELSEWHERE, beat=beat - 31, ttl=0.2))
         assert (await storage.acquire("p", "r")).token > 1
+
+    @pytest.mark.parametrize("skew", [-86_400.0, 40.0])
+    async def test_a_claim_from_elsewhere_whose_clock_differs_is_watched(
+        self, storage: StorageBackend, skew: float
+    ) -> None:
+        """Heartbeats that come count, whatever time they tell; without any the claim ends."""
+        beat = await storage._now() + (abs(skew) if storage.shared_clock else skew)
+
+        async def beats() -> None:
+            for n in range(10):
+                await asyncio.sleep(0.02)
+                changed = holder(7, **ELSEWHERE, beat=beat + n / 100, ttl=0.4)
+                assert await another._swap_lease("p", "r", 1, 1, changed)
+
+        another = self.another(storage)
+        assert await storage._swap_lease("p", "r", 0, 1, holder(7, **ELSEWHERE, beat=beat, ttl=0.4))
+        beating = asyncio.ensure_future(beats())
+        with pytest.raises(LeaseLostError, match=r"its claim ends in 0 s\."):
+            await storage.acquire("p", "r")
+        await beating
+        assert (await storage.acquire("p", "r")).token > 1
+
+    @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+    async def test_a_clock_that_jumps_takes_no_run_from_its_process(
+        self, storage: StorageBackend, jump: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is neither taken over, deleted, pruned nor shown as interrupted; given back it is free."""
+        await storage.append("p", "older", sample_run("older"))
+        lease = await storage.acquire("p", "r")
+        await storage.append("p", "r", sample_run("r")[:5], token=lease.token)
+        again = self.another(storage)
+        jumped = await storage._now() + jump
+
+        async def now() -> float:
+            return jumped
+
+        for one in (storage, again):
+            monkeypatch.setattr(one, "_now", now)
+        with pytest.raises(LeaseLostError, match=r"its claim ends in (2\d|30) s\."):
+            await again.acquire("p", "r")
+        with pytest.raises(StorageError, match="carries it on"):
+            await again.delete_run("p", "r")
+        await again.prune("p", keep_last=0, older_than=0, max_bytes=0)
+        assert [(info.run_id, info.status) for info in await again.runs("p")][-1] == ("r", "running")
+        await storage.renew(lease)
+        await storage.append("p", "r", sample_run("r")[5:], token=lease.token)
+        await storage.release(lease)
+        assert (await again.acquire("p", "r")).token > lease.token
+
+    async def test_a_silent_process_that_lives_keeps_its_run_from_being_deleted(
+        self, storage: StorageBackend
+    ) -> None:
+        """A step that holds the loop for long is no reason to delete what it works for."""
+        lease = await storage.acquire("p", "r")
+        await storage.append("p", "r", sample_run("r")[:5], token=lease.token)
+        again = self.another(storage)
+        assert await again._swap_lease("p", "r", lease.token, lease.token, holder(lease.pid, beat=0.0))
+        with pytest.raises(StorageError, match=f"process {lease.pid}"):
+            await again.delete_run("p", "r")
+        assert await again.prune("p", keep_last=0) == []
+        assert await again.has_run("p", "r")
+
+    async def test_a_run_that_is_claimed_meanwhile_is_not_deleted(self, storage: StorageBackend) -> None:
+        """Between a look at the lease and the deletion another process may begin to carry the run on."""
+        await storage.append("p", "r", sample_run("r"))
+        again = self.another(storage)
+        ((_, token, _),) = await storage._described("p", ["r"])
+        lease = await again.acquire("p", "r")
+        assert not await storage._remove_run("p", "r", token)
+        await again.append("p", "r", [Warned(run_id="r", message="on")], token=lease.token)
+        await again.release(lease)
+        assert not await storage._remove_run("p", "r", token)
+        assert await storage._remove_run("p", "r", lease.token)
+        assert await storage._remove_run("p", "r", lease.token)
+        assert await again.runs("p") == []
 
     async def test_the_loser_writes_nothing_more(self, storage: StorageBackend) -> None:
         """Who lost its lease can neither record, nor renew, nor release; the error names the winner."""

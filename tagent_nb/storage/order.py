@@ -1,0 +1,168 @@
+"""In which order the runs of a pipeline were begun: kept by counting, since clocks are set back.
+
+SQLite numbers its runs and Redis has a sorted set. In a folder it is a file of names that grows at its end.
+Stores of before have no order: it is worked out once, from the times that the runs' first records tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from tagent_nb.errors import StorageError, StorageUnavailableError
+from tagent_nb.storage.codec import read_record
+from tagent_nb.storage.disk import open_file, read_open, replace_file, trouble, write_all
+from tagent_nb.storage.locks import locked
+from tagent_nb.storage.records import started_at, time_in
+
+JOURNAL = ".journal"
+ORDER = ".order"
+
+FIRST = 1 << 20
+"""Bytes at the start of a run in which its first record is looked for."""
+
+SPARE = 1000
+"""Lines of deleted runs, beyond the number of runs, with which the file is written anew."""
+
+
+def begun(first: bytes, run_id: str, key: bytes | None) -> float:
+    """When a run began, by its first record or else its id; in seconds since the epoch, 0 if neither says."""
+    with contextlib.suppress(StorageError):
+        record, _ = read_record(first, 0, run_id, key)
+        return started_at(record.body, run_id)
+    return time_in(run_id)
+
+
+def completed(order: list[str], missing: Iterable[str], start: Callable[[str], float]) -> list[str]:
+    """An order with what it lacks: each behind the last one that began no later.
+
+    Args:
+        order: What is in order already.
+        missing: Other names.
+        start: When the run of a name began.
+    """
+    missing = sorted(missing, key=lambda name: (start(name), name))
+    if not order:
+        return missing
+    starts = [(start(name), name) for name in order]
+    for name in missing:
+        mine = start(name), name
+        place = next((at for at in range(len(starts), 0, -1) if starts[at - 1] <= mine), 0)
+        starts.insert(place, mine)
+    return [name for _, name in starts]
+
+
+class RunOrder:
+    """The order of the runs in a folder.
+
+    A run is noted before its journal is made, so a journal that is not noted is of an older version, was put
+    there by hand, or the file is damaged: then the order is completed.
+
+    Args:
+        folder: A pipeline's folder, with a journal for each run.
+        start: When the run of a journal began, by the name of its file without the ending.
+        sync: Whether to flush.
+    """
+
+    def __init__(self, folder: Path, start: Callable[[str], float], *, sync: bool) -> None:
+        self._folder = folder
+        self._path = folder / f"runs{ORDER}"
+        self._start = start
+        self._sync = sync
+
+    def add(self, name: str) -> None:
+        """Note a run that begins.
+
+        Raises:
+            StorageUnavailableError: It cannot be written.
+        """
+        with self._locked() as descriptor:
+            if not os.fstat(descriptor).st_size and self._journals():
+                # Runs of an older version come first, whatever the clock says now.
+                self._rewrite([*completed([], self._journals(), self._start), name])
+                return
+            self._append(descriptor, name)
+
+    def names(self) -> list[str]:
+        """All runs, oldest first.
+
+        Raises:
+            CorruptRecordError: Something else is in the file's place.
+        """
+        # First what is there: what is begun meanwhile is noted before.
+        journals = self._journals()
+        if not journals:
+            return []
+        lines, order = self._noted(journals)
+        if len(order) == len(journals) and lines < 2 * len(order) + SPARE:
+            return order
+        # Where it cannot be written, as on a full disk or in a folder that may only be read, reading goes on.
+        with contextlib.suppress(StorageUnavailableError), self._locked():
+            journals = self._journals()
+            order = self._completed(journals)
+            self._rewrite(order)
+            return order
+        return self._completed(journals)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _completed(self, journals: set[str]) -> list[str]:
+        _, order = self._noted(journals)
+        return completed(order, journals.difference(order), self._start)
+
+    def _journals(self) -> set[str]:
+        try:
+            with os.scandir(self._folder) as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise trouble(error, "read", self._folder) from error
+        return {name[: -len(JOURNAL)] for name in names if name.endswith(JOURNAL)}
+
+    def _noted(self, journals: set[str]) -> tuple[int, list[str]]:
+        """Number of lines, and the journals in the order of the file; of one that is there twice the last."""
+        try:
+            descriptor = open_file(self._path, os.O_RDONLY, "read")
+        except FileNotFoundError:
+            return 0, []
+        try:
+            data = read_open(descriptor, self._path, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+        lines = data.decode(errors="replace").split("\n")
+        newest_first = dict.fromkeys(name for name in reversed(lines) if name in journals)
+        return len(lines), list(newest_first)[::-1]
+
+    def _append(self, descriptor: int, name: str) -> None:
+        size = os.fstat(descriptor).st_size
+        try:
+            # A line that was torn stays behind; it is the name of no run.
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.lseek(descriptor, 0, os.SEEK_END)
+            write_all(descriptor, b"\n" * torn + name.encode() + b"\n")
+            if self._sync:
+                os.fsync(descriptor)
+        except OSError as error:
+            raise trouble(error, "write", self._path) from error
+
+    def _rewrite(self, names: list[str]) -> None:
+        replace_file(self._path, "".join(f"{name}\n" for name in names).encode(), sync=self._sync)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        while True:
+            try:
+                descriptor = open_file(self._path, os.O_RDWR | os.O_CREAT, "write")
+            except FileNotFoundError as error:
+                raise trouble(error, "write", self._path) from error
+            try:
+                with locked(descriptor, self._path):
+                    # Another process may have written it anew meanwhile.
+                    if os.fstat(descriptor).st_nlink:
+                        yield descriptor
+                        return
+            finally:
+                os.close(descriptor)
