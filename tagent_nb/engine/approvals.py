@@ -27,6 +27,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.approval import ApprovalRequest, Approver, Unit
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.base import Refusal
 from tagent_nb.steps.calls import CallGate, ToolCall, call_refused, edited_call, edited_failure
@@ -274,7 +275,7 @@ class Approvals:
             decision = await _answer(self._approver, asked)
         except Exception as error:  # the user's own function may raise anything
             raise StepError(
-                f"Step {asked.step!r}: its approver raised {type(error).__name__}: {redact(str(error))}"
+                f"Step {asked.step!r}: its approver raised {class_name(error)}: {redact(message_of(error))}"
             ) from error
         return given_of(asked, decision, used=True)
 

@@ -24,6 +24,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.copying import own_copy
+from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.traceback import redact, user_traceback
@@ -188,16 +189,17 @@ def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
 
 
 def _may_succeed(error: Exception) -> bool:
-    if isinstance(error, RejectedError):
-        return error.retry
-    if isinstance(error, RetryableError | StepTimeoutError):
+    kind = type(error)  # not isinstance: the class of the user's own error may say another one
+    if issubclass(kind, RejectedError):
+        return bool(getattr(error, "retry", False))
+    if issubclass(kind, RetryableError | StepTimeoutError):
         return True
-    return not isinstance(error, (TagentError, *HOPELESS))
+    return not issubclass(kind, (TagentError, *HOPELESS))
 
 
 async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, context: StepContext) -> None:
-    asked = error.retry_after if isinstance(error, RetryableError) else None
-    if isinstance(error, RejectedError):
+    asked = getattr(error, "retry_after", None) if issubclass(type(error), RetryableError) else None
+    if issubclass(type(error), RejectedError):
         asked = 0.0  # somebody waits for it
     ceiling = min(LONGEST_DELAY, run.equipment.retry_delay * 2 ** (attempt - 1))
     # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -209,8 +211,8 @@ async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, c
             step=work.step.name,
             item=work.item,
             attempt=attempt,
-            error_type=type(error).__name__,
-            message=redact(str(error)),
+            error_type=class_name(error),
+            message=redact(message_of(error)),
             delay=delay,
             usage=context.usage,
             cost=context.cost,
@@ -256,9 +258,9 @@ def failed(
         run_id=run.memory.run_id,
         step=work.step.name,
         item=work.item,
-        error_type=type(error).__name__,
-        message=redact(str(error)),
-        traceback="" if isinstance(error, StepError) else user_traceback(error),
+        error_type=class_name(error),
+        message=redact(message_of(error)),
+        traceback="" if issubclass(type(error), StepError) else user_traceback(error),
         attempt=attempt,
         seconds=seconds,
         usage=context.usage if context is not None else TokenUsage(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tagent_nb.errors import ModelError, PipelineValidationError
+from tagent_nb.errors import ModelError, PipelineValidationError, TagentError
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.needs import listed, missing_names
 from tagent_nb.pipeline.prices import Price
@@ -81,7 +81,12 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
                 "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
             )
         if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
-            check_model(model)
+            try:
+                check_model(model)
+            except TagentError:
+                raise
+            except Exception:  # the model object's own code: it fails the step that asks it, not the others
+                continue
             seen.append(model)
 
 

@@ -6,17 +6,17 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
-from tagent_nb.engine.unit import settle
+from tagent_nb.engine.unit import guarded, unprepared
 from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
-from tagent_nb.errors import BudgetExceededError, StepError, StorageError, TagentError
+from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.endings import ending
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
-from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.template import Reference, lookup
 
 if TYPE_CHECKING:
@@ -34,12 +34,9 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     try:
         work = whole(run, step, outputs)
         rows = source_rows(step, outputs[source.step], source)
-    except StorageError:
-        raise
-    except TagentError as error:
-        return await run.conclude(
-            _failure(run, step, type(error).__name__, redact(str(error)), started, _labels([]))
-        )
+    except BaseException as error:
+        failure = unprepared(run, step, error)
+        return await run.conclude(replace(failure, seconds=time.monotonic() - started, metadata=_labels([])))
     if outputs[source.step] is None:
         run.warn(
             f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no value "
@@ -55,8 +52,12 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     run.common.pop(step.name, None)
     if left:
         run.approvals.leave(step.name, left)
-    notes = _labels(rows, source_value(outputs[source.step], source))
-    return await run.conclude(_outcome(run, step, work, rows, started, notes))
+    try:
+        notes = _labels(rows, source_value(outputs[source.step], source))
+        outcome = _outcome(run, step, work, rows, started, notes)
+    except BaseException as error:
+        outcome = unprepared(run, step, error)
+    return await run.conclude(outcome)
 
 
 def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
@@ -120,7 +121,7 @@ async def _run_items(
             if _is_recorded(run, unit):
                 continue
             try:
-                await run.conclude(*await settle(run, unit))
+                await run.conclude(*await guarded(run, unit))
             except StepHeld:
                 left += 1
             if unit.stood_aside:

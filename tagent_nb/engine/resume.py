@@ -12,6 +12,7 @@ from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.work import prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, StepCached, StepFinished
+from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.models import PipelineStep
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def _differences(
         work = (whole if step.map_over is not None else prepare)(run, step, outputs)
     except TagentError as error:
         return [str(error)]
+    except Exception as error:  # the user's objects, which fingerprints ask, may raise anything
+        return [blame(error)]
     if work.key == recorded.key:
         return []
     # Facts and memories of today hold what was taught after it ran: it is judged by those of then.

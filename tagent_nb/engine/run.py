@@ -33,6 +33,7 @@ from tagent_nb.events import (
     TokenUsage,
     Warned,
 )
+from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
 from tagent_nb.pipeline.secrets import redact
@@ -327,7 +328,9 @@ class Run:
             except Exception as error:
                 # A view that breaks must not cost the user her run; it is told and left out.
                 self.equipment.observers.remove(observer)
-                self.warn(f"Observer {observer!r} failed and is no longer called: {error!r}")
+                self.warn(
+                    f"Observer {safe_repr(observer)} failed and is no longer called: {safe_repr(error)}"
+                )
         return change
 
     # -- scheduling -------------------------------------------------------------------------

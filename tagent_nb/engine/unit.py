@@ -13,6 +13,7 @@ from tagent_nb.engine.attempt import attempts, failed
 from tagent_nb.engine.work import Work, asked_cache, prepare, runner_of
 from tagent_nb.errors import OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
+    NO_USAGE,
     Event,
     FactLearned,
     MemorySaved,
@@ -23,8 +24,10 @@ from tagent_nb.events import (
     StepSkipped,
     TokenUsage,
 )
+from tagent_nb.pipeline.foreign import blame, class_name, ends_program, message_of
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.secrets import redact
+from tagent_nb.steps.traceback import user_traceback
 
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
@@ -50,17 +53,48 @@ async def run_step(run: Run, step: PipelineStep) -> Change:
         return await run_mapped(run, step, outputs)
     try:
         work = prepare(run, step, outputs)
-    except StorageError:
-        raise
-    except TagentError as error:
+    except BaseException as error:
         return await run.conclude(unprepared(run, step, error))
-    return await run.conclude(*await settle(run, work))
+    return await run.conclude(*await guarded(run, work))
 
 
-def unprepared(run: Run, step: PipelineStep, error: TagentError) -> StepFailed:
-    """The end of a step of which nobody can say what it is about, such as one with an unknown tool."""
+async def guarded(run: Run, work: Work) -> list[Event]:
+    """:func:`settle`, but whatever the user's objects raise outside of an attempt fails this unit alone."""
+    try:
+        return await settle(run, work)
+    except BaseException as error:
+        task = asyncio.current_task()
+        stopped = task is not None and task.cancelling()
+        if stopped or issubclass(type(error), (StepHeld, GeneratorExit)):
+            raise
+        return [unprepared(run, work.step, error, work.item)]
+
+
+def unprepared(run: Run, step: PipelineStep, error: BaseException, item: str | None = None) -> StepFailed:
+    """The end of a step, or of one item, that broke before or after its attempts.
+
+    It has an unknown tool, say, or a value whose methods raise: any error of those is this unit's own.
+
+    Raises:
+        StorageError: ``error`` says that nothing can be recorded: that ends the run, as Ctrl-C does.
+    """
+    if issubclass(type(error), StorageError) or ends_program(error):
+        raise error
+    if issubclass(type(error), TagentError):
+        message = message_of(error)
+    else:
+        message = f"What it reads, returns or refers to cannot be handled: {blame(error)}"
+    context = run.live.get((step.name, item))  # what its attempt has spent counts
     return StepFailed(
-        run_id=run.memory.run_id, step=step.name, error_type=type(error).__name__, message=redact(str(error))
+        run_id=run.memory.run_id,
+        step=step.name,
+        item=item,
+        error_type=class_name(error),
+        message=redact(message),
+        traceback="" if issubclass(type(error), TagentError) else user_traceback(error),
+        attempt=1 if context is None else context.attempt,
+        usage=NO_USAGE if context is None else context.usage,
+        cost=0.0 if context is None else context.cost,
     )
 
 
@@ -73,12 +107,12 @@ def held_back(
     from tagent_nb.pipeline.conditions import holds
 
     memory = run.memory
-    values = {name: None if output is None else output.value for name, output in outputs.items()}
     try:
+        values = {name: None if output is None else output.value for name, output in outputs.items()}
         around = {"shared": run.pipeline.shared_context, "facts": memory.facts, "memories": memory.memories}
         if holds(step.when, values, step=step.name, **around):
             return None
-    except TagentError as error:
+    except BaseException as error:
         return unprepared(run, step, error)
     told = step.when if isinstance(step.when, str) else step.when.describe()
     return StepSkipped(run_id=run.memory.run_id, step=step.name, reason=f"condition not met: {told}")

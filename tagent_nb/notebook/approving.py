@@ -14,6 +14,7 @@ from tagent_nb.errors import TagentError
 from tagent_nb.events import Event
 from tagent_nb.notebook.display import FONT, LINE, MUTED, TONES, clip, escape
 from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
+from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.secrets import redact
 
@@ -226,7 +227,10 @@ class ApprovalForm:
         try:
             plain = _as_json(value)
         except Exception:  # foreign objects raise what they like: then they can be looked at only
-            return [], f'<pre style="overflow:auto;max-height:20em">{escape(clip(_shown(value), 4000))}</pre>'
+            return (
+                [],
+                f'<pre style="overflow:auto;max-height:20em">{escape(clip(safe_repr(value), 4000))}</pre>',
+            )
         schema = self.request.parameters
         properties = schema.get("properties", {})
         if not isinstance(plain, dict) or not plain or not properties:
@@ -252,13 +256,6 @@ def _as_json(value: Any) -> Any:
     plain = to_jsonable_python(value)
     json.dumps(plain, allow_nan=False)
     return plain
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # the user's own __repr__ may fail
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
 def _resolved(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:

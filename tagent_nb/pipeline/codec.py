@@ -17,6 +17,7 @@ from typing import Any
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline.decoding import resolve, value_of
 from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
+from tagent_nb.pipeline.foreign import blame, ends_program, raising_method, safe_str
 from tagent_nb.pipeline.scalars import TAG
 
 __all__ = [
@@ -51,10 +52,8 @@ def to_tree(value: Any, *, path: str = "output") -> Any:
     """
     try:
         return Encoder(careful=True).tree(value)
-    except RefusedError as refused:
-        raise refused.to_error(path) from None
-    except RecursionError:
-        raise EncodeError(path, _TOO_DEEP) from None
+    except BaseException as error:  # encoding asks the user's own objects, which may raise anything
+        raise _refused(error, path) from None
 
 
 def notes_to_tree(notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +62,14 @@ def notes_to_tree(notes: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for key, value in notes.items():
         try:
-            found[clean(str(key))] = to_tree(clean(value) if isinstance(value, str) else value)
+            found[_note_name(key)] = to_tree(clean(value) if type(value) is str else value)
         except EncodeError as error:
-            found[clean(str(key))] = f"(not stored: {error.what})"
+            found[_note_name(key)] = f"(not stored: {error.what})"
     return found
+
+
+def _note_name(key: object) -> str:
+    return clean(key if type(key) is str else safe_str(key))
 
 
 def clean(text: str) -> str:
@@ -152,10 +155,8 @@ def digest(value: Any) -> str:
     """
     try:
         return _sha(_to_bytes(value, to_canonical(Encoder(identity=True).tree(value))))
-    except RefusedError as refused:
-        raise refused.to_error("output") from None
-    except RecursionError:
-        raise EncodeError("output", _TOO_DEEP) from None
+    except BaseException as error:  # as in to_tree
+        raise _refused(error, "output") from None
 
 
 class StoredValue:
@@ -281,10 +282,8 @@ def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
     try:
         tree = walk.tree(value)
         blob = _to_bytes(value, to_json(tree))
-    except RefusedError as refused:
-        raise refused.to_error(path) from None
-    except RecursionError:
-        raise EncodeError(path, _TOO_DEEP) from None
+    except BaseException as error:  # as in to_tree
+        raise _refused(error, path) from None
     if len(blob) > MAX_BYTES:
         raise EncodeError(
             path,
@@ -292,6 +291,17 @@ def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
             "Write it to a file and return the file's path",
         )
     return walk, blob, tree
+
+
+def _refused(error: BaseException, path: str) -> BaseException:
+    """What to raise when encoding ended in ``error``."""
+    if ends_program(error):
+        return error
+    if type(error) is RefusedError:
+        return error.to_error(path)
+    if type(error) is RecursionError and not raising_method(error):
+        return EncodeError(path, _TOO_DEEP)
+    return EncodeError(path, f"it cannot be stored, since {blame(error)}")
 
 
 def _to_bytes(value: Any, text: str) -> bytes:

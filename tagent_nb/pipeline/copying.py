@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import is_dataclass
 from typing import Any
 
+from tagent_nb.pipeline.foreign import ends_program
+
 _FROZEN = frozenset({type(None), bool, int, float, complex, str, bytes, range})
 _CONTAINERS = (list, dict, set, tuple, bytearray, deque)
 
@@ -17,11 +19,13 @@ def own_copy(value: Any) -> Any:
     Containers, pandas and NumPy objects, pydantic models and dataclasses are copied. All else, such as a
     connection or a trained model, is the same object, and so is what cannot be copied.
     """
-    if type(value) in _FROZEN or not _is_data(value):
+    if type(value) in _FROZEN:
         return value
     try:
-        return copy.deepcopy(value)
-    except Exception:  # something inside has its own idea of copies, such as a lock or a generator
+        return copy.deepcopy(value) if _is_data(value) else value
+    except BaseException as error:  # what is inside may have its own idea of copies, as a lock has
+        if ends_program(error):
+            raise
         return value
 
 

@@ -18,6 +18,7 @@ from tagent_nb.errors import (
     did_you_mean,
 )
 from tagent_nb.pipeline.codec import clean, from_tree, parse, to_tree
+from tagent_nb.pipeline.foreign import class_name
 from tagent_nb.pipeline.looks import model_label
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.pickling import from_pickle, signed_dump, signed_load, to_pickle
@@ -97,8 +98,8 @@ def _step_to_dict(step: PipelineStep, write: _Writer) -> dict[str, Any]:
     data = {}
     for name, default in _DEFAULTS:
         value = getattr(step, name)
-        if value is default or (name != "when" and value == default):
-            continue
+        if value is default or (name not in ("when", "model") and value == default):
+            continue  # conditions make a condition of ==, and the class of a model may do anything
         if name in _SPECIAL:
             value = _SPECIAL[name](write, f"steps.{step.name}.{name}", value)
         data[name] = list(value) if isinstance(value, list) else value
@@ -152,12 +153,15 @@ class _Writer:
 
     def model(self, path: str, model: Any) -> str:
         """A model's name. Objects have credentials and connections, which are no data."""
-        if not isinstance(model, str):
+        if not issubclass(type(model), str):
             self.problems[path] = (
-                f"a model object ({type(model).__name__}) cannot be stored. "
+                f"a model object ({class_name(model)}) cannot be stored. "
                 "Name the model by a string such as 'openai:gpt-5-mini'"
             )
-        return model_label(model)
+        try:
+            return str.__str__(model_label(model))
+        except Exception:  # the object's own code; who asks the model will hear of it
+            return class_name(model)
 
     def body(self, path: str, body: Any) -> dict[str, Any]:
         """A Python body; its source at least, where it cannot be rebuilt."""

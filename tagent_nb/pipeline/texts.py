@@ -7,6 +7,7 @@ from typing import Any
 
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
+from tagent_nb.pipeline.foreign import class_name, ends_program, raising_method
 
 __all__ = ["count", "is_lost", "one_line", "short_text", "value_text"]
 
@@ -42,8 +43,22 @@ def value_text(output: Output | None, limit: int = 80) -> str:
 
 def short_text(value: Any, limit: int = 80) -> str:
     """A value on one line: tables by their size, texts as they are, all else by its ``repr``."""
+    try:
+        return _short(value, limit)
+    except BaseException as error:  # the value's methods are the user's code
+        if ends_program(error):
+            raise
+        return f"{class_name(value)} (its {_asked_of(error)} fails: {class_name(error)})"
+
+
+def _asked_of(error: BaseException) -> str:
+    """``repr``, ``len`` and the like: the special method that raised."""
+    return raising_method(error).rpartition(".")[2].strip("_") or "repr"
+
+
+def _short(value: Any, limit: int) -> str:
     if isinstance(value, str):
-        return one_line(value, limit)
+        return one_line(str.__str__(value), limit)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame):
         rows, columns = value.shape
@@ -52,10 +67,7 @@ def short_text(value: Any, limit: int = 80) -> str:
         return f"{type(value).__name__}, {count(len(value), 'value')}"
     if isinstance(value, list | tuple | set | frozenset | dict) and len(value) > 20:
         return f"{type(value).__name__}, {count(len(value), 'item')}"
-    try:
-        return one_line(repr(value), limit)
-    except Exception as error:  # __repr__ is the user's code
-        return f"{type(value).__name__} (its repr fails: {type(error).__name__})"
+    return one_line(repr(value), limit)
 
 
 def one_line(text: str, limit: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import OutputValidationError, RetryableError, StepError, TagentError
+from tagent_nb.pipeline.foreign import message_of
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.validation import to_schema
 from tagent_nb.steps.base import StepContext
@@ -65,7 +66,7 @@ def explained(
     if isinstance(error, exceptions.UnexpectedModelBehavior):
         if "maximum output retries" in error.message:
             return _invalid(step, messages, refused)
-        return RetryableError(f"Step {step.name!r}: {redact(str(error))[:SHOWN]}")
+        return RetryableError(f"Step {step.name!r}: {redact(message_of(error))[:SHOWN]}")
     if isinstance(error, exceptions.UsageLimitExceeded):
         return StepError(f"Step {step.name!r}: {error.message}")
     if isinstance(error, exceptions.UserError):
@@ -115,7 +116,9 @@ def _of_fallback(
     from pydantic_ai.exceptions import ModelAPIError
 
     told = [
-        f"{error.model_name}: {said(error)}" if isinstance(error, ModelAPIError) else redact(str(error))
+        f"{error.model_name}: {said(error)}"
+        if isinstance(error, ModelAPIError)
+        else redact(message_of(error))
         for error in group.exceptions
     ]
     message = f"Step {step.name!r}: no model of the fallback answered ({'; '.join(told)[: 2 * SHOWN]})."

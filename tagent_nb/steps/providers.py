@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
 from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline.foreign import class_name, message_of, safe_repr
 from tagent_nb.pipeline.prices import Price
 from tagent_nb.steps import local
 from tagent_nb.steps.traceback import redact
@@ -84,7 +85,7 @@ def resolve_model(model: Any) -> Model[Any]:
     if not isinstance(model, str):
         raise UnknownModelError(
             f"A model must be a name such as 'openai:gpt-5' or a pydantic-ai model, "
-            f"not {type(model).__name__} ({model!r})."
+            f"not {class_name(model)} ({safe_repr(model)})."
         )
     try:
         return infer_model(model, _provider) if model.startswith("ollama:") else infer_model(model)
@@ -93,7 +94,7 @@ def resolve_model(model: Any) -> Model[Any]:
     except ImportError as error:
         raise _not_installed(model, str(error)) from None
     except Exception as error:  # providers of other packages check their settings in their own ways
-        raise ModelError(f"Model {model!r} cannot be used: {redact(str(error))}") from error
+        raise ModelError(f"Model {model!r} cannot be used: {redact(message_of(error))}") from error
 
 
 def _provider(name: str) -> Any:

@@ -16,6 +16,7 @@ from tagent_nb.errors import DefinitionError, StepError, TemplateError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.delimiting import plain_text
+from tagent_nb.pipeline.foreign import class_name, message_of, safe_repr
 from tagent_nb.pipeline.tool_schemas import schema_of
 from tagent_nb.steps.base import StepContext, ToolContext
 from tagent_nb.steps.calls import ToolCall, through_tool
@@ -183,7 +184,7 @@ async def _reported(name: str, call: partial[Any], context: StepContext) -> Any:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        message = f"{type(error).__name__}: {redact(str(error))}"
+        message = f"{class_name(error)}: {redact(message_of(error))}"
         if isinstance(error, TimeoutError) and limit.expired():
             message = f"it took longer than its timeout of {seconds:g} s"
         context.progress("tool_error", tool=name, message=message[:BRIEF])
@@ -216,15 +217,8 @@ def _text(value: Any) -> str:
     try:
         return plain_text(value)
     except TemplateError:
-        return _safe_repr(value)
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # the user's own __repr__ may fail
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+        return safe_repr(value)
 
 
 def _brief(arguments: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _safe_repr(value)[:BRIEF] for name, value in arguments.items()}
+    return {name: safe_repr(value)[:BRIEF] for name, value in arguments.items()}

@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 from traceback import StackSummary, TracebackException
 
+from tagent_nb.pipeline.foreign import class_name, ends_program, frames_of, message_of
 from tagent_nb.pipeline.secrets import redact
 
 __all__ = ["redact", "show_source", "user_traceback"]
@@ -24,9 +25,17 @@ def user_traceback(error: BaseException) -> str:
     Frames of this package, the standard library and installed packages are left out. Values of
     environment variables that hold secrets are replaced by ``***``.
     """
-    summary = TracebackException.from_exception(error, compact=True)
-    _shorten(summary)
-    return redact("".join(summary.format()).rstrip())
+    try:
+        summary = TracebackException.from_exception(error, compact=True)
+        _shorten(summary)
+        text = "".join(summary.format())
+    except BaseException as problem:  # an error of the user's class may raise when it is asked anything
+        if ends_program(problem):
+            raise
+        frames = [frame for frame in StackSummary.extract(frames_of(error)) if _is_users(frame.filename)]
+        text = "".join(["Traceback (most recent call last):\n", *StackSummary.from_list(frames).format()])
+        text += f"{class_name(error)}: {message_of(error)}"
+    return redact(text.rstrip())
 
 
 def show_source(filename: str, source: str) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from tagent_nb.errors import OutputValidationError, StepError
+from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.validation import takes_context
 from tagent_nb.steps.base import StepContext
@@ -75,16 +76,16 @@ class Checks:
         except StepError:
             raise
         except (ValueError, AssertionError) as error:
-            return redact(str(error)) or _line(error)
+            return redact(message_of(error)) or _line(error)
         except BaseException as error:  # a check must not end the run, not even by sys.exit()
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             if _is_retry(error):
-                return redact(str(error))
+                return redact(message_of(error))
             raise StepError(
-                f"Step {self._step.name!r}: check {tool_name(check)!r} raised {type(error).__name__}: "
-                f"{redact(str(error))} (in: {_line(error)}). To refuse a value, raise ValueError."
+                f"Step {self._step.name!r}: check {tool_name(check)!r} raised {class_name(error)}: "
+                f"{redact(message_of(error))} (in: {_line(error)}). To refuse a value, raise ValueError."
             ) from error
         return "it returned False" if verdict is False else None
 

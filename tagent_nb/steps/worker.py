@@ -13,6 +13,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from tagent_nb.pipeline.foreign import Interrupted
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
 
@@ -79,10 +80,6 @@ def _wake(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
     # The loop is closed when a program ends before a call that was left running: nobody waits then.
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(ended.set_result, None)
-
-
-class Interrupted(BaseException):
-    """Thrown into a body's thread to end it. Not an Exception, so that ``except Exception`` lets it pass."""
 
 
 class Worker:

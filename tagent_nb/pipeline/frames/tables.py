@@ -12,6 +12,7 @@ from tagent_nb.errors import UnknownStepError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue, clean
 from tagent_nb.pipeline.endings import no_value
+from tagent_nb.pipeline.foreign import safe_repr, safe_str
 from tagent_nb.pipeline.frames.labels import index_of
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
@@ -131,6 +132,13 @@ def events_frame(result: PipelineResult) -> pd.DataFrame:
     )
 
 
+def _json(detail: Any) -> str:
+    try:
+        return json.dumps(detail, default=safe_str)
+    except (TypeError, ValueError):  # keys of other kinds than JSON has, or a container inside itself
+        return safe_repr(detail)
+
+
 def _detail(event: events.Event) -> str:
     match event:
         case events.StepFinished() | events.StepCached():
@@ -146,9 +154,9 @@ def _detail(event: events.Event) -> str:
         case events.StepStarted():
             return short_text(event.why, 300)
         case events.StepProgress():
-            return short_text(f"{event.kind} {json.dumps(dict(event.detail), default=str)}", 300)
+            return short_text(f"{event.kind} {_json(dict(event.detail))}", 300)
         case events.CallRecorded():
-            return short_text(f"{event.kind} {json.dumps(event.answer, default=str)}", 300)
+            return short_text(f"{event.kind} {_json(event.answer)}", 300)
         case events.FactLearned() | events.MemorySaved():
             return f"{short_text(event.key, 40)} = {short_text(event.value)}"
         case events.Warned():
