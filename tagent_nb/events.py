@@ -372,6 +372,13 @@ class MemorySaved(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedDataSaved(Event):
+    """The values that all steps share, by name, as they were when the memory was saved."""
+
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warned(Event):
     """Something the user should know that does not stop the run."""
 

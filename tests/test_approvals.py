@@ -135,7 +135,7 @@ async def test_another_process_decides_and_the_resumed_run_computes_nothing_agai
     assert result["send"] == "sent: Dear all"
     assert RAN == {"draft": 1, "send": 1, "other": 1}
     assert last.pending_approvals() == []
-    assert result.step_metadata["draft"] == {"approval": "approved"}
+    assert result.step_metadata["draft"]["approval"] == "approved"
 
 
 async def test_a_resumed_run_waits_again_for_what_nobody_has_decided(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ FULL: dict[type, dict[str, Any]] = {
     events.StepCancelled: {"step": "a", "attempt": 2, "seconds": 0.5, "usage": USAGE, "cost": 0.25},
     events.FactLearned: {"step": "a", "key": "k", "value": {1: (2,)}},
     events.MemorySaved: {"step": "a", "key": "k", "value": None},
+    events.SharedDataSaved: {"shared": {"rate": 2, "pair": (1, 2)}},
     events.Warned: {"message": "careful", "step": "a"},
 }
 LEAST: dict[type, dict[str, Any]] = {
@@ -139,6 +140,7 @@ LEAST: dict[type, dict[str, Any]] = {
     events.StepFailed: {"step": "a", "error_type": "E", "message": ""},
     events.ApprovalRequested: {"step": "a", "output": StoredValue.of(1)},
     events.ApprovalGiven: {"step": "a", "verdict": "approved"},
+    events.SharedDataSaved: {},
     events.Warned: {"message": "m"},
 }
 ALL = [kind(run_id="r", at=12.5, **kwargs) for some in (FULL, LEAST) for kind, kwargs in some.items()]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from tagent_nb import StepStatus, TokenUsage, events
+from tagent_nb import DefinitionError, StepMemoryEntry, StepStatus, TokenUsage, events
 from tagent_nb.engine.entries import new_run_id
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.pipeline.codec import StoredValue
@@ -57,6 +58,80 @@ class TestSpecifiedSurface:
         assert [one["event"] for one in history] == ["RunStarted", "StepStarted", "StepFinished"]
         assert history[1]["step"] == "a"
         assert history[0]["timestamp"].timestamp() == 100.0
+
+    def test_history_has_the_specified_words_beside_the_events(self, memory: PipelineMemory) -> None:
+        """``status`` is ``"completed"`` and the like; ``step_name`` is there as ``step`` is."""
+        memory.apply(step(events.StepStarted))
+        memory.apply(step(events.StepRetried, attempt=1, error_type="E", message="m", delay=0.0))
+        memory.apply(finished())
+        memory.apply(step(events.StepFailed, "b", error_type="E", message="m"))
+        memory.apply(step(events.StepSkipped, "c", reason="r"))
+        memory.apply(events.RunPaused(run_id=RUN))
+        memory.apply(events.RunUnpaused(run_id=RUN))
+        memory.apply(events.Warned(run_id=RUN, message="careful"))
+        memory.apply(events.RunFinished(run_id=RUN, success=False))
+        assert [(entry["step_name"], entry["status"]) for entry in memory.execution_history] == [
+            (None, "running"),
+            ("a", "running"),
+            ("a", "waiting"),
+            ("a", "completed"),
+            ("b", "failed"),
+            ("c", "skipped"),
+            (None, "paused"),
+            (None, "running"),
+            (None, None),
+            (None, "failed"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("fields", "word"),
+        [
+            ({"success": True}, "completed"),
+            ({"success": False, "cancelled": True}, "cancelled"),
+            ({"success": False, "waiting": ("a",)}, "waiting"),
+        ],
+    )
+    def test_history_says_how_the_run_ended(
+        self, memory: PipelineMemory, fields: dict[str, Any], word: str
+    ) -> None:
+        memory.apply(events.RunFinished(run_id=RUN, **fields))
+        assert memory.execution_history[-1]["status"] == word
+
+    def test_history_cannot_be_changed_by_hand(self, memory: PipelineMemory) -> None:
+        history = memory.execution_history
+        for change in (
+            lambda: history.append({}),
+            lambda: history.clear(),
+            lambda: history.__setitem__(0, {}),
+            lambda: history.__iadd__([{}]),
+        ):
+            with pytest.raises(DefinitionError, match="cannot be changed by hand"):
+                change()
+        assert len(memory.execution_history) == 1
+        assert PipelineMemory("pid").execution_history == []
+
+    def test_results_can_be_set_as_entries(self, memory: PipelineMemory) -> None:
+        """What the specification's own code does: ``memory.step_results[name] = entry``."""
+        moment = datetime(2026, 1, 2, tzinfo=UTC)
+        memory.step_results["a"] = StepMemoryEntry("a", "pid", [1], moment, "x", metadata={"model": "m"})
+        entry = memory.step_results["a"]
+        assert (entry.data, entry.timestamp, entry.metadata) == ([1], moment, {"model": "m"})
+        assert entry.execution_id == RUN
+        assert memory.get_step_result("a") == [1]
+        assert list(memory.step_results) == ["a"]
+        assert len(memory.step_results) == 1
+        assert repr(memory.step_results) == repr({"a": entry})
+        assert memory.execution_history[-1]["status"] == "completed"
+
+    def test_results_refuse_bare_values_and_deletion(self, memory: PipelineMemory) -> None:
+        memory.save_step_result("a", 1)
+        with pytest.raises(DefinitionError, match=r"save_step_result\('b', value\)"):
+            memory.step_results["b"] = 2  # type: ignore[assignment]
+        with pytest.raises(DefinitionError, match="cannot be deleted"):
+            del memory.step_results["a"]
+        with pytest.raises(KeyError):
+            memory.step_results["b"]
+        assert "b" not in memory.step_results
 
     def test_current_step_follows_the_run(self, memory: PipelineMemory) -> None:
         memory.apply(step(events.StepStarted, "b"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from tagent_nb import (
     DefinitionError,
     Dependency,
     DependencyType,
+    EncodeError,
     ExecutionMode,
     OutputValidationError,
     Pipeline,
@@ -390,3 +392,83 @@ def test_a_problem_names_the_field_that_holds_it_wherever_it_stands_there() -> N
     pipeline = Pipeline("fields").step("a", "go").step("b", "{{ a }} and {{ missing }}")
     (problem,) = pipeline.validate()
     assert "'missing' in its goal" in problem
+
+
+class TestContent:
+    """Pipelines and steps compare by what they say."""
+
+    @staticmethod
+    def full() -> Pipeline:
+        pipeline = Pipeline("p", "d", model="test").share(frame=pd.DataFrame({"x": [1, 2]}), rate=2)
+        pipeline.constraint("be short").step("a", "g", output_schema=Sentiment, settings={"temperature": 0.0})
+
+        @pipeline.task(timeout=5)
+        def total(a: Any) -> Any:
+            return a
+
+        return pipeline
+
+    def test_equal_definitions_are_equal(self) -> None:
+        assert self.full() == self.full()
+        assert self.full() == self.full().snapshot()
+        assert self.full().get_step("total") == self.full().get_step("total")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda pipeline: setattr(pipeline, "description", "other"),
+            lambda pipeline: setattr(pipeline, "model", "local"),
+            lambda pipeline: setattr(pipeline, "final", "a"),
+            lambda pipeline: pipeline.constraint("more"),
+            lambda pipeline: pipeline.share(rate=3),
+            lambda pipeline: pipeline.share(frame=pd.DataFrame({"x": [1, 3]})),
+            lambda pipeline: pipeline.share(more=1),
+            lambda pipeline: pipeline.step("b", "g"),
+            lambda pipeline: pipeline.put(pipeline.get_step("a").with_(goal="other")),
+        ],
+    )
+    def test_a_difference_makes_them_different(self, change: Any) -> None:
+        changed = self.full()
+        change(changed)
+        assert changed != self.full()
+
+    def test_a_pipeline_is_no_other_thing_and_no_key(self) -> None:
+        assert self.full() != "p"
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(self.full())
+
+
+class TestStepsAsData:
+    """A step has the whole set of JSON methods, as a pipeline has."""
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            PipelineStep("a", "g"),
+            PipelineStep("a", "{{ b }}", output_schema=Sentiment, depends_on=["c:weak"], budget="5 tokens"),
+            PipelineStep.from_cell("a", "b + 1", python=True, timeout=3.0),
+            PipelineStep("a", "g", when="b.x > 3", map_over="b", final=True),
+        ],
+    )
+    def test_a_step_comes_back_as_it_was(self, step: PipelineStep) -> None:
+        assert PipelineStep.from_dict(step.to_dict(), schemas=[Sentiment]) == step
+        assert PipelineStep.from_json(step.to_json(), schemas=[Sentiment]) == step
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ({"kind": "pipeline", "format": 1}, "not a stored step"),
+            ([], "must be an object"),
+            ({"kind": "step", "format": 1, "name": "a"}, "goal is missing"),
+            ({"kind": "step", "format": 1, "name": "a", "goal": "g", "tmeout": 1}, "Did you mean 'timeout'"),
+        ],
+    )
+    def test_what_is_no_step_is_refused(self, data: Any, message: str) -> None:
+        with pytest.raises(DefinitionError, match=message):
+            PipelineStep.from_dict(data)
+
+    def test_bad_json_and_what_cannot_be_written_are_refused(self) -> None:
+        with pytest.raises(DefinitionError, match="not the JSON of a step"):
+            PipelineStep.from_json("{")
+        with pytest.raises(EncodeError, match="steps.a.settings"):
+            PipelineStep("a", "g", settings={"x": len}).to_dict()

@@ -31,8 +31,8 @@ EVENTS = words(
     """
     ApprovalGiven ApprovalRequested CallRecorded
     Event FactLearned MemorySaved Observer RunContinued RunFinished RunPaused RunStarted RunUnpaused
-    StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress StepRetried
-    StepSkipped StepStarted StepStreamed StepWaiting Warned
+    SharedDataSaved StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress
+    StepRetried StepSkipped StepStarted StepStreamed StepWaiting Warned
     """
 )
 DEFINITIONS = words(

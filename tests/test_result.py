@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tagent_nb import Pipeline, PipelineExecutor, StepContext
-from tagent_nb.errors import NotStoredError, UnknownStepError
+from tagent_nb import (
+    FileStorageBackend,
+    Pipeline,
+    PipelineExecutor,
+    PipelineMemory,
+    PipelineMemoryManager,
+    ResultCache,
+    StepContext,
+    events,
+)
+from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, UnknownStepError
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
@@ -213,3 +222,146 @@ def test_a_stored_result_counts_attempts_as_the_live_one_did(kind: str, tmp_path
     assert {key: item.attempts for key, item in (stored.steps["each"].items or {}).items()} == {
         key: item.attempts for key, item in (live.steps["each"].items or {}).items()
     }
+
+
+class TestFinalOutput:
+    """A pipeline or a step says whose value is the final output; all views of the result have it."""
+
+    @staticmethod
+    def flow(**options: Any) -> Pipeline:
+        pipeline = Pipeline("flow", **options)
+        pipeline.task(lambda: [1, 2], name="load")
+        pipeline.task(lambda load: sum(load), name="total")
+        pipeline.task(lambda: "later", name="other", depends_on=["total"])
+        return pipeline
+
+    @staticmethod
+    def by_step() -> Pipeline:
+        pipeline = TestFinalOutput.flow()
+        return pipeline.put(pipeline.get_step("total").with_(final=True))
+
+    @staticmethod
+    def by_function() -> Pipeline:
+        def doubled(total: int) -> int:
+            return 2 * total
+
+        return TestFinalOutput.flow(final=doubled)
+
+    def test_the_pipeline_names_a_step(self, tmp_path: Path) -> None:
+        executor = PipelineExecutor(self.flow(final="total"), storage=tmp_path)
+        result = executor.run()
+        assert (result.final_step, result.final_output) == ("total", 3)
+        assert result.get_final_output_or_last_step() == 3
+        assert "final output 3" in repr(result)
+        assert "Final output (total):</span> 3" in result._repr_html_()
+        assert result.to_frame()["final"].to_dict() == {"load": False, "total": True, "other": False}
+        assert result.to_dict()["final_output"] == 3
+        again = PipelineResult.from_json(result.to_json())
+        assert (again.final_step, again.final_output) == ("total", 3)
+        # What another process reads from storage says the same.
+        reopened = PipelineExecutor(self.flow(final="total"), storage=tmp_path).run(resume=True)
+        assert reopened.final_output == 3
+        memory = PipelineMemoryManager(executor.storage).get_pipeline_memory("flow")
+        assert memory.to_result().final_output == 3
+
+    def test_a_step_says_so(self, tmp_path: Path) -> None:
+        result = PipelineExecutor(self.by_step(), storage=tmp_path).run()
+        assert (result.final_step, result.final_output) == ("total", 3)
+        memory = PipelineMemoryManager(FileStorageBackend(tmp_path)).get_pipeline_memory("flow")
+        assert memory.to_result().final_output == 3
+
+    def test_a_function_makes_it(self) -> None:
+        result = PipelineExecutor(self.by_function()).run()
+        assert (result.final_step, result.final_output) == ("doubled", 6)
+        assert result["doubled"] == 6
+
+    @pytest.mark.parametrize("value", [None, 0, "", []])
+    def test_falsy_values_are_final_outputs(self, value: Any) -> None:
+        pipeline = Pipeline("p", final="a")
+        pipeline.task(lambda: value, name="a")
+        pipeline.task(lambda: "last", name="b", depends_on=["a"])
+        assert PipelineExecutor(pipeline).run().get_final_output_or_last_step() == value
+
+    def test_without_one_nothing_changes(self) -> None:
+        result = PipelineExecutor(self.flow()).run()
+        assert (result.final_step, result.final_output) == ("", None)
+        assert result.get_final_output_or_last_step() == "later"
+        assert "final" not in result.to_frame()
+        assert "inal output" not in repr(result) + result._repr_html_()
+
+    def test_a_final_step_that_failed_is_said(self) -> None:
+        pipeline = Pipeline("p", final="a")
+        pipeline.task(lambda: 1 / 0, name="a", max_retries=0)
+        result = PipelineExecutor(pipeline).run()
+        assert result.final_output is None
+        assert "no final output: step 'a' has no value" in repr(result)
+        assert "none: its step has no value" in result._repr_html_()
+
+    def test_a_run_until_another_step_has_none(self) -> None:
+        assert PipelineExecutor(self.flow(final="total")).run(until="load").final_step == ""
+
+    def test_a_value_that_cannot_be_read_is_none_and_said_where_it_is_read(self) -> None:
+        memory = PipelineMemory("pid")
+        memory.pipeline = Pipeline("p", final="a")
+        output = StoredValue.from_blob(b"{", "d")
+        memory.apply(events.StepFinished(run_id="r", step="a", output=output))
+        result = memory.to_result()
+        assert result.final_output is None
+        with pytest.raises(CorruptRecordError):
+            result["a"]
+
+    def test_definitions_that_contradict_are_refused(self) -> None:
+        assert self.flow(final="totl").validate() == [
+            "Pipeline 'flow': its final output is that of unknown step 'totl'. Did you mean 'total'? "
+            "Name one of its steps."
+        ]
+        both = self.by_step()
+        both.final = "other"
+        assert "several final steps: 'total', 'other'" in both.validate()[0]
+        both.final = "total"
+        assert both.validate() == []
+        both.put(both.get_step("load").with_(final=True))
+        assert "several final steps: 'load', 'total'" in both.validate()[0]
+        with pytest.raises(DefinitionError, match="final"):
+            Pipeline("p").step("a", "g", final="yes")
+        with pytest.raises(DefinitionError):
+            Pipeline("p", final=3)  # type: ignore[arg-type]
+
+    def test_it_is_stored_with_the_definition(self) -> None:
+        for pipeline in (Pipeline("p", final="a").step("a", "g"), Pipeline("p").step("a", "g", final=True)):
+            again = Pipeline.from_json(pipeline.to_json())
+            assert again == pipeline
+            assert again.final_step == "a"
+
+
+class TestStepMetadata:
+    """``step_metadata`` holds attempts, seconds, tokens, tool calls, whether cached, and an agent's model."""
+
+    def test_it_is_there_for_every_kind_of_step(self, tmp_path: Path) -> None:
+        pipeline = Pipeline("p", model="test")
+        pipeline.task(lambda: [1, 2], name="load")
+        pipeline.step("say", "Say {{ load }}.")
+        pipeline.step("each", "Say {{ item }}.", map_over="load")
+        pipeline.task(lambda load: 1 / 0, name="broken", max_retries=1)
+        executor = PipelineExecutor(pipeline, cache=ResultCache(tmp_path), retry_delay=0.0)
+        first, second = executor.run().step_metadata, executor.run().step_metadata
+        for notes in (first, second):
+            assert set(notes) == {"load", "say", "each", "broken"}
+            names = {"attempts", "seconds", "cached", "input_tokens", "output_tokens", "tool_calls"}
+            assert all(names <= set(step) for step in notes.values())
+            assert notes["say"]["model"] == notes["each"]["model"] == "test"
+            assert notes["broken"]["cached"] is False
+        assert [first[name]["cached"] for name in ("load", "say", "each")] == [False] * 3
+        assert [second[name]["cached"] for name in ("load", "say", "each")] == [True] * 3
+        assert [first[name]["attempts"] for name in ("load", "say", "each", "broken")] == [1, 1, 2, 2]
+        assert first["say"]["output_tokens"] > 0
+        assert second["say"]["output_tokens"] == 0
+
+
+def test_a_result_has_the_whole_set_of_json_methods() -> None:
+    result = PipelineExecutor(TestFinalOutput.flow()).run()
+    again = PipelineResult.from_dict(result.to_dict())
+    assert again.to_dict() == result.to_dict()
+    for broken in ([], {"kind": "pipeline"}, {**result.to_dict(), "steps": 3}):
+        with pytest.raises(CorruptRecordError):
+            PipelineResult.from_dict(broken)  # type: ignore[arg-type]

@@ -138,6 +138,47 @@ class TestRefusals:
         one.dependency_graph["a"].append("b")
         assert one.detect_cycle() == ["a", "b", "a"]
 
+    @pytest.mark.parametrize("names", ["aa", "aba", "abab", "aabbb"])
+    def test_duplicate_names_are_refused_and_each_is_named(self, names: str) -> None:
+        made = Pipeline("p")
+        for name in names:
+            made.step(name, "goal")
+        with pytest.raises(DefinitionError, match="Duplicate step names found") as refused:
+            PipelineScheduler(made)
+        for name in set(names):
+            named = f"{names.count(name)} steps are named {name!r}" in str(refused.value)
+            assert named is (names.count(name) > 1)
+
+
+class TestStatusesAsAMapping:
+    """``step_status`` is a mapping of the specification: what is set in it counts as if it was marked."""
+
+    def test_a_status_that_is_set_makes_dependents_ready(self) -> None:
+        chain = scheduler(a="", b="a")
+        chain.step_status["a"] = COMPLETED
+        assert ready(chain) == ["b"]
+        assert dict(chain.step_status) == {"a": COMPLETED, "b": READY}
+        chain.step_status.update(b="completed")  # by its value, too
+        assert chain.is_done
+
+    def test_a_status_that_cannot_follow_is_refused(self) -> None:
+        chain = scheduler(a="", b="a")
+        chain.step_status["a"] = FAILED
+        with pytest.raises(IllegalTransitionError, match="'a' is failed and cannot become completed"):
+            chain.step_status["a"] = COMPLETED
+        with pytest.raises(DefinitionError, match="there is no such status"):
+            chain.step_status["b"] = "done"  # type: ignore[assignment]
+        with pytest.raises(UnknownStepError, match="no step 'c'"):
+            chain.step_status["c"] = COMPLETED
+
+    def test_no_step_can_be_taken_out(self) -> None:
+        chain = scheduler(a="")
+        with pytest.raises(DefinitionError, match="cannot be deleted"):
+            del chain.step_status["a"]
+        assert "a" in chain.step_status
+        assert len(chain.step_status) == 1
+        assert repr(chain.step_status) == "{'a': 'ready'}"
+
 
 class TestMarking:
     def test_a_step_is_ready_when_the_last_of_its_dependencies_has_a_value(self) -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from tagent_nb import FileStorageBackend, MemoryStorageBackend, Pipeline, StepStatus, errors, events
+from tagent_nb import (
+    FileStorageBackend,
+    MemoryStorageBackend,
+    Pipeline,
+    PipelineExecutor,
+    ResultCache,
+    StepMemoryEntry,
+    StepStatus,
+    errors,
+    events,
+)
+from tagent_nb.engine.loop import submit
 from tagent_nb.engine.state import (
     PipelineMemory,
     PipelineMemoryManager,
@@ -146,6 +159,149 @@ asyncio.run(main(*sys.argv[1:]))
         assert manager.get_pipeline_memory("reviews").get_step_result("a") == 1
         with pytest.raises(errors.NotStoredError, match="No run of pipeline 'reviews' is stored"):
             await manager.load("reviews")
+
+
+class TestGettingAStoredMemory:
+    """``get_pipeline_memory`` holds what was stored, without another call."""
+
+    def test_a_fresh_manager_has_what_another_saved(self, tmp_path: Path) -> None:
+        storage = FileStorageBackend(tmp_path)
+        first = PipelineMemoryManager(storage)
+        memory = first.get_pipeline_memory("reviews")
+        memory.save_step_result("score", Answer(score=3))
+        asyncio.run(first.save("reviews"))
+        fresh = PipelineMemoryManager(FileStorageBackend(tmp_path), {"Answer": Answer})
+        got = fresh.get_pipeline_memory("reviews")
+        assert got.run_id == memory.run_id
+        assert got.get_step_result("score") == Answer(score=3)
+        assert fresh.get_pipeline_memory("reviews") is got
+
+    async def test_it_works_inside_a_running_loop(self, tmp_path: Path) -> None:
+        first = PipelineMemoryManager(FileStorageBackend(tmp_path))
+        first.get_pipeline_memory("reviews").save_step_result("a", 0)
+        await first.save("reviews")
+        fresh = PipelineMemoryManager(FileStorageBackend(tmp_path))
+        assert fresh.get_pipeline_memory("reviews").has_step_result("a")
+
+    def test_it_has_what_the_newest_run_recorded(self, tmp_path: Path) -> None:
+        pipeline = Pipeline("sums").share(rate=2)
+
+        @pipeline.task
+        def one() -> int:
+            return 1
+
+        PipelineExecutor(pipeline, storage=tmp_path).run()
+        memory = PipelineMemoryManager(FileStorageBackend(tmp_path)).get_pipeline_memory("sums")
+        assert memory.get_step_result("one") == 1
+        assert memory.shared_data == {"rate": 2}
+
+    def test_on_the_loop_that_reads_it_is_refused_with_the_remedy(self, tmp_path: Path) -> None:
+        manager = PipelineMemoryManager(FileStorageBackend(tmp_path))
+
+        async def inside() -> None:
+            manager.get_pipeline_memory("reviews")
+
+        with pytest.raises(errors.RunError, match=r"await manager.load\('reviews'\)"):
+            submit(inside()).result()
+
+    def test_what_cannot_be_read_is_no_empty_memory(self, tmp_path: Path) -> None:
+        pipeline = Pipeline("sums")
+        pipeline.task(lambda: 1, name="one")
+        PipelineExecutor(pipeline, storage=tmp_path).run()
+        for file in tmp_path.rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"x" * file.stat().st_size)
+        with pytest.raises(errors.StorageError):
+            PipelineMemoryManager(FileStorageBackend(tmp_path)).get_pipeline_memory("sums")
+
+    async def test_saving_what_is_not_at_hand_writes_nothing(self) -> None:
+        storage = MemoryStorageBackend()
+        await PipelineMemoryManager(storage).save("reviews")
+        assert await storage.runs(storage_id("reviews")) == []
+
+
+class TestSharedData:
+    async def test_it_persists(self, tmp_path: Path) -> None:
+        manager = PipelineMemoryManager(FileStorageBackend(tmp_path))
+        memory = manager.get_pipeline_memory("reviews")
+        memory.shared_data["limits"] = {"most": 3}
+        await manager.save("reviews")
+        memory.shared_data["limits"]["most"] = 4  # a change inside counts, too
+        memory.shared_data["answer"] = Answer(score=1)
+        await manager.save("reviews")
+        fresh = PipelineMemoryManager(FileStorageBackend(tmp_path), {"Answer": Answer})
+        loaded = await fresh.load("reviews")
+        assert loaded.shared_data == {"limits": {"most": 4}, "answer": Answer(score=1)}
+
+    async def test_unchanged_it_is_not_written_again(self) -> None:
+        storage = MemoryStorageBackend()
+        manager = PipelineMemoryManager(storage)
+        memory = manager.get_pipeline_memory("reviews")
+        memory.shared_data["most"] = 3
+        await manager.save("reviews")
+        await manager.save("reviews")
+        memory.save_step_result("a", 1)
+        await manager.save("reviews")
+        loaded = PipelineMemoryManager(storage)
+        (await loaded.load("reviews")).save_step_result("b", 2)
+        await loaded.save("reviews")
+        stored = await storage.read_run(memory.pipeline_id, memory.run_id)
+        assert [type(event).__name__ for event in stored] == [
+            "RunStarted",
+            "SharedDataSaved",
+            "StepFinished",
+            "StepFinished",
+        ]
+
+    async def test_what_cannot_be_stored_is_refused_with_the_path_to_it(self) -> None:
+        manager = PipelineMemoryManager(MemoryStorageBackend())
+        manager.get_pipeline_memory("reviews").shared_data["fn"] = {"inner": len}
+        with pytest.raises(errors.EncodeError, match="inner"):
+            await manager.save("reviews")
+
+
+class TestDependenciesUsed:
+    """The steps whose values a step read, in every configuration."""
+
+    @staticmethod
+    def flow() -> Pipeline:
+        pipeline = Pipeline("flow")
+        pipeline.task(lambda: [1, 2], name="load")
+        pipeline.task(lambda: 1, name="other")
+
+        @pipeline.task(depends_on=["other"])
+        def total(load: list[int]) -> int:
+            return sum(load)
+
+        pipeline.step("say", "{{ total }} of {{ load[0] }}", depends_on=["other"], model="test")
+        pipeline.step("each", "{{ item }}", map_over="load", model="test")
+        return pipeline
+
+    READ = {"load": [], "other": [], "total": ["load"], "say": ["total", "load"], "each": ["load"]}  # noqa: RUF012
+
+    @pytest.mark.parametrize("durable", [True, False])
+    @pytest.mark.parametrize("cached", [True, False])
+    def test_with_and_without_cache_and_storage(self, tmp_path: Path, durable: bool, cached: bool) -> None:
+        executor = PipelineExecutor(
+            self.flow(),
+            storage=tmp_path / "runs" if durable else None,
+            cache=ResultCache(tmp_path / "cache") if cached else None,
+        )
+        assert executor.run().success
+        assert executor.memory is not None
+        used = {name: entry.dependencies_used for name, entry in executor.memory.step_results.items()}
+        assert {name: sorted(read) for name, read in used.items()} == {
+            name: sorted(read) for name, read in self.READ.items()
+        }
+
+    def test_for_results_that_are_saved_by_hand(self) -> None:
+        one = PipelineStateMachine(self.flow(), PipelineMemoryManager())
+        one.pipeline_memory.save_step_result("load", [1])
+        one.pipeline_memory.save_step_result("total", 1)
+        one.pipeline_memory.save_step_result("say", "1")
+        one.pipeline_memory.save_step_result("elsewhere", 1)
+        used = {name: entry.dependencies_used for name, entry in one.pipeline_memory.step_results.items()}
+        assert used == {"load": [], "total": ["load"], "say": ["total", "load"], "elsewhere": []}
 
 
 class TestReading:
@@ -310,3 +466,146 @@ class TestSteps:
             machine(Pipeline("round").step("a", "{{ b }}").step("b", "{{ a }}"))
         with pytest.raises(errors.UnknownStepError):
             machine(Pipeline("gap").step("a", "{{ b }}"))
+
+
+class TestResultsSavedBesideTheMachine:
+    """The specification's own loop: ask what is ready, run it, save its result in the memory."""
+
+    def test_the_loop_of_the_specification_ends(self) -> None:
+        one = machine(Pipeline("p").step("a", "g").step("b", "{{ a }}").step("c", "{{ a }} {{ b }}"))
+        ran = []
+        while ready := one.get_ready_steps():
+            for step in ready:
+                ran.append(step.name)
+                one.pipeline_memory.save_step_result(step.name, None)
+        assert ran == ["a", "b", "c"]
+        assert one.progress == (3, 3)
+        assert one.scheduler.is_done
+
+    def test_entries_and_events_count_as_well(self) -> None:
+        one = machine(Pipeline("p").step("a", "g").step("b", "{{ a }}").step("c", "g"))
+        memory = one.pipeline_memory
+        memory.step_results["a"] = StepMemoryEntry("a", "pid", 1, datetime.now(UTC), "x")
+        assert [step.name for step in one.get_ready_steps()] == ["b", "c"]
+        memory.apply(events.StepFailed(run_id=RUN, step="b", error_type="E", message="m"))
+        memory.apply(finished("c", item="0"))  # an item is not its step
+        memory.apply(finished("elsewhere"))  # nor a step of this pipeline
+        assert [step.name for step in one.get_ready_steps()] == ["c"]
+        assert one.progress == (2, 3)
+
+    def test_a_value_for_a_failed_step_makes_those_below_ready(self) -> None:
+        one = machine()
+        one.apply(started())
+        one.apply(events.StepFailed(run_id=RUN, step="a", error_type="E", message="m"))
+        assert one.get_ready_steps() == []
+        one.pipeline_memory.save_step_result("a", 1)
+        assert [step.name for step in one.get_ready_steps()] == ["b"]
+
+    def test_saving_and_applying_can_be_mixed(self) -> None:
+        one = machine()
+        one.pipeline_memory.save_step_result("a", 1)
+        change = one.apply(finished("b"))
+        assert change is not None
+        assert one.scheduler.is_done
+
+
+class TestStoringTheMachine:
+    @staticmethod
+    def worked() -> PipelineStateMachine:
+        pipeline = Pipeline("work", "what it is for").step("a", "g", output_schema=Answer)
+        pipeline.step("b", "{{ a }}").step("c", "g").step("d", "{{ c }}").step("e", "g").step("f", "{{ e }}")
+        one = PipelineStateMachine(pipeline, PipelineMemoryManager())
+        one.pipeline_memory.shared_data["rate"] = 2
+        one.apply(started())
+        one.apply(finished("a", Answer(score=2)))
+        one.apply(events.StepFailed(run_id=RUN, step="c", error_type="E", message="m"))
+        one.apply(events.StepSkipped(run_id=RUN, step="d", reason="r"))
+        one.apply(events.StepCached(run_id=RUN, step="e", output=StoredValue.of((1, 2)), key="k"))
+        one.apply(events.StepStarted(run_id=RUN, step="b"))
+        return one
+
+    def test_a_fresh_process_goes_on_where_it_was(self, tmp_path: Path) -> None:
+        one = self.worked()
+        (tmp_path / "state.json").write_text(json.dumps(one.to_dict()))
+        program = """
+import json, sys
+from pathlib import Path
+from pydantic import BaseModel
+from tagent_nb import Pipeline, PipelineMemoryManager, PipelineStateMachine
+
+class Answer(BaseModel):
+    score: int
+
+data = json.loads(Path(sys.argv[1]).read_text())
+built = PipelineStateMachine.from_dict(data, schemas=[Answer])
+pipeline = Pipeline("work", "what it is for").step("a", "g", output_schema=Answer)
+pipeline.step("b", "{{ a }}").step("c", "g").step("d", "{{ c }}").step("e", "g").step("f", "{{ e }}")
+restored = PipelineStateMachine(pipeline, PipelineMemoryManager()).restore(data)
+for one in (built, restored):
+    print([step.name for step in one.get_ready_steps()])
+    print({name: status.value for name, status in one.scheduler.step_status.items()})
+    print(one.pipeline_memory.run_id, one.phase.value, one.goal)
+    print(one.pipeline_memory.get_step_result("a"), one.pipeline_memory.get_step_result("e"))
+    print(one.pipeline_memory.shared_data, len(one.pipeline_memory.execution_history))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "state.json")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[:5] == lines[5:]
+        # What ran when the state was taken is ready again; all else is as it was.
+        statuses = (
+            "{'a': 'completed', 'b': 'ready', 'c': 'failed', 'd': 'skipped', 'e': 'cached', 'f': 'ready'}"
+        )
+        assert lines[:5] == [
+            "['b', 'f']",
+            statuses,
+            f"{RUN} executing what it is for",
+            "score=2 (1, 2)",
+            "{'rate': 2} 5",
+        ]
+
+    def test_a_value_that_cannot_be_stored_is_computed_again(self) -> None:
+        one = machine()
+        one.apply(finished("a", len))
+        data = json.loads(json.dumps(one.to_dict()))
+        again = PipelineStateMachine.from_dict(data, memory_manager=PipelineMemoryManager())
+        assert again.pipeline_memory.steps["a"].output is not None
+        assert (
+            again.pipeline_memory.steps["a"].output.problem == one.pipeline_memory.steps["a"].output.problem
+        )
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: data.pop("run_id"),
+            lambda data: data["steps"].update(a="done"),
+            lambda data: data["events"].append({"event": "Nothing"}),
+            lambda data: data["shared_data"].update(x={"$t": "no such type"}),
+            lambda data: data.update(phase="nowhere"),
+            lambda data: data.update(events=[3]),
+        ],
+    )
+    def test_what_is_no_state_is_refused_and_nothing_changes(self, damage: Any) -> None:
+        data = json.loads(json.dumps(self.worked().to_dict()))
+        damage(data)
+        one = machine(Pipeline("work").step("a", "g"))
+        before = one.pipeline_memory
+        with pytest.raises(errors.DefinitionError, match="This is not a stored state machine"):
+            one.restore(data)
+        assert one.pipeline_memory is before
+        assert one.phase is Phase.INIT
+        with pytest.raises(errors.DefinitionError):
+            PipelineStateMachine.from_dict({"goal": ""})
+
+    def test_the_state_of_another_pipeline_is_refused(self) -> None:
+        with pytest.raises(errors.DefinitionError, match="the state of pipeline 'work'"):
+            machine().restore(self.worked().to_dict())
+
+    def test_classes_and_functions_that_are_missing_are_named(self) -> None:
+        with pytest.raises(errors.DefinitionError, match=r"schemas=\[Answer\]"):
+            PipelineStateMachine.from_dict(self.worked().to_dict())

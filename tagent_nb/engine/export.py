@@ -165,6 +165,8 @@ class _Writer:
             lines.append(
                 f"# The notebook used a model object ({type(pipeline.model).__name__}): give --model."
             )
+        if pipeline.final is not None:
+            words.append(f"final={pipeline.final!r}")
         lines.append(f"{own} = tagent_nb.Pipeline({', '.join(words)})")
         if pipeline.global_constraints:
             lines.append(f"{own}.constraint{_call(map(_text, pipeline.global_constraints))}")

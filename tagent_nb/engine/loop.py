@@ -36,6 +36,14 @@ def background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def on_background_loop() -> bool:
+    """Whether the caller runs on :func:`background_loop`, and must not wait for it."""
+    try:
+        return asyncio.get_running_loop() is _loop
+    except RuntimeError:
+        return False
+
+
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:
     """Await something to its end, and only then be cancelled, if somebody asked for that meanwhile."""
     task = asyncio.ensure_future(work)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.unit import guarded, unprepared
-from tagent_nb.engine.work import Work, prepare, reads, source_of, why_it_runs
+from tagent_nb.engine.work import Work, prepare, reads, source_of, step_model, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
@@ -54,6 +54,10 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
         run.approvals.leave(step.name, left)
     try:
         notes = _labels(rows, source_value(outputs[source.step], source))
+        if not step.is_python:
+            from tagent_nb.steps.providers import model_name
+
+            notes["model"] = model_name(step_model(run, step))
         outcome = _outcome(run, step, work, rows, started, notes)
     except BaseException as error:
         outcome = unprepared(run, step, error)

@@ -8,15 +8,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tagent_nb.engine.entries import (
+    ExecutionHistory,
     ItemTimes,
     StepMemoryEntry,
+    StepResults,
     error_text,
+    history_entry,
     inputs_of,
+    metadata_of,
     new_run_id,
     order_items,
     reset,
 )
 from tagent_nb.engine.held import HeldValues
+from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import (
     NO_USAGE,
     ApprovalGiven,
@@ -25,11 +30,13 @@ from tagent_nb.events import (
     Event,
     FactLearned,
     MemorySaved,
+    Output,
     RunContinued,
     RunFinished,
     RunPaused,
     RunStarted,
     RunUnpaused,
+    SharedDataSaved,
     StepCached,
     StepCancelled,
     StepEvent,
@@ -47,6 +54,7 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import Pipeline, StepStatus
 from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.pipeline.texts import is_lost
 
 
 class PipelineMemory:
@@ -66,6 +74,7 @@ class PipelineMemory:
         held: What waits for a decision.
         events: Everything applied so far but streamed text, in order.
         pipeline: The definition that ran, in the process that ran it.
+        reads_of: Gives the names of the steps that a step reads, where the definition is at hand.
         budget: The run's budget as text; empty without one.
     """
 
@@ -84,6 +93,7 @@ class PipelineMemory:
         self.current_step: str | None = None
         self.definition: Mapping[str, Any] = {}
         self.pipeline: Pipeline | None = None
+        self.reads_of: Callable[[str], list[str]] | None = None
         self.finished: RunFinished | None = None
         self.paused = False
         self.budget = ""
@@ -112,34 +122,48 @@ class PipelineMemory:
         return step is not None and step.output is not None
 
     @property
-    def step_results(self) -> dict[str, StepMemoryEntry]:
-        """The recorded results by step name."""
-        return {
-            name: StepMemoryEntry(
-                step_name=name,
-                pipeline_id=self.pipeline_id,
-                data=step.value,
-                timestamp=datetime.fromtimestamp(step.ended_at or 0.0, UTC),
-                execution_id=self.run_id,
-                dependencies_used=inputs_of(step.components),
-                metadata=dict(step.metadata),
+    def step_results(self) -> StepResults:
+        """The recorded results by step name; to set an entry records its value for the step."""
+        return StepResults(
+            self._entry, lambda: [name for name in self.steps if self.has_step_result(name)], self._save_entry
+        )
+
+    def _entry(self, name: str) -> StepMemoryEntry:
+        if not self.has_step_result(name):
+            raise KeyError(name)
+        step = self.steps[name]
+        return StepMemoryEntry(
+            step_name=name,
+            pipeline_id=self.pipeline_id,
+            data=step.value,
+            timestamp=datetime.fromtimestamp(step.ended_at or 0.0, UTC),
+            execution_id=self.run_id,
+            dependencies_used=self._dependencies_used(step),
+            metadata=dict(step.metadata),
+        )
+
+    def _dependencies_used(self, step: StepResult) -> list[str]:
+        """Steps whose values a step read: as its fingerprint names them, else as its definition does."""
+        if step.components or self.reads_of is None:
+            return inputs_of(step.components)
+        return [name for name in self.reads_of(step.name) if self.has_step_result(name)]
+
+    def _save_entry(self, name: str, entry: StepMemoryEntry) -> None:
+        self.apply(
+            StepFinished(
+                run_id=self.run_id,
+                at=entry.timestamp.timestamp(),
+                step=name,
+                output=StoredValue.of(entry.data),
+                metadata=dict(entry.metadata),
             )
-            for name, step in self.steps.items()
-            if step.output is not None
-        }
+        )
 
     @property
-    def execution_history(self) -> list[dict[str, Any]]:
-        """What happened, in order: ``event``, ``step``, ``item`` and ``timestamp`` (UTC)."""
-        return [
-            {
-                "event": type(event).__name__,
-                "step": getattr(event, "step", None),
-                "item": getattr(event, "item", None),
-                "timestamp": datetime.fromtimestamp(event.at, UTC),
-            }
-            for event in self.events
-        ]
+    def execution_history(self) -> ExecutionHistory:
+        """What happened, in order: ``event``, ``step`` (also as ``step_name``), ``status`` (a word such as
+        ``"completed"``), ``item`` and ``timestamp`` (UTC)."""
+        return ExecutionHistory(map(history_entry, self.events))
 
     # -- the fold ---------------------------------------------------------------------------
 
@@ -383,6 +407,9 @@ class PipelineMemory:
         self.memories.pop(event.key, None)
         self.memories[event.key] = event.value
 
+    def _shared_data_saved(self, event: SharedDataSaved) -> None:
+        self.shared_data = dict(event.shared)
+
     def _warned(self, event: Warned) -> None:
         self.warnings.append(event.message)
 
@@ -409,6 +436,7 @@ class PipelineMemory:
         outputs = {name: step.output for name, step in steps.items() if step.output is not None}
         unpriced = [step.name for step in ran if step.cost is None]
         ended = self.finished
+        final = self._final_step()
         return PipelineResult(
             pipeline_name=self.pipeline_name,
             success=not failed and ended is not None and ended.success,
@@ -417,7 +445,7 @@ class PipelineMemory:
             cost_per_step={step.name: None if step.cost is None else _usd(step.cost) for step in ran},
             token_usage={step.name: step.usage for step in ran},
             step_outputs=OutputMap(outputs),
-            step_metadata={step.name: dict(step.metadata) for step in ran},
+            step_metadata={step.name: metadata_of(step) for step in ran},
             learned_facts=dict(self.facts),
             saved_memories=dict(self.memories),
             failed_steps=failed,
@@ -429,7 +457,25 @@ class PipelineMemory:
             events=self.events,
             warnings=self.warnings,
             budget=self.budget,
+            final_step=final,
+            final_output=_readable(outputs.get(final)),
         )
+
+    def _final_step(self) -> str:
+        """Name of the step whose value is the final output; empty if there is none."""
+        if self.pipeline is not None:
+            return self.pipeline.final_step or ""
+        steps = self.definition.get("steps", ())
+        marked = next((step["name"] for step in steps if step.get("final")), None)
+        return str(marked or self.definition.get("final", ""))
+
+
+def _readable(output: Output | None) -> Any:
+    """A value; ``None`` where it was lost or cannot be read, which ``result[step]`` says."""
+    try:
+        return None if output is None or is_lost(output) else output.value
+    except CorruptRecordError:
+        return None
 
 
 def _usd(cost: float) -> float:
@@ -457,5 +503,6 @@ _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     StepCancelled: PipelineMemory._step_cancelled,
     FactLearned: PipelineMemory._fact_learned,
     MemorySaved: PipelineMemory._memory_saved,
+    SharedDataSaved: PipelineMemory._shared_data_saved,
     Warned: PipelineMemory._warned,
 }

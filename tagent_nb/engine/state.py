@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from tagent_nb.engine.entries import StepMemoryEntry
+from tagent_nb.engine.entries import STATUS_OF_EVENT, StepMemoryEntry
+from tagent_nb.engine.loop import on_background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.errors import NotStoredError, did_you_mean
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    IllegalTransitionError,
+    NotStoredError,
+    RunError,
+    did_you_mean,
+)
 from tagent_nb.events import (
+    PASSING,
     Event,
     RunContinued,
     RunFinished,
     RunPaused,
     RunStarted,
     RunUnpaused,
-    StepCached,
-    StepCancelled,
-    StepFailed,
-    StepFinished,
-    StepGoesOn,
-    StepRetried,
-    StepSkipped,
-    StepStarted,
-    StepWaiting,
+    SharedDataSaved,
 )
+from tagent_nb.pipeline.codec import digest, from_tree, to_tree
+from tagent_nb.pipeline.event_codec import event_from_dict, event_to_dict
 from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.names import storage_id
 from tagent_nb.pipeline.scheduler import Change, PipelineScheduler
-from tagent_nb.pipeline.state_machine import Phase, TaskBasedStateMachine
+from tagent_nb.pipeline.schemas import registry
+from tagent_nb.pipeline.state_machine import Phase, TaskBasedStateMachine, not_stored
 
 if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
@@ -39,57 +44,111 @@ class PipelineMemoryManager:
 
     Args:
         storage: Where to keep it; without one it lives as long as this object.
+        schemas: Classes by name that stored values are turned back into, besides those of a pipeline.
     """
 
-    def __init__(self, storage: StorageBackend | None = None) -> None:
+    def __init__(
+        self, storage: StorageBackend | None = None, schemas: Mapping[str, type] | None = None
+    ) -> None:
         self.storage = storage
+        self.schemas: Mapping[str, type] = schemas or {}
         self._memories: dict[str, PipelineMemory] = {}
-        self._stored: dict[str, int] = {}
+        self._stored: dict[str, _Stored] = {}
 
-    def get_pipeline_memory(self, pipeline_name: str) -> PipelineMemory:
-        """The memory of a pipeline, an empty one if it is new here."""
-        found = self._memories.get(pipeline_name)
-        if found is None:
-            found = self._memories[pipeline_name] = PipelineMemory(storage_id(pipeline_name))
-            found.pipeline_name = pipeline_name
-        return found
+    def get_pipeline_memory(
+        self, pipeline_name: str, schemas: Mapping[str, type] | None = None
+    ) -> PipelineMemory:
+        """The memory of a pipeline: the one in use, else that of its newest stored run, else an empty one.
+
+        Storage is read on a loop in a thread of its own, and waited for; :meth:`load` does it without
+        blocking.
+
+        Args:
+            pipeline_name: The pipeline.
+            schemas: As in :meth:`load`.
+
+        Raises:
+            RunError: It would have to be read, and this is the loop that reads.
+            StorageError: It could not be read.
+        """
+        memory = self._memories.get(pipeline_name)
+        if memory is None:
+            memory = self._newest(pipeline_name, schemas)
+        if memory is None:
+            memory = PipelineMemory(storage_id(pipeline_name))
+            memory.pipeline_name = pipeline_name
+            self._memories[pipeline_name] = memory
+        return memory
+
+    def _newest(self, pipeline_name: str, schemas: Mapping[str, type] | None) -> PipelineMemory | None:
+        if self.storage is None:
+            return None
+        if on_background_loop():
+            raise RunError(
+                f"The memory of pipeline {pipeline_name!r} cannot be waited for here, on the loop that reads "
+                f"it. Write: memory = await manager.load({pipeline_name!r})"
+            )
+        try:
+            return submit(self.load(pipeline_name, schemas=schemas)).result()
+        except NotStoredError:
+            return None
 
     def put(self, pipeline_name: str, memory: PipelineMemory) -> None:
         """Use ``memory`` for this pipeline from now on."""
         self._memories[pipeline_name] = memory
 
     async def save(self, pipeline_name: str) -> None:
-        """Write what is not stored yet.
+        """Write what is not stored yet, changed ``shared_data`` included.
 
         Raises:
+            EncodeError: A shared value cannot be stored; the message has the path to it.
             StorageError: It could not be written.
         """
-        memory = self.get_pipeline_memory(pipeline_name)
-        if self.storage is None:
+        memory = self._memories.get(pipeline_name)
+        if self.storage is None or memory is None:
             return
-        done = self._stored.get(memory.run_id, 0)
-        fresh = memory.events[done:]
-        if fresh and not done and not isinstance(fresh[0], RunStarted):
+        stored = self._stored.get(memory.run_id) or _Stored(0, _NO_SHARED_DATA)
+        shared = digest(memory.shared_data)
+        if shared != stored.shared:
+            memory.apply(SharedDataSaved(run_id=memory.run_id, shared=dict(memory.shared_data)))
+        fresh = memory.events[stored.events :]
+        if fresh and not stored.events and not isinstance(fresh[0], RunStarted):
             started = RunStarted(
                 run_id=memory.run_id, at=fresh[0].at, pipeline=pipeline_name, steps=tuple(memory.steps)
             )
             await self.storage.append(memory.pipeline_id, memory.run_id, [started])
         await self.storage.append(memory.pipeline_id, memory.run_id, fresh)
-        self._stored[memory.run_id] = done + len(fresh)
+        self._stored[memory.run_id] = _Stored(stored.events + len(fresh), shared)
 
     async def load(
         self, pipeline_name: str, run_id: str | None = None, schemas: Mapping[str, type] | None = None
     ) -> PipelineMemory:
         """Rebuild the memory of a stored run, the newest one if no ``run_id`` is given.
 
+        Args:
+            pipeline_name: The pipeline.
+            run_id: The run.
+            schemas: Classes by name that its values are turned back into, besides the manager's.
+
         Raises:
             NotStoredError: Nothing is stored under that name.
             StorageError: It could not be read.
         """
-        memory = await read_memory(self.storage, pipeline_name, run_id, schemas)
+        memory = await read_memory(self.storage, pipeline_name, run_id, {**self.schemas, **(schemas or {})})
         self._memories[pipeline_name] = memory
-        self._stored[memory.run_id] = len(memory.events)
+        self._stored[memory.run_id] = _Stored(len(memory.events), digest(memory.shared_data))
         return memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """How much of a memory is stored: how many of its events, and the digest of its shared data."""
+
+    events: int
+    shared: str
+
+
+_NO_SHARED_DATA = digest({})
 
 
 async def read_memory(
@@ -107,6 +166,9 @@ async def read_memory(
     memory.pipeline_name = pipeline_name
     for event in await storage.read_run(memory.pipeline_id, run_id, schemas):
         memory.apply(event)
+    if not memory.shared_data:
+        shared = memory.definition.get("shared_context", {})
+        memory.shared_data = {name: from_tree(tree, schemas) for name, tree in shared.items()}
     return memory
 
 
@@ -146,7 +208,9 @@ async def read_previous(
 
 
 class PipelineStateMachine(TaskBasedStateMachine):
-    """A run's phase, its memory and its scheduler, moved by one call: :meth:`apply`.
+    """A run's phase, its memory and its scheduler, moved by :meth:`apply`.
+
+    What is recorded in the memory by other ways, such as ``pipeline_memory.save_step_result``, counts too.
 
     Args:
         pipeline: What runs.
@@ -169,16 +233,57 @@ class PipelineStateMachine(TaskBasedStateMachine):
         super().__init__(pipeline.description, [])
         self.pipeline = pipeline
         self.memory_manager = memory_manager
-        self.pipeline_memory = memory_manager.get_pipeline_memory(pipeline.name)
-        self.scheduler = self._scheduled()
+        self.pipeline_memory = memory_manager.get_pipeline_memory(pipeline.name, self._schemas)
+        self._follow_memory()
 
-    def _scheduled(self) -> PipelineScheduler:
-        """A scheduler that knows what memory has a value for."""
-        scheduler = PipelineScheduler(self.pipeline)
-        for step in self.pipeline.steps:
-            if self.pipeline_memory.step(step.name).output is not None:
-                scheduler.mark(step.name, StepStatus.COMPLETED)
-        return scheduler
+    @property
+    def _schemas(self) -> dict[str, type]:
+        schemas = (step.output_schema for step in self.pipeline.steps)
+        return {schema.__name__: schema for schema in schemas if schema is not None}
+
+    def _follow_memory(self) -> None:
+        """Begin with a scheduler that knows what the memory has a value for."""
+        memory = self.pipeline_memory
+        memory.reads_of = self._steps_read
+        self._scheduler = PipelineScheduler(self.pipeline)
+        self._seen = len(memory.events)
+        for name in [step.name for step in self.pipeline.steps]:
+            step = memory.step(name)
+            if step.output is not None:
+                cached = step.status is StepStatus.CACHED
+                self._scheduler.mark(name, StepStatus.CACHED if cached else StepStatus.COMPLETED)
+
+    def _steps_read(self, name: str) -> list[str]:
+        """The steps whose values a step of the pipeline reads."""
+        from tagent_nb.engine.work import reads
+
+        if name not in self.pipeline:
+            return []
+        step = self.pipeline.get_step(name)
+        above = {dependency.name: None for dependency in self.pipeline.dependencies(step)}
+        return list(dict.fromkeys(reference.step for reference in reads(step, above)))
+
+    @property
+    def scheduler(self) -> PipelineScheduler:
+        """Order, readiness and status of the steps, as the memory has them now."""
+        if self._seen != len(self.pipeline_memory.events):
+            self._catch_up()
+        return self._scheduler
+
+    def _catch_up(self) -> None:
+        """Take in the events that reached the memory by another way than :meth:`apply`."""
+        events = self.pipeline_memory.events
+        fresh, self._seen = events[self._seen :], len(events)
+        for event in fresh:
+            status = STATUS_OF_EVENT.get(type(event))
+            if status is None or event.item is not None or event.step not in self._scheduler.step_status:  # type: ignore[attr-defined]
+                continue
+            try:
+                self._scheduler.mark(event.step, status)  # type: ignore[attr-defined]
+            except IllegalTransitionError:
+                # A value for a step that had failed or been skipped: others may be ready again.
+                self._follow_memory()
+                return
 
     def get_ready_steps(self) -> list[PipelineStep]:
         """The steps that can start now, in definition order."""
@@ -189,19 +294,21 @@ class PipelineStateMachine(TaskBasedStateMachine):
 
         Returns what became ready or can never run, for an event that ends a whole step.
         """
+        scheduler = self.scheduler
         self.pipeline_memory.apply(event)
-        status = _STATUSES.get(type(event))
+        self._seen = len(self.pipeline_memory.events)
+        status = STATUS_OF_EVENT.get(type(event))
         if status is None:
             self._follow(event)
             return None
         if event.item is not None:  # type: ignore[attr-defined]
             return None
-        return self.scheduler.mark(event.step, status)  # type: ignore[attr-defined]
+        return scheduler.mark(event.step, status)  # type: ignore[attr-defined]
 
     def _follow(self, event: Event) -> None:
         """Move through the phases that an event of the run implies."""
         if isinstance(event, RunContinued):
-            self.scheduler = self._scheduled()
+            self._follow_memory()
         if isinstance(event, RunFinished):
             self.transition(Phase.EVALUATING)
             self.transition(Phase.COMPLETED if event.success else Phase.FAILED)
@@ -209,18 +316,124 @@ class PipelineStateMachine(TaskBasedStateMachine):
         for phase in _PHASES.get(type(event), ()):
             self.transition(phase)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Phase, history and the status of each step as plain data."""
-        statuses = {name: status.value for name, status in self.scheduler.step_status.items()}
-        where = {"pipeline": self.pipeline.name, "run_id": self.pipeline_memory.run_id}
-        return {**super().to_dict(), **where, "steps": statuses}
-
     @property
     def progress(self) -> tuple[int, int]:
         """How many steps have ended, and how many there are."""
-        return sum(status.is_final for status in self.scheduler.step_status.values()), len(
-            self.pipeline.steps
-        )
+        statuses = self.scheduler.step_status
+        return sum(status.is_final for status in statuses.values()), len(statuses)
+
+    # -- storing ----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Definition, phase, history, status of each step, results and shared data as JSON-able data.
+
+        Raises:
+            EncodeError: A fact or a shared value cannot be stored; the message has the path to it.
+        """
+        from tagent_nb.pipeline.serialization import pipeline_to_dict
+
+        memory = self.pipeline_memory
+        return {
+            **super().to_dict(),
+            "pipeline": self.pipeline.name,
+            "definition": pipeline_to_dict(self.pipeline, strict=False),
+            "run_id": memory.run_id,
+            "steps": {name: status.value for name, status in self.scheduler.step_status.items()},
+            "shared_data": {
+                name: to_tree(value, path=f"shared_data.{name}") for name, value in memory.shared_data.items()
+            },
+            "events": [_event_to_json(event) for event in memory.events if not isinstance(event, PASSING)],
+        }
+
+    def restore(self, data: Mapping[str, Any], *, schemas: Mapping[str, type] | None = None) -> Self:
+        """Take over what :meth:`to_dict` gave: phase, statuses, results and run id. Steps that were running
+        then are ready again.
+
+        Args:
+            data: The state of this pipeline.
+            schemas: Classes by name that values are turned back into, besides the manager's and the steps'.
+
+        Raises:
+            DefinitionError: The data is not that of a state machine of this pipeline; nothing is changed.
+        """
+        classes = {**self.memory_manager.schemas, **self._schemas, **(schemas or {})}
+        try:
+            name, run_id = data["pipeline"], str(data["run_id"])
+            statuses = {step: StepStatus(value) for step, value in data["steps"].items()}
+            shared = {key: from_tree(tree, classes) for key, tree in data["shared_data"].items()}
+            events = [_event_from_json(event, classes) for event in data["events"]]
+        except (LookupError, TypeError, ValueError, AttributeError, CorruptRecordError) as error:
+            raise not_stored("state machine of a pipeline", error) from error
+        if name != self.pipeline.name:
+            raise DefinitionError(
+                f"This is the state of pipeline {name!r}, and this machine runs {self.pipeline.name!r}. "
+                f"Make a machine of pipeline {name!r} to restore it."
+            )
+        super().restore(data)
+        memory = PipelineMemory(self.pipeline.id, run_id, [step.name for step in self.pipeline.steps])
+        memory.pipeline_name = self.pipeline.name
+        for event in events:
+            memory.apply(event)
+        memory.shared_data = shared
+        self.memory_manager.put(self.pipeline.name, memory)
+        self.pipeline_memory = memory
+        self._follow_memory()
+        for step, status in statuses.items():
+            if step in self.pipeline and status in _RESTORED and not memory.has_step_result(step):
+                self._scheduler.mark(step, status)
+        return self
+
+    @classmethod
+    def from_dict(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        schemas: Iterable[type] = (),
+        tools: Iterable[Callable[..., Any]] = (),
+        checks: Iterable[Callable[..., Any]] = (),
+        memory_manager: PipelineMemoryManager | None = None,
+    ) -> Self:
+        """A new machine from :meth:`to_dict`, its pipeline too.
+
+        Args:
+            data: What :meth:`to_dict` gave.
+            schemas: The model classes that the pipeline's steps and values name.
+            tools: The functions that its steps name as tools.
+            checks: The functions that its steps name as checks.
+            memory_manager: Gets the memory; a new one without storage if none is given.
+
+        Raises:
+            DefinitionError: The data is not that of a state machine, or the pipeline cannot be rebuilt; the
+                message says what to pass, or how to mend it. A machine of the pipeline itself can
+                :meth:`restore` the data.
+        """
+        from tagent_nb.pipeline.serialization import pipeline_from_dict
+
+        if not isinstance(data, Mapping) or "definition" not in data:
+            raise not_stored("state machine of a pipeline", KeyError("definition"))
+        classes = list(schemas)
+        pipeline = pipeline_from_dict(data["definition"], schemas=classes, tools=tools, checks=checks)
+        machine = cls(pipeline, memory_manager or PipelineMemoryManager())
+        return machine.restore(data, schemas=registry(classes))
+
+
+def _event_to_json(event: Event) -> dict[str, Any]:
+    """An event as JSON-able data; a value that it brings is JSON already."""
+    data = event_to_dict(event)
+    if "blob" in data.get("output", ()):
+        data["output"]["blob"] = data["output"]["blob"].decode()
+    return data
+
+
+def _event_from_json(data: Mapping[str, Any], schemas: Mapping[str, type]) -> Event:
+    output = data.get("output")
+    if isinstance(output, Mapping) and isinstance(output.get("blob"), str):
+        data = {**data, "output": {**output, "blob": output["blob"].encode()}}
+    return event_from_dict(data, schemas)
+
+
+_RESTORED = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED, StepStatus.WAITING})
+"""Statuses that a step without a value keeps when a machine is restored."""
 
 
 _PHASES: dict[type[Event], tuple[Phase, ...]] = {
@@ -228,18 +441,6 @@ _PHASES: dict[type[Event], tuple[Phase, ...]] = {
     RunContinued: (Phase.RESUMING, Phase.EXECUTING),
     RunPaused: (Phase.PAUSED,),
     RunUnpaused: (Phase.EXECUTING,),
-}
-
-_STATUSES: dict[type[Event], StepStatus] = {
-    StepStarted: StepStatus.RUNNING,
-    StepWaiting: StepStatus.WAITING,
-    StepGoesOn: StepStatus.RUNNING,
-    StepRetried: StepStatus.WAITING,
-    StepFinished: StepStatus.COMPLETED,
-    StepCached: StepStatus.CACHED,
-    StepFailed: StepStatus.FAILED,
-    StepSkipped: StepStatus.SKIPPED,
-    StepCancelled: StepStatus.CANCELLED,
 }
 
 __all__ = [

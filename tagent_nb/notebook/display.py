@@ -168,6 +168,8 @@ def _limits(step: PipelineStep) -> str:
         words.append("waits for approval")
     if step.approve_tools:
         words.append(f"asks before it calls {', '.join(step.approve_tools)}")
+    if step.final:
+        words.append("final output")
     if step.remember:
         words.append("may remember")
     if step.budget is not None:

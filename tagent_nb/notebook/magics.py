@@ -166,6 +166,7 @@ class TagentMagics(DecidingMagics):
     @option(
         "--approve-tools", action="append", metavar="NAMES", help="Calls of these tools wait for you: a,b*."
     )
+    @option("--final", action="store_true", help="The value is the pipeline's final output.")
     @option("--remember", action="store_true", help="The model may remember facts and memories.")
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
     @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")

@@ -47,6 +47,8 @@ def build_step(
         options["approve_tools"] = [name for text in args.approve_tools for name in names(text)]
     if args.remember:
         options["remember"] = True
+    if args.final:
+        options["final"] = True
     if args.setting:
         if args.python:
             raise DefinitionError(

@@ -163,6 +163,10 @@ def _dump_notes(notes: Mapping[str, Any], event: Event) -> dict[str, Any]:
     return notes_to_tree(notes)
 
 
+def _dump_shared(shared: Mapping[str, Any], event: Event) -> dict[str, Any]:
+    return {name: to_tree(value, path=f"shared_data.{name}") for name, value in shared.items()}
+
+
 def _load_notes(data: Any, schemas: Schemas) -> dict[str, Any]:
     return {key: from_tree(value, schemas) for key, value in data.items()}
 
@@ -198,6 +202,7 @@ _SPECIAL: dict[str, tuple[_Load, _Dump]] = {
     "components": (_load_components, lambda components, event: dict(components)),
     "definition": (_load_notes, _dump_notes),
     "memories": (_load_notes, _dump_notes),
+    "shared": (_load_notes, _dump_shared),
     "detail": (_load_notes, _dump_notes),
     "metadata": (_load_notes, _dump_notes),
     "request": (_load_notes, _dump_notes),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode, StepStatus
-from tagent_nb.pipeline.names import pipeline_name, storage_id
+from tagent_nb.pipeline.names import pipeline_name, step_name, storage_id
 from tagent_nb.pipeline.step import PipelineStep, unknown_option
 
 if TYPE_CHECKING:
@@ -37,11 +37,15 @@ class Pipeline:
         default_mode: Execution mode of steps that do not say.
         model: Model of agent steps that do not say: a pydantic-ai model string, ``"local"``,
             ``"test"``, or a pydantic-ai model object.
+        final: Name of the step whose value is the final output, or a function that makes it: a Python
+            step is made of it, whose parameters name the steps it reads.
 
     Attributes:
         steps: The steps in definition order.
         global_constraints: Constraints of every step.
         shared_context: Values that every step sees, by name.
+        final: Name of the step whose value is the final output, if the pipeline says so; see
+            :attr:`final_step`.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Pipeline:
         *,
         default_mode: ExecutionMode = ExecutionMode.SERIAL,
         model: Any = None,
+        final: str | Callable[..., Any] | None = None,
     ) -> None:
         self.name = pipeline_name(name)
         self.description = description
@@ -65,6 +70,14 @@ class Pipeline:
         # Dependencies by step, in a snapshot only: there they cannot change any more.
         self._known: dict[str, list[Dependency]] | None = None
         self._subscribers: list[Callable[[], None]] = []
+        self.final = None if final is None or callable(final) else step_name(final)
+        if callable(final):
+            self.task(final, final=True)
+
+    @property
+    def final_step(self) -> str | None:
+        """Name of the step whose value is the final output: one that says ``final``, else :attr:`final`."""
+        return next((step.name for step in self.steps if step.final), self.final)
 
     @property
     def id(self) -> str:
@@ -76,6 +89,21 @@ class Pipeline:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same: subscribers do not count, values of ``shared_context`` by content."""
+        if not isinstance(other, Pipeline):
+            return NotImplemented
+        return (
+            (self.name, self.description, self.default_mode, self.final)
+            == (other.name, other.description, other.default_mode, other.final)
+            and self.model == other.model
+            and self.steps == other.steps
+            and self.global_constraints == other.global_constraints
+            and _same_values(self.shared_context, other.shared_context)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it can change
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._position(name) is not None
@@ -224,6 +252,8 @@ class Pipeline:
         copy = Pipeline(self.name, self.description, default_mode=self.default_mode, model=self.model)
         copy.steps = [step for step in self.steps if only is None or step.name in only]
         copy._known = {}
+        if self.final is not None and (only is None or self.final in only):
+            copy.final = self.final
         copy.global_constraints = list(self.global_constraints)
         copy.shared_context = dict(self.shared_context)
         return copy
@@ -322,3 +352,15 @@ class Pipeline:
     def _changed(self) -> None:
         for callback in list(self._subscribers):
             callback()
+
+
+def _same_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether values are the same by name, frames and arrays by their content."""
+    if left.keys() != right.keys():
+        return False
+    from tagent_nb.pipeline.codec import StoredValue
+
+    return all(
+        left[name] is right[name] or StoredValue.of(left[name]).digest == StoredValue.of(right[name]).digest
+        for name in left
+    )

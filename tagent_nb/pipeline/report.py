@@ -47,7 +47,20 @@ def result_html(result: PipelineResult) -> str:
     return (
         f'<div class="tex2jax_ignore mathjax_ignore" '
         f'style="{_FONT};color:var(--jp-ui-font-color1,inherit);max-width:100%">'
-        f'<div style="margin:2px 0 4px">{_summary(result, steps)}</div>{_table(rows)}{more}{warnings}</div>'
+        f'<div style="margin:2px 0 4px">{_summary(result, steps)}</div>'
+        f"{_table(rows)}{more}{_final(result)}{warnings}</div>"
+    )
+
+
+def _final(result: PipelineResult) -> str:
+    """A line with the final output, where the pipeline has one."""
+    if not result.final_step:
+        return ""
+    step = result.steps.get(result.final_step)
+    text = value_text(None if step is None else step.output) or "none: its step has no value"
+    return (
+        f'<div style="margin-top:4px"><span style="{_MUTED}">Final output ({_escape(result.final_step)}):'
+        f"</span> {_escape(text)}</div>"
     )
 
 

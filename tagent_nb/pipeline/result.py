@@ -128,8 +128,9 @@ class PipelineResult:
         cost_per_step: USD by step; ``None`` where the price is unknown.
         token_usage: Tokens and calls by step.
         step_outputs: Validated value by step, of the steps that have one.
-        step_metadata: Model, attempts, tool calls and the like by step.
-        final_output: A value set as the run's own; see :meth:`get_final_output_or_last_step`.
+        step_metadata: By step ``attempts``, ``seconds``, ``cached``, ``input_tokens``, ``output_tokens``,
+            ``tool_calls``, for agent steps ``model``, and what its runner noted besides.
+        final_output: The value of the pipeline's final step; see :meth:`get_final_output_or_last_step`.
         learned_facts: Facts that steps recorded in this run.
         saved_memories: Memories of this pipeline that survive runs.
         failed_steps: Names of the steps that failed.
@@ -141,6 +142,7 @@ class PipelineResult:
         events: What happened, in order.
         warnings: What the user should know.
         budget: The run's budget as text; empty without one. See :meth:`budget_shares`.
+        final_step: Name of the step whose value is the final output; empty where no step is.
     """
 
     pipeline_name: str
@@ -163,6 +165,7 @@ class PipelineResult:
     events: list[Event] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     budget: str = ""
+    final_step: str = ""
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
@@ -172,8 +175,19 @@ class PipelineResult:
         cost = " and ".join([*known, *(["unknown prices"] if self.unpriced_steps else [])])
         return (
             f"<PipelineResult {self.pipeline_name!r}: {ended}, {len(self.step_outputs)} values, "
-            f"{self.execution_time:.1f} s, {cost}, run {self.run_id or 'not recorded'}>"
+            f"{self.execution_time:.1f} s, {cost}, run {self.run_id or 'not recorded'}"
+            f"{self._final_text()}>"
         )
+
+    def _final_text(self) -> str:
+        if not self.final_step:
+            return ""
+        if self.final_step not in self.step_outputs:
+            return f", no final output: step {self.final_step!r} has no value"
+        from tagent_nb.pipeline.texts import value_text
+
+        step = self.steps.get(self.final_step)
+        return f", final output {value_text(None if step is None else step.output)}"
 
     def get_step_output(self, step_name: str, expected_type: type[T] = object) -> T | None:  # type: ignore[assignment]
         """The step's value if it is of ``expected_type``, falsy values too; else ``None``."""
@@ -183,8 +197,8 @@ class PipelineResult:
         return output if isinstance(output, expected_type) else None
 
     def get_final_output_or_last_step(self) -> Any:
-        """``final_output`` if it is set, else the value of the step that completed last in time."""
-        if self.final_output is not None:
+        """``final_output`` if there is one, falsy ones too; else the value of the step that ended last."""
+        if self.final_output is not None or self.final_step in self.step_outputs:
             return self.final_output
         last: str | None = None
         latest = float("-inf")
@@ -293,6 +307,18 @@ class PipelineResult:
         from tagent_nb.pipeline.serialization import result_to_json
 
         return result_to_json(self, path, indent=indent)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, schemas: Iterable[type[BaseModel]] = ()) -> PipelineResult:
+        """Rebuild a result from :meth:`to_dict`; values of models that ``schemas`` lacks come back as dicts.
+
+        Raises:
+            CorruptRecordError: The data is not that of a result.
+            FormatVersionError: It was written by a newer version of tagent-nb.
+        """
+        from tagent_nb.pipeline.serialization import result_from_dict
+
+        return result_from_dict(data, schemas=schemas)
 
     @classmethod
     def from_json(cls, text: str, *, schemas: Iterable[type[BaseModel]] = ()) -> PipelineResult:

@@ -19,7 +19,7 @@ from tagent_nb.pipeline.texts import is_lost
 Schemas = Mapping[str, type]
 
 _SCALARS = ("pipeline_name", "success", "execution_time", "total_cost", "run_id", "cancelled")
-_LATER = ("budget",)
+_LATER = ("budget", "final_step")
 """Texts that results of an earlier version lack."""
 _PLAIN = ("cost_per_step", "failed_steps", "error_details", "unpriced_steps", "warnings")
 _VALUES = ("learned_facts", "saved_memories")
@@ -127,8 +127,12 @@ def result_from_json(text: str, *, schemas: Iterable[type] | Schemas = ()) -> Pi
         CorruptRecordError: It is not the JSON of a result.
         FormatVersionError: It was written by a newer version of tagent-nb.
     """
-    data = parse(text.encode("utf-8", "surrogatepass"))
-    if not isinstance(data, dict):
+    return result_from_dict(parse(text.encode("utf-8", "surrogatepass")), schemas=schemas)
+
+
+def result_from_dict(data: Any, *, schemas: Iterable[type] | Schemas = ()) -> PipelineResult:
+    """As :func:`result_from_json`, of the data of :func:`result_to_dict`."""
+    if not isinstance(data, Mapping):
         raise CorruptRecordError(f"A stored result must be an object, not {type(data).__name__}.")
     check_format(data, "result", CorruptRecordError)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
@@ -41,16 +42,43 @@ class Change:
 _NOTHING = Change()
 
 
+class StepStatuses(MutableMapping[str, StepStatus]):
+    """Status by step name. To set one is to :meth:`~PipelineScheduler.mark` it; none can be taken out."""
+
+    def __init__(self, scheduler: PipelineScheduler) -> None:
+        self._scheduler = scheduler
+        self._statuses = scheduler._statuses
+
+    def __getitem__(self, name: str) -> StepStatus:
+        return self._statuses[name]
+
+    def __setitem__(self, name: str, status: StepStatus | str) -> None:
+        self._scheduler.mark(name, status)
+
+    def __delitem__(self, name: str) -> None:
+        raise DefinitionError(
+            f"The status of step {name!r} cannot be deleted: the steps of a scheduler are fixed. "
+            "Mark the step as skipped, or make a scheduler of a pipeline without it."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._statuses)
+
+    def __len__(self) -> int:
+        return len(self._statuses)
+
+    def __repr__(self) -> str:
+        return repr({name: status.value for name, status in self._statuses.items()})
+
+
 class PipelineScheduler:
     """Execution order, readiness and status of the steps of one run.
 
     Args:
         pipeline: What runs; later changes of it are not seen.
 
-    Attributes:
-        step_status: Status by step name; changed by :meth:`mark` only.
-
     Raises:
+        DefinitionError: Two steps have one name.
         CycleError: Steps wait for each other; the message has the path ``a -> b -> a``.
         UnknownStepError: A step depends on one that the pipeline does not have.
     """
@@ -58,7 +86,12 @@ class PipelineScheduler:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._steps = {step.name: step for step in pipeline.steps}
-        self.step_status: dict[str, StepStatus] = dict.fromkeys(self._steps, PENDING)
+        if len(self._steps) < len(pipeline.steps):
+            from tagent_nb.pipeline.validation import duplicate_names
+
+            counts = Counter(step.name for step in pipeline.steps)
+            raise DefinitionError(" ".join(duplicate_names(counts)))
+        self._statuses: dict[str, StepStatus] = dict.fromkeys(self._steps, PENDING)
         self._unfinished = len(self._steps)
         self._doomed: set[str] = set()
         # Edges (above, below) that only order two steps; all others are STRONG.
@@ -71,7 +104,7 @@ class PipelineScheduler:
         if len(self._order) < len(self._steps):
             raise CycleError(self.detect_cycle() or [])
         self._ready = {name for name, count in self._open.items() if not count}
-        self.step_status.update(dict.fromkeys(self._ready, READY))
+        self._statuses.update(dict.fromkeys(self._ready, READY))
 
     def _connect(self) -> None:
         counts = self._open
@@ -112,6 +145,11 @@ class PipelineScheduler:
             if dependency.type is not DependencyType.STRONG:
                 self._weak.add((dependency.name, name))
         self._open[name] = len(above)
+
+    @property
+    def step_status(self) -> StepStatuses:
+        """Status by step name, as it stands; to set an entry is to :meth:`mark` the step."""
+        return StepStatuses(self)
 
     @cached_property
     def dependency_graph(self) -> dict[str, list[str]]:
@@ -154,7 +192,7 @@ class PipelineScheduler:
         Raises:
             UnknownStepError: There is no such step.
         """
-        status = self.step_status.get(name)
+        status = self._statuses.get(name)
         if status is None:
             raise self._unknown(name)
         return status
@@ -164,7 +202,7 @@ class PipelineScheduler:
 
         A step whose list is empty is blocked for good: what it waited for ended without a value.
         """
-        statuses = self.step_status
+        statuses = self._statuses
         return {
             name: [above for above in self.dependency_graph[name] if not statuses[above].is_final]
             for name, status in statuses.items()
@@ -178,7 +216,7 @@ class PipelineScheduler:
         """
         if self.is_done or self._ready:
             return False
-        return all(status is PENDING or status.is_final for status in self.step_status.values())
+        return all(status is PENDING or status.is_final for status in self._statuses.values())
 
     @property
     def is_done(self) -> bool:
@@ -240,7 +278,7 @@ class PipelineScheduler:
             DefinitionError: There is no such status.
             IllegalTransitionError: The step has ended, or ``status`` is PENDING.
         """
-        before = self.step_status.get(step)
+        before = self._statuses.get(step)
         if before is None:
             raise self._unknown(step)
         if not isinstance(status, StepStatus):
@@ -268,11 +306,11 @@ class PipelineScheduler:
             self._ready.add(step)
         else:
             self._ready.discard(step)
-        self.step_status[step] = status
+        self._statuses[step] = status
         return _NOTHING
 
     def _end(self, step: str, status: StepStatus) -> None:
-        self.step_status[step] = status
+        self._statuses[step] = status
         self._ready.discard(step)
         self._unfinished -= 1
 
@@ -283,8 +321,8 @@ class PipelineScheduler:
         for name in self._dependents[step]:
             count = counts[name] - 1
             counts[name] = count
-            if not count and self.step_status[name] is PENDING and name not in self._doomed:
-                self.step_status[name] = READY
+            if not count and self._statuses[name] is PENDING and name not in self._doomed:
+                self._statuses[name] = READY
                 self._ready.add(name)
                 ready.append(name)
         return ready
@@ -294,13 +332,13 @@ class PipelineScheduler:
         change = Change()
         for name in self._dependents[step]:
             self._open[name] -= 1
-            if name in self._doomed or self.step_status[name] is not PENDING:
+            if name in self._doomed or self._statuses[name] is not PENDING:
                 continue
             if (step, name) not in self._weak:
                 self._doomed.add(name)
                 change.doomed.append((name, step))
             elif not self._open[name]:
-                self.step_status[name] = READY
+                self._statuses[name] = READY
                 self._ready.add(name)
                 change.ready.append(name)
         return change

@@ -22,7 +22,7 @@ from tagent_nb.pipeline.foreign import class_name
 from tagent_nb.pipeline.looks import model_label
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.pickling import from_pickle, signed_dump, signed_load, to_pickle
-from tagent_nb.pipeline.result_json import result_from_json, result_to_dict, result_to_json
+from tagent_nb.pipeline.result_json import result_from_dict, result_from_json, result_to_dict, result_to_json
 from tagent_nb.pipeline.schemas import FORMAT, check_format, json_schema, registry, schema_hash
 from tagent_nb.pipeline.secrets import hide
 
@@ -35,11 +35,16 @@ __all__ = [
     "pipeline_from_json",
     "pipeline_to_dict",
     "pipeline_to_json",
+    "result_from_dict",
     "result_from_json",
     "result_to_dict",
     "result_to_json",
     "signed_dump",
     "signed_load",
+    "step_from_dict",
+    "step_from_json",
+    "step_to_dict",
+    "step_to_json",
     "to_pickle",
 ]
 
@@ -52,6 +57,7 @@ _HEAD = (
     "model",
     "global_constraints",
     "shared_context",
+    "final",
 )
 _KNOWN = (*_HEAD, "steps", "not_stored")
 _STEP = {field.name: field for field in fields(PipelineStep)}
@@ -84,6 +90,8 @@ def pipeline_to_dict(pipeline: Pipeline, *, strict: bool = True) -> dict[str, An
         data["global_constraints"] = list(pipeline.global_constraints)
     if pipeline.shared_context:
         data["shared_context"] = write.values("shared_context", pipeline.shared_context)
+    if pipeline.final is not None:
+        data["final"] = pipeline.final
     data["steps"] = [_step_to_dict(step, write) for step in pipeline.steps]
     data = write.texts(write.without_secrets(data))
     if write.problems:
@@ -201,6 +209,25 @@ _SPECIAL: dict[str, Callable[[_Writer, str, Any], Any]] = {
 """How fields are written that are not data already."""
 
 
+def step_to_dict(step: PipelineStep) -> dict[str, Any]:
+    """One step as JSON-able data, as it stands in the data of its pipeline.
+
+    Raises:
+        EncodeError: Something cannot be rebuilt from data; the message has the path to it.
+    """
+    write = _Writer()
+    data: dict[str, Any] = {"format": FORMAT, "kind": "step", **_step_to_dict(step, write)}
+    data = write.texts(write.without_secrets(data))
+    for path, what in write.problems.items():
+        raise EncodeError(path, what)
+    return data
+
+
+def step_to_json(step: PipelineStep, *, indent: int | None = 2) -> str:
+    """:func:`step_to_dict` as JSON text."""
+    return json.dumps(step_to_dict(step), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 # -- reading ------------------------------------------------------------------------------------
 
 
@@ -224,16 +251,13 @@ def pipeline_from_dict(
         FormatVersionError: It was written by a newer version of tagent-nb.
     """
     _check_head(data)
-    classes = registry(schemas)
-    functions = {
-        "tool": {_tool_name(tool): tool for tool in tools},
-        "check": {_tool_name(check): check for check in checks},
-    }
+    classes, functions = registry(schemas), _by_name(tools, checks)
     pipeline = Pipeline(
         data.get("name"),  # type: ignore[arg-type]  # the constructor checks it
         _text(data.get("description", ""), "description"),
         default_mode=_mode(data.get("default_mode", "serial"), "default_mode"),
         model=data.get("model"),
+        final=None if data.get("final") is None else _text(data["final"], "final"),
     )
     pipeline.global_constraints = _texts(data.get("global_constraints", []), "global_constraints")
     pipeline.shared_context = _values(data.get("shared_context", {}), "shared_context", classes)
@@ -242,6 +266,48 @@ def pipeline_from_dict(
         raise DefinitionError(f"Stored pipeline: steps must be a list, not {type(steps).__name__}.")
     pipeline.steps = [_step_from_dict(step, classes, functions) for step in steps]
     return pipeline
+
+
+def _by_name(
+    tools: Iterable[Callable[..., Any]], checks: Iterable[Callable[..., Any]]
+) -> dict[str, dict[str, Callable[..., Any]]]:
+    return {
+        "tool": {_tool_name(tool): tool for tool in tools},
+        "check": {_tool_name(check): check for check in checks},
+    }
+
+
+def step_from_dict(
+    data: Mapping[str, Any],
+    *,
+    schemas: Iterable[type] | Mapping[str, type] = (),
+    tools: Iterable[Callable[..., Any]] = (),
+    checks: Iterable[Callable[..., Any]] = (),
+) -> PipelineStep:
+    """Rebuild a step from :func:`step_to_dict`; arguments and errors as in :func:`pipeline_from_dict`."""
+    if not isinstance(data, Mapping):
+        raise DefinitionError(f"A stored step must be an object, not {type(data).__name__}.")
+    check_format(data, "step", DefinitionError)
+    fields_ = {name: value for name, value in data.items() if name not in ("format", "kind")}
+    return _step_from_dict(fields_, registry(schemas), _by_name(tools, checks))
+
+
+def step_from_json(
+    text: str,
+    *,
+    schemas: Iterable[type] | Mapping[str, type] = (),
+    tools: Iterable[Callable[..., Any]] = (),
+    checks: Iterable[Callable[..., Any]] = (),
+) -> PipelineStep:
+    """:func:`step_from_dict` of JSON text."""
+    return step_from_dict(_parsed(text, "step"), schemas=schemas, tools=tools, checks=checks)
+
+
+def _parsed(text: str, kind: str) -> Any:
+    try:
+        return parse(text.encode("utf-8", "surrogatepass"))
+    except CorruptRecordError as error:
+        raise DefinitionError(f"This is not the JSON of a {kind}: {error}") from None
 
 
 def _check_head(data: Any) -> None:
@@ -376,8 +442,4 @@ def pipeline_from_json(
         DefinitionError: It is not the JSON of a pipeline.
         FormatVersionError: It was written by a newer version of tagent-nb.
     """
-    try:
-        data = parse(text.encode("utf-8", "surrogatepass"))
-    except CorruptRecordError as error:
-        raise DefinitionError(f"This is not the JSON of a pipeline: {error}") from None
-    return pipeline_from_dict(data, schemas=schemas, tools=tools, checks=checks)
+    return pipeline_from_dict(_parsed(text, "pipeline"), schemas=schemas, tools=tools, checks=checks)

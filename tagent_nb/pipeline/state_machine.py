@@ -98,7 +98,7 @@ class Task:
         try:
             return cls(**{**data, "status": TaskStatus(data["status"]), "arguments": dict(data["arguments"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise _not_stored("task", error) from error
+            raise not_stored("task", error) from error
 
 
 class TaskBasedStateMachine:
@@ -366,7 +366,7 @@ class TaskBasedStateMachine:
             tasks = {task.id: task for task in map(Task.from_dict, data["tasks"])}
             phase, history = Phase(data["phase"]), [Phase(one) for one in data["history"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise _not_stored("state machine", error) from error
+            raise not_stored("state machine", error) from error
         self.goal, self.plans, self.max_plans = goal, plans, max_plans
         self.phase, self.history, self._tasks = phase, history, tasks
         for task in tasks.values():
@@ -386,7 +386,8 @@ class TaskBasedStateMachine:
         return cls("").restore(data)
 
 
-def _not_stored(what: str, error: Exception) -> DefinitionError:
+def not_stored(what: str, error: Exception) -> DefinitionError:
+    """The error for data that is not what ``to_dict`` of such a thing gives."""
     return DefinitionError(
         f"This is not a stored {what}: {type(error).__name__}: {error}. Pass what its to_dict() gave."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class PipelineStep:
         remember: Whether the model gets a tool to remember facts for later steps, and memories for later
             runs.
         cache: Whether the cache may answer for this step.
+        final: Whether the step's value is the pipeline's final output; at most one step says so.
         budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
             ``"5000 tokens"``, or a :class:`Budget`.
 
@@ -93,6 +94,7 @@ class PipelineStep:
     approve_tools: list[str] = field(default_factory=list)
     remember: bool = False
     budget: Budget | float | str | None = None
+    final: bool = False
 
     def __post_init__(self) -> None:
         from tagent_nb.pipeline.validation import check_step, checked_budget
@@ -168,6 +170,56 @@ class PipelineStep:
             raise OutputValidationError(
                 f"Step {self.name!r} output does not match schema {self.output_schema.__name__}: {error}"
             ) from None
+
+    # -- storing ----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as plain data, its schema as JSON Schema and its Python as source.
+
+        Raises:
+            EncodeError: Something cannot be rebuilt from data; the message has the path to it.
+        """
+        from tagent_nb.pipeline.serialization import step_to_dict
+
+        return step_to_dict(self)
+
+    @classmethod
+    def from_dict(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        schemas: Iterable[type[BaseModel]] = (),
+        tools: Iterable[Callable[..., Any]] = (),
+        checks: Iterable[Callable[..., Any]] = (),
+    ) -> PipelineStep:
+        """Rebuild a step. ``schemas``, ``tools`` and ``checks`` are the classes and functions that it names.
+
+        Raises:
+            DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
+        """
+        from tagent_nb.pipeline.serialization import step_from_dict
+
+        return step_from_dict(data, schemas=schemas, tools=tools, checks=checks)
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """:meth:`to_dict` as JSON text."""
+        from tagent_nb.pipeline.serialization import step_to_json
+
+        return step_to_json(self, indent=indent)
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str,
+        *,
+        schemas: Iterable[type[BaseModel]] = (),
+        tools: Iterable[Callable[..., Any]] = (),
+        checks: Iterable[Callable[..., Any]] = (),
+    ) -> PipelineStep:
+        """Rebuild a step from :meth:`to_json`. Runs no code of the text."""
+        from tagent_nb.pipeline.serialization import step_from_json
+
+        return step_from_json(text, schemas=schemas, tools=tools, checks=checks)
 
     def with_(self, **changes: Any) -> PipelineStep:
         """A copy of this step with some fields changed."""

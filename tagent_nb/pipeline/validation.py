@@ -75,6 +75,8 @@ def check_step(step: PipelineStep) -> None:
              "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
     if not isinstance(step.approve, bool):
         fail("approve", f"must be True or False, not {step.approve!r}. For tools, use approve_tools.")
+    if not isinstance(step.final, bool):
+        fail("final", f"must be True or False, not {step.final!r}. A pipeline takes a name: final='report'.")
     if not isinstance(step.remember, bool) or (step.remember and step.is_python):
         fail("remember", "must be True or False, and is for agent steps only; "
              "Python steps call context.learn and context.save_memory.")  # fmt: skip
@@ -223,6 +225,35 @@ def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
     return list(found.values())
 
 
+def duplicate_names(counts: Counter[str]) -> list[str]:
+    """A sentence with the remedy for each name that several steps have."""
+    return [
+        f"Duplicate step names found: {count} steps are named {name!r}. Rename all but one, "
+        "or use pipeline.put(...) to replace a step."
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def _final_problems(pipeline: Pipeline, counts: Counter[str]) -> list[str]:
+    """What is wrong with the choice of the step whose value is the final output."""
+    marked = [step.name for step in pipeline.steps if step.final]
+    named = [] if pipeline.final is None else [pipeline.final]
+    problems = []
+    if pipeline.final is not None and pipeline.final not in counts:
+        problems.append(
+            f"Pipeline {pipeline.name!r}: its final output is that of unknown step {pipeline.final!r}."
+            f"{did_you_mean(pipeline.final, counts)} Name one of its steps."
+        )
+    several = list(dict.fromkeys([*marked, *named]))
+    if len(several) > 1:
+        problems.append(
+            f"Pipeline {pipeline.name!r} has several final steps: {', '.join(map(repr, several))}. "
+            "Leave final (--final) to one of them."
+        )
+    return problems
+
+
 def problems(pipeline: Pipeline) -> list[str]:
     """See :meth:`Pipeline.validate`."""
     if not pipeline.steps:
@@ -230,14 +261,8 @@ def problems(pipeline: Pipeline) -> list[str]:
             f"Pipeline {pipeline.name!r} has no steps. "
             "Add one with pipeline.step(...) or a %%tagent_step cell."
         ]
-    found: list[str] = []
     counts = Counter(step.name for step in pipeline.steps)
-    for name, count in counts.items():
-        if count > 1:
-            found.append(
-                f"Duplicate step names found: {count} steps are named {name!r}. Rename all but one, "
-                "or use pipeline.put(...) to replace a step."
-            )
+    found = duplicate_names(counts) + _final_problems(pipeline, counts)
     graph: dict[str, list[str]] = {}
     forward = False
     for step in pipeline.steps:

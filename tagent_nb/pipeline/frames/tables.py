@@ -73,6 +73,8 @@ def steps_frame(result: PipelineResult) -> pd.DataFrame:
         "saved_cost": ("float64", lambda step: step.saved_cost),
         "error": ("str", error_line),
     }
+    if result.final_step:
+        columns["final"] = ("bool", lambda step: step.name == result.final_step)
     index = pd.Index([step.name for step in steps], name="step", dtype="str")
     return pd.DataFrame(
         {
