@@ -569,6 +569,13 @@ for one in (built, restored):
             "{'rate': 2} 5",
         ]
 
+    def test_statuses_are_as_they_were(self) -> None:
+        one = self.worked()
+        again = PipelineStateMachine.from_dict(json.loads(json.dumps(one.to_dict())), schemas=[Answer])
+        assert dict(again.scheduler.step_status) == {**one.scheduler.step_status, "b": StepStatus.READY}
+        assert again.progress == one.progress
+        assert again.history == one.history
+
     def test_a_value_that_cannot_be_stored_is_computed_again(self) -> None:
         one = machine()
         one.apply(finished("a", len))
