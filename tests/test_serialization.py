@@ -515,7 +515,9 @@ def test_a_result_of_an_earlier_version_had_no_budget() -> None:
     assert PipelineResult.from_json(json.dumps(earlier)).budget == ""
 
 
-@pytest.mark.parametrize("name", [name for name in GOOD if name not in ("format", "kind", "budget", "final_step")])
+@pytest.mark.parametrize(
+    "name", [name for name in GOOD if name not in ("format", "kind", "budget", "final_step")]
+)
 def test_a_result_that_lacks_a_field_is_a_corrupt_record(name: str) -> None:
     with pytest.raises(CorruptRecordError, match="This stored result cannot be read: KeyError"):
         PipelineResult.from_json(json.dumps({key: value for key, value in GOOD.items() if key != name}))
