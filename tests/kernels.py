@@ -33,9 +33,10 @@ class Kernel:
     Args:
         folder: Where it works.
         version: Series of an older ipykernel; without one, that of this environment.
+        loaded: Whether the magics are loaded.
     """
 
-    def __init__(self, folder: Path, version: str | None = None) -> None:
+    def __init__(self, folder: Path, version: str | None = None, loaded: bool = True) -> None:
         self.folder = folder
         self.manager = KernelManager()
         # The kernel of this environment, whatever kernels the machine has installed.
@@ -53,7 +54,8 @@ class Kernel:
         self.idle: set[str] = set()
         self.replied: set[str] = set()
         self.subshell = self._made_subshell()
-        self.run("%load_ext tagent_nb")
+        if loaded:
+            self.run("%load_ext tagent_nb")
 
     def send(self, code: str) -> str:
         """Queue a cell; returns its id."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.core.interactiveshell import InteractiveShell
 
 from tagent_nb.notebook.awaiting import AwaitedRuns, rewrite
 
@@ -75,29 +77,11 @@ def test_a_call_on_the_line_of_other_code_keeps_the_rest() -> None:
     assert rewrite(cell) == f"é = 1; r = {awaited(repr('ü'), used=True)}; s = é"
 
 
-class Events:
-    """The part of IPython's event manager that is used."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, list[Any]] = {"pre_run_cell": [], "post_run_cell": []}
-
-    def register(self, name: str, call: Any) -> None:
-        self.calls[name].append(call)
-
-    def unregister(self, name: str, call: Any) -> None:
-        self.calls[name].remove(call)
-
-    def fire(self, name: str) -> None:
-        for call in self.calls[name]:
-            call(None)
-
-
 def shell(**settings: Any) -> Any:
     given = {
         "kernel": object(),
         "autoawait": True,
         "input_transformers_post": [],
-        "events": Events(),
     } | settings
     return SimpleNamespace(**given)
 
@@ -112,16 +96,33 @@ def test_a_kernel_awaits_and_other_shells_do_not() -> None:
 
 
 def test_code_that_runs_inside_a_cell_is_left_alone() -> None:
-    """``%%time`` and ``%%capture`` compile their body inside the running cell and cannot await."""
-    one = shell()
-    transformer = AwaitedRuns(one)
-    transformer.install()
-    one.events.fire("post_run_cell")  # the end of the cell that loaded the extension
+    """``%run``, ``run_cell``, ``%%time`` and ``%%capture`` run code inside the running cell and cannot await;
+    also where that cell is the one that loads the extension."""
+    transformer = AwaitedRuns(shell())
     assert "await" in transformer(CALL)[0]
-    one.events.fire("pre_run_cell")
-    assert transformer(CALL) == CALL
-    one.events.fire("post_run_cell")
-    assert "await" in transformer(CALL)[0]
+    inner = InteractiveShell.instance()
+    inner.user_ns["transform"] = lambda: transformer(CALL)
+    inner.run_cell("plain = transform()", silent=True)
+    assert inner.user_ns["plain"] == CALL
+    cell = "import asyncio\nawait asyncio.sleep(0)\nplain, later = transform(), asyncio.create_task(afterwards())"
+
+    async def afterwards() -> list[str]:
+        return transformer(CALL)
+
+    async def go() -> list[str]:
+        inner.user_ns["afterwards"] = afterwards
+        await inner.run_cell_async(cell, silent=True, transformed_cell=cell)
+        assert inner.user_ns["plain"] == CALL
+        task: asyncio.Task[list[str]] = inner.user_ns["later"]
+        return await task
+
+    # What a task does beside a cell is no part of it, though the cell has begun it.
+    assert "await" in asyncio.run(go())[0]
+
+
+def test_code_that_does_not_name_the_magic_is_handed_on_as_it_is() -> None:
+    lines = ["x = 1\n", "x\n"]
+    assert AwaitedRuns(shell())(lines) is lines
 
 
 def test_removing_leaves_no_trace() -> None:
@@ -131,4 +132,3 @@ def test_removing_leaves_no_trace() -> None:
     assert one.input_transformers_post == [transformer]
     transformer.remove()
     assert one.input_transformers_post == []
-    assert one.events.calls == {"pre_run_cell": [], "post_run_cell": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +20,12 @@ on_every_kernel = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def kernel(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[], Kernel]]:
+def kernel(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Kernel]]:
     """Starts kernels in the test's folder, of the ipykernel that an indirect parameter names."""
     started: list[Kernel] = []
 
-    def start() -> Kernel:
-        started.append(Kernel(tmp_path, getattr(request, "param", None)))
+    def start(loaded: bool = True) -> Kernel:
+        started.append(Kernel(tmp_path, getattr(request, "param", None), loaded))
         return started[-1]
 
     yield start
@@ -130,6 +131,60 @@ def test_each_change_of_a_widget_is_answered_while_a_cell_awaits(kernel: Callabl
     (book.folder / "gate").touch()
     book.wait(run)
     assert "last" in book.run("print(field.value)")
+
+
+OTHER = [
+    "%load_ext tagent_nb\n%tagent_pipeline other",
+    "%%tagent_step load --python\n5",
+    "# Run it.\n%tagent_run\nprint('inside', result['load'])",
+]
+
+
+def _write_others(folder: Path) -> None:
+    """The cells of another notebook, as a notebook and as a script of IPython."""
+    cells = [
+        {"cell_type": "code", "source": cell, "metadata": {}, "outputs": [], "execution_count": None}
+        for cell in OTHER
+    ]
+    book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    (folder / "other.ipynb").write_text(json.dumps(book))
+    script = ["%load_ext tagent_nb", "%tagent_pipeline other", "current().pipeline.task(load)", *OTHER[2:]]
+    lines = "from tagent_nb import current\ndef load():\n    return 5\n" + "\n".join(script)
+    (folder / "other.ipy").write_text(lines)
+
+
+@on_every_kernel
+def test_a_notebook_that_another_one_runs_first_works_as_by_itself(kernel: Callable[..., Kernel]) -> None:
+    book = kernel(loaded=False)
+    _write_others(book.folder)
+    text = book.run("%run other.ipynb")
+    assert "inside 5" in text and "✓ load: completed" in text
+    assert "Error" not in text and "never awaited" not in book.story()
+    # The kernel's own cells await from now on, and those that a cell hands on still do not.
+    later = book.run("%tagent_run --force\nprint(result['load'], get_ipython().run_cell('%tagent_run').success)")
+    assert "5 True" in later and "Error" not in later
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        f"import asyncio\nawait asyncio.sleep(0)\nfor cell in {OTHER!r}:\n    get_ipython().run_cell(cell)",
+        "%%capture captured\ndef go():\n    %run -i other.ipy\ngo()",
+        f"%%time\ncells = {OTHER!r}\ncells[2] = 'handle = %tagent_run --background\\nresult = handle.result(30)'\n"
+        "for cell in cells:\n    get_ipython().run_cell(cell)\nprint('inside', result['load'])",
+    ],
+    ids=["run_cell in a cell that awaits", "script in %%capture and a function", "background in %%time"],
+)
+def test_code_that_the_first_cell_hands_to_the_shell_loads_and_runs(
+    kernel: Callable[..., Kernel], first: str
+) -> None:
+    book = kernel(loaded=False)
+    _write_others(book.folder)
+    text = book.run(first)
+    assert "Error" not in text and "never awaited" not in book.story()
+    assert "5 True" in book.run("print(result['load'], result.success)")
+    assert "inside 5" in (book.run("print(captured)") if "%%capture" in first else text)
+    assert "✓ load: completed" in book.run("%tagent_run --force")
 
 
 def _stop_button(book: Kernel, cell: str) -> str | None:

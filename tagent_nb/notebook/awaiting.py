@@ -8,8 +8,12 @@ cancels what is awaited. That works for magics at the top level of a cell, also 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
 
 MAGIC = "tagent_run"
 _CLOSED = (
@@ -79,22 +83,25 @@ def _is_ours(call: ast.Call) -> bool:
 
 
 class AwaitedRuns:
-    """Input transformer: rewrites cells of a kernel, and no code that runs inside a cell.
+    """Input transformer: rewrites the cells that the kernel itself runs, and no code that runs inside one.
 
-    ``%%time`` and ``%%capture`` compile their body themselves and cannot await; they, and any shell
-    without a running loop, keep the plain call, which polls.
+    Code that a cell hands to the shell (``get_ipython().run_cell(...)``, ``%run other.ipynb``), and the body
+    of ``%%time`` and ``%%capture``, is run to its end in place and cannot await. It keeps the plain call,
+    which polls, as does any shell without a running loop. Which of the two it is stands on the call stack:
+    counting cells would miss the cell that loads the extension while it runs, and would take a cell of
+    another subshell for a part of one that awaits.
     """
 
     has_side_effects = False
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self._depth = 0
 
     def __call__(self, lines: list[str]) -> list[str]:
-        if self._depth > 0 or not self.can_await():
+        source = "".join(lines)
+        if MAGIC not in source or not self.can_await() or _inside_a_cell():
             return lines
-        return rewrite("".join(lines)).splitlines(keepends=True)
+        return rewrite(source).splitlines(keepends=True)
 
     def can_await(self) -> bool:
         """Whether this shell awaits cells on a loop that runs already: an IPython kernel does."""
@@ -103,18 +110,21 @@ class AwaitedRuns:
     def install(self) -> None:
         """Begin to rewrite cells."""
         self.shell.input_transformers_post.append(self)
-        self.shell.events.register("pre_run_cell", self._entered)
-        self.shell.events.register("post_run_cell", self._left)
 
     def remove(self) -> None:
         """Leave cells as they are."""
         self.shell.input_transformers_post.remove(self)
-        self.shell.events.unregister("pre_run_cell", self._entered)
-        self.shell.events.unregister("post_run_cell", self._left)
 
-    def _entered(self, info: Any = None) -> None:
-        self._depth += 1
 
-    def _left(self, result: Any = None) -> None:
-        # The cell that loaded the extension is left without having been entered.
-        self._depth = max(0, self._depth - 1)
+_RUNNING = (InteractiveShell._run_cell.__code__, InteractiveShell.run_code.__code__)
+"""Code of the shell below which everything runs in place: a whole cell, and each statement of one."""
+
+
+def _inside_a_cell() -> bool:
+    """Whether the code to be transformed was handed to the shell by code that runs, not by the kernel."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _RUNNING:
+            return True
+        frame = frame.f_back
+    return False

@@ -8,9 +8,10 @@ from tagent_nb.notebook.awaiting import AwaitedRuns
 from tagent_nb.notebook.clicks import AnsweredChanges
 from tagent_nb.notebook.completing import MagicCompleter
 from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.parsing import StepBelowComments
 from tagent_nb.notebook.session import current
 
-_installed: dict[int, tuple[TagentMagics, AwaitedRuns, AnsweredChanges, Any]] = {}
+_installed: dict[int, tuple[TagentMagics, AwaitedRuns, StepBelowComments, AnsweredChanges, Any]] = {}
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -24,12 +25,14 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magics(magics)
     awaited = AwaitedRuns(shell)
     awaited.install()
+    below = StepBelowComments(shell)
+    below.install()
     changes = AnsweredChanges(getattr(shell, "kernel", None))
     changes.install()
     magics.cells.install()
     matcher = MagicCompleter(magics.session).matcher()
     shell.Completer.custom_matchers.append(matcher)
-    _installed[id(shell)] = (magics, awaited, changes, matcher)
+    _installed[id(shell)] = (magics, awaited, below, changes, matcher)
 
 
 def unload_ipython_extension(shell: Any) -> None:
@@ -37,8 +40,9 @@ def unload_ipython_extension(shell: Any) -> None:
     found = _installed.pop(id(shell), None)
     if found is None:
         return
-    magics, awaited, changes, matcher = found
+    magics, awaited, below, changes, matcher = found
     awaited.remove()
+    below.remove()
     changes.remove()
     magics.cells.remove()
     shell.Completer.custom_matchers.remove(matcher)

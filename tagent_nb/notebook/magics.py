@@ -15,7 +15,16 @@ from tagent_nb.notebook.deciding import DecidingMagics
 from tagent_nb.notebook.display import definition_table, show, step_card
 from tagent_nb.notebook.explaining import explain_step
 from tagent_nb.notebook.listing import last_run, pipelines_table, plan_table
-from tagent_nb.notebook.parsing import arguments, help_option, names, no_leftovers, option, parse
+from tagent_nb.notebook.parsing import (
+    arguments,
+    continued,
+    help_option,
+    names,
+    no_leftovers,
+    option,
+    parse,
+    refuse_second_step,
+)
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.provider_options import read_limit, read_price
 from tagent_nb.notebook.redefining import changes
@@ -180,6 +189,7 @@ class TagentMagics(DecidingMagics):
 
         A goal refers to other steps: {{ load }}, {{ load.text }}. In Python their names are variables.
         """
+        line, cell = continued(line, cell)
         args = parse(TagentMagics.tagent_step, line)
         if args is None:
             return
@@ -188,6 +198,7 @@ class TagentMagics(DecidingMagics):
         no_leftovers("%%tagent_step", NAME=args.name, **{"--model": args.model})
         if args.concurrent and args.serial:
             raise UsageError("%%tagent_step: --concurrent and --serial exclude each other. Keep one.")
+        refuse_second_step(cell)
         pipeline = self.session.pipeline
         made = build_step(self.session, args, cell, _mode(args))
         before = pipeline.get_step(made.name) if made.name in pipeline else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import re
-import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import TagentError, did_you_mean
@@ -42,32 +43,120 @@ help_option = option("--help", action="store_true", help="Show this text.")
 
 
 def split(line: str, magic: str) -> list[str]:
-    """The words of a line as a shell would see them, without a trailing ``# comment``.
+    r"""The words of a line, without a trailing ``# comment``. Quotes keep blanks in a word.
+
+    A backslash stays as it was typed, as in ``out\graph.svg``. Only one before a quote makes that quote a
+    part of the text; two of them there are one backslash.
 
     Raises:
         UsageError: A quote is not closed.
     """
-    try:
-        return shlex.split(_without_comment(line))
-    except ValueError:
+    words: list[str] = []
+    word: str | None = None
+    quote = ""
+    place = 0
+    while place < len(line):
+        letter = line[place]
+        if letter == "\\" and quote != "'":
+            slashes = len(line) - place - len(line[place:].lstrip("\\"))
+            place += slashes
+            before_quote = line[place : place + 1] in (('"',) if quote else ('"', "'"))
+            word = (word or "") + "\\" * (slashes // 2 if before_quote else slashes)
+            if before_quote and slashes % 2:
+                word += line[place]
+                place += 1
+            continue
+        place += 1
+        if quote:
+            if letter == quote:
+                quote = ""
+            else:
+                word = (word or "") + letter
+        elif letter in "'\"":
+            quote, word = letter, word or ""
+        elif letter == "#" and word is None:
+            break
+        elif letter.isspace():
+            words += [] if word is None else [word]
+            word = None
+        else:
+            word = (word or "") + letter
+    if quote:
+        slash = f"\nA backslash before {quote} makes it a part of the text: write two." if "\\" + quote in line else ""
         raise UsageError(
             f"{magic}: a quote is not closed in: {line.strip()}\n"
-            "Close it, or put text that has an apostrophe into double quotes."
-        ) from None
+            f"Close it, or put text that has an apostrophe into double quotes.{slash}"
+        )
+    return words if word is None else [*words, word]
 
 
-def _without_comment(line: str) -> str:
-    quote = ""
-    previous = " "
-    for place, letter in enumerate(line):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter == "#" and previous.isspace():
-            return line[:place]
-        previous = letter
-    return line
+def continued(line: str, cell: str) -> tuple[str, str]:
+    r"""The line of a cell magic with those that it goes on in, and the rest of the cell.
+
+    IPython joins lines that end in ``\`` for line magics only.
+    """
+    while line.rstrip().endswith("\\"):
+        following, _, cell = cell.partition("\n")
+        line = f"{line.rstrip()[:-1]} {following}"
+    return line, cell
+
+
+_STEP = re.compile(r"\s*%%tagent_step\b")
+
+
+class StepBelowComments:
+    """Input transformer: ``%%tagent_step`` may stand below comments, and is refused below code.
+
+    IPython knows a cell magic in the first line only; elsewhere it takes the goal of a step for Python.
+    """
+
+    has_side_effects = True
+    """It may raise, which IPython does not expect while it asks whether a cell is complete."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+
+    def __call__(self, lines: list[str]) -> list[str]:
+        place = next((number for number, line in enumerate(lines) if _STEP.match(line)), 0)
+        above = [number for number, line in enumerate(lines[:place]) if line.strip()]
+        code = [number for number in above if not lines[number].lstrip().startswith("#")]
+        first = code[0] if code else place
+        if lines[first:] and lines[first].lstrip().startswith("%%"):
+            return lines[first:] if above else lines
+        if place and _is_python("".join(lines[:place])):
+            raise UsageError(
+                f"{lines[place].strip()}\n%%tagent_step must be the first line of its cell, with nothing but "
+                "comments above it. Put the code above it into a cell of its own."
+            )
+        return lines
+
+    def install(self) -> None:
+        """Begin to look at cells."""
+        self.shell.input_transformers_cleanup.insert(0, self)
+
+    def remove(self) -> None:
+        """Leave cells as they are."""
+        self.shell.input_transformers_cleanup.remove(self)
+
+
+def _is_python(source: str) -> bool:
+    """Whether lines of a cell are whole statements: else what follows may be in the middle of a string."""
+    try:
+        ast.parse(TransformerManager().transform_cell(source))
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def refuse_second_step(cell: str) -> None:
+    """Refuse a cell that has another ``%%tagent_step`` below its first line.
+
+    Raises:
+        UsageError: It has one.
+    """
+    second = next((line.strip() for line in cell.splitlines() if _STEP.match(line)), None)
+    if second is not None:
+        raise UsageError(f"%%tagent_step: a cell defines one step. Put {second!r} into a cell of its own.")
 
 
 def parse(function: Any, line: str) -> argparse.Namespace | None:
