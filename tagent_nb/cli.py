@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         schemas=_schemas(namespace),
     )
     try:
-        result = executor.run(resume=args.resume, offline=args.offline, budget=args.budget)
+        result = executor.run(resume=args.resume, offline=args.offline or None, budget=args.budget)
     except KeyboardInterrupt:
         if executor.result is not None:
             _show(executor.result)

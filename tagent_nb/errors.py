@@ -12,6 +12,7 @@ The tree (two names after ``:`` mean that the built-in is a base as well)::
     │   ├── IllegalTransitionError          a state machine was asked for a forbidden step
     │   ├── RunInProgressError              the pipeline is running already
     │   ├── RunCancelledError               the run was stopped by its user
+    │   ├── RunFailedError                  what ``%tagent_run --strict`` raises
     │   ├── StepError                       a step cannot succeed, however often it is tried
     │   │   ├── StepTimeoutError : TimeoutError   one attempt took longer than ``timeout``
     │   │   ├── OutputValidationError : ValueError  an answer does not match its schema
@@ -97,6 +98,23 @@ class RunInProgressError(RunError):
 
 class RunCancelledError(RunError):
     """The run was stopped by its user; it can be resumed."""
+
+
+class RunFailedError(RunError):
+    """A run with ``--strict`` did not end with success, or was refused: what else the cell says is skipped.
+
+    Args:
+        message: What kept it from success.
+        result: The result; ``None`` if there is none, since the run was refused or interrupted.
+    """
+
+    def __init__(self, message: str, result: object = None) -> None:
+        self.result = result
+        super().__init__(message)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the frames are ours and say nothing. It counts as an error all the same."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class StepError(RunError):

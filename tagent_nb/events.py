@@ -138,6 +138,8 @@ class RunStarted(Event):
 
     ``memories`` are those that were saved before it.
     ``budget`` is that of the run, as :meth:`Budget.of` reads it; empty without one.
+    ``forced`` steps are answered by neither cache nor record until they have ended; ``use_cache`` and
+    ``offline`` are as in :meth:`PipelineExecutor.execute`.
     """
 
     pipeline: str
@@ -147,11 +149,17 @@ class RunStarted(Event):
     pid: int = 0
     memories: Mapping[str, Any] = field(default_factory=dict)
     budget: str = ""
+    forced: tuple[str, ...] = ()
+    use_cache: bool = True
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContinued(Event):
-    """A run that was interrupted or had failed is carried on; ``kept`` steps are not run again."""
+    """A run that was interrupted or had failed is carried on; ``kept`` steps are not run again.
+
+    ``forced`` are those that are forced from now on; the others are as in :class:`RunStarted`.
+    """
 
     steps: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -159,6 +167,9 @@ class RunContinued(Event):
     host: str = ""
     pid: int = 0
     budget: str = ""
+    forced: tuple[str, ...] = ()
+    use_cache: bool = True
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

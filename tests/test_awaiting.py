@@ -104,7 +104,8 @@ def test_code_that_runs_inside_a_cell_is_left_alone() -> None:
     inner.user_ns["transform"] = lambda: transformer(CALL)
     inner.run_cell("plain = transform()", silent=True)
     assert inner.user_ns["plain"] == CALL
-    cell = "import asyncio\nawait asyncio.sleep(0)\nplain, later = transform(), asyncio.create_task(afterwards())"
+    cell = "import asyncio\nawait asyncio.sleep(0)\nplain = transform()\n"
+    cell += "later = asyncio.create_task(afterwards())"
 
     async def afterwards() -> list[str]:
         return transformer(CALL)

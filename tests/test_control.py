@@ -15,7 +15,7 @@ import pytest
 from IPython.core.error import UsageError
 
 from tagent_nb.engine.handle import RunHandle
-from tagent_nb.errors import UnknownStepError
+from tagent_nb.errors import RunFailedError, UnknownStepError
 from tagent_nb.notebook import control as room
 from tagent_nb.notebook.control import Request, RunControl
 from tagent_nb.notebook.magics import TagentMagics
@@ -81,6 +81,77 @@ def test_a_refused_run_raises_and_shows_nothing(
         control.polling(Request({"until": "slw"}))
     assert capsys.readouterr().out == ""
     assert control.shell.user_ns == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0", "failed.\n  slow: ZeroDivisionError: division by zero"),
+        ("raise ValueError('no\\nluck')", "failed.\n  slow: ValueError: no luck"),
+        ("assert not 'this'", "failed.\n  slow: AssertionError"),
+    ],
+)
+def test_a_strict_run_that_fails_raises_when_its_result_is_there(
+    control: RunControl, code: str, message: str
+) -> None:
+    control.session.put(PipelineStep.from_cell("slow", code, python=True, max_retries=0))
+    control.session.put(PipelineStep.from_cell("behind", "slow", python=True))
+    assert isinstance(lenient := control.polling(Request()), PipelineResult)
+    assert not lenient.success
+    with pytest.raises(RunFailedError) as caught:
+        control.polling(Request(strict=True))
+    assert message in str(caught.value)
+    assert "of pipeline 'reviews'" in str(caught.value)
+    assert caught.value.result is control.shell.user_ns["result"]
+    assert lenient is not caught.value.result
+    assert caught.value._render_traceback_() == [f"RunFailedError: {caught.value}"]
+
+
+async def test_a_strict_run_raises_where_it_is_awaited_too(control: RunControl) -> None:
+    control.session.put(PipelineStep.from_cell("slow", "1 / 0", python=True, max_retries=0))
+    control.session.put(PipelineStep.from_cell("other", "slow", python=True))
+    with pytest.raises(RunFailedError, match="ZeroDivisionError"):
+        await control.awaited(Request(strict=True))
+    magics = SimpleNamespace(control=control, _request=lambda line: Request(strict=True))
+    with pytest.raises(RunFailedError, match="ZeroDivisionError"):
+        await TagentMagics.run_awaited(magics, "--strict", used=False)  # type: ignore[arg-type]
+
+
+def test_what_is_no_failure_does_not_raise(control: RunControl) -> None:
+    put = control.session.put
+    put(PipelineStep.from_cell("slow", "[1, 0, 2]", python=True))
+    put(PipelineStep.from_cell("never", "1", python=True, when="slow == []"))
+    put(PipelineStep.from_cell("behind", "never", python=True))
+    put(
+        PipelineStep.from_cell(
+            "shares", "1 / slow", python=True, map_over="slow", min_success=0.5, max_retries=0
+        )
+    )
+    result = control.polling(Request(strict=True))
+    assert isinstance(result, PipelineResult)
+    assert result.success
+
+
+def test_a_strict_run_that_waits_is_refused_or_stopped_raises(control: RunControl) -> None:
+    control.session.put(PipelineStep.from_cell("slow", "5", python=True, approve=True))
+    with pytest.raises(RunFailedError, match="is not complete.\n  slow: waits for an approval"):
+        control.polling(Request(strict=True))
+    with pytest.raises(RunFailedError, match="has no step 'nowhere'") as caught:
+        control.polling(Request({"until": "nowhere"}, strict=True))
+    assert caught.value.result is None
+    control.session.put(PipelineStep.from_cell("slow", WAIT, python=True))
+
+    def stop() -> None:
+        begun()
+        control.session.workspace.executor.cancel()  # type: ignore[union-attr]
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(RunFailedError, match="of pipeline 'reviews' was stopped"):
+        control.polling(Request(strict=True))
+    Path("begun").unlink()
+    threading.Thread(target=lambda: (begun(), os.kill(os.getpid(), signal.SIGINT))).start()
+    with pytest.raises(RunFailedError, match="The run was stopped. %tagent_run --resume"):
+        control.polling(Request({"resume": True}, strict=True))
 
 
 def test_an_interrupt_of_a_polled_run_cancels_it(control: RunControl) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from kernels import OLDER, Kernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 on_every_kernel = pytest.mark.parametrize(
     "kernel",
@@ -158,11 +164,16 @@ def test_a_notebook_that_another_one_runs_first_works_as_by_itself(kernel: Calla
     book = kernel(loaded=False)
     _write_others(book.folder)
     text = book.run("%run other.ipynb")
-    assert "inside 5" in text and "✓ load: completed" in text
-    assert "Error" not in text and "never awaited" not in book.story()
+    assert "inside 5" in text
+    assert "✓ load: completed" in text
+    assert "Error" not in text
+    assert "never awaited" not in book.story()
     # The kernel's own cells await from now on, and those that a cell hands on still do not.
-    later = book.run("%tagent_run --force\nprint(result['load'], get_ipython().run_cell('%tagent_run').success)")
-    assert "5 True" in later and "Error" not in later
+    later = book.run(
+        "%tagent_run --force\nprint(result['load'], get_ipython().run_cell('%tagent_run').success)"
+    )
+    assert "5 True" in later
+    assert "Error" not in later
 
 
 @pytest.mark.parametrize(
@@ -170,7 +181,8 @@ def test_a_notebook_that_another_one_runs_first_works_as_by_itself(kernel: Calla
     [
         f"import asyncio\nawait asyncio.sleep(0)\nfor cell in {OTHER!r}:\n    get_ipython().run_cell(cell)",
         "%%capture captured\ndef go():\n    %run -i other.ipy\ngo()",
-        f"%%time\ncells = {OTHER!r}\ncells[2] = 'handle = %tagent_run --background\\nresult = handle.result(30)'\n"
+        f"%%time\ncells = {OTHER!r}\n"
+        "cells[2] = 'handle = %tagent_run --background\\nresult = handle.result(30)'\n"
         "for cell in cells:\n    get_ipython().run_cell(cell)\nprint('inside', result['load'])",
     ],
     ids=["run_cell in a cell that awaits", "script in %%capture and a function", "background in %%time"],
@@ -181,10 +193,36 @@ def test_code_that_the_first_cell_hands_to_the_shell_loads_and_runs(
     book = kernel(loaded=False)
     _write_others(book.folder)
     text = book.run(first)
-    assert "Error" not in text and "never awaited" not in book.story()
+    assert "Error" not in text
+    assert "never awaited" not in book.story()
     assert "5 True" in book.run("print(result['load'], result.success)")
     assert "inside 5" in (book.run("print(captured)") if "%%capture" in first else text)
     assert "✓ load: completed" in book.run("%tagent_run --force")
+
+
+def test_a_program_that_runs_a_notebook_fails_where_a_strict_run_does(tmp_path: Path) -> None:
+    """nbclient runs them for jupyter execute, nbconvert and papermill; the last looks for error outputs."""
+    cells = [
+        "%load_ext tagent_nb\n%tagent_pipeline scheduled",
+        "# A comment above\n\n%%tagent_step load --python \\\n    --max-retries 0\n1 / 0",
+        "%tagent_run\n%tagent_graph --save out\\graph.svg",
+        "%tagent_run --resume \\\n    --strict",
+        "print('below')",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    manager = AsyncKernelManager()
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    manager._kernel_spec = KernelSpec(argv=command, display_name="test", language="python")
+    client = NotebookClient(book, km=manager, resources={"metadata": {"path": str(tmp_path)}}, timeout=60)
+    with pytest.raises(CellExecutionError, match="load: ZeroDivisionError: division by zero"):
+        client.execute()
+    assert (tmp_path / "out\\graph.svg").read_text().startswith("<")
+    run = book.cells[3].outputs
+    assert any("✗ load: failed" in one.get("data", {}).get("text/plain", "") for one in run)
+    errors = [one for one in run if one.output_type == "error"]
+    assert [one.ename for one in errors] == ["RunFailedError"]
+    assert "Traceback" not in str(errors)
+    assert not book.cells[4].outputs
 
 
 def _stop_button(book: Kernel, cell: str) -> str | None:

@@ -15,6 +15,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import tagent_nb
+from tagent_nb.errors import RunFailedError
 from tagent_nb.events import RunPaused
 from tagent_nb.notebook import extension
 from tagent_nb.notebook.cells import DELETED
@@ -23,9 +24,10 @@ from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.limits import Limit
-from tagent_nb.pipeline.models import ExecutionMode
+from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 from tagent_nb.pipeline.prices import Price
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.steps.tools import forget_tool
 from tagent_nb.storage.retention import Retention
 
 
@@ -258,6 +260,170 @@ def test_a_step_before_any_pipeline_says_how_to_begin(book: Notebook) -> None:
     )
 
 
+NAMED = """
+from pydantic import BaseModel
+from pydantic_ai.models.test import TestModel
+class Answer(BaseModel):
+    label: str
+def sane(value): ...
+def look(word: str) -> str:
+    'Look it up.'
+    return word
+mine = TestModel()
+"""
+EDITS = {
+    "output_schema": "class Answer(BaseModel):\n    label: str\n    score: int = 1",
+    "check sane": "def sane(value):\n    assert value.label != 'never', 'never'",
+    "tool look": "def look(word: str) -> str:\n    'Look there.'\n    return word",
+    "model": "mine = TestModel(custom_output_args={'label': 'other'})",
+}
+
+
+def _named(book: Notebook, pipeline: str = "", step: str = "--model mine") -> None:
+    book.shell.run_cell(NAMED)
+    book(f"tagent_pipeline reviews {pipeline}")
+    book(f"tagent_step ask --output-schema Answer --check sane --tools look {step}", "Say something.")
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("where", [{}, {"pipeline": "--model mine", "step": ""}])
+def test_an_edit_of_what_a_cell_names_reaches_the_next_plan_and_run(
+    book: Notebook, edit: str, where: dict[str, str]
+) -> None:
+    """Names are looked up at each run, as helpers of Python steps are: the step's cell need not run again."""
+    _named(book, **where)
+    book("tagent_run")
+    book("tagent_plan")
+    assert "ask  ↺ cached" in book.shown[-1]
+    book.shell.run_cell(EDITS[edit])
+    book("tagent_plan")
+    assert f"ask  ▸ run  {edit}" in book.shown[-1]
+    assert "changed" in book.shown[-1]
+    result = book("tagent_run")
+    assert f"{edit}" in result.steps["ask"].reason
+    assert type(result["ask"]) is book.shell.user_ns["Answer"]
+    assert result["ask"].label == ("other" if edit == "model" else "a")
+    assert book("tagent_run").steps["ask"].status.value == "cached"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "del Answer\nclass Answers(BaseModel): ...",
+            "--output-schema: There is no schema 'Answer'. Did you mean 'Answers'?",
+        ),
+        ("Answer = 5", "--output-schema: Schema 'Answer' is of type int, not a pydantic model"),
+        ("del sane\ndef same(value): ...", "--check: There is no function 'sane'. Did you mean 'same'?"),
+        ("sane = 'text'", "--check: 'sane' is of type str, not a function"),
+        ("def sane(): ...", "checks has <function sane"),
+        (
+            "del look\ndef looks(x): ...",
+            "--tools: there is no function 'look' any more. Did you mean 'looks'?",
+        ),
+        (
+            "del mine\nmine2 = TestModel()",
+            "--model: there is no model 'mine' any more. Did you mean 'mine2'?",
+        ),
+        ("mine = 5", "--model: it is of type int, not a model: there is none 'mine' any more."),
+    ],
+)
+def test_a_name_that_is_gone_is_one_error_before_anything_is_asked(
+    book: Notebook, cell: str, message: str
+) -> None:
+    _named(book)
+    book.noting("load", "1")
+    book("tagent_step more --depends-on load --when False --model test", "Say {{ load }}.")
+    book.shell.run_cell(cell)
+    for line in ("tagent_run", "tagent_plan", "tagent_run --resume"):
+        told = refused(book, line)
+        assert "Pipeline 'reviews' cannot run: 1 problem\n  - Step 'ask': " in told
+        assert message in told
+    assert not Path("effects").exists()
+    # All the rest can be looked at, and steps that do not need it run.
+    for line in ("tagent_graph", "tagent_status", "tagent_explain ask", "tagent_export book.svg"):
+        book(line)
+    assert book.effects("tagent_run --until load") == "load"
+    book.shell.run_cell(NAMED)
+    book("tagent_run --until ask")
+    assert book.session.workspace.result.success  # type: ignore[union-attr]
+
+
+def test_the_model_of_a_pipeline_that_is_gone_keeps_only_those_who_ask_it(book: Notebook) -> None:
+    _named(book, pipeline="--model mine", step="--model test")
+    book.python("load", "1")
+    book.shell.run_cell("del mine")
+    assert book("tagent_run").success
+    book("tagent_step more", "Say {{ load }}.")
+    assert "%tagent_pipeline --model: there is no model 'mine' any more" in refused(book, "tagent_run")
+    book("tagent_pipeline reviews --model test")
+    assert book("tagent_run").success
+
+
+def test_what_is_given_as_an_object_stays_that_object(book: Notebook) -> None:
+    _named(book)
+    first = {name: book.shell.user_ns[name] for name in ("Answer", "sane", "look", "mine")}
+
+    def brief(value: Any) -> None: ...
+
+    book.session.pipeline.check("ask")(brief)
+    pipeline = book.session.pipeline
+    given = {"output_schema": first["Answer"], "checks": [first["sane"]], "model": first["mine"]}
+    own = PipelineStep("own", "go", **given)
+    book.session.put(own)
+    for cell in EDITS.values():
+        book.shell.run_cell(cell)
+    assert book.session.pipeline.get_step("own") is own
+    # A check that was added in Python to the step of a cell is kept, and the names of the cell are followed.
+    ask = pipeline.get_step("ask")
+    assert ask.checks == [book.shell.user_ns["sane"], brief]
+    assert ask.output_schema is book.shell.user_ns["Answer"]
+    assert ask.tools == [book.shell.user_ns["look"]]
+    assert ask.model is book.shell.user_ns["mine"]
+    # Another step in its place is no step of the cell any more.
+    pipeline.put(PipelineStep("ask", "go", output_schema=first["Answer"]))
+    assert book.session.pipeline.get_step("ask").output_schema is first["Answer"]
+    pipeline.remove("ask")
+    assert "ask" not in book.session.workspace.names
+
+
+def test_tools_that_are_defined_or_registered_later_count(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test")
+    book("tagent_step ask --tools later,stamp", "Say something.")
+    assert "later" in refused(book, "tagent_run")
+    for name in ("later", "stamp"):
+        book.shell.run_cell(f"def {name}() -> str:\n    'Say when.'\n    return 'x'")
+    assert book("tagent_run").success
+    assert book.session.pipeline.get_step("ask").tools == [book.shell.user_ns[n] for n in ("later", "stamp")]
+    book.shell.run_cell("from tagent_nb import tool\nlater = tool(later)")
+    try:
+        assert book.session.pipeline.get_step("ask").tools == [book.shell.user_ns["stamp"]]
+        assert book("tagent_run").success
+    finally:
+        forget_tool("later")
+
+
+def test_a_run_keeps_what_names_stood_for_when_it_began(book: Notebook) -> None:
+    _named(book)
+    wait = "import os, time\nwhile not os.path.exists('gate'): time.sleep(0.01)\n1"
+    book.python("slow", wait)
+    book("tagent_step later --output-schema Answer --model mine", "Say {{ slow }}.")
+    first = book.shell.user_ns["Answer"]
+    handle = book("tagent_run --background")
+    book.shell.run_cell(EDITS["output_schema"])
+    book("tagent_graph")
+    Path("gate").touch()
+    assert type(handle.result(30)["later"]) is first
+    assert type(book("tagent_run")["later"]) is book.shell.user_ns["Answer"]
+
+
+def test_an_export_holds_what_a_name_stands_for_now(book: Notebook) -> None:
+    _named(book)
+    book.shell.run_cell(EDITS["output_schema"])
+    book("tagent_export book.json")
+    assert '"score"' in Path("book.json").read_text()
+
+
 def test_a_field_that_the_schema_lacks_is_an_error_of_the_cell(book: Notebook) -> None:
     book.shell.run_cell(SCHEMA)
     book("tagent_pipeline reviews")
@@ -353,6 +519,24 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(book: Notebook)
     book("tagent_run --resume --budget 0.10")
     assert book.shell.user_ns["result"].success
     assert "budget: $0 of $0.10 spent" in book.shown[-1]
+
+
+@pytest.mark.parametrize("line", ["tagent_run --strict", "tagent_run --resume --strict --on-change rerun"])
+def test_a_strict_run_raises_an_error_that_programs_see(book: Notebook, line: str) -> None:
+    """A UsageError is printed by IPython, and papermill takes a notebook with one for a good one."""
+    book("tagent_pipeline reviews")
+    with pytest.raises(RunFailedError, match="Pipeline 'reviews' has no steps"):
+        book("tagent_run --strict")
+    book.python("load", "1 / 0", "--max-retries 0")
+    book("tagent_run")
+    with pytest.raises(RunFailedError, match="load: ZeroDivisionError"):
+        book(line)
+    assert "✗ load: failed" in book.shown[-1]
+    assert book.shell.user_ns["result"].failed_steps == ["load"]
+    with pytest.raises(UsageError, match="--strict waits for the end of the run, --background does not"):
+        book(f"{line} --background")
+    book.python("load", "1")
+    assert book("tagent_run --strict").success
 
 
 def test_a_failed_run_is_told_and_resumed(book: Notebook) -> None:

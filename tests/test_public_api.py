@@ -22,9 +22,9 @@ ERRORS = words(
     BudgetExceededError CorruptRecordError CycleError DefinitionError EncodeError FormatVersionError
     IllegalTransitionError LeaseLostError MissingExtraError MissingKeyError ModelError
     NotStoredError OfflineMissError OutputValidationError PipelineValidationError
-    RejectedError ResumeConflictError RetryableError RunCancelledError RunError RunInProgressError StepError
-    StepTimeoutError StorageError StorageUnavailableError TagentError TemplateError
-    UnknownModelError UnknownStepError
+    RejectedError ResumeConflictError RetryableError RunCancelledError RunError RunFailedError
+    RunInProgressError StepError StepTimeoutError StorageError StorageUnavailableError TagentError
+    TemplateError UnknownModelError UnknownStepError
     """
 )
 EVENTS = words(

@@ -11,11 +11,13 @@ import pytest
 from tagent_nb import (
     FileStorageBackend,
     MemoryStorageBackend,
+    ModelError,
     NotStoredError,
     Pipeline,
     PipelineExecutor,
     PipelineStep,
     PipelineValidationError,
+    ResultCache,
     ResumeConflictError,
     StepContext,
     tool,
@@ -28,8 +30,8 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ran: list[str] = []
-        self.broken: set[str] = set()
+        self.ran: list[Any] = []
+        self.broken: set[Any] = set()
         self.pipeline = Pipeline("lab")
         self.cell("a", "1")
         self.cell("b", "a + 1")
@@ -40,7 +42,7 @@ class Lab:
         text = f"run({name!r})\n{expression}"
         self.pipeline.put(PipelineStep.from_cell(name, text, python=True, max_retries=0, **options))
 
-    def note(self, name: str) -> None:
+    def note(self, name: Any) -> None:
         self.ran.append(name)
         if name in self.broken:
             raise RuntimeError(f"{name} is broken")
@@ -48,10 +50,17 @@ class Lab:
     async def go(self, **options: Any) -> Any:
         """Run as a fresh kernel would: everything is read from the folder."""
         self.ran.clear()
+        return await self._do("execute", **options)
+
+    async def plan(self, **options: Any) -> Any:
+        """Plan likewise."""
+        return await self._do("plan", **options)
+
+    async def _do(self, what: str, cache: ResultCache | None = None, **options: Any) -> Any:
         storage = FileStorageBackend(self.folder)
-        executor = PipelineExecutor(self.pipeline, storage=storage, namespace={"run": self.note})
+        executor = PipelineExecutor(self.pipeline, storage=storage, cache=cache, namespace={"run": self.note})
         try:
-            return await executor.execute(**options)
+            return await getattr(executor, what)(**options)
         finally:
             await storage.close()
 
@@ -151,6 +160,111 @@ async def test_forced_steps_run_again_on_resume(lab: Lab) -> None:
     await lab.go()
     await lab.go(resume=True, force=["b"])
     assert lab.ran == ["b"]
+
+
+async def test_forced_steps_stay_forced_until_they_have_ended(lab: Lab) -> None:
+    """Across processes, and also when the run is stopped more than once."""
+    cache = ResultCache(lab.folder / "cache")
+    await lab.go(cache=cache)
+    assert lab.ran == ["a", "b", "c", "d"]
+    lab.broken = {"c"}
+    await lab.go(cache=cache, force=["a", "c", "d"])
+    assert lab.ran == ["a", "c"]
+    await lab.go(cache=cache, resume=True)
+    assert lab.ran == ["c"]
+    lab.broken = {"d"}
+    assert [one.why for one in (await lab.plan(cache=cache, resume=True)).running] == ["forced", "forced"]
+    await lab.go(cache=cache, resume=True)
+    assert lab.ran == ["c", "d"]
+    lab.broken = set()
+    result = await lab.go(cache=cache, resume=True)
+    assert lab.ran == ["d"]
+    assert result.success
+    assert result.steps["d"].reason == "forced"
+    await lab.go(cache=cache, resume=True)
+    assert lab.ran == []
+    await lab.go(cache=cache)
+    assert lab.ran == []
+
+
+async def test_all_steps_are_forced_and_what_a_resume_forces_is_kept_too(lab: Lab) -> None:
+    cache = ResultCache(lab.folder / "cache")
+    await lab.go(cache=cache)
+    lab.broken = {"b"}
+    await lab.go(cache=cache, force=True)
+    await lab.go(cache=cache, resume=True, force=["a"])
+    assert lab.ran == ["a", "b"]
+    lab.broken = {"a"}
+    await lab.go(cache=cache, resume=True, force=["a"])
+    assert lab.ran == ["a"]
+    await lab.go(cache=cache, resume=True)
+    # What it gave before it was forced answers for nothing any more.
+    assert lab.ran == ["a"]
+    lab.broken = set()
+    await lab.go(cache=cache, resume=True)
+    assert lab.ran == ["a", "b", "c", "d"]
+
+
+async def test_of_a_forced_map_the_items_that_are_done_are_not_run_again(lab: Lab) -> None:
+    cache = ResultCache(lab.folder / "cache")
+    for name in "abcd":
+        lab.pipeline.remove(name)
+    lab.cell("a", "list(range(4))")
+    text = "run(item)\nitem * 2"
+    lab.pipeline.put(PipelineStep.from_cell("b", text, python=True, map_over="a", max_retries=0))
+    await lab.go(cache=cache)
+    lab.broken = {2}
+    await lab.go(cache=cache, force=["b"])
+    assert sorted(lab.ran, key=str) == [0, 1, 2, 3]
+    plan = await lab.plan(cache=cache, resume=True)
+    assert (plan["b"].items_done, plan["b"].action) == (3, "run")
+    await lab.go(cache=cache, resume=True)
+    assert lab.ran == [2]
+    lab.broken = {3}
+    await lab.go(cache=cache, resume=True, force=["b"])
+    assert sorted(lab.ran, key=str) == [0, 1, 2, 3]
+    lab.broken = set()
+    result = await lab.go(cache=cache, resume=True)
+    assert lab.ran == [3]
+    assert result["b"] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("again", [{}, {"use_cache": True}, {"use_cache": False}])
+async def test_a_run_without_the_cache_stays_so_unless_it_says_otherwise(lab: Lab, again: Any) -> None:
+    cache = ResultCache(lab.folder / "cache")
+    await lab.go(cache=cache)
+    lab.broken = {"b"}
+    await lab.go(cache=cache, use_cache=False)
+    assert lab.ran == ["a", "b"]
+    lab.broken = set()
+    await lab.go(cache=cache, resume=True, **again)
+    assert lab.ran == ([] if again.get("use_cache") else ["b", "c", "d"])
+    lab.ran.clear()
+    await lab.go(cache=cache)
+    assert lab.ran == []
+
+
+async def test_an_offline_run_stays_offline_unless_it_says_otherwise(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    lab.pipeline.model = "openai:gpt-4o-mini"
+    lab.pipeline.step("ask", "Say something about {{ a }}.", max_retries=0)
+    result = await lab.go(offline=True, until="ask")
+    assert result.failed_steps == ["ask"]
+    for options in ({}, {"offline": True}):
+        result = await lab.go(resume=True, until="ask", **options)
+        assert result.steps["ask"].error_type == "OfflineMissError"
+        assert (await lab.plan(resume=True, until="ask", **options))["ask"].action == "may run"
+    for options in ({"resume": True, "offline": False}, {}):
+        with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+            await lab.go(until="ask", **options)
+    lab.pipeline.model = "test"
+    assert (await lab.go(resume=True, until="ask", offline=False)).success
+    # It is online from now on.
+    lab.pipeline.model = "openai:gpt-4o-mini"
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        await lab.plan(resume=True, until="ask")
 
 
 async def test_steps_that_came_or_went_are_no_conflict(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.models import Pipeline
 
 if TYPE_CHECKING:
+    from tagent_nb.engine.memory import PipelineMemory
     from tagent_nb.events import CallRecorded
     from tagent_nb.pipeline.prices import Price
     from tagent_nb.steps.base import StepRunner
@@ -42,8 +43,8 @@ class Checking:
         resume: bool | str,
         force: bool | Iterable[str],
         until: str | None,
-        offline: bool,
-        use_cache: bool,
+        offline: bool | None,
+        use_cache: bool | None,
         on_change: str,
         budget: Budget | float | str | None = None,
     ) -> RunOptions:
@@ -57,18 +58,44 @@ class Checking:
         if force is not True:
             names = [force] if isinstance(force, str) else list(force or ())
             forced = frozenset(self.pipeline.get_step(name).name for name in names)
-        offline = offline or self.recording is not None
-        return RunOptions(resume, forced, until, offline, use_cache, on_change, asked_budget(budget))
+        if self.recording is not None:
+            offline = True
+        open_switches = {"offline": offline, "use_cache": use_cache} if resume is not False else {}
+        return RunOptions(
+            resume,
+            forced,
+            until,
+            bool(offline),
+            use_cache is not False,
+            on_change,
+            asked_budget(budget),
+            inherits=frozenset(name for name, value in open_switches.items() if value is None),
+        )
 
-    def _checked(self, until: str | None, offline: bool) -> Pipeline:
+    def _checked(self, options: RunOptions) -> Pipeline:
         """A snapshot of what is to run, or an error with all that is wrong with it."""
-        pipeline = part_of(self.pipeline, until)
+        pipeline = part_of(self.pipeline, options.until)
         refuse_problems(
             pipeline, agent_problems(pipeline, settings=self._asks_models(pipeline, offline=False))
         )
-        if self._asks_models(pipeline, offline):
-            refuse_models(pipeline, self.model)
+        if "offline" not in options.inherits:
+            self._check_models(pipeline, options)
         return pipeline
+
+    def _carried_on(self, pipeline: Pipeline, options: RunOptions, memory: PipelineMemory) -> RunOptions:
+        """The options, complete once it is read what the run that is carried on began with."""
+        if options.resume is False:
+            return options
+        from tagent_nb.engine.resume import carried_on
+
+        complete = carried_on(options, memory)
+        if "offline" in options.inherits:
+            self._check_models(pipeline, complete)
+        return complete
+
+    def _check_models(self, pipeline: Pipeline, options: RunOptions) -> None:
+        if self._asks_models(pipeline, options.offline):
+            refuse_models(pipeline, self.model)
 
     def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
         """What the user should know of a run that begins."""

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How one run is to go; see :meth:`PipelineExecutor.execute`."""
+    """How one run is to go; see :meth:`PipelineExecutor.execute`.
+
+    Attributes:
+        inherits: Names of the switches that are as they were in the run that is carried on.
+        still_forced: Steps that this run was to force and that have not ended since: the cache does not
+            answer for them. Records do: what they hold of these steps was made since.
+    """
 
     resume: bool | str = False
     force: bool | frozenset[str] = frozenset()
@@ -30,10 +36,16 @@ class RunOptions:
     use_cache: bool = True
     on_change: str = "refuse"
     budget: Budget | Literal[False] | None = None
+    inherits: frozenset[str] = frozenset()
+    still_forced: frozenset[str] = frozenset()
 
     def forces(self, step: str) -> bool:
         """Whether neither cache nor record may answer for this step."""
         return self.force is True or (self.force is not False and step in self.force)
+
+    def passes_cache(self, step: str) -> bool:
+        """Whether the cache may not answer for this step."""
+        return step in self.still_forced or self.forces(step)
 
 
 @dataclass

@@ -153,8 +153,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         resume: bool | str = False,
         force: bool | Iterable[str] = (),
         until: str | None = None,
-        offline: bool = False,
-        use_cache: bool = True,
+        offline: bool | None = None,
+        use_cache: bool | None = None,
         on_change: str = "refuse",
         budget: Budget | float | str | None = None,
     ) -> PipelineResult:
@@ -162,11 +162,14 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
 
         Args:
             resume: Carry on the newest run, or the run of this id; recorded steps are not run again.
-            force: Steps (or ``True``: all) that neither cache nor record may answer for.
+            force: Steps (or ``True``: all) that neither cache nor record may answer for. Those of a run
+                that is carried on stay forced until they have ended.
             until: Run only this step and what it depends on.
             offline: Agent steps are answered by the cache and by recorded calls only, those of the
-                recording or else of the stored runs; a miss fails the step.
-            use_cache: ``False`` neither asks nor fills the cache.
+                recording or else of the stored runs; a miss fails the step. Without a say a resumed
+                run is as it was, and a new one is not offline.
+            use_cache: ``False`` neither asks nor fills the cache. Without a say a resumed run does as
+                it did, and a new one uses it.
             on_change: What a resumed run does about recorded steps whose definition changed:
                 ``"refuse"`` raises, ``"rerun"`` runs them again and what depends on them.
             budget: Most that the run may spend, all its sittings together, in place of the executor's.
@@ -194,7 +197,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self._loop = asyncio.get_running_loop()
         try:
             options = self._options(resume, force, until, offline, use_cache, on_change, budget)
-            return await self._sit(self._checked(until, options.offline), options)
+            return await self._sit(self._checked(options), options)
         finally:
             self._run = self._loop = None
             self._asked.clear()
@@ -247,8 +250,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         resume: bool | str = False,
         force: bool | Iterable[str] = (),
         until: str | None = None,
-        offline: bool = False,
-        use_cache: bool = True,
+        offline: bool | None = None,
+        use_cache: bool | None = None,
         on_change: str = "refuse",
     ) -> Plan:
         """What :meth:`execute` would do with the same options, and why. Calls no runner, records nothing.
@@ -262,10 +265,11 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         from tagent_nb.engine.resume import judge
 
         options = self._options(resume, force, until, offline, use_cache, on_change)
-        pipeline = self._checked(until, options.offline)
+        pipeline = self._checked(options)
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
         run_id = await run_id_of(self.storage, pipeline, options)
         memory, _ = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
+        options = self._carried_on(pipeline, options, memory)
         run = self._run_of(pipeline, options, memory, schemas)
         verdict = judge(run, definition_of(self.storage, pipeline)) if options.resume is not False else None
         past = Past(self.storage, pipeline.id, pipeline.name)
@@ -325,6 +329,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
+                options = self._carried_on(pipeline, options, memory)
                 calls = await self._calls(pipeline, options)
                 self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token, calls)
                 if late:
@@ -378,6 +383,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             "host": platform.node(),
             "pid": os.getpid(),
             "budget": "" if budget is None else str(budget),
+            "forced": tuple(name for name in names if options.forces(name)),
+            "use_cache": options.use_cache,
+            "offline": options.offline,
         }
         if options.resume is False:
             self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger

@@ -76,6 +76,9 @@ class PipelineMemory:
         pipeline: The definition that ran, in the process that ran it.
         reads_of: Gives the names of the steps that a step reads, where the definition is at hand.
         budget: The run's budget as text; empty without one.
+        forced: Steps that the run was to force and that have not ended since.
+        use_cache: Whether the cache is asked and filled.
+        offline: Whether no model is asked.
     """
 
     def __init__(self, pipeline_id: str, run_id: str | None = None, steps: Iterable[str] = ()) -> None:
@@ -97,6 +100,8 @@ class PipelineMemory:
         self.finished: RunFinished | None = None
         self.paused = False
         self.budget = ""
+        self.forced: set[str] = set()
+        self.use_cache, self.offline = True, False
         # Steps that this sitting does not have, such as those after ``until``: a later one may.
         self._left_out: dict[str, StepResult] = {}
         # Calls of attempts that have not ended.
@@ -219,6 +224,8 @@ class PipelineMemory:
         self.definition = event.definition
         self.began_with = event.memories
         self.budget = event.budget
+        self.forced = set(event.forced)
+        self.use_cache, self.offline = event.use_cache, event.offline
         self._began = event.at
         for name in event.steps:
             self.step(name)
@@ -233,6 +240,8 @@ class PipelineMemory:
         self.paused = False
         self.definition = event.definition or self.definition
         self.budget = event.budget
+        self.forced.update(event.forced)
+        self.use_cache, self.offline = event.use_cache, event.offline
         known = self._left_out | self.steps
         self.steps = {name: known[name] if name in known else StepResult(name) for name in event.steps}
         self._left_out = {name: step for name, step in known.items() if name not in self.steps}
@@ -357,6 +366,8 @@ class PipelineMemory:
             self.step(event.step).attempts += missing
 
     def _valued(self, step: StepResult, event: StepFinished | StepCached) -> None:
+        if self.forced:
+            self.forced.discard(step.name)
         step.traceback = ""
         step.key = event.key
         step.components = event.components

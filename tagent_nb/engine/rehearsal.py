@@ -193,7 +193,7 @@ class Rehearsal:
         kept: StepFinished | StepCached | None = run.restored.get(work.unit)
         if kept is not None and kept.key == work.key:
             return "recorded", kept.output
-        if not self._caches(work.step):
+        if not self._caches(work.step) or run.options.passes_cache(work.step.name):
             return "", None
         cache = run.equipment.cache
         assert cache is not None
@@ -205,7 +205,7 @@ class Rehearsal:
 
     def _twin(self, work: Work) -> str:
         """The step that does the very same before this unit, so that its answer serves both; else ``""``."""
-        if not self._caches(work.step) or self.run.options.forces(work.step.name):
+        if not self._caches(work.step) or self.run.options.passes_cache(work.step.name):
             return ""
         first = self._under_way.setdefault(work.key, work.unit)
         return "" if first == work.unit else first[0]
@@ -250,7 +250,7 @@ class Rehearsal:
 
     async def _in_the_dark(self, step: PipelineStep, unsure: list[str]) -> StepPlan:
         """The plan of a step that reads what is not there yet."""
-        if self.run.options.forces(step.name):
+        if self.run.options.passes_cache(step.name):
             return StepPlan(step.name, "run", "forced")
         changes = [*self.changed.get(step.name, ())]
         if not changes and self.run.keyed:
@@ -277,7 +277,7 @@ class Rehearsal:
     async def _why(self, work: Work) -> str:
         """Why a step runs whose inputs are all known."""
         step = work.step
-        if self.run.options.forces(step.name):
+        if self.run.options.passes_cache(step.name):
             return "forced"
         if step.name in self.changed:
             return "; ".join(self.changed[step.name])

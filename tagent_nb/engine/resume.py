@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache.fingerprint import explain
@@ -11,11 +11,12 @@ from tagent_nb.engine.mapping import whole
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.work import prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
-from tagent_nb.events import Output, StepCached, StepFinished
+from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
 from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.models import PipelineStep
 
 if TYPE_CHECKING:
+    from tagent_nb.engine.equipment import RunOptions
     from tagent_nb.engine.run import Run
 
 _TAUGHT = ("facts", "memories")
@@ -27,12 +28,29 @@ Recorded = Mapping[tuple[str, str | None], StepFinished | StepCached]
 
 
 def recorded_units(memory: PipelineMemory) -> dict[tuple[str, str | None], StepFinished | StepCached]:
-    """The last recorded value of each unit of work, if it could be stored."""
-    return {
-        (event.step, event.item): event
-        for event in memory.events
-        if isinstance(event, StepFinished | StepCached) and event.output.storable
-    }
+    """The last recorded value of each unit of work, if it could be stored.
+
+    What a step gave before it was forced answers for nothing any more.
+    """
+    found: dict[tuple[str, str | None], StepFinished | StepCached] = {}
+    for event in memory.events:
+        if isinstance(event, StepFinished | StepCached):
+            if event.output.storable:
+                found[event.step, event.item] = event
+        elif isinstance(event, RunContinued) and event.forced:
+            forced = frozenset(event.forced)
+            found = {unit: value for unit, value in found.items() if unit[0] not in forced}
+    return found
+
+
+def carried_on(options: RunOptions, memory: PipelineMemory) -> RunOptions:
+    """The options of a run that is carried on: what they leave open is as it was when the run was stopped."""
+    return replace(
+        options,
+        still_forced=frozenset(memory.forced),
+        offline=memory.offline if "offline" in options.inherits else options.offline,
+        use_cache=memory.use_cache if "use_cache" in options.inherits else options.use_cache,
+    )
 
 
 @dataclass

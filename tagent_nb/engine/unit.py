@@ -124,15 +124,14 @@ async def settle(run: Run, work: Work) -> list[Event]:
     Returns the events to record: facts and memories, and last the final event.
     """
     step = work.step
-    forced = run.options.forces(step.name)
-    if not forced:
+    if not run.options.forces(step.name):
         kept = run.restored.get(work.unit)
         if kept is not None and kept.key == work.key:
             return [_from_record(kept)]
     cache = asked_cache(run, step)
     if cache is None:
         return _offline(run, work) or await attempts(run, work)
-    return await _single_flight(run, work, cache, forced)
+    return await _single_flight(run, work, cache, run.options.passes_cache(step.name))
 
 
 def _offline(run: Run, work: Work) -> list[Event]:

@@ -167,7 +167,7 @@ async def why_it_runs(run: Run, work: Work) -> str:
     """In words: what differs from the last time this step ended with a value, or how it ended without."""
     if work.item is not None or not run.keyed:
         return ""
-    if run.options.forces(work.step.name):
+    if run.options.passes_cache(work.step.name):
         return "forced"
     before = await _last_time(run, work)
     if before is None:

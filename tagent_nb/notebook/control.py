@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from IPython.core.error import UsageError
 
 from tagent_nb.engine.handle import CANCEL_GRACE, RunHandle
+from tagent_nb.errors import RunFailedError, TagentError
 from tagent_nb.notebook.clicks import handle_clicks
+from tagent_nb.notebook.display import clip
 from tagent_nb.notebook.panel import SETTLE, Panel
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.pipeline.secrets import redact
 
 BEAT = 0.05
 """Seconds between two looks at a run. Without this beat an interrupt reaches an awaiting cell only
@@ -27,10 +31,14 @@ Course = Generator[float, None, PipelineResult | RunHandle]
 
 @dataclass(frozen=True)
 class Request:
-    """One run, as a magic asks for it. ``options`` go to :meth:`Session.start`."""
+    """One run, as a magic asks for it. ``options`` go to :meth:`Session.start`.
+
+    With ``strict``, a run that fails raises when all of it is shown.
+    """
 
     options: dict[str, Any] = field(default_factory=dict)
     background: bool = False
+    strict: bool = False
 
 
 class RunControl:
@@ -52,36 +60,39 @@ class RunControl:
 
         Raises:
             UsageError: The run was interrupted; it can be resumed.
+            RunFailedError: It failed, and the request is strict.
             TagentError: The run was refused, or could not be recorded.
         """
         course = self._course(request, answers=request.background)
-        try:
-            pause = next(course)
-            while True:
-                try:
-                    time.sleep(pause)
-                except KeyboardInterrupt as error:
-                    pause = course.throw(error)
-                else:
-                    pause = next(course)
-        except StopIteration as end:
-            return self._value(end)
+        with strictly(request.strict):
+            try:
+                pause = next(course)
+                while True:
+                    try:
+                        time.sleep(pause)
+                    except KeyboardInterrupt as error:
+                        pause = course.throw(error)
+                    else:
+                        pause = next(course)
+            except StopIteration as end:
+                return self._value(end)
 
     async def awaited(self, request: Request) -> PipelineResult | RunHandle:
         """As :meth:`polling`, and the loop goes on meanwhile; cancelling is an interrupt."""
         course = self._course(request, answers=True)
-        try:
-            pause = next(course)
-            while True:
-                try:
-                    await asyncio.sleep(pause)
-                    await handle_clicks(getattr(self.shell, "kernel", None))
-                except (asyncio.CancelledError, KeyboardInterrupt) as error:
-                    pause = course.throw(error)
-                else:
-                    pause = next(course)
-        except StopIteration as end:
-            return self._value(end)
+        with strictly(request.strict):
+            try:
+                pause = next(course)
+                while True:
+                    try:
+                        await asyncio.sleep(pause)
+                        await handle_clicks(getattr(self.shell, "kernel", None))
+                    except (asyncio.CancelledError, KeyboardInterrupt) as error:
+                        pause = course.throw(error)
+                    else:
+                        pause = next(course)
+            except StopIteration as end:
+                return self._value(end)
 
     @staticmethod
     def _value(end: StopIteration) -> PipelineResult | RunHandle:
@@ -114,7 +125,10 @@ class RunControl:
             raise UsageError(_stopped(handle)) from None
         yield from _until(sitting.drawn.is_set, SETTLE)
         panel.settle()
-        return handle.result()
+        result = handle.result()
+        if request.strict and not result.success:
+            raise RunFailedError(_failure(result), result)
+        return result
 
     def panel(self) -> Panel:
         """Show the current pipeline's panel, which follows all its runs; an earlier one goes.
@@ -148,6 +162,35 @@ class RunControl:
     def keep(self, result: PipelineResult) -> None:
         """Put a result where the notebook finds it."""
         self.shell.user_ns["result"] = result
+
+
+@contextmanager
+def strictly(strict: bool) -> Iterator[None]:
+    """Let what refuses or interrupts a strict run be an error of the cell.
+
+    A :class:`UsageError` is none for all programs that run notebooks: IPython prints it.
+
+    Raises:
+        RunFailedError: In place of an error of the library or of the magic.
+    """
+    try:
+        yield
+    except RunFailedError:
+        raise
+    except (TagentError, UsageError) as error:
+        if strict:
+            raise RunFailedError(redact(str(error))) from None
+        raise
+
+
+def _failure(result: PipelineResult) -> str:
+    """What kept a run from success, a line a step."""
+    failed = [result.steps[name] for name in result.failed_steps]
+    lines = [f"  {step.name}: {step.error_type}: {clip(step.error, 300)}".rstrip(" :") for step in failed]
+    if result.waiting_steps:
+        lines.append(f"  {', '.join(result.waiting_steps)}: waits for an approval")
+    head = "was stopped" if result.cancelled else "failed" if result.failed_steps else "is not complete"
+    return "\n".join([f"Run {result.run_id} of pipeline {result.pipeline_name!r} {head}.", *lines])
 
 
 def _until(condition: Callable[[], bool], seconds: float = math.inf) -> Generator[float, None, None]:

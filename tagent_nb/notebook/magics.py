@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +10,8 @@ from typing import Any, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
-from tagent_nb.errors import DefinitionError, TagentError
-from tagent_nb.notebook.control import Request
+from tagent_nb.errors import DefinitionError, RunFailedError, TagentError
+from tagent_nb.notebook.control import Request, strictly
 from tagent_nb.notebook.deciding import DecidingMagics
 from tagent_nb.notebook.display import definition_table, show, step_card
 from tagent_nb.notebook.explaining import explain_step
@@ -52,8 +53,16 @@ def run_options(function: F) -> F:
                 "--force", nargs="?", const=True, metavar="STEPS", help="Run these steps anew (a,b), or all."
             ),
             option("--until", metavar="STEP", help="Run only this step and what it depends on."),
-            option("--offline", action="store_true", help="Ask no model: what is not cached fails."),
-            option("--no-cache", action="store_true", help="Neither ask nor fill the cache."),
+            option(
+                "--offline",
+                action=BooleanOptionalAction,
+                help="Ask no model: what is not cached fails. A resumed run stays as it was without a say.",
+            ),
+            option(
+                "--cache",
+                action=BooleanOptionalAction,
+                help="--no-cache neither asks nor fills it. A resumed run stays as it was without a say.",
+            ),
             option(
                 "--on-change",
                 choices=("refuse", "rerun"),
@@ -132,9 +141,10 @@ class TagentMagics(DecidingMagics):
         self.session.set_prices(dict(read_price(text) for text in args.price or ()))
         self.session.set_limits(dict(read_limit(text) for text in args.limit or ()))
         if name:
+            model = self.session.model(args.model)
             self.session.use(
                 name,
-                model=self.session.model(args.model),
+                model=model,
                 description=args.description,
                 default_mode=_mode(args),
                 storage=self.session.storage(args.storage),
@@ -143,6 +153,8 @@ class TagentMagics(DecidingMagics):
                 recording=args.recording,
                 max_concurrency=args.max_concurrency,
             )
+            if args.model:
+                self.session.workspace.model_name = (args.model, model)
         pipeline = self.session.pipeline
         if args.constraint is not None:
             pipeline.global_constraints[:] = []
@@ -200,9 +212,9 @@ class TagentMagics(DecidingMagics):
             raise UsageError("%%tagent_step: --concurrent and --serial exclude each other. Keep one.")
         refuse_second_step(cell)
         pipeline = self.session.pipeline
-        made = build_step(self.session, args, cell, _mode(args))
+        made, cell_names = build_step(self.session, args, cell, _mode(args))
         before = pipeline.get_step(made.name) if made.name in pipeline else None
-        step = self.session.put(made)
+        step = self.session.put(made, cell_names)
         self.cells.defined(pipeline.name, step.name)
         show(step_card(pipeline, step, None if before is None else changes(before, step)))
 
@@ -217,6 +229,11 @@ class TagentMagics(DecidingMagics):
         nargs="+",
         metavar="AMOUNT",
         help="Most that the run may spend: 0.10 (USD), 5000 tokens, 20 requests; none limits nothing.",
+    )
+    @option(
+        "--strict",
+        action="store_true",
+        help="A run that fails raises, so that papermill, nbconvert and scheduled notebooks fail.",
     )
     @run_options
     @help_option
@@ -233,6 +250,8 @@ class TagentMagics(DecidingMagics):
         try:
             request = self._request(self.control.shell.var_expand(line))
             value = None if request is None else await self.control.awaited(request)
+        except RunFailedError:
+            raise
         except TagentError as error:
             raise UsageError(str(error)) from None
         background = request is not None and request.background
@@ -242,10 +261,18 @@ class TagentMagics(DecidingMagics):
         args = parse(TagentMagics.tagent_run, line)
         if args is None:
             return None
-        options = self._options(args)
+        if args.strict and args.background:
+            raise UsageError(
+                "%tagent_run: --strict waits for the end of the run, --background does not. Keep one, or ask "
+                "the handle: handle.result().success"
+            )
+        with strictly(args.strict):
+            options = self._options(args)
         budget = None if args.budget is None else " ".join(args.budget)
         return Request(
-            {**options, "max_concurrency": args.max_concurrency, "budget": budget}, args.background
+            {**options, "max_concurrency": args.max_concurrency, "budget": budget},
+            args.background,
+            args.strict,
         )
 
     def _options(self, args: Any) -> dict[str, Any]:
@@ -260,7 +287,7 @@ class TagentMagics(DecidingMagics):
             "force": names(args.force) if isinstance(args.force, str) else bool(args.force),
             "until": args.until,
             "offline": args.offline,
-            "use_cache": not args.no_cache,
+            "use_cache": args.cache,
             "on_change": args.on_change,
         }
 

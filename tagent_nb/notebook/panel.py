@@ -160,7 +160,8 @@ class Panel:
     def _begin(self, **options: Any) -> None:
         # The click may come on the main thread or on a subshell's, and twice.
         with self._lock:
-            offline = self.view is not None and bool(self.view.offline.value)
+            # Not ticked says nothing: a run that is carried on stays as it was.
+            offline = (self.view is not None and bool(self.view.offline.value)) or None
             try:
                 self.start(offline=offline, **options)
             except TagentError as error:

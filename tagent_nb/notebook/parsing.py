@@ -13,7 +13,7 @@ from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from tagent_nb.errors import TagentError, did_you_mean
+from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
 from tagent_nb.pipeline.secrets import redact
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,6 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 """Characters that look like ``-``; word processors put them into copied commands."""
 QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb"
+BACKSLASH = "\\"
 SHELL = ("|", ">", ">>", "<", "&", "&&", "||", ";")
 
 
@@ -57,11 +58,11 @@ def split(line: str, magic: str) -> list[str]:
     place = 0
     while place < len(line):
         letter = line[place]
-        if letter == "\\" and quote != "'":
-            slashes = len(line) - place - len(line[place:].lstrip("\\"))
+        if letter == BACKSLASH and quote != "'":
+            slashes = len(line) - place - len(line[place:].lstrip(BACKSLASH))
             place += slashes
             before_quote = line[place : place + 1] in (('"',) if quote else ('"', "'"))
-            word = (word or "") + "\\" * (slashes // 2 if before_quote else slashes)
+            word = (word or "") + BACKSLASH * (slashes // 2 if before_quote else slashes)
             if before_quote and slashes % 2:
                 word += line[place]
                 place += 1
@@ -82,7 +83,11 @@ def split(line: str, magic: str) -> list[str]:
         else:
             word = (word or "") + letter
     if quote:
-        slash = f"\nA backslash before {quote} makes it a part of the text: write two." if "\\" + quote in line else ""
+        slash = (
+            f"\nA backslash before {quote} makes it a part of the text: write two."
+            if "\\" + quote in line
+            else ""
+        )
         raise UsageError(
             f"{magic}: a quote is not closed in: {line.strip()}\n"
             f"Close it, or put text that has an apostrophe into double quotes.{slash}"
@@ -142,7 +147,8 @@ class StepBelowComments:
 def _is_python(source: str) -> bool:
     """Whether lines of a cell are whole statements: else what follows may be in the middle of a string."""
     try:
-        ast.parse(TransformerManager().transform_cell(source))
+        manager: Any = TransformerManager  # IPython does not annotate it
+        ast.parse(manager().transform_cell(source))
     except (SyntaxError, ValueError):
         return False
     return True
@@ -254,6 +260,8 @@ def one_clear_message(function: F) -> F:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
+        except RunFailedError:
+            raise  # a program that runs notebooks must see it, and it shows itself as one message
         except TagentError as error:
             raise UsageError(redact(str(error))) from None
 

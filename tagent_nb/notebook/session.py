@@ -9,13 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tagent_nb.engine.checks import part_of
 from tagent_nb.engine.decisions import checked_approver
 from tagent_nb.engine.executor import PipelineExecutor
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.loop import submit
-from tagent_nb.errors import DefinitionError, NotStoredError, RunInProgressError, did_you_mean
+from tagent_nb.errors import (
+    DefinitionError,
+    NotStoredError,
+    PipelineValidationError,
+    RunInProgressError,
+    did_you_mean,
+)
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
-from tagent_nb.notebook.workspace import RunWatcher, Watch, Workspace
+from tagent_nb.notebook.workspace import CellNames, RunWatcher, Watch, Workspace
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
@@ -160,14 +167,16 @@ class Session:
 
     @property
     def workspace(self) -> Workspace:
-        """The current pipeline's workspace.
+        """The current pipeline's workspace. What cells name is looked up anew; what is gone stays as it was.
 
         Raises:
             DefinitionError: There is no pipeline yet.
         """
         if self._current is None:
             raise DefinitionError("There is no pipeline yet. Begin with: %tagent_pipeline NAME")
-        return self.workspaces[self._current]
+        space = self.workspaces[self._current]
+        self._renew(space)
+        return space
 
     @property
     def pipeline(self) -> Pipeline:
@@ -179,11 +188,21 @@ class Session:
         """The current pipeline's last result of this kernel."""
         return self.workspace.result
 
-    def put(self, step: PipelineStep) -> PipelineStep:
-        """Add a step to the current pipeline, or replace the one of its name."""
-        self.pipeline.put(step)
-        self.workspace.redefined.add(step.name)
-        return self.pipeline.get_step(step.name)
+    def put(self, step: PipelineStep, names: CellNames | None = None) -> PipelineStep:
+        """Add a step to the current pipeline, or replace the one of its name.
+
+        Args:
+            step: The step.
+            names: What its cell names: that is looked up again at each run. What was given as an object
+                stays that object.
+        """
+        space = self.workspace
+        space.pipeline.put(step)
+        space.names.pop(step.name, None)
+        if names is not None:
+            space.names[step.name] = names
+        space.redefined.add(step.name)
+        return space.pipeline.get_step(step.name)
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -231,12 +250,14 @@ class Session:
 
         Raises:
             RunInProgressError: This pipeline is running already.
+            PipelineValidationError: What a cell names is not there any more.
         """
         space = workspace or self.workspace
         if space.running:
             raise RunInProgressError(
                 f"Pipeline {space.pipeline.name!r} is running already. Wait for it, or press Stop first."
             )
+        self._refuse_gone(space, options.get("until"))
         watchers = [watch() for watch in dict.fromkeys([*space.watches, *watches])]
         executor = self.executor(space, [*observers, *watchers, _Begun(space)], max_concurrency, approver)
         earlier, space.executor = space.executor, executor
@@ -262,6 +283,7 @@ class Session:
 
     def plan(self, **options: Any) -> Plan:
         """What a run of the current pipeline would do, and why. Options and errors are those of a run."""
+        self._refuse_gone(self.workspace, options.get("until"))
         return submit(self.executor().plan(**options)).result()
 
     def durations(self, workspace: Workspace) -> Future[Durations]:
@@ -370,10 +392,140 @@ class Session:
                 f"Schema {name!r} is {_what(value)}, not a pydantic model. "
                 f"Write: class {name.split('.')[-1]}(pydantic.BaseModel): ..."
             )
-        known = self.schemas()
+        known = [one for one in self.schemas() if one in self.namespace]
         raise DefinitionError(
             f"There is no schema {name!r}.{did_you_mean(name, known)} "
             f"Define it in a cell above; pydantic models here: {', '.join(sorted(known)) or 'none'}."
+        )
+
+    def tools(self, wanted: Iterable[str]) -> dict[str, Callable[..., Any]]:
+        """Functions of the namespace among the tools that an option names, but for the registered ones."""
+        from tagent_nb.steps.tools import registered_tools
+
+        registered = registered_tools()
+        return {
+            name: self.namespace[name]
+            for name in wanted
+            if name not in registered and callable(self.namespace.get(name))
+        }
+
+    def _refuse_gone(self, space: Workspace, until: str | None) -> None:
+        """Look up what cells name, and raise if something that the run needs is gone.
+
+        Raises:
+            PipelineValidationError: It names step, option and name of each.
+        """
+        gone = self._renew(space)
+        if not gone:
+            return
+        part = part_of(space.pipeline, until if until in space.pipeline else None)
+        asks = any(not step.is_python and step.model is None for step in part.steps)
+        problems = [one for step, texts in gone.items() if (step in part if step else asks) for one in texts]
+        if problems:
+            raise PipelineValidationError(space.pipeline.name, problems)
+
+    def _renew(self, space: Workspace) -> dict[str, list[str]]:
+        """Look up what cells name in the namespace as it is now, as helpers of Python steps are.
+
+        Returns a sentence for each name that is gone, by step; by ``""`` for the pipeline's own. What it
+        stood for stays in its place, so that the pipeline can be looked at.
+        """
+        gone: dict[str, list[str]] = {}
+        changed: dict[str, PipelineStep] = {}
+        pipeline = space.pipeline
+        for name, names in list(space.names.items()):
+            if name not in pipeline or not names.made(step := pipeline.get_step(name)):
+                del space.names[name]
+                continue
+            before = dict(names.objects)
+            changes, problems = self._look_up(names, step)
+            if changes:
+                try:
+                    changed[name] = names.step = step.with_(**changes)
+                except DefinitionError as error:
+                    problems.append(str(error))
+                    names.objects = before  # so that it is found again the next time
+            if problems:
+                gone[name] = problems
+        pipeline.renew(changed)
+        if space.model_name is not None and space.model_name[1] is pipeline.model:
+            name, model = space.model_name
+            model, problem = self._model_again(name, model)
+            space.model_name, pipeline.model = (name, model), model
+            if problem:
+                gone[""] = [f"%tagent_pipeline --model: {problem}"]
+        return gone
+
+    def _look_up(self, names: CellNames, step: PipelineStep) -> tuple[dict[str, Any], list[str]]:
+        """The fields of a step that change with the names of its cell, and what is gone."""
+        changes: dict[str, Any] = {}
+        problems: list[str] = []
+        objects = names.objects
+
+        def again(option: str, name: str, find: Callable[[str], Any]) -> Any:
+            before = objects[option, name]
+            try:
+                objects[option, name] = find(name)
+            except DefinitionError as error:
+                problems.append(f"Step {step.name!r}: {option}: {error}")
+            return before, objects[option, name]
+
+        if names.schema:
+            before, after = again("--output-schema", names.schema, self.schema)
+            if after is not before and step.output_schema is before:
+                changes["output_schema"] = after
+        if names.model:
+            before = objects["--model", names.model]
+            after, problem = self._model_again(names.model, before)
+            objects["--model", names.model] = after
+            if problem:
+                problems.append(f"Step {step.name!r}: --model: {problem}")
+            if after is not before and step.model is before:
+                changes["model"] = after
+        pairs = [again("--check", name, self.function) for name in names.checks]
+        if any(before is not after for before, after in pairs):
+            changes["checks"] = _exchanged(step.checks, pairs)
+        changes.update(self._tools_again(names, step, problems))
+        return changes, problems
+
+    def _tools_again(self, names: CellNames, step: PipelineStep, problems: list[str]) -> dict[str, Any]:
+        if not names.tools:
+            return {}
+        from tagent_nb.steps.tools import registered_tools
+
+        before = {name: value for (option, name), value in names.objects.items() if option == "--tools"}
+        after = self.tools(names.tools)
+        if before.keys() == after.keys() and all(after[name] is before[name] for name in before):
+            return {}
+        registered = registered_tools()
+        for name in before.keys() - after.keys() - registered.keys():
+            after[name] = before[name]
+            near = did_you_mean(name, [*registered, *self.functions()])
+            problems.append(
+                f"Step {step.name!r}: --tools: there is no function {name!r} any more.{near} "
+                f"Define it in a cell above: def {name}(...): ..."
+            )
+        for name in before.keys() | after.keys():
+            names.objects.pop(("--tools", name), None)
+        names.objects.update({("--tools", name): value for name, value in after.items()})
+        kept = [one for one in step.tools if not any(one is value for value in before.values())]
+        own = [after[name] for name in names.tools if name in after]
+        same = len(own) + len(kept) == len(step.tools) and all(
+            a is b for a, b in zip([*own, *kept], step.tools, strict=True)
+        )
+        return {} if same else {"tools": [*own, *kept]}
+
+    def _model_again(self, name: str, before: Any) -> tuple[Any, str]:
+        """What a name of a model stands for now, and what is wrong if it was an object and is none now."""
+        after = self.model(name)
+        if after is not name or isinstance(before, str):
+            return after, ""
+        objects = [one for one, value in list(self.namespace.items()) if hasattr(value, "model_name")]
+        other = self.namespace.get(name)
+        what = "there is no model" if other is None else f"it is {_what(other)}, not a model: there is none"
+        return before, (
+            f"{what} {name!r} any more.{did_you_mean(name, objects)} "
+            "Make it in a cell above, or name another."
         )
 
     # -- where things are kept --------------------------------------------------------------
@@ -412,6 +564,12 @@ class _Begun:
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted | RunContinued):
             self.workspace.redefined.clear()
+
+
+def _exchanged(values: Iterable[Any], pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """The values, each that is the first of a pair exchanged for the second."""
+    exchange = {id(before): after for before, after in pairs}
+    return [exchange.get(id(value), value) for value in values]
 
 
 def _what(value: object) -> str:

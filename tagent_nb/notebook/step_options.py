@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.notebook.parsing import names
 from tagent_nb.notebook.provider_options import read_settings
 from tagent_nb.notebook.session import Session
+from tagent_nb.notebook.workspace import CellNames
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 
 
 def build_step(
     session: Session, args: argparse.Namespace, cell: str, mode: ExecutionMode | None
-) -> PipelineStep:
+) -> tuple[PipelineStep, CellNames]:
     """Make the step that the cell and its options describe. Options that are not given keep their default.
+
+    Returns the step, and the names in its options, which a run looks up again.
 
     Raises:
         DefinitionError: Something is not written right; the message names the step and the remedy.
@@ -36,11 +38,21 @@ def build_step(
     options = {name: value for name, value in given.items() if value is not None}
     options["depends_on"] = [name for text in args.depends_on or () for name in names(text)]
     options["execution_mode"] = mode or session.pipeline.default_mode
+    objects: dict[tuple[str, str], Any] = {}
+    if args.model:
+        objects["--model", args.model] = options["model"]
     if args.output_schema:
-        options["output_schema"] = session.schema(args.output_schema)
+        options["output_schema"] = objects["--output-schema", args.output_schema] = session.schema(
+            args.output_schema
+        )
+    tools = names(args.tools)
     if args.tools is not None:
-        options["tools_filter"], options["tools"] = _tools(session, names(args.tools))
-    options["checks"] = [session.function(name) for text in args.check or () for name in names(text)]
+        own = session.tools(tools)
+        options["tools_filter"], options["tools"] = tools, list(own.values())
+        objects.update({("--tools", name): function for name, function in own.items()})
+    checks = [name for text in args.check or () for name in names(text)]
+    options["checks"] = [session.function(name) for name in checks]
+    objects.update({("--check", name): check for name, check in zip(checks, options["checks"], strict=True)})
     if args.approve:
         options["approve"] = True
     if args.approve_tools:
@@ -57,17 +69,5 @@ def build_step(
         options["settings"] = read_settings(args.setting)
     if args.no_cache:
         options["cache"] = False
-    return PipelineStep.from_cell(args.name, cell, python=args.python, **options)
-
-
-def _tools(session: Session, wanted: list[str]) -> tuple[list[str], list[Callable[..., Any]]]:
-    """Names and globs to allow, and functions of the notebook that are not registered as tools."""
-    from tagent_nb.steps.tools import registered_tools
-
-    known = registered_tools()
-    own = [
-        session.namespace[name]
-        for name in wanted
-        if name not in known and callable(session.namespace.get(name))
-    ]
-    return wanted, own
+    step = PipelineStep.from_cell(args.name, cell, python=args.python, **options)
+    return step, CellNames(step, args.output_schema or "", checks, tools, args.model or "", objects)

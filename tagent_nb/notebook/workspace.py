@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tagent_nb.engine.executor import PipelineExecutor
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.events import Event
-from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.models import Pipeline, PipelineStep
 from tagent_nb.pipeline.result import PipelineResult, StepResult
 
 if TYPE_CHECKING:
@@ -32,6 +32,31 @@ Watch = Callable[[], RunWatcher]
 
 
 @dataclass
+class CellNames:
+    """What the options of a step's cell name, to be looked up again before each run.
+
+    Attributes:
+        step: The step, as the cell made it.
+        schema: Name of its output schema; empty without one.
+        checks: Names of its checks.
+        tools: Names and globs of its tools.
+        model: Its model: the name of an object, or what the model is called; empty without one.
+        objects: What each name stood for when it was last looked up, by option and name.
+    """
+
+    step: PipelineStep
+    schema: str = ""
+    checks: Sequence[str] = ()
+    tools: Sequence[str] = ()
+    model: str = ""
+    objects: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def made(self, step: PipelineStep) -> bool:
+        """Whether this is still the step of the cell, though a check was added to it in Python."""
+        return step is self.step or (step.goal is self.step.goal and step.body is self.step.body)
+
+
+@dataclass
 class Workspace:
     """One pipeline of a notebook and what belongs to it.
 
@@ -47,6 +72,8 @@ class Workspace:
         handle: The last run, which may still go on.
         watches: Called at the start of every run of this pipeline, whoever starts it.
         redefined: Steps put since the last run began: the states of them are no longer true.
+        names: What the cells of steps name, by step.
+        model_name: What ``%tagent_pipeline --model`` names, and what that stood for; ``None`` without it.
     """
 
     pipeline: Pipeline
@@ -60,6 +87,8 @@ class Workspace:
     handle: RunHandle | None = None
     watches: list[Watch] = field(default_factory=list)
     redefined: set[str] = field(default_factory=set)
+    names: dict[str, CellNames] = field(default_factory=dict)
+    model_name: tuple[str, Any] | None = None
 
     @property
     def running(self) -> bool:

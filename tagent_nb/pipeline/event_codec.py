@@ -197,6 +197,7 @@ _SPECIAL: dict[str, tuple[_Load, _Dump]] = {
     "saved_usage": (_load_usage, _dump_usage),
     "steps": (_load_names, _dump_names),
     "kept": (_load_names, _dump_names),
+    "forced": (_load_names, _dump_names),
     "waiting": (_load_names, _dump_names),
     "facts": (_load_notes, _dump_notes),
     "components": (_load_components, lambda components, event: dict(components)),

@@ -176,6 +176,20 @@ class Pipeline:
             self._changed()
         return self
 
+    def renew(self, steps: Mapping[str, PipelineStep]) -> None:
+        """Put other versions of steps into their places. What is wrong with them is found before a run.
+
+        Args:
+            steps: By name; each of them must be in the pipeline.
+        """
+        for name, step in steps.items():
+            self.get_step(name)  # so that its place is known
+            place = self._positions[name]
+            self.steps[place] = step
+            self._placed[place : place + 1] = [step]
+        if steps:
+            self._changed()
+
     def remove(self, name: str) -> Pipeline:
         """Take a step out.
 
