@@ -418,7 +418,7 @@ def test_a_run_keeps_what_names_stood_for_when_it_began(book: Notebook) -> None:
 
 
 def test_an_export_holds_what_a_name_stands_for_now(book: Notebook) -> None:
-    _named(book)
+    _named(book, step="--model test")
     book.shell.run_cell(EDITS["output_schema"])
     book("tagent_export book.json")
     assert '"score"' in Path("book.json").read_text()
