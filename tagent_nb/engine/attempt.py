@@ -16,6 +16,7 @@ from tagent_nb.events import (
     Event,
     FactLearned,
     MemorySaved,
+    Output,
     StepFailed,
     StepFinished,
     StepRetried,
@@ -68,6 +69,8 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
                 value = await _attempt(run, work, context)
                 seconds = time.monotonic() - began - work.waited
                 events = [*learned, _finished(run, work, value, attempt, seconds, context)]
+                if run.secrets.needles:
+                    look_for_secrets(run, work, events)
             return await run.approvals.hold(work, events, context) if step.approve else events
         except Exception as error:  # the user's code and the model's side may raise anything
             if attempt >= last or not _may_succeed(error):
@@ -219,6 +222,50 @@ async def _wait_for_next(run: Run, work: Work, error: Exception, attempt: int, c
         )
     )
     await asyncio.sleep(delay)
+
+
+SEARCHED = 1_000_000
+"""Most bytes of an encoded value that are searched for secrets: searching more would be felt."""
+
+
+def look_for_secrets(run: Run, work: Work, events: list[Event]) -> None:
+    """Warn of values of the user's that hold a secret of the environment, and are about to be stored.
+
+    Raises:
+        StepError: There is one, and the executor's ``secret_values`` is ``"fail"``.
+    """
+    equipment = run.equipment
+    if equipment.secret_values == "ignore" or not (equipment.storage.durable or equipment.cache is not None):
+        return
+    for event in events:
+        if isinstance(event, StepFinished):
+            output, what = event.output, "its value"
+        else:
+            assert isinstance(event, FactLearned | MemorySaved)
+            output, what = StoredValue.of(event.value), f"what it learned as {event.key!r}"
+        name = _secret_in(run, output)
+        if name is None:
+            continue
+        held = f"holds the value of the environment variable {name}, as it is or encoded"
+        message = f"Step {work.step.name!r}: {what} {held}"
+        if equipment.secret_values == "fail":
+            raise StepError(f"{message}. Nothing of it was stored. Leave it out of what the step returns.")
+        run.warn(
+            f"{message}, and is stored with it. Leave it out of what the step returns, or let the step fail: "
+            'PipelineExecutor(..., secret_values="fail").',
+            work.step.name,
+        )
+
+
+def _secret_in(run: Run, output: Output) -> str | None:
+    """The variable whose value is in an output that can be stored."""
+    stored = output if isinstance(output, StoredValue) else StoredValue.of(output.value)
+    if not stored.storable:
+        return None
+    blob = stored.blob
+    if len(blob) > SEARCHED or not run.secrets.are_in_bytes(blob):
+        return None
+    return next(name for _, name in run.secrets.found(blob.decode()))
 
 
 def _finished(

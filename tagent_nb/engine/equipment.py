@@ -67,3 +67,4 @@ class Equipment:
     recorded: Sequence[CallRecorded] | None = None
     observers: list[Observer] = field(default_factory=list)
     approver: Approver | None = None
+    secret_values: str = "warn"

@@ -58,6 +58,10 @@ if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
 
 
+SECRET_VALUES = ("warn", "fail", "ignore")
+"""What may be done about values that hold a secret."""
+
+
 class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
     """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
 
@@ -85,6 +89,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             It is checked before each call of a model.
         limits: How fast each provider may be asked, such as ``{"openai": Limit(concurrency=8)}``; or the
             gate that knows, to be shared by executors on one loop.
+        secret_values: What is done about a value that holds a secret of the environment, as it is or
+            encoded, and that is about to be stored: ``"warn"`` stores it and warns, ``"fail"`` fails the
+            step and stores nothing of it, ``"ignore"`` stores it. Values are never changed.
         recording: A file of :meth:`export_recording`. Its calls answer agent steps, and every run is
             offline: what is not recorded fails.
 
@@ -113,6 +120,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         budget: Budget | float | str | None = None,
         limits: Mapping[str, Limit] | LimitsGate | None = None,
         recording: str | Path | None = None,
+        secret_values: str = "warn",
     ) -> None:
         if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
             raise DefinitionError(
@@ -130,6 +138,11 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self.runners.update(runners or {})
         self.gates = list(gates)
         self.trace_content = trace_content
+        if secret_values not in SECRET_VALUES:
+            raise DefinitionError(
+                f"secret_values must be {', '.join(map(repr, SECRET_VALUES))}, not {secret_values!r}."
+            )
+        self.secret_values = secret_values
         self._tracing: Tracing | None = None
         self.prices = checked_prices(prices)
         self.approver = checked_approver(approver)
@@ -435,6 +448,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             recorded=calls,
             observers=self._observers,
             approver=checked_approver(self.approver),
+            secret_values=self.secret_values,
         )
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)
         manager.put(pipeline.name, memory)

@@ -36,7 +36,7 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
-from tagent_nb.pipeline.secrets import redact
+from tagent_nb.pipeline.secrets import note_secrets, redact
 
 if TYPE_CHECKING:
     from tagent_nb.engine.blocking import LoopWatch
@@ -86,6 +86,8 @@ class Run:
             or any(step.approve for step in pipeline.steps)
         )
         self._previous = previous
+        # Noted once: a step may take one out of the environment, but seldom puts one in.
+        self.secrets = note_secrets()
         self._last_time: asyncio.Future[PipelineMemory | None] | None = None
         self.slots = asyncio.Semaphore(equipment.max_concurrency)
         self.live: dict[tuple[str, str | None], StepContext] = {}

@@ -1,10 +1,17 @@
-"""Values that must not be written down or shown: those of environment variables that hold secrets."""
+"""Values that must not be written down or shown: those of environment variables that hold secrets.
+
+Each is looked for as it is and in the forms in which programs pass it on: in a URL, in JSON, in HTML, in a
+``repr``, as hexadecimal digits, and as Base64, also in the middle of a longer text that was encoded whole,
+such as the ``user:key`` of basic authentication.
+"""
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -19,42 +26,137 @@ _seen: dict[str, str] = {}
 """Names by value: a step may take a secret out of the environment, and then tell it in an error."""
 
 
-def note_secrets() -> None:
-    """Remember those of the environment for the life of the process."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and name.upper().endswith(_NAMES):
-            _seen[value] = name
+class Secrets:
+    """All forms of the secrets that were noted so far.
+
+    Attributes:
+        names: The variable's name by form, the longest form first.
+        needles: The forms that have no other one inside: where none of these is, there is no secret.
+    """
+
+    __slots__ = ("_bytes", "names", "needles")
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        forms = {form: name for value, name in values.items() for form in _forms(value)}
+        self.names = dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
+        needles: list[str] = []
+        for form in reversed(self.names):
+            if not any(needle in form for needle in needles):
+                needles.append(form)
+        self.needles = tuple(needles)
+        self._bytes = tuple(needle.encode("utf-8", "surrogateescape") for needle in needles)
+
+    def are_in(self, text: str) -> bool:
+        """Whether there is a secret in ``text``, in any form."""
+        return any(needle in text for needle in self.needles)
+
+    def are_in_bytes(self, blob: bytes) -> bool:
+        """:meth:`are_in` for text in UTF-8."""
+        return any(needle in blob for needle in self._bytes)
+
+    def found(self, text: str) -> Iterator[tuple[str, str]]:
+        """The forms that are in ``text``, each with its variable's name, the longest first."""
+        return ((form, name) for form, name in self.names.items() if form in text)
+
+
+_noticed: Any = None
+_secrets = Secrets({})
+
+
+def note_secrets() -> Secrets:
+    """Those of the environment now, and all that it held when somebody asked before.
+
+    An environment that has not changed is not read again: its raw data are compared, which takes a
+    hundredth of the time of reading it.
+    """
+    global _noticed, _secrets
+    environment = os.environ
+    raw = getattr(environment, "_data", None)
+    if type(raw) is not dict:  # somebody put another mapping in its place
+        raw = dict(environment)
+    if raw != _noticed:
+        noticed = raw.copy()
+        before = _seen.copy()
+        for name, value in environment.copy().items():
+            if len(value) >= _SHORTEST and name.upper().endswith(_NAMES):
+                _seen[value] = name
+        if _seen != before:
+            _secrets = Secrets(_seen.copy())
+        _noticed = noticed
+    return _secrets
 
 
 def secrets() -> dict[str, str]:
-    """Names by value of the environment variables that hold secrets, or held them when they were noted
-    (``..._API_KEY``, ``..._TOKEN``, ``..._SECRET``, ``..._PASSWORD`` and the like), the longest first.
-    Short values are none.
-
-    Each value is there as it is, and as it stands in a URL, in JSON and in the repr of a text."""
-    note_secrets()
-    found = {form: name for value, name in _seen.copy().items() for form in _forms(value)}
-    return dict(sorted(found.items(), key=lambda one: -len(one[0])))
+    """Names by form of the environment variables that hold secrets, or held them when they were noted
+    (``..._API_KEY``, ``..._TOKEN``, ``..._SECRET``, ``..._PASSWORD`` and the like), the longest form first.
+    Short values are none."""
+    return note_secrets().names
 
 
 def _forms(value: str) -> Iterable[str]:
-    if value.isalnum() and value.isascii():
-        return (value,)
-    url = value.encode(errors="surrogateescape")
-    return (value, quote(url), quote(url, safe=""), quote_plus(url), json.dumps(value)[1:-1],
-            json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])  # fmt: skip
+    forms = {value, *_encoded(value.encode("utf-8", "surrogateescape"))}
+    if value.strip() != value:  # a file's line end, which programs take off
+        forms |= set(_forms(value.strip()))
+    if not (value.isalnum() and value.isascii()):
+        forms |= set(_escaped(value))
+    # What is short may be a word of its own, as two letters of a key are in Base64.
+    return (form for form in forms if len(form) >= _SHORTEST)
+
+
+def _escaped(value: str) -> Iterator[str]:
+    raw = value.encode("utf-8", "surrogateescape")
+    for url in (quote(raw), quote(raw, safe=""), quote_plus(raw)):
+        yield url
+        yield _lower_escapes(url)
+    for ascii_only in (True, False):
+        text = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
+        yield text
+        yield text.replace("/", "\\/")
+        yield json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+    yield repr(value)[1:-1]
+    yield repr(raw)[2:-1]
+    yield html.escape(value)
+    yield html.escape(value, quote=False)
+
+
+def _lower_escapes(url: str) -> str:
+    """``%2F`` as ``%2f``."""
+    first, *rest = url.split("%")
+    return "%".join([first, *(part[:2].lower() + part[2:] for part in rest)])
+
+
+def _encoded(raw: bytes) -> Iterator[str]:
+    yield raw.hex()
+    yield raw.hex().upper()
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        whole = encode(raw).decode()
+        yield whole
+        yield whole.rstrip("=")
+        # In the middle of other bytes it begins at one of three places of a group of four letters. The
+        # letters at its ends that hold bits of its neighbours are left out.
+        for before in range(3):
+            letters = encode(bytes(before) + raw).decode()
+            start = -(-before * 8 // 6)
+            yield letters[start : (before + len(raw)) * 8 // 6]
+            yield letters[start:]  # where nothing comes after it
 
 
 def redact(text: str) -> str:
-    """``text`` with the values of secret environment variables replaced by ``***``."""
-    for value in secrets():
-        text = text.replace(value, HIDDEN)
+    """``text`` with the values of secret environment variables, in all forms, replaced by ``***``."""
+    now = note_secrets()
+    return _without(text, now) if now.are_in(text) else text
+
+
+def _without(text: str, now: Secrets) -> str:
+    for form, _ in now.found(text):
+        text = text.replace(form, HIDDEN)
     return text
 
 
 def held_secret(text: str) -> str | None:
     """The name of the first secret environment variable whose value is in ``text``."""
-    return next((name for value, name in secrets().items() if value in text), None)
+    now = note_secrets()
+    return next((name for _, name in now.found(text)), None) if now.are_in(text) else None
 
 
 def hide(data: Any) -> tuple[Any, dict[str, str]]:
@@ -63,15 +165,14 @@ def hide(data: Any) -> tuple[Any, dict[str, str]]:
     Args:
         data: Dicts with text keys, lists, and values that are no containers.
     """
-    known = secrets()
-    found: dict[str, str] = {}
+    now = note_secrets()
+    places: dict[str, str] = {}
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, str):
-            for value, name in known.items():
-                if value in node:
-                    found.setdefault(path, name)
-                    node = node.replace(value, HIDDEN)
+            if now.are_in(node):
+                places.setdefault(path, next(name for _, name in now.found(node)))
+                return _without(node, now)
             return node
         if isinstance(node, dict):
             return {
@@ -81,4 +182,4 @@ def hide(data: Any) -> tuple[Any, dict[str, str]]:
             return [walk(value, f"{path}[{place}]") for place, value in enumerate(node)]
         return node
 
-    return (walk(data, ""), found) if known else (data, {})
+    return (walk(data, ""), places) if now.needles else (data, {})

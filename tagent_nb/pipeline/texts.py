@@ -8,6 +8,7 @@ from typing import Any
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
 from tagent_nb.pipeline.foreign import class_name, ends_program, raising_method
+from tagent_nb.pipeline.secrets import redact
 
 __all__ = ["count", "is_lost", "one_line", "short_text", "value_text"]
 
@@ -24,7 +25,7 @@ def is_lost(output: Output) -> bool:
 
 
 def value_text(output: Output | None, limit: int = 80) -> str:
-    """What a step's output is, on one line; an output that was not stored says so.
+    """What a step's output is, on one line, without secrets; an output that was not stored says so.
 
     Args:
         output: The step's output, or ``None``.
@@ -38,7 +39,11 @@ def value_text(output: Output | None, limit: int = 80) -> str:
         return one_line(f"(cannot be read: {error})", limit)
     if is_lost(output):
         return one_line(f"(not stored: {output.problem})", limit)
-    return short_text(value, limit)
+    # Before the text is cut: half of a secret is not found any more.
+    return one_line(redact(short_text(value, _CUT_LATER * limit)), limit)
+
+
+_CUT_LATER = 4
 
 
 def short_text(value: Any, limit: int = 80) -> str:

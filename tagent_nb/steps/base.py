@@ -24,6 +24,7 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.codec import to_tree
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.prices import Price
+from tagent_nb.pipeline.secrets import hide, redact
 
 if TYPE_CHECKING:
     from tagent_nb.steps.calls import CallGate
@@ -132,12 +133,13 @@ class StepContext:
         self.emit(MemorySaved(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
 
     def write(self, text: str) -> None:
-        """Show text in this step's area while it runs."""
-        self.emit(StepStreamed(run_id=self.run_id, step=self.step, item=self.item, text=text))
+        """Show text in this step's area while it runs, without secrets of the environment."""
+        self.emit(StepStreamed(run_id=self.run_id, step=self.step, item=self.item, text=redact(text)))
 
     def progress(self, kind: str, **detail: Any) -> None:
-        """Report something that happened, such as a tool call."""
-        self.emit(StepProgress(run_id=self.run_id, step=self.step, item=self.item, kind=kind, detail=detail))
+        """Report something that happened, such as a tool call, without secrets of the environment."""
+        shown = hide(detail)[0]
+        self.emit(StepProgress(run_id=self.run_id, step=self.step, item=self.item, kind=kind, detail=shown))
 
     def spend(self, usage: TokenUsage, cost: float | None, *, counts: float | None = None) -> None:
         """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown.

@@ -221,4 +221,4 @@ def _text(value: Any) -> str:
 
 
 def _brief(arguments: Mapping[str, Any]) -> dict[str, str]:
-    return {name: safe_repr(value)[:BRIEF] for name, value in arguments.items()}
+    return {name: redact(safe_repr(value))[:BRIEF] for name, value in arguments.items()}

@@ -17,6 +17,7 @@ from tagent_nb.pipeline.frames.labels import index_of
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.texts import short_text, value_text
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _detail(event: events.Event) -> str:
         case events.CallRecorded():
             return short_text(f"{event.kind} {_json(event.answer)}", 300)
         case events.FactLearned() | events.MemorySaved():
-            return f"{short_text(event.key, 40)} = {short_text(event.value)}"
+            return f"{short_text(event.key, 40)} = {short_text(redact(short_text(event.value, 320)))}"
         case events.Warned():
             return short_text(event.message, 300)
         case events.RunFinished():
