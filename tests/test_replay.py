@@ -161,6 +161,22 @@ async def test_force_asks_anew(lab: Lab, forced: bool) -> None:
     assert lab.looked_up == (["a", "a", "b"] if forced else ["a", "b"])
 
 
+@pytest.mark.parametrize("stop_at", [3, 4])
+async def test_a_forced_conversation_goes_on_from_what_it_was_told_since(lab: Lab, stop_at: int) -> None:
+    """What was recorded before it was forced answers for nothing, also in a later sitting."""
+    executor = PipelineExecutor(lab.pipeline())
+    for options in ({}, {"resume": True, "force": ["sum"]}):
+        lab.reached.clear()
+        lab.stop_at = stop_at if options else 2
+        handle = asyncio.ensure_future(executor.execute(**options))  # type: ignore[arg-type]
+        await lab.reached.wait()
+        executor.cancel()
+        await handle
+    lab.stop_at = None
+    assert (await executor.execute(resume=True)).success
+    assert lab.looked_up == ["a", "a", "b"]
+
+
 async def test_an_attempt_that_failed_does_not_answer_for_the_next_one() -> None:
     """Only what was interrupted goes on: a bad answer would come back for ever else."""
     answers = iter(["bad", "good"])

@@ -17,6 +17,7 @@ from tagent_nb.engine.equipment import RunOptions
 from tagent_nb.engine.money import asked_budget
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.hints import map_warnings
 from tagent_nb.pipeline.models import Pipeline
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Checking:
 
     def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
         """What the user should know of a run that begins."""
-        found = missing_warnings(pipeline, self.namespace)
+        found = [*map_warnings(pipeline), *missing_warnings(pipeline, self.namespace)]
         if self._asks_models(pipeline, options.offline):
             found += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
         return found

@@ -34,6 +34,7 @@ from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import CallRecorded, Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.hints import map_warnings
 from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
@@ -288,7 +289,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         past = Past(self.storage, pipeline.id, pipeline.name)
         steps = await Rehearsal(run, verdict, past).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
-        return Plan(pipeline.name, steps, None if verdict is None else memory.run_id, changed)
+        resumed = None if verdict is None else memory.run_id
+        return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline))
 
     # -- control, from any thread -----------------------------------------------------------
 

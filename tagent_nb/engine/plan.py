@@ -73,12 +73,14 @@ class Plan:
         run_id: The recorded run that would be carried on; ``None`` for a new one.
         conflicts: Recorded steps that have changed, with what changed: the run would be refused
             unless ``on_change="rerun"``.
+        warnings: What is probably not meant, such as a mapped step that asks the same for every item.
     """
 
     pipeline: str
     steps: Sequence[StepPlan]
     run_id: str | None = None
     conflicts: Mapping[str, list[str]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[StepPlan]:
         return iter(self.steps)
@@ -169,7 +171,8 @@ class Plan:
         lines = [f"Plan of {self.pipeline} ({about})"]
         for one in self.steps:
             lines.append(f"  {one.step}: {one.state}" + (f"; {one.why}" if one.why else ""))
-        return "\n".join([*lines, self.total, *([self.refusal] if self.refusal else [])])
+        lines += [self.total, *([self.refusal] if self.refusal else [])]
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 
     def to_frame(self) -> pd.DataFrame:
         """One row a step, indexed by step name, with the fields of :class:`StepPlan` as columns.

@@ -14,6 +14,7 @@ from typing import Any
 from IPython.display import DisplayHandle, display
 
 from tagent_nb.errors import TagentError
+from tagent_nb.pipeline.hints import step_hints
 from tagent_nb.pipeline.looks import KIND_LOOKS, LOOKS, model_label
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.result import StepResult
@@ -194,6 +195,11 @@ def step_card(pipeline: Pipeline, step: PipelineStep, changed: Sequence[str] | N
         f'<span style="min-width:0;overflow-wrap:anywhere">{escape(text)}</span></div>'
         for label, text in facts
     )
+    hints = step_hints(pipeline, step)
+    warned = "".join(
+        f'<div style="color:{TONES[StepStatus.WAITING]};overflow-wrap:anywhere">hint: {escape(hint)}</div>'
+        for hint in hints
+    )
     goal = "" if step.is_python and step.goal.startswith("Python step ") else clip(step.goal, 120)
     card = (
         f'<div style="{FONT};color:var(--jp-ui-font-color1,inherit);max-width:720px;padding:5px 12px 6px;'
@@ -201,11 +207,13 @@ def step_card(pipeline: Pipeline, step: PipelineStep, changed: Sequence[str] | N
         f'margin:2px 0">'
         f'<div><span style="color:{KIND_TONES[kind]}" aria-hidden="true">{KIND_LOOKS[kind].mark}</span> '
         f'<b>{escape(step.name)}</b> <span style="{MUTED}">{kind} step</span></div>'
-        f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}{_changed(changed)}</div>'
+        f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}{warned}'
+        f"{_changed(changed)}</div>"
     )
     told = "; ".join(f"{label} {text}" for label, text in facts)
     lines = [] if changed is None else ["changed:", *changed] if changed else ["unchanged"]
-    return Bundle(card, "\n".join([f"{step.name}: {kind} step" + (f"; {told}" if told else ""), *lines]))
+    head = f"{step.name}: {kind} step" + (f"; {told}" if told else "")
+    return Bundle(card, "\n".join([head, *(f"hint: {hint}" for hint in hints), *lines]))
 
 
 def _changed(changed: Sequence[str] | None) -> str:

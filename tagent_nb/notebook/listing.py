@@ -22,7 +22,8 @@ def _bundle(
     cells = [[escape(cell) for cell in row] for row in rows]
     body = table(head, cells, right=numbers, wide=wide) if rows else ""
     lines = ["  ".join(cell for cell in row if cell) for row in rows]
-    return Bundle(f'<div style="{FONT};{MUTED}">{escape(title)}</div>{body}', "\n".join([title, *lines]))
+    head = f'<div style="{FONT};{MUTED};white-space:pre-line">{escape(title)}</div>'
+    return Bundle(f"{head}{body}", "\n".join([title, *lines]))
 
 
 def pipelines_table(session: Session) -> Bundle:
@@ -80,8 +81,9 @@ def plan_table(plan: Plan) -> Bundle:
         )
     rows += [[step, "✗ changed", "; ".join(told), "", "", ""] for step, told in plan.conflicts.items()]
     refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
+    warned = "".join(f"\nWarning: {warning}" for warning in plan.warnings)
     return _bundle(
-        f"{plan.pipeline}: {plan.total}{refused}",
+        f"{plan.pipeline}: {plan.total}{refused}{warned}",
         ["step", "would", "why", "time", "tokens", "cost"],
         rows,
         [3, 4, 5],

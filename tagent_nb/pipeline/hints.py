@@ -1,0 +1,142 @@
+"""What is allowed in a definition and probably not meant: each is one sentence with the remedy."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from tagent_nb.pipeline.free_names import own_nodes
+
+if TYPE_CHECKING:
+    from tagent_nb.pipeline.models import Pipeline, PipelineStep
+
+__all__ = ["map_warnings", "step_hints"]
+
+_TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+_BRACES = re.compile(r"\{\s*(([^\W\d]\w*)(?:\.\w+|\[[^\[\]{}]*\])*)\s*(?:![rsa])?(?::[^\s{}]+)?\}")
+"""A name in single braces, with fields and a format, as in an f-string."""
+_ITEM = re.compile(r"\bitem\b")
+
+
+def step_hints(pipeline: Pipeline, step: PipelineStep) -> list[str]:
+    """What the cell of a step should say below its card.
+
+    Args:
+        pipeline: Where the step is.
+        step: The step; its goal can be read.
+    """
+    if step.body is not None:
+        hint = _value_hint(step.body.source) if step.body.kind == "cell" else ""
+        return [hint] if hint else []
+    unread = _unread(step)
+    return [*([unread] if unread else []), *_brace_hints(step, {one.name for one in pipeline.steps})]
+
+
+def map_warnings(pipeline: Pipeline) -> list[str]:
+    """A sentence for each mapped step that asks a model the same for every item."""
+    names = {step.name for step in pipeline.steps}
+    found = []
+    for step in pipeline.steps:
+        unread = _unread(step)
+        if unread:
+            found.append(" ".join([f"Step {step.name!r}: {unread}", *_brace_hints(step, names)]))
+    return found
+
+
+# -- goals -------------------------------------------------------------------------------------
+
+
+def _unread(step: PipelineStep) -> str:
+    """What is to be said of a mapped agent step whose goal reads nothing of its items."""
+    if step.map_over is None or step.is_python:
+        return ""
+    source = next(one.step for one in step.references if one.kind == "map")
+    if any(one.step == source and one.kind == "goal" for one in step.references):
+        return ""
+    if any(_ITEM.search(part) for part in _TEMPLATE.findall(step.goal) if not part.startswith("{#")):
+        return ""
+    return (
+        f"its goal reads nothing of the items of {step.map_over!r}: the model is asked the same for each of "
+        f"them. Write {{{{ {source} }}}} or {{{{ item }}}}, or a field of it, where the item belongs; or "
+        "leave --map-over (map_over=) out."
+    )
+
+
+def _brace_hints(step: PipelineStep, names: Collection[str]) -> list[str]:
+    """Names of steps in single braces: the model is sent the braces."""
+    if "{" not in step.goal:
+        return []
+    known = {*names, "item"} if step.map_over is not None else names
+    found: dict[str, str] = {}
+    for match in _BRACES.finditer(_TEMPLATE.sub("", step.goal)):
+        if match[2] in known:
+            found[match[0]] = match[1]
+    return [
+        f"{written} is sent to the model as it stands; for the value write {{{{ {reference} }}}}."
+        for written, reference in found.items()
+    ]
+
+
+# -- Python ------------------------------------------------------------------------------------
+
+_BLOCKS: dict[type[ast.stmt], str] = {
+    ast.With: "a 'with' block",
+    ast.AsyncWith: "a 'with' block",
+    ast.For: "a 'for' loop",
+    ast.AsyncFor: "a 'for' loop",
+    ast.While: "a 'while' loop",
+    ast.If: "an 'if' block",
+    ast.Try: "a 'try' block",
+    ast.TryStar: "a 'try' block",
+    ast.Match: "a 'match' block",
+}
+_OTHERS: dict[type[ast.stmt], str] = {
+    ast.Import: "an import",
+    ast.ImportFrom: "an import",
+    ast.Delete: "'del'",
+    ast.Assert: "'assert'",
+    ast.Pass: "'pass'",
+}
+_SHOWING = ("print", "display")
+
+
+def _value_hint(source: str) -> str:
+    """What is to be said of a cell whose last line has no value; empty if it has one, or returns."""
+    tree = ast.parse(source)
+    if any(isinstance(node, ast.Return) for node in own_nodes(tree.body)):
+        return ""
+    last = tree.body[-1]
+    name = ""
+    match last:
+        case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+            what, name = "an assignment", _assigned(last)
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            what, name = f"the definition of {name!r}", f"{name}(...)"
+        case ast.Expr(value=ast.Call(func=ast.Name(id=shown))) if shown in _SHOWING:
+            what = f"{shown}(...), which shows a value and gives None"
+        case _ if type(last) in _BLOCKS:
+            what, name = f"{_BLOCKS[type(last)]}, which has no value", _assigned_in(last)
+        case _ if type(last) in _OTHERS:
+            what = f"{_OTHERS[type(last)]}, which has no value"
+        case _:
+            return ""
+    return f"its value is None, since it ends in {what}. End with the value on a line of its own" + (
+        f": {name}" if name else "."
+    )
+
+
+def _assigned(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> str:
+    """What an assignment changes, as it is written: of ``df["a"] = 1`` that is ``df``."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+    while isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
+        target = target.value
+    return ast.unparse(target).strip("()")
+
+
+def _assigned_in(block: ast.stmt) -> str:
+    """What the last assignment of a block changes; empty without one."""
+    kinds = (ast.Assign, ast.AnnAssign, ast.AugAssign)
+    changed = [node for node in own_nodes([block]) if isinstance(node, kinds)]
+    return _assigned(max(changed, key=lambda node: node.lineno)) if changed else ""
