@@ -15,9 +15,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from dateutil.relativedelta import MO
+from dateutil.tz import tzfile, tzlocal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pandas.tseries.holiday import USFederalHolidayCalendar
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode
@@ -123,6 +126,111 @@ FRAMES = {
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
 def test_a_frame_comes_back_as_it_was(frame: pd.DataFrame) -> None:
     equal_frames(again(frame), frame, check_freq=True)
+
+
+OFFSETS = [
+    pd.DateOffset(months=1),
+    pd.DateOffset(days=1, hours=2, normalize=True),
+    pd.DateOffset(weekday=MO(2)),
+    pd.offsets.BusinessHour(),
+    pd.offsets.BusinessHour(start=["09:30", "13:00"], end=["12:00", "16:30"]),
+    pd.offsets.CustomBusinessHour(holidays=["2024-01-02"]),
+    pd.offsets.CustomBusinessDay(holidays=["2024-01-02"]),
+    pd.offsets.CustomBusinessDay(weekmask="Mon Wed Fri"),
+    pd.offsets.CustomBusinessDay(calendar=USFederalHolidayCalendar()),
+    pd.offsets.CustomBusinessMonthEnd(calendar=np.busdaycalendar(holidays=["2024-01-31"])),
+    pd.offsets.Easter(),
+    pd.offsets.FY5253(startingMonth=1, weekday=3, variation="last"),
+    pd.offsets.FY5253Quarter(),
+    pd.offsets.Week(),
+    pd.offsets.Week(2, weekday=2),
+    pd.offsets.WeekOfMonth(week=1, weekday=2),
+    pd.offsets.SemiMonthEnd(day_of_month=10),
+    pd.offsets.QuarterBegin(startingMonth=2),
+    pd.offsets.MonthEnd(2),
+    pd.offsets.Day(-1),
+    pd.offsets.Minute(5),
+    pd.offsets.Nano(7),
+]
+
+
+@pytest.mark.parametrize("offset", OFFSETS, ids=[repr(offset) for offset in OFFSETS])
+def test_an_index_has_its_frequency_again(offset: Any) -> None:
+    """Frequencies that their name does not tell, too; as a value, an offset comes back as well."""
+    days = pd.date_range("2024-01-04 10:00", periods=4, freq=offset)
+    for index in (days, days[1:], days[:1], days[:0], days.tz_localize("Europe/Paris")):
+        back = again(pd.DataFrame({"a": range(len(index))}, index=index)).index
+        equal_indexes(back, index)
+        assert back.freq == index.freq
+        assert repr(back.freq) == repr(index.freq)
+    assert [days[0] + again(offset)] == [days[0] + offset]
+    assert type(again(offset)) is type(offset)
+    levels = pd.MultiIndex.from_product([days, ["x", "y"]])
+    assert again(pd.Series(range(len(levels)), index=levels)).index.levels[0].freq == levels.levels[0].freq
+    kept = again(pd.Series(pd.Categorical.from_codes([0, 0], days[:1])))
+    assert kept.cat.categories.freq == offset
+
+
+def test_an_index_of_levels_comes_back_with_its_levels() -> None:
+    """With their order and their types, also for columns, and without those that no row has any more."""
+    index = pd.MultiIndex.from_arrays(
+        [pd.Categorical(["b", "a", None], categories=["b", "a"]), ["x", None, "x"]], names=["n", "n"]
+    )
+    index = index.set_levels(["x"], level=1, verify_integrity=False)
+    frame = pd.DataFrame(np.eye(3), index=index, columns=index.set_names([None, 0]))
+    back = again(frame)
+    equal_frames(back, frame)
+    assert back.index.names == ["n", "n"]
+    assert back.columns.names == [None, 0]
+    assert [*back.index.levels[0]] == ["b", "a"]
+    assert [[*codes] for codes in back.index.codes] == [[0, 1, -1], [0, -1, 0]]
+    assert [*again(frame.iloc[:1]).index.levels[1]] == ["x"]
+    assert again(frame.iloc[:0]).index.nlevels == 2
+
+
+@pytest.mark.parametrize(
+    "offset",
+    [
+        {"class": "no_such_offset", "n": 1, "with": {}},
+        {"class": "Day", "n": 1, "with": {"holidays": 7}},
+        {"class": "__doc__", "n": 1, "with": {}},
+        {"n": 1},
+    ],
+)
+def test_an_offset_that_is_damaged_is_said_to_be(offset: dict[str, Any]) -> None:
+    with pytest.raises(CorruptRecordError, match="A stored offset cannot be read"):
+        decode(json.dumps({"$t": "offset", **offset}).encode())
+
+
+ARRAYS = {
+    "texts": pd.Series(["a", "b", "a"]).unique(),
+    "values": pd.Series(["a", None]).values,
+    "strings": pd.array(["a", None], dtype="string[python]"),
+    "cut": pd.cut([1, 5, 9], 3),
+    "ordered": pd.Categorical(["a", None], ["b", "a"], ordered=True),
+    "intervals": pd.arrays.IntervalArray.from_breaks([0, 1, 2]),
+    "periods": pd.period_range("2024", periods=2, freq="M").array,
+    "integers": pd.array([1, None], dtype="Int64"),
+    "floats": pd.array([1.5, None], dtype="Float64"),
+    "booleans": pd.array([True, None], dtype="boolean"),
+    "days": pd.date_range("2024", periods=2, freq="MS").array,
+    "zone": pd.date_range("2024", periods=2, tz="Europe/Paris").array,
+    "durations": pd.to_timedelta([1, 2], unit="s").array,
+    "numbers": pd.Series([1, 2]).array,
+    "objects": pd.Series([[1], {"a": 2}]).array,
+    "arrow": pd.array([1, None], dtype="int64[pyarrow]"),
+    "empty": pd.array([], dtype="Int64"),
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS.keys())
+def test_an_array_of_pandas_comes_back_as_it_was(array: Any) -> None:
+    back = again({"array": [array]})["array"][0]
+    assert type(back) is type(array)
+    assert back.dtype == array.dtype
+    pd.testing.assert_extension_array_equal(back, array)
+    if len(back):
+        back[0] = back[len(back) - 1]  # it is the step's own
 
 
 @pytest.mark.parametrize("name", TYPED.columns)
@@ -367,6 +475,16 @@ class Own(pd.DataFrame):
     """A user's subclass, with who knows what inside."""
 
 
+class Monthly(pd.offsets.MonthBegin):
+    """A user's own offset."""
+
+    @property
+    def freqstr(self) -> str:
+        return "my own"
+
+
+BERLIN = DAYS.tz_localize("dateutil/Europe/Berlin")
+
 REFUSED = [
     (pd.DataFrame({"a": [1, 2], "fn": [1, len]}), "output.fn[1]: a function cannot be stored"),
     (pd.DataFrame({"a": [1], "b c": [[{"x": len}]]}), "output['b c'][0][0].x: a function cannot be stored"),
@@ -377,11 +495,11 @@ REFUSED = [
     (np.array([1, len], dtype=object), "output[1]: a function cannot be stored"),
     (
         pd.DataFrame({"a": [1], "s": pd.arrays.SparseArray([1])}),
-        "output.s: a column of dtype Sparse[int64, 0] cannot be stored. Convert it with .astype(...)",
+        "output.s: a column of dtype Sparse[int64, 0] cannot be stored. Convert it with .astype('int64')",
     ),
     (
         pd.DataFrame({"a": [1], "c": [1j]}),
-        "output.c: a column of dtype complex128 cannot be stored. Convert it with .astype(...)",
+        "output.c: a column of dtype complex128 cannot be stored. Return .to_numpy(), or its .real and .imag",
     ),
     (
         pd.DataFrame({"a": [1], "i": pd.arrays.IntervalArray.from_breaks(DAYS.tz_localize("UTC"))}),
@@ -401,8 +519,33 @@ REFUSED = [
     (np.complex128(1), "an object of class numpy.complex128 cannot be stored"),
     (np.zeros(1, "i4,f4")[0], "an object of class numpy.void cannot be stored"),
     (np.sin, "an object of class numpy.ufunc cannot be stored"),
-    (np.ma.array([1]), "an object of class numpy.ma.MaskedArray cannot be stored"),
-    (pd.Categorical(["a"]), "an object of class pandas.Categorical cannot be stored"),
+    (np.ma.array([1]), "a MaskedArray of NumPy cannot be stored. Return array.filled(...)"),
+    (np.zeros(1, "i4,f4"), "cannot be stored. Return pandas.DataFrame(array)"),
+    (np.asmatrix([1]), "a matrix of NumPy cannot be stored. Return numpy.asarray(matrix)"),
+    (
+        pd.arrays.SparseArray([0.5]),
+        "output: a column of dtype Sparse[float64, nan] cannot be stored. Convert it",
+    ),
+    (pd.Series(BERLIN), "cannot be stored. Convert it with .dt.tz_convert('Europe/Berlin')"),
+    (
+        pd.DataFrame({"a": [1, 2]}, index=BERLIN),
+        "cannot be stored. Convert it with .tz_convert('Europe/Berlin')",
+    ),
+    (BERLIN.array, "cannot be stored. Convert it with .tz_convert('Europe/Berlin')"),
+    (pd.DataFrame({"z": BERLIN}), "output.z: a column of dtype datetime64[us, tzfile("),
+    (pd.Series(DAYS.tz_localize(tzlocal())), "Convert it with .dt.tz_convert('UTC')"),
+    (
+        pd.Timestamp("2024", tz=tzfile(repr(BERLIN.tz).split("'")[1])),
+        "cannot be stored. Convert it with .tz_convert('Europe/Berlin')",
+    ),
+    (pd.Series([1], index=pd.DatetimeIndex(["2024-01-01"], freq=Monthly())), "frequency <Monthly>"),
+    (Monthly(), "an object of class test_arrow.Monthly cannot be stored"),
+    (
+        # Not the days that the frequency would make of the first: pandas itself would refuse it.
+        pd.Series(range(4), index=pd.date_range("2024-01-31", periods=8, freq=pd.DateOffset(months=1))[::2]),
+        "output: an index with the frequency <2 * DateOffsets: months=1> cannot be stored. "
+        "Leave it out: frame.index.freq = None",
+    ),
     (Own({"a": [1]}), "an object of class test_arrow.Own cannot be stored"),
 ]
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import pytest
 from pydantic import BaseModel
 
 from tagent_nb import Pipeline, PipelineExecutor, StepContext
+from tagent_nb.cache.store import ResultCache
 from tagent_nb.pipeline.copying import own_copy
 
 
@@ -22,6 +28,61 @@ class Note(BaseModel):
 @dataclass
 class Point:
     where: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    tags: list[str]
+
+
+@dataclass(slots=True)
+class Slots:
+    tags: list[str]
+
+
+class Box(BaseModel):
+    inside: Any
+
+
+class Doc:
+    def __init__(self, tags: list[str]) -> None:
+        self.tags = tags
+
+
+class Slotted:
+    __slots__ = ("tags",)
+    tags: list[str]
+
+
+class TaggedList(list[Any]):
+    tags: list[str]
+
+
+class Places(pd.DataFrame):
+    _metadata: ClassVar[list[str]] = ["crs"]
+
+    @property
+    def _constructor(self) -> Any:
+        return Places
+
+
+class Colour(Enum):
+    RED = 1
+
+
+class Mark:
+    """Told by what it is."""
+
+
+class Session:
+    def close(self) -> None:
+        """It stands for more than what it holds."""
+
+
+class Client:
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+        self.tags = ["a"]
 
 
 def run(pipeline: Pipeline) -> Any:
@@ -126,6 +187,154 @@ def test_data_is_copied_with_its_type(value: Any) -> None:
     assert repr(made) == repr(value)
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), [threading.Lock()], "text", 7, None, Point])
+@pytest.mark.parametrize("value", [threading.Lock(), "text", 7, None, Point, Colour.RED, Mark(), Session()])
 def test_what_is_no_data_or_cannot_be_copied_is_the_same_object(value: Any) -> None:
+    """A mark, which is told by what it is, and an object that stands for more than its values, too."""
     assert own_copy(value) is value
+    assert own_copy([value])[0] is value or isinstance(value, Session)
+
+
+def test_beside_what_cannot_be_copied_all_else_is() -> None:
+    lock = threading.Lock()
+    value = {"lock": lock, "tags": [1], "client": Client(lock)}
+    made = own_copy(value)
+    assert made["lock"] is lock
+    assert made["client"] is value["client"]
+    assert made["tags"] == [1]
+    assert made["tags"] is not value["tags"]
+
+
+def frame(**columns: Any) -> pd.DataFrame:
+    made = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()})
+    made.attrs["notes"] = ["raw"]
+    return made
+
+
+def places() -> Places:
+    made = Places({"n": [1]})
+    made.crs = ["EPSG:4326"]  # type: ignore[attr-defined]
+    return made
+
+
+def slotted() -> Slotted:
+    made = Slotted()
+    made.tags = ["a"]
+    return made
+
+
+def tagged() -> TaggedList:
+    made = TaggedList([["a"]])
+    made.tags = ["a"]
+    return made
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "a list in a cell": (lambda: frame(tags=[["a"], ["b"]]), lambda value: value["tags"][0]),
+    "a dict in a cell": (lambda: frame(more=[{"tags": ["a"]}]), lambda value: value["more"][0]["tags"]),
+    "a model in a cell": (
+        lambda: frame(notes=[Note(tags=["a"]), None]),
+        lambda value: value["notes"][0].tags,
+    ),
+    "a Series of lists": (lambda: frame(tags=[["a"]])["tags"], lambda value: value[0]),
+    "a frame in a cell": (lambda: frame(inner=[frame(t=[["a"]])]), lambda value: value["inner"][0]["t"][0]),
+    "two columns of one name": (lambda: frame(a=[["a"]]).join(frame(b=[["b"]])), lambda value: value["b"][0]),
+    "attrs of a frame": (lambda: frame(n=[1]), lambda value: value.attrs["notes"]),
+    "an attribute of a subclass": (places, lambda value: value.crs),
+    "an array of lists": (lambda: np.array([["a"], None], dtype=object)[:1], lambda value: value[0]),
+    "an array of pandas": (lambda: frame(tags=[["a"]])["tags"].array, lambda value: value[0]),
+    "a frame in a dict": (
+        lambda: {"frames": (frame(tags=[["a"]]),)},
+        lambda value: value["frames"][0]["tags"][0],
+    ),
+    "a frame in a model": (lambda: Box(inside=frame(t=[["a"]])), lambda value: value.inside["t"][0]),
+    "a namespace": (lambda: SimpleNamespace(tags=["a"]), lambda value: value.tags),
+    "a UserDict": (lambda: UserDict(tags=["a"]), lambda value: value["tags"]),
+    "a UserList": (lambda: UserList([["a"]]), lambda value: value[0]),
+    "a ChainMap": (lambda: ChainMap({"tags": ["a"]}, {}), lambda value: value["tags"]),
+    "a view of a dict": (lambda: MappingProxyType({"tags": ["a"]}), lambda value: value["tags"]),
+    "a defaultdict": (lambda: defaultdict(list, tags=["a"]), lambda value: value["tags"]),
+    "an OrderedDict": (lambda: OrderedDict(tags=["a"]), lambda value: value["tags"]),
+    "a deque": (lambda: deque([["a"]], maxlen=3), lambda value: value[0]),
+    "a tuple": (lambda: (1, ["a"]), lambda value: value[1]),
+    "a frozen dataclass": (lambda: Frozen(["a"]), lambda value: value.tags),
+    "a dataclass with slots": (lambda: Slots(["a"]), lambda value: value.tags),
+    "an object of a class of one's own": (lambda: Doc(["a"]), lambda value: value.tags),
+    "an object with slots": (slotted, lambda value: value.tags),
+    "a subclass of list": (tagged, lambda value: value.tags),
+    "a subclass of list, its items": (tagged, lambda value: value[0]),
+}
+
+
+@pytest.mark.parametrize(("make", "part"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_a_copy_changes_reaches_the_value_in_no_place(
+    make: Callable[[], Any], part: Callable[[Any], Any]
+) -> None:
+    value = make()
+    before = list(part(value))
+    made = own_copy(value)
+    assert type(made) is type(value)
+    assert part(made) == before
+    part(made).append("changed")
+    assert part(value) == before
+    assert part(made) == [*before, "changed"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [1, 2],
+        ["a", "b"],
+        pd.array([1, None], dtype="Int64"),
+        pd.Categorical(["a", "b"]),
+        pd.to_datetime(["2024", None]),
+    ],
+    ids=lambda column: type(column).__name__,
+)
+def test_what_is_written_into_the_array_of_a_column_stays_in_the_copy(column: Any) -> None:
+    value = pd.DataFrame({"a": column})
+    made = own_copy({"frame": value, "array": value["a"].array})
+    made["frame"]["a"].array[0] = made["frame"]["a"].array[1]
+    made["array"][0] = made["array"][1]
+    pd.testing.assert_frame_equal(value, pd.DataFrame({"a": column}))
+
+
+def test_an_object_that_holds_itself_is_copied_as_such() -> None:
+    ring: list[Any] = [1]
+    ring.append((ring, {"ring": ring}))
+    made = own_copy(ring)
+    assert made is not ring
+    assert made[1][0] is made
+    assert made[1][1]["ring"] is made
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert own_copy(deep) is not None
+
+
+def test_a_step_that_fails_after_a_change_begins_anew_and_its_value_is_the_right_one(tmp_path: Path) -> None:
+    pipeline = Pipeline("cells")
+
+    @pipeline.task
+    def load() -> pd.DataFrame:
+        return pd.DataFrame({"tags": [["a"], ["b"]], "n": [1, 2]})
+
+    @pipeline.task(max_retries=1)
+    def tag(load: pd.DataFrame, context: StepContext) -> list[list[str]]:
+        load["tags"][0].append("changed")
+        if context.attempt == 1:
+            raise OSError("once")
+        return load["tags"].tolist()
+
+    @pipeline.task(map_over="load", max_retries=1)
+    def each(item: dict[str, Any], context: StepContext) -> int:
+        item["tags"].append("changed")
+        if context.attempt == 1:
+            raise OSError("once")
+        return len(item["tags"])
+
+    for _ in range(2):
+        executor = PipelineExecutor(pipeline, retry_delay=0.0, cache=ResultCache(tmp_path))
+        result = executor.run()
+        assert result["load"]["tags"].tolist() == [["a"], ["b"]]
+        assert result["tag"] == [["a", "changed"], ["b"]]
+        assert result["each"] == [2, 2]

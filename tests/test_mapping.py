@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from tagent_nb import (
     FileStorageBackend,
@@ -60,6 +60,24 @@ def measured(pipeline: Pipeline, calls: Calls, **options: Any) -> Pipeline:
     return pipeline
 
 
+HALF = "\ud800"
+"""Half a surrogate pair, which no UTF-8 can hold."""
+
+
+class Review(BaseModel):
+    text: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def first(self) -> str:
+        return self.text[0]
+
+
+def by_year_and_month() -> pd.DataFrame:
+    rows = pd.DataFrame({"day": pd.to_datetime(["2024-01-03", "2024-02-03", "2025-01-01"]), "n": [1, 2, 3]})
+    return rows.groupby([rows.day.dt.year, rows.day.dt.month])[["n"]].sum()
+
+
 class TestMapping:
     async def test_a_step_runs_once_per_item_in_order(self) -> None:
         calls = Calls()
@@ -90,8 +108,10 @@ class TestMapping:
         [
             pd.MultiIndex.from_tuples([("x", 1), ("x", 2), ("y", 1)], names=["group", "number"]),
             pd.CategoricalIndex(["low", "mid", "high"], ["low", "mid", "high"], ordered=True, name="size"),
+            pd.date_range("2024-01-31", periods=3, freq=pd.DateOffset(months=1), name="month"),
+            pd.MultiIndex.from_tuples([(2024, 1), (2024, 2), (2025, 1)], names=["day", "day"]),
         ],
-        ids=["levels", "categories"],
+        ids=["levels", "categories", "months", "levels of one name"],
     )
     async def test_the_mapped_frame_joins_its_source_also_after_a_restart(
         self, index: pd.Index, tmp_path: Path
@@ -121,6 +141,89 @@ class TestMapping:
         items = (await executor.load_result()).steps["each"].items
         assert items is not None
         assert [(item.key, item.index) for item in items.values()] == [("1j", "1j")]
+
+    @pytest.mark.parametrize(
+        ("frame", "fields"),
+        [
+            (by_year_and_month(), ["day", "day_2", "n"]),
+            (pd.DataFrame({"n": [1, 2]}, index=pd.Index(["x", "x"], name=0)), ["0", "n"]),
+            (pd.DataFrame({"n": [1, 2]}, index=pd.Index(["x", "y"], name="")), ["index", "n"]),
+            (pd.DataFrame({"index": [1, 2]}, index=["x", "y"]), ["index_2", "index"]),
+            (pd.DataFrame({"n": [1, 2]}, index=pd.Index([HALF, "x"], dtype=object)), ["index", "n"]),
+            (pd.DataFrame({"n": [1]}, index=pd.Index(["x"], name=HALF)), [HALF, "n"]),
+            (pd.DataFrame([[1]], columns=pd.Index([HALF], dtype=object)), [HALF]),
+            (
+                pd.DataFrame([[1, 2]], index=["x"], columns=pd.MultiIndex.from_tuples([("a", 1), ("a", 2)])),
+                ["index", "('a', 1)", "('a', 2)"],
+            ),
+            (
+                pd.DataFrame({"n": [1]}, index=pd.Index([("a", 1)], tupleize_cols=False)),
+                ["index", "n"],
+            ),
+            (pd.DataFrame({"n": [1, 2, 3]}, index=[1.5, float("nan"), float("nan")]), ["index", "n"]),
+            (pd.DataFrame([[1, 2]], columns=pd.Index([None, float("nan")], dtype=object)), ["None", "nan"]),
+        ],
+    )
+    async def test_whatever_the_labels_rows_and_fields_have_distinct_names(
+        self, frame: pd.DataFrame, fields: list[str], tmp_path: Path
+    ) -> None:
+        pipeline = Pipeline("labels")
+        pipeline.put(PipelineStep.from_cell("load", "frame.copy()", python=True))
+        pipeline.put(PipelineStep.from_cell("each", "[*item]", python=True, map_over="load"))
+        pipeline.put(PipelineStep.from_cell("other", "1 + 1", python=True))
+        executor = PipelineExecutor(
+            pipeline,
+            storage=FileStorageBackend(tmp_path / "runs"),
+            cache=ResultCache(tmp_path / "cache"),
+            namespace={"frame": frame},
+        )
+        for options in ({}, {}, {"resume": True}):
+            result = await executor.execute(**options)
+            assert result.success
+            assert result["each"] == [fields] * len(frame)
+            assert len(set(result.steps["each"].items)) == len(frame)
+            assert len(result.output_frame("each")) == len(frame)
+            assert len(list(await executor.plan(**options))) == 3
+
+    @pytest.mark.parametrize(
+        "frame",
+        [pd.DataFrame([[1, 2]], columns=["a", "a"]), pd.DataFrame([[1, 2]], columns=[1, "1"])],
+        ids=["equal", "equal as text"],
+    )
+    async def test_columns_of_one_name_fail_the_map_and_nothing_else(self, frame: pd.DataFrame) -> None:
+        pipeline = Pipeline("twice")
+        pipeline.put(PipelineStep.from_cell("load", "frame", python=True))
+        pipeline.put(PipelineStep.from_cell("each", "1", python=True, map_over="load"))
+        pipeline.put(PipelineStep.from_cell("other", "load.shape", python=True))
+        executor = PipelineExecutor(pipeline, namespace={"frame": frame})
+        result = await executor.execute()
+        assert result.failed_steps == ["each"]
+        assert "two columns named" in result.error_details["each"]
+        assert result["other"] == (1, 2)
+        assert (await executor.execute(resume=True)).failed_steps == ["each"]
+
+    async def test_an_item_whose_field_cannot_be_read_fails_alone(self, tmp_path: Path) -> None:
+        """Its author's code may raise anything, be it that the item is told by that field."""
+        pipeline = Pipeline("properties", model="test")
+        pipeline.put(PipelineStep.from_cell("load", "[Review(text=t) for t in ('a', '', 'b')]", python=True))
+        pipeline.step("ask", "Is {{ load.first }} good?", map_over="load", min_success=0.5)
+        pipeline.step("all", "Is {{ load[1].first }} good?")
+        pipeline.put(PipelineStep.from_cell("maybe", "1", python=True, when="load[1].first == 'x'"))
+        pipeline.put(PipelineStep.from_cell("other", "1 + 1", python=True))
+        executor = PipelineExecutor(
+            pipeline,
+            cache=ResultCache(tmp_path),
+            namespace={"Review": Review},
+        )
+        for options in ({}, {"resume": True}):
+            result = await executor.execute(**options)
+            assert result.failed_steps == ["all", "maybe"]
+            assert [item.status.value for item in result.steps["ask"].items.values()].count("failed") == 1
+            assert result.steps["ask"].items["1"].error_type == "IndexError"
+            assert "What it reads cannot be used" in result.steps["all"].error
+            assert result["other"] == 2
+        plan = {step.step: step.action for step in await executor.plan()}
+        assert plan["all"] == plan["maybe"] == "fail"
 
     async def test_a_field_of_a_value_can_be_mapped_over(self) -> None:
         pipeline = Pipeline("field")

@@ -22,6 +22,7 @@ from tagent_nb import (
     StepContext,
     tool,
 )
+from tagent_nb.pipeline import decoding
 from tagent_nb.steps.tools import forget_tool, registered_tools
 
 
@@ -319,6 +320,44 @@ async def test_a_cancelled_run_is_resumable(lab: Lab) -> None:
     assert lab.ran == ["d"]
     assert result["d"] == 4
     await storage.close()
+
+
+async def test_a_recorded_value_that_cannot_be_read_any_more_is_computed_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another version of pandas; the run goes on, with one warning that names the step."""
+    lab.cell("a", "{1}")
+    lab.cell("b", "[{n} for n in (1, 2)]")
+    lab.cell("c", "run(f'c {item}')\n{*item, len(a)}", map_over="b")
+    lab.cell("d", "len(c)")
+    lab.cell("gone", "{7}")
+    lab.broken = {"d"}
+    await lab.go()
+    reader = decoding._FROM_NODE["set"]
+
+    def unreadable(node: Any, schemas: Any) -> Any:
+        if node["v"] in ([1], [7]):
+            raise OverflowError("too much")
+        return reader(node, schemas)
+
+    lab.broken = set()
+    lab.pipeline.remove("gone")
+    with monkeypatch.context() as patch:
+        patch.setitem(decoding._FROM_NODE, "set", unreadable)
+        storage = FileStorageBackend(lab.folder)
+        executor = PipelineExecutor(lab.pipeline, storage=storage, namespace={"run": lab.note})
+        plan = {step.step: step for step in await executor.plan(resume=True)}
+        await storage.close()
+        assert "its recorded value cannot be read" in plan["a"].why
+        result = await lab.go(resume=True)
+    assert result.error_details == {}
+    assert lab.ran[0] == "a"
+    assert {"b", "d", "c {1}"} <= {*lab.ran}
+    assert result["a"] == {1}
+    assert result["c"] == [{1}, {1, 2}]
+    warned = [text for text in result.warnings if "its recorded value cannot be read" in text]
+    assert [text.partition(" runs again")[0] for text in warned] == ["Step 'a'", "Step 'b'", "Step 'c'"]
+    assert "A stored set cannot be read: too much" in warned[0]
 
 
 async def test_a_map_that_was_stopped_half_way_and_changed_is_refused(lab: Lab) -> None:

@@ -20,7 +20,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict, RootModel, SecretStr, computed_field
 
 from tagent_nb.errors import TemplateError
-from tagent_nb.pipeline.shapes import cells, fields_of, instance_of, items_of, key_text, unwrap, with_index
+from tagent_nb.pipeline.shapes import (
+    cells,
+    distinct,
+    fields_of,
+    instance_of,
+    items_of,
+    key_text,
+    unwrap,
+    with_index,
+)
 
 
 class Label(enum.Enum):
@@ -224,6 +233,28 @@ def test_an_index_that_says_something_becomes_a_column() -> None:
 def test_an_index_named_as_a_column_is_left_out() -> None:
     frame = pd.DataFrame({"n": [1]}, index=pd.Index(["a"], name="n"))
     assert with_index(frame) is frame
+
+
+def test_a_level_named_as_a_column_is_left_out_and_the_others_are_not() -> None:
+    index = pd.MultiIndex.from_tuples([("a", 2024, 1), ("b", 2025, 2)], names=["city", "n", "city"])
+    rows = with_index(pd.DataFrame({"n": [1, 2], "city_2": [3, 4]}, index=index))
+    assert rows.columns.tolist() == ["city", "city_3", "n", "city_2"]
+    assert rows.iloc[:, 0].tolist() == ["a", "b"]
+    assert rows.iloc[:, 1].tolist() == [1, 2]
+    assert rows.index.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "made"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "a", "a"], ["a", "a_2", "a_3"]),
+        (["a", "a", "a_2"], ["a", "a_3", "a_2"]),
+        (["x", "b"], ["x_2", "b"]),
+    ],
+)
+def test_names_become_distinct(names: list[str], made: list[str]) -> None:
+    assert distinct(names, ["x"]) == made
 
 
 def test_an_empty_frame_has_its_columns_only() -> None:

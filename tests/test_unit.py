@@ -19,8 +19,7 @@ from tagent_nb import (
     StepContext,
     tool,
 )
-from tagent_nb.errors import CorruptRecordError
-from tagent_nb.events import TokenUsage
+from tagent_nb.events import StepFinished, TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 
 
@@ -175,26 +174,62 @@ async def test_a_tool_that_goes_during_the_run_is_a_failure_of_its_step(tmp_path
     assert result["cell"] == 2
 
 
-async def test_a_damaged_value_ends_the_run_and_is_nobodys_failure(tmp_path: Path) -> None:
-    """What storage cannot give back is no mistake of the step that reads it."""
+async def test_a_damaged_value_fails_the_step_that_reads_it_and_no_other(tmp_path: Path) -> None:
     runner = Answers(value=StoredValue.from_blob(b"{damaged", "0" * 64))
     pipeline = asking("ask")
     pipeline.step("read", "Repeat {{ ask.text }}")
     storage = FileStorageBackend(tmp_path)
-    executor = PipelineExecutor(pipeline, storage=storage, runners={"agent": runner})
-    with pytest.raises(CorruptRecordError):
-        await executor.execute()
+    pipeline.put(PipelineStep.from_cell("other", "1 + 1", python=True))
+    pipeline.put(PipelineStep.from_cell("maybe", "1 + 1", python=True, when="ask.text == 'x'"))
+    result = await PipelineExecutor(pipeline, storage=storage, runners={"agent": runner}).execute()
     await storage.close()
-    assert executor.result is not None
-    assert executor.result.failed_steps == []
+    assert result.failed_steps == ["read", "maybe"]
+    assert "A stored value cannot be read" in result.error_details["read"]
+    assert result["other"] == 2
 
 
-async def test_a_damaged_source_of_a_map_ends_the_run_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b'{"$t":"frame"}',
+        b'{"$t":"of a later version","v":1}',
+        b'{"rows":[{"$t":"date","v":"no date"}]}',
+        b'{"$t":"index","v":{"multi":false,"names":[null],"rows":1,"freq":"<DateOffset: months=1>"}}',
+    ],
+)
+async def test_a_cached_value_that_cannot_be_read_is_a_miss(cache: ResultCache, blob: bytes) -> None:
+    """Whoever reads it: a step, the items of a map, or only the result; told once, and then cached again."""
+    runner = Answers()
+    pipeline = asking("ask")
+    pipeline.put(PipelineStep.from_cell("rows", "['a', 'b']", python=True))
+    pipeline.step("read", "Repeat {{ ask }}", max_retries=0)
+    pipeline.step("each", "Repeat {{ rows }}", map_over="rows", max_retries=0)
+    first = await go(pipeline, runner, cache)
+    for event in first.events:
+        if isinstance(event, StepFinished):
+            cache.put(event.key, StoredValue.from_blob(blob, event.output.digest))
+    runner.calls.clear()
+    plan = await PipelineExecutor(pipeline, cache=cache, runners={"agent": runner}).plan()
+    assert {step.step: step.action for step in plan}["ask"] == "run"
+    second = await go(pipeline, runner, cache)
+    assert second.success
+    assert sorted(runner.calls) == ["ask", "each", "each", "read"]
+    assert dict(second.step_outputs) == dict(first.step_outputs)
+    told = [text for text in second.warnings if "has an entry that is not used" in text]
+    assert len(told) == 1
+    assert "cannot be read" in told[0] or "unknown type" in told[0]
+    third = await go(pipeline, runner, cache)
+    assert {step.status.value for step in third.steps.values()} == {"cached"}
+    assert third.warnings == []
+
+
+async def test_a_damaged_source_of_a_map_fails_the_map(tmp_path: Path) -> None:
     runner = Answers(value=StoredValue.from_blob(b"{damaged", "0" * 64))
     pipeline = asking("ask")
     pipeline.put(PipelineStep.from_cell("each", "item", python=True, map_over="ask"))
-    with pytest.raises(CorruptRecordError):
-        await go(pipeline, runner, None)
+    result = await go(pipeline, runner, None)
+    assert result.failed_steps == ["each"]
+    assert "A stored value cannot be read" in result.error_details["each"]
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -28,8 +28,15 @@ from tagent_nb.cache.database import (
     open_database,
 )
 from tagent_nb.cache.record import CacheEntry, pack, unpack
-from tagent_nb.errors import DefinitionError, EncodeError, StorageUnavailableError, TagentError
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    EncodeError,
+    StorageUnavailableError,
+    TagentError,
+)
 from tagent_nb.events import Output, TokenUsage
+from tagent_nb.pipeline.codec import unreadable
 
 __all__ = ["CacheEntry", "CacheStats", "ResultCache", "StepCacheStats"]
 
@@ -147,6 +154,8 @@ class ResultCache:
             return None
         try:
             entry = unpack(key, record, schemas)
+            if (problem := unreadable(entry.output)) is not None:
+                raise CorruptRecordError(problem)
         except TagentError as error:
             self._tell_unreadable(error)
             self.misses += count
@@ -417,9 +426,8 @@ class ResultCache:
         return f"The cache in {str(self.directory)!r}"
 
     def _tell_unreadable(self, error: Exception) -> None:
-        self._active.tell(
-            "read", f"{self._named()} has an entry that is not used: {in_words(error)}. {_GOES_ON}"
-        )
+        why = in_words(error).rstrip(".")
+        self._active.tell("read", f"{self._named()} has an entry that is not used: {why}. {_GOES_ON}")
 
 
 _GOES_ON = "The run goes on without it; clearing the cache mends it where that is possible."

@@ -26,7 +26,7 @@ from tagent_nb.events import (
     StepWaiting,
 )
 from tagent_nb.pipeline.approval import ApprovalRequest, Approver, Unit
-from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.codec import StoredValue, unreadable
 from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.base import Refusal
@@ -94,7 +94,8 @@ class Approvals:
         held = self._run.memory.held.get(unit)
         if held is None:
             return None
-        if held.request.key != work.key or not held.request.output.storable:
+        output = held.request.output
+        if held.request.key != work.key or not output.storable or unreadable(output) is not None:
             self._run.memory.held.drop(unit)
             return None
         return self._candidate(work, held.request)

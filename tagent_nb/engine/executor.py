@@ -414,6 +414,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             refuse_changes(pipeline.name, memory.run_id, verdict.changed)
         self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
         await run.conclude(RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where))
+        for name, problem in verdict.unreadable.items():
+            run.warn(f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name)
         return run
 
     def _run_of(

@@ -120,7 +120,11 @@ async def _run_items(
         for key, _, row in queue:
             if run.held:
                 await run.may_start()
-            unit = prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
+            try:
+                unit = prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
+            except BaseException as error:
+                await run.conclude(unprepared(run, step, error, key))
+                continue
             unit.on_aside = replaced
             if _is_recorded(run, unit):
                 continue

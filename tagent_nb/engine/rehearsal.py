@@ -72,7 +72,10 @@ class Rehearsal:
     def __init__(self, run: Run, verdict: Verdict | None, past: Past) -> None:
         self.run = run
         self.kept = frozenset(verdict.kept) if verdict is not None else frozenset()
-        self.changed: Mapping[str, list[str]] = verdict.changed if verdict is not None else {}
+        self.changed: dict[str, list[str]] = {}
+        if verdict is not None:
+            lost = {name: ["its recorded value cannot be read"] for name in verdict.unreadable}
+            self.changed = {**lost, **verdict.changed}
         self.past = past
         self.fates: dict[str, Fate] = {}
         self._actions: dict[str, str] = {}

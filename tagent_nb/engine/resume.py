@@ -12,6 +12,7 @@ from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.work import prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
+from tagent_nb.pipeline.codec import unreadable
 from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.models import PipelineStep
 
@@ -24,7 +25,7 @@ _HOW = frozenset(
     {"budget", "cache", "execution_mode", "max_retries", "min_success", "retry_count", "timeout", "when"}
 )
 
-Recorded = Mapping[tuple[str, str | None], StepFinished | StepCached]
+Recorded = dict[tuple[str, str | None], StepFinished | StepCached]
 
 
 def recorded_units(memory: PipelineMemory) -> dict[tuple[str, str | None], StepFinished | StepCached]:
@@ -55,10 +56,12 @@ def carried_on(options: RunOptions, memory: PipelineMemory) -> RunOptions:
 
 @dataclass
 class Verdict:
-    """What a resumed run may keep, and what has changed (step to sentences)."""
+    """What a resumed run may keep, what has changed (step to sentences), and which values cannot be read
+    (step to why)."""
 
     kept: list[str] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
@@ -68,6 +71,7 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
     its record answers for it later if its inputs turn out the same.
     """
     verdict = Verdict()
+    _leave_out_unreadable(run, verdict)
     kept: set[str] = set()
     with_items = {step for step, item in run.restored if item is not None}
     old, new = _by_name(run.memory.definition), _by_name(definition)
@@ -93,6 +97,16 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
             verdict.kept.append(name)
     run.taught.clear()  # what is known when the run has come so far is another matter
     return verdict
+
+
+def _leave_out_unreadable(run: Run, verdict: Verdict) -> None:
+    """Forget records whose value cannot be read, as by another version of pandas: their steps run again."""
+    for (step, item), event in list(run.restored.items()):
+        problem = unreadable(event.output)
+        if problem is not None:
+            del run.restored[step, item]
+            if step in run.by_name:
+                verdict.unreadable[step] = problem
 
 
 def _differences(

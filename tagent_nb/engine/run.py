@@ -67,7 +67,7 @@ class Run:
         options: RunOptions,
         *,
         token: int | None,
-        restored: Mapping[tuple[str, str | None], StepFinished | StepCached],
+        restored: dict[tuple[str, str | None], StepFinished | StepCached],
         previous: Callable[[], Awaitable[PipelineMemory | None]],
     ) -> None:
         self.pipeline = pipeline

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
 from tagent_nb.engine.work import Work, asked_cache, prepare, runner_of
-from tagent_nb.errors import OfflineMissError, StorageError, TagentError
+from tagent_nb.errors import CorruptRecordError, OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
     NO_USAGE,
     Event,
@@ -73,12 +73,14 @@ async def guarded(run: Run, work: Work) -> list[Event]:
 def unprepared(run: Run, step: PipelineStep, error: BaseException, item: str | None = None) -> StepFailed:
     """The end of a step, or of one item, that broke before or after its attempts.
 
-    It has an unknown tool, say, or a value whose methods raise: any error of those is this unit's own.
+    It has an unknown tool, say, or a value whose methods raise: any error of those is this unit's own, and so
+    is a value of another step whose bytes are damaged.
 
     Raises:
         StorageError: ``error`` says that nothing can be recorded: that ends the run, as Ctrl-C does.
     """
-    if issubclass(type(error), StorageError) or ends_program(error):
+    kind = type(error)
+    if (issubclass(kind, StorageError) and not issubclass(kind, CorruptRecordError)) or ends_program(error):
         raise error
     if issubclass(type(error), TagentError):
         message = message_of(error)

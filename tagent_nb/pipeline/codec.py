@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
+from tagent_nb.events import Output
 from tagent_nb.pipeline.decoding import resolve, value_of
 from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
 from tagent_nb.pipeline.foreign import blame, ends_program, raising_method, safe_str
@@ -31,6 +32,7 @@ __all__ = [
     "notes_to_tree",
     "parse",
     "to_tree",
+    "unreadable",
 ]
 
 MAX_BYTES = 512 * 1024 * 1024
@@ -85,8 +87,12 @@ def from_tree(tree: Any, schemas: Mapping[str, type] | None = None) -> Any:
     """
     try:
         return value_of(tree, schemas or {})
+    except CorruptRecordError:
+        raise
     except RecursionError:
         raise CorruptRecordError("A stored value is nested too deeply.") from None
+    except BaseException as error:  # classes of the user, with which values are rebuilt, may raise anything
+        raise _unreadable(error) from error
 
 
 def encode(value: Any, *, path: str = "output") -> bytes:
@@ -117,7 +123,19 @@ def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
         CorruptRecordError: The bytes are not what :func:`encode` writes.
     """
     known = schemas or {}
-    return parse(blob, lambda fields: resolve(fields, known) if TAG in fields else fields)
+    try:
+        return parse(blob, lambda fields: resolve(fields, known) if TAG in fields else fields)
+    except CorruptRecordError:
+        raise
+    except BaseException as error:  # as in from_tree
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: BaseException) -> BaseException:
+    """What to raise when decoding ended in ``error``."""
+    if ends_program(error):
+        return error
+    return CorruptRecordError(f"A stored value cannot be read, since {blame(error)}")
 
 
 def parse(blob: bytes, on_object: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -265,7 +283,21 @@ class StoredValue:
         self._digest = _no_digest()
 
 
+def unreadable(output: Output) -> str | None:
+    """Why the bytes of a value cannot be read; ``None`` if they can.
+
+    Plain data always can, and is not decoded; all else is, and kept for whoever reads the value.
+    """
+    if isinstance(output, StoredValue) and output._value is _UNREAD and _MARK in (output._blob or b""):
+        try:
+            _ = output.value
+        except CorruptRecordError as error:
+            return str(error)
+    return None
+
+
 _UNREAD: Any = object()
+_MARK = f'"{TAG}":'.encode()
 
 
 def _no_digest() -> str:

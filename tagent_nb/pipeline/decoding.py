@@ -158,6 +158,8 @@ _FROM_NODE: dict[str, Callable[[Node, Schemas], Any]] = {
             "frame",
             "series",
             "index",
+            "array",
+            "offset",
             "ndarray",
             "numpy",
             "timestamp",

@@ -34,6 +34,7 @@ __all__ = [
     "PLAIN",
     "cell",
     "cells",
+    "distinct",
     "fields_of",
     "instance_of",
     "items_of",
@@ -196,13 +197,43 @@ def short_floats(dtype: Any) -> Callable[[Any], Any] | None:
     return lambda one: own_float(own(one)) if isinstance(one, float) else one
 
 
+def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Names that all differ, and from those that are ``taken``: a second ``a`` becomes ``a_2``."""
+    names = list(names)
+    used, first = {*taken}, {*names}
+    made = []
+    for name in names:
+        text, number = name, 2
+        while text in used or (text != name and text in first):
+            text, number = f"{name}_{number}", number + 1
+        used.add(text)
+        made.append(text)
+    return made
+
+
 def with_index(frame: Any) -> Any:
-    """The frame with an index that says something (a name, or labels) as its first columns."""
+    """The frame with an index that says something (a name, or labels) as its first columns.
+
+    A level with the name of a column is left out: it nearly always repeats it. Two levels of one name get
+    distinct ones.
+    """
     index = frame.index
     if not len(frame) or (index.dtype.kind in "iu" and index.name is None):
         return frame
-    names = [name or ("index" if position == 0 else f"level_{position}")
-             for position, name in enumerate(index.names)]  # fmt: skip
-    if any(name in frame.columns for name in names):
+    columns = [key_text(column) for column in frame.columns]
+    named = {
+        place: key_text(name) for place, name in enumerate(index.names) if name is not None and name != ""
+    }
+    levels = [place for place in range(index.nlevels) if named.get(place) not in columns]
+    if not levels:
         return frame
-    return frame.reset_index(names=names)
+    texts = [named.get(place) or ("index" if place == 0 else f"level_{place}") for place in levels]
+    # By hand: reset_index cannot give two levels one name, and not every label the dtype that it likes.
+    labels = index.set_names([None] * index.nlevels).to_frame(
+        index=False, name=[*range(index.nlevels)] if index.nlevels > 1 else 0
+    )
+    labels = labels.iloc[:, levels].set_axis([f"level {place}" for place in levels], axis=1)
+    rows = labels.join(frame.reset_index(drop=True).set_axis(range(len(columns)), axis=1))
+    names = [*distinct(texts, columns), *frame.columns]
+    rows.columns = sys.modules["pandas"].Index(names, dtype=object, tupleize_cols=False)
+    return rows

@@ -16,6 +16,7 @@ from tagent_nb.pipeline.shapes import (
     PLAIN,
     cell,
     cells,
+    distinct,
     fields_of,
     instance_of,
     items_of,
@@ -186,7 +187,7 @@ class Table(Rows):
 
     def __init__(self, frame: Any, path: str) -> None:
         super().__init__(frame, path)
-        self._columns = [key_text(column) for column in frame.columns]
+        self._columns = distinct(key_text(column) for column in frame.columns)
 
     def part(self, key: object) -> Any:
         if isinstance(key, str) and key in self._columns:

@@ -22,6 +22,7 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.pipeline.codec import to_tree
+from tagent_nb.pipeline.copying import own_copy
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.prices import Price
 from tagent_nb.pipeline.secrets import hide, redact
@@ -121,6 +122,7 @@ class StepContext:
             EncodeError: The value cannot be stored; the message has the path to it.
         """
         to_tree(value, path=f"fact {key!r}")
+        value = own_copy(value)
         self.emit(FactLearned(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
 
     def save_memory(self, key: str, value: Any) -> None:
@@ -130,6 +132,7 @@ class StepContext:
             EncodeError: The value cannot be stored; the message has the path to it.
         """
         to_tree(value, path=f"memory {key!r}")
+        value = own_copy(value)
         self.emit(MemorySaved(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
 
     def write(self, text: str) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.pipeline.encoding import Encoder, RefusedError, field_part, refusal
+from tagent_nb.pipeline.frames.offsets import freq_node, offset_node, offset_of
+from tagent_nb.pipeline.frames.refusing import array_refusal, dtype_refusal, zone_refusal
 from tagent_nb.pipeline.frames.stream import from_stream, to_stream
 from tagent_nb.pipeline.scalars import TAG, Node, fixed_zone, own_float, zone_from, zone_of
 
@@ -33,7 +35,7 @@ def to_node(value: Any, walk: Encoder, depth: int) -> Any:
     if type(value) is np.ndarray:
         return _array(value, walk, depth)
     if type(value).__module__.partition(".")[0] == "numpy":
-        raise refusal(value)
+        raise array_refusal(value) if isinstance(value, np.ndarray) else refusal(value)
     import pandas as pd
 
     if type(value) is pd.DataFrame:
@@ -49,6 +51,11 @@ def to_node(value: Any, walk: Encoder, depth: int) -> Any:
     if isinstance(value, pd.Index):
         walk.enter(depth, len(value))
         return {TAG: "index", "v": _index(value, walk, depth)}
+    if isinstance(value, pd.api.extensions.ExtensionArray):
+        walk.enter(depth, len(value))
+        return {TAG: "array", "v": _index(pd.Index(value), walk, depth, "")}
+    if isinstance(value, pd.offsets.BaseOffset):
+        return offset_node(value, walk, depth)
     return _pandas_scalar(value, walk, depth)
 
 
@@ -117,6 +124,8 @@ def _pandas_scalar(value: Any, walk: Encoder, depth: int) -> Node:
         if isinstance(value, pd.Timestamp) and value.tzinfo is not None:
             offset: Any = value.utcoffset()
             node["zone"], node["offset"] = zone_of(value), offset.total_seconds()
+            if node["zone"] is None and value.tzinfo.utcoffset(None) is None:
+                raise zone_refusal(value.tzinfo)
         return node
     if isinstance(value, pd.Period | pd.Interval):
         return {TAG: "pandas_scalar", "v": _vectors(pd.DataFrame({0: [value]}), [""], walk, depth)}
@@ -160,7 +169,7 @@ def _array(value: np.ndarray, walk: Encoder, depth: int) -> Node:
     if value.dtype.kind == "O":
         return node | {"cells": walk.items(flat.tolist(), depth)}
     if value.dtype.kind not in _KINDS or value.dtype.str[1:] in ("f16", "c32"):
-        raise RefusedError(f"an array of dtype {value.dtype} cannot be stored. Convert it with .astype(...)")
+        raise array_refusal(value)
     if value.size == 0 or value.dtype.itemsize == 0:
         return node
     native = value.dtype.newbyteorder("=")
@@ -229,7 +238,7 @@ def _to_series(node: Node) -> pd.Series:
     return series.rename(node["name"])
 
 
-def _index(index: pd.Index, walk: Encoder, depth: int) -> Node:
+def _index(index: pd.Index, walk: Encoder, depth: int, part: str = ".index") -> Node:
     import pandas as pd
 
     names = [walk.tree(name, depth + 1) for name in index.names]
@@ -238,15 +247,29 @@ def _index(index: pd.Index, walk: Encoder, depth: int) -> Node:
     if index.dtype in ("str", object) and type(index) is pd.Index and all(type(one) is str for one in index):
         # By far the most common labels, and an Arrow stream has a heavy head.
         return {"dtype": str(index.dtype), "labels": walk.tree(index.tolist(), depth + 1), "names": names}
+    if isinstance(index, pd.MultiIndex) and not walk.identity:
+        walk.same = False
+        return {"names": names} | _multi(index.remove_unused_levels(), walk, depth)
     multi = isinstance(index, pd.MultiIndex)
     # A list of names for several levels: one name would be a tuple, which a level may have as well.
     names_of_levels: Any = list(range(index.nlevels)) if multi else 0
-    levels = index.to_frame(index=False, name=names_of_levels)
+    levels = index.set_names([None] * index.nlevels).to_frame(index=False, name=names_of_levels)
     node = {"multi": multi, "names": names, "rows": len(index)}
-    freq = getattr(index, "freqstr", None)
-    if freq is not None and not isinstance(index, pd.PeriodIndex):
-        node["freq"] = freq
-    return node | {"vectors": _vectors(levels, [".index"] * index.nlevels, walk, depth)}
+    node["vectors"] = _vectors(levels, [part] * index.nlevels, walk, depth, "")
+    freq = None if multi or isinstance(index, pd.PeriodIndex) else freq_node(index, levels[0], walk, depth)
+    return node if freq is None else node | {"freq": freq}
+
+
+def _multi(index: pd.MultiIndex, walk: Encoder, depth: int) -> Node:
+    """By its levels, which have dtypes, orders and frequencies that the labels alone do not tell."""
+    import pandas as pd
+
+    codes = pd.DataFrame(dict(enumerate(index.codes)))
+    return {
+        "rows": len(index),
+        "levels": [_index(level.rename(None), walk, depth + 1) for level in index.levels],
+        "codes": _vectors(codes, [""] * index.nlevels, walk, depth),
+    }
 
 
 def _to_index(node: Node) -> pd.Index:
@@ -263,6 +286,10 @@ def _unnamed_index(node: Node) -> Any:
         return pd.RangeIndex(start, stop, step)
     if "labels" in node:
         return pd.Index(node["labels"], dtype="str" if node["dtype"] == "str" else object)
+    if "levels" in node:
+        codes = _to_vectors(node["codes"], node["rows"], len(node["names"]))
+        kept: list[Any] = [_to_index(level) for level in node["levels"]]
+        return pd.MultiIndex(kept, [codes[place].tolist() for place in codes])
     levels = _to_vectors(node["vectors"], node["rows"], len(node["names"]))
     if node["multi"]:
         return pd.MultiIndex.from_arrays([levels[one] for one in levels])
@@ -273,8 +300,13 @@ def _unnamed_index(node: Node) -> Any:
 # -- vectors: the columns of a frame, without their labels ----------------------------------------
 
 
-def _vectors(frame: pd.DataFrame, labels: list[str], walk: Encoder, depth: int) -> Node:
-    """Columns by position: typed ones in an Arrow stream, those of objects as trees."""
+def _vectors(
+    frame: pd.DataFrame, labels: list[str], walk: Encoder, depth: int, accessor: str = ".dt"
+) -> Node:
+    """Columns by position: typed ones in an Arrow stream, those of objects as trees.
+
+    ``accessor`` is what methods for times are called by, in messages: an index has none.
+    """
     import pandas as pd
 
     node: Node = {}
@@ -301,10 +333,10 @@ def _vectors(frame: pd.DataFrame, labels: list[str], walk: Encoder, depth: int) 
             part.isetitem(position, part.iloc[:, position].cat.codes.array)
             kept = {"index": _index(dtype.categories, walk, depth + 1), "ordered": dtype.ordered}
             node.setdefault("categories", {})[str(place)] = kept
-    return node | _typed(part, typed, [labels[place] for place in typed])
+    return node | _typed(part, typed, [labels[place] for place in typed], accessor)
 
 
-def _typed(part: pd.DataFrame, places: list[int], labels: list[str]) -> Node:
+def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: str) -> Node:
     import pandas as pd
 
     part = part.copy(deep=False)
@@ -324,9 +356,7 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str]) -> Node:
         # Which column it is: they are tried one by one, now that it matters.
         columns = zip(part.columns, labels, strict=True)
         place, label = min(columns, key=lambda one: _survives(part[[one[0]]], node))
-        raise RefusedError(
-            f"a column of dtype {part[place].dtype} cannot be stored. Convert it with .astype(...)"
-        ).inside(label, part) from None
+        raise dtype_refusal(part[place].dtype, accessor).inside(label, part) from None
     return node | {"v": to_stream(table)}
 
 
@@ -394,6 +424,8 @@ _READERS: dict[str, Callable[[Node], Any]] = {
     "frame": _to_frame,
     "series": _to_series,
     "index": lambda node: _to_index(node["v"]),
+    "array": lambda node: _to_index(node["v"]).array.copy(),
+    "offset": offset_of,
     "ndarray": _to_array,
     "numpy": _to_numpy_scalar,
     "timestamp": _to_timestamp,

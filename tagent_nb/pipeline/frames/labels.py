@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _level(index: pd.Index) -> dict[str, Any]:
         level["of"] = _level(index.categories)
     elif isinstance(index.dtype, pd.StringDtype) and index.dtype.na_value is pd.NA:
         level["dtype"] = f"string[{index.dtype.storage}]"
-    elif (freq := getattr(index, "freqstr", None)) is not None:
+    elif (freq := getattr(index, "freq", None)) is not None and not isinstance(index, pd.PeriodIndex):
         level["freq"] = freq
     return level
 
@@ -58,7 +59,19 @@ def index_of(labels: Sequence[Any], levels: Sequence[Mapping[str, Any]] | None) 
         return _index(labels, levels[0])
     if labels and all(isinstance(label, tuple) for label in labels):
         return pd.MultiIndex.from_tuples(labels)
-    return pd.Index(labels) if labels else pd.RangeIndex(0)
+    return index_from(labels) if labels else pd.RangeIndex(0)
+
+
+def index_from(labels: Sequence[Any]) -> pd.Index:
+    """An index of the dtype that pandas gives to such labels; of objects where it has none for them."""
+    import pandas as pd
+
+    made: pd.Index
+    try:
+        made = pd.Index(list(labels), tupleize_cols=False)
+    except UnicodeEncodeError:  # half a surrogate pair, which no text of Arrow can have
+        made = pd.Index(list(labels), dtype=object, tupleize_cols=False)
+    return made
 
 
 def _has(label: Any, levels: int) -> bool:
@@ -72,11 +85,11 @@ def _index(labels: Sequence[Any], level: Mapping[str, Any]) -> pd.Index:
         return found.rename(level["name"])
     try:
         index: Any = pd.Index(list(labels), dtype=_dtype(level), tupleize_cols=False)
-        if "freq" in level:
-            index = type(index)(index, freq=level["freq"])
     except (TypeError, ValueError, NotImplementedError):
-        # Items that are gone have left gaps, or pandas cannot read the type's own name.
-        index = pd.Index(labels, tupleize_cols=False)
+        index = index_from(labels)  # pandas cannot read the type's own name
+    if "freq" in level:
+        with suppress(TypeError, ValueError):  # items that are gone have left gaps
+            index = type(index)(index, freq=level["freq"])
     named: pd.Index = index.rename(level["name"])
     return named
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.pipeline.encoding import is_model
+from tagent_nb.pipeline.frames.labels import index_from
 from tagent_nb.pipeline.scalars import own_float
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def frame_of(values: Sequence[Any], index: Any = None) -> pd.DataFrame:
     columns = [column_of([(record or {}).get(name) for record in records], index) for name in names]
     frame = pd.DataFrame(dict(enumerate(columns)), index=_index_of(values, index))
     # A dict of columns would join names that are equal, such as 1 and True.
-    frame.columns = pd.Index(list(names)) if names else pd.Index([], dtype="str")
+    frame.columns = index_from(list(names)) if names else pd.Index([], dtype="str")
     return frame
 
 
