@@ -220,7 +220,7 @@ class TestMapping:
             assert result.failed_steps == ["all", "maybe"]
             assert [item.status.value for item in result.steps["ask"].items.values()].count("failed") == 1
             assert result.steps["ask"].items["1"].error_type == "IndexError"
-            assert "What it reads cannot be used" in result.steps["all"].error
+            assert "What it reads, returns or refers to cannot be handled" in result.steps["all"].error
             assert result["other"] == 2
         plan = {step.step: step.action for step in await executor.plan()}
         assert plan["all"] == plan["maybe"] == "fail"
