@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="[STEP=]FILE",
         help="let a step give the rows of this file instead of its own; without STEP, the one Python step "
-        "that reads no other step",
+        "that reads no other step. In .csv, what looks like a number is read as one (007 as 7); .jsonl keeps "
+        "types as they are",
     )
     run.add_argument("--json", type=Path, metavar="OUT", help="also write the result as JSON")
     run.add_argument(

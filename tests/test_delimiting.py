@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -126,6 +127,44 @@ def test_a_frame_inside_a_record_is_its_rows() -> None:
 
 def test_columns_of_one_name_are_all_shown() -> None:
     assert plain_text(pd.DataFrame([[1, 2]], columns=["a", "a"])) == "a,a\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        np.float64("nan"),
+        np.float32("inf"),
+        pd.NA,
+        pd.NaT,
+        None,
+        Decimal("NaN"),
+        Decimal("Infinity"),
+        np.datetime64("NaT"),
+    ],
+    ids=repr,
+)
+def test_what_json_does_not_have_is_null_in_every_place(missing: Any) -> None:
+    """As in the rows of a table, so that what a model reads is JSON."""
+    for value, text in (
+        ([missing, 1.5], "[null, 1.5]"),
+        ([{"a": missing, "b": [missing]}], '[{"a": null, "b": [null]}]'),
+        ({"a": {"b": (missing,)}}, '{"a": {"b": [null]}}'),
+        (pd.DataFrame({"a": pd.Series([missing], dtype=object)}).to_dict("records"), '[{"a": null}]'),
+        ({"t": pd.DataFrame({"a": pd.Series([missing, 1], dtype=object)})}, '{"t": [{"a": null}, {"a": 1}]}'),
+    ):
+        assert json_text(value) == text
+        assert delimit(value) == f"<data>{text}</data>"
+    assert json_text(Decimal("1E+400")) == '"1E+400"'
+
+
+def test_columns_of_one_name_are_all_in_the_records() -> None:
+    frame = pd.DataFrame([[1, 2, 3]], columns=["a", "a", "b"])
+    assert json_text(frame) == '[{"a": 1, "a_2": 2, "b": 3}]'
+    index = pd.MultiIndex.from_tuples([(2024, 1)], names=["day", "day"])
+    assert json_text(pd.DataFrame({"n": [5]}, index=index)) == '[{"day": 2024, "day_2": 1, "n": 5}]'
 
 
 def test_json_text_quotes_text_and_indents() -> None:

@@ -535,6 +535,95 @@ def test_writing_a_frame_changes_no_value(tmp_path: Path) -> None:
     assert frame["a"].tolist() == [[1], [2]]
 
 
+@pytest.mark.parametrize(
+    ("labels", "written"),
+    [
+        ([1, "1"], ["1", "1_2"]),
+        (["a", "a"], ["a", "a_2"]),
+        ([None, ("x", 1)], ["None", "('x', 1)"]),
+        (["\ud800"], ["?"]),
+    ],
+)
+def test_columns_of_any_label_are_written_under_distinct_names(
+    labels: list[Any], written: list[str], tmp_path: Path
+) -> None:
+    frame = pd.DataFrame([[7] * len(labels)], columns=pd.Index(labels, dtype=object, tupleize_cols=False))
+    result = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(frame)))
+    result.to_parquet(tmp_path / "s.parquet", "s")
+    result.to_csv(tmp_path / "s.csv", "s")
+    for back in (pd.read_parquet(tmp_path / "s.parquet"), pd.read_csv(tmp_path / "s.csv")):
+        assert list(back.columns) == written
+        assert back.to_numpy().tolist() == [[7] * len(labels)]
+
+
+@pytest.mark.parametrize(
+    ("index", "name", "labels"),
+    [
+        (pd.Index([1, "a"], dtype=object), None, ["1", "a"]),
+        (pd.Index([("a", 1), None], tupleize_cols=False, name="n"), "n_2", ['["a", 1]', None]),
+        (pd.Index([1j, 2j], name=0), "0", ["1j", "2j"]),
+        (pd.Index(["x", "y"], name="n"), "n_2", ["x", "y"]),
+        (pd.RangeIndex(2, name="n"), "n_2", [0, 1]),
+        (pd.Index(["\ud800", "y"], dtype=object), None, ["?", "y"]),
+    ],
+)
+def test_an_index_of_any_labels_is_written(
+    index: pd.Index, name: Any, labels: list[Any], tmp_path: Path
+) -> None:
+    frame = pd.DataFrame({"n": [1, 2]}, index=index)
+    result = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(frame)))
+    result.to_parquet(tmp_path / "s.parquet", "s")
+    back = pd.read_parquet(tmp_path / "s.parquet")
+    assert back.index.name == name
+    assert [None if pd.isna(label) else label for label in back.index.tolist()] == labels
+    assert back["n"].tolist() == [1, 2]
+    result.to_csv(tmp_path / "s.csv", "s")
+    assert pd.read_csv(tmp_path / "s.csv")["n"].tolist() == [1, 2]
+
+
+def test_levels_and_columns_of_types_that_parquet_does_not_know_are_text(tmp_path: Path) -> None:
+    index = pd.MultiIndex.from_tuples([(2024, 1), (2024, "x")], names=["day", "day"])
+    frame = pd.DataFrame({"c": [1j, 2j], "s": pd.arrays.SparseArray([0, 1]), "n": [1, 2]}, index=index)
+    result = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(frame)))
+    result.to_parquet(tmp_path / "s.parquet", "s")
+    back = pd.read_parquet(tmp_path / "s.parquet")
+    assert back.index.tolist() == [(2024, "1"), (2024, "x")]
+    assert back.index.names == ["day", "day_2"]
+    assert back["c"].tolist() == ["1j", "2j"]
+    assert back["n"].tolist() == [1, 2]
+    empty = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(pd.DataFrame(index=["a"]))))
+    empty.to_parquet(tmp_path / "e.parquet", "s")
+    assert pd.read_parquet(tmp_path / "e.parquet").index.tolist() == ["a"]
+
+
+def test_cells_written_as_json_are_json(tmp_path: Path) -> None:
+    """No NaN inside of them, and what is missing is a cell that is missing."""
+    rows = [{"a": [1.5, float("nan")], "b": {"x": [float("inf")]}, "c": float("nan"), "d": {np.nan}},
+            {"a": None, "b": None, "c": "x", "d": None}]  # fmt: skip
+    result = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(rows)))
+    result.to_csv(tmp_path / "s.csv", "s")
+    first = pd.read_csv(tmp_path / "s.csv").iloc[0]
+    assert (first["a"], first["b"], first["d"]) == ("[1.5, null]", '{"x": [null]}', "[null]")
+    assert pd.isna(first["c"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "added"),
+    [
+        (["n"], "error"),
+        (["error"], "step_error"),
+        (["error", "step_error"], "step_error_2"),
+        (["step_error"], "error"),
+        (["error", "step_error", "step_error_2"], "step_error_3"),
+    ],
+)
+def test_a_column_of_the_values_is_never_written_over(fields: list[str], added: str) -> None:
+    frame = mapped([dict.fromkeys(fields, 1), KeyError("k")], ["x", "y"]).output_frame("s")
+    assert list(frame.columns) == [*fields, added]
+    assert frame[fields].iloc[0].tolist() == [1] * len(fields)
+    assert frame[added].tolist()[1] == "KeyError: 'k'"
+
+
 def test_an_unknown_step_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnknownStepError):
         run().to_csv(tmp_path / "x.csv", "lod")
@@ -555,7 +644,10 @@ def test_table_text_says_how_much_it_leaves_out() -> None:
 
 def test_items_of_lists_and_the_like() -> None:
     assert rows_of(["a", "b"]) == [("0", 0, "a"), ("1", 1, "b")]
-    plain = [(1, 2), deque([1, 2]), range(1, 3), {2, 1}, frozenset({1, 2})]
+    plain = [(1, 2), deque([1, 2]), range(1, 3), {2, 1}, frozenset({1, 2}), {1: 1, 2: 2}.keys()]
+    plain += [pd.array([1, 2]), pd.Series([1, 2]).unique(), pd.Categorical([1, 2]), {1: 1, 2: 2}.values()]
+    assert rows_of(pd.array(["a", None])) == [("0", 0, "a"), ("1", 1, None)]
+    assert [item for _, _, item in rows_of({"a": 1}.items())] == [("a", 1)]
     for value in (*plain, np.array([1, 2]), pd.Index([1, 2])):
         assert rows_of(value) == [("0", 0, 1), ("1", 1, 2)]
     assert rows_of(RootModel[list[int]]([1])) == [("0", 0, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,60 @@ def test_a_file_gives_the_rows_of_the_step_that_reads_nothing(pipeline: Pipeline
     result = PipelineExecutor(pipeline).run()
     assert result["count"] == 2
     assert pd.DataFrame(result["load"]).to_dict("records")[1] == {"text": "Bad", "stars": 1}
+
+
+TYPES = {
+    "text that looks like a number": ("01234", "99"),
+    "text that looks like a date": ("2024-01-02", "2024-01-03T10:00:00Z"),
+    "numbers beyond a float": (12345678901234567, 2**70),
+    "a number that is missing once": (7, None),
+    "text that says nothing is there": ("NA", "null"),
+    "floats": (1.0, 2.5),
+    "booleans": (True, None),
+    "lists and dicts": ([1, "2"], {"a": {"b": None}}),
+    "mixed": (1, "1"),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with a mark"])
+def test_json_lines_keep_the_types_of_json(pipeline: Pipeline, name: str, mark: str) -> None:
+    lines = [json.dumps({"v": value}, ensure_ascii=False) for value in TYPES[name]]
+    Path("rows.jsonl").write_text(mark + "\n\n".join(lines) + "\n  \n", encoding="utf-8")
+    feed(pipeline, "rows.jsonl")
+    pipeline.put(python("each", "item['v']", map_over="load"))
+    result = PipelineExecutor(pipeline).run()
+    assert result["each"] == [*TYPES[name]]
+    assert [type(value) for value in result["each"]] == [type(value) for value in TYPES[name]]
+
+
+def test_json_lines_may_lack_fields_and_be_no_records(pipeline: Pipeline) -> None:
+    Path("rows.jsonl").write_text('{"id": 1}\n{"id": 2, "t": "a"}\n', encoding="utf-8")
+    feed(pipeline, "rows.jsonl")
+    frame = PipelineExecutor(pipeline).run()["load"]
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {"id": "int64", "t": "str"}
+    Path("rows.jsonl").write_text('"a"\n[1]\n', encoding="utf-8")
+    assert PipelineExecutor(pipeline).run()["load"]["value"].tolist() == ["a", [1]]
+    Path("rows.jsonl").write_text("", encoding="utf-8")
+    assert PipelineExecutor(pipeline).run()["count"] == 0
+
+
+def test_a_line_that_is_no_json_is_named(pipeline: Pipeline) -> None:
+    Path("rows.jsonl").write_text('{"id": 1}\n\n{"id": }\n', encoding="utf-8")
+    feed(pipeline, "rows.jsonl")
+    assert "Line 3 of 'rows.jsonl' is no JSON" in PipelineExecutor(pipeline).run().error_details["load"]
+
+
+def test_json_and_text_may_begin_with_a_mark(pipeline: Pipeline) -> None:
+    Path("rows.json").write_text('\ufeff["01"]', encoding="utf-8")
+    feed(pipeline, "rows.json")
+    assert PipelineExecutor(pipeline).run()["load"] == ["01"]
+    Path("rows.txt").write_text("\ufeffa", encoding="utf-8")
+    feed(pipeline, "rows.txt")
+    assert PipelineExecutor(pipeline).run()["load"] == "a"
+    Path("rows.csv").write_text("\ufeffid\n007\n", encoding="utf-8")
+    feed(pipeline, "rows.csv")
+    assert PipelineExecutor(pipeline).run()["load"].to_dict("list") == {"id": [7]}
 
 
 def test_parquet_and_text_and_names_with_quotes(pipeline: Pipeline) -> None:

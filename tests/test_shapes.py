@@ -277,3 +277,9 @@ def test_recognising_values_imports_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert loaded.isdisjoint({"pandas", "numpy", "pydantic", "jinja2", "pyarrow"})
+
+
+def test_arrays_of_pandas_are_lists() -> None:
+    assert items_of(pd.Series(["a", "b", "a"]).unique()) == ["a", "b"]
+    assert items_of(pd.array([1, None], dtype="Int64")) == [1, None]
+    assert items_of(pd.Categorical(["x", None])) == ["x", None]

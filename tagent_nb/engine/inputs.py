@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tagent_nb.errors import DefinitionError
+from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 
-__all__ = ["feed"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["feed", "read_lines"]
 
 _FRAME = "# The rows of {file}\nimport pandas as pd\npd.read_{kind}({path!r}{more})"
+_TABLE = (
+    "# The rows of {file}, in which what looks like a number is read as one, 007 as 7;\n"
+    "# with dtype=str all is text.\n"
+    "import pandas as pd\npd.read_{kind}({path!r}{more})"
+)
+_LINES = "# The rows of {file}\nfrom tagent_nb.engine.inputs import read_lines\nread_lines({path!r})"
 _JSON = (
     "# What {file} says\nimport json\n"
-    "with open({path!r}, encoding='utf-8') as file:\n    value = json.load(file)\nvalue"
+    "with open({path!r}, encoding='utf-8-sig') as file:\n    value = json.load(file)\nvalue"
 )
-_TEXT = "# The text of {file}\nfrom pathlib import Path\nPath({path!r}).read_text(encoding='utf-8')"
+_TEXT = "# The text of {file}\nfrom pathlib import Path\nPath({path!r}).read_text(encoding='utf-8-sig')"
 _READERS = {
-    ".csv": (_FRAME, "csv", ""),
-    ".tsv": (_FRAME, "csv", ", sep='\\t'"),
-    ".jsonl": (_FRAME, "json", ", lines=True"),
+    ".csv": (_TABLE, "csv", ""),
+    ".tsv": (_TABLE, "csv", ", sep='\\t'"),
+    ".jsonl": (_LINES, "", ""),
     ".parquet": (_FRAME, "parquet", ""),
     ".json": (_JSON, "", ""),
     ".txt": (_TEXT, "", ""),
@@ -31,6 +42,11 @@ def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep:
     CSV, TSV, JSON lines and Parquet give a DataFrame, a row a line; JSON gives its value, text a string. The
     step keeps its name, so that others read it as before; it is never answered from the cache, since
     the file may change.
+
+    JSON lines and JSON have types, which stay: ``"01234"`` is text, and no text is taken for a date. CSV and
+    TSV have none: pandas reads what looks like numbers as numbers (``01234`` as 1234), empty cells, ``NA``
+    and the like as missing, ``True`` and ``False`` as booleans, and dates as text. Where that is wrong, feed
+    JSON lines, or let the step itself read the file with ``pd.read_csv(..., dtype=str)``.
 
     Args:
         pipeline: Is changed.
@@ -59,6 +75,30 @@ def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep:
     )
     pipeline.put(made)
     return made
+
+
+def read_lines(path: str | Path) -> pd.DataFrame:
+    """The rows of a file of JSON lines, with the types that JSON has; empty lines are left out.
+
+    Raises:
+        StepError: A line is no JSON; the message has its number.
+        OSError: The file cannot be read.
+    """
+    from tagent_nb.pipeline.frames.rows import frame_of
+
+    rows = []
+    with Path(path).open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise StepError(
+                    f"Line {number} of {str(path)!r} is no JSON: {error}. Each line must be one value, such "
+                    'as {"text": "Great"}.'
+                ) from None
+    return frame_of(rows)
 
 
 def _source(pipeline: Pipeline, file: str) -> PipelineStep:

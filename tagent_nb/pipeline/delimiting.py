@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from tagent_nb.errors import TemplateError
@@ -146,7 +147,7 @@ class _Tree:
                 "Name one field, or a slice such as [:20]."
             )
         if type(value) in _JSON:
-            return value
+            return value if type(value) is not float or isfinite(value) else None
         seen = view(value, path)
         if isinstance(seen, Record):
             return {key: self.of(seen.part(key), join_path(path, key), depth + 1) for key in seen}
@@ -154,6 +155,10 @@ class _Tree:
             return self._rows(seen, path, depth)
         if isinstance(seen, Rows):
             return [self.of(seen.part(place), path, depth + 1) for place in range(len(seen))]
+        if isinstance(seen, float) and not isfinite(seen):
+            return None  # JSON has no such number
+        if isinstance(seen, Decimal) and not seen.is_finite():
+            return None
         return seen if type(seen) in _JSON else _scalar_text(seen)
 
     def _rows(self, table: Table, path: str, depth: int) -> list[Any]:

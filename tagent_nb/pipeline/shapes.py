@@ -37,6 +37,7 @@ __all__ = [
     "distinct",
     "fields_of",
     "instance_of",
+    "is_array",
     "items_of",
     "key_text",
     "short_floats",
@@ -60,7 +61,9 @@ def unwrap(value: Any) -> Any:
         if value.dtype.kind == "f":
             return own_float(value)
         # .item() turns a datetime64 in nanoseconds into a bare integer.
-        return str(value) if value.dtype.kind in "mM" else unwrap(value.item())
+        if value.dtype.kind in "mM":
+            return str(value) if value == value else None
+        return unwrap(value.item())
     if instance_of(value, "pydantic", "RootModel"):
         return unwrap(value.root)
     if type(value).__name__ in ("NAType", "NaTType"):
@@ -93,6 +96,12 @@ def instance_of(value: object, module: str, name: str) -> bool:
     loaded = sys.modules.get(module)
     kind = getattr(loaded, name, None) if loaded is not None else None
     return kind is not None and isinstance(value, kind)
+
+
+def is_array(value: object) -> bool:
+    """Whether this is an array of pandas' own, as ``.array`` and ``.unique()`` of a column give it."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.api.extensions.ExtensionArray)
 
 
 class _Attributes(Mapping[str, Any]):
@@ -156,7 +165,7 @@ def items_of(value: Any) -> Sequence[Any] | None:
         return sorted(value, key=_sort_key)
     if isinstance(value, Sequence):
         return value
-    if instance_of(value, "pandas", "Series"):
+    if instance_of(value, "pandas", "Series") or is_array(value):
         return cells(value)
     if any(instance_of(value, *kind) for kind in (("numpy", "ndarray"), ("pandas", "Index"))):
         short = short_floats(value.dtype)

@@ -183,15 +183,17 @@ class Rows(View, Sequence[Any]):
 class Table(Rows):
     """Rows of a DataFrame as records; a column's name gives the list of its cells."""
 
-    __slots__ = ("_columns",)
+    __slots__ = ("_columns", "_names")
 
     def __init__(self, frame: Any, path: str) -> None:
         super().__init__(frame, path)
-        self._columns = distinct(key_text(column) for column in frame.columns)
+        self._columns = [key_text(column) for column in frame.columns]
+        # Of two columns of one name, records have the second under a name of its own.
+        self._names = distinct(self._columns)
 
     def part(self, key: object) -> Any:
-        if isinstance(key, str) and key in self._columns:
-            return cells(self._items.iloc[:, self._columns.index(key)])  # type: ignore[attr-defined]
+        if isinstance(key, str) and key in self._names:
+            return cells(self._items.iloc[:, self._names.index(key)])  # type: ignore[attr-defined]
         return super().part(key)
 
     def known(self) -> list[str]:
@@ -207,7 +209,7 @@ class Table(Rows):
     def records(self) -> Iterator[dict[str, Any]]:
         """The rows as dicts."""
         for row in self.cells():
-            yield dict(zip(self._columns, row, strict=True))
+            yield dict(zip(self._names, row, strict=True))
 
     def cells(self) -> Iterator[list[Any]]:
         """The rows as lists of cells, in Python's own types."""

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, ValuesView
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.pipeline.encoding import is_model
 from tagent_nb.pipeline.frames.labels import index_from
 from tagent_nb.pipeline.scalars import own_float
+from tagent_nb.pipeline.shapes import is_array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +71,7 @@ def items_of(value: Any) -> Sequence[Any] | None:
         return None
     if isinstance(value, list | tuple):
         return value
-    if isinstance(value, deque | range):
+    if isinstance(value, deque | range | KeysView | ValuesView | ItemsView):
         return list(value)
     if isinstance(value, set | frozenset):
         # Sorted, since the order of a set differs from one kernel to the next.
@@ -78,7 +79,7 @@ def items_of(value: Any) -> Sequence[Any] | None:
     numpy = sys.modules.get("numpy")
     if (numpy is not None and isinstance(value, numpy.ndarray) and value.ndim) or _of_pandas(value, "Index"):
         return _listed(value)
-    return None
+    return _cells(value) if is_array(value) else None
 
 
 def _listed(array: Any) -> list[Any]:

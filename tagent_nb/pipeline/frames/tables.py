@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,12 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue, clean
 from tagent_nb.pipeline.endings import no_value
 from tagent_nb.pipeline.foreign import safe_repr, safe_str
-from tagent_nb.pipeline.frames.labels import index_of
+from tagent_nb.pipeline.frames.labels import index_from, index_of
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
 from tagent_nb.pipeline.secrets import redact
+from tagent_nb.pipeline.shapes import distinct
 from tagent_nb.pipeline.texts import short_text, value_text
 
 if TYPE_CHECKING:
@@ -178,7 +181,8 @@ def output_frame(result: PipelineResult, step: str) -> pd.DataFrame:
     A list gives a row an item, a single record one row, a DataFrame is returned as it is, and
     values without fields are in the column ``value``. For a mapped step the index is that of its source
     (labels, names, levels and dtypes), and the last column, ``error`` (``step_error`` if the values
-    have a field of that name), says why an item has no value and is missing where it has one.
+    have a field of that name, ``step_error_2`` if they have that one too), says why an item has no value
+    and is missing where it has one.
 
     Raises:
         UnknownStepError: The step has neither a value nor items.
@@ -225,7 +229,9 @@ def _items_frame(step: StepResult) -> pd.DataFrame:
     values = [None if item.output is None else item.output.value for item in items]
     frame = frame_of(values, index)
     errors = [f"{item.error_type}: {item.error}" if item.error_type else None for item in items]
-    name = "error" if "error" not in frame.columns else "step_error"
+    names = [label for label in frame.columns if isinstance(label, str)]
+    # The values' own columns stay, whatever they are called.
+    name = "error" if "error" not in names else distinct(["step_error"], names)[0]
     frame[name] = pd.Series(errors, index, dtype="str")
     return frame
 
@@ -236,7 +242,8 @@ def _items_frame(step: StepResult) -> pd.DataFrame:
 def write_frame(result: PipelineResult, path: str | Path, step: str | None, kind: str) -> None:
     """Write :func:`steps_frame`, or a step's :func:`output_frame`, as ``"csv"`` or ``"parquet"``.
 
-    Cells that such a file cannot hold, such as lists, are written as JSON.
+    Cells that such a file cannot hold, such as lists, are written as JSON, and columns and labels of types
+    that it does not know as text. Names become text; of two that are equal then, the second is numbered.
 
     Raises:
         UnknownStepError: The step has no value.
@@ -249,45 +256,106 @@ def write_frame(result: PipelineResult, path: str | Path, step: str | None, kind
     if kind == "csv":
         says_something = not isinstance(frame.index, pd.RangeIndex) or frame.index.name is not None
         frame.to_csv(path, index=says_something, lineterminator="\n")
-    else:
+        return
+    try:
         frame.to_parquet(path)
+    except _NOT_IN_PARQUET:
+        _as_texts(frame).to_parquet(path)
+
+
+_NOT_IN_PARQUET = (ValueError, TypeError, NotImplementedError)
+"""What Arrow raises for a type that it does not know; its own errors are among these."""
+
+
+def _as_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose columns, and levels of the index, are texts where Parquet does not know their type."""
+    import pandas as pd
+
+    def known(column: Any) -> Any:
+        alone = pd.DataFrame({"0": column.array})
+        try:
+            alone.to_parquet(io.BytesIO())
+        except _NOT_IN_PARQUET:
+            return column_of(_cell_text(cell) for cell in column.tolist()).array
+        return column.array
+
+    made = frame.copy(deep=False)
+    for place in range(frame.shape[1]):
+        made.isetitem(place, known(frame.iloc[:, place]))
+    made.index = _index_of([known(level) for level in _levels(frame.index)], frame.index.names)
+    return made
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame whose cells are all of types that files know."""
+    """A frame whose cells, labels and names are all of types that files know."""
     flat = frame.copy(deep=False)
-    flat.columns = [str(label) for label in frame.columns]
+    names = distinct(clean(str(label)) for label in frame.columns)
+    flat.columns = index_from(names) if names else frame.columns
     for place, dtype in enumerate(frame.dtypes):
-        if dtype.kind == "O" and str(dtype) == "object":
-            cells = frame.iloc[:, place].tolist()
-            kinds = {type(cell) for cell in cells if cell is not None}
-            if len(kinds) > 1 or not kinds <= _IN_FILES:
-                texts = [_cell_text(cell) for cell in cells]
-                flat.isetitem(place, column_of(texts, frame.index).array)
+        if str(dtype) == "object":
+            flat.isetitem(place, _flat_cells(frame.iloc[:, place]))
+    index = frame.index
+    labels = [None if name is None else clean(str(name)) for name in index.names]
+    texts = iter(distinct((label for label in labels if label is not None), names))
+    if any(str(level.dtype) == "object" for level in _levels(index)):
+        parts = [_flat_cells(level) if str(level.dtype) == "object" else level for level in _levels(index)]
+        index = _index_of(parts, index.names)
+    flat.index = index.set_names([None if label is None else next(texts) for label in labels])
     return flat
+
+
+def _flat_cells(column: Any) -> Any:
+    """The array of a column of objects, or of such a level; texts if they are not of one simple type."""
+    cells = column.tolist()
+    kinds = {type(cell) for cell in cells if cell is not None}
+    if len(kinds) <= 1 and kinds <= _IN_FILES:
+        return column.array
+    return column_of(_cell_text(cell) for cell in cells).array
+
+
+def _levels(index: pd.Index) -> list[Any]:
+    return [index.get_level_values(place) for place in range(index.nlevels)]
+
+
+def _index_of(levels: list[Any], names: Any) -> pd.Index:
+    import pandas as pd
+
+    if len(levels) > 1:
+        return pd.MultiIndex.from_arrays(levels, names=list(names))
+    made: pd.Index = pd.Index(levels[0], name=names[0])
+    return made
 
 
 _IN_FILES = frozenset({bytes, float, bool})
 
 
 def _cell_text(cell: Any) -> str | None:
-    if cell is None:
+    if cell is None or (isinstance(cell, float) and cell != cell):
         return None
     if isinstance(cell, str):
         return clean(cell)
     record = record_of(cell) is not None
     if record or isinstance(cell, list | tuple | set | frozenset | bool | int | float):
         try:
-            return clean(json.dumps(plain(cell), ensure_ascii=False, default=_in_json))
+            return clean(json.dumps(_finite(plain(cell)), ensure_ascii=False, default=_in_json))
         except (TypeError, ValueError, RecursionError):
             # A key that is no text, or an object that holds itself: as Python shows it.
             return clean(str(cell))
     return clean(str(cell))
 
 
+def _finite(value: Any) -> Any:
+    """Plain data without numbers that JSON does not have, such as NaN."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return {key: _finite(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _in_json(value: Any) -> Any:
     items = items_of(value)
-    return str(value) if items is None else items
+    return str(value) if items is None else _finite(plain(list(items)))
 
 
 def table_text(frame: pd.DataFrame, max_rows: int = 20) -> str:
