@@ -214,7 +214,7 @@ def test_what_is_no_json_can_be_looked_at_approved_and_rejected() -> None:
     assert "object object at" in shown.box.children[0].value
     press(shown, "approve")
     assert said == [Approved()]
-    assert "cannot be shown: ZeroDivisionError" in form(Shy())[0].box.children[0].value
+    assert "Shy.__repr__ raised ZeroDivisionError" in form(Shy())[0].box.children[0].value
 
 
 @pytest.mark.parametrize("text", HOSTILE)

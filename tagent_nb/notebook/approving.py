@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Event
 from tagent_nb.notebook.display import FONT, LINE, MUTED, TONES, clip, escape
+from tagent_nb.notebook.widget_style import close_tree
 from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
 from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import StepStatus
@@ -243,8 +244,8 @@ class ApprovalForm:
 
     def close(self) -> None:
         """Take the form away."""
-        self.buttons.close()
-        self.box.close()
+        close_tree(self.buttons)
+        close_tree(self.box)
 
 
 def _as_json(value: Any) -> Any:
@@ -282,7 +283,7 @@ class ApprovalForms:
         self.workspace = workspace
         self.forms: list[ApprovalForm] = []
         self._more = HTML()
-        self.widget = VBox([], layout=Layout(display="none"))
+        self.widget = VBox([self._more], layout=Layout(display="none"))
 
     def observe(self, event: Event, /) -> None:
         """Nothing to keep: what waits is asked for when it is drawn."""

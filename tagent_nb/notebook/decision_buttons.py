@@ -8,11 +8,12 @@ seen, so the click says what the fields say.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
+
+from tagent_nb.notebook.widget_style import script
 
 __all__ = ["DecisionButtons"]
 
@@ -31,7 +32,7 @@ class DecisionButtons(anywidget.AnyWidget):
         decided: Whether there is nothing left to say; the buttons cannot be pressed then.
     """
 
-    _esm = Path(__file__).parent / "decision_buttons.js"
+    _esm = script("decision_buttons.js")
     fields = traitlets.List(traitlets.Unicode()).tag(sync=True)
     offers = traitlets.List(traitlets.List(traitlets.Unicode())).tag(sync=True)
     decided = traitlets.Bool(False).tag(sync=True)

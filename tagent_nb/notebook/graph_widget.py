@@ -7,7 +7,6 @@ it is a button with ``aria-pressed``, and its ``aria-label`` says what the toolt
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -15,7 +14,7 @@ import traitlets
 
 from tagent_nb.graph.live import LiveGraph
 from tagent_nb.notebook.step_table import looks
-from tagent_nb.notebook.widget_style import CSS
+from tagent_nb.notebook.widget_style import CSS, script
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import StepResult
 
@@ -35,7 +34,7 @@ class GraphWidget(anywidget.AnyWidget):
         selected: Name of the step whose details are open, or an empty string; set by clicks too.
     """
 
-    _esm = Path(__file__).parent / "graph_widget.js"
+    _esm = script("graph_widget.js")
     _css = CSS
     looks = traitlets.Dict().tag(sync=True)
     picture = traitlets.Int(0).tag(sync=True)

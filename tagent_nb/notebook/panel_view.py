@@ -16,6 +16,7 @@ from tagent_nb.notebook.graph_widget import GraphWidget
 from tagent_nb.notebook.parts import Part
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.step_table import StepTable
+from tagent_nb.notebook.widget_style import close_tree
 
 __all__ = ["Actions", "PanelView"]
 
@@ -139,8 +140,8 @@ class PanelView:
     def close(self) -> None:
         """Take the widgets away for good; the twins stay."""
         update(self._place, _NOTHING)
-        for widget in (*self.box.children, *self.buttons.values(), self.step, self.offline, self.box):
-            widget.close()
+        for widget in (*self.buttons.values(), self.step, self.offline, self.box):
+            close_tree(widget)
 
 
 def _click(action: Callable[[], None], button: object) -> None:

@@ -7,7 +7,6 @@ button in it has the step's name and ``aria-pressed``; filters are ``.tagent-chi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -15,7 +14,7 @@ import traitlets
 
 from tagent_nb.notebook.display import plain
 from tagent_nb.notebook.run_view import about_words, error_line
-from tagent_nb.notebook.widget_style import CSS
+from tagent_nb.notebook.widget_style import CSS, script
 from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import StepResult
@@ -67,7 +66,7 @@ class StepTable(anywidget.AnyWidget):
         said: What a screen reader is told, once for each change.
     """
 
-    _esm = Path(__file__).parent / "step_table.js"
+    _esm = script("step_table.js")
     _css = CSS
     looks = traitlets.Dict().tag(sync=True)
     rows = traitlets.Dict().tag(sync=True)
