@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import os
 import runpy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import DefinitionError, TagentError
+from tagent_nb.errors import DefinitionError, EncodeError, TagentError
 from tagent_nb.pipeline.secrets import redact
+from tagent_nb.pipeline.texts import terminal_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -36,18 +40,79 @@ def main(arguments: Sequence[str] | None = None, *, pip: Sequence[str] | None = 
         pip: The command that installs packages; ``python -m pip`` of this Python without one.
 
     Returns:
-        The exit status: 0 if all went well, 1 if not, 130 after Ctrl-C.
+        The exit status: 0 if all went well, 1 if not, also where standard output could not be written, 130
+        after Ctrl-C. A reader of standard output that has left, such as ``head``, changes nothing.
     """
-    args = _parser().parse_args(arguments)
-    try:
-        done: bool = args.command(args, pip)
-    except TagentError as error:
-        print(f"tagent-nb: {redact(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("tagent-nb: stopped. Run it again with --resume to go on.", file=sys.stderr)
-        return INTERRUPTED
-    return 0 if done else 1
+    output, errors = _Output(sys.stdout), _Output(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            args = _parser().parse_args(arguments)
+            done: bool = args.command(args, pip)
+            status = 0 if done else 1
+        except TagentError as error:
+            _say(f"tagent-nb: {redact(str(error))}", sys.stderr)
+            status = 1
+        except KeyboardInterrupt:
+            _say("tagent-nb: stopped. Run it again with --resume to go on.", sys.stderr)
+            status = INTERRUPTED
+        finally:
+            written = output.end()
+            errors.end()
+    return status if written else status or 1
+
+
+class _Output:
+    """Stands in for standard output or error: that it cannot be written must not end what was paid for.
+
+    Letters that its encoding lacks are written as escapes.
+
+    Attributes:
+        problem: Why nothing can be written any more.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.problem: Exception | None = None
+        if stream is None:  # closed before Python began
+            self.problem = OSError("it is closed")
+            stream = io.StringIO()
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(self._encodable(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def end(self) -> bool:
+        """Write what is waiting. Returns whether all was written, as far as its reader wanted it."""
+        self.flush()
+        if self.problem is None:
+            return True
+        with suppress(OSError, ValueError):  # else Python tries once more when it ends, and says so
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        return isinstance(self.problem, BrokenPipeError)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.problem is None:
+            try:
+                action()
+            except (OSError, ValueError) as error:  # a full disk, a pipe without a reader, a closed stream
+                self.problem = error
+
+    def _encodable(self, text: str) -> str:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _say(text: str, file: Any = None) -> None:
+    """Print text that a terminal must not obey: models and tools have written parts of it."""
+    print(terminal_text(text), file=file)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +173,9 @@ def _parser() -> argparse.ArgumentParser:
         "that reads no other step. In .csv, what looks like a number is read as one (007 as 7); .jsonl keeps "
         "types as they are",
     )
-    run.add_argument("--json", type=Path, metavar="OUT", help="also write the result as JSON")
+    run.add_argument(
+        "--json", type=Path, metavar="OUT", help="also write the result as JSON; -: to standard output"
+    )
     run.add_argument(
         "--schemas",
         type=Path,
@@ -164,23 +231,47 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         namespace=namespace,
         schemas=_schemas(namespace),
     )
+    table = sys.stderr if str(args.json) == "-" else sys.stdout
     try:
         result = executor.run(resume=args.resume, offline=args.offline or None, budget=args.budget)
     except KeyboardInterrupt:
         if executor.result is not None:
-            _show(executor.result)
+            _show(executor.result, table)
         raise
-    _show(result)
-    if args.json is not None:
-        result.to_json(args.json)
-        print(f"Written: {args.json}")
-    return result.success
+    _show(result, table)
+    problem = None if args.json is None else _write_json(result, args.json)
+    sys.stdout.flush()
+    unwritten: Exception | None = getattr(sys.stdout, "problem", None)
+    if unwritten is not None and not isinstance(unwritten, BrokenPipeError):
+        problem = f"standard output cannot be written ({unwritten})"
+    if problem is None:
+        return result.success
+    kept = f" and is recorded in {args.storage}; to see it: --resume {result.run_id}"
+    where = "" if args.storage == "memory:" else kept
+    _say(f"tagent-nb: {problem}. Run {result.run_id} has ended{where}.", sys.stderr)
+    return False
 
 
-def _show(result: PipelineResult) -> None:
+def _write_json(result: PipelineResult, file: Path) -> str | None:
+    """Write the result, ``-`` meaning standard output. Returns what is wrong if that fails."""
+    try:
+        if str(file) == "-":
+            # In ASCII: programs read it, whatever the locale, and a terminal obeys nothing in it.
+            print(json.dumps(json.loads(result.to_json()), indent=2))
+        else:
+            result.to_json(file)
+            _say(f"Written: {file}")
+    except OSError as error:
+        return f"{file} cannot be written ({error.strerror or error})"
+    except EncodeError as error:
+        return f"{file} cannot be written ({redact(str(error))})"
+    return None
+
+
+def _show(result: PipelineResult, file: Any) -> None:
     from tagent_nb.pipeline.frames import table_text
 
-    print(table_text(result.to_frame(), max_rows=1000))
+    _say(table_text(result.to_frame(), max_rows=1000), file)
     cost, unknown = f"{result.total_cost:.4f} USD", ", ".join(result.unpriced_steps)
     if unknown and result.total_cost:
         cost += f" and what {unknown} cost, whose price is unknown"
@@ -189,11 +280,11 @@ def _show(result: PipelineResult) -> None:
     state = "completed" if result.success else "stopped" if result.cancelled else "failed"
     if state == "failed" and result.waiting_steps and not result.failed_steps:
         state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"
-    print(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.")
+    _say(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.", file)
     for warning in result.warnings:
-        print(f"Warning: {warning}")
+        _say(f"Warning: {warning}", file)
     for step, detail in result.error_details.items():
-        print(f"{step}: {detail}", file=sys.stderr)
+        _say(f"{step}: {detail}", sys.stderr)
 
 
 def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -364,3 +366,150 @@ def test_the_package_can_be_executed(
         runpy.run_module("tagent_nb", run_name="__main__")
     assert end.value.code == 0
     assert capsys.readouterr().out == f"tagent-nb {tagent_nb.__version__}\n"
+
+
+# -- terminals and pipes ----------------------------------------------------------------------
+
+
+ANSWERS = """
+from tagent_nb import Pipeline
+
+pipeline = Pipeline("answers")
+
+@pipeline.task
+def hostile():
+    return VALUE
+
+@pipeline.task
+def prints():
+    print("gr\\u00fc\\u00df \\u2713")
+    return "\\u00fc\\u6f22"
+"""
+HOSTILE = {
+    "title": "\x1b]0;owned\x07",
+    "colour": "\x1b[31mred\x1b[0m",
+    "link": "\x1b]8;;http://example.org\x1b\\text\x1b]8;;\x1b\\",
+    "cursor": "\x1b[2J\x1b[H",
+    "c1": "\x9b31m\x85",
+    "bidi": "\u202egnp.exe\u2066",
+    "bell": "\x07\x08\x7f",
+}
+
+
+def command(redirect: str = "", *, value: object = 1, more: str = "", **environment: str) -> Any:
+    """``python -m tagent_nb run`` in a shell, with its output sent somewhere."""
+    Path("answers.py").write_text(ANSWERS.replace("VALUE", ascii(value)), encoding="utf-8")
+    line = f"{sys.executable} -m tagent_nb run answers.py {more} {redirect}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(tagent_nb.__file__).parents[1]), **environment},
+    )
+
+
+@pytest.mark.parametrize("redirect", [">/dev/full", ">&-", ">/dev/full --json -"])
+def test_a_run_whose_output_cannot_be_written_says_where_it_is(redirect: str) -> None:
+    """It was paid for: the record is named, and no traceback hides it."""
+    done = command(redirect)
+    told = done.stderr.decode()
+    assert done.returncode == 1
+    assert "Traceback" not in told
+    assert "Exception ignored" not in told
+    assert "standard output cannot be written" in told
+    run_id = re.findall(r"--resume (\S+)\.", told)[0]
+    shown = command(more=f"--resume {run_id}")
+    assert shown.returncode == 0
+    assert "completed" in shown.stdout.decode()
+
+
+@pytest.mark.parametrize(("reader", "more"), [("head -1", ""), ("true", ""), ("head -c 3", "--json -")])
+def test_a_reader_that_leaves_is_no_error(reader: str, more: str) -> None:
+    done = command(f"| {reader}", more=more, value="x" * 200_000)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-", "2>&- >&-"])
+def test_standard_error_may_be_full_or_closed(redirect: str) -> None:
+    done = command(redirect)
+    assert done.returncode == (1 if ">&- >" in redirect else 0)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_letters_that_a_locale_lacks_are_escaped(encoding: str) -> None:
+    done = command(PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    assert "\\u6f22" in shown
+    assert "\\u2713" in shown
+    posix = command(LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert posix.returncode == 0, posix.stderr
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_a_terminal_obeys_no_answer(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("answers.py").write_text(ANSWERS.replace("VALUE", ascii(HOSTILE[kind])), encoding="utf-8")
+    failing = ANSWERS.replace("return VALUE", f"raise ValueError({HOSTILE[kind]!a})")
+    Path("failing.py").write_text(
+        failing.replace("@pipeline.task\ndef h", "@pipeline.task(max_retries=0)\ndef h")
+    )
+    assert main(["run", "answers.py"]) == 0
+    assert main(["run", "failing.py"]) == 1
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+    assert ascii(HOSTILE[kind][-1])[1:-1] in shown
+
+
+def test_json_can_be_read_from_standard_output() -> None:
+    """The table goes to standard error then, and what the JSON holds is ASCII."""
+    done = command(more="--json -", value="\x1b[31m\u202e", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    lines = done.stdout.decode("ascii")
+    result = PipelineResult.from_json(lines[lines.index("{") :])
+    assert result["hostile"] == "\x1b[31m\u202e"
+    assert "completed" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("file", "why"), [("/dev/full", "No space"), ("no/such/folder.json", "No such file")]
+)
+def test_a_json_file_that_cannot_be_written_loses_no_run(
+    file: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "demo.py", "--model", "test", "--json", file]) == 1
+    told = capsys.readouterr().err
+    assert f"{file} cannot be written ({why}" in told
+    assert "--resume" in told
+    assert main(["run", "demo.py", "--model", "test", "--json", file, "--storage", "memory:"]) == 1
+    assert "--resume" not in capsys.readouterr().err
+
+
+def test_a_value_that_json_cannot_hold_loses_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("answers.py").write_text(ANSWERS.replace("VALUE", "lambda: 1"), encoding="utf-8")
+    assert main(["run", "answers.py", "--json", "out.json"]) == 1
+    assert "out.json cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["full", "closed", "none", "left"])
+@pytest.mark.parametrize("more", [[], ["--json", "-"]])
+def test_the_exit_status_tells_whether_the_output_was_written(
+    where: str, more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader that has left wanted no more; a full disk, or no output at all, is an error."""
+    read, write = os.pipe()
+    os.close(read)
+    full = Path("/dev/full").open("w", encoding="ascii")  # noqa: SIM115
+    left = os.fdopen(write, "w", encoding="ascii")
+    if where == "closed":
+        full.close()
+    monkeypatch.setattr(sys, "stdout", None if where == "none" else left if where == "left" else full)
+    status = main(["run", "demo.py", "--model", "test", "--storage", "memory:", *more])
+    assert status == (0 if where == "left" else 1)
+    told = capsys.readouterr().err
+    assert ("standard output cannot be written" in told) == (where != "left")
+    full.close()
+    left.close()

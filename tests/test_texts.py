@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.texts import one_line, short_text, value_text
+from tagent_nb.pipeline.texts import one_line, short_text, terminal_text, value_text
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,10 @@ def test_an_output_tells_its_value_or_why_there_is_none() -> None:
         "(not stored: output.fn: a function cannot be stored)"
     )
     assert value_text(StoredValue.from_blob(b"{", "d")).startswith("(cannot be read: A stored value")
+
+
+def test_a_terminal_gets_escapes_of_what_it_would_obey() -> None:
+    """Line ends, tabs and letters of all scripts stay."""
+    assert terminal_text("a\tb\nü漢🙂") == "a\tb\nü漢🙂"
+    assert terminal_text("\x1b]0;t\x07") == "\\x1b]0;t\\x07"
+    assert terminal_text("\x9b1m\r\u202ex\u2066") == "\\x9b1m\\r\\u202ex\\u2066"

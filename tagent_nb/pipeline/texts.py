@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ from tagent_nb.events import Output
 from tagent_nb.pipeline.foreign import class_name, ends_program, raising_method
 from tagent_nb.pipeline.secrets import redact
 
-__all__ = ["count", "is_lost", "one_line", "short_text", "value_text"]
+__all__ = ["count", "is_lost", "one_line", "short_text", "terminal_text", "value_text"]
 
 
 def is_lost(output: Output) -> bool:
@@ -73,6 +74,18 @@ def _short(value: Any, limit: int) -> str:
     if isinstance(value, list | tuple | set | frozenset | dict) and len(value) > 20:
         return f"{type(value).__name__}, {count(len(value), 'item')}"
     return one_line(repr(value), limit)
+
+
+def terminal_text(text: str) -> str:
+    """Text that a terminal shows and does not obey.
+
+    Control characters (colours, titles, links, moves of the cursor, bells) and marks that turn the direction
+    of writing are written as escapes, as in ``ascii()``; line ends and tabs stay.
+    """
+    return _OBEYED.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def one_line(text: str, limit: int) -> str:
