@@ -195,7 +195,8 @@ def test_code_that_the_first_cell_hands_to_the_shell_loads_and_runs(
     text = book.run(first)
     assert "Error" not in text
     assert "never awaited" not in book.story()
-    assert "5 True" in book.run("print(result['load'], result.success)")
+    later = book.send("print(result['load'], result.success)")
+    book.until(lambda: "5 True" in book.text(later))
     assert "inside 5" in (book.run("print(captured)") if "%%capture" in first else text)
     assert "✓ load: completed" in book.run("%tagent_run --force")
 
