@@ -110,6 +110,9 @@ class Output(Protocol):
     def digest(self) -> str: ...
 
     @property
+    def classes(self) -> frozenset[type]: ...
+
+    @property
     def storable(self) -> bool: ...
 
     @property

@@ -86,14 +86,22 @@ def types_of(kind: type, home: Mapping[str, Any]) -> Iterator[tuple[str, Any, An
         yield name, raw, raw if meant is None else meant
 
 
-def annotation_text(raw: Any, meant: Any) -> str:
-    """The text of an annotation that is equal in every process: as it is written, if that says it all."""
+def annotation_text(raw: Any, meant: Any, documented: bool = True) -> str:
+    """The text of an annotation that is equal in every process: as it is written, if that says it all.
+
+    Args:
+        raw: The annotation.
+        meant: The type that it means.
+        documented: Whether descriptions in it count.
+    """
     text = repr(raw)
     if isinstance(raw, str) or "ForwardRef(" in text or "{" in text or " at 0x" in _FUNCTION.sub("", text):
-        return type_text(meant)
+        return type_text(meant, documented)
     if any(not isinstance(part, type) and is_user_class(type(part)) for part in parts_of_type(raw)):
-        return type_text(meant)
-    return type_text(meant) if _has_name(raw) else _ADDRESS.sub("", text)
+        return type_text(meant, documented)
+    if _has_name(raw) or (not documented and "FieldInfo(" in text):
+        return type_text(meant, documented)
+    return _ADDRESS.sub("", text)
 
 
 def _has_name(annotation: Any) -> bool:
@@ -103,7 +111,7 @@ def _has_name(annotation: Any) -> bool:
     return get_origin(annotation) is not Literal and any(map(_has_name, parts))
 
 
-def type_text(annotation: Any, inside: tuple[Any, ...] = ()) -> str:
+def type_text(annotation: Any, documented: bool = True, inside: tuple[Any, ...] = ()) -> str:
     """The text of a type with all that the names in it mean."""
     if any(annotation is one for one in inside):
         return f"again {len(inside)}"
@@ -113,21 +121,21 @@ def type_text(annotation: Any, inside: tuple[Any, ...] = ()) -> str:
         return f"Literal{[described(one)[0] for one in get_args(annotation)]}"
     if origin is Annotated:
         inner, *notes = get_args(annotation)
-        return f"Annotated[{type_text(inner, inside)}, {[described(one)[0] for one in notes]}]"
+        # What fields are given beside descriptions, they have themselves.
+        told = [one for one in notes if documented or type(one).__name__ != "FieldInfo"]
+        texts = [described(one)[0] for one in told]
+        return f"Annotated[{type_text(inner, documented, inside)}, {texts}]"
     if origin is not None or isinstance(annotation, list | tuple):
         parts = annotation if origin is None else get_args(annotation)
-        head = "" if origin is None else type_text(origin, inside)
-        return f"{head}[{', '.join(type_text(part, inside) for part in parts)}]"
+        head = "" if origin is None else type_text(origin, documented, inside)
+        return f"{head}[{', '.join(type_text(part, documented, inside) for part in parts)}]"
     meant = meaning_of(annotation)
     if meant:
-        return f"{annotation.__name__} = {[type_text(one, inside) for one in meant]}"
+        return f"{annotation.__name__} = {[type_text(one, documented, inside) for one in meant]}"
     if isinstance(annotation, type):
         return name_of(annotation)
-    return (
-        annotation.__forward_arg__
-        if isinstance(annotation, ForwardRef)
-        else _ADDRESS.sub("", str(annotation))
-    )
+    text = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else str(annotation)
+    return _ADDRESS.sub("", text)
 
 
 def hidden_parts(kind: type) -> Iterator[tuple[str, Any]]:

@@ -180,6 +180,9 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "tool": _by_digest,
     "check": _by_digest,
     "input": _input,
+    "shown": lambda kind, what, texts, _: (
+        f"what goals can print of {what} {_verb(texts)}, such as computed fields of its classes"
+    ),
     "facts": _by_digest,
     "function": _by_digest,
     "class": _by_digest,

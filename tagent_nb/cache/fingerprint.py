@@ -17,10 +17,12 @@ from typing import Any
 from tagent_nb.cache.bytecode import text_reads
 from tagent_nb.cache.explain import explain
 from tagent_nb.cache.sources import Memo, Surroundings, class_digest, value_text
+from tagent_nb.cache.values import users_classes, value_digest
 from tagent_nb.errors import EncodeError, TemplateError
 from tagent_nb.events import Output
 from tagent_nb.pipeline import codec
 from tagent_nb.pipeline.body import PythonBody
+from tagent_nb.pipeline.delimiting import shown_text
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference, lookup
 from tagent_nb.pipeline.tool_schemas import schema_of
@@ -89,7 +91,13 @@ def definition_components(
     if constraints and (body is None or body.wants_context):
         found["constraints"] = _text_digest(*constraints)
     if body is None or {"shared", "context"} & body.provided:
-        found.update({f"shared:{name}": value_text(value, memo) for name, value in shared.items()})
+        for name, value in shared.items():
+            text, code = value_digest(value, memo)
+            found[f"shared:{name}"] = text
+            classes = frozenset(kind for _, kind in code if isinstance(kind, type))
+            if classes:
+                more = class_components(f"shared.{name}", value, classes, step, namespace, memo)
+                add_components(found, more)
     return found
 
 
@@ -166,14 +174,32 @@ def _checks(checks: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], 
     return found
 
 
-def input_components(references: Sequence[Reference], outputs: Mapping[str, Output | None]) -> dict[str, str]:
+def input_components(
+    references: Sequence[Reference],
+    outputs: Mapping[str, Output | None],
+    *,
+    step: PipelineStep | None = None,
+    namespace: Mapping[str, Any] | None = None,
+    memo: Memo | None = None,
+) -> dict[str, str]:
     """Digests of the parts of other steps' values that a unit reads, by ``input:load.text``.
 
     A whole value is not decoded: its digest is known. A step without a value counts as ``"none"``,
     a part that the value lacks as ``"missing"``. A part that cannot be stored gets a digest of its
     own each time, so that nothing is taken for equal that was never compared.
+
+    Classes of values count with all they do for Python steps (``class:NAME`` and what it refers to), and for
+    goals by what these can print (``shown:load``).
+
+    Args:
+        references: The parts.
+        outputs: Values by the name of their step.
+        step: The step that reads them; without it, classes do not count.
+        namespace: Globals that the Python of a cell sees.
+        memo: As in :func:`definition_components`.
     """
     found: dict[str, str] = {}
+    memo = {} if memo is None else memo
     for reference in references:
         name = f"input:{reference.text}"
         if name in found:
@@ -181,20 +207,72 @@ def input_components(references: Sequence[Reference], outputs: Mapping[str, Outp
         output = outputs.get(reference.step)
         if output is None:
             found[name] = NO_VALUE
-        elif not reference.path:
-            found[name] = output.digest
+            continue
+        if reference.path:
+            found[name], part, classes = _part(output.value, reference.path)
         else:
-            found[name] = _part_digest(output.value, reference.path)
+            found[name], part, classes = output.digest, output, output.classes
+        if classes and step is not None:
+            value = output.value if part is output else part
+            add_components(
+                found, class_components(reference.text, value, classes, step, namespace or {}, memo)
+            )
     return found
 
 
-def _part_digest(value: Any, path: tuple[str, ...]) -> str:
+def class_components(
+    name: str,
+    value: Any,
+    classes: frozenset[type],
+    step: PipelineStep,
+    namespace: Mapping[str, Any],
+    memo: Memo,
+) -> Mapping[str, str]:
+    """What the classes in a value that a step reads do for it, beyond the fields that are in its digest.
+
+    Args:
+        name: What the value is called, such as ``load``.
+        value: The value.
+        classes: Classes of its models, dataclasses, enums and named tuples.
+        step: The step that reads it.
+        namespace: Globals that the Python of a cell sees.
+        memo: As in :func:`definition_components`.
+    """
+    if step.body is None:
+        if not any(getattr(kind, "model_computed_fields", None) for kind in classes):
+            return {}
+        try:
+            return {f"shown:{name}": _text_digest(shown_text(value))}
+        except Exception:  # computed fields are the user's code; and some values are too long
+            pass
+    home = getattr(getattr(step.body, "function", None), "__globals__", namespace)
+    known = memo.get(("classes", (id(home), classes)))
+    if known is None:
+        search = Surroundings(home, memo, documented=False)
+        for called, kind in users_classes(classes):
+            search.follow_value(called, kind)
+        known = memo["classes", (id(home), classes)] = search.found
+    found: Mapping[str, str] = known
+    return found
+
+
+def add_components(found: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add components to others; two of one name both count."""
+    for name, text in more.items():
+        before = found.get(name, text)
+        found[name] = text if before == text else _text_digest(before, text)
+
+
+def _part(value: Any, path: tuple[str, ...]) -> tuple[str, Any, frozenset[type]]:
+    """Digest of a part of a value, the part, and the classes in it."""
     try:
-        return codec.digest(lookup(value, path))
+        part = lookup(value, path)
+        digest, classes = codec.examine(part)
+        return digest, part, classes
     except TemplateError:
-        return MISSING
+        return MISSING, None, frozenset()
     except EncodeError:
-        return f"unstorable-{uuid.uuid4().hex}"
+        return f"unstorable-{uuid.uuid4().hex}", None, frozenset()
 
 
 def unit_key(components: Mapping[str, str]) -> str:

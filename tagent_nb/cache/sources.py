@@ -56,12 +56,14 @@ class Surroundings:
     Args:
         home: Namespace whose names are reported bare; those of other modules get their module's.
         memo: Digests of values that several searches share.
+        documented: Whether docstrings and descriptions of models count, which a model or a program may read.
     """
 
-    def __init__(self, home: Mapping[str, Any], memo: Memo) -> None:
+    def __init__(self, home: Mapping[str, Any], memo: Memo, *, documented: bool = True) -> None:
         self.found: dict[str, str] = {}
         self._home = home
         self._memo = memo
+        self._documented = documented
         self._seen: dict[int, Any] = {}
         # Attributes of functions, which may hold the function again.
         self._looked: set[tuple[int, str]] = set()
@@ -241,12 +243,12 @@ class Surroundings:
             return self._package(kind.__module__)
         if not self._is_new(kind):
             return None
-        parts: dict[str, str] = {"name": kind.__name__, "schema": _json_schema(kind)}
+        parts: dict[str, str] = {"name": kind.__name__, "schema": _json_schema(kind, self._documented)}
         for base in (*kind.__bases__, type(kind)):
             parts[f"base {base.__name__}"] = ""
             self._refer(base.__name__, base)
         for name, raw, meant in types_of(kind, self._home):
-            parts[f"annotation {name}"] = annotation_text(raw, meant)
+            parts[f"annotation {name}"] = annotation_text(raw, meant, self._documented)
             self._annotation(f"{label}.{name}", meant)
         for name, field in fields_of_class(kind).items():  # those of a generic class have other types in each
             self._annotation(f"{label}.{name}", getattr(field, "annotation", None))
@@ -309,17 +311,17 @@ def class_digest(kind: type, memo: Memo) -> str:
     """SHA-256 of a class and of all the user's code that it refers to."""
     known = memo.get(("class", id(kind)))
     if known is not None:
-        return known[1]
+        return str(known[1])
     home = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
     search = Surroundings(home, memo)
     search.follow_value(kind.__name__, kind)
-    found = {**search.found, "schema": _json_schema(kind)}
+    found = {**search.found, "schema": _json_schema(kind, True)}
     text = digest_of(*(f"{name}={found[name]}" for name in sorted(found)))
     memo["class", id(kind)] = (kind, text, ())
     return text
 
 
-def _json_schema(kind: type) -> str:
+def _json_schema(kind: type, documented: bool) -> str:
     make = getattr(kind, "model_json_schema", None)
     if make is None:
         return ""
@@ -328,9 +330,27 @@ def _json_schema(kind: type) -> str:
     from pydantic.errors import PydanticUserError
 
     try:
-        return json.dumps(in_order(make(), kind), sort_keys=True, default=repr)
+        schema = in_order(make(), kind)
     except PydanticUserError:
         return ""  # a field of a type that JSON Schema has no word for; annotations still count
+    return json.dumps(schema if documented else _undocumented(schema), sort_keys=True, default=repr)
+
+
+def _undocumented(schema: Any) -> Any:
+    """A JSON Schema without the texts in it that are for readers."""
+    if isinstance(schema, list):
+        return [_undocumented(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {}
+    for key, part in schema.items():
+        if key in ("properties", "$defs") and isinstance(part, dict):
+            found[key] = {name: _undocumented(inner) for name, inner in part.items()}
+        elif key in ("default", "const", "enum"):
+            found[key] = part
+        elif key not in ("description", "title", "examples"):
+            found[key] = _undocumented(part)
+    return found
 
 
 def _functions_of(value: Any) -> Iterator[FunctionType]:

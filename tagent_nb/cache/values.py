@@ -59,7 +59,7 @@ _SECRET = re.compile(
 Code = tuple[str, Any]
 """A function or class of the user with its name."""
 
-Memo = dict[tuple[str, int], tuple[Any, str, tuple[Code, ...]]]
+Memo = dict[tuple[str, Any], Any]
 """Digests by kind and ``id`` of the thing, with the thing so that the id stays its own."""
 
 
@@ -78,12 +78,13 @@ def value_digest(value: Any, memo: Memo) -> tuple[str, tuple[Code, ...]]:
     if known is None:
         text, code = _digest(value)
         known = memo["value", id(value)] = (value, text, code)
-    return known[1:]
+    return known[1], known[2]
 
 
 def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
     try:
-        return codec.digest(value), ()
+        text, classes = codec.examine(value)
+        return text, tuple(users_classes(classes))
     except Exception:  # it cannot be stored, or its own code runs and raises whatever it likes
         walk = _Walk()
     try:
@@ -92,6 +93,12 @@ def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
     except Exception:  # as above
         pass
     return by_type(value), ()
+
+
+def users_classes(classes: Iterable[type]) -> list[Code]:
+    """Those classes that are the user's own, with their names, in the same order in every process."""
+    named_classes = [(kind.__name__, kind) for kind in classes if is_user_class(kind)]
+    return sorted(named_classes, key=lambda pair: name_of(pair[1]))
 
 
 def described(value: Any) -> tuple[str, tuple[Code, ...]]:
@@ -171,7 +178,9 @@ class _Walk:
         if named:
             return named
         try:
-            return codec.digest(value)
+            text, classes = codec.examine(value)
+            self.code.update({id(kind): (name, kind) for name, kind in users_classes(classes)})
+            return text
         except Exception:  # it cannot be stored; its parts may
             self._seen[id(value)] = (len(self._seen), value)
         if len(self._seen) > _MOST_OBJECTS:

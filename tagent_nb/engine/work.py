@@ -74,14 +74,18 @@ def prepare(
     facts, memories = taught(run, step)
     if not run.keyed:
         return Work(step, outputs, "", {}, item, facts, memories)
-    from tagent_nb.cache.fingerprint import input_components, unit_key
+    from tagent_nb.cache.fingerprint import add_components, class_components, input_components, unit_key
 
     components = dict(static_components(run, step))
-    components.update(input_components(reads(step, outputs) if references is None else references, outputs))
-    if facts:
-        components["facts"] = StoredValue.of(facts).digest
-    if memories:
-        components["memories"] = StoredValue.of(memories).digest
+    parts = reads(step, outputs) if references is None else references
+    around: dict[str, Any] = {"step": step, "namespace": run.equipment.namespace, "memo": run.memo}
+    add_components(components, input_components(parts, outputs, **around))
+    for name, notes in (("facts", facts), ("memories", memories)):
+        if notes:
+            stored = StoredValue.of(notes)
+            components[name] = stored.digest
+            if stored.classes:
+                add_components(components, class_components(name, notes, stored.classes, **around))
     return Work(step, outputs, unit_key(components), components, item, facts, memories)
 
 

@@ -171,10 +171,27 @@ def digest(value: Any) -> str:
     Raises:
         EncodeError: Something in it cannot be stored.
     """
+    return examine(value)[0]
+
+
+def examine(value: Any) -> tuple[str, frozenset[type]]:
+    """The :func:`digest` of a value, and the classes of its models, dataclasses, enums and named tuples.
+
+    Raises:
+        EncodeError: Something in it cannot be stored.
+    """
+    walk = Encoder(identity=True)
     try:
-        return _sha(_to_bytes(value, to_canonical(Encoder(identity=True).tree(value))))
+        return _sha(_to_bytes(value, to_canonical(walk.tree(value)))), _frozen(walk)
     except BaseException as error:  # as in to_tree
         raise _refused(error, "output") from None
+
+
+_NO_CLASSES: frozenset[type] = frozenset()
+
+
+def _frozen(walk: Encoder) -> frozenset[type]:
+    return frozenset(walk.classes) if walk.classes else _NO_CLASSES
 
 
 class StoredValue:
@@ -183,9 +200,10 @@ class StoredValue:
     Make one with :meth:`of`, :meth:`from_blob` or :meth:`unstorable`.
     """
 
-    __slots__ = ("_blob", "_digest", "_refused", "_schemas", "_value")
+    __slots__ = ("_blob", "_classes", "_digest", "_refused", "_schemas", "_value")
     _value: Any
     _blob: bytes | None
+    _classes: frozenset[type] | None
     _digest: str | None
     _refused: tuple[str, str] | None
     _schemas: Mapping[str, type] | None
@@ -195,7 +213,7 @@ class StoredValue:
         """Wrap a live value. Nothing is encoded yet."""
         found = cls.__new__(cls)
         found._value = value
-        found._blob = found._digest = found._refused = found._schemas = None
+        found._blob = found._digest = found._refused = found._schemas = found._classes = None
         return found
 
     @classmethod
@@ -243,6 +261,7 @@ class StoredValue:
         if self._blob is None and self._refused is None:
             try:
                 walk, self._blob, tree = _seal(self._value, "output")
+                self._classes = _frozen(walk)
                 if self._digest is None and walk.same:
                     self._digest = _sha(self._blob if walk.sorted else to_canonical(tree).encode())
             except EncodeError as error:
@@ -257,11 +276,24 @@ class StoredValue:
         """SHA-256 (hex) of the canonical form. A value that cannot be stored has an id unlike any other."""
         if self._digest is None:
             try:
-                self._digest = digest(self._value)
+                self._digest, self._classes = examine(self._value)
             except EncodeError as error:
                 self._refuse(error)
         assert self._digest is not None
         return self._digest
+
+    @property
+    def classes(self) -> frozenset[type]:
+        """Classes of its models, dataclasses, enums and named tuples, as readers of the value get them."""
+        if self._classes is None:
+            if self._value is _UNREAD and not any(mark in self.blob for mark in _CLASS_MARKS):
+                self._classes = _NO_CLASSES
+            else:
+                try:
+                    self._classes = examine(self.value)[1]
+                except (EncodeError, CorruptRecordError):  # reading or storing it says so
+                    self._classes = _NO_CLASSES
+        return self._classes
 
     @property
     def storable(self) -> bool:
@@ -298,6 +330,8 @@ def unreadable(output: Output) -> str | None:
 
 _UNREAD: Any = object()
 _MARK = f'"{TAG}":'.encode()
+_CLASS_MARKS = tuple(f'"{TAG}":"{tag}"'.encode() for tag in ("model", "data", "enum", "namedtuple"))
+"""How nodes begin whose values have a class of the user's; no text holds such quotes unescaped."""
 
 
 def _no_digest() -> str:

@@ -98,12 +98,14 @@ class Encoder:
     Attributes:
         same: Whether the tree is the same with ``identity`` as without.
         sorted: Whether its dicts have their keys in order already.
+        classes: The classes of the models, dataclasses, enums and named tuples that it has met.
     """
 
     def __init__(self, *, identity: bool = False, careful: bool = False) -> None:
         self.identity = identity
         self.same = True
         self.sorted = True
+        self.classes: set[type] = set()
         self._careful = careful
         self._parts = 0
 
@@ -209,6 +211,7 @@ class Encoder:
     def _special(self, value: Any, kind: type, depth: int) -> Any:
         self.sorted = False
         if isinstance(value, Enum):
+            self.classes.add(kind)
             return {TAG: "enum", "name": kind.__name__, "v": self.tree(value.value, depth + 1)}
         room = kind.__module__.partition(".")[0]
         if room == "pandas" or room == "numpy":
@@ -237,6 +240,7 @@ class Encoder:
         return self._subclass(value, kind, depth)
 
     def _model(self, value: Any, kind: Any, depth: int) -> Node:
+        self.classes.add(kind)
         self.enter(depth, len(value.__dict__))
         fields = {name: value.__dict__[name] for name in kind.model_fields if name in value.__dict__}
         fields.update(value.__pydantic_extra__ or {})
@@ -269,6 +273,7 @@ class Encoder:
 
     def _dataclass(self, value: Any, kind: type, depth: int) -> Node:
         names = [field.name for field in dataclasses.fields(kind)]
+        self.classes.add(kind)
         self.enter(depth, len(names))
         fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
         return {TAG: "data", "name": kind.__name__, "v": self.fields(fields, depth, value)}
@@ -276,6 +281,7 @@ class Encoder:
     def _subclass(self, value: Any, kind: type, depth: int) -> Any:
         """Values of the user's own subclasses count as what they are subclasses of."""
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            self.classes.add(kind)
             fields = self.fields(dict(zip(kind._fields, value, strict=True)), depth, value)
             # A list of pairs, since a named tuple has an order and JSON objects have none.
             return {TAG: "namedtuple", "name": kind.__name__, "v": [list(one) for one in fields.items()]}

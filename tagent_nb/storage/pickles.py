@@ -28,6 +28,7 @@ class PickledOutput:
 
     storable = True
     problem = None
+    classes: frozenset[type] = frozenset()
 
     def __init__(self, sealed: bytes, digest: str, key: bytes) -> None:
         self.sealed = sealed
