@@ -140,8 +140,8 @@ def test_values_never_appear_in_components() -> None:
 def test_a_large_global_is_looked_at_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from tagent_nb.pipeline import codec
 
-    digest, seen = codec.digest, []
-    monkeypatch.setattr(codec, "digest", lambda value: seen.append(value) or digest(value))
+    digest, seen = codec.examine, []
+    monkeypatch.setattr(codec, "examine", lambda value: seen.append(value) or digest(value))
     table = {"a": [1, 2, 3]}
     memo: dict[tuple[str, int], Any] = {}
     for _ in range(5):

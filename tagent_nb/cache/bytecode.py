@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from tagent_nb.pipeline.free_names import QUERIES, evaluated_names, quoted_attributes, quoted_names
+
 _GLOBAL, _IMPORT, _EXTENDED = (dis.opmap[one] for one in ("LOAD_GLOBAL", "IMPORT_NAME", "EXTENDED_ARG"))
 _BY_NAME = frozenset(
     one for one in dis.hasname if dis.opname[one] in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
@@ -21,11 +23,18 @@ _DOCSTRING_FLAG = 0x4000000
 
 @dataclass(frozen=True)
 class Reads:
-    """What code refers to: global names, attribute names, and modules it imports itself."""
+    """What code refers to: global names, attribute names, modules it imports itself, and names that stand in
+    texts behind ``@``, which count where they are defined."""
 
     names: frozenset[str]
     attributes: frozenset[str] = frozenset()
     imports: frozenset[str] = frozenset()
+    quoted: frozenset[str] = frozenset()
+
+    @property
+    def queries(self) -> bool:
+        """Whether the code may ask pandas to look up names in texts."""
+        return not QUERIES.isdisjoint(self.attributes) or not QUERIES.isdisjoint(self.names)
 
 
 def _instructions(code: CodeType) -> Iterator[tuple[int, int]]:
@@ -87,7 +96,32 @@ def code_reads(code: CodeType) -> Reads:
             names |= inner.names
             others |= inner.attributes
             imports |= inner.imports
-    return Reads(frozenset(names), frozenset(others), frozenset(imports - {""}))
+    found = Reads(frozenset(names), frozenset(others), frozenset(imports - {""}))
+    if not found.queries:
+        return found
+    texts = list(_texts(code))
+    quoted = {name for local, text in texts for name in quoted_names(text) if name not in local}
+    if "eval" in found.names or ("eval" in others and not {"pd", "pandas"}.isdisjoint(names)):
+        quoted.update(name for local, text in texts for name in evaluated_names(text) if name not in local)
+    others.update(part for _, text in texts for part in quoted_attributes(text))
+    return Reads(found.names, frozenset(others), found.imports, frozenset(quoted))
+
+
+def _texts(code: CodeType) -> Iterator[tuple[frozenset[str], str]]:
+    """The texts in a code object, and in the code nested in it, with the local names around each."""
+    local = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
+    # A docstring is a constant that no instruction loads.
+    constants = [
+        code.co_consts[argument] for operation, argument in _instructions(code) if operation in _CONSTANTS
+    ]
+    while constants:
+        constant = constants.pop()
+        if isinstance(constant, str):
+            yield local, constant
+        elif isinstance(constant, CodeType):
+            yield from _texts(constant)
+        elif isinstance(constant, tuple | frozenset):
+            constants += constant
 
 
 _DUMPED_ATTRIBUTE = re.compile(r"\battr='(\w+)'")
@@ -97,12 +131,22 @@ _DUMPED_IMPORT = re.compile(
 _DUMPED_NAME = re.compile(r"\balias\(name='([\w.]+)'")
 
 
-def text_reads(names: Iterable[str], dump: str) -> Reads:
-    """The same for code that exists as an ``ast.dump`` only. It may find too much, never too little."""
+def text_reads(names: Iterable[str], dump: str, quoted: Iterable[str] = ()) -> Reads:
+    """The same for code that exists as an ``ast.dump`` only. It may find too much, never too little.
+
+    Args:
+        names: Names that the code reads.
+        dump: Its text.
+        quoted: Those of the names that only stand in texts behind ``@``.
+    """
     attributes = set(_DUMPED_ATTRIBUTE.findall(dump)) if "Attribute(" in dump else set()
     imports: set[str] = set()
     if "alias(" in dump:
         attributes.update(_DUMPED_NAME.findall(dump))
         for aliases, module in _DUMPED_IMPORT.findall(dump):
             imports.update([module] if module else _DUMPED_NAME.findall(aliases))
-    return Reads(frozenset(names), frozenset(attributes), frozenset(imports))
+    if quoted:
+        attributes |= quoted_attributes(dump)
+    return Reads(
+        frozenset(names) - frozenset(quoted), frozenset(attributes), frozenset(imports), frozenset(quoted)
+    )

@@ -117,8 +117,8 @@ def _surroundings(
         search = Surroundings(getattr(inspect.unwrap(body.function), "__globals__", namespace), memo)
         search.follow_function(body.function)
     else:
-        reads = text_reads(body.names, body.normalised())
-        if not reads.names and not reads.imports:
+        reads = text_reads(body.names, body.normalised(), body.quoted)
+        if not (reads.names or reads.imports or reads.quoted):
             return {}
         search = Surroundings(namespace, memo)
         search.follow_reads(reads, namespace, skip=inputs)

@@ -39,6 +39,7 @@ from tagent_nb.cache.values import (
     value_digest,
     value_text,
 )
+from tagent_nb.pipeline.free_names import quoted_attributes, quoted_names
 from tagent_nb.pipeline.schemas import fields_of_class, in_order, parts_of_type
 
 __all__ = ["Memo", "Surroundings", "class_digest", "value_text"]
@@ -94,7 +95,8 @@ class Surroundings:
 
     def follow_reads(self, reads: Reads, namespace: Mapping[str, Any], skip: Iterable[str] = ()) -> None:
         """Search what code with these ``reads`` sees in ``namespace``; ``skip`` names its inputs."""
-        self._names(Reads(reads.names - frozenset(skip), reads.attributes, reads.imports), namespace)
+        names, quoted = (some - frozenset(skip) for some in (reads.names, reads.quoted))
+        self._names(Reads(names, reads.attributes, reads.imports, quoted), namespace)
         self._work_off()
 
     def follow_signature(self, label: str, function: Any) -> dict[str, str]:
@@ -122,7 +124,13 @@ class Surroundings:
             self._look_at(label, value, attributes)
 
     def _names(self, reads: Reads, namespace: Mapping[str, Any]) -> None:
-        for name in sorted(reads.names):
+        quoted = {name for name in reads.quoted if name in namespace}
+        if reads.queries:
+            texts = [namespace[name] for name in reads.names if isinstance(namespace.get(name), str)]
+            more = {name for text in texts for name in quoted_names(text) if name in namespace}
+            attributes = reads.attributes.union(*map(quoted_attributes, texts))
+            reads, quoted = Reads(reads.names, attributes, reads.imports), quoted | more
+        for name in sorted(reads.names | quoted):
             label = name if namespace is self._home else f"{namespace.get('__name__', '?')}.{name}"
             if name in namespace:
                 self._todo.append((label, namespace[name], reads.attributes))

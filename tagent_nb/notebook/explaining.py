@@ -45,6 +45,9 @@ def explain_step(session: Session, name: str) -> str:
             lines.append("There is no earlier run to compare with.")
         blind = "Changes inside of {} are not noticed: only its type counts."
         lines += map(blind.format, uncompared(state.components))
+    if step.body is not None:
+        hidden = "Names behind @ in the text of {} are not noticed: the text is not written in the step."
+        lines += map(hidden.format, step.body.unseen_queries(session.namespace))
     if step.name in session.workspace.redefined:
         lines.append("It has been defined anew since; the next run compares the new definition.")
     return "\n".join(lines)

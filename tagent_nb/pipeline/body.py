@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tagent_nb.errors import DefinitionError, EncodeError
 from tagent_nb.pipeline.dumping import dump
-from tagent_nb.pipeline.free_names import free_names, own_nodes
+from tagent_nb.pipeline.free_names import free_names, own_nodes, unseen_queries
 from tagent_nb.pipeline.names import RESERVED
 
 CELL_FUNCTION = "__step__"
@@ -39,6 +39,8 @@ class PythonBody:
         params: Parameters that name the steps a function reads, in order, or ``item``; empty for a cell.
         optional: Those of ``params`` that have a default.
         names: Global names the body reads. A cell reads a step by its name.
+        quoted: Those of ``names`` that only stand in texts, as in ``frame.query("stars >= @limit")``. They
+            may be something else, such as a part of an address.
         provided: Those of :data:`PROVIDED` that the body reads.
         function: The function itself; ``None`` for a cell, and for a function that was rebuilt
             from its source. Neither compared nor stored.
@@ -50,6 +52,7 @@ class PythonBody:
     params: tuple[str, ...] = ()
     optional: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    quoted: frozenset[str] = frozenset()
     provided: frozenset[str] = frozenset()
     function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
@@ -96,6 +99,7 @@ class PythonBody:
         node = _definition(source)
         # The bytecode of a lambda names attributes as well: too many names do no harm.
         names = free_names([node]) if node is not None else frozenset(function.__code__.co_names)
+        written = names if node is None else free_names([node], quoted=False)
         return cls(
             source=source,
             kind="function",
@@ -103,6 +107,7 @@ class PythonBody:
             params=tuple(one for one in params if one not in PROVIDED),
             optional=frozenset(optional) - PROVIDED,
             names=names,
+            quoted=names - written,
             provided=frozenset(params) & PROVIDED,
             function=function,
         )
@@ -117,7 +122,8 @@ class PythonBody:
         tree = _parse(name, source)
         _check_cell(name, source, tree)
         names = free_names(tree.body)
-        body = cls(source, "cell", name, names=names - PROVIDED, provided=names & PROVIDED)
+        quoted = names - free_names(tree.body, quoted=False) - PROVIDED
+        body = cls(source, "cell", name, names=names - PROVIDED, quoted=quoted, provided=names & PROVIDED)
         body.compile(())
         return body
 
@@ -155,6 +161,12 @@ class PythonBody:
             text = ast.get_docstring(_parse(self.name, self.source)) or _first_comment(self.source)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[0] if lines else f"Python step {self.name}"
+
+    def unseen_queries(self, namespace: Mapping[str, Any]) -> list[str]:
+        """Calls of ``query`` and ``eval`` with what is neither a text of the body's own nor one of the
+        namespace, such as ``frame.query(words)``: names behind ``@`` in it cannot be seen."""
+        texts = [name for name, value in namespace.items() if isinstance(value, str)]
+        return unseen_queries(_parse(self.name, self.source).body, texts) if self.source else []
 
     def normalised(self) -> str:
         """The code without positions, comments and docstrings: equal for bodies that do the same
@@ -207,6 +219,7 @@ class PythonBody:
             params=tuple(one for one in params if one not in PROVIDED),
             optional=frozenset(optional) - PROVIDED,
             names=free_names([node]),
+            quoted=free_names([node]) - free_names([node], quoted=False),
             provided=frozenset(params) & PROVIDED,
         )
 

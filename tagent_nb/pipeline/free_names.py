@@ -3,21 +3,104 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def free_names(statements: Sequence[ast.stmt]) -> frozenset[str]:
+QUERIES = frozenset({"query", "eval"})
+"""Methods and functions of pandas that look up names behind ``@`` in the text that they are passed."""
+
+_QUOTED = re.compile(r"@\s*([^\W\d]\w*)((?:\s*\.\s*\w+)*)")
+
+
+def quoted_names(text: str) -> list[str]:
+    """Names behind ``@`` in a text for :data:`QUERIES`: ``limit`` of ``"stars >= @limit"``."""
+    return [name for name, _ in _QUOTED.findall(text)] if "@" in text else []
+
+
+def quoted_attributes(text: str) -> set[str]:
+    """Attributes of such names: ``limit`` of ``"stars >= @settings.limit"``."""
+    return {part for _, path in _QUOTED.findall(text) for part in re.findall(r"\w+", path)}
+
+
+def evaluated_names(text: str) -> frozenset[str]:
+    """Names that an expression in a text reads, as ``eval`` and ``pandas.eval`` do; none if it is no Python."""
+    try:
+        return free_names(ast.parse(text.strip()).body, quoted=False)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+
+
+def free_names(statements: Sequence[ast.stmt], *, quoted: bool = True) -> frozenset[str]:
     """Names that the statements read before they bind them, in the order of evaluation.
 
     A name that is bound in one branch only counts as bound from there on: ``if x: y = 1`` followed
     by ``y`` reads no outer ``y``. Names of built-ins are part of the answer.
+
+    Args:
+        statements: The code.
+        quoted: Whether names count that only stand in texts, behind ``@``, where pandas is asked to query
+            or to evaluate something.
     """
-    scope = _Scope()
+    scope = _Scope(quoted and any(_is_query(node) for one in statements for node in ast.walk(one)))
     scope.visit_all(statements)
     return frozenset(scope.early | (scope.inner - scope.bound))
+
+
+def _is_query(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr in QUERIES
+    return (isinstance(node, ast.Name) and node.id in QUERIES) or (
+        isinstance(node, ast.alias) and node.name in QUERIES
+    )
+
+
+def unseen_queries(statements: Sequence[ast.stmt], texts: Iterable[str] = ()) -> list[str]:
+    """What code passes to ``query`` and ``eval`` that is no text of its own: names in it cannot be seen.
+
+    Args:
+        statements: The code.
+        texts: Names of texts outside of the code that are known.
+    """
+    nodes = [node for one in statements for node in ast.walk(one)]
+    literal = set(texts)
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and _is_text(node.value, literal):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            literal.update(one.id for one in targets if isinstance(one, ast.Name))
+    found: dict[str, None] = {}
+    for node in nodes:
+        if not isinstance(node, ast.Call) or not _is_query(node.func):
+            continue
+        named = [one.value for one in node.keywords if one.arg == "expr"]
+        for passed in [*node.args[:1], *named][:1]:
+            if not _is_text(passed, literal):
+                found[f"{ast.unparse(node.func)}({ast.unparse(passed)})"] = None
+    return list(found)
+
+
+def _is_text(node: ast.AST | None, literal: set[str]) -> bool:
+    """Whether all names behind ``@`` in what an expression makes are written in it."""
+    if isinstance(node, ast.Constant):
+        return True
+    if isinstance(node, ast.Name):
+        return node.id in literal
+    if isinstance(node, ast.JoinedStr):
+        before: Any = ""
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue) and str(before).rstrip().endswith("@"):
+                return False
+            before = part.value if isinstance(part, ast.Constant) else ""
+        return True
+    if isinstance(node, ast.BinOp):
+        return _is_text(node.left, literal) and _is_text(node.right, literal)
+    if isinstance(node, ast.IfExp):
+        return _is_text(node.body, literal) and _is_text(node.orelse, literal)
+    return False
 
 
 def own_nodes(statements: Iterable[ast.stmt]) -> Iterable[ast.AST]:
@@ -35,9 +118,13 @@ class _Scope(ast.NodeVisitor):
 
     ``early``: read before bound. ``bound``: bound anywhere. ``inner``: free in nested functions,
     which run later and so see what is bound by then.
+
+    Args:
+        queries: Whether names count that stand in texts behind ``@``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, queries: bool = False) -> None:
+        self.queries = queries
         self.early: set[str] = set()
         self.read: set[str] = set()
         self.bound: set[str] = set()
@@ -65,6 +152,30 @@ class _Scope(ast.NodeVisitor):
             self.bind(node.id)
         else:
             self.use(node.id)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if not isinstance(node.value, ast.Constant):  # a docstring is no query
+            self.visit(node.value)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        function = node.func
+        # What is asked of a frame reads its columns; what is asked of pandas or Python itself, variables.
+        bare = isinstance(function, ast.Name) or (
+            isinstance(function, ast.Attribute)
+            and isinstance(function.value, ast.Name)
+            and function.value.id in ("pd", "pandas")
+        )
+        if self.queries and bare and _is_query(function):
+            for part in (inner for one in [*node.args[:1], *node.keywords] for inner in ast.walk(one)):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    for name in evaluated_names(part.value):
+                        self.use(name)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if self.queries and isinstance(node.value, str):
+            for name in quoted_names(node.value):
+                self.use(name)
 
     def visit_Global(self, node: ast.Global | ast.Nonlocal) -> None:
         self.outer.update(node.names)
@@ -126,7 +237,7 @@ class _Scope(ast.NodeVisitor):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.visit_all([*node.decorator_list, *node.bases, *node.keywords])
-        inside = _Scope()
+        inside = _Scope(self.queries)
         inside.visit_all(node.body)
         for name in inside.early:
             self.use(name)
@@ -138,7 +249,7 @@ class _Scope(ast.NodeVisitor):
         parameters = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
         self.visit_all([*args.defaults, *args.kw_defaults])
         self.visit_all(one.annotation for one in parameters if one is not None)
-        inside = _Scope()
+        inside = _Scope(self.queries)
         inside.bound.update(one.arg for one in parameters if one is not None)
         inside.visit_all(body)
         own = inside.bound - inside.outer
@@ -147,7 +258,7 @@ class _Scope(ast.NodeVisitor):
     def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> None:
         first = node.generators[0]
         self.visit(first.iter)
-        inside = _Scope()
+        inside = _Scope(self.queries)
         inside.visit(first.target)
         inside.visit_all(first.ifs)
         for generator in node.generators[1:]:

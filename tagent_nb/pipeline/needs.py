@@ -54,7 +54,7 @@ def _outside(step: PipelineStep, steps: set[str]) -> list[str]:
         return []
     own = {"item"} if step.map_over is not None else set()
     # A function gets steps by its parameters only; what a cell calls by the name of a step is that step.
-    return sorted(body.names - _BUILT_IN - own - (steps if body.kind == "cell" else set()))
+    return sorted(body.names - body.quoted - _BUILT_IN - own - (steps if body.kind == "cell" else set()))
 
 
 def _catches(source: str) -> bool:
