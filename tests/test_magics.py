@@ -776,6 +776,21 @@ def test_explain_says_what_cannot_be_compared(book: Notebook, capsys: pytest.Cap
     assert "Changes inside of lines (builtins.list_iterator) are not noticed: only its type counts." in told
 
 
+def test_explain_says_which_texts_for_pandas_cannot_be_seen(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "import pandas as pd\npd.DataFrame({'stars': [1, 5]})")
+    book.python("words", "'stars > 1'")
+    book.python("use", "len(load.query(words)) + len(load.query('stars > 1'))")
+    book("tagent_run")
+    capsys.readouterr()
+    book("tagent_explain use")
+    told = capsys.readouterr().out
+    assert told.count("Names behind @") == 1
+    assert "Names behind @ in the text of load.query(words) are not noticed" in told
+
+
 def test_explain_tells_other_ends_of_a_step(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
     book("tagent_pipeline reviews")
     book.python("load", "raise ValueError('no')", "--max-retries 0")

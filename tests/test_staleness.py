@@ -1,6 +1,6 @@
 """An edit that changes what a step may return reaches the step; one that cannot does not run it again."""
 
-# sources of notebooks
+# ruff: noqa: E501  # sources of notebooks
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, ResultCache
+from tagent_nb.cache.explain import explain
 from tagent_nb.cache.fingerprint import input_components
+from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.needs import missing_names
 from tagent_nb.pipeline.template import Reference
 
 IMPORTS = """
@@ -89,6 +92,7 @@ MODEL = """
 class R(BaseModel):
     '''Doc.'''
     text: str = Field(description="words")
+    note: str | None = None
     @property
     def short(self): return self.text[:3]
 def make(text): return R(text=text)
@@ -198,15 +202,29 @@ async def test_what_a_goal_prints_of_a_value_counts(tmp_path: Path) -> None:
         "deep": ":Say {{ holder }}",
         "table": ":Say {{ frame }}",
         "field": ":Say {{ load.short }}",
-        "around": ":Say {{ shared.part }}",
         "plain": ":Say {{ load.text }}",
         "still": ":Say hello",
     }
-    notebook = Notebook(tmp_path, steps, {"each": "map_over='rows'"}, {"part": "part()"})
-    readers = {"whole", "each", "each_part", "inner", "deep", "table", "field", "around"}
+    notebook = Notebook(tmp_path, steps, {"each": "map_over='rows'"})
+    readers = {"whole", "each", "each_part", "inner", "deep", "table", "field"}
     makers = {"load", "rows", "holder", "frame"}
     assert await reached(notebook, COMPUTED, "[:3]", "[:2]") == {*makers, *readers}
     assert await notebook.run(COMPUTED.replace("return 1", "return 2")) == makers
+
+
+async def test_what_a_goal_prints_of_shared_values_counts(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path, {"around": ":Say {{ shared.part }}"}, shared={"part": "[part()]"})
+    assert await reached(notebook, COMPUTED, "[:3]", "[:2]") == {"around"}
+    assert await notebook.run(COMPUTED.replace("[:3]", "[:2]").replace("return 1", "return 2")) == set()
+
+
+async def test_all_rows_of_a_frame_count_for_what_a_goal_prints(tmp_path: Path) -> None:
+    source = COMPUTED + "def row(n): return Part(text='a' * (4 if n == 250 else 1))\n"
+    steps = {
+        "frame": "pd.DataFrame({'r': [row(n) for n in range(300)]})",
+        "last": ":{{ frame[250].r.short }}",
+    }
+    assert await reached(Notebook(tmp_path, steps), source, "[:3]", "[:2]") == {"frame", "last"}
 
 
 async def test_a_computed_field_that_fails_counts_with_its_code(tmp_path: Path) -> None:
@@ -247,6 +265,23 @@ def test_two_classes_of_one_name_both_count() -> None:
         assert {name for name in before if before[name] != after[name]} == {"class:R"}
 
 
+def test_the_classes_of_a_value_are_those_that_its_readers_get() -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(IMPORTS + MODEL + "class E(enum.Enum):\n    A = 1\n", "<cells>", "exec"), space)
+    model, kind = space["R"], space["E"]
+    value = StoredValue.of({"a": [model(text="$t"), kind.A]})
+    assert value.classes == {model, kind}
+    stored = StoredValue.of({"a": [model(text="$t"), kind.A]})
+    blob = stored.blob
+    assert stored.classes == {model, kind}
+    assert StoredValue.from_blob(blob, stored.digest, {"R": model, "E": kind}).classes == {model, kind}
+    assert StoredValue.from_blob(blob, stored.digest, {"R": model}).classes == {model}
+    plain = StoredValue.of([1, '"$t":"model"', {"$t": "model"}])
+    assert StoredValue.from_blob(plain.blob, plain.digest).classes == frozenset()
+    assert StoredValue.from_blob(b'{"$t":"model"', "0" * 64).classes == frozenset()
+    assert StoredValue.of(lambda: 1).classes == frozenset()
+
+
 # -- names in texts for pandas ----------------------------------------------------------------
 
 LIMITS = """
@@ -254,7 +289,9 @@ limit = 2
 class settings: limit = 1
 words = "stars >= @limit"
 def plus(x): return x + pd.eval("1 + limit") + eval("limit")
-def best(frame): return len(frame.query("stars >= @limit"))
+LABELS = ("a", ("stars >= 1",))
+def best(frame): return len(LABELS) - 2 + len(frame.query("stars >= @limit"))
+def both(frame): return [len(frame.query(text)) for text in ("stars >= @limit", "stars > @limit")]
 def own(frame):
     limit = 1
     return len(frame.query("stars >= @limit"))
@@ -277,6 +314,8 @@ STARS = "pd.DataFrame({'stars': [1, 3, 5], 'mail': 'ann@limit'})"
         "len(load.query(words))",
         "len(load.query(expr='stars in (@limit, 3)'))",
         "best(load)",
+        "def inner():\n    for text in ('stars >= @limit', 'stars > @limit'):\n        least = len(load.query(text))\n    return least\ninner()",
+        "both(load)",
         "load.pipe(lambda frame: len(frame.query('stars >= @limit')))",
         "def inner():\n    return len(load.query('stars >= @limit'))\ninner()",
     ],
@@ -337,6 +376,45 @@ def test_a_function_as_a_step_counts_names_in_texts() -> None:
         return len(seen)
 
     assert asyncio.run(run()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "unseen"),
+    [
+        ("load.query(words)", ["load.query(words)"]),
+        ("load.query(known)", []),
+        ("load.query('a > ' + words)", ["load.query('a > ' + words)"]),
+        ("load.query('a > ' + '@b')", []),
+        ("load.query(f'@{words} > {words}')", ["load.query(f'@{words} > {words}')"]),
+        ("load.query(f'{words} > @a')", []),
+        ("y: str = 'a'\nx = y if load else 'b'\nload.query(x)", []),
+        ("x = [0]\nx[0] = 'a'\nload.query(x[0])", ["load.query(x[0])"]),
+        ("load.eval(expr=load.words)", ["load.eval(load.words)"]),
+        ("load.query()\neval('1')\nload.sum(words)", []),
+        ("from pandas import eval as compute\ncompute('1 +')", []),
+    ],
+)
+def test_what_cannot_be_seen_of_texts_for_pandas(text: str, unseen: list[str]) -> None:
+    assert PythonBody.from_cell("step", text).unseen_queries({"known": "a > 1", "load": 1}) == unseen
+
+
+def test_a_text_with_an_at_sign_names_nothing_that_is_missing() -> None:
+    body = PythonBody.from_cell("step", "load.query('mail == \"ann@example.org\"')")
+    pipeline = Pipeline("mails")
+    pipeline.put(PipelineStep.from_cell("load", "1", python=True))
+    pipeline.put(PipelineStep.from_cell("use", body.source, python=True))
+    assert body.quoted == {"example"}
+    assert missing_names(pipeline, {}) == {}
+    rebuilt = PythonBody.from_dict(
+        {"kind": "function", "name": "f", "source": "def f(x):\n    return x.query('@y')\n"}
+    )
+    assert (rebuilt.names, rebuilt.quoted) == ({"y"}, {"y"})
+    assert PythonBody.from_function(lambda x: x).unseen_queries({}) == []
+
+
+def test_the_explanation_says_what_goals_can_print() -> None:
+    told = explain({"shown:load": "1", "goal": "1"}, {"shown:load": "2", "goal": "1"}, None, None)
+    assert told == ["what goals can print of load changed, such as computed fields of its classes"]
 
 
 # -- many kinds of edits ------------------------------------------------------------------------
@@ -497,11 +575,12 @@ def test_each_edit_runs_again_what_it_changes_and_nothing_else(
 
 def run_twice(edited: str) -> set[str]:
     """The steps that run again after an edit of the cells."""
+    before = first_run()
 
     async def run() -> set[str]:
         with tempfile.TemporaryDirectory() as folder:
             cache = Path(folder) / "cache"
-            shutil.copytree(first_run(), cache)
+            shutil.copytree(before, cache)
             notebook = Notebook(cache, STEPS, OPTIONS, SHARED)
             ran = await notebook.run(edited)
             assert await notebook.run(edited) == set()

@@ -28,7 +28,7 @@ def quoted_attributes(text: str) -> set[str]:
 
 
 def evaluated_names(text: str) -> frozenset[str]:
-    """Names that an expression in a text reads, as ``eval`` and ``pandas.eval`` do; none if it is no Python."""
+    """Names that ``eval`` and ``pandas.eval`` look up for a text; none if it is no Python."""
     try:
         return free_names(ast.parse(text.strip()).body, quoted=False)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
