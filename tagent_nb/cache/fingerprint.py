@@ -33,6 +33,7 @@ FORMAT = b"tagent-nb fingerprint 1\n"
 """Raised when equal components mean something else than before."""
 
 NO_VALUE, MISSING = "none", "missing"
+_NO_CLASSES: frozenset[type] = frozenset()
 
 
 def definition_components(
@@ -211,12 +212,11 @@ def input_components(
         if reference.path:
             found[name], part, classes = _part(output.value, reference.path)
         else:
-            found[name], part, classes = output.digest, output, output.classes
+            found[name], part, classes = output.digest, None, _NO_CLASSES if step is None else output.classes
         if classes and step is not None:
-            value = output.value if part is output else part
-            add_components(
-                found, class_components(reference.text, value, classes, step, namespace or {}, memo)
-            )
+            value = part if reference.path else output.value
+            more = class_components(reference.text, value, classes, step, namespace or {}, memo)
+            add_components(found, more)
     return found
 
 
@@ -270,9 +270,9 @@ def _part(value: Any, path: tuple[str, ...]) -> tuple[str, Any, frozenset[type]]
         digest, classes = codec.examine(part)
         return digest, part, classes
     except TemplateError:
-        return MISSING, None, frozenset()
+        return MISSING, None, _NO_CLASSES
     except EncodeError:
-        return f"unstorable-{uuid.uuid4().hex}", None, frozenset()
+        return f"unstorable-{uuid.uuid4().hex}", None, _NO_CLASSES
 
 
 def unit_key(components: Mapping[str, str]) -> str:
