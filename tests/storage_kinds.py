@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tagent_nb.events import Event, Warned
+from tagent_nb.storage.codec import read_record
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
@@ -60,3 +61,41 @@ async def damage(storage: RecordingBackend, run_id: str = "r", pipeline_id: str 
 
         assert isinstance(storage, RedisStorageBackend)
         await storage._here().client.lset(storage._name(pipeline_id, "run", run_id), 0, "damaged")
+
+
+async def stored_records(storage: RecordingBackend, run_id: str = "r", pipeline_id: str = "p") -> list[bytes]:
+    """The records of a run as they are stored."""
+    data, records, place = await storage._read(pipeline_id, run_id) or b"", [], 0
+    while place < len(data):
+        _, end = read_record(data, place, run_id, storage._key)
+        records.append(data[place:end])
+        place = end
+    return records
+
+
+async def replace_records(
+    storage: RecordingBackend, records: list[bytes], run_id: str = "r", pipeline_id: str = "p"
+) -> None:
+    """Put others in the place of a run's records, and leave all that is beside them."""
+    await storage.close()
+    if isinstance(storage, FileStorageBackend):
+        path = storage.base_path / pipeline_id / f"{run_id}.journal"
+        path.write_bytes(b"".join(records))
+        if not records:
+            path.unlink()
+    elif isinstance(storage, SQLiteStorageBackend):
+        connection = storage._open()
+        (number,) = connection.execute(
+            "SELECT number FROM runs WHERE pipeline = ? AND run = ?", (pipeline_id, run_id)
+        ).fetchone()
+        connection.execute("DELETE FROM records WHERE id >> 32 = ?", (number,))
+        rows = [((number << 32) + place, record) for place, record in enumerate(records)]
+        connection.executemany("INSERT INTO records(id, record) VALUES (?, ?)", rows)
+    else:
+        from tagent_nb.storage.redis import RedisStorageBackend
+
+        assert isinstance(storage, RedisStorageBackend)
+        client, name = storage._here().client, storage._name(pipeline_id, "run", run_id)
+        await client.delete(name)
+        for record in records:
+            await client.rpush(name, record)

@@ -28,7 +28,7 @@ from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import plain, sample_run
-from tests.storage_kinds import KINDS, damage, make_store, read, record
+from tests.storage_kinds import KINDS, damage, make_store, read, record, replace_records, stored_records
 
 
 @pytest.fixture(params=KINDS)
@@ -107,6 +107,44 @@ async def test_older_backups_go_after_the_new_one_was_verified(
     assert [info.problem is None for info in found] == [True, True, False, True]
     await files.backup(folder, keep=1)
     assert len(await files.backups(folder)) == 1
+
+
+@pytest.mark.parametrize("left", [0, 2])
+async def test_a_run_whose_end_is_missing_comes_back_whole(
+    store: RecordingBackend, folder: Path, left: int
+) -> None:
+    """A backup of it says so, and removes no older one; a restore takes the older one's copy, if that is of
+    the same run and longer."""
+    await record(store, "one", "two", "three")
+    whole = await store.backup(folder, keep=1)
+    await record(store, "four", run_id="s")
+    records = await stored_records(store)
+    await replace_records(store, records[:left])
+    await store.backup(folder, keep=1)
+    assert whole.path.exists()
+    said = "3 records were recorded, and 2 are there" if left else "state lost: 3 records"
+    assert said in store.problems[-1]
+    info = await store.restore(whole.path)
+    assert (info.restored, info.kept) == ([("p", "run", "r")], [("p", "run", "s")])
+    assert said in info.problems[0]
+    assert await read(store) == ["one", "two", "three"]
+    assert await read(store, "s") == ["four"]
+    await record(store, "four")
+    assert await read(store) == ["one", "two", "three", "four"]
+
+
+async def test_a_run_whose_end_is_missing_stays_where_no_backup_has_more(
+    files: FileStorageBackend, folder: Path
+) -> None:
+    """What is there is more than a backup of before."""
+    await record(files, "one")
+    made = await files.backup(folder)
+    await record(files, "two", "three", "four")
+    await replace_records(files, (await stored_records(files))[:3])
+    info = await files.restore(made.path, folder=folder)
+    assert (info.restored, info.kept) == ([], [("p", "run", "r")])
+    assert "4 records were recorded, and 3 are there" in info.problems[0]
+    assert await read(files) == ["one", "two", "three"]
 
 
 async def test_a_new_backup_that_is_damaged_removes_nothing(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError
 from tagent_nb.storage import codec
-from tagent_nb.storage.codec import last_record, pack, split, unpack
+from tagent_nb.storage.codec import Draft, Tail, last_record, pack, read_tail, split, tail_line, unpack
 
 OWNERS = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 KEY = b"k" * 32
@@ -46,16 +46,95 @@ def test_records_in_a_row_are_split(bodies: list[bytes], key: bytes | None) -> N
     assert (journal.good, journal.torn) == (len(data), None)
 
 
+def chain(*bodies: bytes, key: bytes | None = None, after: Tail | None = None) -> list[bytes]:
+    """Records of run ``r`` that follow each other, behind ``after``."""
+    records, tail = [], after or Tail()
+    for body in bodies:
+        record, tail = Draft("p", "r", body, key=key).seal(tail)
+        records.append(record)
+    return records
+
+
+@given(st.permutations(range(5)), st.lists(st.integers(0, 4), max_size=2), st.none() | st.just(KEY))
+def test_only_the_order_of_recording_is_accepted(
+    order: list[int], doubled: list[int], key: bytes | None
+) -> None:
+    """Any other order, any repetition and any gap is an error that names a record of the run."""
+    records = chain(b"a", b"b", b"c", b"d", b"e", key=key)
+    wanted = [n for place in order for n in [place] * (1 + doubled.count(place))]
+    for chosen in (wanted, sorted(wanted), wanted[1:]):
+        data = b"".join(records[n] for n in chosen)
+        if chosen == list(range(len(chosen))):
+            bodies = [one.body for one in split(data, "here", owner="r", key=key).records]
+            assert b"".join(bodies) == b"abcde"[: len(chosen)]
+            continue
+        with pytest.raises(CorruptRecordError, match=r"here, byte [\d,]+: record \d of run r "):
+            split(data, "here", owner="r", key=key)
+
+
+@pytest.mark.parametrize(
+    ("order", "what"),
+    [
+        ("0132", "record 3 of run r is missing: record 4 is in its place"),
+        ("03", "record 2 of run r to 3 is missing: record 4 is in its place"),
+        ("123", "record 1 of run r is missing: record 2 is in its place"),
+        ("01123", "record 2 of run r is in the place of record 3"),
+        ("0x23", "record 3 of run r does not follow the record before it"),
+        ("x123", "record 2 of run r does not follow the record before it"),
+    ],
+)
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "signed"])
+def test_the_error_names_what_is_missing_doubled_or_replaced(
+    order: str, what: str, key: bytes | None
+) -> None:
+    """``x`` is a record of another copy of the run, sealed with the same key."""
+    records = chain(b"a", b"b", b"c", b"d", key=key)
+    end = Tail() if order.startswith("x") else Tail(1, split(records[0], "", key=key).tail.digest)
+    other = chain(b"other", key=key, after=end)[0]
+    data = b"".join(other if one == "x" else records[int(one)] for one in order)
+    with pytest.raises(CorruptRecordError, match=what):
+        split(data, "here", owner="r", key=key)
+
+
+def test_a_run_of_an_older_version_gets_a_chain_as_it_goes_on() -> None:
+    """The first record with a place names the last one without; none without follows it."""
+    old = three()
+    end = split(b"".join(old), "here").tail
+    assert not split(b"".join(old), "here").chained
+    more = chain(b"four", b"five", after=end)
+    journal = split(b"".join([*old, *more]), "here", owner="r")
+    assert (journal.chained, len(journal.records)) == (True, 5)
+    for wrong in ([*old[:2], *more], [*old, more[1]], [old[0], old[2], old[1], *more], [*old, *more, old[0]]):
+        with pytest.raises(CorruptRecordError, match="of run r"):
+            split(b"".join(wrong), "here", owner="r")
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "signed"])
+def test_where_a_run_ends_is_read_as_it_was_written_and_no_other_way(key: bytes | None) -> None:
+    """A changed byte, another run, another pipeline and another key are errors."""
+    line = tail_line("p", "r", Tail(7, "ab"), key)
+    assert read_tail(line, "p", "r", key) == Tail(7, "ab")
+    wrong = [(line, "q", "r", key), (line, "p", "s", key), (line, "p", "r", b"other"), (b"", "p", "r", key)]
+    for place in range(len(line)):
+        for bit in range(8):
+            changed = bytearray(line)
+            changed[place] ^= 1 << bit
+            wrong.append((bytes(changed), "p", "r", key))
+    for arguments in wrong:
+        with pytest.raises(CorruptRecordError, match="ends is damaged"):
+            read_tail(*arguments)
+
+
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "signed"])
 def test_a_changed_byte_is_noticed_wherever_it_is(key: bytes | None) -> None:
     """Flipping any single bit of a record is a typed error."""
-    record = pack("snapshot", "p", b'{"a":1}', key=key)
-    for place in range(len(record)):
-        for bit in range(8):
-            damaged = bytearray(record)
-            damaged[place] ^= 1 << bit
-            with pytest.raises((CorruptRecordError, FormatVersionError)):
-                unpack(bytes(damaged), "here", kind="snapshot", owner="p", key=key)
+    for record in (pack("events", "r", b'{"a":1}', key=key), *chain(b"a", key=key)):
+        for place in range(len(record)):
+            for bit in range(8):
+                damaged = bytearray(record)
+                damaged[place] ^= 1 << bit
+                with pytest.raises((CorruptRecordError, FormatVersionError)):
+                    unpack(bytes(damaged), "here", kind="events", owner="r", key=key)
 
 
 def test_a_cut_end_is_dropped_and_described() -> None:
@@ -106,7 +185,7 @@ def test_what_a_loss_of_power_leaves_is_a_torn_end(rest: bytes) -> None:
     assert journal.torn is not None
 
 
-@pytest.mark.parametrize("version", [2, 999, 999_999_999])
+@pytest.mark.parametrize("version", [3, 999, 999_999_999])
 def test_a_newer_version_is_refused_and_never_taken_for_damage(version: int) -> None:
     """Also as the last record, where damage would be dropped."""
     data = b"".join(three())

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tagent_nb import PipelineExecutor
-from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
+from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
@@ -31,6 +31,7 @@ from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.recording import RecordingBackend
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
+from tests.storage_kinds import replace_records, stored_records
 
 pytestmark = pytest.mark.faults
 
@@ -257,6 +258,63 @@ async def test_eight_processes_write_one_store(url: str, repetitions: Repetition
     found = [len(await finished(storage, "p", f"r{n}")) for n in range(8)]
     await storage.close()
     report(f"eight writers of {each} records ({kind_of(url)})", 8 * each, 8 * each - sum(found))
+
+
+# -- records in another order --------------------------------------------------------------------
+
+
+def _changed(records: list[bytes]) -> tuple[str, list[bytes]]:
+    """A change that keeps each record as it is, and what kind it is."""
+    first, second = sorted(random.sample(range(len(records) - 1), 2))
+    kind = random.choice(["swapped", "doubled", "left out", "moved", "cut off"])
+    if kind == "swapped":
+        records[first], records[second] = records[second], records[first]
+    elif kind == "doubled":
+        records.insert(second, records[first])
+    elif kind == "left out":
+        del records[first:second]
+    elif kind == "moved":
+        records.append(records.pop(first))
+    else:
+        del records[second + 1 :]
+    return kind, records
+
+
+@on_all
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "plain"])
+async def test_records_swapped_doubled_or_left_out(
+    url: str, signed: bool, tmp_path: Path, repetitions: Repetitions
+) -> None:
+    """Each record is as it was written: the error names the one that is not in its place. A missing end is
+    reported, and what is before it is read."""
+    count, silent = repetitions(5, 50), 0
+    for n in range(count):
+        storage = open_storage(url)
+        assert isinstance(storage, RecordingBackend)
+        if signed:
+            storage.allow_pickle(tmp_path / "key")
+        run_id = f"r{n}"
+        lease = await storage.acquire("p", run_id)
+        for number in range(random.randrange(4, 12)):
+            event = Warned(run_id=run_id, message=str(number))
+            await storage.append("p", run_id, [event], token=lease.token)
+        await storage.release(lease)
+        records = await stored_records(storage, run_id)
+        whole = len(records)
+        kind, records = _changed(records)
+        await replace_records(storage, records, run_id)
+        storage.problems.clear()
+        try:
+            events = await storage.read_run("p", run_id)
+        except CorruptRecordError as error:
+            silent += re.search(rf"record \d+ of run {run_id} ", str(error)) is None
+        else:
+            silent += kind != "cut off"
+            silent += f"{whole} records were recorded, and {len(records)} are there" not in str(events[-1])
+            silent += [info.problem is None for info in await storage.runs("p")][-1]
+            assert len(events) == len(records) + 1
+        await storage.close()
+    report(f"records swapped, doubled, left out ({kind_of(url)}, signed: {signed})", count, silent)
 
 
 # -- disks -------------------------------------------------------------------------------------

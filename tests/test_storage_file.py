@@ -25,6 +25,7 @@ from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.testing import StorageContract, plain, sample_run
+from tests.storage_kinds import replace_records, stored_records
 
 
 class TestFileStorageFull(StorageContract):
@@ -227,6 +228,72 @@ async def test_a_torn_end_is_dropped_reported_and_cut_off(store: FileStorageBack
     await record(writer, "four")
     assert any("cut off" in problem for problem in writer.problems)
     assert messages(await store.read_run("p", "r")) == ["one", "two", "four"]
+
+
+async def test_a_torn_end_may_hide_that_more_is_missing(store: FileStorageBackend) -> None:
+    """What is said of the torn record is not all: the lease tells how many there were."""
+    await record(store, "one", "two", "three", "four")
+    records = await stored_records(store)
+    await replace_records(store, [*records[:2], records[2][:-10]])
+    told = messages(await store.read_run("p", "r"))
+    assert told[:2] == ["one", "two"]
+    assert "was torn and is left out" in told[2]
+    assert "4 records were recorded, and 2 are there" in told[2]
+
+
+async def test_a_journal_whose_lease_is_damaged_or_gone_says_so(store: FileStorageBackend) -> None:
+    """It is read, and nothing tells whether its end is missing; the next writer knows again."""
+    await record(store, "one", "two")
+    lease = journal_of(store).with_suffix(".lease")
+    whole = lease.read_bytes()
+    for content, said in (
+        (whole.replace(b" r 2 ", b" r 9 "), "is damaged"),
+        (None, "is gone"),
+        (b"", "is gone"),
+    ):
+        lease.unlink() if content is None else lease.write_bytes(content)
+        again = FileStorageBackend(store.base_path)
+        told = messages(await again.read_run("p", "r"))
+        assert told[:2] == ["one", "two"]
+        assert said in told[2]
+        (info,) = await again.runs("p")
+        assert (info.status, info.problem) == ("interrupted", told[2])
+    await record(again, "three")
+    assert messages(await store.read_run("p", "r")) == ["one", "two", "three"]
+
+
+async def test_a_record_whose_count_cannot_be_written_is_taken_back(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both or neither."""
+    await record(store, "one", "two")
+
+    def refuse(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        with pytest.raises(StorageUnavailableError, match="full"):
+            await record(store, "three")
+    await record(store, "four")
+    assert messages(await store.read_run("p", "r")) == ["one", "two", "four"]
+
+
+async def test_an_older_copy_of_a_record_in_its_place_is_told(
+    store: FileStorageBackend, tmp_path: Path
+) -> None:
+    """The run forked: somebody has put back a record that another one had replaced."""
+    await record(store, "one", "two")
+    shutil.copytree(store.base_path, tmp_path / "copy")
+    other = FileStorageBackend(tmp_path / "copy", durability="fast")
+    await record(other, "another three")
+    await record(store, "three")
+    await replace_records(store, await stored_records(other))
+    told = messages(await store.read_run("p", "r"))
+    assert told[:3] == ["one", "two", "another three"]
+    assert "Record 3 of run r of pipeline p is not the one that was recorded there" in told[3]
+    (info,) = await store.runs("p")
+    assert info.problem == told[3]
 
 
 async def test_a_torn_end_of_somebody_else_is_cut_off_by_a_writer_that_is_open(

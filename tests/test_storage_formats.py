@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tagent_nb.events import StepCached, StepFinished
+from tagent_nb.errors import CorruptRecordError
+from tagent_nb.events import StepCached, StepFinished, Warned
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.recording import RecordingBackend
+from tests.storage_kinds import replace_records, stored_records
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PIPELINE = "reviews-0123456789ab"
@@ -52,4 +54,30 @@ async def test_format_1(kind: str, tmp_path: Path) -> None:
     lease = await storage.acquire(PIPELINE, "stopped")
     await storage.release(lease)
     assert storage.problems == []
+    await storage.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "database"])
+async def test_runs_of_format_1_say_that_they_carry_no_chain_and_get_one(kind: str, tmp_path: Path) -> None:
+    """The list of runs says so of each, and one that goes on says so once; its new records are a chain that
+    hangs on the last of the old ones."""
+    shutil.copytree(FIXTURES / "storage-format-1", tmp_path / "old")
+    where = str(tmp_path / "old/runs") if kind == "folder" else f"sqlite:///{tmp_path}/old/runs.db"
+    storage = open_storage(where)
+    assert isinstance(storage, RecordingBackend)
+    assert [info.chained for info in await storage.runs(PIPELINE)] == [False, False]
+    before = await stored_records(storage, "stopped", PIPELINE)
+    for text in ("one", "two"):
+        lease = await storage.acquire(PIPELINE, "stopped")
+        await storage.append(PIPELINE, "stopped", [Warned(run_id="stopped", message=text)], token=lease.token)
+        await storage.release(lease)
+    assert len(storage.problems) == 1
+    assert "whose records carry no chain" in storage.problems[0]
+    assert [info.chained for info in await storage.runs(PIPELINE)] == [False, True]
+    records = await stored_records(storage, "stopped", PIPELINE)
+    assert records[: len(before)] == before
+    for left_out in (len(before) - 1, len(before)):
+        await replace_records(storage, [*records[:left_out], *records[left_out + 1 :]], "stopped", PIPELINE)
+        with pytest.raises(CorruptRecordError, match="of run stopped"):
+            await storage.read_run(PIPELINE, "stopped")
     await storage.close()

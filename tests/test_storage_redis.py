@@ -488,7 +488,38 @@ async def test_records_that_nobody_has_any_more_are_an_error(
     await raw(store).ltrim(store._name("p", "run", "r"), 0, 0)
     with pytest.raises(StorageUnavailableError, match="has lost 2 records of run r"):
         await record(store, "four", token=lease.token)
-    assert await read(store) == ["one"]
+    first, told = await read(store)
+    assert first == "one"
+    assert told.startswith(
+        "The end of run r of pipeline p is missing: 3 records were recorded, and 1 are there."
+    )
+
+
+async def test_a_lease_that_the_server_has_thrown_away_is_told(store: RedisStorageBackend) -> None:
+    """It is not taken for a run that was deleted or taken over; what was recorded can be carried on."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", token=lease.token)
+    await raw(store).delete(store._name("p", "lease", "r"))
+    with pytest.raises(LeaseLostError, match="state lost: the server has thrown away who may record"):
+        await record(store, "two", token=lease.token)
+    lease = await store.acquire("p", "r")
+    await record(store, "two", token=lease.token)
+    assert await read(store) == ["one", "two"]
+
+
+async def test_records_that_do_not_follow_what_the_server_has_are_not_recorded(
+    store: RedisStorageBackend,
+) -> None:
+    """It has lost the last ones, and what is before them is not what was there."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", "three", token=lease.token)
+    other = RedisStorageBackend(store._url, prefix=f"{store.prefix}-other")
+    await record(other, "another one")
+    records = await raw(store).lrange(other._name("p", "run", "r"), 0, 0)
+    await raw(store).delete(store._name("p", "run", "r"))
+    await raw(store).rpush(store._name("p", "run", "r"), *records)
+    with pytest.raises(StorageUnavailableError, match="State lost: .* has lost 2 records of run r"):
+        await record(store, "four", token=lease.token)
 
 
 async def test_two_writers_without_a_lease_lose_nothing(store: RedisStorageBackend) -> None:

@@ -27,7 +27,7 @@ from tagent_nb.errors import (
     StorageUnavailableError,
 )
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage import database, open_storage, sqlite, sqlite_link
+from tagent_nb.storage import database, open_storage, sqlite, sqlite_link, wal
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
@@ -317,6 +317,271 @@ async def test_a_record_that_was_taken_out_is_damage(store: SQLiteStorageBackend
     with pytest.raises(CorruptRecordError, match="r of pipeline p: records are missing. Restore"):
         await read(store)
     assert [info.status for info in await store.runs("p")] == ["damaged"]
+
+
+async def test_a_file_of_an_older_version_that_may_only_be_read_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacks the place for what says where a run ends, and cannot be given it."""
+    path = tmp_path / "runs.db"
+    shutil.copy(Path(__file__).parent / "fixtures/storage-format-1/runs.db", path)
+    monkeypatch.setattr(sqlite_link, "is_read_only", lambda path: True)
+    store = SQLiteStorageBackend(path)
+    (pipeline_id,) = await store.list_pipelines()
+    assert [info.run_id for info in await store.runs(pipeline_id)] == ["finished", "stopped"]
+    assert await store.read_run(pipeline_id, "finished")
+
+
+async def test_a_row_in_the_way_that_is_no_record_is_an_error(store: SQLiteStorageBackend) -> None:
+    """Where somebody else recorded meanwhile, the record goes behind that; but only behind a record."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", token=lease.token)
+    edit(store, "INSERT INTO records SELECT max(id) + 1, x'00' FROM records")
+    with pytest.raises(CorruptRecordError, match="no record starts here"):
+        await record(store, "three", token=lease.token)
+
+
+# -- a damaged log -----------------------------------------------------------------------------
+
+
+async def crashed(store: SQLiteStorageBackend, folder: Path) -> SQLiteStorageBackend:
+    """Another store with the files of this one as they are now, as if its process had been killed."""
+    folder.mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{store.path}{suffix}", folder / f"runs.db{suffix}")
+    return SQLiteStorageBackend(folder / "runs.db", durability="fast")
+
+
+def log_of(store: SQLiteStorageBackend) -> Path:
+    """The write-ahead log."""
+    return store.path.with_name("runs.db-wal")
+
+
+def flip(store: SQLiteStorageBackend, place: int, bit: int = 0) -> None:
+    """Change one bit of the log; places before its end are negative."""
+    data = bytearray(log_of(store).read_bytes())
+    data[place] ^= 1 << bit
+    log_of(store).write_bytes(data)
+
+
+FRAME = 24 + database.PAGE
+
+
+async def test_what_a_damaged_log_has_lost_is_named_and_stays_known(
+    store: SQLiteStorageBackend, tmp_path: Path
+) -> None:
+    """Whole runs, the end of one, and saved data: told as the file is opened, and by the runs ever after. The
+    log is kept, and all can be carried on."""
+    await store.save("p", {"saved": 1})
+    leases = {}
+    for run_id in ("a", "b", "c"):
+        leases[run_id] = await store.acquire("p", run_id)
+        await record(store, "one", "two", run_id=run_id, token=leases[run_id].token)
+    place = log_of(store).stat().st_size
+    await record(store, "three", run_id="b", token=leases["b"].token)
+    await record(store, "three", "four", run_id="a", token=leases["a"].token)
+    lease = await store.acquire("p", "d")
+    await record(store, "one", run_id="d", token=lease.token)
+    await store.save("p", {"saved": 2})
+    other = await crashed(store, tmp_path / "copy")
+    flip(other, place + 1000)
+    damaged = log_of(other).read_bytes()
+    assert await other.list_pipelines() == ["p"]
+    (told,) = other.problems
+    assert "records 3 to 4 of run a of pipeline p; record 3 of run b of pipeline p; record 1 of run d" in told
+    assert "the snapshot that pipeline p saved last" in told
+    assert "run c" not in told
+    (kept,) = other.path.parent.glob("*.damaged-*")
+    assert (str(kept) in told, kept.read_bytes(), kept.stat().st_mode & 0o777) == (True, damaged, 0o600)
+    assert await read(other, "c") == ["one", "two"]
+    await other.close()
+    again = SQLiteStorageBackend(other.path, durability="fast")
+    assert {info.run_id: info.problem is None for info in await again.runs("p")} == {
+        "a": False, "b": False, "c": True, "d": False
+    }  # fmt: skip
+    assert (await read(again, "a"))[:2] == ["one", "two"]
+    assert "4 records were recorded, and 2 are there" in (await read(again, "a"))[2]
+    with pytest.raises(CorruptRecordError, match="state lost: 1 records of the run"):
+        await read(again, "d")
+    assert not any("leaves out its end" in problem for problem in again.problems)
+    for run_id in ("a", "b"):
+        await record(again, "new", run_id=run_id)
+        assert await read(again, run_id) == ["one", "two", "new"]
+    await again.delete_run("p", "d")
+    assert [info.problem for info in await again.runs("p")] == [None, None, None]
+    assert await again.load("p") == {"saved": 1}
+
+
+@pytest.mark.parametrize("where", ["head", "salt of the first frame", "salt of the last frame", "last page"])
+async def test_one_bit_of_the_log_is_enough(store: SQLiteStorageBackend, tmp_path: Path, where: str) -> None:
+    """Wherever it is, also where only one transaction is lost by it."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", token=lease.token)
+    other = await crashed(store, tmp_path / "copy")
+    place = {
+        "head": 17,
+        "salt of the first frame": 32 + 9,
+        "salt of the last frame": -FRAME + 9,
+        "last page": -100,
+    }[where]
+    flip(other, place, 3)
+    lost = "record 2" if "last" in where else "records 1 to 2"
+    assert [info.status for info in await other.runs("p")] == [
+        "interrupted" if "last" in where else "damaged"
+    ]
+    assert f"Lost: {lost} of run r of pipeline p." in other.problems[0]
+
+
+async def test_a_log_of_one_frame_whose_head_is_damaged(store: SQLiteStorageBackend, tmp_path: Path) -> None:
+    """Nothing tells how long the frame is but the log's own length."""
+    await store.save("p", {"saved": 1})
+    store._checkpoint("TRUNCATE")
+    await store.save("p", {"saved": 2})
+    other = await crashed(store, tmp_path / "copy")
+    data = log_of(other).read_bytes()
+    log_of(other).write_bytes(data[:32] + data[32 : 32 + FRAME])
+    flip(other, 5)
+    with contextlib.suppress(CorruptRecordError):
+        await other.load("p")
+    assert [str(log_of(other)) in problem for problem in other.problems] == [False] * len(other.problems)
+
+
+async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
+    store: SQLiteStorageBackend, tmp_path: Path
+) -> None:
+    """What is damaged is the very line that would say it."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", token=lease.token)
+    other = await crashed(store, tmp_path / "copy")
+    data = log_of(other).read_bytes()
+    assert data.count(b"tail p r 0") == 1
+    flip(other, data.index(b"tail p r 0"))
+    assert await other.runs("p") == []
+    assert "Lost: run r (2 records or more)." in other.problems[0]
+
+
+async def test_a_lost_claim_is_no_lost_record(store: SQLiteStorageBackend, tmp_path: Path) -> None:
+    """What is missing is a change of a lease only."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", token=lease.token)
+    await store.renew(lease)
+    other = await crashed(store, tmp_path / "copy")
+    flip(other, -100)
+    assert await read(other) == ["one"]
+    assert "Lost: nothing of a run, perhaps a claim or a deletion." in other.problems[0]
+
+
+async def test_a_crash_in_the_middle_of_a_transaction_is_no_damage(
+    store: SQLiteStorageBackend, tmp_path: Path
+) -> None:
+    """The log ends anywhere in its last transaction, or frames of before it began anew are behind its end."""
+    lease = await store.acquire("p", "r")
+    await record(store, *(str(n) * 900 for n in range(9)), token=lease.token)
+    before = log_of(store).stat().st_size
+    await record(store, "x" * 9000, token=lease.token)
+    data = log_of(store).read_bytes()
+    assert len(data) > before + 3 * FRAME
+    for number, size in enumerate(
+        [before, before + 10, before + FRAME, before + 2 * FRAME + 99, len(data) - 1]
+    ):
+        other = await crashed(store, tmp_path / str(number))
+        log_of(other).write_bytes(data[:size])
+        assert len(await read(other)) == 9
+        assert other.problems == []
+    await store.renew(lease)
+    store._checkpoint()
+    await record(store, "one more", token=lease.token)
+    other = await crashed(store, tmp_path / "anew")
+    assert log_of(other).stat().st_size > len(data)
+    assert (await read(other))[-1] == "one more"
+    assert other.problems == []
+
+
+async def test_a_damaged_log_that_cannot_be_kept_aside_is_told(
+    store: SQLiteStorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full: what is lost is named all the same."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", token=lease.token)
+    other = await crashed(store, tmp_path / "copy")
+    flip(other, -100)
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(wal.shutil, "copyfile", refuse)
+    assert (await read(other))[0] == "one"
+    assert (
+        "record 2 of run r of pipeline p. The log as it was could not be kept aside: No" in other.problems[0]
+    )
+
+
+async def test_a_transaction_under_way_is_no_damage(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What looks like it is looked at once more when nobody writes."""
+    await record(store, "one")
+    looks = [[b"frame"], []]
+    monkeypatch.setattr(wal, "_lost", lambda *args: looks.pop(0))
+    other = SQLiteStorageBackend(store.path, durability="fast")
+    assert await read(other) == ["one"]
+    assert (other.problems, looks) == ([], [])
+
+
+async def test_a_log_that_stays_locked_is_an_error(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the connection that was opened is closed again."""
+    await record(store, "one")
+
+    def refuse(*args: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    other = SQLiteStorageBackend(store.path, durability="fast")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_link, "recover", refuse)
+        with pytest.raises(StorageUnavailableError, match="database is locked"):
+            await read(other)
+    assert await read(other) == ["one"]
+
+
+async def test_the_log_is_emptied_when_a_run_ends(store: SQLiteStorageBackend) -> None:
+    """What is in the database is out of reach of damage to the log."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", token=lease.token)
+    assert log_of(store).stat().st_size > 0
+    await store.release(lease)
+    assert await read(store) == ["one"]  # by the thread that has emptied it before
+    assert log_of(store).stat().st_size == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"tableruns", b"table\xffuns"),
+        (b"runsruns", b"ru\xffsruns"),
+        (b"CREATE TABLE runs(", b"CREATE TABLE r\xffns("),
+        (b"holder BLOB", b"h\xfflder BLOB"),
+        (b"holder BLOB", b"helder BLOB"),
+        (b"pipeline TEXT", b"pipe\xffine TEXT"),
+    ],
+)
+async def test_text_that_is_no_utf_8_is_damage_and_restore_works(
+    store: SQLiteStorageBackend, old: bytes, new: bytes
+) -> None:
+    """Python would only say that it cannot decode what SQLite says."""
+    await record(store, "one")
+    await store.backup()
+    await store.close()
+    data = store.path.read_bytes()
+    assert old in data
+    store.path.write_bytes(data.replace(old, new))
+    with pytest.raises(CorruptRecordError, match="restore"):
+        await record(store, "two")
+    with contextlib.suppress(CorruptRecordError):
+        assert [info.status for info in await store.runs("p")] == ["damaged"]
+    await store.restore()
+    assert await read(store) == ["one"]
 
 
 async def test_a_newer_format_is_refused_and_left_as_it_is(store: SQLiteStorageBackend) -> None:

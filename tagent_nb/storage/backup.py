@@ -22,6 +22,7 @@ from tagent_nb.storage.archive import (
     tag_for,
     tag_of,
 )
+from tagent_nb.storage.codec import end_problem, split
 from tagent_nb.storage.disk import user_path
 
 UNLISTED = "?"
@@ -109,8 +110,9 @@ async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupIn
             if isinstance(data, bytes):
                 await asyncio.to_thread(writer.add, item, data)
             else:
-                damaged += 1
                 storage._report(f"Left out of backup {path.name}: {data}")
+            # An older one may hold more of it.
+            damaged += not isinstance(data, bytes) or isinstance(data, Short)
         await asyncio.to_thread(writer.finish)
     info = await asyncio.to_thread(inspect, path, key)
     if info.problem is not None:
@@ -135,6 +137,12 @@ def _rotate(storage: RecordingBackend, folder: Path, keep: int) -> None:
             good += 1
 
 
+class Short(bytes):
+    """The records of a run whose end is missing; ``problem`` says so."""
+
+    problem = ""
+
+
 async def stored(storage: RecordingBackend) -> AsyncIterator[tuple[Item, bytes | CorruptRecordError]]:
     """All documents and runs of a store: their bytes, or what is wrong with them."""
     for pipeline_id in await storage.list_pipelines():
@@ -150,10 +158,43 @@ async def stored(storage: RecordingBackend) -> AsyncIterator[tuple[Item, bytes |
             continue
         for run_id in run_ids:
             item = (pipeline_id, "run", run_id)
-            data = await _intact(storage, item, storage._read(pipeline_id, run_id))
+            data = await _run(storage, item)
             # It may have been deleted while we looked.
             if data is not None:
                 yield item, data
+
+
+async def _run(storage: RecordingBackend, item: Item) -> bytes | CorruptRecordError | None:
+    """The good bytes of a run, as :func:`_intact`; :class:`Short` if that is not all that was recorded."""
+    pipeline_id, _, run_id = item
+    try:
+        whole = await storage._stored(pipeline_id, run_id)
+    except CorruptRecordError as error:
+        return error
+    if whole is None:
+        return None
+    return await asyncio.to_thread(_checked_run, storage, item, *whole)
+
+
+def _checked_run(
+    storage: RecordingBackend, item: Item, data: bytes, state: bytes | None
+) -> bytes | CorruptRecordError:
+    pipeline_id, _, run_id = item
+    try:
+        journal = split(
+            data, storage._where(pipeline_id, run_id), kind="events", owner=run_id, key=storage._key
+        )
+    except CorruptRecordError as error:
+        return error
+    if journal.torn is not None:
+        return data[: journal.good]
+    problem = end_problem(journal, len(data), state, pipeline_id, run_id, storage._key)
+    if problem is None:
+        return data
+    storage._report(problem)
+    short = Short(data)
+    short.problem = problem
+    return short
 
 
 async def _intact(

@@ -4,10 +4,16 @@ A record is ``tagent-nb 1 json events <owner> <step> <attempt> <length> <digest>
 bytes of body and a line feed. ``owner`` is the run's id, or the pipeline's for what belongs to no run. The
 digest covers the line and the body: SHA-256, or HMAC-SHA256 with the store's key where the codec says
 ``signed``. Nothing of a body is decoded before its envelope was verified.
+
+Records of a run form a chain: each names its place in the run (from 0) and how the digest of the record
+before it begins (``-`` for the first), in two words before its length, and has version 2.
+Records of version 1 have neither; a run that begins with such may go on with a chain, but not the reverse.
+Where a chain ends is kept beside it, in one line: ``tail <pipeline> <run> <count> <digest> <checksum>``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 from dataclasses import dataclass
@@ -15,12 +21,19 @@ from mmap import mmap
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError
 
-FORMAT = 1
-"""Version of the envelope and of what is in it. Older ones are read, newer ones are refused."""
+FORMAT = 2
+"""Version of the envelope and of what is in it. Older ones are read, newer ones are refused.
+
+Documents and the parts of backups, which stand alone, are written in version 1.
+"""
 
 MAX_HEAD = 1024
 MAX_BODY = 1 << 30
 """Longest head and body in bytes; longer ones are refused before they are read."""
+
+LINK = 16
+"""Digits of a digest that the next record names. 64 bits tell records apart that are there; new ones cannot
+be made to fit, since the checksum (with a key: the signature) of each is as long as ever."""
 
 _MAGIC = b"tagent-nb "
 _REMEDY = "Restore a backup, or delete it; nothing was changed."
@@ -46,6 +59,9 @@ class Envelope:
         attempt: The attempt it is about, or 0.
         body: What was stored.
         signed: Whether the store's key vouches for it.
+        digest: How its checksum or signature begins, for the record that follows.
+        place: How many records of its run are before it; ``None`` in records without a chain.
+        previous: ``digest`` of the record before it, ``"-"`` if it is the first.
     """
 
     kind: str
@@ -54,6 +70,17 @@ class Envelope:
     attempt: int
     body: bytes
     signed: bool = False
+    digest: str = ""
+    place: int | None = None
+    previous: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where the records of a run end: how many there are, and how the digest of the last begins."""
+
+    count: int = 0
+    digest: str = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +91,86 @@ class Journal:
     good: int
     torn: str | None = None
 
+    @property
+    def tail(self) -> Tail:
+        """Where they end."""
+        return Tail(len(self.records), self.records[-1].digest)
+
+    @property
+    def chained(self) -> bool:
+        """Whether the last record names its place, as all will that follow."""
+        return self.records[-1].place is not None
+
+
+class Draft:
+    """A record of a run that has no place yet. What adds it to the run gives it one, since only there it is
+    certain which record is the last.
+
+    Args:
+        pipeline_id: The pipeline.
+        run_id: The run.
+        body: What is stored.
+        step: The step it is about.
+        attempt: The attempt it is about.
+        key: The store's key, if it has one.
+
+    Raises:
+        StorageError: The body is longer than a record may be.
+    """
+
+    __slots__ = ("_attempt", "_body", "_key", "_pipeline_id", "_run_id", "_step")
+
+    def __init__(
+        self,
+        pipeline_id: str,
+        run_id: str,
+        body: bytes,
+        *,
+        step: str = "-",
+        attempt: int = 0,
+        key: bytes | None = None,
+    ) -> None:
+        _check_length(run_id, body)
+        self._pipeline_id = pipeline_id
+        self._run_id = run_id
+        self._body = body
+        self._step = step
+        self._attempt = attempt
+        self._key = key
+
+    def __len__(self) -> int:
+        """Its bytes, without the line before them."""
+        return len(self._body)
+
+    def seal(self, tail: Tail) -> tuple[bytes, Tail]:
+        """The record to be stored behind ``tail``, and where the run ends then."""
+        place = f"{tail.count} {tail.digest} "
+        record, digest = _sealed(
+            "events", self._run_id, self._body, self._step, self._attempt, self._key, place
+        )
+        return record, Tail(tail.count + 1, digest[:LINK])
+
+    def state(self, tail: Tail) -> bytes:
+        """The line to be stored beside the run when it ends at ``tail``."""
+        return tail_line(self._pipeline_id, self._run_id, tail, self._key)
+
+
+class Copied(Draft):
+    """A record that was sealed before, such as one from a backup: it is stored as it is."""
+
+    __slots__ = ("_digest",)
+
+    def __init__(self, pipeline_id: str, run_id: str, record: bytes, digest: str, key: bytes | None) -> None:
+        self._pipeline_id = pipeline_id
+        self._run_id = run_id
+        self._body = record
+        self._key = key
+        self._digest = digest
+
+    def seal(self, tail: Tail) -> tuple[bytes, Tail]:
+        """The record itself, and where the run ends behind it."""
+        return self._body, Tail(tail.count + 1, self._digest)
+
 
 def pack(
     kind: str, owner: str, body: bytes, *, step: str = "-", attempt: int = 0, key: bytes | None = None
@@ -73,16 +180,58 @@ def pack(
     Raises:
         StorageError: The body is longer than a record may be.
     """
+    _check_length(owner, body)
+    return _sealed(kind, owner, body, step, attempt, key, "")[0]
+
+
+def _check_length(owner: str, body: bytes) -> None:
     if len(body) > MAX_BODY:
         raise StorageError(
             f"A record of {owner} has {len(body):,} bytes; at most {MAX_BODY:,} can be stored. "
             "Write such data to a file in the step and return its path."
         )
+
+
+def _sealed(
+    kind: str, owner: str, body: bytes, step: str, attempt: int, key: bytes | None, place: str
+) -> tuple[bytes, str]:
+    """A record and its digest; ``place`` is what its line says of the chain."""
     # Only an identifier is sure to have neither a space nor a line feed.
     name = step if step.isidentifier() else "-"
     codec = "json" if key is None else "json-signed"
-    head = f"tagent-nb {FORMAT} {codec} {kind} {owner} {name} {attempt} {len(body)}".encode()
-    return b"%b %b\n%b\n" % (head, _digest(head, body, key), body)
+    version = 2 if place else 1
+    head = f"tagent-nb {version} {codec} {kind} {owner} {name} {attempt} {place}{len(body)}".encode()
+    digest = _digest(head, body, key)
+    return b"%b %b\n%b\n" % (head, digest, body), digest.decode()
+
+
+def tail_line(pipeline_id: str, run_id: str, tail: Tail, key: bytes | None) -> bytes:
+    """Where a run ends, as it is kept beside its records; with ``key`` it is signed."""
+    line = f"tail {pipeline_id} {run_id} {tail.count} {tail.digest}".encode()
+    return b"%b %b" % (line, _digest(line, b"", key))
+
+
+def has_begun(state: bytes | None) -> bool:
+    """Whether a line of :func:`tail_line` is of a run that has records."""
+    words = (state or b"").split(b" ")
+    return len(words) > 3 and words[3] != b"0"
+
+
+def read_tail(line: bytes, pipeline_id: str, run_id: str, key: bytes | None) -> Tail:
+    """Where a run ends, by the line that is kept beside its records.
+
+    Raises:
+        CorruptRecordError: The line is damaged, is not signed with the key, or is of another run.
+    """
+    words = line.split(b" ")
+    if len(words) == 6 and words[3].isdigit() and len(words[3]) <= 10:
+        tail = Tail(int(words[3]), words[4].decode("ascii", "replace"))
+        if hmac.compare_digest(tail_line(pipeline_id, run_id, tail, key), line):
+            return tail
+    raise CorruptRecordError(
+        f"What says where run {run_id} of pipeline {pipeline_id} ends is damaged, so that nothing tells "
+        "whether records are missing there."
+    )
 
 
 def unpack(
@@ -119,15 +268,89 @@ def split(
     place = 0
     while place < len(data):
         try:
-            envelope, place = _read(data, place, where, kind, owner, key)
+            envelope, end = _read(data, place, where, kind, owner, key)
         except _DamageError as error:
             if not records or _intact_after(data, place):
                 raise CorruptRecordError(str(error)) from None
             return Journal(records, place, error.what)
+        _check_place(envelope, records, f"{where}, byte {place:,}")
         records.append(envelope)
+        place = end
     if not records:
         raise CorruptRecordError(f"{where} is empty. {_REMEDY}")
     return Journal(records, place)
+
+
+def end_problem(
+    journal: Journal, size: int, state: bytes | None, pipeline_id: str, run_id: str, key: bytes | None
+) -> str | None:
+    """What is wrong at the end of a run, in a sentence; ``None`` if nothing is.
+
+    Args:
+        journal: The run's records.
+        size: The bytes that they were read from.
+        state: The line that is kept beside them: empty if it is gone, ``None`` if none is kept.
+        key: The store's key.
+    """
+    problems: list[str] = []
+    count = len(journal.records)
+    if journal.torn is not None:
+        lost = size - journal.good
+        problems.append(f"The end of run {run_id} was torn and is left out ({lost:,} bytes; {journal.torn}).")
+    of = f"run {run_id} of pipeline {pipeline_id}"
+    if state:
+        try:
+            tail = read_tail(state, pipeline_id, run_id, key)
+        except CorruptRecordError as error:
+            problems.append(str(error))
+        else:
+            if tail.count > count + len(problems):
+                problems.append(
+                    f"The end of {of} is missing: {tail.count} records were recorded, and {count} are there. "
+                    "Restore a backup, or carry the run on from there."
+                )
+            elif 0 < tail.count <= count and journal.records[tail.count - 1].digest != tail.digest:
+                problems.append(
+                    f"Record {tail.count} of {of} is not the one that was recorded there: an older copy of "
+                    "the run may have taken its place. Restore a backup, or carry the run on from there."
+                )
+    elif state is not None and journal.chained:
+        problems.append(
+            f"What says where {of} ends is gone, so that nothing tells whether records are missing there."
+        )
+    return " ".join(problems) or None
+
+
+def ends_with(last: Envelope, state: bytes | None, pipeline_id: str, run_id: str, key: bytes | None) -> bool:
+    """Whether nothing speaks against a run's last record being the one that was recorded last."""
+    if last.place is None:
+        return not state
+    if state is None:
+        return True
+    with contextlib.suppress(CorruptRecordError):
+        tail = read_tail(state, pipeline_id, run_id, key)
+        return tail.count <= last.place or tail == Tail(last.place + 1, last.digest)
+    return False
+
+
+def _check_place(envelope: Envelope, before: list[Envelope], where: str) -> None:
+    """Refuse a record that does not follow those before it: a gap, a repetition, or another order."""
+    count = len(before)
+    number = f"record {count + 1} of run {envelope.owner}"
+    if envelope.place is None:
+        if not before or before[-1].place is None:
+            return
+        what = f"{number} names no place in the run, and the one before it does"
+    elif envelope.place > count:
+        last = "" if envelope.place == count + 1 else f" to {envelope.place}"
+        what = f"{number}{last} is missing: record {envelope.place + 1} is in its place"
+    elif envelope.place < count:
+        what = f"record {envelope.place + 1} of run {envelope.owner} is in the place of record {count + 1}"
+    elif envelope.previous != (before[-1].digest if before else "-"):
+        what = f"{number} does not follow the record before it, which is another than when it was written"
+    else:
+        return
+    raise CorruptRecordError(f"{where}: {what}. {_REMEDY}")
 
 
 def read_record(data: bytes | mmap, start: int, where: str, key: bytes | None) -> tuple[Envelope, int]:
@@ -200,22 +423,37 @@ def _read(
         )
     if kind is not None and envelope.kind != kind:
         raise CorruptRecordError(f"{place}: holds {envelope.kind!a} where {kind!a} belong. {_REMEDY}")
-    found = Envelope(envelope.kind, envelope.owner, envelope.step, envelope.attempt, body, signed)
+    found = Envelope(
+        envelope.kind,
+        envelope.owner,
+        envelope.step,
+        envelope.attempt,
+        body,
+        signed,
+        digest[:LINK].decode(),
+        envelope.place,
+        envelope.previous,
+    )
     return found, body_start + length + 1
 
 
 def _head(words: list[bytes], place: str) -> tuple[Envelope, bytes, int]:
     """What the line says: an envelope without its body, the digest and the body's length."""
-    if len(words) != 9 or words[2] not in (b"json", b"json-signed"):
+    chained = words[1] == b"2"
+    if len(words) != (11 if chained else 9) or words[2] not in (b"json", b"json-signed"):
         raise _DamageError(f"{place}: the head of the record cannot be read")
     try:
         kind, owner, step = words[3].decode("ascii"), words[4].decode("ascii"), words[5].decode()
+        previous = words[8].decode("ascii") if chained else ""
     except UnicodeDecodeError:
         raise _DamageError(f"{place}: the head of the record is not text") from None
-    numbers = words[6:8]
-    if not all(number.isdigit() and len(number) <= 10 for number in numbers) or int(numbers[1]) > MAX_BODY:
+    numbers = [words[6], words[-2], *words[7:8]]
+    if not all(number.isdigit() and len(number) <= 10 for number in numbers) or int(words[-2]) > MAX_BODY:
         raise _DamageError(f"{place}: the head of the record has impossible numbers")
-    return Envelope(kind, owner, step, int(numbers[0]), b""), words[8], int(numbers[1])
+    envelope = Envelope(
+        kind, owner, step, int(words[6]), b"", place=int(words[7]) if chained else None, previous=previous
+    )
+    return envelope, words[-1], int(words[-2])
 
 
 def _intact_after(data: bytes, start: int) -> bool:

@@ -31,7 +31,8 @@ CREATE TABLE documents(
 -- AUTOINCREMENT: the number of a deleted run is never given to another.
 CREATE TABLE runs(
     number INTEGER PRIMARY KEY AUTOINCREMENT, pipeline TEXT NOT NULL, run TEXT NOT NULL,
-    token INTEGER NOT NULL DEFAULT 0, holder BLOB NOT NULL DEFAULT x'', UNIQUE (pipeline, run)
+    token INTEGER NOT NULL DEFAULT 0, holder BLOB NOT NULL DEFAULT x'', state BLOB NOT NULL DEFAULT x'',
+    UNIQUE (pipeline, run)
 );
 -- The number of the run is in the upper half of the id: its records are one range, without an index.
 CREATE TABLE records(id INTEGER PRIMARY KEY, record BLOB NOT NULL);
@@ -77,6 +78,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     with _opening(path, f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True) as connection:
         _check_ours(connection, path)
         connection.execute("PRAGMA trusted_schema = OFF")
+        if _lacks_column(connection):
+            connection.execute("CREATE TEMP VIEW runs AS SELECT *, x'' AS state FROM main.runs")
     return connection
 
 
@@ -179,6 +182,21 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, sync: bool) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     # What a stranger put into the file does not run: no functions of its views or triggers.
     connection.execute("PRAGMA trusted_schema = OFF")
+    _add_column(connection)
+
+
+def _add_column(connection: sqlite3.Connection) -> None:
+    """Give a file of an older version the place for what says where a run ends; older versions ignore it."""
+    if _lacks_column(connection):
+        with transaction(connection):
+            # Another process may do the same.
+            if _lacks_column(connection):
+                connection.execute("ALTER TABLE runs ADD COLUMN state BLOB NOT NULL DEFAULT x''")
+
+
+def _lacks_column(connection: sqlite3.Connection) -> bool:
+    query = "SELECT count(*) FROM pragma_table_info('runs') WHERE name = 'state'"
+    return bool(connection.execute(query).fetchone() == (0,))
 
 
 def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
@@ -262,6 +280,12 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise trouble(error, path) from error
+    except UnicodeDecodeError as error:
+        # In what SQLite says of a damaged file, names of its tables, for example.
+        raise CorruptRecordError(
+            f"SQLite cannot use {path}: it is damaged, and holds text that is no UTF-8. Restore a backup; "
+            "nothing was changed."
+        ) from error
 
 
 def trouble(error: sqlite3.Error, path: Path) -> StorageError:
@@ -270,6 +294,9 @@ def trouble(error: sqlite3.Error, path: Path) -> StorageError:
     text = f"SQLite cannot use {path}: {error}."
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return CorruptRecordError(f"{text} Restore a backup; nothing was changed.")
+    if code == sqlite3.SQLITE_ERROR and "no such" in str(error):
+        # Its tables are not what they were when it was made.
+        return CorruptRecordError(f"{text} It is damaged: restore a backup; nothing was changed.")
     if code == sqlite3.SQLITE_FULL:
         remedy = "The disk is full: free some space. What was stored before is unchanged."
     elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):

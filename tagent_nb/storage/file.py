@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError
+from tagent_nb.storage.codec import Draft, has_begun
 from tagent_nb.storage.disk import (
     MAX_MARK,
     from_file_name,
@@ -85,7 +86,7 @@ class FileStorageBackend(RecordingBackend):
 
     # -- runs -------------------------------------------------------------------------------
 
-    async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+    async def _append(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> None:
         file = self._file(pipeline_id, run_id)
         try:
             # A write to the system's memory takes less time than a thread would need to wake up.
@@ -104,14 +105,20 @@ class FileStorageBackend(RecordingBackend):
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
         return await self._in_thread(partial(self._run_file(pipeline_id, run_id).read, TAIL)) or b""
 
+    async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
+        return await self._in_thread(self._run_file(pipeline_id, run_id).state)
+
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
         def look() -> list[tuple[str, int]]:
             folder = self._folder(pipeline_id)
             runs: list[tuple[str, int]] = []
             for run_id, name in self._in_order(folder):
-                # Another process may delete the run while we look.
+                size = 0
+                # Another process may delete the run while we look, or its journal is gone.
                 with contextlib.suppress(FileNotFoundError):
-                    runs.append((run_id, (folder / f"{name}{JOURNAL}").lstat().st_size))
+                    size = (folder / f"{name}{JOURNAL}").lstat().st_size
+                if size or self._has_lost(folder, name):
+                    runs.append((run_id, size))
             return runs
 
         return await self._in_thread(look)
@@ -130,7 +137,8 @@ class FileStorageBackend(RecordingBackend):
 
     async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
         def look() -> bool:
-            return os.path.lexists(self._folder(pipeline_id) / f"{to_file_name(run_id)}{JOURNAL}")
+            folder, name = self._folder(pipeline_id), to_file_name(run_id)
+            return os.path.lexists(folder / f"{name}{JOURNAL}") or self._has_lost(folder, name)
 
         return await self._in_thread(look)
 
@@ -141,12 +149,12 @@ class FileStorageBackend(RecordingBackend):
             for run_id in run_ids:
                 row = Row(run_id, 0)
                 try:
-                    row.size, (row.token, row.holder), row.tail = self._file_of(
-                        folder, pipeline_id, run_id
-                    ).look(TAIL)
+                    file = self._file_of(folder, pipeline_id, run_id)
+                    row.size, (row.token, row.holder, row.state), row.tail = file.look(TAIL)
                 except FileNotFoundError:
                     # Another process has deleted it.
-                    continue
+                    if not self._has_lost(folder, to_file_name(run_id)):
+                        continue
                 except CorruptRecordError as error:
                     row.problem = error
                 rows.append(row)
@@ -180,7 +188,15 @@ class FileStorageBackend(RecordingBackend):
                     os.close(descriptor)
             return begun(first, run_id or name, self._key)
 
-        return RunOrder(folder, cache(start), sync=self._sync)
+        return RunOrder(folder, cache(start), partial(self._has_lost, folder), sync=self._sync)
+
+    def _has_lost(self, folder: Path, name: str) -> bool:
+        """Whether the lease of a run, by the name of its files, says that it had records."""
+        run_id = from_file_name(name)
+        # What cannot be read is told where it is read.
+        with contextlib.suppress(StorageError):
+            return run_id is not None and has_begun(self._file_of(folder, folder.name, run_id).state())
+        return False
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -249,7 +265,7 @@ class FileStorageBackend(RecordingBackend):
         def put() -> None:
             folder, name = self._folder(pipeline_id), to_file_name(run_id)
             self._order(folder).add(name)
-            replace_file(folder / f"{name}{JOURNAL}", data)
+            self._file_of(folder, pipeline_id, run_id).put(data)
 
         await self._in_folder(pipeline_id, put)
 
@@ -328,6 +344,7 @@ class FileStorageBackend(RecordingBackend):
         name = to_file_name(run_id)
         return RunFile(
             folder / f"{name}{JOURNAL}",
+            pipeline_id,
             run_id,
             sync=self._sync,
             key=self._key,

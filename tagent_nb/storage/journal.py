@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
-from tagent_nb.storage.codec import split
+from tagent_nb.storage.codec import Draft, Tail, end_problem, split, tail_line
 from tagent_nb.storage.disk import (
     make_folder,
     open_file,
@@ -25,6 +25,11 @@ TAIL = 1 << 16
 """Bytes at the end of a journal in which its last record is looked for."""
 
 _TOKEN = 20
+_STATE = 296
+"""Bytes of a lease's file for what says where the run ends: above any line of :func:`codec.tail_line`."""
+
+_BEFORE = b'{"tail":"'
+_PLACE = _TOKEN + 1 + len(_BEFORE)
 _flush = getattr(os, "fdatasync", os.fsync)
 
 
@@ -32,12 +37,14 @@ class RunFile:
     """A run's journal and lease. With ``wait`` false, a method raises BlockingIOError rather than block.
 
     The lease's file is the lock of both. It is written in place, so that a writer that has it open sees
-    a change of the token at once.
+    a change of the token at once. It holds the token, the line that says where the journal ends, and the
+    holder; of these, line and holder are one object of JSON, as which older versions read them.
     """
 
     def __init__(
         self,
         journal: Path,
+        pipeline_id: str,
         run_id: str,
         *,
         sync: bool,
@@ -48,6 +55,7 @@ class RunFile:
     ) -> None:
         self.path = journal
         self.lease_path = journal.with_suffix(".lease")
+        self._pipeline_id = pipeline_id
         self._run_id = run_id
         self._sync = sync
         self._key = key
@@ -60,11 +68,20 @@ class RunFile:
         self._lease = -1
         self._size = 0
         self._synced = 0
+        self._end = Tail()
 
     # -- the lease --------------------------------------------------------------------------
 
     def lease(self) -> tuple[int, bytes]:
         """Token and holder; ``(0, b"")`` if there never was a lease. Never half of one being written."""
+        token, holder, _ = self._read_lease()
+        return token, holder
+
+    def state(self) -> bytes:
+        """What says where the journal ends; empty if nothing does."""
+        return self._read_lease()[2]
+
+    def _read_lease(self) -> tuple[int, bytes, bytes]:
         with self._shared() as lease:
             if lease < 0:
                 return _parse_lease(b"")
@@ -73,20 +90,22 @@ class RunFile:
     def swap_lease(self, expected: int, token: int, holder: bytes) -> bool:
         """Set token and holder if the token is still ``expected``."""
         with self._mutex, self._locked():
-            if self._stored_lease()[0] != expected:
+            stored, _, state = self._stored_lease()
+            if stored != expected:
                 return False
-            self._write_lease(token, holder)
+            self._write_lease(token, holder, state)
             return True
 
-    def _stored_lease(self) -> tuple[int, bytes]:
+    def _stored_lease(self) -> tuple[int, bytes, bytes]:
         return _parse_lease(os.pread(self._lease, 1 << 16, 0))
 
-    def _write_lease(self, token: int, holder: bytes) -> None:
-        content = b"%0*d %b" % (_TOKEN, token, holder)
+    def _write_lease(self, token: int, holder: bytes, state: bytes, *, sync: bool = True) -> None:
+        rest = b"," + holder[1:] if holder.startswith(b"{") else b"}" + holder
+        content = b'%0*d %b%b"%b' % (_TOKEN, token, _BEFORE, state.ljust(_STATE), rest)
         try:
             os.pwrite(self._lease, content, 0)
             os.ftruncate(self._lease, len(content))
-            if self._sync:
+            if sync and self._sync:
                 os.fsync(self._lease)
         except OSError as error:
             raise trouble(error, "write", self.lease_path) from error
@@ -112,7 +131,7 @@ class RunFile:
 
     # -- the journal ------------------------------------------------------------------------
 
-    def append(self, record: bytes, token: int | None, *, wait: bool) -> int:
+    def append(self, record: Draft, token: int | None, *, wait: bool) -> int:
         """Add a record, and return the journal's size with it."""
         if not self._mutex.acquire(blocking=wait):
             raise BlockingIOError
@@ -129,7 +148,7 @@ class RunFile:
         finally:
             self._mutex.release()
 
-    def _add_now(self, record: bytes, token: int | None) -> None:
+    def _add_now(self, record: Draft, token: int | None) -> None:
         """The path of nearly every record; whatever is unusual is left to the one that may wait."""
         fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -145,7 +164,7 @@ class RunFile:
         if token is not None and os.pread(self._lease, _TOKEN, 0) != b"%0*d" % (_TOKEN, token):
             raise self._lost(self._stored_lease()[1])
 
-    def _add(self, record: bytes) -> None:
+    def _add(self, record: Draft) -> None:
         """Open the journal if it is not open, and add ``record``.
 
         A new journal is never seen without its first record.
@@ -154,10 +173,7 @@ class RunFile:
             try:
                 self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
             except FileNotFoundError:
-                self._begin()
-                replace_file(self.path, record, sync=self._sync)
-                self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
-                self._size = self._synced = len(record)
+                self._start(record)
                 return
             self._drop_torn_end()
         state = os.fstat(self._journal)
@@ -170,6 +186,17 @@ class RunFile:
             # Somebody else recorded this run meanwhile, maybe only half of something.
             self._drop_torn_end()
         self._write(record)
+
+    def _start(self, record: Draft) -> None:
+        """Make the journal, with its first record."""
+        self._begin()
+        data, self._end = record.seal(Tail())
+        # First: a chain with nothing beside it that says where it ends has lost that.
+        self._write_state(record.state(Tail()))
+        replace_file(self.path, data, sync=self._sync)
+        self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
+        self._size = self._synced = len(data)
+        self._write_state(record.state(self._end))
 
     def _drop_torn_end(self) -> None:
         """Read the journal that was just opened, or that others have changed, and cut off a torn end."""
@@ -185,21 +212,30 @@ class RunFile:
         except StorageError:
             self._drop_journal()
             raise
-        if journal.torn is not None:
-            self._report(
-                # In the words of a reader who has met it before: it is told once.
-                f"The end of run {self._run_id} was torn and is left out ({size - journal.good:,} bytes; "
-                f"{journal.torn})."
-            )
-        self._size = journal.good
+        state = self._stored_lease()[2]
+        # In the words of a reader who has met it before: it is told once.
+        problem = end_problem(journal, size, state, self._pipeline_id, self._run_id, self._key)
+        if problem is not None:
+            self._report(problem)
+        self._size, self._end = journal.good, journal.tail
+        self._write_state(tail_line(self._pipeline_id, self._run_id, self._end, self._key))
 
-    def _write(self, record: bytes) -> None:
+    def _write(self, record: Draft) -> None:
+        data, end = record.seal(self._end)
         try:
-            write_all(self._journal, record)
+            write_all(self._journal, data)
+            os.pwrite(self._lease, record.state(end).ljust(_STATE), _PLACE)
         except OSError as error:
             self._undo()
             raise trouble(error, "write", self.path) from error
-        self._size += len(record)
+        self._size += len(data)
+        self._end = end
+
+    def _write_state(self, state: bytes) -> None:
+        """Say where the journal ends, also in a lease that an older version wrote."""
+        token, holder, before = self._stored_lease()
+        if state != before:
+            self._write_lease(token, holder, state, sync=False)
 
     def _undo(self) -> None:
         """Take back the part of a record that was written before an error."""
@@ -238,7 +274,7 @@ class RunFile:
         finally:
             os.close(descriptor)
 
-    def look(self, longest: int) -> tuple[int, tuple[int, bytes], bytes]:
+    def look(self, longest: int) -> tuple[int, tuple[int, bytes, bytes], bytes]:
         """Size, lease and at most so many last bytes, as they are at one moment.
 
         Raises:
@@ -274,6 +310,15 @@ class RunFile:
         with self._shared():
             return os.fstat(descriptor).st_size
 
+    def put(self, data: bytes) -> None:
+        """Make the journal of a run that is not there, with all its records."""
+        journal = split(data, str(self.path), kind="events", owner=self._run_id, key=self._key)
+        with self._mutex:
+            with self._locked():
+                self._write_state(tail_line(self._pipeline_id, self._run_id, journal.tail, self._key))
+                replace_file(self.path, data, sync=self._sync)
+            self._close()
+
     # -- the end ----------------------------------------------------------------------------
 
     def remove(self, expected: int) -> bool:
@@ -283,11 +328,13 @@ class RunFile:
         """
         with self._mutex:
             with self._locked():
-                token, _ = self._stored_lease()
+                token = self._stored_lease()[0]
                 # A run that another process has deleted has neither; the lock has made its file again.
                 if token != expected and (token or self.path.exists()):
                     return False
-                self._write_lease(token + 1, b"")
+                # Whoever looks between the two sees no run that has lost its records.
+                none = tail_line(self._pipeline_id, self._run_id, Tail(), self._key)
+                self._write_lease(token + 1, b"", none)
                 try:
                     self.path.unlink(missing_ok=True)
                     self.lease_path.unlink(missing_ok=True)
@@ -320,6 +367,15 @@ class RunFile:
             self._journal = -1
 
 
-def _parse_lease(data: bytes) -> tuple[int, bytes]:
-    token, _, holder = data.partition(b" ")
-    return (int(token), holder) if len(token) == _TOKEN and token.isdigit() else (0, b"")
+def _parse_lease(data: bytes) -> tuple[int, bytes, bytes]:
+    """Token, holder, and what says where the journal ends."""
+    token, _, rest = data.partition(b" ")
+    if len(token) != _TOKEN or not token.isdigit():
+        return 0, b"", b""
+    end = len(_BEFORE) + _STATE
+    if not rest.startswith(_BEFORE) or rest[end : end + 1] != b'"':
+        return int(token), rest, b""
+    holder = rest[end + 2 :]
+    if rest[end + 1 : end + 2] == b",":
+        holder = b"{" + holder
+    return int(token), holder, rest[len(_BEFORE) : end].rstrip()

@@ -18,6 +18,7 @@ from tagent_nb.storage.locks import locked
 from tagent_nb.storage.records import started_at, time_in
 
 JOURNAL = ".journal"
+LEASE = ".lease"
 ORDER = ".order"
 
 FIRST = 1 << 20
@@ -63,13 +64,17 @@ class RunOrder:
     Args:
         folder: A pipeline's folder, with a journal for each run.
         start: When the run of a journal began, by the name of its file without the ending.
+        begun: Whether the run of a lease that has no journal has begun: then the journal was lost.
         sync: Whether to flush.
     """
 
-    def __init__(self, folder: Path, start: Callable[[str], float], *, sync: bool) -> None:
+    def __init__(
+        self, folder: Path, start: Callable[[str], float], begun: Callable[[str], bool], *, sync: bool
+    ) -> None:
         self._folder = folder
         self._path = folder / f"runs{ORDER}"
         self._start = start
+        self._begun = begun
         self._sync = sync
 
     def add(self, name: str) -> None:
@@ -120,7 +125,9 @@ class RunOrder:
             return set()
         except OSError as error:
             raise trouble(error, "read", self._folder) from error
-        return {name[: -len(JOURNAL)] for name in names if name.endswith(JOURNAL)}
+        journals = {name[: -len(JOURNAL)] for name in names if name.endswith(JOURNAL)}
+        leases = {name[: -len(LEASE)] for name in names if name.endswith(LEASE)}
+        return journals | {name for name in leases - journals if self._begun(name)}
 
     def _noted(self, journals: set[str]) -> tuple[int, list[str]]:
         """Number of lines, and the journals in the order of the file; of one that is there twice the last."""

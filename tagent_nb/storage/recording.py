@@ -6,7 +6,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,18 @@ from tagent_nb.storage import emptied, restoring
 from tagent_nb.storage.archive import BackupInfo, Item, inspect, open_archive, paths
 from tagent_nb.storage.backup import BackupSchedule
 from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.codec import Envelope, last_record, pack, read_record, split, unpack
+from tagent_nb.storage.codec import (
+    Copied,
+    Draft,
+    Envelope,
+    end_problem,
+    ends_with,
+    last_record,
+    read_record,
+    read_tail,
+    split,
+    unpack,
+)
 from tagent_nb.storage.disk import user_path
 from tagent_nb.storage.leases import Holder, Lease
 from tagent_nb.storage.pickles import key_from, seal
@@ -36,6 +47,7 @@ class Row:
         size: Its bytes.
         token: Token of its lease.
         holder: Holder of its lease.
+        state: What says where the run ends, as :meth:`RecordingBackend._state` gives it.
         tail: Some last bytes, at least the last record if that is short; ``None`` if it is long.
         problem: Why nothing can be said of it.
     """
@@ -44,8 +56,18 @@ class Row:
     size: int
     token: int = 0
     holder: bytes = b""
+    state: bytes | None = None
     tail: bytes | None = None
     problem: StorageError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run that was read: what happened, whether its last record is part of a chain, and what is missing."""
+
+    events: list[Event]
+    chained: bool
+    problem: str | None
 
 
 class RecordingBackend(StorageBackend):
@@ -62,8 +84,11 @@ class RecordingBackend(StorageBackend):
     # -- primitives -------------------------------------------------------------------------
 
     @abstractmethod
-    async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+    async def _append(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> None:
         """Add a record to a run (made if it is new), all or nothing.
+
+        ``record.seal`` makes its bytes once it is certain which record of the run is the last. With them,
+        what ``record.state`` gives takes the place of what it gave for the record before: see :meth:`_state`.
 
         Unless ``token`` is ``None``, check in the same transaction that it is the lease's token; if it is
         not, raise what :meth:`_lost` makes of the lease's present holder.
@@ -76,6 +101,13 @@ class RecordingBackend(StorageBackend):
     @abstractmethod
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
         """Some last bytes of :meth:`_read`, at least the last record if that is short."""
+
+    async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
+        """The last line that ``record.state`` gave for a run, empty if there is none.
+
+        A backend that keeps none (``None``) cannot tell that records are missing at the end of a run.
+        """
+        return None
 
     @abstractmethod
     async def _set_aside(self, stamp: str) -> str:
@@ -111,7 +143,7 @@ class RecordingBackend(StorageBackend):
             ending = any(isinstance(event, RunFinished) for event in kept)
             body = encode_events(kept, summary if ending else None, self._key)
             step, attempt = _about(kept)
-            record = pack("events", run_id, body, step=step, attempt=attempt, key=self._key)
+            record = Draft(pipeline_id, run_id, body, step=step, attempt=attempt, key=self._key)
             await self._append(pipeline_id, run_id, record, token)
         except BaseException:
             # The counts may be ahead of what is stored: count again the next time.
@@ -131,10 +163,48 @@ class RecordingBackend(StorageBackend):
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
     ) -> list[Event]:
         self._check(pipeline_id, run_id)
-        data = await self._read(pipeline_id, run_id)
-        if data is None:
-            raise self._unknown(pipeline_id, run_id)
-        return await asyncio.to_thread(self._decode, pipeline_id, run_id, data, schemas)
+        return (await self._whole(pipeline_id, run_id, schemas)).events
+
+    async def _whole(self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None) -> _Run:
+        stored = await self._stored(pipeline_id, run_id)
+        if stored is not None:
+            return await asyncio.to_thread(self._decode, pipeline_id, run_id, *stored, schemas)
+        if await self._has_run(pipeline_id, run_id):
+            raise self._records_gone(pipeline_id, run_id)
+        raise self._unknown(pipeline_id, run_id)
+
+    def _records_gone(self, pipeline_id: str, run_id: str) -> CorruptRecordError:
+        return CorruptRecordError(
+            f"{self._where(pipeline_id, run_id)}: state lost: the run is listed, and none of its records is "
+            "there. Restore a backup, or delete the run."
+        )
+
+    async def _stored(self, pipeline_id: str, run_id: str) -> tuple[bytes, bytes | None] | None:
+        """The records of a run, and what says where they end; ``None`` if there is no such run.
+
+        Raises:
+            CorruptRecordError: There was one, and none of its records is left.
+        """
+        before: bytes | None = None
+        while True:
+            # First: records that are added meanwhile are more than it says, never less.
+            state = await self._state(pipeline_id, run_id)
+            data = await self._read(pipeline_id, run_id)
+            if data is not None:
+                return data, state
+            if not state:
+                return None
+            if state == before:
+                break
+            # Perhaps the run was begun or deleted between the two looks.
+            before = state
+        count = read_tail(state, pipeline_id, run_id, self._key).count
+        if not count:
+            return None
+        raise CorruptRecordError(
+            f"{self._where(pipeline_id, run_id)}: state lost: {count} records of the run were recorded, and "
+            "none is there. Restore a backup, or delete the run."
+        )
 
     async def _load(
         self, pipeline_id: str, name: str, schemas: Mapping[str, type] | None
@@ -267,8 +337,9 @@ class RecordingBackend(StorageBackend):
         """Write a whole run that is not there."""
         place = 0
         while place < len(data):
-            _, end = read_record(data, place, run_id, self._key)
-            await self._append(pipeline_id, run_id, data[place:end], None)
+            envelope, end = read_record(data, place, run_id, self._key)
+            record = Copied(pipeline_id, run_id, data[place:end], envelope.digest, self._key)
+            await self._append(pipeline_id, run_id, record, None)
             place = end
 
     # -- inside -----------------------------------------------------------------------------
@@ -279,16 +350,27 @@ class RecordingBackend(StorageBackend):
     async def _summary(self, pipeline_id: str, run_id: str) -> Summary:
         """The counts of a run so far, from its records when this object did not write them."""
         self._check(pipeline_id, run_id)
-        data = await self._read(pipeline_id, run_id)
+        stored = await self._stored(pipeline_id, run_id)
         summary = Summary()
-        if data is not None:
-            summary.add_all(await asyncio.to_thread(self._decode, pipeline_id, run_id, data, None))
+        if stored is not None:
+            run = await asyncio.to_thread(self._decode, pipeline_id, run_id, *stored)
+            summary.add_all(run.events)
+            if not run.chained:
+                self._report(
+                    f"Run {run_id} was begun by an older version of tagent-nb, whose records carry no chain: "
+                    "nothing tells whether some of those are missing. What is recorded from now on has one."
+                )
         # Another task may have counted meanwhile; both then add to the same counts.
         return self._summaries.setdefault((pipeline_id, run_id), summary)
 
     def _decode(
-        self, pipeline_id: str, run_id: str, data: bytes, schemas: Mapping[str, type] | None
-    ) -> list[Event]:
+        self,
+        pipeline_id: str,
+        run_id: str,
+        data: bytes,
+        state: bytes | None,
+        schemas: Mapping[str, type] | None = None,
+    ) -> _Run:
         where = self._where(pipeline_id, run_id)
         journal = split(data, where, kind="events", owner=run_id, key=self._key)
         if journal.torn is not None and not self.tears:
@@ -296,12 +378,11 @@ class RecordingBackend(StorageBackend):
         events: list[Event] = []
         for record in journal.records:
             events.extend(decode_events(record.body, where, schemas, self._key))
-        if journal.torn is not None:
-            lost = len(data) - journal.good
-            message = f"The end of run {run_id} was torn and is left out ({lost:,} bytes; {journal.torn})."
-            self._report(message)
-            events.append(Warned(run_id=run_id, at=events[-1].at, message=message))
-        return events
+        problem = end_problem(journal, len(data), state, pipeline_id, run_id, self._key)
+        if problem is not None:
+            self._report(problem)
+            events.append(Warned(run_id=run_id, at=events[-1].at, message=problem))
+        return _Run(events, journal.chained, problem if journal.torn is None else None)
 
     async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
         """What is stored of some runs, as far as a list of runs needs it; without those that are gone.
@@ -315,6 +396,8 @@ class RecordingBackend(StorageBackend):
                 row = Row(run_id, sizes[run_id])
                 try:
                     row.token, row.holder = await self._lease(pipeline_id, run_id)
+                    # Before the last record: see _stored.
+                    row.state = await self._state(pipeline_id, run_id)
                 except CorruptRecordError as error:
                     row.problem = error
                 else:
@@ -342,20 +425,24 @@ class RecordingBackend(StorageBackend):
         alive = self._row_alive(pipeline_id, row, now)
         try:
             where = f"run {row.run_id} of pipeline {pipeline_id}"
-            return summary_of(last.body, where, pipeline_id, row.run_id, size=row.size, alive=alive)
+            if not ends_with(last, row.state, pipeline_id, row.run_id, self._key):
+                return None
+            info = summary_of(last.body, where, pipeline_id, row.run_id, size=row.size, alive=alive)
         except CorruptRecordError as error:
             return damaged(pipeline_id, row.run_id, row.size, error)
+        return info if info is None or last.place is not None else replace(info, chained=False)
 
     async def _counted(self, pipeline_id: str, row: Row, now: float) -> RunInfo:
         """What all records of a run say of it."""
         try:
-            summary = Summary().add_all(await self._events(pipeline_id, row.run_id))
+            run = await self._whole(pipeline_id, row.run_id)
         except StorageUnavailableError:
             raise
         except StorageError as error:
             return damaged(pipeline_id, row.run_id, row.size, error)
         alive = self._row_alive(pipeline_id, row, now)
-        return summary.to_info(pipeline_id, row.run_id, size=row.size, alive=alive)
+        info = Summary().add_all(run.events).to_info(pipeline_id, row.run_id, size=row.size, alive=alive)
+        return replace(info, chained=run.chained, problem=run.problem)
 
     def _row_alive(self, pipeline_id: str, row: Row, now: float) -> bool:
         return self._claimed(pipeline_id, row.run_id, row.token, Holder.from_bytes(row.holder), now)

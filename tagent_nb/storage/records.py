@@ -54,6 +54,8 @@ class RunInfo:
         unpriced: Whether some price is unknown.
         size: Stored bytes; 0 where nothing is stored as bytes.
         problem: What is wrong with the stored run, or ``None``.
+        chained: Whether its records are numbered, so that one that is missing or in another place is noticed.
+            Those of older versions of tagent-nb are not, until the run is carried on.
     """
 
     run_id: str
@@ -72,6 +74,7 @@ class RunInfo:
     unpriced: bool = False
     size: int = 0
     problem: str | None = None
+    chained: bool = True
 
 
 @dataclass

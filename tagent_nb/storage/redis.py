@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from tagent_nb.errors import StorageUnavailableError
+from tagent_nb.errors import LeaseLostError, StorageUnavailableError
 from tagent_nb.pipeline.names import safe_id
+from tagent_nb.storage.codec import Draft, Tail, has_begun, read_record, unpack
 from tagent_nb.storage.order import begun, completed
 from tagent_nb.storage.recording import Row
 from tagent_nb.storage.redis_link import DEADLINE, RedisLink
 from tagent_nb.storage.redis_queue import APPEND, REMOVE, REORDER, SWAP, Entry, RunQueue, number, text
 
 CHUNK = 500
+
+EMPTY = 5.0
+"""Seconds for which a look at all keys is not repeated that has found nothing."""
+
+WHOLE = ":"
+"""Stands in the list of pipelines, which is no pipeline's id, once all keys were looked at: a server that has
+lost the list has lost this, too."""
 
 _LEASE_DAYS = 7
 
@@ -51,13 +60,14 @@ class RedisStorageBackend(RedisLink):
     ) -> None:
         super().__init__(url, durability=durability, deadline=deadline)
         self.prefix = safe_id(prefix, "prefix")
+        self._empty: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<RedisStorageBackend {self._server}, prefix {self.prefix!r}>"
 
     # -- runs -------------------------------------------------------------------------------
 
-    async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+    async def _append(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> None:
         here = self._here()
         queue = here.runs.setdefault((pipeline_id, run_id), RunQueue())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -89,7 +99,6 @@ class RedisStorageBackend(RedisLink):
             queue.task = None
 
     async def _push(self, pipeline_id: str, run_id: str, queue: RunQueue, batch: list[Entry]) -> None:
-        fresh = [entry.record for entry in batch]
         token = "" if batch[0].token is None else str(batch[0].token)
         keys = [
             self._name(pipeline_id, "run", run_id),
@@ -98,31 +107,68 @@ class RedisStorageBackend(RedisLink):
             self._pipelines_name(),
             self._name(pipeline_id, "order"),
         ]
-        records, expected = fresh, queue.length
-        if not expected:
-            # Runs of a store of before are put in order first, whatever the clock says now.
-            await self._newest(pipeline_id, 1)
+        # Where the run ends there, what the server keeps to say so, and what it has lost of what it had.
+        end, state, again = queue.end, queue.state, list[bytes]()
+        if not end.count:
+            await self._look_before(pipeline_id, run_id)
         while True:
+            records, after = list(again), queue.end if again else end
+            for entry in batch:
+                data, after = entry.record.seal(after)
+                records.append(data)
+            then = batch[0].record.state(after)
             # The very same bytes at the very same place, until we know whether they are there.
-            outcome, more = await self._script(APPEND, keys, [pipeline_id, run_id, token, expected, *records])
+            values = [pipeline_id, run_id, token, end.count, state, then, *records]
+            outcome, *more = await self._script(APPEND, keys, values)
             if outcome == b"lost":
-                raise self._lost(pipeline_id, run_id, more)
+                raise self._lost(pipeline_id, run_id, more[0])
+            if outcome == b"unleased":
+                raise LeaseLostError(
+                    f"{self._where(pipeline_id, run_id)}: state lost: the server has thrown away who may "
+                    "record the run. What was recorded is kept: resume the run. Check the server's "
+                    "maxmemory-policy."
+                )
+            if outcome == b"unlisted":
+                await self._sizes(pipeline_id)
+                continue
             if outcome == b"done":
-                queue.recorded(records, more)
+                queue.recorded(records, after, more[1])
+                self._empty.pop(pipeline_id, None)
                 return
             # Others recorded this run, or this process did before; or the server has lost records.
-            expected = more
-            records = self._lost_records(pipeline_id, run_id, queue, more) + fresh
+            count, state, last = more
+            end = self._end(pipeline_id, run_id, count, last)
+            again = self._lost_records(pipeline_id, run_id, queue, end)
 
-    def _lost_records(self, pipeline_id: str, run_id: str, queue: RunQueue, length: int) -> list[bytes]:
+    async def _look_before(self, pipeline_id: str, run_id: str) -> None:
+        """Before a run begins or goes on: see to it that neither it nor the list of runs was lost."""
+        # Also puts runs of a store of before in order, whatever the clock says now.
+        await self._newest(pipeline_id, 1)
+        listed, records = await self._look(
+            lambda together: (
+                together.hexists(self._name(pipeline_id, "runs"), run_id),
+                together.exists(self._name(pipeline_id, "run", run_id)),
+            )
+        )
+        if listed and not records:
+            raise self._records_gone(pipeline_id, run_id)
+
+    def _end(self, pipeline_id: str, run_id: str, count: int, last: bytes) -> Tail:
+        """Where a run ends that has so many records on the server."""
+        if not count:
+            return Tail()
+        where = self._where(pipeline_id, run_id)
+        return Tail(count, unpack(last, where, kind="events", owner=run_id, key=self._key).digest)
+
+    def _lost_records(self, pipeline_id: str, run_id: str, queue: RunQueue, end: Tail) -> list[bytes]:
         """Records that the server had acknowledged and has lost, if they are still known here."""
-        missing = queue.length - length
+        missing = queue.end.count - end.count
         if missing <= 0:
             return []
         found = queue.last(missing)
-        if found is None:
+        if found is None or read_record(found[0], 0, run_id, self._key)[0].previous != end.digest:
             raise StorageUnavailableError(
-                f"Redis at {self._server} has lost {missing} records of run {run_id} of pipeline "
+                f"State lost: Redis at {self._server} has lost {missing} records of run {run_id} of pipeline "
                 f"{pipeline_id}: it was restarted without them. Turn on its append-only file, and run again."
             )
         self._report(
@@ -130,6 +176,10 @@ class RedisStorageBackend(RedisLink):
             "they were recorded again. Its setting 'appendfsync always' avoids that."
         )
         return found
+
+    async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
+        key = self._name(pipeline_id, "lease", run_id)
+        return await self._try(lambda client: client.hget(key, "tail")) or b""
 
     async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
         parts: list[bytes] = []
@@ -156,15 +206,14 @@ class RedisStorageBackend(RedisLink):
     async def _newest(self, pipeline_id: str, count: int) -> list[str]:
         """The last ``count`` runs in their order; 0 for all."""
         # No script: a server whose memory is full still answers these.
-        newest, ordered, listed, exists = await self._look(
+        newest, ordered, listed = await self._look(
             lambda together: (
                 together.zrange(self._name(pipeline_id, "order"), -count, -1),
                 together.zcard(self._name(pipeline_id, "order")),
                 together.hlen(self._name(pipeline_id, "runs")),
-                together.sismember(self._pipelines_name(), pipeline_id),
             )
         )
-        if ordered == listed and (newest or not exists):
+        if ordered == listed and (newest or self._is_empty(pipeline_id)):
             return [text(run_id) for run_id in newest]
         return [run_id for run_id, _ in await self._runs(pipeline_id)][-count:]
 
@@ -192,16 +241,67 @@ class RedisStorageBackend(RedisLink):
         return order
 
     async def _sizes(self, pipeline_id: str) -> dict[str, int]:
-        found = await self._try(lambda client: client.hgetall(self._name(pipeline_id, "runs")))
-        if not found and pipeline_id in await self._pipelines():
-            return dict(await self._runs_without_list(pipeline_id))
-        return {text(run_id): number(size) for run_id, size in found.items()}
+        """The list of runs. What the server has lost of it is put back."""
+
+        async def look(client: Any) -> list[Any]:
+            # At one moment: else a run that begins meanwhile would look lost.
+            async with client.pipeline(transaction=True) as together:
+                together.hgetall(self._name(pipeline_id, "runs"))
+                together.zrange(self._name(pipeline_id, "order"), 0, -1)
+                answers: list[Any] = await together.execute()
+                return answers
+
+        listed, order = await self._try(look)
+        sizes = {text(run_id): number(size) for run_id, size in listed.items()}
+        ordered = {text(run_id) for run_id in order}
+        if (sizes and ordered == set(sizes)) or (not ordered and not sizes and self._is_empty(pipeline_id)):
+            return sizes
+        return await self._relisted(pipeline_id, sizes, ordered)
+
+    async def _relisted(self, pipeline_id: str, sizes: dict[str, int], ordered: set[str]) -> dict[str, int]:
+        """The list of runs with those that it lacks, by the runs' own keys and by their order."""
+        start = self._name(pipeline_id, "")
+        keys = [key.removeprefix(start).partition(":") for key in await self._keys(start)]
+        recorded = {name for kind, _, name in keys if kind == "run"}
+        leased = [name for kind, _, name in keys if kind == "lease" and name not in recorded]
+        states = [await self._state(pipeline_id, name) for name in leased]
+        begun = {name for name, state in zip(leased, states, strict=True) if has_begun(state)}
+        missing = sorted((recorded | begun | ordered).difference(sizes))
+        if not sizes and not missing:
+            self._empty[pipeline_id] = time.monotonic()
+        for name in missing:
+            sizes[name] = len(await self._read(pipeline_id, name) or b"")
+            # A server whose memory is full, or a replica, is read all the same.
+            with contextlib.suppress(StorageUnavailableError):
+                await self._try(partial(_list_run, self._name(pipeline_id, "runs"), name, sizes[name]))
+        if missing:
+            gone = [name for name in missing if name not in recorded]
+            lost = f" State lost: of {', '.join(gone)} no record is left." if gone else ""
+            self._report(
+                f"{self._where(pipeline_id, 'the list of runs')} was gone or not whole; {len(missing)} runs "
+                f"were found by their keys.{lost} Check the server's maxmemory-policy, and make a backup."
+            )
+        return sizes
+
+    async def _keys(self, start: str) -> list[str]:
+        """All keys that begin so."""
+
+        async def look(client: Any) -> list[bytes]:
+            # No letter of an id or a prefix means anything in a pattern.
+            return [key async for key in client.scan_iter(match=f"{start}*", count=CHUNK)]
+
+        # A key may come twice.
+        return sorted({text(key) for key in await self._try(look)})
+
+    def _is_empty(self, pipeline_id: str) -> bool:
+        """Whether a look at all keys has just shown that there is no run."""
+        return time.monotonic() - self._empty.get(pipeline_id, -EMPTY) < EMPTY
 
     async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
         def ask(together: Any) -> None:
             together.hmget(self._name(pipeline_id, "runs"), run_ids)
             for run_id in run_ids:
-                together.hmget(self._name(pipeline_id, "lease", run_id), "token", "holder")
+                together.hmget(self._name(pipeline_id, "lease", run_id), "token", "holder", "tail")
                 together.lrange(self._name(pipeline_id, "run", run_id), -1, -1)
 
         sizes, *answers = await self._look(ask, refuse=False)
@@ -216,7 +316,7 @@ class RedisStorageBackend(RedisLink):
                 continue
             else:
                 row.size, row.token, row.holder = number(sizes[place]), number(lease[0]), lease[1] or b""
-                row.tail = b"".join(tail)
+                row.state, row.tail = lease[2] or b"", b"".join(tail)
             rows.append(row)
         return rows
 
@@ -315,7 +415,23 @@ class RedisStorageBackend(RedisLink):
 
     async def _pipelines(self) -> list[str]:
         found = await self._try(lambda client: client.smembers(self._pipelines_name()))
-        return [text(name) for name in found]
+        names = {text(name) for name in found}
+        if WHOLE not in names and not self._is_empty(WHOLE):
+            start = f"{self.prefix}:pipeline:"
+            keys = [key.removeprefix(start).split(":") for key in await self._keys(start)]
+            missing = {key[0] for key in keys if key[1] in ("run", "runs", "documents")}.difference(names)
+            names |= missing
+            if not names:
+                self._empty[WHOLE] = time.monotonic()
+                return []
+            with contextlib.suppress(StorageUnavailableError):
+                await self._try(partial(_add, self._pipelines_name(), [*missing, WHOLE]))
+            if missing:
+                self._report(
+                    f"Redis at {self._server}, the list of pipelines was gone or not whole; {len(missing)} "
+                    "were found by their keys. Check the server's maxmemory-policy, and make a backup."
+                )
+        return list(names.difference({WHOLE}))
 
     # -- backups ----------------------------------------------------------------------------
 
@@ -372,6 +488,11 @@ def _slice(key: str, start: int, end: int, client: Any) -> Awaitable[list[bytes]
 
 def _list_run(key: str, run_id: str, size: int, client: Any) -> Awaitable[Any]:
     done: Awaitable[Any] = client.hsetnx(key, run_id, size)
+    return done
+
+
+def _add(key: str, names: list[str], client: Any) -> Awaitable[Any]:
+    done: Awaitable[Any] = client.sadd(key, *names)
     return done
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError, did_you_mean
+from tagent_nb.storage.codec import Draft, Tail
 from tagent_nb.storage.settings import Settings
 
 REMEMBERED = 10.0
@@ -21,35 +22,44 @@ BATCH_BYTES = 4_000_000
 APPEND = """
 local list, runs, lease, pipelines, order = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local pipeline, run, token, expected = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local held = redis.call('HMGET', lease, 'token', 'holder')
-if token ~= '' and held[1] ~= token then return {'lost', held[2] or ''} end
-local length, count = redis.call('LLEN', list), #ARGV - 4
-if length == expected then
+local before, after = ARGV[5], ARGV[6]
+local held = redis.call('HMGET', lease, 'token', 'holder', 'tail')
+local length, count = redis.call('LLEN', list), #ARGV - 6
+if token ~= '' and held[1] ~= token then
+  if not held[1] and length > 0 then return {'unleased'} end
+  return {'lost', held[2] or ''}
+end
+if length > 0 and redis.call('HEXISTS', runs, run) == 0 then return {'unlisted'} end
+if length == expected and (held[3] or '') == before then
   local size = 0
-  for i = 5, #ARGV do size = size + #ARGV[i] end
+  for i = 7, #ARGV do size = size + #ARGV[i] end
   redis.call('SADD', pipelines, pipeline)
   if redis.call('HINCRBY', runs, run, size) == size then
     local newest = redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')
     redis.call('ZADD', order, (newest[2] or 0) + 1, run)
   end
-  for i = 5, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
-  return {'done', length + count}
+  for i = 7, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
+  redis.call('HSET', lease, 'tail', after)
+  redis.call('PERSIST', lease)
+  return {'done', length + count, after}
 end
 if length >= expected + count then
   local there = redis.call('LRANGE', list, expected, expected + count - 1)
   local same = true
-  for i = 1, count do same = same and there[i] == ARGV[i + 4] end
-  if same then return {'done', expected + count} end
+  for i = 1, count do same = same and there[i] == ARGV[i + 6] end
+  if same then return {'done', expected + count, held[3] or ''} end
 end
-return {'moved', length}
+return {'moved', length, held[3] or '', redis.call('LINDEX', list, -1) or ''}
 """
+"""Add records (from the seventh argument on) behind as many as expected, if the run's state is what is
+expected, too; the sixth argument is its state afterwards, which stays with the lease."""
 
 SWAP = """
 local held = redis.call('HMGET', KEYS[1], 'token', 'holder')
 local again = held[1] == ARGV[2] and held[2] == ARGV[3]
 if not again and (held[1] or '0') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'token', ARGV[2], 'holder', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
+if redis.call('HEXISTS', KEYS[1], 'tail') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
 
@@ -65,6 +75,9 @@ else
   redis.call('ZREM', KEYS[6], ARGV[2])
 end
 if redis.call('EXISTS', runs, documents) == 0 then redis.call('SREM', pipelines, ARGV[1]) end
+-- Only the mark of a whole list may be left.
+local mark = redis.call('SISMEMBER', pipelines, ':')
+if redis.call('SCARD', pipelines) == mark then redis.call('DEL', pipelines) end
 return 1
 """
 
@@ -101,7 +114,7 @@ SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
 class Entry:
     """A record that waits to be sent."""
 
-    record: bytes
+    record: Draft
     token: int | None
     done: asyncio.Future[None]
 
@@ -112,14 +125,16 @@ class RunQueue:
 
     Attributes:
         waiting: Records that wait; one batch is under way at a time.
-        length: Number of records that the server has, as far as known.
+        end: Where the run ends on the server, as far as known.
+        state: What the server keeps to say so.
         recent: The last of them, with the time they were sent.
         size: Their bytes.
         task: What sends the waiting records.
     """
 
     waiting: deque[Entry] = field(default_factory=deque)
-    length: int = 0
+    end: Tail = field(default_factory=Tail)
+    state: bytes = b""
     recent: deque[tuple[float, bytes]] = field(default_factory=deque)
     size: int = 0
     task: asyncio.Task[None] | None = None
@@ -142,14 +157,14 @@ class RunQueue:
             return None
         return [record for _, record in self.recent][len(self.recent) - count :]
 
-    def recorded(self, records: list[bytes], length: int) -> None:
-        """The server has ``records`` as the last of ``length``."""
+    def recorded(self, records: list[bytes], end: Tail, state: bytes) -> None:
+        """The server has ``records`` as the last of a run that ends with them."""
         now = time.monotonic()
-        if length != self.length + len(records):
+        if end.count != self.end.count + len(records):
             # Others recorded, too, or some were sent again: only these are known to be the last.
             self.recent.clear()
             self.size = 0
-        self.length = length
+        self.end, self.state = end, state
         self.recent.extend((now, record) for record in records)
         self.size += sum(len(record) for record in records)
         while self.recent and (now - self.recent[0][0] > REMEMBERED or self.size > REMEMBERED_BYTES):

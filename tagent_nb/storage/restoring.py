@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tagent_nb.errors import CorruptRecordError, NotStoredError, StorageError, StorageUnavailableError
 from tagent_nb.storage.archive import Archive, Item, Writer, open_archive, paths, tag_of
-from tagent_nb.storage.backup import UNLISTED, folder_of, known, own_folder, stored
+from tagent_nb.storage.backup import UNLISTED, Short, folder_of, known, own_folder, stored
 from tagent_nb.storage.disk import user_path
 
 if TYPE_CHECKING:
@@ -153,6 +153,10 @@ async def _merge(
             async for item, data in stored(storage):
                 if replace and item in archive.items:
                     continue
+                if isinstance(data, Short):
+                    info.problems.append(data.problem)
+                    if item in archive.items and archive.read(item).startswith(data):
+                        continue
                 if isinstance(data, bytes):
                     await asyncio.to_thread(writer.add, item, data)
                     info.kept.append(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from tagent_nb.errors import (
     CorruptRecordError,
     LeaseLostError,
 )
+from tagent_nb.storage.codec import Draft, Tail, tail_line, unpack
 from tagent_nb.storage.database import backups_of, is_busy, transaction, translated, waiting
 from tagent_nb.storage.disk import trouble as file_trouble
 from tagent_nb.storage.leases import Lease
@@ -28,13 +30,22 @@ CHECKPOINT = 4_000_000
 
 _INSERT = """
 INSERT INTO records(id, record)
-SELECT coalesce((SELECT id + 1 FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1
-                 ORDER BY id DESC LIMIT 1), ?1 << 32), ?2
-FROM runs WHERE number = ?1 AND (?3 IS NULL OR token = ?3)
+SELECT (?1 << 32) + ?2, ?3 FROM runs WHERE number = ?1 AND (?4 IS NULL OR token = ?4)
 """
+_LAST = (
+    "SELECT id - (?1 << 32), record FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1 "
+    "ORDER BY id DESC LIMIT 1"
+)
 _RANGE = "id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
-_RECORDED = f"EXISTS (SELECT 1 FROM records WHERE {_RANGE})"
+_RECORDED = (
+    f"(EXISTS (SELECT 1 FROM records WHERE {_RANGE}) OR (state <> x'' AND NOT instr(state, x'2030202d20')))"
+)
+"""Whether a run has begun, also if it has lost its records: of one that has none its state says " 0 - "."""
+
 _RUN = "pipeline = ? AND run = ?"
+
+_Ends = dict[tuple[str, str], tuple[int, Tail]]
+"""Numbers of runs, and where they end."""
 
 
 @dataclass(slots=True)
@@ -43,7 +54,7 @@ class _Entry:
 
     pipeline_id: str
     run_id: str
-    record: bytes
+    record: Draft
     token: int | None
     done: Future[None] = field(default_factory=Future)
     lost: LeaseLostError | None = None
@@ -63,20 +74,20 @@ class SQLiteStorageBackend(SQLiteLink):
 
     def _start(self) -> None:
         super()._start()
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._ends: _Ends = {}
         self._waiting: deque[_Entry] = deque()
         self._unmoved = 0
 
     def _opened(self) -> None:
         # Numbers of another file are no numbers of this one.
-        self._numbers.clear()
+        self._ends.clear()
 
     def __repr__(self) -> str:
         return f"SQLiteStorageBackend({str(self.path)!r}, durability={self.durability!r})"
 
     # -- runs -------------------------------------------------------------------------------
 
-    async def _append(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> None:
+    async def _append(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> None:
         self._notice_fork()
         if self._sync or not self._append_now(pipeline_id, run_id, record, token):
             entry = _Entry(pipeline_id, run_id, record, token)
@@ -88,17 +99,20 @@ class SQLiteStorageBackend(SQLiteLink):
             self._unmoved = 0
             self._reader_pool().submit(self._checkpoint)
 
-    def _append_now(self, pipeline_id: str, run_id: str, record: bytes, token: int | None) -> bool:
+    def _append_now(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> bool:
         """Insert without a thread if nobody is in the way: that takes less time than to wake one."""
-        number = self._numbers.get((pipeline_id, run_id))
-        if number is None or not self._lock.acquire(blocking=False):
+        if token is None or (pipeline_id, run_id) not in self._ends or not self._lock.acquire(blocking=False):
             return False
         try:
             if self._connection is None or not self._is_there():
                 return False
             with translated(self.path):
                 try:
-                    return self._connection.execute(_INSERT, (number, record, token)).rowcount == 1
+                    return self._insert_at_end(
+                        self._connection, (pipeline_id, run_id), record, token, self._ends
+                    )
+                except sqlite3.IntegrityError:
+                    return False
                 except sqlite3.Error as error:
                     if is_busy(error):
                         return False
@@ -117,9 +131,11 @@ class SQLiteStorageBackend(SQLiteLink):
                         batch.append(entry)
                 if batch:
                     connection = self._open()
+                    ends: _Ends = {}
                     with waiting(connection), transaction(connection):
                         for entry in batch:
-                            self._insert(connection, entry)
+                            self._insert(connection, entry, ends)
+                    self._ends.update(ends)
         except Exception as error:
             # Whatever it is, those who wait must be told.
             for entry in batch:
@@ -131,16 +147,57 @@ class SQLiteStorageBackend(SQLiteLink):
                 else:
                     entry.done.set_exception(entry.lost)
 
-    def _insert(self, connection: sqlite3.Connection, entry: _Entry) -> None:
+    def _insert(self, connection: sqlite3.Connection, entry: _Entry, ends: _Ends) -> None:
         """Insert one record. A lost lease is noted: it must not spoil the records of others."""
         key = (entry.pipeline_id, entry.run_id)
         if entry.token is None:
             connection.execute("INSERT OR IGNORE INTO runs(pipeline, run) VALUES (?, ?)", key)
         row = connection.execute(f"SELECT number, holder FROM runs WHERE {_RUN}", key).fetchone()
-        if row is not None and connection.execute(_INSERT, (row[0], entry.record, entry.token)).rowcount:
-            self._numbers[key] = row[0]
-        else:
-            entry.lost = self._lost(*key, b"" if row is None else _bytes(row[1]))
+        if row is None:
+            entry.lost = self._lost(*key, b"")
+            return
+        number, holder = row
+        ends[key] = ends.get(key) or self._ends.get(key) or (0, Tail())
+        if ends[key][0] == number:
+            # Others may have recorded this run meanwhile.
+            with contextlib.suppress(sqlite3.IntegrityError):
+                if self._insert_at_end(connection, key, entry.record, entry.token, ends):
+                    return
+        ends[key] = (number, self._end(connection, key, number))
+        if not self._insert_at_end(connection, key, entry.record, entry.token, ends):
+            entry.lost = self._lost(*key, _bytes(holder))
+
+    def _end(self, connection: sqlite3.Connection, key: tuple[str, str], number: int) -> Tail:
+        """Where a run ends."""
+        row = connection.execute(_LAST, (number,)).fetchone()
+        if row is None:
+            return Tail()
+        last = unpack(_bytes(row[1]), self._where(*key), kind="events", owner=key[1], key=self._key)
+        return Tail(row[0] + 1, last.digest)
+
+    @staticmethod
+    def _insert_at_end(
+        connection: sqlite3.Connection, key: tuple[str, str], record: Draft, token: int | None, ends: _Ends
+    ) -> bool:
+        """Insert a record where its run ends as far as is known; ``False`` if the token is not good.
+
+        Raises:
+            sqlite3.IntegrityError: The run goes on there.
+        """
+        number, end = ends[key]
+        data, after = record.seal(end)
+        if connection.execute(_INSERT, (number, end.count, data, token)).rowcount < 1:
+            return False
+        ends[key] = (number, after)
+        if token is None:
+            # Else this is done as often as the lease is renewed, and when it is given back.
+            connection.execute("UPDATE runs SET state = ? WHERE number = ?", (record.state(after), number))
+        return True
+
+    async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
+        # Between two renewals of a lease there may be none, and nothing is wrong.
+        rows = await self._select(f"SELECT state FROM runs WHERE {_RUN}", pipeline_id, run_id)
+        return (_bytes(rows[0][0]) if rows else b"") or None
 
     async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
         records = await self._select(
@@ -148,9 +205,12 @@ class SQLiteStorageBackend(SQLiteLink):
             pipeline_id,
             run_id,
         )
-        if [place for place, _ in records] != list(range(len(records))):
-            where = self._where(pipeline_id, run_id)
-            raise CorruptRecordError(f"{where}: records are missing. Restore a backup, or delete the run.")
+        for number, (place, _) in enumerate(records):
+            if place != number:
+                raise CorruptRecordError(
+                    f"{self._where(pipeline_id, run_id)}: records are missing. Restore a backup, or delete "
+                    f"the run. The first of them is record {number + 1} of run {run_id}."
+                )
         return b"".join(_bytes(record) for _, record in records) if records else None
 
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
@@ -166,8 +226,8 @@ class SQLiteStorageBackend(SQLiteLink):
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
         return await self._select(
-            f"SELECT run, (SELECT sum(length(record)) FROM records WHERE {_RANGE}) AS size FROM runs "
-            "WHERE pipeline = ? AND size IS NOT NULL ORDER BY number",
+            f"SELECT run, coalesce((SELECT sum(length(record)) FROM records WHERE {_RANGE}), 0) FROM runs "
+            f"WHERE pipeline = ? AND {_RECORDED} ORDER BY number",
             pipeline_id,
         )
 
@@ -193,17 +253,24 @@ class SQLiteStorageBackend(SQLiteLink):
     async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
         places = ", ".join("?" * len(run_ids))
         rows = await self._select(
-            f"SELECT run, (SELECT sum(length(record)) FROM records WHERE {_RANGE}) AS size, "
-            "CAST(token AS INTEGER), holder, (SELECT CASE WHEN length(record) <= ? THEN record END "
+            f"SELECT run, coalesce((SELECT sum(length(record)) FROM records WHERE {_RANGE}), 0), "
+            "CAST(token AS INTEGER), holder, state, (SELECT CASE WHEN length(record) <= ? THEN record END "
             f"FROM records WHERE {_RANGE} ORDER BY id DESC LIMIT 1) "
-            f"FROM runs WHERE pipeline = ? AND run IN ({places}) AND size IS NOT NULL ORDER BY number",
+            f"FROM runs WHERE pipeline = ? AND run IN ({places}) AND {_RECORDED} ORDER BY number",
             LONG,
             pipeline_id,
             *run_ids,
         )
         return [
-            Row(run_id, size, token, _bytes(holder), None if tail is None else _bytes(tail))
-            for run_id, size, token, holder, tail in rows
+            Row(
+                run_id,
+                size,
+                token,
+                _bytes(holder),
+                _bytes(state) or None,
+                None if tail is None else _bytes(tail),
+            )
+            for run_id, size, token, holder, state, tail in rows
         ]
 
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
@@ -222,7 +289,7 @@ class SQLiteStorageBackend(SQLiteLink):
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         super()._forget(pipeline_id, run_id)
-        self._numbers.pop((pipeline_id, run_id), None)
+        self._ends.pop((pipeline_id, run_id), None)
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -245,10 +312,27 @@ class SQLiteStorageBackend(SQLiteLink):
             key = (pipeline_id, run_id)
             if not expected:
                 connection.execute("INSERT OR IGNORE INTO runs(pipeline, run) VALUES (?, ?)", key)
-            update = f"UPDATE runs SET token = ?, holder = ? WHERE {_RUN} AND CAST(token AS INTEGER) = ?"
-            return connection.execute(update, (token, holder, *key, expected)).rowcount == 1
+            end = self._ends.get(key) if token == expected else None
+            # A run that has not begun says so: its pipeline can then be told even from a damaged log.
+            state = tail_line(*key, Tail() if end is None else end[1], self._key)
+            update = (
+                "UPDATE runs SET token = ?1, holder = ?2, "
+                "state = CASE WHEN ?3 OR state = x'' THEN ?4 ELSE state END "
+                "WHERE pipeline = ?5 AND run = ?6 AND CAST(token AS INTEGER) = ?7"
+            )
+            values = (token, holder, end is not None, state, *key, expected)
+            return connection.execute(update, values).rowcount == 1
 
-        return await self._write(swap)
+        done = await self._write(swap)
+        if not holder:
+            self._ends.pop((pipeline_id, run_id), None)
+        return done
+
+    async def _tidy_after(self, lease: Lease) -> None:
+        await super()._tidy_after(lease)
+        # What is in the database is out of reach of damage to the log.
+        self._unmoved = 0
+        self._reader_pool().submit(self._checkpoint, "TRUNCATE")
 
     # -- documents --------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from tagent_nb.storage.database import (
 )
 from tagent_nb.storage.disk import MAX_MARK, is_regular, mark_file, read_file, user_path
 from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.wal import recover
 
 T = TypeVar("T")
 
@@ -102,7 +103,16 @@ class SQLiteLink(RecordingBackend):
 
     def _connect(self) -> sqlite3.Connection:
         self._refuse_half(read_file(self._mark_path, MAX_MARK))
-        return connect(self.path, sync=self._sync)
+        connection = connect(self.path, sync=self._sync)
+        try:
+            with translated(self.path):
+                lost = recover(connection, self.path, self._key)
+        except BaseException:
+            connection.close()
+            raise
+        if lost is not None:
+            self._report(lost)
+        return connection
 
     def _open(self) -> sqlite3.Connection:
         """The connection that writes. The lock must be held."""
@@ -169,14 +179,14 @@ class SQLiteLink(RecordingBackend):
 
         return await self._read_in_thread(call)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, how: str = "PASSIVE") -> None:
         """Move what is in the log into the database, beside whoever writes."""
         try:
             if self._reader is None:
                 self._reader = self._connect()
                 self._reads = _identity(self.path)
             with translated(self.path):
-                self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._reader.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
         except StorageError as error:
             # What is in the log is safe; if the trouble lasts, the next record will say so.
             self._report(f"The log could not be emptied. {error}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tagent_nb.errors import (
+    CorruptRecordError,
     DefinitionError,
     EncodeError,
     NotStoredError,
@@ -26,6 +27,8 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.names import storage_id
 from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.codec import read_record
+from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.testing.backups import BackupContract
 from tagent_nb.testing.leases import LeaseContract
 from tagent_nb.testing.samples import plain, sample_run
@@ -297,6 +300,84 @@ class StorageContract(LeaseContract, BackupContract):
         await storage.close()
         assert plain(await storage.read_run("p", "run")) == plain(events)
 
+    # -- order and completeness -------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ("swapped", "record 3 of run run is missing: record 4 is in its place"),
+            ("doubled", "record 3 of run run is in the place of record 4"),
+            ("left out", "record 3 of run run is missing: record 4 is in its place"),
+        ],
+    )
+    async def test_records_in_another_order_are_damage(
+        self, storage: StorageBackend, monkeypatch: pytest.MonkeyPatch, change: str, named: str
+    ) -> None:
+        """Swapped, doubled or left out, whoever reads the run gets an error that names the record."""
+        events = sample_run()
+        for event in events:
+            await storage.append("p", "run", [event])
+        again = self.another(storage)
+        if not isinstance(again, RecordingBackend):
+            # Events are kept by reference: there is no record that could be changed.
+            assert plain(await again.read_run("p", "run")) == plain(events)
+            return
+        records = await _records(again, "run")
+        assert len(records) == len(events)
+        changed = {
+            "swapped": [*records[:2], records[3], records[2], *records[4:]],
+            "doubled": [*records[:3], *records[2:]],
+            "left out": [*records[:2], *records[3:]],
+        }[change]
+        _instead(monkeypatch, again, changed)
+        with pytest.raises(CorruptRecordError, match=named):
+            await again.read_run("p", "run")
+
+    async def test_a_missing_end_is_told(
+        self, storage: StorageBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where a run's state says that more was recorded, its readers and the list of runs say so."""
+        events = sample_run()
+        lease = await storage.acquire("p", "run")
+        for event in events:
+            await storage.append("p", "run", [event], token=lease.token)
+        await storage.release(lease)
+        again = self.another(storage)
+        assert plain(await again.read_run("p", "run")) == plain(events)
+        assert again.problems == []
+        if not isinstance(again, RecordingBackend):
+            return
+        records = await _records(again, "run")
+        _instead(monkeypatch, again, records[:-2])
+        message = f"{len(events)} records were recorded, and {len(events) - 2} are there"
+        found = await again.read_run("p", "run")
+        assert plain(found[:-1]) == plain(events[:-2])
+        assert isinstance(found[-1], Warned)
+        assert message in found[-1].message
+        assert again.problems == [found[-1].message]
+        (info,) = await again.runs("p")
+        assert (info.status, info.problem) == ("interrupted", found[-1].message)
+        _instead(monkeypatch, again, [])
+        for call in (again.read_run("p", "run"), again.append("p", "run", events)):
+            with pytest.raises(CorruptRecordError, match=f"state lost: {len(events)} records"):
+                await call
+        (info,) = await again.runs("p")
+        assert info.status == "damaged"
+
+    async def test_a_run_carried_on_is_one_chain(self, storage: StorageBackend) -> None:
+        """Also by other processes, with a lease or without, and by tasks that record at once."""
+        for _ in range(2):
+            again = self.another(storage)
+            lease = await again.acquire("p", "r")
+            batch = [Warned(run_id="r", message=str(n)) for n in range(5)]
+            await asyncio.gather(*(again.append("p", "r", [event], token=lease.token) for event in batch))
+            await again.append("p", "r", batch)
+            await again.release(lease)
+            await storage.append("p", "r", batch)
+        found = await self.another(storage).read_run("p", "r")
+        assert len(found) == 30
+        assert storage.problems == []
+
     # -- deleting ---------------------------------------------------------------------------
 
     async def test_deleting_a_run_leaves_the_others(self, storage: StorageBackend) -> None:
@@ -337,3 +418,26 @@ class StorageContract(LeaseContract, BackupContract):
         await storage.release(lease)
         await again.delete("p")
         assert await storage.list_pipelines() == []
+
+
+async def _records(storage: RecordingBackend, run_id: str) -> list[bytes]:
+    """The records of a run of pipeline ``p`` as they are stored."""
+    data, records, place = await storage._read("p", run_id) or b"", [], 0
+    while place < len(data):
+        _, end = read_record(data, place, run_id, None)
+        records.append(data[place:end])
+        place = end
+    return records
+
+
+def _instead(monkeypatch: pytest.MonkeyPatch, storage: RecordingBackend, records: list[bytes]) -> None:
+    """Let a backend find other records than those that it has stored."""
+
+    async def read(*args: object) -> bytes | None:
+        return b"".join(records) or None
+
+    async def tail(*args: object) -> bytes:
+        return b"".join(records[-1:])
+
+    monkeypatch.setattr(storage, "_read", read)
+    monkeypatch.setattr(storage, "_tail", tail)

@@ -1,0 +1,173 @@
+"""Damage in SQLite's write-ahead log, which SQLite itself does not tell.
+
+To SQLite the log ends before the first frame whose checksum is wrong, as after a crash in the middle of a
+write. Frames behind that may belong to transactions that were committed. The log and its index are described
+in https://www.sqlite.org/walformat.html.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tagent_nb.storage.codec import LINK, Tail, tail_line
+from tagent_nb.storage.database import transaction, waiting
+
+_HEAD = struct.Struct(">8I")
+"""Magic number, version, size of a page, number of the checkpoint, two salts, two checksums."""
+
+_FRAME = struct.Struct(">6I")
+"""Page, size of the database after a commit (else 0), two salts, two checksums; then the page."""
+
+_MAGIC = 0x377F0682
+_IN_USE = 16
+"""Where the index has the number of frames that count."""
+
+_RECORD = re.compile(
+    rb"tagent-nb 2 json(?:-signed)? events ([\w-]{1,64}) \S+ \d+ (\d{1,10}) \S+ \d+ ([0-9a-f]{64})\n"
+)
+_DOCUMENT = re.compile(
+    rb"tagent-nb 1 json(?:-signed)? (snapshot|memories) ([\w-]{1,64}) \S+ \d+ \d+ ([0-9a-f]{64})\n"
+)
+_STATE = re.compile(rb"tail ([\w-]{1,64}) ([\w-]{1,64}) \d+ ")
+
+
+def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> str | None:
+    """Find out what a damaged log has lost, note it beside the runs concerned, and keep the log aside.
+
+    Returns:
+        What was lost, in a sentence; ``None`` if nothing was.
+    """
+    log = path.with_name(path.name + "-wal")
+    if not _lost(path, log):
+        return None
+    with waiting(connection), transaction(connection):
+        # Now nobody writes; before, a transaction may have been half-way.
+        lost = _lost(path, log)
+        if not lost:
+            return None
+        aside = log.with_name(f"{log.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        try:
+            shutil.copyfile(log, aside)
+            aside.chmod(0o600)
+            kept = f"The log as it was is kept in {aside}."
+        except OSError as error:
+            kept = f"The log as it was could not be kept aside: {error.strerror}."
+        what = [*_note_runs(connection, lost, key), *_documents(connection, lost)]
+    # What is damaged is not met again.
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return (
+        f"{log} is damaged, so that SQLite leaves out its end. Lost: "
+        f"{'; '.join(what) or 'nothing of a run, perhaps a claim or a deletion'}. {kept} Restore a backup, "
+        "or carry the runs on from where they are."
+    )
+
+
+# -- the frames that are left out ----------------------------------------------------------------
+
+
+def _lost(path: Path, log: Path) -> list[bytes]:
+    """The frames behind those that SQLite reads, if some were committed."""
+    if not log.exists() or log.stat().st_size < _HEAD.size + _FRAME.size:
+        return []
+    with path.with_name(path.name + "-shm").open("rb") as index:
+        in_use: int = struct.unpack_from("=I", index.read(_IN_USE + 4), _IN_USE)[0]
+    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _behind(data, in_use)
+
+
+def _behind(data: mmap.mmap, in_use: int) -> list[bytes]:
+    magic, _, page, _, *salts, _, _ = _HEAD.unpack_from(data)
+    whole = magic & ~1 == _MAGIC and _checksum(data[:24], magic & 1) == _HEAD.unpack_from(data)[6:]
+    if not whole:
+        # All frames are left out. Their salts and their size are in themselves.
+        page, salts = _page_size(data), list(_FRAME.unpack_from(data, _HEAD.size)[2:4])
+    size = _FRAME.size + page
+    frames: list[bytes] = []
+    committed = False
+    for place in range(_HEAD.size + in_use * size, len(data) - size + 1, size):
+        _, commit, *found, _, _ = _FRAME.unpack_from(data, place)
+        same = [ours == theirs for ours, theirs in zip(salts, found, strict=True)]
+        # Frames of before the log began anew have other salts, both of them.
+        if any(same):
+            frames.append(data[place : place + size])
+            committed = committed or commit > 0 or not all(same)
+    return frames if committed else []
+
+
+def _page_size(data: mmap.mmap) -> int:
+    """By the distance of the first two frames, which have the same salts."""
+    salts = data[_HEAD.size + 8 : _HEAD.size + 16]
+    for power in range(9, 17):
+        start = _HEAD.size + _FRAME.size + (1 << power) + 8
+        if data[start : start + 8] == salts:
+            return 1 << power
+    return len(data) - _HEAD.size - _FRAME.size
+
+
+def _checksum(data: bytes, big: int) -> tuple[int, int]:
+    words = struct.unpack(f"{'>' if big else '<'}{len(data) // 4}I", data)
+    first = second = 0
+    for x, y in zip(words[::2], words[1::2], strict=True):
+        first = (first + x + second) & 0xFFFFFFFF
+        second = (second + y + first) & 0xFFFFFFFF
+    return first, second
+
+
+# -- what was in them ----------------------------------------------------------------------------
+
+
+def _note_runs(connection: sqlite3.Connection, lost: list[bytes], key: bytes | None) -> Iterator[str]:
+    """Note beside each run where it ended, as far as the database has less of it; name what is lost."""
+    ends: dict[str, Tail] = {}
+    pipelines: dict[str, set[str]] = {}
+    for frame in lost:
+        for run, place, digest in _RECORD.findall(frame):
+            end = Tail(int(place) + 1, digest[:LINK].decode())
+            ends[run.decode()] = max(ends.get(run.decode(), end), end, key=lambda tail: tail.count)
+        for pipeline, run in _STATE.findall(frame):
+            pipelines.setdefault(run.decode(), set()).add(pipeline.decode())
+    for run_id, end in sorted(ends.items()):
+        rows = connection.execute("SELECT pipeline FROM runs WHERE run = ?", (run_id,)).fetchall()
+        names = pipelines.get(run_id, set()) | {name for (name,) in rows}
+        if not names:
+            yield f"run {run_id} ({end.count} records or more)"
+        for pipeline_id in sorted(names):
+            count = _count(connection, pipeline_id, run_id)
+            if count < end.count:
+                connection.execute(
+                    "INSERT INTO runs(pipeline, run, state) VALUES (?, ?, ?) "
+                    "ON CONFLICT(pipeline, run) DO UPDATE SET state = excluded.state",
+                    (pipeline_id, run_id, tail_line(pipeline_id, run_id, end, key)),
+                )
+                what = (
+                    f"records {count + 1} to {end.count}" if end.count > count + 1 else f"record {end.count}"
+                )
+                yield f"{what} of run {run_id} of pipeline {pipeline_id}"
+
+
+def _count(connection: sqlite3.Connection, pipeline_id: str, run_id: str) -> int:
+    query = (
+        "SELECT count(*) FROM records, runs WHERE pipeline = ? AND run = ? "
+        "AND id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
+    )
+    (count,) = connection.execute(query, (pipeline_id, run_id)).fetchone()
+    return int(count)
+
+
+def _documents(connection: sqlite3.Connection, lost: list[bytes]) -> Iterator[str]:
+    """Name the documents of which the database has another version."""
+    found = {
+        (name, pipeline): digest for frame in lost for name, pipeline, digest in _DOCUMENT.findall(frame)
+    }
+    for (name, pipeline), digest in sorted(found.items()):
+        query = "SELECT record FROM documents WHERE pipeline = ? AND name = ?"
+        row = connection.execute(query, (pipeline.decode(), name.decode())).fetchone()
+        if row is None or digest not in bytes(row[0])[:1024]:
+            yield f"the {name.decode()} that pipeline {pipeline.decode()} saved last"
