@@ -456,11 +456,105 @@ async def test_runs_whose_list_the_server_has_evicted_are_found(store: RedisStor
     assert [info.run_id for info in await store.runs("p")] == ["r", "s"]
 
 
+LISTS = {"runs": ["runs"], "order": ["order"], "runs and order": ["runs", "order"]}
+
+
+@pytest.mark.parametrize("gone", [*LISTS, "everything but the runs"])
+@pytest.mark.parametrize("then", ["listed", "a new run", "the run goes on", "a run of another process"])
+async def test_a_list_of_runs_that_the_server_has_lost_is_made_again(
+    store: RedisStorageBackend, gone: str, then: str
+) -> None:
+    """Whoever comes next: no run is missing in it, and the newest is still the newest."""
+    for run_id in ("a", "b", "c"):
+        await record(store, run_id, run_id=run_id)
+    if gone in LISTS:
+        await raw(store).delete(*(store._name("p", name) for name in LISTS[gone]))
+    else:
+        keys = await raw(store).keys(f"{store.prefix}:*")
+        await raw(store).delete(*(key for key in keys if b":run:" not in key))
+    other = RedisStorageBackend(store._url, prefix=store.prefix)
+    expected = ["a", "b", "c"]
+    if then == "a new run":
+        await record(store, "new", run_id="d")
+    elif then == "the run goes on":
+        await record(store, "more", run_id="c")
+    elif then == "a run of another process":
+        await record(other, "new", run_id="d")
+    if "new" in then or "another" in then:
+        expected.append("d")
+    assert await other.list_pipelines() == ["p"]
+    assert [info.run_id for info in await other.runs("p")] == expected
+    assert await other.newest_run("p") == expected[-1]
+    assert [info.run_id for info in await store.runs("p")] == expected
+    assert all(info.status == "interrupted" for info in await store.runs("p"))
+    if gone != "order":
+        assert any("was gone or not whole" in problem for problem in store.problems + other.problems)
+
+
+@pytest.mark.parametrize("beside", [[], ["runs"], ["order"], ["runs", "order"], ["lease"]], ids="-".join)
+async def test_a_run_whose_records_the_server_has_lost_is_told(
+    store: RedisStorageBackend, beside: list[str]
+) -> None:
+    """And no older run takes its place, whatever is lost besides; it can be deleted."""
+    await record(store, "old", run_id="old")
+    await record(store, "one", "two")
+    names = [store._name("p", name, *(["r"] if name == "lease" else [])) for name in beside]
+    await raw(store).delete(store._name("p", "run", "r"), *names)
+    other = RedisStorageBackend(store._url, prefix=store.prefix)
+    assert await other.newest_run("p") == "r"
+    assert {info.run_id: info.status for info in await other.runs("p")} == {
+        "old": "interrupted", "r": "damaged"
+    }  # fmt: skip
+    assert "state lost" in ((await other.runs("p"))[-1].problem or "")
+    if "runs" in beside:
+        assert "State lost: of r no record is left" in other.problems[0]
+    for call in (other.read_run("p", "r"), record(other, "three")):
+        with pytest.raises(CorruptRecordError, match="state lost"):
+            await call
+    await other.delete_run("p", "r")
+    assert [info.run_id for info in await other.runs("p")] == ["old"]
+
+
+async def test_a_running_run_that_the_server_has_lost_is_recorded_again(
+    store: RedisStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """List, order and records are gone: what is still known here is put back, or else the run fails."""
+    await record(store, "old", run_id="old")
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", token=lease.token)
+    gone = [store._name("p", "run", "r"), store._name("p", "runs"), store._name("p", "order")]
+    await raw(store).delete(*gone)
+    await record(store, "three", token=lease.token)
+    assert await read(store) == ["one", "two", "three"]
+    assert {info.run_id for info in await store.runs("p")} == {"old", "r"}
+    monkeypatch.setattr(redis_queue, "REMEMBERED", -1.0)
+    await record(store, "four", token=lease.token)
+    await raw(store).delete(*gone)
+    with pytest.raises(StorageUnavailableError, match="State lost: .* has lost 4 records of run r"):
+        await record(store, "five", token=lease.token)
+    runs = {info.run_id: info.status for info in await RedisStorageBackend(
+        store._url, prefix=store.prefix
+    ).runs("p")}  # fmt: skip
+    assert runs == {"old": "interrupted", "r": "damaged"}
+
+
+async def test_a_list_that_cannot_be_put_back_is_read_all_the_same(own: Any) -> None:
+    """The memory of the server is full."""
+    server = own("--maxmemory", "3mb")
+    storage = RedisStorageBackend(server.url)
+    await record(storage, "one")
+    await raw(storage).delete("tagent-nb:pipelines", storage._name("p", "runs"))
+    await raw(storage).config_set("maxmemory", 1)
+    assert await storage.list_pipelines() == ["p"]
+    assert [info.run_id for info in await storage.runs("p")] == ["r"]
+
+
 async def test_a_pipeline_that_has_lost_all_is_an_empty_one(store: RedisStorageBackend) -> None:
     """Nothing is left to be found, and nothing is in the way of the next run."""
     await record(store, "one")
-    await raw(store).delete(store._name("p", "runs"), store._name("p", "run", "r"))
+    await raw(store).delete(*await raw(store).keys(f"{store.prefix}:*"))
     assert await store.runs("p") == []
+    assert await store.list_pipelines() == []
     await record(store, "new", run_id="new")
     assert [info.run_id for info in await store.runs("p")] == ["new"]
 

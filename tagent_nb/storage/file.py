@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError
-from tagent_nb.storage.codec import Draft, has_begun
+from tagent_nb.storage.codec import Draft
 from tagent_nb.storage.disk import (
     MAX_MARK,
     from_file_name,
@@ -30,13 +30,13 @@ from tagent_nb.storage.disk import (
     user_path,
 )
 from tagent_nb.storage.journal import TAIL, RunFile
-from tagent_nb.storage.order import FIRST, JOURNAL, ORDER, RunOrder, begun
+from tagent_nb.storage.order import FIRST, JOURNAL, LEASE, ORDER, RunOrder, begun
 from tagent_nb.storage.recording import RecordingBackend, Row
 
 Durability = Literal["full", "fast"]
 T = TypeVar("T")
 
-_SUFFIXES = (".record", JOURNAL, ".lease", ORDER, ".tmp")
+_SUFFIXES = (".record", JOURNAL, LEASE, ORDER, ".tmp")
 
 MAX_OPEN = 32
 """Runs whose files stay open between two records."""
@@ -190,12 +190,19 @@ class FileStorageBackend(RecordingBackend):
 
         return RunOrder(folder, cache(start), partial(self._has_lost, folder), sync=self._sync)
 
+    def _holds_any(self, folder: Path) -> bool:
+        """Whether there is a document or a run in a pipeline's folder, or a run that has lost its journal."""
+        names = [entry.name for entry in _entries(folder)]
+        if any(name.endswith((".record", JOURNAL)) for name in names):
+            return True
+        return any(name.endswith(LEASE) and self._has_lost(folder, name[: -len(LEASE)]) for name in names)
+
     def _has_lost(self, folder: Path, name: str) -> bool:
         """Whether the lease of a run, by the name of its files, says that it had records."""
         run_id = from_file_name(name)
         # What cannot be read is told where it is read.
         with contextlib.suppress(StorageError):
-            return run_id is not None and has_begun(self._file_of(folder, folder.name, run_id).state())
+            return run_id is not None and self._file_of(folder, folder.name, run_id).has_begun()
         return False
 
     # -- leases -----------------------------------------------------------------------------
@@ -246,7 +253,7 @@ class FileStorageBackend(RecordingBackend):
                 for entry in _entries(self.base_path)
                 if entry.is_dir(follow_symlinks=False)
                 and (pipeline_id := from_file_name(entry.name)) is not None
-                and any(one.name.endswith((".record", JOURNAL)) for one in _entries(Path(entry)))
+                and self._holds_any(Path(entry))
             ]
 
         return await self._in_thread(look)

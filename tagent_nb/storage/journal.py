@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
-from tagent_nb.storage.codec import Draft, Tail, end_problem, split, tail_line
+from tagent_nb.storage.codec import Draft, Tail, end_problem, has_begun, split, tail_line
 from tagent_nb.storage.disk import (
     make_folder,
     open_file,
+    read_file,
     read_open,
     replace_file,
     trouble,
@@ -80,6 +81,11 @@ class RunFile:
     def state(self) -> bytes:
         """What says where the journal ends; empty if nothing does."""
         return self._read_lease()[2]
+
+    def has_begun(self) -> bool:
+        """Whether the journal has records, or had: by the lease, and without its lock, which is held by what
+        waits until the new run is in order."""
+        return has_begun(_parse_lease(read_file(self.lease_path, 1 << 16) or b"")[2])
 
     def _read_lease(self) -> tuple[int, bytes, bytes]:
         with self._shared() as lease:

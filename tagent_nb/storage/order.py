@@ -7,6 +7,7 @@ Stores of before have no order: it is worked out once, from the times that the r
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,12 @@ SPARE = 1000
 
 
 def begun(first: bytes, run_id: str, key: bytes | None) -> float:
-    """When a run began, by its first record or else its id; in seconds since the epoch, 0 if neither says."""
+    """When a run began, by its first record or else its id; in seconds since the epoch, 0 if neither says.
+
+    Without any record to ask, a run that was lost counts as the newest: no older one may be taken for it.
+    """
+    if not first:
+        return time_in(run_id) or math.inf
     with contextlib.suppress(StorageError):
         record, _ = read_record(first, 0, run_id, key)
         return started_at(record.body, run_id)

@@ -139,6 +139,9 @@ class RedisStorageBackend(RedisLink):
             count, state, last = more
             end = self._end(pipeline_id, run_id, count, last)
             again = self._lost_records(pipeline_id, run_id, queue, end)
+            if again:
+                # With them, it may have lost the list of runs.
+                await self._newest(pipeline_id, 1)
 
     async def _look_before(self, pipeline_id: str, run_id: str) -> None:
         """Before a run begins or goes on: see to it that neither it nor the list of runs was lost."""
@@ -243,15 +246,12 @@ class RedisStorageBackend(RedisLink):
     async def _sizes(self, pipeline_id: str) -> dict[str, int]:
         """The list of runs. What the server has lost of it is put back."""
 
-        async def look(client: Any) -> list[Any]:
-            # At one moment: else a run that begins meanwhile would look lost.
-            async with client.pipeline(transaction=True) as together:
-                together.hgetall(self._name(pipeline_id, "runs"))
-                together.zrange(self._name(pipeline_id, "order"), 0, -1)
-                answers: list[Any] = await together.execute()
-                return answers
-
-        listed, order = await self._try(look)
+        listed, order = await self._look(
+            lambda together: (
+                together.hgetall(self._name(pipeline_id, "runs")),
+                together.zrange(self._name(pipeline_id, "order"), 0, -1),
+            )
+        )
         sizes = {text(run_id): number(size) for run_id, size in listed.items()}
         ordered = {text(run_id) for run_id in order}
         if (sizes and ordered == set(sizes)) or (not ordered and not sizes and self._is_empty(pipeline_id)):
@@ -266,7 +266,9 @@ class RedisStorageBackend(RedisLink):
         leased = [name for kind, _, name in keys if kind == "lease" and name not in recorded]
         states = [await self._state(pipeline_id, name) for name in leased]
         begun = {name for name, state in zip(leased, states, strict=True) if has_begun(state)}
-        missing = sorted((recorded | begun | ordered).difference(sizes))
+        # Runs that began meanwhile are in the list by now.
+        present = await self._try(lambda client: client.hkeys(self._name(pipeline_id, "runs")))
+        missing = sorted((recorded | begun | ordered).difference(sizes, map(text, present)))
         if not sizes and not missing:
             self._empty[pipeline_id] = time.monotonic()
         for name in missing:
@@ -311,7 +313,7 @@ class RedisStorageBackend(RedisLink):
             problems = [answer for answer in (sizes, lease, tail) if isinstance(answer, Exception)]
             if problems:
                 row.problem = self._trouble(problems[0])
-            elif sizes[place] is None:
+            elif sizes[place] is None and not tail and not has_begun(lease[2]):
                 # Another process has deleted it.
                 continue
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -441,3 +442,5 @@ def _instead(monkeypatch: pytest.MonkeyPatch, storage: RecordingBackend, records
 
     monkeypatch.setattr(storage, "_read", read)
     monkeypatch.setattr(storage, "_tail", tail)
+    # A list of runs may take another way to what is stored.
+    monkeypatch.setattr(storage, "_rows", partial(RecordingBackend._rows, storage))
