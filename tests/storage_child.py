@@ -72,6 +72,18 @@ async def churn(storage: StorageBackend, count: str) -> None:
         await storage.release(lease)
 
 
+async def leave(storage: StorageBackend) -> None:
+    """Record a few runs that none of them ends, save something, and wait to be killed."""
+    await storage.save("p", {"saved": 0})
+    leases = [await storage.acquire("p", f"r{n}") for n in range(4)]
+    for n in range(24):
+        event = StepFinished(run_id=f"r{n % 4}", step=f"s{n // 4}", output=StoredValue.of("x" * (n * 97)))
+        await storage.append("p", event.run_id, [event], token=leases[n % 4].token)
+    await storage.save("p", {"saved": 1})
+    say("go")
+    sys.stdin.readline()
+
+
 async def claim(storage: StorageBackend) -> None:
     """Claim each run that the test names, and say whether it was granted."""
     say("go")
@@ -142,7 +154,7 @@ def main() -> None:
     storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
     verbs: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
         "record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "restore": restore,
-        "run": run,
+        "run": run, "leave": leave,
     }  # fmt: skip
     asyncio.run(verbs[what](storage, *rest))
 

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,6 +316,109 @@ async def test_records_swapped_doubled_or_left_out(
             assert len(events) == len(records) + 1
         await storage.close()
     report(f"records swapped, doubled, left out ({kind_of(url)}, signed: {signed})", count, silent)
+
+
+# -- a damaged log -----------------------------------------------------------------------------
+
+
+async def _look(path: Path) -> tuple[dict[str, int], list[str]]:
+    """How much is stored of each run, which version was saved, and all that is said about damage."""
+    storage = open_storage(f"sqlite:///{path}/runs.db")
+    found: dict[str, int] = {}
+    told: list[str] = []
+    try:
+        for info in await storage.runs("p"):
+            told += [info.problem] if info.problem else []
+            with contextlib.suppress(CorruptRecordError):
+                found[info.run_id] = len(await finished(storage, "p", info.run_id))
+        found["saved"] = (await storage.load("p"))["saved"]
+    except StorageError as error:
+        told.append(str(error))
+    told += storage.problems
+    await storage.close()
+    return found, told
+
+
+async def test_a_bit_of_the_write_ahead_log(tmp_path: Path, repetitions: Repetitions) -> None:
+    """After SIGKILL, one bit anywhere in the log: all is there, or what is lost is named. A log that is cut
+    off within its last transaction, as by the crash itself, is no damage."""
+    count, silent, short = repetitions(10, 200), 0, 0
+    child = Child("leave", f"sqlite:///{tmp_path}/runs.db")
+    assert child.hear() == "go"
+    child.kill()
+    log = (tmp_path / "runs.db-wal").read_bytes()
+    frame = 24 + 2048
+    whole = {**{f"r{n}": 6 for n in range(4)}, "saved": 1}
+    for n in range(count):
+        copy = tmp_path / str(n)
+        copy.mkdir()
+        shutil.copy(tmp_path / "runs.db", copy)
+        damaged = bytearray(log)
+        # The head of the log, the head of a frame, the last transaction, or anywhere.
+        place = (
+            random.randrange(32),
+            32 + random.randrange(len(log) // frame) * frame + random.randrange(24),
+            len(log) - 1 - random.randrange(frame),
+            random.randrange(len(log)),
+        )[n % 4]
+        damaged[place] ^= 1 << random.randrange(8)
+        (copy / "runs.db-wal").write_bytes(damaged)
+        found, told = await _look(copy)
+        short += found != whole
+        silent += found != whole and not told
+        for run_id in whole:
+            silent += found.get(run_id) != whole[run_id] and not any(run_id in message for message in told)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(tmp_path / "runs.db", cut)
+    (cut / "runs.db-wal").write_bytes(log[: -random.randrange(1, frame)])
+    found, told = await _look(cut)
+    assert (found, told) == ({**whole, "saved": 0}, [])
+    report(f"a bit of the write-ahead log ({short} times something was lost and named)", count, silent)
+
+
+@pytest.mark.requires("redis-server")
+async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitions) -> None:
+    """Whatever keys besides a run's records go: no run is missing. Where its records go, it is told, and no
+    older run is taken for the newest."""
+    import redis
+
+    count, silent = repetitions(10, 100), 0
+    server = RedisServer(tmp_path, "--appendonly", "no")
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.kill)
+        for n in range(count):
+            storage = open_storage(server.url, durability="fast")
+            ids = [f"2026010{day}T000000-{n}" for day in range(1, 6)]
+            pipeline_id = f"p{n}"
+            for run_id in ids:
+                lease = await storage.acquire(pipeline_id, run_id)
+                event = StepFinished(run_id=run_id, step="s", output=StoredValue.of(1))
+                await storage.append(pipeline_id, run_id, [event], token=lease.token)
+                await storage.release(lease)
+            client = redis.Redis.from_url(server.url)
+            start = f"tagent-nb:pipeline:{pipeline_id}:"
+            lists = [f"{start}runs", f"{start}order", "tagent-nb:pipelines", f"{start}lease:{ids[0]}"]
+            client.delete(*random.sample(lists, random.randrange(1, 5)))
+            lost = random.sample(ids, random.randrange(3))
+            for run_id in lost:
+                client.delete(f"{start}run:{run_id}")
+            if n % 2:
+                event = StepFinished(run_id="20260109T000000-0", step="s", output=StoredValue.of(1))
+                await open_storage(server.url).append(pipeline_id, event.run_id, [event])
+                ids.append(event.run_id)
+            again = open_storage(server.url, durability="fast")
+            runs = {info.run_id: info.problem for info in await again.runs(pipeline_id)}
+            # Of a run that has lost its records and its lease together, only the lists may still know.
+            traceless = {run_id for run_id in lost if run_id == ids[0]}.difference(runs)
+            silent += set(ids) - traceless != set(runs)
+            silent += sum("state lost" not in (runs[run_id] or "") for run_id in lost if run_id in runs)
+            silent += await again.newest_run(pipeline_id) != ids[-1]
+            silent += pipeline_id not in await again.list_pipelines()
+            client.close()
+            await again.close()
+            await storage.close()
+    report("lists and runs that Redis has lost", count, silent)
 
 
 # -- disks -------------------------------------------------------------------------------------
