@@ -49,6 +49,48 @@ def error(status: int, message: str, code: str = "", **headers: str) -> Act:
     return Act(status=status, body=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
+def completion(**fields: Any) -> Act:
+    """A whole answer with other fields, sent as JSON also where a stream is asked for.
+
+    Fields of the message are written with ``message_``, those of the choice with ``choice_``. One that is
+    ``...`` is left out.
+    """
+    message = _present({"role": "assistant", "content": "hello", **_named("message_", fields)})
+    choice = _present({"index": 0, "finish_reason": "stop", "message": message, **_named("choice_", fields)})
+    body = {
+        **_head({"model": "gpt-4o"}, "chat.completion"),
+        "choices": [choice],
+        "usage": USAGE,
+        **{name: value for name, value in fields.items() if not name.startswith(("message_", "choice_"))},
+    }
+    return Act(body=json.dumps(_present(body)))
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+def _named(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): one for name, one in fields.items() if name.startswith(prefix)}
+
+
+def pieces(*chunks: dict[str, Any] | str, done: bool = True) -> Act:
+    """A stream of these pieces; a text is a piece of the answer."""
+    head = _head({"model": "gpt-4o"}, "chat.completion.chunk")
+    texts = []
+    for chunk in chunks:
+        one = piece(chunk) if isinstance(chunk, str) else chunk
+        texts.append(json.dumps({**head, **one} if "choices" in one else one))
+    body = "".join(f"data: {text}\n\n" for text in texts) + ("data: [DONE]\n\n" if done else "")
+    return Act(body=body, headers={"Content-Type": "text/event-stream"})
+
+
+def piece(text: str | None = None, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    """One piece of a stream."""
+    delta = {} if text is None else {"role": "assistant", "content": text}
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **fields}
+
+
 @dataclass
 class FakeOpenAI:
     """The running server: its address, and the requests it got."""

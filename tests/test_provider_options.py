@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from IPython.core.error import UsageError
@@ -89,3 +90,11 @@ def test_settings_are_names_and_values_of_python_or_texts() -> None:
 def test_settings_that_cannot_be_read_say_how_to_write_them(given: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         read_settings(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("false", False), ("true", True), ("False", False), ("TRUE", True), ("'true'", "true")],
+)
+def test_truth_values_of_settings_are_written_as_in_python_or_json(text: str, value: Any) -> None:
+    assert read_settings([f"stream={text}"]) == {"stream": value}

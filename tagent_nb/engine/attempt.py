@@ -27,7 +27,7 @@ from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.copying import own_copy
 from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
-from tagent_nb.steps.base import StepContext
+from tagent_nb.steps.base import UNKNOWN_REASON, StepContext
 from tagent_nb.steps.traceback import redact, user_traceback
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         refusals=run.approvals.refusals(work) if run.memory.held else (),
         learned=learned,
         on_spend=count,
-        watched=bool(run.equipment.observers),
+        watched=any(getattr(observer, "reads_text", True) for observer in run.equipment.observers),
+        quirks=run.equipment.quirks,
     )
 
 
@@ -272,6 +273,13 @@ def _finished(
     run: Run, work: Work, value: Any, attempt: int, seconds: float, context: StepContext
 ) -> StepFinished:
     output = value if isinstance(value, StoredValue) else StoredValue.of(value)
+    reason = context.metadata.get(UNKNOWN_REASON)
+    if reason is not None:
+        run.warn(
+            f"Step {work.step.name!r}: {context.metadata.get('model')!r} ended its answer with the reason "
+            f"{reason!r}, whose meaning is not known. The answer is taken for whole and is not cached.",
+            work.step.name,
+        )
     if not run.equipment.storage.keeps(output):
         run.warn(
             f"Step {work.step.name!r}: its value cannot be stored and is computed again after a restart "

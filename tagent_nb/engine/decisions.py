@@ -20,6 +20,7 @@ from tagent_nb.pipeline.approval import (
 )
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline.texts import whole_text
 
 
 def unit_of(event: ApprovalRequested | ApprovalGiven) -> Unit:
@@ -77,7 +78,7 @@ def given_of(request: ApprovalRequest, decision: Decision, *, used: bool = False
     step, item, call = request.unit
     verdict, reason, output = "approved", "", None
     if isinstance(decision, Rejected):
-        verdict, reason = "retry" if decision.retry else "rejected", str(decision.reason)
+        verdict, reason = "retry" if decision.retry else "rejected", whole_text(str(decision.reason))
     elif isinstance(decision, Edited):
         output = StoredValue.of(checked_value(request, decision.value))
         verdict = "edited"
@@ -106,7 +107,7 @@ def checked_value(request: ApprovalRequest, value: Any) -> Any:
         OutputValidationError: It does not match.
     """
     try:
-        return request.check(value)
+        return request.check(whole_text(value))
     except OutputValidationError:
         raise
     except ValueError as error:

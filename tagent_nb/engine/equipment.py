@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tagent_nb.steps.base import Quirks
 from tagent_nb.steps.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -68,3 +69,4 @@ class Equipment:
     observers: list[Observer] = field(default_factory=list)
     approver: Approver | None = None
     secret_values: str = "warn"
+    quirks: Quirks = field(default_factory=Quirks)

@@ -27,6 +27,7 @@ from tagent_nb.events import (
 from tagent_nb.pipeline.foreign import blame, class_name, ends_program, message_of
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.secrets import redact
+from tagent_nb.steps.base import UNKNOWN_REASON
 from tagent_nb.steps.traceback import user_traceback
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ async def _single_flight(run: Run, work: Work, cache: ResultCache, forced: bool)
             return events
         events = (_offline(run, work) if events is None else None) or await attempts(run, work, events)
         done = _done(work, events[-1])
-        if done is not None and done.output.storable:
+        if done is not None and done.output.storable and UNKNOWN_REASON not in done.metadata:
             await _remember(run, work, cache, events, done)
         return events
     except StepHeld:

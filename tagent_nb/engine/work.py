@@ -108,7 +108,7 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
             constraints=[*run.pipeline.global_constraints, *step.constraints],
             shared=run.pipeline.shared_context,
             model=model,
-            settings=step.settings,
+            settings={name: value for name, value in step.settings.items() if name != "stream"},
             tools=tools,
             runner_version=runner_of(run, step).version,
             namespace=run.equipment.namespace,

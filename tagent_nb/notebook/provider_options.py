@@ -50,7 +50,9 @@ def read_limit(text: str) -> tuple[str, Limit]:
 
 
 def read_settings(texts: Iterable[str]) -> dict[str, Any]:
-    """``["max_tokens=200", "tool_choice=auto"]``: names and values in Python's notation, or else texts.
+    """``["max_tokens=200", "stream=false"]``: names and values in Python's notation, or else texts.
+
+    ``true`` and ``false`` are truth values, however they are written.
 
     Raises:
         UsageError: One is not written so, or a name is given twice.
@@ -65,7 +67,7 @@ def read_settings(texts: Iterable[str]) -> dict[str, Any]:
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
+            found[name] = {"true": True, "false": False}.get(value.lower(), value)
     return found
 
 

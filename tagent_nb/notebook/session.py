@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tagent_nb.engine.checks import part_of
 from tagent_nb.engine.decisions import checked_approver
@@ -560,6 +560,7 @@ class _Begun:
     """Observer: once a run has begun, its states are of the definitions of that moment."""
 
     workspace: Workspace
+    reads_text: ClassVar[bool] = False
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted | RunContinued):

@@ -11,7 +11,7 @@ from tagent_nb.events import Output
 from tagent_nb.pipeline.foreign import class_name, ends_program, raising_method
 from tagent_nb.pipeline.secrets import redact
 
-__all__ = ["count", "is_lost", "one_line", "short_text", "terminal_text", "value_text"]
+__all__ = ["count", "is_lost", "one_line", "short_text", "terminal_text", "value_text", "whole_text"]
 
 
 def is_lost(output: Output) -> bool:
@@ -97,3 +97,25 @@ def one_line(text: str, limit: int) -> str:
 def count(number: int, word: str) -> str:
     """``1 item``, ``1,200 items``."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def whole_text(value: Any) -> Any:
+    """``value`` without halves of surrogate pairs, which neither a request nor storage can carry.
+
+    Two halves that belong together become their letter, any other one becomes U+FFFD.
+
+    Args:
+        value: A text; or lists, tuples and dicts with texts in them. All else comes back as it is.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return value
+    kind = type(value)
+    if kind is dict:
+        return {whole_text(key): whole_text(one) for key, one in value.items()}
+    if kind is list or kind is tuple:
+        return kind(whole_text(one) for one in value)
+    return value

@@ -9,7 +9,7 @@ from tagent_nb.errors import StepError
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured
-from tagent_nb.steps.clients import Models, can_stream, model_settings
+from tagent_nb.steps.clients import Models, model_settings, streams
 from tagent_nb.steps.model_errors import explained
 from tagent_nb.steps.prompt import instructions, prompt
 from tagent_nb.steps.providers import model_name, supports
@@ -65,7 +65,7 @@ def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: 
     from tagent_nb.steps.gated import GatedModel
 
     output, hint = output_of(model, step.output_schema)
-    streamed = step.output_schema is None and context.item is None and can_stream(model)
+    streamed = streams(step, context, model)
     agent: Agent[Any, Any] = Agent(
         GatedModel(
             model, context, context.write if streamed else None, structured=step.output_schema is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +12,68 @@ from pydantic_ai.messages import (
     ModelMessagesTypeAdapter,
     ModelRequest,
     ModelResponse,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
     ToolReturn,
     ToolReturnPart,
 )
+from pydantic_ai.usage import RequestUsage
 
 from tagent_nb.errors import CorruptRecordError, EncodeError, OfflineMissError
 from tagent_nb.pipeline.codec import from_tree, to_tree
+from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.steps.requests import plain
+
+_HALF_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\."
+)
+"""In JSON: a whole surrogate pair, half of one, or any other escape."""
 
 _PRIVATE = ("provider_details", "provider_response_id", "provider_url", "run_id", "conversation_id")
 _tool_return: TypeAdapter[Any] = TypeAdapter(ToolReturn)
+
+
+def tidy_answer(response: ModelResponse, *, structured: bool = False) -> None:
+    """Make an answer one that can be sent back, stored and counted, whatever its server wrote.
+
+    Halves of surrogate pairs become letters or U+FFFD, a call that came twice is one, two calls with one id
+    get an id each, and counts of tokens below 0 are no counts.
+
+    Args:
+        response: What a model answered.
+        structured: Whether the answer has a schema, and is JSON where it is text.
+    """
+    parts: list[Any] = []
+    calls: dict[str, list[ToolCallPart]] = {}
+    for part in response.parts:
+        if isinstance(part, TextPart | ThinkingPart):
+            part.content = _sound_json(part.content) if structured else whole_text(part.content)
+        elif isinstance(part, ToolCallPart):
+            part.args = _sound_json(part.args) if isinstance(part.args, str) else whole_text(part.args)
+            part.tool_name = whole_text(part.tool_name)
+            same = calls.setdefault(part.tool_call_id, [])
+            if any(call.tool_name == part.tool_name and call.args == part.args for call in same):
+                continue
+            same.append(part)
+            if len(same) > 1:
+                part.tool_call_id = f"{part.tool_call_id}_{len(same)}"
+        parts.append(part)
+    response.parts = parts
+    used = response.usage
+    if min(used.input_tokens, used.output_tokens, used.cache_read_tokens) < 0:
+        response.usage = RequestUsage(unmeasured_requests=1)
+
+
+def _sound_json(text: str) -> str:
+    """A JSON text whose strings have no half of a surrogate pair, written as a letter or as an escape."""
+    text = whole_text(text)
+    return _HALF_ESCAPE.sub(_sound_escape, text) if "\\u" in text else text
+
+
+def _sound_escape(found: re.Match[str]) -> str:
+    is_half = len(found[0]) == 6
+    return "\\ufffd" if is_half else found[0]
 
 
 def response_to_plain(response: ModelResponse) -> Any:

@@ -19,7 +19,7 @@ from pydantic_ai.models import Model
 from tagent_nb.errors import RetryableError
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.clients import can_stream, model_settings
+from tagent_nb.steps.clients import model_settings, streams
 from tagent_nb.steps.forms import output_of
 from tagent_nb.steps.gated import GatedModel
 from tagent_nb.steps.model_errors import explained, last_answer
@@ -107,7 +107,7 @@ class Asker:
         checks: Checks | None,
     ) -> Any:
         context, form = self.context, step.output_schema
-        streamed = checks is not None and form is None and context.item is None and can_stream(self.model)
+        streamed = checks is not None and streams(step, context, self.model)
         output, hint = output_of(self.model, form)
         agent: Agent[Any, Any] = Agent(
             GatedModel(self.model, context, context.write if streamed else None, structured=form is not None),

@@ -47,6 +47,24 @@ class Refusal:
     reason: str
 
 
+UNKNOWN_REASON = "unknown_finish_reason"
+"""Where the metadata of an attempt, and of an answer, has a finish reason whose meaning is not known."""
+
+
+@dataclass
+class Quirks:
+    """What a run has learnt of the servers of its models.
+
+    Attributes:
+        unstreamed: Models that are asked without streaming; see
+            :func:`~tagent_nb.steps.openai_protocol.unstreamed_key`.
+        unusable: Steps and items whose last answer had to be paid and could not be used.
+    """
+
+    unstreamed: set[str] = field(default_factory=set)
+    unusable: set[tuple[str, str | None]] = field(default_factory=set)
+
+
 @dataclass
 class StepContext:
     """Everything one attempt of a step may see and say. Python steps get it as ``context``.
@@ -78,7 +96,9 @@ class StepContext:
         on_spend: Told of everything that is spent, with the step's name; on any thread.
         learned: Facts and memories of this attempt so far, as events.
         limit: The timeout of the attempt, where it has one.
-        watched: Whether somebody listens to what the step prints; else it is printed where all is.
+        watched: Whether somebody listens to what the step prints; else it is printed where all is, and
+            answers are not streamed.
+        quirks: What the run has learnt of the servers of its models.
     """
 
     run_id: str
@@ -106,6 +126,7 @@ class StepContext:
     learned: Sequence[Event] = ()
     limit: asyncio.Timeout | None = None
     watched: bool = True
+    quirks: Quirks = field(default_factory=Quirks)
     tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
     _waits: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)

@@ -6,18 +6,24 @@ import asyncio
 import functools
 import os
 import pkgutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps import local
+from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.providers import is_local, models_behind, resolve_model, stand_in
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_ai.models import Model
     from pydantic_ai.settings import ModelSettings
+
+
+STREAM = "stream"
+"""The setting that says whether the text of an answer is asked for in pieces. It never reaches a provider."""
 
 
 class Models:
@@ -66,6 +72,17 @@ def can_stream(model: Model[Any]) -> bool:
     return all(getattr(one, "stream_function", True) is not None for one in models_behind(model))
 
 
+def streams(step: PipelineStep, context: StepContext, model: Model[Any]) -> bool:
+    """Whether the text of a step's answer is asked for in pieces: where it is watched, and nobody forbids it.
+
+    The setting ``stream`` of the step, or else of the model, turns it off.
+    """
+    if step.output_schema is not None or context.item is not None or not context.watched:
+        return False
+    settings: Mapping[str, Any] = {**(model.settings or {}), **step.settings}
+    return settings.get(STREAM, True) is not False and can_stream(model)
+
+
 def model_settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
     """The step's settings, and no retries by the provider's client: attempts are the engine's affair.
 
@@ -75,7 +92,7 @@ def model_settings(step: PipelineStep, model: Model[Any]) -> ModelSettings:
     problems = settings_problems(step)
     if problems:
         raise DefinitionError(" ".join(problems))
-    settings = dict(step.settings)
+    settings = {name: value for name, value in step.settings.items() if name != STREAM}
     if "max_retries" not in model.unsupported_settings:
         settings.setdefault("max_retries", 0)
     return cast("ModelSettings", settings)
@@ -89,17 +106,23 @@ def settings_problems(step: PipelineStep) -> list[str]:
     from pydantic_ai.settings import ModelSettings
 
     known = ModelSettings.__annotations__
+    names = sorted([*known, STREAM])
     prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
     problems = []
     for name, value in step.settings.items():
-        if name in known:
+        if name == STREAM:
+            if not isinstance(value, bool):
+                problems.append(
+                    f"Step {step.name!r}: setting {name}={value!r} will not do: it must be true or false."
+                )
+        elif name in known:
             wrong = _wrong_value(name, value)
             if wrong:
                 problems.append(f"Step {step.name!r}: setting {name}={value!r} will not do: {wrong}.")
         elif name.partition("_")[0] not in prefixes:
             problems.append(
-                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, known)} "
-                f"Known: {', '.join(sorted(known))}, and those of a provider, such as openai_... ."
+                f"Step {step.name!r}: there is no model setting {name!r}.{did_you_mean(name, names)} "
+                f"Known: {', '.join(names)}, and those of a provider, such as openai_... ."
             )
     return problems
 

@@ -10,6 +10,7 @@ from pydantic_ai import ModelRetry, NativeOutput, TextOutput
 from pydantic_ai.models import Model
 
 from tagent_nb.pipeline.schemas import json_schema
+from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.pipeline.validation import to_schema
 from tagent_nb.steps.providers import supports
 
@@ -43,7 +44,7 @@ def read_leniently(form: type[BaseModel], text: str) -> BaseModel:
     Raises:
         ValueError: There is none, or it does not fit.
     """
-    return to_schema(form, first_json(text))
+    return to_schema(form, whole_text(first_json(text)))
 
 
 def first_json(text: str) -> Any:

@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
-from tagent_nb.errors import RetryableError
-from tagent_nb.steps.base import StepContext
+from tagent_nb.errors import OutputValidationError, RetryableError, StepError
+from tagent_nb.pipeline.texts import whole_text
+from tagent_nb.steps.answers import tidy_answer
+from tagent_nb.steps.base import UNKNOWN_REASON, StepContext
 from tagent_nb.steps.calls import ModelCall, through_model
+from tagent_nb.steps.openai_protocol import tolerant, unstreamed_key
 from tagent_nb.steps.providers import model_name
 from tagent_nb.steps.spending import account, assume
 from tagent_nb.steps.streaming import pass_on
-from tagent_nb.steps.unfinished import ended_early, readable, refuse_cut
+from tagent_nb.steps.unfinished import ended_early, is_empty, read_ending, readable, refuse_cut
 
 
 class GatedModel(WrapperModel):
@@ -37,7 +40,7 @@ class GatedModel(WrapperModel):
         *,
         structured: bool = False,
     ) -> None:
-        super().__init__(model)
+        super().__init__(tolerant(model, context.quirks.unstreamed))
         self._context = context
         self._write = write
         self._structured = structured
@@ -53,7 +56,9 @@ class GatedModel(WrapperModel):
         What a gate answers by itself takes what it says, unless a model was asked as well.
 
         Raises:
-            RetryableError: The connection closed before the answer was whole.
+            RetryableError: The answer ended early, or its service was interrupted.
+            StepError: It ended early again.
+            OutputValidationError: There is again nothing in it.
             OutputTokenLimitExceeded: The answer was cut at its limit.
             ContentFilterError: The provider's filter cut it.
         """
@@ -75,25 +80,60 @@ class GatedModel(WrapperModel):
             account(context, response)
         settings = {**(self.wrapped.settings or {}), **(model_settings or {})}
         refuse_cut(response, settings, structured=self._structured)
+        reason = (response.metadata or {}).get(UNKNOWN_REASON)
+        if reason is not None:
+            context.metadata[UNKNOWN_REASON] = reason
+        if not is_empty(response):
+            context.quirks.unusable.discard((context.step, context.item))
+        elif self.wrapped.base_url is not None and self._is_given_up():
+            raise OutputValidationError(
+                f"Step {context.step!r}: {model_name(context.model)!r} answered twice in a row with nothing: "
+                "no text and no call of a tool. Try another model, or look at what its server does."
+            )
         return response
 
     async def _ask(self, call: ModelCall) -> ModelResponse:
         """Ask, and refuse an answer that ended early: no gate takes it for one that may be kept."""
         with readable(call):
-            if self._write is None:
-                response = await call.model.request(call.messages, call.settings, call.parameters)
-                early = ended_early(call.model, response)
-            else:
-                async with call.model.request_stream(call.messages, call.settings, call.parameters) as stream:
-                    await pass_on(stream, self._write)
-                    response = stream.get()
-                early = ended_early(call.model, response, stream)
-        if not early:
+            response, stream = await self._answer(call)
+            early = ended_early(call.model, response, stream)
+        tidy_answer(response, structured=self._structured)
+        read_ending(response)
+        if not early and response.finish_reason != "error":
             return response
         if response.usage.has_values():
             account(self._context, response)
-        raise RetryableError(
-            f"Step {self._context.step!r}: the answer of {model_name(self._context.model)!r} ended early: "
-            "the connection closed before the answer was whole. If its server never says why an answer "
-            "ends (no finish_reason), see 'Servers with OpenAI's protocol' in docs/how-to/models.md."
+        who = f"Step {self._context.step!r}: the answer of {model_name(self._context.model)!r}"
+        if not early:
+            word = (response.provider_details or {}).get("finish_reason", "error")
+            raise RetryableError(f"{who} was interrupted: its server ended it with the reason {word!r}.")
+        # One that never says why its answers end can be asked without streaming: what comes at once is whole.
+        self._context.quirks.unstreamed.add(unstreamed_key(call.model))
+        raise (StepError if self._is_given_up() else RetryableError)(
+            f"{who} ended early: the connection closed before the answer was whole. If its server never says "
+            "why an answer ends (no finish_reason), see 'Servers with OpenAI's protocol' in "
+            "docs/how-to/models.md."
         )
+
+    async def _answer(self, call: ModelCall) -> tuple[ModelResponse, StreamedResponse | None]:
+        """The answer, and the stream that it came from."""
+        write = self._write
+        stream, came = None, False
+        if write is None or unstreamed_key(call.model) in self._context.quirks.unstreamed:
+            response = await call.model.request(call.messages, call.settings, call.parameters)
+        else:
+            async with call.model.request_stream(call.messages, call.settings, call.parameters) as stream:
+                came = await pass_on(stream, write)
+                response = stream.get()
+        if write is not None and not came and response.text:
+            write(whole_text(response.text))
+        return response, stream
+
+    def _is_given_up(self) -> bool:
+        """Note an answer that was paid and cannot be used; whether the one before could not either."""
+        unit, unusable = (self._context.step, self._context.item), self._context.quirks.unusable
+        if unit not in unusable:
+            unusable.add(unit)
+            return False
+        unusable.discard(unit)
+        return True

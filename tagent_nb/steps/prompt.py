@@ -7,6 +7,7 @@ from typing import Any
 from tagent_nb.pipeline.delimiting import DATA_RULE, delimit
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import render
+from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.remembering import told
 
@@ -18,7 +19,7 @@ def instructions(context: StepContext) -> str:
     parts = [ROLE, DATA_RULE]
     if context.constraints:
         parts.append("\n".join(["Constraints:", *(f"- {one}" for one in context.constraints)]))
-    return "\n\n".join(parts)
+    return str(whole_text("\n\n".join(parts)))
 
 
 def prompt(step: PipelineStep, context: StepContext) -> str:
@@ -47,4 +48,4 @@ def prompt(step: PipelineStep, context: StepContext) -> str:
         memories=context.memories,
         **item,
     )
-    return "\n\n".join([*parts, goal])
+    return str(whole_text("\n\n".join([*parts, goal])))

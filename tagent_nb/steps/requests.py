@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN = 4_000
 """Characters of a question that are kept to tell how another one differs."""
 
-_SILENT = frozenset({"max_retries", "timeout", "extra_headers"})
+_SILENT = frozenset({"max_retries", "timeout", "extra_headers", "stream"})
 """Settings that are about the connection, and may hold a key."""
 
 _PART = ("part_kind", "content", "tool_name", "args", "tool_call_id", "outcome")

@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterable, Callable
 from typing import Any
 
+from tagent_nb.pipeline.texts import whole_text
+
 
 class Coalesced:
     """Collects small pieces of text and passes them on at most every ``interval`` seconds.
@@ -40,18 +42,24 @@ class Coalesced:
         text = "".join(self._kept)
         self._kept.clear()
         if text:
-            self._write(text)
+            self._write(whole_text(text))
             self._last = self._clock()
 
 
-async def pass_on(events: AsyncIterable[Any], write: Callable[[str], None]) -> None:
-    """Write the text of an answer while it comes, and nothing else of a model's stream."""
-    pieces = Coalesced(write)
+async def pass_on(events: AsyncIterable[Any], write: Callable[[str], None]) -> bool:
+    """Write the text of an answer while it comes, and nothing else of a model's stream.
+
+    Returns:
+        Whether anything came.
+    """
+    pieces, came = Coalesced(write), False
     try:
         async for event in events:
+            came = True
             if event.event_kind == "part_start" and event.part.part_kind == "text":
                 pieces.write(event.part.content)
             elif event.event_kind == "part_delta" and event.delta.part_delta_kind == "text":
                 pieces.write(event.delta.content_delta)
     finally:
         pieces.flush()
+    return came

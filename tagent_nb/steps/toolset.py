@@ -17,6 +17,7 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.delimiting import plain_text
 from tagent_nb.pipeline.foreign import class_name, message_of, safe_repr
+from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.pipeline.tool_schemas import schema_of
 from tagent_nb.steps.base import StepContext, ToolContext
 from tagent_nb.steps.calls import ToolCall, through_tool
@@ -178,13 +179,17 @@ async def _reported(name: str, call: partial[Any], context: StepContext) -> Any:
     try:
         async with limit:
             return await _called(name, call, context)
-    except (StepError, ModelRetry, ToolFailed, CallDeferred, ApprovalRequired):
+    except (ModelRetry, ToolFailed) as error:
+        # In place, so that what it stands for, such as a class of the user's own, stays.
+        error.message = whole_text(error.message)
+        raise
+    except (StepError, CallDeferred, ApprovalRequired):
         raise
     except BaseException as error:  # a tool must not end the run, not even by sys.exit()
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        message = f"{class_name(error)}: {redact(message_of(error))}"
+        message = whole_text(f"{class_name(error)}: {redact(message_of(error))}")
         if isinstance(error, TimeoutError) and limit.expired():
             message = f"it took longer than its timeout of {seconds:g} s"
         context.progress("tool_error", tool=name, message=message[:BRIEF])
@@ -201,16 +206,36 @@ async def _called(name: str, call: partial[Any], context: StepContext) -> Any:
 
 def presentable(value: Any) -> Any:
     """``value`` if a request can carry it, else its text: CSV for tables, JSON for records and lists,
-    what ``repr`` says for the rest."""
-    from pydantic_core import to_json
-
+    what ``repr`` says for the rest. Halves of surrogate pairs become U+FFFD."""
     if isinstance(value, Iterator):
         value = list(value)
+    if _is_sendable(value):
+        return value
+    mended = _mended(value)
+    return mended if _is_sendable(mended) else whole_text(_text(value))[:LONGEST_TEXT]
+
+
+def _is_sendable(value: Any) -> bool:
+    from pydantic_core import to_json
+
     try:
         to_json(value)
-    except Exception:  # foreign objects raise what they like; the text below is the answer then
-        return _text(value)[:LONGEST_TEXT]
-    return value
+    except Exception:  # foreign objects raise what they like
+        return False
+    return True
+
+
+def _mended(value: Any) -> Any:
+    from pydantic_ai.messages import ToolReturn
+
+    if isinstance(value, ToolReturn):
+        return replace(
+            value,
+            return_value=presentable(value.return_value),
+            content=whole_text(value.content),
+            metadata=whole_text(value.metadata),
+        )
+    return whole_text(value)
 
 
 def _text(value: Any) -> str:

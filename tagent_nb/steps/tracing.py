@@ -62,6 +62,8 @@ class Tracing(CallGate):
         content: Whether spans hold what is sent and answered, and messages of errors, without secrets.
     """
 
+    reads_text = False
+
     def __init__(self, pipeline: str, tracer: Tracer, *, content: bool = False) -> None:
         self._pipeline = pipeline
         self._tracer = tracer

@@ -1,4 +1,4 @@
-"""Answers that are not whole: a stream that ended early, an answer cut at its limit, or a filtered one.
+"""Answers that are not whole: ended early, interrupted, cut at their limit, filtered, or empty.
 
 Imports pydantic-ai: load it late.
 """
@@ -9,14 +9,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded, UnexpectedModelBehavior
+from pydantic_ai.exceptions import (
+    ContentFilterError,
+    ModelAPIError,
+    ModelHTTPError,
+    OutputTokenLimitExceeded,
+    UnexpectedModelBehavior,
+)
 
 from tagent_nb.errors import RetryableError, TagentError
 from tagent_nb.pipeline.texts import short_text
+from tagent_nb.steps.base import UNKNOWN_REASON
 from tagent_nb.steps.calls import ModelCall
+from tagent_nb.steps.finish_reasons import Ending, ending_of
 from tagent_nb.steps.forms import first_json
 from tagent_nb.steps.model_errors import SHOWN, protocol_hint
 from tagent_nb.steps.providers import model_name, profiles_behind
+from tagent_nb.steps.refusals import refusal
 from tagent_nb.steps.traceback import redact
 
 if TYPE_CHECKING:
@@ -34,9 +43,16 @@ def readable(call: ModelCall) -> Iterator[None]:
 
     Raises:
         RetryableError: The answer cannot be read.
+        ModelAPIError: As it came; one whose body has a code, as if that were its status.
     """
     try:
         yield
+    except ModelAPIError as error:
+        # Of an error object inside a stream, the client reads the simplest form only.
+        restated = refusal(error.model_name, {"error": error.body}) if type(error) is ModelAPIError else None
+        if not isinstance(restated, ModelHTTPError):
+            raise
+        raise restated from error
     except (TagentError, ContentFilterError, OutputTokenLimitExceeded):
         raise
     except (UnexpectedModelBehavior, *_STUMBLES) as error:
@@ -66,7 +82,7 @@ def ended_early(model: Model[Any], response: ModelResponse, stream: StreamedResp
     if response.state == "suspended":
         # It can be continued where its provider has named it; else its stream had no beginning.
         return response.provider_response_id is None
-    if stream is None or "finish_reason" in (response.provider_details or {}):
+    if stream is None or _word(response):
         return False
     if response.finish_reason is None:
         # Models that ask nobody, such as those of tests, have no address and give no reason.
@@ -82,6 +98,35 @@ def _is_made_up(model: Model[Any], stream: StreamedResponse) -> bool:
         return False
     told = (one.get("openai_chat_streaming_requires_finish_reason") for one in profiles_behind(model))
     return any(one is not False for one in told)
+
+
+def read_ending(response: ModelResponse) -> None:
+    """Give an answer the finish reason that its provider's own word for it means.
+
+    A word whose meaning nobody knows, not even pydantic-ai, is noted in the answer's metadata.
+    """
+    word = _word(response)
+    if not word:
+        return
+    ending = ending_of(word)
+    if ending is not Ending.UNKNOWN:
+        whole = "tool_call" if response.tool_calls else "stop"
+        response.finish_reason = whole if ending is Ending.WHOLE else ending.value  # type: ignore[assignment]
+    elif response.finish_reason is None:
+        response.metadata = {**(response.metadata or {}), UNKNOWN_REASON: word[:SHOWN]}
+
+
+def _word(response: ModelResponse) -> str:
+    """The provider's own word for why an answer ended; empty where it says none."""
+    word = (response.provider_details or {}).get("finish_reason")
+    return "" if word is None or str(word).lower() in ("null", "none", "undefined") else str(word)
+
+
+def is_empty(response: ModelResponse) -> bool:
+    """Whether there is nothing in an answer that could be used: no text, no call, no file."""
+    return not any(
+        part.part_kind != "thinking" and getattr(part, "content", part.part_kind) for part in response.parts
+    )
 
 
 def refuse_cut(response: ModelResponse, settings: Mapping[str, Any], *, structured: bool) -> None:
