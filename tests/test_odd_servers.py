@@ -37,8 +37,9 @@ from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.steps.finish_reasons import Ending, ending_of
 from tagent_nb.steps.limits import LimitsGate
 from tagent_nb.steps.refusals import refusal, refuses_streaming
+from tests import wire
 from tests.fake_openai import KEY, USAGE, Act, FakeOpenAI, completion, error, piece, pieces
-from tests.wire import MODEL, ONE, Play, Sentiment, cost, executor, run, times
+from tests.wire import MODEL, ONE, Play, Sentiment, cost, times, watch
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(60)]
 
@@ -47,8 +48,12 @@ HALF = "\ud83d"
 """The first half of a surrogate pair."""
 
 
-def watch(event: Event) -> None:
-    """An observer: text is streamed where there is one."""
+def executor(schema: Any = Sentiment, observers: Any = (), **options: Any) -> PipelineExecutor:
+    return wire.executor(schema, observers, **options)
+
+
+def run(schema: Any = Sentiment, observers: Any = (), **options: Any) -> StepResult:
+    return executor(schema, observers, **options).run().steps["s"]
 
 
 def watched(schema: Any = None, **options: Any) -> StepResult:

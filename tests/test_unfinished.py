@@ -51,10 +51,19 @@ def test_a_stream_that_ended_early_is_no_answer(play: Play, tmp_path: Path, mode
 @APIS
 def test_a_stream_that_always_ends_early_fails_the_step(play: Play, model: str) -> None:
     play(CUT)
-    step = run(None, max_retries=1, model=model)
-    assert (step.status, step.error_type, step.attempts) == (StepStatus.FAILED, "RetryableError", 2)
+    step = run(None, max_retries=0, model=model)
+    assert (step.status, step.error_type, step.attempts) == (StepStatus.FAILED, "RetryableError", 1)
     assert "ended early" in step.error
     assert step.output is None
+
+
+@APIS
+def test_a_stream_that_always_ends_early_is_asked_for_once_more_as_a_whole(play: Play, model: str) -> None:
+    """What comes at once is whole, also without a reason."""
+    fake = play(CUT)
+    step = run(None, model=model)
+    assert (step.output.value, step.attempts) == ("I loved", 2)
+    assert [bool(request.get("stream")) for request in fake.requests] == [True, False]
 
 
 def test_a_server_that_never_says_why_an_answer_ends_can_be_trusted(play: Play) -> None:

@@ -21,10 +21,6 @@ WRONG = Act(tool="final_result", arguments={"label": "meh"})
 TEXT = Act(text="I loved it very much")
 
 
-def watch(event: Event) -> None:
-    """An observer: answers are streamed where there is one."""
-
-
 # -- answers ----------------------------------------------------------------------------------
 
 
@@ -186,7 +182,7 @@ def test_a_slow_stream_is_shown_while_it_comes(play: Play) -> None:
 
 def test_a_stream_that_stands_still_is_left_at_the_timeout(play: Play) -> None:
     play(Act(text=TEXT.text, slow=True))
-    step = run(None, observers=[watch], timeout=1.0, max_retries=0)
+    step = run(None, timeout=1.0, max_retries=0)
     assert (step.status, step.error_type) == (StepStatus.FAILED, "StepTimeoutError")
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, StepResult
-from tagent_nb.events import TokenUsage
+from tagent_nb.events import Event, TokenUsage
 from tagent_nb.steps.providers import price
 from tests.fake_openai import FakeOpenAI
 
@@ -24,8 +24,12 @@ class Sentiment(BaseModel):
     label: Literal["positive", "negative"]
 
 
+def watch(event: Event) -> None:
+    """An observer: text is streamed where there is one."""
+
+
 def executor(
-    schema: Any = Sentiment, observers: Any = (), cache: Any = None, **options: Any
+    schema: Any = Sentiment, observers: Any = (watch,), cache: Any = None, **options: Any
 ) -> PipelineExecutor:
     step = PipelineStep(name="s", goal="Say what it is.", output_schema=schema, **options)
     pipeline = Pipeline("p", model=MODEL).put(step)

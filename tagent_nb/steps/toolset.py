@@ -209,20 +209,25 @@ def presentable(value: Any) -> Any:
     what ``repr`` says for the rest. Halves of surrogate pairs become U+FFFD."""
     if isinstance(value, Iterator):
         value = list(value)
-    if _is_sendable(value):
+    problem = _problem(value)
+    if not problem:
         return value
-    mended = _mended(value)
-    return mended if _is_sendable(mended) else whole_text(_text(value))[:LONGEST_TEXT]
+    if "surrogate" in problem:
+        mended = _mended(value)
+        if not _problem(mended):
+            return mended
+    return whole_text(_text(value))[:LONGEST_TEXT]
 
 
-def _is_sendable(value: Any) -> bool:
+def _problem(value: Any) -> str:
+    """Why no request can carry a value; empty where one can."""
     from pydantic_core import to_json
 
     try:
         to_json(value)
-    except Exception:  # foreign objects raise what they like
-        return False
-    return True
+    except Exception as error:  # foreign objects raise what they like
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _mended(value: Any) -> Any:

@@ -48,8 +48,12 @@ def readable(call: ModelCall) -> Iterator[None]:
     try:
         yield
     except ModelAPIError as error:
+        if type(error) is not ModelAPIError:
+            raise
+        if error.body is None and "JSON" in error.message:
+            raise _unreadable(call, error.message) from error
         # Of an error object inside a stream, the client reads the simplest form only.
-        restated = refusal(error.model_name, {"error": error.body}) if type(error) is ModelAPIError else None
+        restated = refusal(error.model_name, {"error": error.body})
         if not isinstance(restated, ModelHTTPError):
             raise
         raise restated from error
@@ -60,10 +64,14 @@ def readable(call: ModelCall) -> Iterator[None]:
             raise  # a model of tests, or the user's own: the error is in its code
         known = isinstance(error, UnexpectedModelBehavior)
         told = str(error) if known else f"{type(error).__name__}: {error}"
-        raise RetryableError(
-            f"Step {call.context.step!r}: {model_name(call.context.model)!r} sent an answer that cannot be "
-            f"read ({short_text(redact(told), SHOWN)}).{protocol_hint(call.context.model)}"
-        ) from error
+        raise _unreadable(call, told) from error
+
+
+def _unreadable(call: ModelCall, told: str) -> RetryableError:
+    return RetryableError(
+        f"Step {call.context.step!r}: {model_name(call.context.model)!r} sent an answer that cannot be "
+        f"read ({short_text(redact(told), SHOWN)}).{protocol_hint(call.context.model)}"
+    )
 
 
 def ended_early(model: Model[Any], response: ModelResponse, stream: StreamedResponse | None = None) -> bool:
