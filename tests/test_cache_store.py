@@ -1121,3 +1121,18 @@ def test_it_behaves_like_a_dict(
             cache.close()
     assert cache.stats().entries == len(model)
     cache.close()
+
+
+async def test_a_large_answer_that_is_damaged_is_a_miss(cache: ResultCache, told: list[str]) -> None:
+    key = "a" * 64
+    cache.put(key, StoredValue.of("x" * 2_000_000))
+    assert (await cache.aget(key)).output.value == "x" * 2_000_000  # type: ignore[union-attr]
+    assert cache.hits == 1
+    other = "b" * 64
+    record = cache._read_now(key)
+    assert isinstance(record, bytes)
+    cache._waiting[other] = (other, record, "step\n")
+    assert await cache.aget(other) is None
+    assert "checksum does not match" in told[0]
+    assert cache.misses == 1
+    del cache._waiting[other]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from tagent_nb import (
     PipelineStep,
     ResultCache,
     StepContext,
+    StepStatus,
     tool,
 )
 from tagent_nb.events import StepFinished, TokenUsage
+from tagent_nb.pipeline import codec
 from tagent_nb.pipeline.codec import StoredValue
 
 
@@ -272,3 +275,31 @@ async def test_a_record_answers_when_the_step_above_ran_again_to_the_same_value(
     assert result.total_cost == first.total_cost
     assert result.steps["ask"].saved_cost == first.steps["ask"].saved_cost
     assert result.token_usage["ask"] == first.token_usage["ask"]
+
+
+async def test_a_large_answer_is_checked_and_decoded_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of the loop neither checks its bytes nor decodes them; small answers stay there."""
+    here = threading.get_ident()
+    decoded: list[bool] = []
+    decode = codec.decode
+
+    def watched(blob: bytes, schemas: Any = None) -> Any:
+        decoded.append(threading.get_ident() == here)
+        return decode(blob, schemas)
+
+    monkeypatch.setattr(codec, "decode", watched)
+    for rows, on_loop in ((600_000, False), (10, True), (400_000, False)):
+        pipeline = Pipeline(f"large {rows}")
+        cell = f"list(range({rows}))"
+        pipeline.put(PipelineStep.from_cell("rows", cell, python=True))
+        pipeline.put(PipelineStep.from_cell("total", "sum(rows)", python=True, cache=False))
+        cache = ResultCache(tmp_path / str(rows))
+        first = await PipelineExecutor(pipeline, cache=cache).execute()
+        decoded.clear()
+        again = await PipelineExecutor(pipeline, cache=cache).execute()
+        assert again.steps["rows"].status is StepStatus.CACHED
+        assert again["total"] == first["total"] == rows * (rows - 1) // 2
+        assert set(decoded) == {on_loop}
+        cache.close()

@@ -36,7 +36,7 @@ from tagent_nb.errors import (
     TagentError,
 )
 from tagent_nb.events import Output, TokenUsage
-from tagent_nb.pipeline.codec import unreadable
+from tagent_nb.pipeline.codec import LARGE, unreadable
 
 __all__ = ["CacheEntry", "CacheStats", "ResultCache", "StepCacheStats"]
 
@@ -113,6 +113,10 @@ class ResultCache:
         record = self._read_now(key)
         if isinstance(record, Exception):
             record = await self._hop(self._read_patiently, key)
+        if isinstance(record, bytes) and len(record) > LARGE:
+            # To check and to decode it takes long: all else goes on meanwhile.
+            entry = await asyncio.to_thread(_unpacked, key, record, schemas)
+            return self._counted(key, entry, count)
         return self._answer(key, record, schemas, count)
 
     def _read_now(self, key: str) -> bytes | Exception | None:
@@ -149,15 +153,14 @@ class ResultCache:
     def _answer(
         self, key: str, record: bytes | None, schemas: Mapping[str, type] | None, count: bool = True
     ) -> CacheEntry | None:
-        if record is None:
-            self.misses += count
-            return None
-        try:
-            entry = unpack(key, record, schemas)
-            if (problem := unreadable(entry.output)) is not None:
-                raise CorruptRecordError(problem)
-        except TagentError as error:
-            self._tell_unreadable(error)
+        return self._counted(key, None if record is None else _unpacked(key, record, schemas), count)
+
+    def _counted(self, key: str, entry: CacheEntry | TagentError | None, count: bool) -> CacheEntry | None:
+        """Count an answer as a hit; one that is not there or cannot be used as a miss."""
+        if isinstance(entry, TagentError):
+            self._tell_unreadable(entry)
+            entry = None
+        if entry is None:
             self.misses += count
             return None
         if count:
@@ -428,6 +431,16 @@ class ResultCache:
     def _tell_unreadable(self, error: Exception) -> None:
         why = in_words(error).rstrip(".")
         self._active.tell("read", f"{self._named()} has an entry that is not used: {why}. {_GOES_ON}")
+
+
+def _unpacked(key: str, record: bytes, schemas: Mapping[str, type] | None) -> CacheEntry | TagentError:
+    """The entry of a record, or why it cannot be used."""
+    try:
+        entry = unpack(key, record, schemas)
+        problem = unreadable(entry.output)
+    except TagentError as error:
+        return error
+    return entry if problem is None else CorruptRecordError(problem)
 
 
 _GOES_ON = "The run goes on without it; clearing the cache mends it where that is possible."

@@ -62,6 +62,7 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
         learned: list[Event] = []
         work.calls.clear()
         # What it uses counts even when it is stopped: whoever stops it finds it here.
+        await _decode_large(run, work)
         context = run.live[work.unit] = _context(run, work, attempt, learned)
         try:
             events, candidate = candidate, None
@@ -190,6 +191,14 @@ def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
     for name in values.keys() - common.keys() - {source}:
         common[name] = own_copy(values[name])
     return {name: common[name] if name in common else own_copy(value) for name, value in values.items()}
+
+
+async def _decode_large(run: Run, work: Work) -> None:
+    """Decode in a thread what the unit reads, where that takes long: all else goes on meanwhile."""
+    for name, output in work.outputs.items():
+        large = isinstance(output, StoredValue) and output.is_large
+        if large and name in read_names(run, work.step, work.outputs):
+            await asyncio.to_thread(getattr, output, "value")
 
 
 def _may_succeed(error: Exception) -> bool:

@@ -38,6 +38,9 @@ __all__ = [
 MAX_BYTES = 512 * 1024 * 1024
 """Most bytes of one encoded value."""
 
+LARGE = 1_000_000
+"""Bytes from which on an event loop lets a thread check and decode a value."""
+
 _MAX_NESTING = 3 * MAX_DEPTH + 10  # a dict with odd keys takes three levels of JSON
 _TOO_DEEP = "it is nested too deeply to be stored from here"
 _NOT_BRACKETS = bytes(one for one in range(256) if one not in b"[]{}")
@@ -250,6 +253,11 @@ class StoredValue:
         if self._value is _UNREAD:
             self._value = decode(self._blob or b"", self._schemas)
         return self._value
+
+    @property
+    def is_large(self) -> bool:
+        """Whether reading the value takes long: many bytes that nobody has decoded yet."""
+        return self._value is _UNREAD and len(self._blob or b"") > LARGE
 
     @property
     def blob(self) -> bytes:
