@@ -24,6 +24,7 @@ from pandas.tseries.holiday import USFederalHolidayCalendar
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode
+from tagent_nb.pipeline.encoding import Encoder
 
 equal_frames = pd.testing.assert_frame_equal
 equal_series = pd.testing.assert_series_equal
@@ -658,3 +659,11 @@ def test_malformed_nodes_are_refused(tag: str) -> None:
     for rest in ({}, {"v": 1}, {"v": "AAAA", "vectors": [], "index": {}, "columns": {}, "unit": "parsec"}):
         with pytest.raises(CorruptRecordError, match=f"A stored {tag} cannot be read"):
             decode(json.dumps({"$t": tag, **rest}).encode())
+
+
+def test_an_index_of_levels_of_the_last_format_is_read() -> None:
+    """It was stored label by label; digests still are."""
+    index = pd.MultiIndex.from_tuples([("x", 1), ("y", 2)], names=["k", None])
+    older = Encoder(identity=True).tree(index)
+    assert "levels" not in older["v"]
+    equal_indexes(decode(json.dumps(older).encode()), index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable
@@ -338,3 +339,39 @@ def test_a_step_that_fails_after_a_change_begins_anew_and_its_value_is_the_right
         assert result["load"]["tags"].tolist() == [["a"], ["b"]]
         assert result["tag"] == [["a", "changed"], ["b"]]
         assert result["each"] == [2, 2]
+
+
+def test_what_is_in_two_places_is_one_object_in_the_copy_too() -> None:
+    tags = SimpleNamespace(names=["a"])
+    made = own_copy([tags, tags])
+    assert made[0] is made[1] is not tags
+
+
+def test_an_attribute_that_a_frame_lacks_is_none_as_in_copies_of_pandas() -> None:
+    assert own_copy(Places({"n": [1]})).crs is None
+
+
+def test_objects_of_classes_of_the_notebook_are_copied() -> None:
+    value = type("Doc", (), {"__module__": "__main__"})()
+    value.tags = ["a"]
+    made = own_copy(value)
+    assert made is not value
+    assert made.tags is not value.tags
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_while_something_is_copied_is_no_matter_of_the_copy(error: type[BaseException]) -> None:
+    class Slow(list[Any]):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise error
+
+    with pytest.raises(error):
+        own_copy([Slow()])
+    with pytest.raises(error):
+        own_copy(Slow())
+
+
+def test_objects_of_a_library_are_shared() -> None:
+    assert own_copy(logging.getLogger("x")) is logging.getLogger("x")
+    value = threading.Event()
+    assert own_copy(value) is value

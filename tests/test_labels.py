@@ -96,3 +96,9 @@ def test_labels_that_are_only_keys_are_no_levels() -> None:
     """A map that was stopped half-way knows its items by their keys."""
     levels = levels_of(pd.Series([1], pd.MultiIndex.from_tuples([("a", 1)], names=["g", "n"])))
     assert index_of(["('a', 1)"], levels).tolist() == ["('a', 1)"]
+
+
+def test_labels_that_no_text_of_arrow_can_have_are_objects() -> None:
+    index = index_of(["\ud800", "x"], None)
+    assert index.dtype == object
+    assert index.tolist() == ["\ud800", "x"]
