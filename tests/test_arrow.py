@@ -7,8 +7,10 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from pandas.tseries.holiday import USFederalHolidayCalendar
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode
 from tagent_nb.pipeline.encoding import Encoder
+from tagent_nb.pipeline.frames import rows_of
 
 equal_frames = pd.testing.assert_frame_equal
 equal_series = pd.testing.assert_series_equal
@@ -667,3 +670,106 @@ def test_an_index_of_levels_of_the_last_format_is_read() -> None:
     older = Encoder(identity=True).tree(index)
     assert "levels" not in older["v"]
     equal_indexes(decode(json.dumps(older).encode()), index)
+
+
+# -- polars and Arrow ---------------------------------------------------------------------------
+
+
+class Frame:
+    """What of a polars DataFrame is used."""
+
+    def __init__(self, table: pa.Table, dtypes: Sequence[object] = ()) -> None:
+        self.table = table
+        self.dtypes = dtypes
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+    def rechunk(self) -> Any:
+        return type(self)(self.table.combine_chunks(), self.dtypes)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table.to_pylist()
+        return rows
+
+    def __getitem__(self, name: str) -> Any:
+        return Series(self.table.select([name]))
+
+
+class Series(Frame):
+    """What of a polars Series is used."""
+
+    name = ""
+
+    def alias(self, name: str) -> Any:
+        self.name = name
+        return self
+
+    def rechunk(self) -> Any:
+        return self
+
+    def to_frame(self, name: str) -> Frame:
+        return Frame(self.table.rename_columns([name]))
+
+    def to_list(self) -> list[Any]:
+        return [next(iter(row.values())) for row in self.to_dicts()]
+
+
+@pytest.fixture
+def polars(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for polars, which the tests do without."""
+    module = ModuleType("polars")
+    names = {"DataFrame": Frame, "Series": Series, "LazyFrame": Frame, "Expr": Frame}
+    for name, kind in names.items():
+        setattr(module, name, type(name, (kind,), {"__module__": "polars.inside"}))
+    module.from_arrow = lambda table: module.DataFrame(table)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "polars", module)
+    return module
+
+
+TABLE = pa.table({"a": [1, None, 3], "b": ["x", "y", "z"], "c": [[1], [], None]})
+
+
+def test_frames_of_polars_come_back_by_arrow(polars: Any) -> None:
+    chunked = pa.concat_tables([TABLE[:1], TABLE[1:]])
+    back = decode(encode({"frame": polars.DataFrame(chunked)}))["frame"]
+    assert type(back) is polars.DataFrame
+    assert back.table == TABLE
+    assert digest(polars.DataFrame(chunked)) == digest(polars.DataFrame(TABLE)) == digest(back)
+    series = polars.Series(TABLE.select(["b"])).alias("name")
+    column = decode(encode(series))
+    assert (column.to_list(), column.name) == (["x", "y", "z"], "name")
+    assert digest(series) != digest(polars.Series(TABLE.select(["b"])))
+    assert decode(encode(TABLE)) == TABLE
+
+
+def test_rows_of_polars_frames_and_items_of_series_are_mapped_over(polars: Any) -> None:
+    assert rows_of(polars.DataFrame(TABLE))[1] == ("1", 1, {"a": None, "b": "y", "c": []})
+    assert rows_of(polars.Series(TABLE.select(["a"]))) == [("0", 0, 1), ("1", 1, None), ("2", 2, 3)]
+    with pytest.raises(TypeError, match="of type Expr, which has no items"):
+        rows_of(polars.Expr(TABLE))
+
+
+def test_what_of_polars_cannot_be_stored_says_what_to_return(polars: Any) -> None:
+    with pytest.raises(EncodeError, match=r"output\.f: a LazyFrame, .* Return frame\.collect\(\)"):
+        encode({"f": polars.LazyFrame(TABLE)})
+    with pytest.raises(
+        EncodeError, match=r"polars DataFrame that Arrow cannot express \(it has a column of Py"
+    ):
+        encode(polars.DataFrame(TABLE, ["Int64", "List(Object)"]))
+    with pytest.raises(EncodeError, match=r"an object of class polars\.inside\.Expr cannot be stored"):
+        encode(polars.Expr(TABLE))
+
+
+def test_a_frame_of_polars_is_not_read_without_it(polars: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = encode(polars.DataFrame(TABLE))
+    with pytest.raises(CorruptRecordError, match="A stored polars.DataFrame cannot be read: "):
+        decode(blob.replace(b'"v":"', b'"v":"AAAA'))
+    with pytest.raises(CorruptRecordError, match="'os.system' is no kind of table"):
+        decode(blob.replace(b"polars.DataFrame", b"os.system"))
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(CorruptRecordError, match="without polars. Install it: pip install polars"):
+        decode(blob)

@@ -295,6 +295,8 @@ def _finished(
             f"({output.problem}).",
             work.step.name,
         )
+    if run.equipment.storage.durable:
+        run.look_at_classes(work.step.name, output)
     return StepFinished(
         run_id=context.run_id,
         step=work.step.name,

@@ -200,7 +200,7 @@ class Rehearsal:
             return "", None
         cache = run.equipment.cache
         assert cache is not None
-        entry = await cache.aget(work.key, run.equipment.schemas, count=False)
+        entry = await cache.aget(work.key, run.schemas_of(work.step.name), count=False)
         if entry is None:
             return "", None
         self._learn(entry)

@@ -10,6 +10,7 @@ from tagent_nb.engine.knowledge import changing
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.opening import schemas_of
 from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.codec import to_tree
 
 if TYPE_CHECKING:
@@ -85,5 +86,5 @@ class Remembering(ABC):
 
         submit(work()).result()
 
-    def _classes(self) -> dict[str, type]:
+    def _classes(self) -> Classes:
         return schemas_of(self.pipeline, self.schemas, self.namespace)

@@ -21,6 +21,7 @@ from tagent_nb.events import (
     CallRecorded,
     Event,
     MemorySaved,
+    Output,
     RunFinished,
     RunPaused,
     RunUnpaused,
@@ -33,6 +34,7 @@ from tagent_nb.events import (
     TokenUsage,
     Warned,
 )
+from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
@@ -96,6 +98,7 @@ class Run:
         self.taught: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.memo: dict[Any, Any] = {}
         self.read: dict[str, frozenset[str]] = {}
+        self._classes: dict[str, set[type]] = {}
         # What the items of a mapped Python step share, by step.
         self.common: dict[str, dict[str, Any]] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
@@ -131,6 +134,27 @@ class Run:
         replay = ReplayGate(self._keep_call, open_calls, tape, self.equipment.schemas, self._code_of)
         inner = (replay, *self.equipment.paid) if tape is None else (*self.equipment.paid, replay)
         return (*self.equipment.gates, *inner)
+
+    def schemas_of(self, step: str) -> Classes:
+        """Classes that stored values of a step may become."""
+        return Classes.of(self.equipment.schemas, step)
+
+    def look_at_classes(self, step: str, output: Output) -> None:
+        """Warn once of classes that another process will not find when it reads a step's value."""
+        seen = self._classes.setdefault(step, set())
+        new = getattr(output, "classes", seen) - seen
+        if not new:
+            return
+        seen |= new
+        schemas = self.schemas_of(step)
+        losses = sorted(loss for loss in map(schemas.loss_of, new) if loss)
+        if losses:
+            self.warn(
+                f"Step {step!r}: its value will not come back as it is when a later session reads it: "
+                f"{'; '.join(losses)}. Define such a class in a cell of its own or in a module, and name it "
+                "in the step's code or as its output schema.",
+                step,
+            )
 
     def _code_of(self, tool: Callable[..., Any]) -> str:
         from tagent_nb.cache.fingerprint import tool_code

@@ -188,7 +188,7 @@ HELD = "held"
 
 async def _asked(run: Run, work: Work, cache: ResultCache) -> list[Event] | None:
     """What the cache answers."""
-    entry = await cache.aget(work.key, run.equipment.schemas)
+    entry = await cache.aget(work.key, run.schemas_of(work.step.name))
     if entry is None:
         return None
     return _from_cache(run, work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
@@ -240,6 +240,7 @@ async def _remember(
         pipeline=run.memory.pipeline_id,
         metadata=metadata,
     )
+    run.look_at_classes(work.step.name, final.output)
 
 
 def _from_cache(

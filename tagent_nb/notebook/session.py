@@ -301,10 +301,12 @@ class Session:
             NotStoredError: There is none.
             StorageError: It cannot be read.
         """
+        from tagent_nb.engine.opening import schemas_of
         from tagent_nb.engine.state import read_memory
 
         space = self.workspace
-        reading = read_memory(space.storage, space.pipeline.name, run_id, self.schemas())
+        schemas = schemas_of(space.pipeline, self.schemas().values(), self.namespace)
+        reading = read_memory(space.storage, space.pipeline.name, run_id, schemas)
         return submit(reading).result().to_result()
 
     def last_result(self) -> PipelineResult:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.events import Output
+from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.decoding import resolve, value_of
 from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
 from tagent_nb.pipeline.foreign import blame, ends_program, raising_method, safe_str
@@ -89,7 +90,7 @@ def from_tree(tree: Any, schemas: Mapping[str, type] | None = None) -> Any:
         CorruptRecordError: The tree is not one that :func:`to_tree` makes.
     """
     try:
-        return value_of(tree, schemas or {})
+        return value_of(tree, Classes.of(schemas))
     except CorruptRecordError:
         raise
     except RecursionError:
@@ -125,9 +126,9 @@ def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
     Raises:
         CorruptRecordError: The bytes are not what :func:`encode` writes.
     """
-    known = schemas or {}
+    classes = Classes.of(schemas)
     try:
-        return parse(blob, lambda fields: resolve(fields, known) if TAG in fields else fields)
+        return parse(blob, lambda fields: resolve(fields, classes) if TAG in fields else fields)
     except CorruptRecordError:
         raise
     except BaseException as error:  # as in from_tree
@@ -271,6 +272,7 @@ class StoredValue:
                 walk, self._blob, tree = _seal(self._value, "output")
                 self._classes = _frozen(walk)
                 if self._digest is None and walk.same:
+                    walk.strip()
                     self._digest = _sha(self._blob if walk.sorted else to_canonical(tree).encode())
             except EncodeError as error:
                 self._refuse(error)

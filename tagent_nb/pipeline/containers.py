@@ -1,4 +1,5 @@
-"""Containers of the module ``collections`` as nodes of a tree. See :mod:`tagent_nb.pipeline.encoding`."""
+"""Containers of the module ``collections``, and views of dicts, as nodes of a tree.
+See :mod:`tagent_nb.pipeline.encoding`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,25 @@ _FACTORIES: dict[str, Callable[[], Any]] = {
     one.__name__: one for one in (bool, int, float, str, bytes, tuple, list, dict, set, Counter, deque)
 }
 """What a ``defaultdict`` may make and still be stored as one. No other function can be stored."""
+
+
+VIEWS: dict[type, tuple[str, str]] = {
+    type(getattr(made(), view)()): (view, name)
+    for name, made in (("dict", dict), ("ordered", OrderedDict))
+    for view in ("keys", "values", "items")
+}
+"""Classes of the views of dicts: what they show, and of which kind of dict."""
+
+
+def view_node(value: Any, walk: Encoder, depth: int) -> Node:
+    """The node of what ``keys()``, ``values()`` or ``items()`` of a dict return.
+
+    Raises:
+        RefusedError: It holds something that cannot be stored.
+    """
+    walk.enter(depth, len(value))
+    view, holder = VIEWS[type(value)]
+    return {TAG: "view", "of": holder, "shows": view, "v": walk.items(value, depth)}
 
 
 def container_node(value: Any, walk: Encoder, depth: int) -> Node | None:
@@ -58,11 +78,26 @@ def _defaultdict(node: Node) -> Any:
     return _mapping(node, lambda found: defaultdict(made, found))
 
 
+def _view(node: Node) -> Any:
+    parts = parts_of(node)
+    make: Callable[[Any], Any] = {"dict": dict, "ordered": OrderedDict}[node["of"]]
+    if node["shows"] == "values":
+        return make(enumerate(parts)).values()
+    try:
+        held = make(parts) if node["shows"] == "items" else make(dict.fromkeys(parts))
+    except TypeError:
+        return parts
+    view = {"keys": held.keys(), "items": held.items()}[node["shows"]]
+    # As with keys of dicts whose class is missing: then a list remains.
+    return view if len(view) == len(parts) else parts
+
+
 FROM_NODE: dict[str, Callable[[Node], Any]] = {
     "dict": lambda node: _mapping(node, dict),
     "deque": lambda node: deque(parts_of(node), node["most"]),
     "counter": lambda node: _mapping(node, Counter),
     "ordered": lambda node: _mapping(node, OrderedDict),
     "defaultdict": _defaultdict,
+    "view": _view,
 }
 """Tags, and how their nodes become values. Anything malformed raises a built-in error."""

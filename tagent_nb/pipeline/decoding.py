@@ -1,28 +1,26 @@
 """From trees back to values. See :mod:`tagent_nb.pipeline.encoding`.
 
-Classes come from the registry that the caller passes, by name; nothing is ever imported. Where a
-class is missing or no longer fits, its value comes back as plain data.
+Classes come from what the caller passes, as :mod:`tagent_nb.pipeline.classes` finds them; nothing is
+imported because a stored value names it. Where a class is missing or no longer fits, its value comes back
+as plain data.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import namedtuple
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.pipeline import containers
-from tagent_nb.pipeline.encoding import is_model
+from tagent_nb.pipeline.classes import Classes, member_of
 from tagent_nb.pipeline.scalars import FROM_NODE, TAG, Node, parts_of
 
-Schemas = Mapping[str, type]
 _MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 
 
-def value_of(tree: Any, schemas: Schemas) -> Any:
+def value_of(tree: Any, classes: Classes) -> Any:
     """The value of a tree; lists and dicts are new ones.
 
     Raises:
@@ -32,17 +30,17 @@ def value_of(tree: Any, schemas: Schemas) -> Any:
     if isinstance(tree, list):
         items = []
         for one in tree:
-            items.append(value_of(one, schemas))
+            items.append(value_of(one, classes))
         return items
     if isinstance(tree, dict):
         fields = {}
         for key, one in tree.items():
-            fields[key] = value_of(one, schemas)
-        return resolve(fields, schemas) if TAG in fields else fields
+            fields[key] = value_of(one, classes)
+        return resolve(fields, classes) if TAG in fields else fields
     return tree
 
 
-def resolve(node: Node, schemas: Schemas) -> Any:
+def resolve(node: Node, classes: Classes) -> Any:
     """The value of one node, whose parts are values already.
 
     Raises:
@@ -55,7 +53,7 @@ def resolve(node: Node, schemas: Schemas) -> Any:
         if tag in containers.FROM_NODE:
             return containers.FROM_NODE[tag](node)
         if tag in _FROM_NODE:
-            return _FROM_NODE[tag](node, schemas)
+            return _FROM_NODE[tag](node, classes)
     except _MALFORMED as error:
         raise CorruptRecordError(f"A stored {tag} cannot be read: {error}") from None
     raise CorruptRecordError(
@@ -64,7 +62,7 @@ def resolve(node: Node, schemas: Schemas) -> Any:
     )
 
 
-def _set(node: Node, schemas: Schemas) -> Any:
+def _set(node: Node, classes: Classes) -> Any:
     kind = set if node[TAG] == "set" else frozenset
     parts = parts_of(node)
     try:
@@ -74,21 +72,11 @@ def _set(node: Node, schemas: Schemas) -> Any:
     return found if len(found) == len(parts) else parts
 
 
-def _class(node: Node, schemas: Schemas) -> type | None:
-    name = node["name"]
-    if not isinstance(name, str):
-        raise TypeError("its class has no name")
-    return schemas.get(name)
-
-
-def _enum(node: Node, schemas: Schemas) -> Any:
-    kind = _class(node, schemas)
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+def _enum(node: Node, classes: Classes) -> Any:
+    match = classes.find(node)
+    if match is None:
         return node["v"]
-    try:
-        return kind(node["v"])
-    except Exception:  # a ValueError, or whatever the user's own _missing_ raises
-        return node["v"]
+    return member_of(match.kind, node["v"])
 
 
 def _fields_of(node: Node) -> dict[str, Any]:
@@ -98,61 +86,72 @@ def _fields_of(node: Node) -> dict[str, Any]:
     return fields
 
 
-def _model(node: Node, schemas: Schemas) -> Any:
+def _model(node: Node, classes: Classes) -> Any:
     fields = _fields_of(node)
-    kind: Any = _class(node, schemas)
-    if not is_model(kind):
-        return fields["root"] if list(fields) == ["root"] else fields
-    from tagent_nb.pipeline.rebuilding import model_of
+    match = classes.find(node)
+    if match is not None and match.takes(fields):
+        from tagent_nb.pipeline.rebuilding import model_of
 
-    return model_of(kind, node, fields, schemas)
+        model = model_of(match.kind, node, fields)
+        if model is not None:
+            return model
+    return fields["root"] if list(fields) == ["root"] else fields
 
 
-def _data(node: Node, schemas: Schemas) -> Any:
+def _data(node: Node, classes: Classes) -> Any:
     fields = _fields_of(node)
-    kind: Any = _class(node, schemas)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        return fields
-    if {one.name for one in dataclasses.fields(kind)} != set(fields):
+    match = classes.find(node)
+    if match is None or not match.takes(fields):
         return fields
     try:
         # As copy does: neither __init__ nor __post_init__ runs a second time.
-        found = object.__new__(kind)
-        for name, value in fields.items():
-            object.__setattr__(found, name, value)
+        value = object.__new__(match.kind)
+        for name, part in fields.items():
+            object.__setattr__(value, name, part)
     except (TypeError, AttributeError):
         return fields  # it is an int or an exception as well, or has a property in a field's place
-    return found
+    return value
 
 
-def _namedtuple(node: Node, schemas: Schemas) -> Any:
-    kind: Any = _class(node, schemas)
+def _namedtuple(node: Node, classes: Classes) -> Any:
     names = tuple(name for name, _ in parts_of(node))
-    values = [value for _, value in parts_of(node)]
-    if isinstance(kind, type) and issubclass(kind, tuple) and getattr(kind, "_fields", None) == names:
-        return tuple.__new__(kind, values)
-    return _tuple_class(node["name"], names)(*values)
+    values = [part for _, part in parts_of(node)]
+    match = classes.find(node)
+    if match is not None:
+        return tuple.__new__(match.kind, values)
+    kind = _tuple_class(node["name"], names)
+    if kind._fields != names:
+        raise ValueError(f"{names} are no names of fields")
+    return kind(*values)
 
 
 @lru_cache(maxsize=256)
 def _tuple_class(name: str, names: tuple[str, ...]) -> Any:
-    return namedtuple(name, names)  # a ValueError for names that are no identifiers
+    # Rows of a DataFrame have names such as _1, which only ``rename`` gives.
+    return namedtuple(name, names, rename=True)
 
 
-def _frame(node: Node, schemas: Schemas) -> Any:
+def _frame(node: Node, classes: Classes) -> Any:
     from tagent_nb.pipeline.frames.arrow import from_node
 
     return from_node(node)
 
 
-_FROM_NODE: dict[str, Callable[[Node, Schemas], Any]] = {
-    "tuple": lambda node, schemas: tuple(parts_of(node)),
+def _arrow(node: Node, classes: Classes) -> Any:
+    from tagent_nb.pipeline.frames.arrow_stream import from_arrow_node
+
+    return from_arrow_node(node)
+
+
+_FROM_NODE: dict[str, Callable[[Node, Classes], Any]] = {
+    "tuple": lambda node, classes: tuple(parts_of(node)),
     "set": _set,
     "frozenset": _set,
     "enum": _enum,
     "model": _model,
     "data": _data,
     "namedtuple": _namedtuple,
+    "arrow": _arrow,
     **dict.fromkeys(
         (
             "frame",

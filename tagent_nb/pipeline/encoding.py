@@ -12,17 +12,18 @@ import functools
 import inspect
 import io
 import json
-import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MappingView
 from enum import Enum
 from math import isfinite
 from typing import Any
 
 from tagent_nb.errors import EncodeError
-from tagent_nb.pipeline.containers import container_node
+from tagent_nb.pipeline.annotations import is_model
+from tagent_nb.pipeline.classes import MARKS, marks_of, remember
+from tagent_nb.pipeline.containers import VIEWS, container_node, view_node
 from tagent_nb.pipeline.scalars import TAG, TO_NODE, Node
-from tagent_nb.pipeline.schemas import schema_hash
 
 MAX_DEPTH = 200
 """Most containers inside each other."""
@@ -36,6 +37,8 @@ _PLAIN = frozenset({str, bool, type(None)})
 _NUMBERS = frozenset({int, float})
 _SIMPLE = _PLAIN | _NUMBERS
 _TEXT = frozenset({str})
+_BESIDE = ("unset", "json", *MARKS)
+"""Parts of nodes that do not belong to a value's identity."""
 
 _ordered = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
 _sorted = json.JSONEncoder(
@@ -96,18 +99,29 @@ class Encoder:
         careful: Check all texts here, and not only when they are written: this knows their path.
 
     Attributes:
-        same: Whether the tree is the same with ``identity`` as without.
         sorted: Whether its dicts have their keys in order already.
-        classes: The classes of the models, dataclasses, enums and named tuples that it has met.
+        same: Whether :meth:`strip` makes of the tree what a walk with ``identity`` makes of the value.
+        classes: The user's classes whose values it has met, by which it knows what nodes keep of them.
     """
 
     def __init__(self, *, identity: bool = False, careful: bool = False) -> None:
         self.identity = identity
-        self.same = True
         self.sorted = True
-        self.classes: set[type] = set()
+        self.same = True
+        self.classes: dict[type, Mapping[str, Any]] = {}
         self._careful = careful
         self._parts = 0
+        self._marked: list[Node] = []
+        self._unordered: list[list[Any]] = []
+
+    def strip(self) -> None:
+        """Change the tree, which is not needed any more as it was, into that of a walk with ``identity``."""
+        for node in self._marked:
+            for mark in _BESIDE:
+                node.pop(mark, None)
+        # Inner ones were met first: what they are sorted by has its own order already.
+        for parts in self._unordered:
+            parts.sort(key=to_canonical)
 
     def tree(self, value: Any, depth: int = 0) -> Any:
         """The tree of a value. Plain lists and dicts may be passed through as they are.
@@ -196,28 +210,55 @@ class Encoder:
                 pairs.append([self.tree(key, depth + 1), self.tree(item, depth + 1)])
         except RefusedError as refused:
             raise refused.inside(field_part(key), value) from None
-        if self.identity and not ordered:
-            pairs.sort(key=to_canonical)
-        self.same = self.same and self.identity
+        if not ordered:
+            self._sort(pairs)
         return pairs
+
+    def _sort(self, parts: list[Any]) -> None:
+        """What has no order: sorted for identity, now or by :meth:`strip`."""
+        if self.identity:
+            parts.sort(key=to_canonical)
+        else:
+            self._unordered.append(parts)
 
     def _set(self, value: set[Any] | frozenset[Any], tag: str, depth: int) -> Node:
         self.enter(depth, len(value))
         # A set has no order of its own: sorted, equal sets become equal bytes.
-        return {TAG: tag, "v": sorted(self.items(value, depth), key=to_canonical)}
+        items = sorted(self.items(value, depth), key=to_canonical)
+        if self._marked:
+            self._sort(items)
+        return {TAG: tag, "v": items}
+
+    def _marks(self, node: Node, kind: type) -> Node:
+        """Note in a node by what its class is found again."""
+        if self.identity:
+            self.classes[kind] = node
+        else:
+            marks = self.classes.get(kind)
+            if marks is None:
+                marks = self.classes[kind] = marks_of(kind)
+                remember(kind)
+            node.update(marks)
+            self._marked.append(node)
+        return node
 
     # -- everything else ----------------------------------------------------------------------
 
     def _special(self, value: Any, kind: type, depth: int) -> Any:
         self.sorted = False
         if isinstance(value, Enum):
-            self.classes.add(kind)
-            return {TAG: "enum", "name": kind.__name__, "v": self.tree(value.value, depth + 1)}
+            return self._enum(value, kind, depth)
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            return self._namedtuple(value, kind, depth)
         room = kind.__module__.partition(".")[0]
         if room == "pandas" or room == "numpy":
             from tagent_nb.pipeline.frames.arrow import to_node
 
             return to_node(value, self, depth)
+        if room == "polars" or room == "pyarrow":
+            from tagent_nb.pipeline.frames.arrow_stream import to_arrow_node
+
+            return to_arrow_node(value, self, depth)
         if kind is tuple:
             self.enter(depth, len(value))
             return {TAG: "tuple", "v": self.items(value, depth)}
@@ -225,6 +266,8 @@ class Encoder:
             node = container_node(value, self, depth)
             if node is not None:
                 return node
+        if kind in VIEWS:
+            return view_node(value, self, depth)
         if isinstance(value, set | frozenset):
             return self._set(value, "set" if isinstance(value, set) else "frozenset", depth)
         for types_, convert in TO_NODE:
@@ -239,22 +282,30 @@ class Encoder:
             return self._dataclass(value, kind, depth)
         return self._subclass(value, kind, depth)
 
+    def _enum(self, value: Enum, kind: type, depth: int) -> Node:
+        node = {TAG: "enum", "name": kind.__name__, "v": self.tree(value.value, depth + 1)}
+        return self._marks(node, kind)
+
+    def _namedtuple(self, value: Any, kind: Any, depth: int) -> Node:
+        self.enter(depth, len(value))
+        fields = self.fields(dict(zip(kind._fields, value, strict=True)), depth, value)
+        # A list of pairs, since a named tuple has an order and JSON objects have none.
+        node = {TAG: "namedtuple", "name": kind.__name__, "v": [list(pair) for pair in fields.items()]}
+        return self._marks(node, kind)
+
     def _model(self, value: Any, kind: Any, depth: int) -> Node:
-        self.classes.add(kind)
         self.enter(depth, len(value.__dict__))
         fields = {name: value.__dict__[name] for name in kind.model_fields if name in value.__dict__}
         fields.update(value.__pydantic_extra__ or {})
         found, written = self._model_fields(value, fields, depth)
         node = {TAG: "model", "name": kind.__name__, "v": found}
         if not self.identity:
-            self.same = False
-            node["schema"] = schema_hash(kind)
             unset = [name for name in fields if name not in value.model_fields_set]
             if unset:
                 node["unset"] = unset
             if written:
                 node["json"] = written
-        return node
+        return self._marks(node, kind)
 
     def _model_fields(self, value: Any, fields: Mapping[str, Any], depth: int) -> tuple[Node, list[str]]:
         """The trees of its fields, and the names of those that the model wrote as JSON itself."""
@@ -273,18 +324,13 @@ class Encoder:
 
     def _dataclass(self, value: Any, kind: type, depth: int) -> Node:
         names = [field.name for field in dataclasses.fields(kind)]
-        self.classes.add(kind)
         self.enter(depth, len(names))
         fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
-        return {TAG: "data", "name": kind.__name__, "v": self.fields(fields, depth, value)}
+        node = {TAG: "data", "name": kind.__name__, "v": self.fields(fields, depth, value)}
+        return self._marks(node, kind)
 
     def _subclass(self, value: Any, kind: type, depth: int) -> Any:
         """Values of the user's own subclasses count as what they are subclasses of."""
-        if isinstance(value, tuple) and hasattr(kind, "_fields"):
-            self.classes.add(kind)
-            fields = self.fields(dict(zip(kind._fields, value, strict=True)), depth, value)
-            # A list of pairs, since a named tuple has an order and JSON objects have none.
-            return {TAG: "namedtuple", "name": kind.__name__, "v": [list(one) for one in fields.items()]}
         for base, convert in _BASES:
             if isinstance(value, base):
                 return self.tree(convert(value), depth)
@@ -345,12 +391,6 @@ def _check_text(value: str) -> str:
     return value
 
 
-def is_model(kind: object) -> bool:
-    """Whether this is a pydantic model class; without pydantic loaded there are none."""
-    pydantic = sys.modules.get("pydantic")
-    return isinstance(kind, type) and pydantic is not None and bool(issubclass(kind, pydantic.BaseModel))
-
-
 def _as_json(model: Any, name: str, refused: RefusedError) -> Any:
     try:
         return model.model_dump(mode="json", include={name}, warnings=False)[name]
@@ -381,9 +421,19 @@ def refusal(value: object) -> RefusedError:
     known = _known_refusal(value)
     if known is not None:
         return RefusedError(known)
-    kind = type(value)
-    return RefusedError(
+    return RefusedError(_unknown(value, type(value)), unknown_type=True)
+
+
+def _unknown(value: object, kind: type) -> str:
+    if isinstance(value, Iterator):
+        return (
+            f"a {kind.__name__} object, whose items can be taken once only, cannot be stored. "
+            "Return list(...) of it"
+        )
+    if isinstance(value, MappingView | memoryview | array):
+        plain = "bytes" if isinstance(value, memoryview) else "list"
+        return f"an object of class {kind.__name__} cannot be stored. Return {plain}(...) of it"
+    return (
         f"an object of class {kind.__module__}.{kind.__qualname__} cannot be stored. "
-        "Return plain data, a dataclass, a pydantic model or a DataFrame",
-        unknown_type=True,
+        "Return plain data, a dataclass, a pydantic model or a DataFrame"
     )

@@ -15,6 +15,7 @@ from typing import Any
 from tagent_nb import events
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.events import Event, TokenUsage
+from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.codec import StoredValue, clean, from_tree, notes_to_tree, to_tree
 
 Schemas = Mapping[str, type] | None
@@ -61,6 +62,7 @@ def event_from_dict(data: Mapping[str, Any], schemas: Schemas = None) -> Event:
             f"A record holds {str(name)[:40]!r} for an event: it is damaged, "
             "or was written by a newer version of tagent-nb."
         )
+    schemas = Classes.of(schemas, data.get("step"))
     loaders = {field: load for field, _, load, _ in _plan(kind)}  # type: ignore[arg-type]
     found = {}
     try:

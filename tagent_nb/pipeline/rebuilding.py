@@ -7,7 +7,6 @@ validator that turns percents into fractions would do so twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import UnionType
@@ -18,9 +17,9 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from tagent_nb.pipeline.encoding import Encoder, is_model
+from tagent_nb.pipeline.annotations import is_class, tag_of
+from tagent_nb.pipeline.encoding import Encoder
 from tagent_nb.pipeline.scalars import TAG
-from tagent_nb.pipeline.schemas import schema_hash
 
 _PLAIN: frozenset[Any] = frozenset(
     {str, int, float, bool, bytes, type(None), list, dict, tuple, set, frozenset, date, datetime, time,
@@ -30,26 +29,22 @@ _PLAIN: frozenset[Any] = frozenset(
 _GROUPS: frozenset[Any] = frozenset({list, dict, tuple, set, frozenset, Union, UnionType, Annotated})
 
 _adapters: WeakKeyDictionary[type, dict[str, TypeAdapter[Any] | None]] = WeakKeyDictionary()
-_parts: WeakKeyDictionary[type, dict[str, frozenset[type] | None]] = WeakKeyDictionary()
+_parts: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
 
 
-def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any], schemas: Mapping[str, type]) -> Any:
-    """The model of a node; its fields as plain data where they no longer fit the class.
-
-    Args:
-        kind: The class that has the model's name now.
-        node: As :class:`~tagent_nb.pipeline.encoding.Encoder` writes it.
-        fields: Its fields, as values.
-        schemas: The classes by which values inside of it were read.
-    """
-    if node.get("schema") == schema_hash(kind):
-        return _as_recorded(kind, node, fields, schemas)
-    # Another schema under the same name may give other meanings to what it does not refuse.
-    found = _validated(kind, fields) if set(fields) == set(kind.model_fields) else None
-    if found is None:
-        return fields
-    found.__pydantic_fields_set__.difference_update(node.get("unset", ()))
-    return found
+def _from_json(kind: Any, name: str, fields: Mapping[str, Any]) -> Any:
+    """A field that the model wrote as JSON itself, such as a URL."""
+    value = fields[name]
+    adapter = _adapter(kind, name)
+    if adapter is not None:
+        try:
+            part = adapter.validate_python(value)
+            if type(part) is not type(value) and adapter.dump_python(part, mode="json") == value:
+                return part
+        except Exception:  # a type of the user's own: only the model's validators may know how to read it
+            pass
+    model = _validated(kind, fields)
+    return value if model is None else model.__dict__[name]
 
 
 def _validated(kind: Any, fields: Mapping[str, Any]) -> Any:
@@ -62,25 +57,28 @@ def _validated(kind: Any, fields: Mapping[str, Any]) -> Any:
         return None
 
 
-def _as_recorded(
-    kind: Any, node: Mapping[str, Any], fields: dict[str, Any], schemas: Mapping[str, type]
-) -> Any:
+def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
+    """The model of a node, as it was recorded; ``None`` where it has more fields than the class takes.
+
+    Args:
+        kind: The model's class.
+        node: As :class:`~tagent_nb.pipeline.encoding.Encoder` writes it.
+        fields: Its fields, as values.
+    """
     written = set(node.get("json", ()))
-    # What the model wrote as JSON itself, only the model can read.
-    read = _validated(kind, fields) if written else None
     known, others = {}, {}
     for name, value in fields.items():
         if name not in kind.model_fields:
             others[name] = value
-        elif name in written and read is not None:
-            known[name] = read.__dict__[name]
-        elif _is_known(kind, name, schemas):
+        elif name in written:
+            known[name] = _from_json(kind, name, fields)
+        elif _is_known(kind, name):
             known[name] = value
         else:
             known[name] = _typed(kind, name, value)
     open_to_more = kind.model_config.get("extra") == "allow"
     if others and not open_to_more:
-        return fields
+        return None
     found = kind.__new__(kind)
     # What pickle does: no validator and no model_post_init runs a second time.
     BaseModel.__setstate__(
@@ -103,31 +101,22 @@ def _private(kind: Any) -> dict[str, Any] | None:
     return {name: one for name, one in found.items() if one is not PydanticUndefined}
 
 
-def _is_known(kind: Any, name: str, schemas: Mapping[str, type]) -> bool:
-    """Whether all classes of a field's annotation are those by which its value was read."""
+def _is_known(kind: Any, name: str) -> bool:
+    """Whether all values of a field's annotation come back by themselves, or as nodes of their classes."""
     known = _parts.setdefault(kind, {})
     if name not in known:
-        known[name] = _classes(kind.model_fields[name].annotation)
-    classes = known[name]
-    return classes is not None and all(schemas.get(one.__name__) is one for one in classes)
+        known[name] = _comes_back(kind.model_fields[name].annotation)
+    return known[name]
 
 
-def _classes(annotation: Any) -> frozenset[type] | None:
-    """The classes of the user that an annotation names; ``None`` where that cannot be told."""
+def _comes_back(annotation: Any) -> bool:
     origin = get_origin(annotation)
-    if origin is Literal or annotation is Ellipsis:
-        return frozenset()
+    if origin is Literal or annotation is Ellipsis or annotation is Any:
+        return True
     if origin in _GROUPS:
         inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
-        parts = [_classes(one) for one in inner]
-        return None if None in parts else frozenset().union(*(part for part in parts if part is not None))
-    if annotation is Any:
-        return frozenset()
-    if not isinstance(annotation, type):
-        return None
-    if annotation in _PLAIN:
-        return frozenset()
-    return frozenset({annotation}) if is_model(annotation) or is_dataclass(annotation) else None
+        return all(map(_comes_back, inner))
+    return annotation in _PLAIN or bool(tag_of(annotation)) if is_class(annotation) else False
 
 
 def _typed(kind: Any, name: str, value: Any) -> Any:

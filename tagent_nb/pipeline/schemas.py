@@ -21,7 +21,7 @@ _MAX_DEPTH = 50
 _sets: WeakKeyDictionary[type, list[Any]] = WeakKeyDictionary()
 
 
-def json_schema(model: Any) -> dict[str, Any]:
+def json_schema(model: Any, *, by_alias: bool = True) -> dict[str, Any]:
     """The JSON Schema of a pydantic model class; parts that JSON Schema cannot express are ``{}``."""
     from pydantic.json_schema import GenerateJsonSchema
 
@@ -31,7 +31,8 @@ def json_schema(model: Any) -> dict[str, Any]:
         def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
             return {}
 
-    found: dict[str, Any] = in_order(model.model_json_schema(schema_generator=Total), model)
+    schema = model.model_json_schema(by_alias=by_alias, schema_generator=Total)
+    found: dict[str, Any] = in_order(schema, model)
     return found
 
 

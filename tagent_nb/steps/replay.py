@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import OfflineMissError
 from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
+from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.codec import from_tree, to_tree
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
@@ -134,8 +135,9 @@ class ReplayGate(CallGate):
         if recorded is not None:
             if counted:
                 call.context.spend(-ONE_CALL, 0.0)
-            _teach(call.context, recorded.answer, self.schemas)
-            return value_from_plain(recorded.answer, self.schemas)
+            schemas = Classes.of(self.schemas, call.context.step)
+            _teach(call.context, recorded.answer, schemas)
+            return value_from_plain(recorded.answer, schemas)
         taught = len(call.context.learned)
         try:
             value = await proceed(call)

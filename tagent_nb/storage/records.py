@@ -22,6 +22,7 @@ from tagent_nb.events import (
     StepFinished,
     StepRetried,
 )
+from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.event_codec import event_from_dict, event_to_dict
 from tagent_nb.storage.pickles import PickledOutput, seal
@@ -241,6 +242,7 @@ def decode_events(
         CorruptRecordError: The body is not what :func:`encode_events` writes.
     """
     content, place = _content(body, where)
+    schemas = Classes.of(schemas)
     events: list[Event] = []
     try:
         for head in content["events"]:

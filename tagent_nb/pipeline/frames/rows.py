@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.pipeline.encoding import is_model
+from tagent_nb.pipeline.annotations import is_model
+from tagent_nb.pipeline.frames.arrow_stream import polars_rows
 from tagent_nb.pipeline.frames.labels import index_from
 from tagent_nb.pipeline.scalars import own_float
 from tagent_nb.pipeline.shapes import is_array
@@ -71,6 +72,9 @@ def items_of(value: Any) -> Sequence[Any] | None:
         return None
     if isinstance(value, list | tuple):
         return value
+    rows = polars_rows(value)
+    if rows is not None:
+        return rows
     if isinstance(value, deque | range | KeysView | ValuesView | ItemsView):
         return list(value)
     if isinstance(value, set | frozenset):
