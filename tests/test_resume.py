@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tagent_nb import (
     StepContext,
     tool,
 )
+from tagent_nb.engine.state import read_memory
 from tagent_nb.pipeline import decoding
 from tagent_nb.steps.tools import forget_tool, registered_tools
 
@@ -431,3 +434,55 @@ async def test_a_run_is_not_resumed_without_the_tools_of_its_steps(tmp_path: Pat
     pipeline.put(PipelineStep("ask", "Is it good?", tools_filter=["gone_tool"]))
     with pytest.raises(PipelineValidationError, match="gone_tool"):
         await sit(resume=True)
+
+
+class Clock:
+    """The time of day, set forth or back, as recorded events tell it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.skew = 0.0
+        real, append = time.time, FileStorageBackend.append
+
+        async def skewed(
+            storage: FileStorageBackend, pipeline_id: str, run_id: str, events: Any, *, token: Any = None
+        ) -> None:
+            events = [replace(event, at=event.at + self.skew) for event in events]
+            await append(storage, pipeline_id, run_id, events, token=token)
+
+        patch.setattr(time, "time", lambda: real() + self.skew)
+        patch.setattr(FileStorageBackend, "append", skewed)
+
+
+@pytest.mark.parametrize("skew", [-86_400.0, 86_400.0, -1e8])
+async def test_the_run_that_was_begun_last_is_resumed_whatever_the_clock_says(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, skew: float
+) -> None:
+    """Not an older one that has completed; nor does the clock make it take a day."""
+    clock = Clock(monkeypatch)
+    await lab.go()
+    clock.skew = skew
+    lab.broken = {"c"}
+    stopped = await lab.go(force=True)
+    assert not stopped.success
+    lab.broken.clear()
+    clock.skew = 2 * skew
+    result = await lab.go(resume=True)
+    assert (result.run_id, result.success, lab.ran) == (stopped.run_id, True, ["c", "d"])
+    storage = FileStorageBackend(lab.folder)
+    assert await storage.newest_run(lab.pipeline.id) == stopped.run_id
+    assert [info.status for info in await storage.runs(lab.pipeline.id)] == ["completed", "completed"]
+
+
+async def test_a_run_takes_as_long_as_it_takes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the clock is set forth by a day, or back, in the middle of it."""
+    clock = Clock(monkeypatch)
+
+    def jump() -> None:
+        clock.skew += 86_400.0
+
+    lab.note = lambda name: jump()  # type: ignore[method-assign]
+    result = await lab.go()
+    assert result.success
+    memory = await read_memory(FileStorageBackend(lab.folder), "lab")
+    assert memory.events[-1].at - memory.events[0].at > 86_400
+    assert 0 < memory.seconds < 3600

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tagent_nb.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from tagent_nb.storage import archive, emptied, open_storage
+from tagent_nb.storage import archive, backup, emptied, open_storage, restoring
 from tagent_nb.storage.backup import BackupSchedule
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
@@ -612,7 +613,7 @@ async def test_backups_are_made_by_themselves(files: FileStorageBackend, folder:
     assert [info.runs for info in await files.backups(folder)] == [3]
     await end_runs(files, 3, first=3)
     found = await files.backups(folder)
-    assert [info.runs for info in found] == [6, 5]
+    assert [info.runs for info in found] == [6, 3]
     assert files.problems == []
 
 
@@ -1067,3 +1068,193 @@ async def test_who_resumes_a_lost_run_is_told_where_it_is(files: FileStorageBack
 
 def len_of_nothing() -> int:
     return 0
+
+
+# -- clocks ------------------------------------------------------------------------------------
+
+
+class Clock(datetime):
+    """The time of day, set forth or back."""
+
+    skew = timedelta()
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.now(tz) + cls.skew
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Clock]]:
+    """What backups take for the time."""
+    monkeypatch.setattr(archive, "datetime", Clock)
+    yield Clock
+    Clock.skew = timedelta()
+
+
+async def test_a_backup_that_was_just_made_is_the_newest_and_stays(
+    files: FileStorageBackend, folder: Path, clock: type[Clock]
+) -> None:
+    """Whether the clock was set back or forth, once or again and again."""
+    made = []
+    for days in (0, -1, -400, 2, -2, 0):
+        clock.skew = timedelta(days=days)
+        await record(files, f"day {days}", run_id=f"r{len(made)}")
+        info = await files.backup(folder, keep=3)
+        made.append(info.path)
+        assert [found.path for found in await files.backups(folder)] == made[:-4:-1]
+        assert info.runs == len(made)
+    assert (await files.restore(folder=folder)).backup == made[-1]
+
+
+async def test_two_backups_of_one_moment_have_two_names(folder: Path) -> None:
+    """Also while the first of them is being written; and one of the year 9999 stops nobody."""
+    folder.mkdir()
+    (folder / "20990101T000000000000.backup").touch()
+    first = archive.new_path(folder, "")
+    assert first.name == "20990101T000000000001.backup"
+    first.with_suffix(".tmp").touch()
+    assert archive.new_path(folder, "").name == "20990101T000000000002.backup"
+    (folder / "99991231T235959999999.backup").touch()
+    assert archive.new_path(folder, "").name < first.name
+
+
+@pytest.mark.parametrize("days", [-1, 1, -4000])
+async def test_backups_come_by_the_number_of_runs(
+    store: RecordingBackend, folder: Path, clock: type[Clock], days: int
+) -> None:
+    """Not by the time: runs of a clock that was set back count, those of one set forth count once."""
+    store.backup_schedule = BackupSchedule(every=2, keep=9, folder=folder)
+    await end_runs(store, 2)
+    clock.skew = timedelta(days=days)
+    for n in range(2, 7):
+        lease = await store.acquire("p", f"r{n}")
+        at = (datetime.now(UTC) + clock.skew).timestamp()
+        await store.append("p", f"r{n}", sample_run(f"r{n}", at=at), token=lease.token)
+        await store.release(lease)
+        # What is given back without an end is no run that has ended.
+        await store.release(await store.acquire("p", f"r{n}"))
+    assert [info.runs for info in await store.backups(folder)] == [6, 4, 2]
+    await store.backup(folder, keep=9)
+    await end_runs(store, 1, first=7)
+    assert len(await store.backups(folder)) == 4
+    await end_runs(store, 1, first=8)
+    assert len(await store.backups(folder)) == 5
+    assert store.problems == []
+
+
+async def test_runs_of_before_count_for_the_first_backup(store: RecordingBackend, folder: Path) -> None:
+    """Of a store that has none yet."""
+    await end_runs(store, 3)
+    store.backup_schedule = BackupSchedule(every=4, folder=folder)
+    await end_runs(store, 1, first=3)
+    assert [info.runs for info in await store.backups(folder)] == [4]
+
+
+async def test_runs_that_end_while_a_backup_is_made_count_for_the_next(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may not be in it."""
+    files.backup_schedule = BackupSchedule(every=3, folder=folder)
+    await end_runs(files, 1)
+    await files.backup(folder)
+    await end_runs(files, 1, first=1)
+    real = backup.inspect
+
+    def slow(path: Path, key: bytes | None) -> Any:
+        (count,) = folder.glob("*.ended")
+        count.write_bytes(count.read_bytes() + b".")
+        return real(path, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "inspect", slow)
+        await files.backup(folder)
+    await end_runs(files, 2, first=2)
+    assert len(await files.backups(folder)) == 3
+
+
+# -- what a restore leaves ---------------------------------------------------------------------
+
+
+async def test_a_restore_that_fails_leaves_no_copy_of_the_store(
+    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it stops before anything was moved."""
+    await fill(store)
+    made = await store.backup(folder)
+
+    async def refuse(*what: Any) -> Any:
+        raise StorageUnavailableError("no")
+
+    for name in ("_set_aside", "_mark"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, name, refuse)
+            with pytest.raises(StorageUnavailableError, match="no"):
+                await store.restore(made.path, folder=folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.Writer, "finish", lambda writer: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await store.restore(made.path, folder=folder)
+    assert [path.name for path in folder.iterdir()] == [made.path.name]
+    await check(store)
+
+
+async def test_a_restore_that_took_the_place_of_another_leaves_no_copy(
+    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file with which that one would have gone on goes; a damaged mark removes nothing."""
+    await fill(store)
+    made = await store.backup(folder)
+    content = await stop_half_way(store, folder, monkeypatch)
+    content.write_bytes(b"damaged")
+    await store.restore(made.path, folder=folder)
+    assert [path.name for path in folder.iterdir()] == [made.path.name]
+    precious = folder / "precious"
+    precious.write_text("mine")
+    await store._mark(restoring._text(precious, ""))
+    await store.close()
+    await store.restore(made.path, folder=folder)
+    assert precious.read_text() == "mine"
+    await check(store)
+
+
+async def test_whether_a_copy_is_still_needed_is_asked_before_it_goes(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that cannot say so keeps it."""
+    await fill(files)
+    made = await files.backup(folder)
+    marked = iter([None, None])
+
+    async def refuse(*what: Any) -> Any:
+        raise StorageUnavailableError("no")
+
+    async def mark() -> Any:
+        for text in marked:
+            return text
+        raise StorageUnavailableError("away")
+
+    monkeypatch.setattr(files, "_set_aside", refuse)
+    monkeypatch.setattr(files, "_marked", mark)
+    with pytest.raises(StorageUnavailableError, match="no"):
+        await files.restore(made.path, folder=folder)
+    assert len(list(folder.glob("*.merged"))) == 1
+
+
+async def test_what_is_restored_finds_its_place_among_the_runs(store: RecordingBackend, folder: Path) -> None:
+    """The newest run stays the newest, and the order is that of before, whatever was damaged or missing."""
+    names = ["z", "b", "y", "a", "x", "c"]
+    for name in names[:4]:
+        await record(store, "one", "two", run_id=name)
+    await store.backup(folder)
+    for name in names[4:]:
+        await record(store, "one", "two", run_id=name)
+    await damage(store, "b")
+    await store.delete_run("p", "z")
+    await store.delete_run("p", "a")
+    await store.restore(folder=folder)
+    assert [info.run_id for info in await store.runs("p")] == names
+    assert await store.newest_run("p") == "c"
+    await store.restore(folder=folder, replace=True)
+    assert [info.run_id for info in await store.runs("p")] == names
+    await record(store, "one", run_id="d")
+    assert await store.newest_run("p") == "d"

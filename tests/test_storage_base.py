@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, StorageUnavailableError
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    LeaseLostError,
+    StorageError,
+    StorageUnavailableError,
+)
 from tagent_nb.events import (
     ApprovalRequested,
     CallRecorded,
@@ -25,13 +31,15 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import leases, open_storage
+from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.leases import Holder, process_start
 from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.records import Summary, decode_events, encode_events, summary_of
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import StorageContract
-from tagent_nb.testing.samples import DEAD_PID
+from tagent_nb.testing.samples import DEAD_PID, holder
 
 # -- open_storage ------------------------------------------------------------------------------
 
@@ -112,6 +120,94 @@ def test_this_process_lives_and_a_dead_one_does_not() -> None:
         assert process_start(child.pid) is None
     assert process_start(child.pid) is None
     assert process_start(DEAD_PID) is None
+
+
+def test_a_machine_that_was_started_anew_has_lost_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to wait for them; those of a machine that does not say who it is are heard or not."""
+    here = Holder.here(100.0, 30.0)
+    before = replace(here, machine="before", boot="before")
+    assert before.is_gone == bool(here.home)
+    monkeypatch.setattr(leases, "home_id", lambda: "this")
+    assert replace(before, home="this").left(100.0, shared=False) == 0.0
+    for other in (
+        replace(before, home="that"),
+        replace(before, home=""),
+        replace(before, home="this", boot=""),
+    ):
+        assert not other.is_gone
+        assert other.left(101.0, shared=False) == 29.0
+    # A container beside this one has the same clock, whatever its processes' numbers.
+    beside = replace(here, machine="beside")
+    assert (beside.left(9e9, shared=False) or 0) > 29
+    assert replace(beside, ticks=here.ticks - 31).left(100.0, shared=False) == 0.0
+
+
+def test_of_a_system_that_does_not_count_from_its_start_the_time_is_taken() -> None:
+    """Of its own processes; of those of another machine only if it can be right."""
+    here = replace(Holder.here(100.0, 30.0), boot="")
+    assert here.left(131.0, shared=False) == 0.0
+    assert here.left(99.0, shared=False) is None
+    away = replace(here, machine="away", home="")
+    assert away.left(110.0, shared=False) == 20.0
+    assert away.left(131.0, shared=False) is None
+    assert away.left(131.0, shared=True) == 0.0
+    assert away.left(99.0, shared=True) is None
+
+
+def test_a_system_may_not_say_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows have no such files."""
+    monkeypatch.setattr(leases, "_PROC", Path("/nowhere"))
+    monkeypatch.setattr(leases, "_MACHINE", Path("/nowhere"))
+    assert leases.boot_id.__wrapped__() == ""
+    assert leases.home_id.__wrapped__() == ""
+
+
+async def test_a_claim_that_is_to_count_for_long_is_not_watched() -> None:
+    """The refusal comes at once, and says how long it counts."""
+    storage = MemoryStorageBackend()
+    future = holder(7, host="elsewhere", machine="another", beat=9e12, ttl=1e6)
+    assert await storage._swap_lease("p", "r", 0, 1, future)
+    with pytest.raises(LeaseLostError, match="its claim ends in 1000000 s"):
+        await storage.acquire("p", "r")
+
+
+async def test_a_run_that_is_claimed_while_it_is_deleted_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says so."""
+    storage = MemoryStorageBackend()
+    await storage.append("p", "r", [Warned(run_id="r", message="x")])
+
+    async def claimed(*what: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(storage, "_remove_run", claimed)
+    with pytest.raises(StorageError, match="another process has begun to carry it on"):
+        await storage.delete_run("p", "r")
+
+
+class PlainBackend(FileStorageBackend):
+    """A backend of somebody who implements no more than she must."""
+
+    _ordered = RecordingBackend._ordered
+    _newest = RecordingBackend._newest
+    _has_run = RecordingBackend._has_run
+    _rows = RecordingBackend._rows
+
+
+class TestPlainBackend(StorageContract):
+    """The contract holds without the faster ways as well."""
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> StorageBackend:
+        return PlainBackend(tmp_path / "runs", durability="fast")
+
+
+async def test_a_plain_backend_lists_damaged_leases_and_skips_what_is_gone(tmp_path: Path) -> None:
+    storage = PlainBackend(tmp_path, durability="fast")
+    await storage.append("p", "r", [Warned(run_id="r", message="x")])
+    (tmp_path / "p" / "r.lease").unlink()
+    (tmp_path / "p" / "r.lease").mkdir()
+    assert [info.status for info in await storage.runs("p")] == ["damaged"]
+    assert await storage._rows("p", ["gone"]) == []
 
 
 def test_a_process_name_may_hold_anything(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import pytest
 
 from tagent_nb import PipelineExecutor
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError, StorageUnavailableError
-from tagent_nb.events import Event, StepFinished, Warned
+from tagent_nb.events import Event, RunFinished, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
@@ -613,3 +613,91 @@ async def test_redis_away_in_the_middle_of_a_run(how: str, tmp_path: Path, repet
             lost += STEPS - len({event.step for event in recorded if isinstance(event, StepFinished)})
             await executor.storage.close()
     report(f"Redis {how}", injected, lost)
+
+
+# -- clocks and claims -------------------------------------------------------------------------
+
+
+async def claimed(storage: StorageBackend, run_id: str) -> bool:
+    """Carry a run on as soon as that is possible; whether what was recorded then is lost."""
+    lease = await storage.acquire("p", run_id)
+    try:
+        await storage.append("p", run_id, [Warned(run_id=run_id, message="mine")], token=lease.token)
+        await asyncio.sleep(0)
+        events = await storage.read_run("p", run_id)
+    finally:
+        await storage.release(lease)
+    return not any(isinstance(event, Warned) and event.message == "mine" for event in events)
+
+
+@on_all
+async def test_a_claim_and_a_deletion_at_once(url: str, repetitions: Repetitions) -> None:
+    """Of two processes, one prunes the run that the other begins to carry on: one of them wins."""
+    count, lost = repetitions(10, 160), 0
+    mine, other = open_storage(url), open_storage(url)
+    for n in range(count):
+        for name in ("old", "new"):
+            await mine.append("p", f"{name}{n}", [Warned(run_id=f"{name}{n}", message="before")])
+        outcome, _ = await asyncio.gather(
+            claimed(other, f"old{n}"), mine.prune("p", keep_last=1), return_exceptions=True
+        )
+        # Deleted first, there is nothing to carry on but what is begun anew.
+        lost += outcome is not False
+    await mine.close()
+    await other.close()
+    report(f"claimed while it is pruned ({kind_of(url)})", count, lost)
+
+
+@on_all
+async def test_clocks_that_jump(url: str, repetitions: Repetitions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each run the time of day is another: none is pruned by its end, none taken from its process."""
+    count, lost = repetitions(8, 60), 0
+    random.seed(20)
+    real, skew = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: real() + skew)
+    storage, other = open_storage(url, keep_last=3), open_storage(url)
+    names: list[str] = []
+    for n in range(count):
+        skew = random.uniform(-1e8, 1e8)
+        names.append(f"r{n}")
+        lease = await storage.acquire("p", names[-1])
+        event = StepFinished(run_id=names[-1], step="a", output=StoredValue.of(n))
+        await storage.append("p", names[-1], [event], token=lease.token)
+        skew = random.uniform(-1e8, 1e8)
+        with pytest.raises(LeaseLostError):
+            await other.acquire("p", names[-1])
+        await other.prune("p", keep_last=3, older_than=1e7)
+        await storage.append("p", names[-1], [RunFinished(run_id=names[-1], success=True)], token=lease.token)
+        await storage.release(lease)
+        runs = [info.run_id for info in await other.runs("p")]
+        lost += runs != names[-len(runs) :] or await other.newest_run("p") != names[-1]
+    await storage.close()
+    await other.close()
+    report(f"clock set forth and back ({kind_of(url)})", count, lost)
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_a_database_on_a_full_disk_is_read(crashed: bool, tmp_path: Path) -> None:
+    """Not a byte is free, and its log has no index: a real disk, where one may be mounted."""
+    with small_disk(tmp_path / "disk") as free:
+        folder = tmp_path / "disk"
+        if not (folder / "filler").exists():
+            pytest.skip("no disk can be mounted")
+        storage = open_storage(f"sqlite:///{folder}/runs.db")
+        for n in range(3):
+            await storage.append("p", f"r{n}", [Warned(run_id=f"r{n}", message="x")])
+        if crashed:
+            for suffix in ("", "-wal"):
+                (folder / f"copy.db{suffix}").write_bytes((folder / f"runs.db{suffix}").read_bytes())
+        await storage.close()
+        path = folder / ("copy.db" if crashed else "runs.db")
+        with (folder / "rest").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 512)
+        again = open_storage(f"sqlite:///{path}")
+        runs = [info.run_id for info in await again.runs("p")]
+        assert len(await again.read_run("p", "r1")) == 1
+        free()
+        await again.append("p", "r3", [Warned(run_id="r3", message="x")])
+        await again.close()
+    report(f"read on a full disk ({'with' if crashed else 'without'} a log)", 1, 3 - len(runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -11,8 +12,10 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +23,7 @@ import pytest
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, LeaseLostError, StorageUnavailableError
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import disk, file, journal, locks
+from tagent_nb.storage import disk, file, journal, locks, order
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
@@ -898,3 +901,144 @@ async def test_a_path_that_is_too_long_with_the_pipeline_is_an_error(tmp_path: P
     store = FileStorageBackend(path[: os.pathconf(tmp_path, "PC_PATH_MAX") - 20].rstrip("/"))
     with pytest.raises(StorageUnavailableError, match="Its name is too long"):
         await store.runs("p" * 60)
+
+
+# -- the order of runs -------------------------------------------------------------------------
+
+
+def order_of(store: FileStorageBackend) -> Path:
+    """The file of names."""
+    return store.base_path / "p" / "runs.order"
+
+
+async def test_what_a_living_process_writes_aside_stays(store: FileStorageBackend) -> None:
+    """After the clock was set forth by a day it seems old."""
+    await record(store, "x")
+    folder = store.base_path / "p"
+    mine, other, short = folder / f".{os.getpid()}-1.tmp", folder / ".4999999-1.tmp", folder / ".left.tmp"
+    for path in (mine, other, short):
+        path.touch()
+        os.utime(path, (time.time() - 86_400,) * 2)
+    await FileStorageBackend(store.base_path).save("p", {})
+    assert [path.exists() for path in (mine, other, short)] == [True, False, False]
+
+
+async def begin_runs(store: FileStorageBackend, *names: str) -> None:
+    """Runs whose times go backwards."""
+    for n, name in enumerate(names):
+        await store.append("p", name, [Warned(run_id=name, at=1e9 - n, message="x")])
+
+
+async def test_half_of_a_name_is_no_name(store: FileStorageBackend) -> None:
+    """A crash may have torn the last line; what is left of it may be the name of another run."""
+    await begin_runs(store, "r1", "r10")
+    order_of(store).write_text("r1\nr10\nr1")
+    assert await store.newest_run("p") == "r10"
+    await begin_runs(store, "r11")
+    assert order_of(store).read_text() == "r1\nr10\nr11\n"
+    order_of(store).write_text("r1")
+    await begin_runs(store, "r12")
+    assert await store.newest_run("p") == "r12"
+
+
+async def test_names_of_deleted_runs_do_not_pile_up(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is written anew; a run that is just being begun keeps its place."""
+    monkeypatch.setattr(order, "SPARE", 3)
+    await begin_runs(store, "a", "b", "c", "d", "e", "f")
+    for name in "abcd":
+        await store.delete_run("p", name)
+    monkeypatch.setattr(order, "BEGINNING", 1)
+    with order_of(store).open("a") as file:
+        file.write("beginning\n")
+    assert [info.run_id for info in await store.runs("p")] == ["e", "f"]
+    assert order_of(store).read_text() == "e\nf\nbeginning\n"
+
+
+async def test_runs_are_listed_where_their_order_cannot_be_kept(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or a folder that may only be read: the order is worked out each time."""
+    await begin_runs(store, "late", "early")
+    order_of(store).unlink()
+
+    def full(*what: Any, **more: Any) -> None:
+        raise StorageUnavailableError("The disk is full.")
+
+    monkeypatch.setattr(order, "replace_file", full)
+    for _ in range(2):
+        assert [info.run_id for info in await store.runs("p")] == ["early", "late"]
+    monkeypatch.undo()
+    assert await store.newest_run("p") == "late"
+    monkeypatch.setattr(order, "write_all", lambda *what: os.write(-1, b""))
+    with pytest.raises(StorageUnavailableError, match="Cannot write"):
+        await begin_runs(store, "new")
+    assert not await store.has_run("p", "new")
+
+
+async def test_what_is_no_file_in_the_place_of_the_order_is_told(store: FileStorageBackend) -> None:
+    """It is not written through a link."""
+    await begin_runs(store, "r")
+    target = store.base_path / "target"
+    order_of(store).rename(target)
+    order_of(store).symlink_to(target)
+    for call in (store.runs("p"), begin_runs(store, "s")):
+        with pytest.raises(CorruptRecordError, match="symbolic link"):
+            await call
+
+
+async def test_a_run_whose_beginning_cannot_be_read_is_placed_by_its_id(store: FileStorageBackend) -> None:
+    """Or, if that tells no time, before all others."""
+    names = ["20260101T000000-aaaaaaaa", "x", "20250101T000000-bbbbbbbb"]
+    await begin_runs(store, *names)
+    for path in (store.base_path / "p").glob("*.journal"):
+        path.write_bytes(b"damaged")
+    order_of(store).unlink()
+    assert [info.run_id for info in await store.runs("p")] == ["x", names[2], names[0]]
+    (store.base_path / "p" / "pipe.journal").mkdir()
+    order_of(store).write_text("x\n")
+    assert [info.run_id for info in await store.runs("p")] == ["pipe", "x", names[2], names[0]]
+
+
+async def test_an_order_that_another_process_writes_anew_is_opened_again(store: FileStorageBackend) -> None:
+    """A name is never written into a file that has no name any more."""
+    await begin_runs(store, "a")
+    real, seen = order.locked, 0
+
+    @contextlib.contextmanager
+    def slow(descriptor: int, path: Path) -> Iterator[None]:
+        nonlocal seen
+        with real(descriptor, path):
+            seen += 1
+            if seen == 1:
+                disk.replace_file(path, b"a\nother\n")
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "locked", slow)
+        await begin_runs(store, "b")
+    assert order_of(store).read_text() == "a\nother\nb\n"
+    shutil.rmtree(store.base_path)
+    with pytest.raises(StorageUnavailableError, match="not there"):
+        store._order(store.base_path / "p").add("c")
+
+
+async def test_a_listed_run_may_be_gone_a_moment_later(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process deletes it; the others are listed."""
+    await begin_runs(store, "a", "b")
+    await store.acquire("p", "a")
+    assert {row.run_id for row in await store._rows("p", ["a", "gone", "b"])} == {"a", "b"}
+    (store.base_path / "p" / "a.lease").unlink()
+    (store.base_path / "p" / "a.lease").mkdir()
+    assert [(info.run_id, info.status) for info in await store.runs("p")] == [
+        ("a", "damaged"),
+        ("b", "interrupted"),
+    ]
+    monkeypatch.setattr(order, "os", SimpleNamespace(**{**vars(os), "scandir": lambda path: os.open("", 0)}))
+    assert await store.newest_run("p") is None
+    monkeypatch.setattr(order, "os", SimpleNamespace(**{**vars(os), "scandir": lambda path: os.close(-1)}))
+    with pytest.raises(StorageUnavailableError, match="Cannot read"):
+        await store.runs("p")

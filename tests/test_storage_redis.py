@@ -30,7 +30,7 @@ from tagent_nb.storage import open_storage, redis_link, redis_queue
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.redis import RedisStorageBackend
-from tagent_nb.testing import StorageContract
+from tagent_nb.testing import StorageContract, sample_run
 from tests.redis_server import RedisServer, free_port
 
 pytestmark = pytest.mark.requires("redis-server")
@@ -753,3 +753,84 @@ async def test_closing_what_was_never_used_does_nothing(store: RedisStorageBacke
     await store.close()
     await store.close()
     assert await read(store) == ["x"]
+
+
+# -- the order of runs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_store_of_before_is_read_where_nothing_can_be_written(
+    own: Any, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """To read needs no space: its order is worked out each time until it can be kept."""
+    server = own("--maxmemory", "3mb")
+    storage = RedisStorageBackend(server.url)
+    for n in range(3):
+        await storage.append("p", f"r{n}", sample_run(f"r{n}", at=float(n)))
+    client = raw(storage)
+    await client.delete(storage._name("p", "order"))
+
+    async def refuse(*what: Any) -> Any:
+        raise StorageUnavailableError("This is a replica.")
+
+    if full:
+        await client.config_set("maxmemory", 1)
+    else:
+        monkeypatch.setattr(storage, "_script", refuse)
+    for _ in range(2):
+        assert await storage.newest_run("p") == "r2"
+        assert [info.run_id for info in await storage.runs("p")] == ["r0", "r1", "r2"]
+    if full:
+        await client.config_set("maxmemory", 0)
+    else:
+        assert await client.zcard(storage._name("p", "order")) == 0
+    monkeypatch.undo()
+    assert await storage.newest_run("p") == "r2"
+    assert await client.zrange(storage._name("p", "order"), 0, -1) == [b"r0", b"r1", b"r2"]
+
+
+async def test_an_order_that_others_have_changed_is_left_to_them(store: RedisStorageBackend) -> None:
+    """Between the look at it and its correction a run may have been begun."""
+    await record(store, "one")
+    key = store._name("p", "order")
+    assert await store._script(redis_queue.REORDER, [key], [5, "other"]) == 0
+    assert await raw(store).zrange(key, 0, -1) == [b"r"]
+    await raw(store).zadd(key, {"gone": 9})
+    assert await store._ordered("p") == ["r"]
+    assert await raw(store).zrange(key, 0, -1) == [b"r"]
+
+
+async def test_a_key_of_another_program_hides_one_run(store: RedisStorageBackend) -> None:
+    """The others are listed."""
+    for name in ("a", "b", "c"):
+        await record(store, "one", run_id=name)
+    for parts in (("run", "a"), ("lease", "b")):
+        await raw(store).delete(store._name("p", *parts))
+        await raw(store).set(store._name("p", *parts), "mine")
+    assert [(info.run_id, info.status) for info in await store.runs("p")] == [
+        ("a", "damaged"),
+        ("b", "damaged"),
+        ("c", "interrupted"),
+    ]
+    await raw(store).hdel(store._name("p", "runs"), "c")
+    assert [row.run_id for row in await store._rows("p", ["b", "c"])] == ["b"]
+    await raw(store).set(store._name("p", "order"), "mine")
+    with pytest.raises(CorruptRecordError, match="another prefix"):
+        await store.newest_run("p")
+
+
+async def test_a_look_for_the_newest_run_takes_one_question(store: RedisStorageBackend) -> None:
+    """However many are stored: the commands of the server are counted."""
+    for n in range(30):
+        await record(store, "one", run_id=f"r{n}")
+
+    async def commands() -> int:
+        return int((await raw(store).info("stats"))["total_commands_processed"])
+
+    before = await commands()
+    assert await store.newest_run("p", besides="r29") == "r28"
+    # Twice four: whether the id or the name is meant, and the answer; and info.
+    assert await commands() - before <= 9
+    before = await commands()
+    await store.delete_run("p", "r3")
+    assert await commands() - before < 15

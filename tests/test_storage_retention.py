@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagent_nb.errors import DefinitionError, NotStoredError, StorageUnavailableError
-from tagent_nb.events import RunFinished, RunStarted, Warned
+from tagent_nb.events import (
+    ApprovalGiven,
+    ApprovalRequested,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepFailed,
+    StepFinished,
+    Warned,
+)
+from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import base, retention
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.file import FileStorageBackend
@@ -24,6 +34,8 @@ from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.records import RunInfo
 from tagent_nb.storage.retention import Retention
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.testing.leases import ELSEWHERE
+from tagent_nb.testing.samples import holder
 from tests.storage_kinds import KINDS, damage, make_store, record
 
 
@@ -126,10 +138,10 @@ async def test_trouble_with_pruning_does_not_fail_the_run(monkeypatch: pytest.Mo
     lease = await store.acquire("p", "r")
     await run(store, "r", at=1.0)
 
-    async def refuse(pipeline_id: str) -> list[RunInfo]:
+    async def refuse(pipeline_id: str, count: int) -> list[str]:
         raise StorageUnavailableError("no")
 
-    monkeypatch.setattr(store, "runs", refuse)
+    monkeypatch.setattr(store, "_newest", refuse)
     await store.release(lease)
     assert store.problems == ["After run r: no"]
 
@@ -154,11 +166,11 @@ async def test_a_list_that_takes_for_ever_does_not_hold_up_the_end_of_a_run(
     lease = await store.acquire("p", "r")
     await run(store, "r", at=1.0)
 
-    async def never(pipeline_id: str) -> list[RunInfo]:
+    async def never(pipeline_id: str, count: int) -> list[str]:
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(store, "runs", never)
+    monkeypatch.setattr(store, "_newest", never)
     monkeypatch.setattr(base, "LIMIT", 0.01)
     await store.release(lease)
     assert len(store.problems) == 1
@@ -170,16 +182,16 @@ async def test_what_others_do_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPa
     store = MemoryStorageBackend()
     for n in range(4):
         await run(store, f"r{n}", at=100.0 + n, outcome="failed")
-    real = store.delete_run
+    real = store._remove_run
 
-    async def delete(pipeline_id: str, run_id: str) -> None:
+    async def remove(pipeline_id: str, run_id: str, token: int) -> bool:
         if run_id == "r0":
             raise NotStoredError("gone")
         if run_id == "r1":
             raise StorageUnavailableError("busy")
-        await real(pipeline_id, run_id)
+        return await real(pipeline_id, run_id, token)
 
-    monkeypatch.setattr(store, "delete_run", delete)
+    monkeypatch.setattr(store, "_remove_run", remove)
     assert [info.run_id for info in await store.prune("p", keep_last=0)] == ["r2", "r3"]
     assert store.problems == ["busy"]
 
@@ -339,3 +351,200 @@ async def test_runs_of_an_older_version_beside_newer_ones_find_their_place(durab
     assert await left(durable) == ["r0", "r1", "r2"]
     await run(durable, "r3", at=0.0)
     assert await left(durable) == ["r0", "r1", "r2", "r3"]
+
+
+# -- clocks ------------------------------------------------------------------------------------
+
+
+DAY = 86_400.0
+
+
+async def end(store: StorageBackend, name: str, at: float) -> None:
+    """A run from its lease to its last record, at a time of its own."""
+    lease = await store.acquire("p", name)
+    await store.append("p", name, [RunStarted(run_id=name, at=at, pipeline="p", steps=())], token=lease.token)
+    await store.append("p", name, [RunFinished(run_id=name, at=at + 1, success=True)], token=lease.token)
+    await store.release(lease)
+
+
+@pytest.mark.parametrize("jump", [-DAY, DAY, -10 * 365 * DAY])
+@pytest.mark.parametrize("rules", [{"keep_last": 2}, {"max_bytes": 1}, {"keep_last": 0}, {"older_than": 0.0}])
+async def test_no_run_is_pruned_by_its_own_end(
+    store: StorageBackend, jump: float, rules: dict[str, Any]
+) -> None:
+    """Whatever the clock says; and of those before it the oldest go, not those with the oldest times."""
+    for n in range(4):
+        await end(store, f"r{n}", at=time.time() - 9 + n)
+    store.retention = Retention(**rules)
+    await end(store, "jumped", at=time.time() + jump)
+    runs = await left(store)
+    assert runs[-1] == "jumped"
+    if rules == {"keep_last": 2}:
+        assert runs == ["r3", "jumped"]
+    # One that failed is no less the last.
+    lease = await store.acquire("p", "failed")
+    await run(store, "failed", at=time.time() + 2 * jump, outcome="failed")
+    await store.release(lease)
+    assert (await left(store))[-1] == "failed"
+    assert store.problems == []
+
+
+async def test_an_older_run_that_is_carried_on_is_not_pruned_by_its_end(store: StorageBackend) -> None:
+    """Though it is the oldest by its place."""
+    await run(store, "old", at=100.0, outcome="interrupted")
+    for n in range(3):
+        await end(store, f"r{n}", at=200.0 + n)
+    store.retention = Retention(keep_last=1)
+    lease = await store.acquire("p", "old")
+    await store.append("p", "old", [RunFinished(run_id="old", at=1.0, success=True)], token=lease.token)
+    await store.release(lease)
+    assert await left(store) == ["old", "r2"]
+
+
+# -- what waits for an approval ----------------------------------------------------------------
+
+
+async def waiting(store: StorageBackend, name: str, *after: Event) -> None:
+    """A run in which a value waits for a decision, and what happened after that."""
+    asked = ApprovalRequested(run_id=name, step="a", output=StoredValue.of("held"))
+    started = RunStarted(run_id=name, at=1.0, pipeline="p", steps=("a", "b"))
+    await store.append("p", name, [started, asked])
+    if after:
+        await store.append("p", name, after)
+
+
+async def test_a_run_that_waits_for_an_approval_stays(store: StorageBackend) -> None:
+    """However it stands otherwise: what it holds was paid for, and a person is asked for it."""
+    await waiting(store, "waits", RunFinished(run_id="waits", success=False, waiting=("a",)))
+    await waiting(store, "interrupted")
+    failed = StepFailed(run_id="failed", step="b", error_type="E", message="")
+    await waiting(store, "failed", failed, RunFinished(run_id="failed", success=False, waiting=("a",)))
+    await waiting(store, "cancelled", RunFinished(run_id="cancelled", success=False, cancelled=True))
+    given = ApprovalGiven(run_id="decided", step="a", verdict="approved")
+    done = StepFinished(run_id="decided", step="a", output=StoredValue.of("held"))
+    await waiting(store, "decided", given, done, RunFinished(run_id="decided", success=False))
+    await waiting(store, "settled", done, RunFinished(run_id="settled", success=False))
+    await run(store, "new", at=100.0)
+    undecided = {info.run_id: info.undecided for info in await store.runs("p")}
+    waits = ["waits", "interrupted", "failed", "cancelled"]
+    assert undecided == {**dict.fromkeys(waits, 1), "decided": 0, "settled": 0, "new": 0}
+    gone = await store.prune("p", keep_last=1, older_than=0, max_bytes=0)
+    assert [info.run_id for info in gone] == ["decided", "settled"]
+    assert await left(store) == [*waits, "new"]
+
+
+# -- many runs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked(store: StorageBackend, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that were looked at."""
+    seen: list[str] = []
+    real = store._described
+
+    async def described(pipeline_id: str, run_ids: Sequence[str]) -> Any:
+        seen.extend(run_ids)
+        return await real(pipeline_id, run_ids)
+
+    monkeypatch.setattr(store, "_described", described)
+    return seen
+
+
+async def test_of_many_runs_only_some_are_looked_at(
+    store: StorageBackend, looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a run costs the same among few and among many; what is to go goes all the same."""
+    monkeypatch.setattr(retention, "LOOK", 5)
+    for n in range(40):
+        await run(store, f"r{n}", at=100.0 + n)
+    for rules in ({"keep_last": 40}, {"max_bytes": 10**9}):
+        assert await store.prune("p", **rules) == []
+    assert looked == []
+    store.retention = Retention(keep_last=39)
+    await end(store, "r40", at=0.0)
+    assert await left(store) == [f"r{n}" for n in range(2, 41)]
+    assert len(set(looked)) <= 5 + 39
+    looked.clear()
+    store.retention = Retention(older_than=1e12)
+    await end(store, "r41", at=0.0)
+    assert len(looked) == 10
+    looked.clear()
+    gone = await store.prune("p", keep_last=3)
+    assert [info.run_id for info in gone] == [f"r{n}" for n in range(2, 39)]
+    assert await left(store) == ["r39", "r40", "r41"]
+
+
+async def test_old_runs_go_however_many_there_are(
+    store: StorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part by part from the oldest on; called by hand, also those behind younger ones."""
+    monkeypatch.setattr(retention, "LOOK", 3)
+    now = time.time()
+    for n in range(20):
+        await run(store, f"r{n}", at=now - (5.0 if n == 8 else DAY))
+    await run(store, "new", at=now)
+    store.retention = Retention(older_than=3600.0)
+    await end(store, "newer", at=now)
+    assert (await left(store))[:2] == ["r8", "r9"]
+    await store.prune("p", older_than=3600.0)
+    assert await left(store) == ["r8", "new", "newer"]
+
+
+async def test_bytes_count_however_many_runs_there_are(
+    durable: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest go until the others fit."""
+    monkeypatch.setattr(retention, "LOOK", 3)
+    for n in range(12):
+        await run(durable, f"r{n}", at=100.0 + n)
+    size = (await durable.runs("p", limit=1))[0].size
+    gone = await durable.prune("p", max_bytes=int(4.5 * size))
+    assert [info.run_id for info in gone] == [f"r{n}" for n in range(8)]
+
+
+async def test_who_stops_early_says_so(store: StorageBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With how many went and how many are left; the next end of a run goes on."""
+    for n in range(9):
+        await run(store, f"r{n}", at=100.0 + n)
+    clock = iter([0.0, 1.0, 2.0, 6.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(clock)))
+        assert len(await store.prune("p", keep_last=1, limit=5.0)) == 2
+    (problem,) = store.problems
+    assert "stopped after 5 s: 2 runs were deleted, and about 6 more may go" in problem
+    assert len(await store.prune("p", keep_last=1)) == 6
+    assert await left(store) == ["r8"]
+
+
+async def test_what_changes_hands_between_a_look_and_the_deletion_stays(
+    store: StorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process carries the run on, or has done so and ended it."""
+    for n in range(4):
+        await run(store, f"r{n}", at=100.0 + n, outcome="failed")
+    real = store._described
+
+    async def described(pipeline_id: str, run_ids: Sequence[str]) -> Any:
+        rows = await real(pipeline_id, run_ids)
+        await store.acquire("p", "r1")
+        await store.release(await store.acquire("p", "r2"))
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_described", described)
+        gone = await store.prune("p", keep_last=0)
+    assert [info.run_id for info in gone] == ["r0", "r3"]
+    assert await left(store) == ["r1", "r2"]
+
+
+async def test_a_run_that_a_process_elsewhere_left_goes_after_it_was_watched(store: StorageBackend) -> None:
+    """At the end of a run nobody waits for that; called by hand, it takes the time that it takes."""
+    await run(store, "r0", at=100.0, outcome="interrupted")
+    await run(store, "r1", at=101.0)
+    await run(store, "r2", at=102.0, outcome="failed")
+    future = await store._now() + DAY
+    elsewhere = holder(7, **ELSEWHERE, beat=future, ttl=0.3)
+    assert await store._swap_lease("p", "r0", 0, 1, elsewhere)
+    assert await store.prune("p", keep_last=2, limit=60.0) == []
+    assert [info.run_id for info in await store.prune("p", keep_last=2)] == ["r0"]
+    assert store.problems == []

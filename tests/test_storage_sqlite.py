@@ -1176,3 +1176,100 @@ async def test_each_look_at_a_file_that_may_only_be_read_sees_what_is_there_now(
         connection.close()
         with pytest.raises(CorruptRecordError, match="lacks a table"):
             await read(reader)
+
+
+# -- a full disk -------------------------------------------------------------------------------
+
+
+def no_space(path: Path, *, sync: bool) -> sqlite3.Connection:
+    """SQLite could not make the file for the index of its log."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    raise database.trouble(error, path) from error
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_a_store_on_a_full_disk_can_be_read(
+    store: SQLiteStorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashed: bool
+) -> None:
+    """All that is recorded, also what a crash has left in the log; to read needs no space."""
+    await record(store, "one", "two")
+    path = tmp_path / "copy.db"
+    if not crashed:
+        await store.close()
+    for suffix in ("", "-wal") if crashed else ("",):
+        shutil.copy(store.path.with_name(store.path.name + suffix), f"{path}{suffix}")
+    monkeypatch.setattr(sqlite_link, "connect", no_space)
+    full = SQLiteStorageBackend(path)
+    assert await read(full) == ["one", "two"]
+    assert [info.run_id for info in await full.runs("p")] == ["r"]
+    with pytest.raises(StorageUnavailableError, match="disk I/O error"):
+        await full.acquire("p", "r")
+    monkeypatch.undo()
+    await record(full, "three")
+    assert await read(full) == ["one", "two", "three"]
+
+
+async def test_a_disk_that_fails_is_not_taken_for_a_full_one(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it cannot be read without space either, the error is the first one."""
+    await record(store, "one")
+    await store.close()
+    monkeypatch.setattr(sqlite_link, "connect", no_space)
+    monkeypatch.setattr(sqlite_link, "connect_without_space", lambda path: no_space(path, sync=False))
+    with pytest.raises(StorageUnavailableError, match="disk I/O error"):
+        await read(store)
+
+    def locked(path: Path, *, sync: bool) -> sqlite3.Connection:
+        raise StorageUnavailableError("locked")
+
+    monkeypatch.setattr(sqlite_link, "connect", locked)
+    with pytest.raises(StorageUnavailableError, match="locked"):
+        await read(store)
+
+
+# -- many runs ---------------------------------------------------------------------------------
+
+
+async def test_a_look_for_the_newest_run_takes_few_steps(store: SQLiteStorageBackend) -> None:
+    """However many are stored: the steps of SQLite's machine are counted."""
+    await record(store, "one", run_id="r")
+    with contextlib.closing(sqlite3.connect(store.path)) as connection:
+        connection.executemany(
+            "INSERT INTO runs(pipeline, run) VALUES (?, ?)",
+            [("q" if n % 2 else "p", f"r{n}") for n in range(20_000)],
+        )
+        connection.execute("INSERT INTO records SELECT number << 32, x'00' FROM runs WHERE number > 1")
+        connection.commit()
+    assert await store.newest_run("p") == "r19998"
+    reader = store._reader
+    assert reader is not None
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    reader.set_progress_handler(count, 10)
+    assert await store.newest_run("p", besides="r19998") == "r19996"
+    assert await store.has_run("q", "r19999")
+    assert not await store.has_run("q", "r1x")
+    assert steps < 100
+    await store.delete_run("p", "r19998")
+    assert steps < 200
+
+
+async def test_a_name_that_is_no_id_does_not_hide_the_newest_run(store: SQLiteStorageBackend) -> None:
+    """Somebody else may have put anything into the file."""
+    await record(store, "one", run_id="r1")
+    await record(store, "one", run_id="r2")
+    edit(
+        store,
+        "INSERT INTO runs(pipeline, run) VALUES ('p', '../../x')",
+        "INSERT INTO records SELECT number << 32, x'00' FROM runs WHERE run = '../../x'",
+    )
+    assert await store.newest_run("p") == "r2"
+    assert await store.newest_run("p", besides="r2") == "r1"
+    assert [info.run_id for info in await store.runs("p", limit=2)] == ["r1", "r2"]

@@ -118,7 +118,7 @@ class Past:
         for memory in self._read:
             yield memory
         if self._ids is None:
-            self._ids = [run.run_id for run in await self._storage.runs(self._id)][-self._most :]
+            self._ids = [run.run_id for run in await self._storage.runs(self._id, limit=self._most)]
         while self._ids:
             try:
                 memory = await read_memory(self._storage, self._name, self._ids.pop())

@@ -19,12 +19,14 @@ class Held:
         given: What was said; ``None`` until then.
         check: Gives edited arguments of a tool as it takes them; ``None`` when nobody is there to know.
         parameters: JSON Schema of these arguments.
+        place: Its number among the requests of the run, which no clock has a say in.
     """
 
     request: ApprovalRequested
     given: ApprovalGiven | None = None
     check: Callable[[Any], Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    place: int = 0
 
     @property
     def unit(self) -> Unit:
@@ -37,6 +39,7 @@ class HeldValues:
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str | None], dict[str, Held]] = {}
+        self._requests = 0
         self._refused: dict[tuple[str, str | None], list[tuple[Output, str]]] = {}
 
     def __bool__(self) -> bool:
@@ -49,7 +52,7 @@ class HeldValues:
     def undecided(self) -> list[Held]:
         """What waits for a decision, oldest first."""
         every = [held for calls in list(self._held.values()) for held in list(calls.values())]
-        return sorted((one for one in every if one.given is None), key=lambda one: one.request.at)
+        return sorted((held for held in every if held.given is None), key=lambda held: held.place)
 
     def refused(self, step: str, item: str | None) -> list[tuple[Output, str]]:
         """Values of a unit without an end that were sent back, with the reasons."""
@@ -63,7 +66,9 @@ class HeldValues:
 
     def asked(self, event: ApprovalRequested) -> None:
         """Take a request in; it replaces one under the same key."""
-        self._held.setdefault((event.step, event.item), {})[event.call] = Held(event)
+        self._requests += 1
+        held = Held(event, place=self._requests)
+        self._held.setdefault((event.step, event.item), {})[event.call] = held
 
     def answered(self, event: ApprovalGiven) -> None:
         """Take a decision in, if it is about the value that is held."""

@@ -263,7 +263,7 @@ class PipelineMemory:
             step = self.step(name)
             step.status, step.waits_for = StepStatus.WAITING, step.waits_for or "approval"
         self.paused = False
-        self._settle(event.at)
+        self._settle(event.at, event.seconds)
         self.current_step = None
 
     def _took(self, event: StepFinished | StepFailed | StepCancelled, unit: StepResult | ItemResult) -> None:
@@ -274,9 +274,10 @@ class PipelineMemory:
             if type(event) is not StepCancelled:  # its step says it as well
                 self._times.item_ended(self.step(event.step), event.at, event.seconds)
 
-    def _settle(self, until: float) -> None:
+    def _settle(self, until: float, seconds: float = 0.0) -> None:
+        """End a sitting: it took so many ``seconds``, or else the time between its first and last event."""
         if self._began is not None:
-            self._seconds += max(0.0, until - self._began)
+            self._seconds += seconds or max(0.0, until - self._began)
             self._began = None
 
     def _step_started(self, event: StepStarted) -> None:

@@ -52,12 +52,17 @@ def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
 async def calls_of_runs(storage: StorageBackend, pipeline_id: str) -> list[CallRecorded]:
     """The calls of the newest stored runs of a pipeline that made any, those of the newest run first."""
     found: list[CallRecorded] = []
-    left = NEWEST
-    for info in reversed(await storage.runs(pipeline_id)):
-        if left and info.problem is None:
-            calls = _calls(await storage.read_run(pipeline_id, info.run_id))
-            found.extend(calls)
-            left -= bool(calls)
+    left, seen, limit = NEWEST, 0, NEWEST
+    while len(infos := await storage.runs(pipeline_id, limit=limit)) > seen:
+        for info in reversed(infos[: len(infos) - seen]):
+            if left and info.problem is None:
+                calls = _calls(await storage.read_run(pipeline_id, info.run_id))
+                found.extend(calls)
+                left -= bool(calls)
+        if not left or len(infos) < limit:
+            break
+        # So many have made none: look at as many again.
+        seen, limit = len(infos), 2 * limit
     return found
 
 

@@ -114,6 +114,7 @@ class Run:
         self._idle: asyncio.Future[None] = self._loop.create_future()
         self._unwritten: list[Event] = []
         self._breath = 0.0
+        self._began = self._loop.time()
         self._stopping = False
         self.cancelled = False
 
@@ -451,8 +452,9 @@ class Run:
                 if item.status in _UNDER_WAY and (name, key) not in self.approvals.kept:
                     self._cancelled(name, key, item.attempts, 0.0)
             if step.status in _UNDER_WAY and (name, None) not in self.approvals.kept:
+                # The clock may have been set meanwhile: no step takes longer than the run.
                 seconds = max(0.0, time.time() - (step.started_at or time.time()))
-                self._cancelled(name, None, step.attempts, seconds)
+                self._cancelled(name, None, step.attempts, min(seconds, self._loop.time() - self._began))
 
     def _cancelled(self, step: str, item: str | None, attempt: int, seconds: float) -> None:
         context = self.live.get((step, item))

@@ -178,18 +178,20 @@ async def find_run(storage: StorageBackend, pipeline_name: str, run_id: str | No
     Raises:
         NotStoredError: There is no such run.
     """
-    known = [one.run_id for one in await storage.runs(storage_id(pipeline_name))]
-    if run_id in known:
-        return run_id
+    pipeline_id = storage_id(pipeline_name)
     if run_id is not None:
+        if await storage.has_run(pipeline_id, run_id):
+            return run_id
+        known = [info.run_id for info in await storage.runs(pipeline_id)]
         lost = "" if known else await storage.emptied()
         raise NotStoredError(
             f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, known)} "
             + (lost or f"Stored are: {', '.join(known[-5:]) or 'none'}.")
         )
-    if not known:
+    newest = await storage.newest_run(pipeline_id)
+    if newest is None:
         raise _nothing_stored(pipeline_name, await storage.emptied())
-    return known[-1]
+    return newest
 
 
 def _nothing_stored(pipeline_name: str, lost: str = "") -> NotStoredError:
@@ -203,8 +205,8 @@ async def read_previous(
     storage: StorageBackend, pipeline_name: str, run_id: str, schemas: Mapping[str, type] | None = None
 ) -> PipelineMemory | None:
     """The memory of the newest run besides this one, or ``None``."""
-    runs = [one.run_id for one in await storage.runs(storage_id(pipeline_name)) if one.run_id != run_id]
-    return await read_memory(storage, pipeline_name, runs[-1], schemas) if runs else None
+    newest = await storage.newest_run(storage_id(pipeline_name), besides=run_id)
+    return None if newest is None else await read_memory(storage, pipeline_name, newest, schemas)
 
 
 class PipelineStateMachine(TaskBasedStateMachine):

@@ -18,6 +18,9 @@ _REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$"
 _STEP_OPTIONS = ("--map-over", "--depends-on", "--until", "--force", "--remove", "--clear")
 _STEP_MAGICS = ("tagent_explain", "tagent_results")
 _RUN_OPTIONS = ("--resume", "--run")
+_MOST_RUNS = 1000
+"""Newest runs that Tab offers."""
+
 _RUN_PATIENCE = 1.0
 """Seconds that a storage may take to list runs: somebody waits at the keyboard."""
 _MODELS = ("local", "test", "openai:", "anthropic:", "google:", "ollama:")
@@ -103,7 +106,7 @@ class MagicCompleter:
         if not self.session.workspaces:
             return []
         space = self.session.workspace
-        listing = submit(space.storage.runs(space.pipeline.id))
+        listing = submit(space.storage.runs(space.pipeline.id, limit=_MOST_RUNS))
         try:
             return [run.run_id for run in reversed(listing.result(_RUN_PATIENCE))]
         except (TagentError, TimeoutError):

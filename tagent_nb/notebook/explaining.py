@@ -102,7 +102,9 @@ def _before(session: Session, last: PipelineMemory, name: str) -> list[PipelineM
     space = session.workspace
 
     async def search() -> list[PipelineMemory]:
-        runs = [run.run_id for run in await space.storage.runs(space.pipeline.id)]
+        runs = [run.run_id for run in await space.storage.runs(space.pipeline.id, limit=MOST_RUNS + 1)]
+        if last.run_id not in runs:
+            runs = [run.run_id for run in await space.storage.runs(space.pipeline.id)]
         earlier = runs[: runs.index(last.run_id)] if last.run_id in runs else runs
         found = []
         for run_id in reversed(earlier[-MOST_RUNS:]):

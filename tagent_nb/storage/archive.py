@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.codec import pack, read_record, split, unpack
 from tagent_nb.storage.disk import make_folder, open_file, sync_folder, trouble, write_all
+from tagent_nb.storage.records import FIRST, begun
 
 DOCUMENTS = ("snapshot", "memories")
 SUFFIX = ".backup"
 PART = 64 << 20
 """Bytes of one part of a run."""
+
+_TICK = timedelta(microseconds=1)
 
 Item = tuple[str, str, str]
 """Pipeline, kind (``"run"`` or ``"document"``) and name."""
@@ -115,7 +118,8 @@ class Writer:
             StorageUnavailableError: It cannot be written.
         """
         pipeline, kind, name = item
-        head = json.dumps({"pipeline": pipeline, "kind": kind, "name": name}).encode()
+        # With a place the items are in the order of the store: backups of before were in none.
+        head = json.dumps({"pipeline": pipeline, "kind": kind, "name": name, "place": self.count}).encode()
         for start in range(0, len(data), PART):
             self._write(pack("part", name, b"%b\n%b" % (head, data[start : start + PART]), key=self.key))
 
@@ -144,8 +148,17 @@ class Writer:
 
 
 def new_path(folder: Path, tag: str) -> Path:
-    """A name for a backup that is made now; names sort by time."""
-    return folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}{tag and '-'}{tag}{SUFFIX}"
+    """A name for a backup that is made now. It sorts behind those that are there, also after the clock was
+    set back."""
+    stamp = datetime.now(UTC)
+    with contextlib.suppress(OverflowError):  # a name in the year 9999
+        stamp = max([stamp, *(_stamp(path) + _TICK for path in paths(folder)[:1])])
+    while True:
+        path = folder / f"{stamp:%Y%m%dT%H%M%S%f}{tag and '-'}{tag}{SUFFIX}"
+        # Another process may have begun one at the same moment.
+        if not path.exists() and not path.with_suffix(".tmp").exists():
+            return path
+        stamp += _TICK
 
 
 def paths(folder: Path) -> list[Path]:
@@ -165,13 +178,18 @@ def tag_of(path: Path) -> str:
 
 def made_at(path: Path) -> float:
     """When a backup was made, by its name; 0 if it is not a name of ours."""
-    time, dash, tag = path.name.removesuffix(SUFFIX).partition("-")
+    _, dash, tag = path.name.removesuffix(SUFFIX).partition("-")
     if dash and not re.fullmatch("[0-9a-f]{8}", tag):
         return 0.0
     try:
-        return datetime.strptime(time, "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC).timestamp()
+        return _stamp(path).timestamp()
     except ValueError:
         return 0.0
+
+
+def _stamp(path: Path) -> datetime:
+    time = path.name.removesuffix(SUFFIX).partition("-")[0]
+    return datetime.strptime(time, "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
 
 
 def open_archive(path: Path, key: bytes | None) -> Archive:
@@ -224,21 +242,32 @@ def check_item(item: Item, data: bytes, where: str, key: bytes | None) -> int:
 def _items(data: mmap.mmap, path: Path, key: bytes | None) -> Iterator[tuple[Item, list[tuple[int, int]]]]:
     """Each item and the places of its parts, in the order of the file."""
     found: dict[Item, list[tuple[int, int]]] = {}
-    place, count = 0, 0
+    place, count, unplaced = 0, 0, False
     while place < len(data):
         record, end = read_record(data, place, str(path), key)
         if record.kind == "end":
             if end != len(data) or _json(record.body, path) != {"parts": count}:
                 raise CorruptRecordError(f"{path}: its parts are not all there. Use an older backup.")
-            yield from found.items()
+            items = list(found.items())
+            if unplaced:
+                items.sort(key=lambda entry: _begun(entry[0], data, entry[1][0], key))
+            yield from items
             return
         line = record.body.find(b"\n")
         head = _json(record.body[: max(line, 0)], path)
         item = _item(head, f"{path}, byte {place:,}")
         body = end - 1 - len(record.body)
         found.setdefault(item, []).append((body + line + 1, end - 1))
+        unplaced |= "place" not in head
         place, count = end, count + 1
     raise CorruptRecordError(f"{path}: its end is missing. Use an older backup.")
+
+
+def _begun(item: Item, data: mmap.mmap, part: tuple[int, int], key: bytes | None) -> tuple[float, str]:
+    """When a run began; documents come first."""
+    if item[1] == "document":
+        return -1.0, item[2]
+    return begun(data[part[0] : min(part[1], part[0] + FIRST)], item[2], key), item[2]
 
 
 def _item(head: Any, where: str) -> Item:

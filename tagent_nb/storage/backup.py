@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,17 @@ from tagent_nb.storage.archive import (
     tag_of,
 )
 from tagent_nb.storage.codec import end_problem, split
-from tagent_nb.storage.disk import user_path
+from tagent_nb.storage.disk import (
+    make_folder,
+    mark_file,
+    open_file,
+    to_file_name,
+    trouble,
+    user_path,
+    write_all,
+)
+
+ENDED = ".ended"
 
 UNLISTED = "?"
 """In the place of a run's id: the runs of a pipeline cannot be listed."""
@@ -103,6 +114,7 @@ async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupIn
         StorageUnavailableError: It cannot be written.
     """
     BackupSchedule(keep=keep)
+    counted = await asyncio.to_thread(_ended, storage, folder)
     path, damaged = new_path(folder, tag_for(storage._label)), 0
     key = storage._key
     with await asyncio.to_thread(Writer.create, path, key) as writer:
@@ -117,21 +129,24 @@ async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupIn
     info = await asyncio.to_thread(inspect, path, key)
     if info.problem is not None:
         raise CorruptRecordError(f"The new backup is damaged; older ones were kept. {info.problem}")
+    await asyncio.to_thread(_uncount, counted)
     if not damaged:
-        await asyncio.to_thread(_rotate, storage, folder, keep)
+        await asyncio.to_thread(_rotate, storage, folder, keep, path)
     return info
 
 
-def _rotate(storage: RecordingBackend, folder: Path, keep: int) -> None:
-    """Remove the store's backups that are older than the last ``keep`` verified ones, but none that was
-    made before the store lost its runs."""
+def _rotate(storage: RecordingBackend, folder: Path, keep: int, made: Path) -> None:
+    """Remove the store's backups that are older than the last ``keep`` verified ones: not the one just made,
+    and none that was made before the store lost its runs."""
     from tagent_nb.storage.emptied import kept_until
 
     good, kept = 0, kept_until(storage, folder)
     for path in known(storage, folder):
         if made_at(path) <= kept:
             return
-        if good >= keep:
+        if path == made:
+            good += 1
+        elif good >= keep:
             path.unlink(missing_ok=True)
         elif inspect(path, storage._key).problem is None:
             good += 1
@@ -217,11 +232,50 @@ def _checked(storage: RecordingBackend, item: Item, data: bytes) -> bytes | Corr
         return error
 
 
-async def backup_if_due(storage: RecordingBackend, schedule: BackupSchedule, pipeline_id: str) -> None:
-    """Make a backup if enough runs of a pipeline have ended since the last one."""
+async def backup_if_due(
+    storage: RecordingBackend, schedule: BackupSchedule, pipeline_id: str, ended: int
+) -> None:
+    """Make a backup if enough runs of a pipeline have ended since the last one.
+
+    They are counted, since no clock tells what came first: by the bytes of a file beside the backups.
+
+    Args:
+        ended: Runs that have ended since this was last called.
+    """
     folder = folder_of(storage, schedule.folder)
-    made = await asyncio.to_thread(known, storage, folder)
-    since = made_at(made[0]) if made else 0.0
-    recent = [run for run in await storage.runs(pipeline_id) if (run.ended_at or run.started_at) > since]
-    if len(recent) >= schedule.every:
+    count = await asyncio.to_thread(_count, storage, folder, pipeline_id, ended)
+    if not await asyncio.to_thread(known, storage, folder):
+        # None was made yet: the runs of before count, too.
+        count = max(count, len(await storage._last(pipeline_id, schedule.every)))
+    if count >= schedule.every:
         await backup(storage, folder, schedule.keep)
+
+
+def _count(storage: RecordingBackend, folder: Path, pipeline_id: str, ended: int) -> int:
+    """Add ended runs of a pipeline to those since the last backup; how many there are."""
+    make_folder(folder)
+    path = folder / f"{_owner(storage)}.{to_file_name(pipeline_id)}{ENDED}"
+    descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, "write")
+    try:
+        write_all(descriptor, b"." * ended)
+        return os.fstat(descriptor).st_size
+    except OSError as error:
+        raise trouble(error, "write", path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _ended(storage: RecordingBackend, folder: Path) -> dict[Path, int]:
+    """The counts of all pipelines of a store."""
+    return {path: path.lstat().st_size for path in folder.glob(f"{_owner(storage)}.*{ENDED}")}
+
+
+def _uncount(counted: dict[Path, int]) -> None:
+    """Take off what is in a backup; runs that have ended since it was begun still count."""
+    for path, count in counted.items():
+        left = path.lstat().st_size - count
+        mark_file(path, b"." * left if left > 0 else None)
+
+
+def _owner(storage: RecordingBackend) -> str:
+    return tag_for(storage._label) or "store"

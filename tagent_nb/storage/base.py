@@ -253,7 +253,9 @@ class StorageBackend(Leasing):
 
     async def has_run(self, pipeline_id: str, run_id: str) -> bool:
         """Whether a run is stored, intact or not. Arguments as for :meth:`delete_run`."""
-        self._check(pipeline_id, run_id)
+        safe_id(pipeline_id, "pipeline id")
+        if not is_safe(run_id):
+            return False
         if await self._has_run(pipeline_id, run_id):
             return True
         stored_id = await self._stored_id(pipeline_id)
@@ -344,8 +346,8 @@ class StorageBackend(Leasing):
     ) -> list[RunInfo]:
         """Delete runs of a pipeline, oldest first; return what was deleted.
 
-        A run goes if any rule says so, but never one that is carried on at this moment, and never the
-        newest that completed.
+        A run goes if any rule says so, but never one that is carried on at this moment or waits for an
+        approval, and never the newest that completed.
 
         Args:
             pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
@@ -367,7 +369,7 @@ class StorageBackend(Leasing):
                 await self._backup_if_due(lease.pipeline_id)
             if self.retention is not None:
                 async with asyncio.timeout(2 * LIMIT):
-                    await prune(self, lease.pipeline_id, self.retention, LIMIT)
+                    await prune(self, lease.pipeline_id, self.retention, LIMIT, lease.run_id)
         except TimeoutError:
             self._report(
                 f"After run {lease.run_id}: no runs were pruned, since there are so many that to list them "

@@ -83,6 +83,29 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_without_space(path: Path) -> sqlite3.Connection:
+    """A connection for one query, to a database on a disk that is full. Errors as for :func:`connect`.
+
+    Usually SQLite keeps an index of its write-ahead log in a file. Who has locked the database for himself
+    has it in memory (https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory).
+    """
+    log = path.with_name(path.name + "-wal")
+    if not (log.exists() and log.stat().st_size):
+        return connect_to_read(path)
+    with _opening(path, f"{path.absolute().as_uri()}?mode=rw", uri=True) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        with waiting(connection):
+            _check_ours(connection, path)
+        connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def lacks_space(error: StorageError) -> bool:
+    """Whether a database could not be opened because a file beside it could not be made or grow."""
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
+
 def is_read_only(path: Path) -> bool:
     """Whether this process may read a file and write neither to it nor beside it."""
     return os.access(path, os.R_OK) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageUnavailableError
 from tagent_nb.storage.codec import MAX_BODY, MAX_HEAD
+from tagent_nb.storage.leases import process_start
 
 MAX_JOURNAL = 1 << 34
 """Longest journal that is read, in bytes."""
@@ -23,9 +24,13 @@ MAX_MARK = 1 << 16
 STALE = 3600.0
 """Seconds after which a temporary file was left by a process that died."""
 
+LEFT = 365 * 86_400.0
+"""The same, if there is a process of that number: it may be another one by now."""
+
 # Windows has none of the first three, and needs the last.
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _counter = itertools.count()
+_WRITER = re.compile(r"(?:^\.|-)([1-9]\d{0,8})-\d+\.tmp$")
 
 # -- names -------------------------------------------------------------------------------------
 
@@ -278,9 +283,15 @@ def make_folder(path: Path, *, sync: bool = True) -> None:
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Remove temporary files that a process left when it died."""
+    """Remove temporary files that a process left when it died.
+
+    After the clock was set forward, a file that is being written seems old: its name says by whom.
+    """
     for file in folder.glob(pattern):
         # Another process may be sweeping, too.
         with contextlib.suppress(OSError):
-            if time.time() - file.lstat().st_mtime > STALE:
+            writer = _WRITER.search(file.name)
+            age = time.time() - file.lstat().st_mtime
+            lives = writer is not None and process_start(int(writer.group(1))) is not None
+            if age > (LEFT if lives else STALE):
                 file.unlink()

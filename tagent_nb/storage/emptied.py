@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +44,9 @@ async def keep(storage: RecordingBackend) -> str:
     if not message or folder is None:
         return ""
     try:
-        now = datetime.now(UTC).timestamp()
-        await asyncio.to_thread(mark_file, _mark(storage, folder), f"{now:.6f}".encode())
+        # Later ones are made later by their names, whatever the clock says.
+        newest = max(map(made_at, await asyncio.to_thread(known, storage, folder)))
+        await asyncio.to_thread(mark_file, _mark(storage, folder), f"{newest:.6f}".encode())
     except StorageError as error:
         return f"{message} {error}"
     return f"{message} No later backup removes it."

@@ -30,8 +30,9 @@ from tagent_nb.storage.disk import (
     user_path,
 )
 from tagent_nb.storage.journal import TAIL, RunFile
-from tagent_nb.storage.order import FIRST, JOURNAL, LEASE, ORDER, RunOrder, begun
+from tagent_nb.storage.order import JOURNAL, LEASE, ORDER, RunOrder
 from tagent_nb.storage.recording import RecordingBackend, Row
+from tagent_nb.storage.records import FIRST, begun
 
 Durability = Literal["full", "fast"]
 T = TypeVar("T")

@@ -42,8 +42,8 @@ def open_storage(
             ``"unix:///path"``); or a backend, which is returned as it is.
         durability: What survives a loss of power: everything recorded (``"full"``, without a say), or
             perhaps not the last seconds (``"fast"``). Either survives the death of the process.
-        keep_last: At the end of a run, older runs of its pipeline than so many go. Never one that is
-            carried on at that moment, and never the newest that completed.
+        keep_last: At the end of a run, older runs of its pipeline than so many go. Never that run, one that
+            is carried on at that moment or waits for an approval, and never the newest that completed.
         older_than: The same for runs that ended longer ago: a timedelta, seconds, or text such as ``"30d"``.
         max_bytes: The same while a pipeline's runs take more bytes together; also ``"500MB"``.
         backup_every: Make a backup at the end of a run when so many runs of its pipeline have ended since

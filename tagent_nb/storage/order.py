@@ -7,58 +7,27 @@ Stores of before have no order: it is worked out once, from the times that the r
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tagent_nb.errors import StorageError, StorageUnavailableError
-from tagent_nb.storage.codec import read_record
+from tagent_nb.errors import StorageUnavailableError
 from tagent_nb.storage.disk import open_file, read_open, replace_file, trouble, write_all
 from tagent_nb.storage.locks import locked
-from tagent_nb.storage.records import started_at, time_in
+from tagent_nb.storage.records import completed
 
 JOURNAL = ".journal"
 LEASE = ".lease"
 ORDER = ".order"
 
-FIRST = 1 << 20
-"""Bytes at the start of a run in which its first record is looked for."""
+LINE = 256
+"""More bytes than the longest name has."""
+
+BEGINNING = 100
+"""Names at the end of the file that are kept though they have no journal yet."""
 
 SPARE = 1000
 """Lines of deleted runs, beyond the number of runs, with which the file is written anew."""
-
-
-def begun(first: bytes, run_id: str, key: bytes | None) -> float:
-    """When a run began, by its first record or else its id; in seconds since the epoch, 0 if neither says.
-
-    Without any record to ask, a run that was lost counts as the newest: no older one may be taken for it.
-    """
-    if not first:
-        return time_in(run_id) or math.inf
-    with contextlib.suppress(StorageError):
-        record, _ = read_record(first, 0, run_id, key)
-        return started_at(record.body, run_id)
-    return time_in(run_id)
-
-
-def completed(order: list[str], missing: Iterable[str], start: Callable[[str], float]) -> list[str]:
-    """An order with what it lacks: each behind the last one that began no later.
-
-    Args:
-        order: What is in order already.
-        missing: Other names.
-        start: When the run of a name began.
-    """
-    missing = sorted(missing, key=lambda name: (start(name), name))
-    if not order:
-        return missing
-    starts = [(start(name), name) for name in order]
-    for name in missing:
-        mine = start(name), name
-        place = next((at for at in range(len(starts), 0, -1) if starts[at - 1] <= mine), 0)
-        starts.insert(place, mine)
-    return [name for _, name in starts]
 
 
 class RunOrder:
@@ -106,21 +75,23 @@ class RunOrder:
         journals = self._journals()
         if not journals:
             return []
-        lines, order = self._noted(journals)
-        if len(order) == len(journals) and lines < 2 * len(order) + SPARE:
+        lines = self._lines()
+        order = _known(lines, journals)
+        if len(order) == len(journals) and len(lines) < 2 * len(order) + SPARE:
             return order
         # Where it cannot be written, as on a full disk or in a folder that may only be read, reading goes on.
         with contextlib.suppress(StorageUnavailableError), self._locked():
             journals = self._journals()
             order = self._completed(journals)
-            self._rewrite(order)
+            # Some may have been noted, and their journals are being made.
+            self._rewrite([*order, *(name for name in self._lines()[-BEGINNING:] if name not in journals)])
             return order
         return self._completed(journals)
 
     # -- inside -----------------------------------------------------------------------------
 
     def _completed(self, journals: set[str]) -> list[str]:
-        _, order = self._noted(journals)
+        order = _known(self._lines(), journals)
         return completed(order, journals.difference(order), self._start)
 
     def _journals(self) -> set[str]:
@@ -135,27 +106,27 @@ class RunOrder:
         leases = {name[: -len(LEASE)] for name in names if name.endswith(LEASE)}
         return journals | {name for name in leases - journals if self._begun(name)}
 
-    def _noted(self, journals: set[str]) -> tuple[int, list[str]]:
-        """Number of lines, and the journals in the order of the file; of one that is there twice the last."""
+    def _lines(self) -> list[str]:
+        """All names in the file, without a last one that was torn."""
         try:
             descriptor = open_file(self._path, os.O_RDONLY, "read")
         except FileNotFoundError:
-            return 0, []
+            return []
         try:
             data = read_open(descriptor, self._path, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
-        lines = data.decode(errors="replace").split("\n")
-        newest_first = dict.fromkeys(name for name in reversed(lines) if name in journals)
-        return len(lines), list(newest_first)[::-1]
+        return data.decode(errors="replace").split("\n")[:-1]
 
     def _append(self, descriptor: int, name: str) -> None:
         size = os.fstat(descriptor).st_size
         try:
-            # A line that was torn stays behind; it is the name of no run.
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            end = os.pread(descriptor, LINE, max(0, size - LINE))
+            # Half of a name, left by a crash, could be the name of another run.
+            size -= len(end) - (end.rfind(b"\n") + 1)
+            os.ftruncate(descriptor, size)
             os.lseek(descriptor, 0, os.SEEK_END)
-            write_all(descriptor, b"\n" * torn + name.encode() + b"\n")
+            write_all(descriptor, name.encode() + b"\n")
             if self._sync:
                 os.fsync(descriptor)
         except OSError as error:
@@ -179,3 +150,8 @@ class RunOrder:
                         return
             finally:
                 os.close(descriptor)
+
+
+def _known(lines: list[str], journals: set[str]) -> list[str]:
+    """The journals in the order of the lines; of one that is there twice the last, since it was made anew."""
+    return list(dict.fromkeys(name for name in reversed(lines) if name in journals))[::-1]

@@ -79,6 +79,7 @@ class RecordingBackend(StorageBackend):
     def __init__(self) -> None:
         super().__init__()
         self._summaries: dict[tuple[str, str], Summary] = {}
+        self._ended: dict[str, int] = {}
         self._restoring = False
 
     # -- primitives -------------------------------------------------------------------------
@@ -151,6 +152,7 @@ class RecordingBackend(StorageBackend):
             raise
         if ending:
             self._summaries.pop(key, None)
+            self._ended[pipeline_id] = self._ended.get(pipeline_id, 0) + 1
 
     async def read_run(
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
@@ -304,8 +306,9 @@ class RecordingBackend(StorageBackend):
         return None
 
     async def _backup_if_due(self, pipeline_id: str) -> None:
-        if self.backup_schedule is not None:
-            await backups.backup_if_due(self, self.backup_schedule, pipeline_id)
+        ended = self._ended.pop(pipeline_id, 0)
+        if self.backup_schedule is not None and ended:
+            await backups.backup_if_due(self, self.backup_schedule, pipeline_id, ended)
 
     def _refuse_schedule(self, schedule: BackupSchedule) -> None:
         """Say before the first run ends that there is no folder."""

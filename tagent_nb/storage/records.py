@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tagent_nb.errors import CorruptRecordError, TagentError
+from tagent_nb.errors import CorruptRecordError, StorageError, TagentError
 from tagent_nb.events import (
+    ApprovalGiven,
     ApprovalRequested,
     CallRecorded,
     Event,
@@ -21,11 +24,16 @@ from tagent_nb.events import (
     StepFailed,
     StepFinished,
     StepRetried,
+    StepSkipped,
 )
 from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.event_codec import event_from_dict, event_to_dict
+from tagent_nb.storage.codec import read_record
 from tagent_nb.storage.pickles import PickledOutput, seal
+
+FIRST = 1 << 20
+"""Bytes at the start of a run in which its first record is looked for."""
 
 _WITH_OUTPUT = (StepFinished, StepCached)
 _PICKLED = "it was pickled: open the store with allow_pickle() and its key"
@@ -57,6 +65,7 @@ class RunInfo:
         problem: What is wrong with the stored run, or ``None``.
         chained: Whether its records are numbered, so that one that is missing or in another place is noticed.
             Those of older versions of tagent-nb are not, until the run is carried on.
+        undecided: Values and calls of tools that wait for an approval, however the run stands.
     """
 
     run_id: str
@@ -76,6 +85,7 @@ class RunInfo:
     size: int = 0
     problem: str | None = None
     chained: bool = True
+    undecided: int = 0
 
 
 @dataclass
@@ -93,6 +103,7 @@ class Summary:
     unpriced: bool = False
     states: dict[str, str] = field(default_factory=dict)
     calls: dict[tuple[str, str | None], list[float | None]] = field(default_factory=dict)
+    asked: dict[tuple[str, str | None], set[str]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Take one event in."""
@@ -106,6 +117,8 @@ class Summary:
             self.calls.setdefault((event.step, event.item), []).append(event.cost)
         elif kind is RunContinued:
             self._interrupted()
+        if kind in _APPROVALS:
+            self._approval(event)
         state = _STATES.get(kind)
         if state is not None:
             if event.item is None:  # type: ignore[attr-defined]
@@ -123,6 +136,17 @@ class Summary:
             self.outcome = "cancelled" if event.cancelled else "completed" if event.success else "failed"
             if event.waiting and not event.cancelled and "failed" not in self.states.values():
                 self.outcome = "waiting"
+
+    def _approval(self, event: Any) -> None:
+        """Count what waits for a decision."""
+        unit = (event.step, event.item)
+        if isinstance(event, ApprovalRequested):
+            self.asked.setdefault(unit, set()).add(event.call)
+        elif isinstance(event, ApprovalGiven):
+            self.asked.get(unit, set()).discard(event.call)
+        elif self.asked:
+            # The unit has come to an end, or begins anew.
+            self.asked.pop(unit, None)
 
     def _spend(self, cost: float | None) -> None:
         if cost is None:
@@ -148,7 +172,8 @@ class Summary:
         known = replace(self, calls=dict(self.calls))
         known._interrupted()
         data = asdict(known)
-        del data["calls"]
+        del data["calls"], data["asked"]
+        data["undecided"] = sum(map(len, self.asked.values()))
         data["states"] = _counts(self.states)
         return data
 
@@ -158,6 +183,15 @@ class Summary:
 
 
 _SPENDING = (StepFinished, StepFailed, StepRetried, StepCancelled, ApprovalRequested)
+_APPROVALS = {
+    ApprovalRequested,
+    ApprovalGiven,
+    StepRetried,
+    StepFinished,
+    StepFailed,
+    StepCached,
+    StepSkipped,
+}
 _STATES: dict[type[Event], str] = {StepFinished: "done", StepCached: "cached", StepFailed: "failed"}
 
 
@@ -184,6 +218,8 @@ def _info(data: Mapping[str, Any], pipeline_id: str, run_id: str, *, size: int, 
         cost=data["cost"],
         unpriced=data["unpriced"],
         size=size,
+        # Older versions did not count them.
+        undecided=data.get("undecided", 0),
     )
 
 
@@ -321,6 +357,38 @@ def started_at(body: bytes, where: str) -> float:
         return float(content["events"][0]["at"])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise CorruptRecordError(f"{where}: the first event cannot be read ({error!r}).") from None
+
+
+def begun(first: bytes, run_id: str, key: bytes | None) -> float:
+    """When a run began, by its first record or else its id; in seconds since the epoch, 0 if neither says.
+
+    Without any record to ask, a run that was lost counts as the newest: no older one may be taken for it.
+    """
+    if not first:
+        return time_in(run_id) or math.inf
+    with contextlib.suppress(StorageError):
+        record, _ = read_record(first, 0, run_id, key)
+        return started_at(record.body, run_id)
+    return time_in(run_id)
+
+
+def completed(order: list[str], missing: Iterable[str], start: Callable[[str], float]) -> list[str]:
+    """An order with what it lacks: each behind the last one that began no later.
+
+    Args:
+        order: What is in order already.
+        missing: Other names.
+        start: When the run of a name began.
+    """
+    missing = sorted(missing, key=lambda name: (start(name), name))
+    if not order:
+        return missing
+    starts = [(start(name), name) for name in order]
+    for name in missing:
+        mine = start(name), name
+        place = next((at for at in range(len(starts), 0, -1) if starts[at - 1] <= mine), 0)
+        starts.insert(place, mine)
+    return [name for _, name in starts]
 
 
 def time_in(run_id: str) -> float:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from tagent_nb.errors import LeaseLostError, StorageUnavailableError
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.codec import Draft, Tail, has_begun, read_record, unpack
-from tagent_nb.storage.order import begun, completed
 from tagent_nb.storage.recording import Row
+from tagent_nb.storage.records import begun, completed
 from tagent_nb.storage.redis_link import DEADLINE, RedisLink
 from tagent_nb.storage.redis_queue import APPEND, REMOVE, REORDER, SWAP, Entry, RunQueue, number, text
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from tagent_nb.storage.recording import RecordingBackend
 
 
+MERGED = "restore-{}.merged"
+"""Name of the file that holds what the store is to hold."""
+
+
 @dataclass(slots=True)
 class RestoreInfo:
     """What a restore did.
@@ -109,13 +113,35 @@ async def _restore(
     else:
         archive = await asyncio.to_thread(open_archive, which, storage._key)
     info = RestoreInfo(archive.info.path, "")
-    merged = folder / f"restore-{_stamp()}.merged"
+    before = await storage._marked()
+    merged = folder / MERGED.format(_stamp())
     try:
-        await _merge(storage, archive, older, merged, info, replace=replace)
-    finally:
-        archive.close()
-    info.aside = await _fill(storage, merged)
+        try:
+            await _merge(storage, archive, older, merged, info, replace=replace)
+        finally:
+            archive.close()
+        info.aside = await _fill(storage, merged)
+    except BaseException:
+        # A copy of the whole store, which only a restore that was stopped half-way still needs.
+        if not await _is_needed(storage, merged):
+            merged.unlink(missing_ok=True)
+        # What is open now was opened to restore: it may not be used for anything else.
+        await storage.close()
+        raise
+    left = None if before is None else _marks(before)[0]
+    # What an earlier restore was to go on with. A mark that is damaged may name anything.
+    if left is not None and left.match(MERGED.format("*")):
+        left.unlink(missing_ok=True)
     return info
+
+
+async def _is_needed(storage: RecordingBackend, content: Path) -> bool:
+    """Whether a restore that was stopped half-way goes on with a file, as far as the store can say."""
+    try:
+        marked = await storage._marked()
+    except StorageError:
+        return True
+    return marked is not None and _marks(marked)[0] == content
 
 
 def _candidates(storage: RecordingBackend, folder: Path) -> list[Path]:
@@ -148,27 +174,62 @@ async def _merge(
 
     What is damaged now and not in the backup comes from the newest older one that has it.
     """
+    written: set[Item] = set()
+
+    async def take(item: Item) -> None:
+        if item in archive.items and item not in written:
+            await asyncio.to_thread(writer.add, item, archive.read(item))
+            info.restored.append(item)
+            written.add(item)
+
     with await asyncio.to_thread(Writer.create, merged, storage._key) as writer:
         if await _pipelines(storage):
+            earlier = await _earlier(storage, archive)
             async for item, data in stored(storage):
-                if replace and item in archive.items:
-                    continue
-                if isinstance(data, Short):
+                for other in earlier.get(item, []):
+                    await take(other)
+                theirs = replace and item in archive.items
+                if isinstance(data, Short) and not theirs:
                     info.problems.append(data.problem)
-                    if item in archive.items and archive.read(item).startswith(data):
-                        continue
-                if isinstance(data, bytes):
+                    theirs = item in archive.items and archive.read(item).startswith(data)
+                if isinstance(data, bytes) and not theirs:
                     await asyncio.to_thread(writer.add, item, data)
                     info.kept.append(item)
+                    written.add(item)
                     continue
-                info.problems.append(str(data))
-                if item not in archive.items and item[2] != UNLISTED:
-                    await _add_from(storage, older, item, writer, info)
+                if not isinstance(data, bytes) and not theirs:
+                    info.problems.append(str(data))
+                    if item not in archive.items and item[2] != UNLISTED:
+                        await _add_from(storage, older, item, writer, info)
+                await take(item)
         for item in archive.items:
-            if item not in info.kept:
-                await asyncio.to_thread(writer.add, item, archive.read(item))
-                info.restored.append(item)
+            await take(item)
         await asyncio.to_thread(writer.finish)
+
+
+async def _earlier(storage: RecordingBackend, archive: Archive) -> dict[Item, list[Item]]:
+    """For runs of the store those that only the archive has and that were begun before them.
+
+    What the store holds afterwards is in the order in which it is written.
+    """
+    earlier: dict[Item, list[Item]] = {}
+    for pipeline_id in await _pipelines(storage):
+        try:
+            run_ids = await storage._run_ids(pipeline_id)
+        except CorruptRecordError:
+            # That it cannot be listed is told with what is restored.
+            continue
+        ours: list[Item] = [(pipeline_id, "run", run_id) for run_id in run_ids]
+        theirs = [item for item in archive.items if item[:2] == (pipeline_id, "run")]
+        present, places = set(ours), {item: place for place, item in enumerate(theirs)}
+        # What was begun after all that both have is newer than the archive.
+        last = max((place for place, item in enumerate(ours) if item in places), default=-1)
+        place = 0
+        for number, item in enumerate(ours):
+            end = places.get(item, place) if number <= last else len(theirs)
+            earlier[item] = [other for other in theirs[place:end] if other not in present]
+            place = max(place, end)
+    return earlier
 
 
 async def _add_from(

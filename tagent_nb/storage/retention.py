@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
@@ -14,6 +15,9 @@ from tagent_nb.storage.records import RunInfo
 
 if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
+
+LOOK = 200
+"""Runs that are looked at together."""
 
 LIMIT = 5.0
 """Seconds after which pruning stops; the next one goes on."""
@@ -56,11 +60,16 @@ class Retention:
         """``older_than`` in seconds."""
         return self.older_than.total_seconds() if isinstance(self.older_than, timedelta) else self.older_than
 
+    def is_old(self, run: RunInfo, now: float) -> bool:
+        """Whether a run goes because of its age."""
+        since = run.ended_at if run.ended_at is not None else run.started_at
+        return self.seconds is not None and now - since >= self.seconds
+
     def to_delete(self, runs: Sequence[RunInfo], now: float) -> list[RunInfo]:
         """Which of a pipeline's runs (oldest first) go, oldest first.
 
-        Never one that is carried on at this moment, never the newest that completed, and never one that
-        cannot be read: a backup, a key or a newer version may still open it.
+        Never one that is carried on at this moment or waits for an approval, never the newest that
+        completed, and never one that cannot be read: a backup, a key or a newer version may still open it.
         """
         runs = [run for run in runs if run.status != "damaged"]
         good = [run.run_id for run in runs if run.status == "completed"]
@@ -68,49 +77,147 @@ class Retention:
         doomed: list[RunInfo] = []
         for place, run in enumerate(runs):
             too_many = self.keep_last is not None and len(runs) - place > self.keep_last
-            since = run.ended_at if run.ended_at is not None else run.started_at
-            too_old = self.seconds is not None and now - since >= self.seconds
+            too_old = self.is_old(run, now)
             too_big = self.max_bytes is not None and total > self.max_bytes
-            if (too_many or too_old or too_big) and run.status != "running" and run.run_id not in good[-1:]:
+            stays = run.status in _UNFINISHED or run.undecided or run.run_id in good[-1:]
+            if (too_many or too_old or too_big) and not stays:
                 doomed.append(run)
                 total -= run.size
         return doomed
 
 
-async def prune(storage: StorageBackend, pipeline_id: str, rules: Retention, limit: float) -> list[RunInfo]:
-    """Delete the runs of a pipeline that may go, for at most ``limit`` seconds; the deleted ones."""
+_UNFINISHED = ("running", "waiting")
+
+
+async def prune(
+    storage: StorageBackend, pipeline_id: str, rules: Retention, limit: float, ended: str | None = None
+) -> list[RunInfo]:
+    """Delete the runs of a pipeline that may go, for at most ``limit`` seconds; the deleted ones.
+
+    However many there are, the newest are looked at and, part by part, the others from the oldest on, until
+    there is nothing to delete. Those between count by their number and size.
+
+    Args:
+        storage: Where they are.
+        pipeline_id: The pipeline, or its name.
+        rules: Which runs go.
+        limit: Without an end, runs that processes on other machines may carry on are watched.
+        ended: A run that stays, whatever the rules say: the one whose end is the reason to prune.
+    """
     deadline = time.monotonic() + limit
-    deleted: list[RunInfo] = []
-    for run in await _to_delete(storage, pipeline_id, rules):
-        if time.monotonic() > deadline:
-            break
+    pruning = _Pruning(storage, await storage._stored_id(pipeline_id), rules, limit, deadline, ended)
+    await pruning.prune()
+    return pruning.deleted
+
+
+@dataclass
+class _Pruning:
+    """One go at the runs of a pipeline."""
+
+    storage: StorageBackend
+    pipeline_id: str
+    rules: Retention
+    limit: float
+    deadline: float
+    ended: str | None
+    deleted: list[RunInfo] = field(default_factory=list)
+    seen: dict[str, tuple[RunInfo, int, bytes]] = field(default_factory=dict)
+    sound: str = ""
+
+    async def prune(self) -> None:
+        rules = self.rules
+        sizes = await self._sizes()
+        few = rules.keep_last is None or len(sizes) <= rules.keep_last
+        small = rules.max_bytes is None or sum(sizes.values()) <= rules.max_bytes
+        if few and small and rules.seconds is None:
+            return
+        run_ids = list(sizes)
+        first_new = max(0, len(run_ids) - max(LOOK, rules.keep_last or 0))
+        await self._look_at(run_ids[first_new:])
+        for start in range(0, max(1, first_new), LOOK):
+            part = run_ids[start : min(first_new, start + LOOK)]
+            await self._look_at(part)
+            doomed = await self._doomed(sizes)
+            # Oldest first: those behind one that has not been looked at have time.
+            seen = list(takewhile(lambda run: run.run_id in self.seen, doomed))
+            for place, run in enumerate(seen):
+                if time.monotonic() > self.deadline:
+                    self._stopped(len(doomed) - place)
+                    return
+                if await self._delete(run.run_id):
+                    self.deleted.append(run)
+                    del sizes[run.run_id]
+            if len(seen) == len(doomed) and not self._old_ones_may_follow(part):
+                return
+
+    async def _sizes(self) -> dict[str, int]:
+        """All runs in their order, with their sizes if a rule asks for them."""
+        if self.rules.max_bytes is None:
+            return dict.fromkeys(await self.storage._run_ids(self.pipeline_id), 0)
+        safe = set(await self.storage._run_ids(self.pipeline_id))
+        return {run_id: size for run_id, size in await self.storage._runs(self.pipeline_id) if run_id in safe}
+
+    async def _look_at(self, run_ids: Sequence[str]) -> None:
+        for start in range(0, len(run_ids), LOOK):
+            part = run_ids[start : start + LOOK]
+            for described in await self.storage._described(self.pipeline_id, part):
+                self.seen[described[0].run_id] = described
+
+    async def _doomed(self, sizes: Mapping[str, int]) -> list[RunInfo]:
+        """As the rules say. The newest good run, because of which others go, is read to its end before."""
+        now = time.time()
+        runs = [
+            self.seen[run_id][0]
+            if run_id in self.seen
+            else RunInfo(run_id, self.pipeline_id, started_at=math.inf, size=size)
+            for run_id, size in sizes.items()
+        ]
+        while doomed := [run for run in self.rules.to_delete(runs, now) if run.run_id != self.ended]:
+            newest = next((run for run in reversed(runs) if run.status == "completed"), None)
+            if newest is None or newest.run_id == self.sound:
+                return doomed
+            try:
+                await self.storage.read_run(newest.pipeline_id, newest.run_id)
+            except NotStoredError:
+                runs.remove(newest)
+            except CorruptRecordError as error:
+                self.storage._report(str(error))
+                runs[runs.index(newest)] = bad = replace(newest, status="damaged")
+                self.seen[newest.run_id] = (bad, *self.seen[newest.run_id][1:])
+            else:
+                self.sound = newest.run_id
+                return doomed
+        return []
+
+    async def _delete(self, run_id: str) -> bool:
+        """Delete a run if nothing has happened to it since it was looked at; say whether that was done."""
+        storage, (_, token, held) = self.storage, self.seen[run_id]
         try:
-            await storage.delete_run(run.pipeline_id, run.run_id)
+            keeper = storage._keeper(self.pipeline_id, run_id, token, held, await storage._now())
+            if keeper is None:
+                return await storage._remove_unclaimed(self.pipeline_id, run_id, token)
+            if math.isinf(self.limit):
+                # It takes the time that it takes to see that nothing is heard of its process.
+                await storage.delete_run(self.pipeline_id, run_id)
+                return True
         except NotStoredError:
             # Another process prunes as well.
-            continue
+            return False
         except StorageError as error:
-            # Somebody has begun to carry it on, or it cannot be deleted: the others still can.
+            # It is carried on, or it cannot be deleted: the others still can.
             storage._report(str(error))
-            continue
-        deleted.append(run)
-    return deleted
+        return False
 
+    def _old_ones_may_follow(self, part: Sequence[str]) -> bool:
+        """Whether runs behind a part may be too old, too: its last one is, or time is no matter."""
+        if self.rules.seconds is None:
+            return False
+        last = self.seen.get(part[-1]) if part else None
+        return math.isinf(self.limit) or (last is not None and self.rules.is_old(last[0], time.time()))
 
-async def _to_delete(storage: StorageBackend, pipeline_id: str, rules: Retention) -> list[RunInfo]:
-    """As the rules say; the run that stays because it is the newest good one is read to its end before."""
-    runs = await storage.runs(pipeline_id)
-    while doomed := rules.to_delete(runs, time.time()):
-        newest = next((run for run in reversed(runs) if run.status == "completed"), None)
-        if newest is None:
-            return doomed
-        try:
-            await storage.read_run(newest.pipeline_id, newest.run_id)
-        except NotStoredError:
-            runs.remove(newest)
-        except CorruptRecordError as error:
-            storage._report(str(error))
-            runs[runs.index(newest)] = replace(newest, status="damaged")
-        else:
-            return doomed
-    return []
+    def _stopped(self, left: int) -> None:
+        self.storage._report(
+            f"Pruning pipeline {self.pipeline_id} stopped after {self.limit:g} s: {len(self.deleted):,} runs "
+            f"were deleted, and about {left:,} more may go. The end of the next run goes on with them; to "
+            f"delete them now: await storage.prune({self.pipeline_id!r}, ...)."
+        )

@@ -17,7 +17,9 @@ from tagent_nb.errors import DefinitionError, StorageError, StorageUnavailableEr
 from tagent_nb.storage.database import (
     connect,
     connect_to_read,
+    connect_without_space,
     is_read_only,
+    lacks_space,
     transaction,
     translated,
     waiting,
@@ -172,12 +174,28 @@ class SQLiteLink(RecordingBackend):
                     self._refuse_half(read_file(self._mark_path, MAX_MARK))
                     with closing(connect_to_read(self.path)) as once, translated(self.path):
                         return once.execute(query, values).fetchall()
-                self._reader = self._connect()
+                try:
+                    self._reader = self._connect()
+                except StorageUnavailableError as error:
+                    if not lacks_space(error):
+                        raise
+                    return self._select_without_space(error, query, values)
                 self._reads = _identity(self.path)
             with translated(self.path), waiting(self._reader):
                 return self._reader.execute(query, values).fetchall()
 
         return await self._read_in_thread(call)
+
+    def _select_without_space(
+        self, error: StorageError, query: str, values: tuple[str | int, ...]
+    ) -> list[tuple[Any, ...]]:
+        """Rows of a query from a disk that is full: to read needs no space."""
+        try:
+            with closing(connect_without_space(self.path)) as once, translated(self.path):
+                return once.execute(query, values).fetchall()
+        except StorageError:
+            # It is not for want of space.
+            raise error from error.__cause__
 
     def _checkpoint(self, how: str = "PASSIVE") -> None:
         """Move what is in the log into the database, beside whoever writes."""
