@@ -110,6 +110,24 @@ async def test_older_backups_go_after_the_new_one_was_verified(
     assert len(await files.backups(folder)) == 1
 
 
+@pytest.mark.parametrize("link", [False, True])
+async def test_a_damaged_document_is_left_out_and_nothing_older_goes(
+    files: FileStorageBackend, folder: Path, link: bool
+) -> None:
+    """Or what is in its place is no file."""
+    await fill(files)
+    first = await files.backup(folder, keep=1)
+    path = files.base_path / "p" / "snapshot.record"
+    if link:
+        path.rename(path.with_suffix(".moved"))
+        path.symlink_to(path.with_suffix(".moved"))
+    else:
+        path.write_bytes(path.read_bytes()[:-5])
+    made = await files.backup(folder, keep=1)
+    assert (first.path.exists(), made.runs) == (True, 2)
+    assert "Left out of backup" in files.problems[-1]
+
+
 @pytest.mark.parametrize("left", [0, 2])
 async def test_a_run_whose_end_is_missing_comes_back_whole(
     store: RecordingBackend, folder: Path, left: int

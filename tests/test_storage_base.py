@@ -38,8 +38,9 @@ from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.recording import RecordingBackend
 from tagent_nb.storage.records import Summary, decode_events, encode_events, summary_of
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
-from tagent_nb.testing import StorageContract
+from tagent_nb.testing import StorageContract, plain, sample_run
 from tagent_nb.testing.samples import DEAD_PID, holder
+from tests.storage_kinds import replace_records, stored_records
 
 # -- open_storage ------------------------------------------------------------------------------
 
@@ -345,6 +346,25 @@ async def test_the_contract_finds_a_backend_that_forgets_to_fence(tmp_path: Path
     storage = Careless(tmp_path)
     with pytest.raises(BaseException, match="DID NOT RAISE"):
         await StorageContract().test_the_loser_writes_nothing_more(storage)
+
+
+async def test_a_backend_may_keep_nothing_that_says_where_a_run_ends(tmp_path: Path) -> None:
+    """Then nothing is said of an end that is missing, and nothing of its absence."""
+
+    class Plain(FileStorageBackend):
+        _rows = RecordingBackend._rows
+
+        async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
+            return None
+
+    storage = Plain(tmp_path)
+    await storage.append("p", "r", sample_run("r"))
+    await storage.append("p", "r", [Warned(run_id="r", message="last")])
+    await storage.append("p", "r", sample_run("r")[-1:])
+    await replace_records(storage, (await stored_records(storage))[:1])
+    assert [(info.status, info.problem) for info in await storage.runs("p")] == [("completed", None)]
+    assert plain(await storage.read_run("p", "r")) == plain(sample_run("r"))
+    assert storage.problems == []
 
 
 async def test_a_claim_lost_to_one_that_was_given_back_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,6 +265,18 @@ async def test_a_journal_whose_lease_is_damaged_or_gone_says_so(store: FileStora
     assert messages(await store.read_run("p", "r")) == ["one", "two", "three"]
 
 
+async def test_a_lease_of_an_older_version_gets_room_for_the_count(store: FileStorageBackend) -> None:
+    """Its token and its holder are what they were."""
+    lease = await store.acquire("p", "r")
+    path = journal_of(store).with_suffix(".lease")
+    token, holder = await store._lease("p", "r")
+    path.write_bytes(b"%020d %b" % (token, holder))
+    assert await store._lease("p", "r") == (token, holder)
+    await store.append("p", "r", [Warned(run_id="r", message="one")], token=lease.token)
+    assert await store._lease("p", "r") == (token, holder)
+    assert messages(await store.read_run("p", "r")) == ["one"]
+
+
 async def test_a_record_whose_count_cannot_be_written_is_taken_back(
     store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

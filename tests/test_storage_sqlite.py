@@ -332,6 +332,30 @@ async def test_a_file_of_an_older_version_that_may_only_be_read_is_read(
     assert await store.read_run(pipeline_id, "finished")
 
 
+async def test_of_two_that_make_room_in_an_old_file_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other finds it done once it may write."""
+    path = tmp_path / "runs.db"
+    shutil.copy(Path(__file__).parent / "fixtures/storage-format-1/runs.db", path)
+    store = SQLiteStorageBackend(path, durability="fast")
+    assert len(await store.list_pipelines()) == 1
+    answers = [True, False]
+    monkeypatch.setattr(database, "_lacks_column", lambda connection: answers.pop(0))
+    other = SQLiteStorageBackend(path, durability="fast")
+    assert len(await other.list_pipelines()) == 1
+    assert answers == []
+
+
+async def test_an_error_besides_a_lock_is_passed_on_at_once(store: SQLiteStorageBackend) -> None:
+    """Also where no thread is needed to insert a record."""
+    lease = await store.acquire("p", "r")
+    await record(store, "one", token=lease.token)
+    edit(store, "ALTER TABLE records RENAME TO gone")
+    with pytest.raises(CorruptRecordError, match="no such table"):
+        await record(store, "two", token=lease.token)
+
+
 async def test_a_row_in_the_way_that_is_no_record_is_an_error(store: SQLiteStorageBackend) -> None:
     """Where somebody else recorded meanwhile, the record goes behind that; but only behind a record."""
     lease = await store.acquire("p", "r")
@@ -428,6 +452,16 @@ async def test_one_bit_of_the_log_is_enough(store: SQLiteStorageBackend, tmp_pat
     lost = "record 2" if "last" in where else "records 1 to 2"
     assert [info.problem is None for info in await other.runs("p")] == [False]
     assert f"Lost: {lost} of run r of pipeline p." in other.problems[0]
+
+
+async def test_of_saved_data_only_what_is_lost_is_named(store: SQLiteStorageBackend, tmp_path: Path) -> None:
+    """Other data stands beside it in the same page."""
+    await store.save("p", {"saved": 1})
+    await store.save("q", {"saved": 2})
+    other = await crashed(store, tmp_path / "copy")
+    flip(other, -100)
+    assert await other.load("p") == {"saved": 1}
+    assert "Lost: the snapshot that pipeline q saved last." in other.problems[0]
 
 
 async def test_a_log_of_one_frame_whose_head_is_damaged(store: SQLiteStorageBackend, tmp_path: Path) -> None:

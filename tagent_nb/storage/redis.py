@@ -334,26 +334,6 @@ class RedisStorageBackend(RedisLink):
         found: list[Any] = await self._try(look)
         return found
 
-    async def _runs_without_list(self, pipeline_id: str) -> list[tuple[str, int]]:
-        """Runs by their keys, for a server that has evicted the list of them, or for somebody's mistake."""
-        # No letter of an id or a prefix means anything in a pattern.
-        start = self._name(pipeline_id, "run", "")
-
-        async def look(client: Any) -> list[bytes]:
-            return [key async for key in client.scan_iter(match=f"{start}*", count=CHUNK)]
-
-        names = [text(key).removeprefix(start) for key in await self._try(look)]
-        if names:
-            self._report(
-                f"{self._where(pipeline_id, 'the list of runs')} was gone; {len(names)} runs were found "
-                "by their keys. Check the server's maxmemory-policy, and make a backup."
-            )
-        found = [(name, len(await self._read(pipeline_id, name) or b"")) for name in names]
-        for name, size in found:
-            # So that the next record does not begin a list without the others.
-            await self._try(partial(_list_run, self._name(pipeline_id, "runs"), name, size))
-        return found
-
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
         return await self._remove(pipeline_id, run_id, token)
 
