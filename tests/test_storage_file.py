@@ -1001,7 +1001,7 @@ async def test_what_is_no_file_in_the_place_of_the_order_is_told(store: FileStor
 
 
 async def test_a_run_whose_beginning_cannot_be_read_is_placed_by_its_id(store: FileStorageBackend) -> None:
-    """Or, if that tells no time, before all others."""
+    """Or, if that tells no time, before all others; without a byte, behind all: it may be the newest."""
     names = ["20260101T000000-aaaaaaaa", "x", "20250101T000000-bbbbbbbb"]
     await begin_runs(store, *names)
     for path in (store.base_path / "p").glob("*.journal"):
@@ -1010,7 +1010,7 @@ async def test_a_run_whose_beginning_cannot_be_read_is_placed_by_its_id(store: F
     assert [info.run_id for info in await store.runs("p")] == ["x", names[2], names[0]]
     (store.base_path / "p" / "pipe.journal").mkdir()
     order_of(store).write_text("x\n")
-    assert [info.run_id for info in await store.runs("p")] == ["pipe", "x", names[2], names[0]]
+    assert [info.run_id for info in await store.runs("p")] == ["x", names[2], names[0], "pipe"]
 
 
 async def test_an_order_that_another_process_writes_anew_is_opened_again(store: FileStorageBackend) -> None:

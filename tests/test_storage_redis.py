@@ -813,6 +813,7 @@ async def test_a_key_of_another_program_hides_one_run(store: RedisStorageBackend
         ("c", "interrupted"),
     ]
     await raw(store).hdel(store._name("p", "runs"), "c")
+    await raw(store).delete(store._name("p", "run", "c"), store._name("p", "lease", "c"))
     assert [row.run_id for row in await store._rows("p", ["b", "c"])] == ["b"]
     await raw(store).set(store._name("p", "order"), "mine")
     with pytest.raises(CorruptRecordError, match="another prefix"):
