@@ -247,8 +247,8 @@ class StorageBackend(Leasing):
             pipeline_id: As for :meth:`runs`.
             besides: A run that does not count.
         """
-        pipeline_id = await self._stored_id(pipeline_id)
-        newest = await self._last(pipeline_id, 2)
+        safe_id(pipeline_id, "pipeline id")
+        newest = await self._last(pipeline_id, 2) or await self._last(storage_id(pipeline_id), 2)
         return next((run_id for run_id in reversed(newest) if run_id != besides), None)
 
     async def has_run(self, pipeline_id: str, run_id: str) -> bool:

@@ -36,6 +36,7 @@ _WRITER = re.compile(r"(?:^\.|-)([1-9]\d{0,8})-\d+\.tmp$")
 
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])\Z")
 _CAPITAL = re.compile(r"[A-Z]")
+_PLAIN = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 def to_file_name(safe: str) -> str:
@@ -46,6 +47,8 @@ def to_file_name(safe: str) -> str:
 
 def from_file_name(name: str) -> str | None:
     """The id of a file name; ``None`` if :func:`to_file_name` never makes this name."""
+    if _PLAIN.fullmatch(name) and not _DEVICES.match(name):
+        return name
     plain = name.removeprefix("~_")
     found = re.sub(r"~([a-z])", lambda letter: letter.group(1).upper(), plain)
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) and to_file_name(found) == name else None
