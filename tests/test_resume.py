@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from tagent_nb import (
     FileStorageBackend,
@@ -25,6 +27,7 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.engine.state import read_memory
+from tagent_nb.events import StepFinished
 from tagent_nb.pipeline import decoding
 from tagent_nb.steps.tools import forget_tool, registered_tools
 
@@ -486,3 +489,172 @@ async def test_a_run_takes_as_long_as_it_takes(lab: Lab, monkeypatch: pytest.Mon
     memory = await read_memory(FileStorageBackend(lab.folder), "lab")
     assert memory.events[-1].at - memory.events[0].at > 86_400
     assert 0 < memory.seconds < 3600
+
+
+class Earlier:
+    """A run whose records are made into those of an earlier version, which recorded fewer components."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.space: dict[str, Any] = {"__name__": "__main__", "broken": True, "LIMIT": 3}
+        self.define("import datetime as dt\n")
+        self.define("def shift(n):\n    return n + LIMIT\n")
+        self.define("class Shop:\n    n = 1\n    def more(self): return self.n + 1\n")
+        self.pipeline = Pipeline("earlier")
+        self.cell("day", "dt.date(2024, 1, 2).day")
+        self.cell("shop", "day\nShop().more()")
+        self.cell("sum", "shift(shop)")
+        self.cell("end", "if broken:\n    raise RuntimeError('no')\nsum")
+
+    def define(self, source: str) -> None:
+        exec(source, self.space)
+
+    def cell(self, name: str, source: str, **options: Any) -> None:
+        self.pipeline.put(PipelineStep.from_cell(name, source, python=True, max_retries=0, **options))
+
+    async def go(self, **options: Any) -> Any:
+        return await self._do("execute", **options)
+
+    async def plan(self, **options: Any) -> Any:
+        return await self._do("plan", **options)
+
+    async def _do(self, what: str, **options: Any) -> Any:
+        storage = FileStorageBackend(self.folder)
+        try:
+            executor = PipelineExecutor(self.pipeline, storage=storage, namespace=self.space)
+            return await getattr(executor, what)(**options)
+        finally:
+            await storage.close()
+
+    async def stop(self, change: Callable[[dict[str, str]], None] | None, *, marked: bool = False) -> None:
+        """Run to the broken step, and record with ``change``d components and other keys."""
+        await self.go()
+        storage, old = FileStorageBackend(self.folder), FileStorageBackend(self.folder / "old")
+        [info] = await storage.runs(self.pipeline.id)
+        events = []
+        for event in await storage.read_run(self.pipeline.id, info.run_id):
+            if isinstance(event, StepFinished) and change is not None:
+                parts = dict(event.components)
+                if not marked:
+                    del parts["generation"]
+                change(parts)
+                event = replace(event, components=parts, key="0" * 64)
+            events.append(event)
+        await old.append(self.pipeline.id, info.run_id, events)
+        await storage.close()
+        await old.close()
+        self.folder, self.space["broken"] = self.folder / "old", False
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Earlier:
+    return Earlier(tmp_path)
+
+
+def without(*kinds: str) -> Callable[[dict[str, str]], None]:
+    """Leaves components out that begin with one of these."""
+
+    def change(parts: dict[str, str]) -> None:
+        for name in [name for name in parts if name.startswith(kinds)]:
+            del parts[name]
+
+    return change
+
+
+def with_other(kind: str) -> Callable[[dict[str, str]], None]:
+    """Gives components of a kind other digests."""
+
+    def change(parts: dict[str, str]) -> None:
+        parts.update({name: "f" * 64 for name in parts if name.startswith(kind)})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("global:dt"),
+        without("global:"),
+        without("class:"),
+        without("class:", "function:", "package:", "global:", "module:"),
+        without("input:"),
+        with_other("class:"),
+    ],
+    ids=["import", "globals", "class", "all", "input", "other class"],
+)
+async def test_what_an_earlier_version_did_not_record_is_no_change(earlier: Earlier, change: Any) -> None:
+    await earlier.stop(change)
+    plan = await earlier.plan(resume=True)
+    assert plan.conflicts == {}
+    assert [step.action for step in plan] == ["recorded", "recorded", "recorded", "run"]
+    result = await earlier.go(resume=True)
+    assert dict(result.step_outputs) == {"day": 2, "shop": 2, "sum": 5, "end": 5}
+    assert result.steps["end"].reason.startswith("the last time it failed")
+
+
+@pytest.mark.parametrize(
+    ("edit", "step", "sentence"),
+    [
+        (lambda run: run.cell("day", "dt.date(2024, 1, 3).day"), "day", "code changed"),
+        (lambda run: run.define("def shift(n):\n    return n * LIMIT\n"), "sum", "function shift changed"),
+        (lambda run: run.space.update(LIMIT=4), "sum", "global LIMIT changed"),
+        (lambda run: run.cell("sum", "shift(1)"), "sum", "input shop is no longer read"),
+    ],
+    ids=["code", "function", "global", "input"],
+)
+async def test_a_real_change_of_an_earlier_versions_step_is_refused(
+    earlier: Earlier, edit: Any, step: str, sentence: str
+) -> None:
+    await earlier.stop(without("class:", "global:dt"))
+    edit(earlier)
+    with pytest.raises(ResumeConflictError, match=sentence) as caught:
+        await earlier.go(resume=True)
+    assert list(caught.value.changed) == [step]
+    assert "dt" not in str(caught.value).replace("dt.date", "")
+
+
+async def test_what_this_version_recorded_is_compared_whole(earlier: Earlier) -> None:
+    await earlier.stop(without("global:dt"), marked=True)
+    with pytest.raises(ResumeConflictError, match="day: global dt is new"):
+        await earlier.go(resume=True)
+
+
+async def test_an_earlier_versions_records_answer_below_a_step_that_runs_again(earlier: Earlier) -> None:
+    """The step above gives the same value: what read it is still recorded, also where a class is new."""
+    await earlier.stop(without("class:"))
+    result = await earlier.go(resume=True, force=["day"])
+    assert result.success
+    kept = {name for name, step in result.steps.items() if step.reason == ""}
+    assert kept == {"shop", "sum"}
+
+
+async def test_a_new_run_says_that_an_earlier_version_recorded_the_last_one(earlier: Earlier) -> None:
+    await earlier.stop(without("global:dt"))
+    plan = await earlier.plan()
+    assert plan["day"].why == "it was recorded by an earlier version, whose fingerprints say less"
+    result = await earlier.go()
+    reasons = {name: step.reason for name, step in result.steps.items()}
+    assert reasons["day"] == reasons["shop"] == plan["day"].why
+
+
+class Old(BaseModel):
+    n: int
+
+
+class New(BaseModel):
+    n: int
+    more: int = 0
+
+
+@pytest.mark.parametrize(("schema", "refused"), [(Old, False), (New, True), (None, True)])
+async def test_schemas_of_an_earlier_version_are_compared_as_they_were_written(
+    earlier: Earlier, schema: Any, refused: bool
+) -> None:
+    earlier.cell("day", "{'n': dt.date(2024, 1, 2).day}", output_schema=Old)
+    await earlier.stop(with_other("output_schema"))
+    earlier.cell("day", "{'n': dt.date(2024, 1, 2).day}", output_schema=schema)
+    if refused:
+        with pytest.raises(ResumeConflictError, match="day: output_schema"):
+            await earlier.go(resume=True)
+    else:
+        assert (await earlier.go(resume=True))["end"] == 5

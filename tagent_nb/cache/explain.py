@@ -10,6 +10,18 @@ from typing import Any
 
 Definition = Mapping[str, Any]
 
+GENERATION = {"generation": "2"}
+"""Goes with the components of a record, but not into its key. Raised when components are added whose like was
+not recorded before, or when digests of one kind come to mean something else. Records without it are older."""
+
+EARLIER_VERSION = "it was recorded by an earlier version, whose fingerprints say less"
+
+_LATER_KINDS = frozenset({"class", "function", "global", "input", "module", "package", "shown"})
+"""Kinds of which the first generation recorded fewer."""
+
+_OTHER_DIGESTS = frozenset({"class", "output_schema"})
+"""Kinds whose digests mean something else since the first generation."""
+
 _MOST_LINES = 40
 _SECRET = re.compile(r"key|token|secret|passw|auth|header|cookie|credential", re.IGNORECASE)
 
@@ -22,6 +34,9 @@ def explain(
 ) -> list[str]:
     """What changed from one fingerprint to the next, a sentence each; empty when they are equal.
 
+    What an earlier version did not record, or recorded with another meaning, is no change; where nothing
+    else differs, the only sentence says that.
+
     Args:
         old: Components of the earlier unit; empty if there was none.
         new: Components of the unit now.
@@ -33,12 +48,47 @@ def explain(
         return ["there is no earlier result to compare with"] if new else []
     before, after = old_definition or {}, new_definition or {}
     sentences = []
-    for name in sorted({*old, *new}, key=_order):
-        if old.get(name) != new.get(name):
-            kind, _, what = name.partition(":")
-            tell = _TELLERS.get(kind, _by_digest)
-            sentences.append(tell(kind, what, (old.get(name), new.get(name)), (before, after)))
-    return sentences
+    for name in sorted(differing(old, new, old_definition, new_definition), key=_order):
+        kind, _, what = name.partition(":")
+        tell = _TELLERS.get(kind, _by_digest)
+        sentences.append(tell(kind, what, (old.get(name), new.get(name)), (before, after)))
+    return sentences if sentences or old == new or not is_earlier(old, new) else [EARLIER_VERSION]
+
+
+def is_earlier(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Whether an earlier version recorded ``old``, whose components may be fewer or mean something else."""
+    return bool(old) and any(old.get(name) != new.get(name) for name in GENERATION)
+
+
+def differing(
+    old: Mapping[str, str],
+    new: Mapping[str, str],
+    old_definition: Definition | None = None,
+    new_definition: Definition | None = None,
+) -> list[str]:
+    """Names of the components that differ, of those that both versions recorded with one meaning.
+
+    Args:
+        old: Components of the earlier unit.
+        new: Components of the unit now.
+        old_definition: As in :func:`explain`.
+        new_definition: As in :func:`explain`.
+    """
+    names = [name for name in {*old, *new} if old.get(name) != new.get(name) and name not in GENERATION]
+    if not names or not is_earlier(old, new):
+        return names
+    found = []
+    for name in names:
+        kind = name.partition(":")[0]
+        if name not in old:
+            comparable = kind not in _LATER_KINDS
+        elif name in new and kind == "output_schema" and old_definition and new_definition:
+            comparable = old_definition.get(kind) != new_definition.get(kind)
+        else:
+            comparable = name not in new or kind not in _OTHER_DIGESTS
+        if comparable:
+            found.append(name)
+    return found
 
 
 def uncompared(components: Mapping[str, str]) -> list[str]:

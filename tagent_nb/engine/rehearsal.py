@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.cache.fingerprint import explain
+from tagent_nb.cache.explain import GENERATION, explain
 from tagent_nb.engine.expectation import Past
 from tagent_nb.engine.knowledge import wants
 from tagent_nb.engine.mapping import source_rows, whole
@@ -22,6 +22,7 @@ from tagent_nb.engine.work import (
     reads,
     source_of,
     static_components,
+    still_answers,
 )
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished
@@ -194,7 +195,7 @@ class Rehearsal:
         if run.options.forces(work.step.name):
             return "", None
         kept: StepFinished | StepCached | None = run.restored.get(work.unit)
-        if kept is not None and kept.key == work.key:
+        if kept is not None and still_answers(kept, work):
             return "recorded", kept.output
         if not self._caches(work.step) or run.options.passes_cache(work.step.name):
             return "", None
@@ -275,7 +276,7 @@ class Rehearsal:
         if now is not None:
             return explain(before, now, None, None)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
-        return explain(defined, static_components(self.run, step), None, None)
+        return explain(defined, {**static_components(self.run, step), **GENERATION}, None, None)
 
     async def _why(self, work: Work) -> str:
         """Why a step runs whose inputs are all known."""

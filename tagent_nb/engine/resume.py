@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.cache.fingerprint import explain
+from tagent_nb.cache.explain import differing, explain
 from tagent_nb.engine.mapping import whole
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.work import prepare
@@ -135,6 +135,8 @@ def _differences(
     # Facts and memories of today hold what was taught after it ran: it is judged by those of then.
     components = {name: digest for name, digest in work.components.items() if name not in _TAUGHT}
     components.update((name, recorded.components[name]) for name in _TAUGHT if name in recorded.components)
+    if not differing(recorded.components, components, old, new):
+        return []
     return explain(recorded.components, components, old, new)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
-from tagent_nb.engine.work import Work, asked_cache, prepare, runner_of
+from tagent_nb.engine.work import Work, asked_cache, prepare, runner_of, still_answers
 from tagent_nb.errors import CorruptRecordError, OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
     NO_USAGE,
@@ -129,7 +129,7 @@ async def settle(run: Run, work: Work) -> list[Event]:
     step = work.step
     if not run.options.forces(step.name):
         kept = run.restored.get(work.unit)
-        if kept is not None and kept.key == work.key:
+        if kept is not None and still_answers(kept, work):
             return [_from_record(kept)]
     cache = asked_cache(run, step)
     if cache is None:

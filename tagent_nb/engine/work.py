@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.entries import last_time
 from tagent_nb.engine.knowledge import taught
 from tagent_nb.engine.turns import Place
-from tagent_nb.events import Output, TokenUsage
+from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.endings import failed_items
 from tagent_nb.pipeline.models import PipelineStep
@@ -74,6 +74,7 @@ def prepare(
     facts, memories = taught(run, step)
     if not run.keyed:
         return Work(step, outputs, "", {}, item, facts, memories)
+    from tagent_nb.cache.explain import GENERATION
     from tagent_nb.cache.fingerprint import add_components, class_components, input_components, unit_key
 
     components = dict(static_components(run, step))
@@ -86,7 +87,18 @@ def prepare(
             components[name] = stored.digest
             if stored.classes:
                 add_components(components, class_components(name, notes, stored.classes, **around))
-    return Work(step, outputs, unit_key(components), components, item, facts, memories)
+    key = unit_key(components)
+    components.update(GENERATION)
+    return Work(step, outputs, key, components, item, facts, memories)
+
+
+def still_answers(kept: StepFinished | StepCached, work: Work) -> bool:
+    """Whether a record of this run is that of the unit as it is now, as far as its version can tell."""
+    if kept.key == work.key:
+        return True
+    from tagent_nb.cache.explain import differing, is_earlier
+
+    return is_earlier(kept.components, work.components) and not differing(kept.components, work.components)
 
 
 def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
