@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pydantic
 import pytest
 from pydantic import BaseModel
 
@@ -375,3 +377,31 @@ def test_objects_of_a_library_are_shared() -> None:
     assert own_copy(logging.getLogger("x")) is logging.getLogger("x")
     value = threading.Event()
     assert own_copy(value) is value
+
+
+def test_copies_of_many_objects_are_not_mixed_up() -> None:
+    """What was made for one copy is gone when the next begins, and its address may be another's."""
+
+    @dataclasses.dataclass(slots=True)
+    class Slots:
+        n: int
+        more: list[Any]
+
+    @dataclasses.dataclass
+    class Plain:
+        n: int
+        more: dict[str, Any]
+
+    class Model(pydantic.BaseModel):
+        n: int
+        held: Any
+
+    value = [
+        [
+            Model(n=n, held=Plain(n, {"a": Slots(n, [n])})),
+            MappingProxyType({"n": [n]}),
+            Slots(n, [Plain(n, {})]),
+        ]
+        for n in range(500)
+    ]
+    assert own_copy(value) == value

@@ -156,9 +156,15 @@ def _special(value: Any, kind: type, memo: Memo) -> Any:
     if _root(kind) == "numpy" or _is_pandas(kind):
         from tagent_nb.pipeline.frames.copies import copy_of
 
-        return copy_of(value, lambda cell: _copy(cell, memo))
+        def inner(cell: Any) -> Any:
+            _keep(memo, cell)  # some arrays make the objects of their cells when they are asked
+            return _copy(cell, memo)
+
+        return copy_of(value, inner)
     if kind is MappingProxyType:
-        return MappingProxyType(_dict(dict(value), memo))
+        held = dict(value)
+        _keep(memo, held)
+        return MappingProxyType(_dict(held, memo))
     own = getattr(kind, "__deepcopy__", None)
     if own is not None and not own.__module__.startswith("pydantic"):
         return copy.deepcopy(value, memo)
@@ -169,8 +175,11 @@ def _special(value: Any, kind: type, memo: Memo) -> Any:
 
 def _rebuilt(value: Any, memo: Memo) -> Any:
     """As ``copy.deepcopy`` does it, but with these copies of what the object holds."""
-    make, arguments, *rest = value.__reduce_ex__(4)
+    reduced = value.__reduce_ex__(4)
+    make, arguments, *rest = reduced
     state, items, pairs = (*rest, None, None, None)[:3]
+    # These were made for this call: once freed, the next object's state could get their ids in the memo.
+    _keep(memo, reduced)
     if state is None and arguments == (type(value),) and items is None and pairs is None:
         return value  # it holds nothing: a mark, which is told by what it is
     made = memo[id(value)] = make(*[_copy(argument, memo) for argument in arguments])
@@ -185,10 +194,19 @@ def _rebuilt(value: Any, memo: Memo) -> Any:
             for name, item in (slots or {}).items():
                 object.__setattr__(made, name, item)
     for item in items or ():
+        _keep(memo, item)
         made.append(_copy(item, memo))
-    for key, item in pairs or ():
+    for pair in pairs or ():
+        _keep(memo, pair)
+        key, item = pair
         made[_copy(key, memo)] = _copy(item, memo)
     return made
+
+
+def _keep(memo: Memo, made: object) -> None:
+    """Let something live that only the copying has made, as long as its id counts. ``deepcopy`` keeps its
+    own in the same place."""
+    memo.setdefault(id(memo), []).append(made)
 
 
 def _root(kind: type) -> str:
