@@ -190,6 +190,73 @@ def test_data_is_copied_with_its_type(value: Any) -> None:
     assert repr(made) == repr(value)
 
 
+MAKERS: list[Callable[[int], Any]] = [
+    lambda n: Note(tags=[str(n)]),
+    lambda n: Point([n]),
+    lambda n: Frozen([str(n)]),
+    lambda n: Slots([str(n)]),
+    lambda n: Box(inside=Slots([str(n)])),
+    lambda n: Doc([str(n)]),
+    lambda n: MappingProxyType({"a": [n]}),
+    lambda n: Counter({"a": n}),
+    lambda n: OrderedDict({"a": [n]}),
+    lambda n: defaultdict(list, {"a": [n]}),
+    lambda n: UserDict({"a": [n]}),
+    lambda n: UserList([[n]]),
+    lambda n: ChainMap({"a": [n]}),
+    lambda n: SimpleNamespace(a=[n]),
+    lambda n: deque([[n]], 3),
+    lambda n: TaggedList([[n]]),
+    lambda n: (Note(tags=[str(n)]), {"a": Slots([str(n)])}),
+    lambda n: pd.Series([Note(tags=[str(n)]), Slots([str(n)])], name=n),
+    lambda n: np.array([Box(inside=[n]), Point([n])], dtype=object),
+]
+
+
+def parts(value: Any) -> Any:
+    """What a value holds, to be compared."""
+    if isinstance(value, list | tuple | deque | UserList | pd.Series | np.ndarray):
+        return [type(value).__name__, *map(parts, value)]
+    return repr(vars(value)) if isinstance(value, Doc) else repr(value)
+
+
+@pytest.mark.parametrize("number", range(len(MAKERS)))
+def test_each_of_many_objects_keeps_what_it_holds(number: int) -> None:
+    """A list of models is not one model many times: what copying makes on the way has ids as well."""
+    values = [MAKERS[number](n) for n in range(30)]
+    assert parts(own_copy(values)) == parts(values)
+    frame = pd.DataFrame({"a": pd.Series(values, dtype=object), "b": pd.Series(values[::-1], dtype=object)})
+    made = own_copy(frame)
+    assert parts(list(made["a"])) == parts(values)
+    assert parts(list(made["b"])) == parts(values[::-1])
+
+
+def test_each_of_many_objects_of_all_kinds_keeps_what_it_holds() -> None:
+    values = [make(n) for n in range(10) for make in MAKERS]
+    assert parts(own_copy(values)) == parts(values)
+
+
+class Pairs(dict[Any, Any]):
+    """Its state, items and pairs are made when it is asked for them."""
+
+    def __reduce__(self) -> Any:
+        items = ((Note(tags=[key]), [held]) for key, held in self.items())
+        return dict, (), None, None, ((key.tags[0], held) for key, held in items)
+
+
+class Numbers(list[Any]):
+    def __reduce__(self) -> Any:
+        return list, (), None, (Slots([str(item)]) for item in self)
+
+
+def test_items_that_an_object_makes_when_it_is_copied_keep_what_they_hold() -> None:
+    values = [Pairs({str(n): n, f"{n}!": -n}) for n in range(20)]
+    assert own_copy(values) == [{str(n): [n], f"{n}!": [-n]} for n in range(20)]
+    assert own_copy([Numbers([n, n + 1]) for n in range(20)]) == [
+        [Slots([str(n)]), Slots([str(n + 1)])] for n in range(20)
+    ]
+
+
 @pytest.mark.parametrize("value", [threading.Lock(), "text", 7, None, Point, Colour.RED, Mark(), Session()])
 def test_what_is_no_data_or_cannot_be_copied_is_the_same_object(value: Any) -> None:
     """A mark, which is told by what it is, and an object that stands for more than its values, too."""
