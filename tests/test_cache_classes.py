@@ -795,3 +795,30 @@ def test_the_types_of_a_tools_parameters_count() -> None:
     assert edited(topic, "'b'", "'c'") == {"tool:look"}
     assert edited("def look(query: int): pass", "int", "str") == {"tool:look"}
     assert edited("class Other: pass\ndef look(query: int): pass", "class Other: pass", "") == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class R(enum.Flag):\n    A = 1\n    B = 2\ndef use(): R.A | R.B, ~R.A, R(0)",
+        "class R(enum.IntFlag):\n    A = 1\n    B = 2\ndef use(): R.A | 8, R(64)",
+        "class R(enum.IntFlag, boundary=enum.KEEP):\n    A = 1\ndef use(): R(-9), R(6)",
+        "class F(enum.Flag):\n    A = 1\n    B = 2\nclass R(BaseModel):\n    x: F = F.A\ndef use(): R(x=3)",
+        "class R:\n    @functools.lru_cache\n    def f(self): return 1\n    @functools.singledispatchmethod\n"
+        "    def g(self, x): return x\ndef use(): R().f(), R().g(1), R().g('a')",
+        "import abc\nclass R(abc.ABC): pass\ndef use(): isinstance(1, R), R.register(int)",
+        "class R(BaseModel, Generic[T]):\n    x: T\ndef use(): R[int](x=1), R[int].model_json_schema()",
+    ],
+    ids=["flag", "int flag", "kept bits", "flag in a model", "caches", "abstract", "generic"],
+)
+def test_a_class_is_the_same_after_it_was_used(code: str) -> None:
+    """Combinations of flags, for one, which the class keeps, are no edit of it."""
+    module = types.ModuleType("users_module")
+    sys.modules["users_module"] = module
+    try:
+        exec(compile(f"{HEAD}T = TypeVar('T')\n{code}", "<cell>", "exec"), vars(module))
+        before = class_digest(vars(module)["R"], {})
+        vars(module)["use"]()
+        assert class_digest(vars(module)["R"], {}) == before
+    finally:
+        del sys.modules["users_module"]

@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Flag
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -261,6 +262,8 @@ class Surroundings:
         for name, field in fields_of_class(kind).items():  # those of a generic class have other types in each
             self._annotation(f"{label}.{name}", getattr(field, "annotation", None))
         for name, value in vars(kind).items():
+            if name == "_value2member_map_" and issubclass(kind, Flag):
+                continue  # it gets combinations of the members as they are used
             functions = list(_functions_of(value))
             for function in functions:
                 self._is_new(function)
