@@ -147,3 +147,19 @@ def test_defining_a_pipeline_loads_no_pandas_notebook_or_agent_library() -> None
 
 def test_the_package_is_typed() -> None:
     assert (Path(tagent_nb.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    "missing", ["redis", "distributed", "xllamacpp", "pandas", "IPython", "ipywidgets", "mcp"]
+)
+def test_the_package_can_be_looked_at_without_its_extras(missing: str) -> None:
+    """``from tagent_nb import *``, ``help(tagent_nb)`` and ``inspect.getmembers(tagent_nb)`` need no extra."""
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "import inspect, pydoc, tagent_nb\n"
+        "from tagent_nb import *\n"
+        "assert {name for name, _ in inspect.getmembers(tagent_nb)} >= set(tagent_nb.__all__)\n"
+        "assert 'PipelineExecutor' in pydoc.render_doc(tagent_nb)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

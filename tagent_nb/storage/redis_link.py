@@ -21,10 +21,11 @@ try:
     from redis import exceptions as problems
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-except ImportError as missing:
-    raise MissingExtraError(
-        "Storage in Redis needs the package redis. Install it: pip install 'tagent-nb[redis]'"
-    ) from missing
+except ImportError as error:
+    # Without the extra the backend can be looked at, as help() does, and says what it lacks when it is made.
+    _missing: ImportError | None = error
+else:
+    _missing = None
 
 DEADLINE = 20.0
 """Seconds after which an operation fails, however often it was tried."""
@@ -57,6 +58,10 @@ class RedisLink(RecordingBackend):
 
     def __init__(self, url: str, *, durability: Literal["full", "fast"], deadline: float) -> None:
         super().__init__()
+        if _missing is not None:
+            raise MissingExtraError(
+                "Storage in Redis needs the package redis. Install it: pip install 'tagent-nb[redis]'"
+            ) from _missing
         if durability not in ("full", "fast"):
             raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
         if not deadline > 0:
