@@ -150,7 +150,7 @@ def test_the_package_is_typed() -> None:
 
 
 def test_the_package_can_be_looked_at_without_its_extras() -> None:
-    """``from tagent_nb import *``, ``help(tagent_nb)`` and ``inspect.getmembers(tagent_nb)`` need no extra."""
+    """``from tagent_nb import *``, ``help`` and ``inspect.getmembers`` need no extra."""
     program = (
         "import sys; sys.modules.update(redis=None, distributed=None, xllamacpp=None, mcp=None, IPython=None)\n"
         "import inspect, pydoc, tagent_nb\n"
