@@ -152,7 +152,7 @@ def test_the_package_is_typed() -> None:
 def test_the_package_can_be_looked_at_without_its_extras() -> None:
     """``from tagent_nb import *``, ``help`` and ``inspect.getmembers`` need no extra."""
     program = (
-        "import sys; sys.modules.update(redis=None, distributed=None, xllamacpp=None, mcp=None, IPython=None)\n"
+        "import sys; sys.modules.update(redis=None, distributed=None, xllamacpp=None, mcp=None)\n"
         "import inspect, pydoc, tagent_nb\n"
         "from tagent_nb import *\n"
         "assert {name for name, _ in inspect.getmembers(tagent_nb)} >= set(tagent_nb.__all__)\n"
