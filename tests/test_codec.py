@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import math
 import pickle
+import re
 import sys
+import threading
 import typing
 from array import array
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque, namedtuple
@@ -16,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
@@ -32,6 +36,7 @@ from pydantic import (
     ConfigDict,
     Field,
     HttpUrl,
+    PrivateAttr,
     RootModel,
     SecretBytes,
     SecretStr,
@@ -770,20 +775,153 @@ def test_fields_of_any_annotation_come_back_as_they_were() -> None:
         assert back.short == "x!"
 
 
-def test_private_attributes_have_their_defaults_again() -> None:
-    class Counted(BaseModel):
-        n: int
-        _calls: int = 0
-        _since: int
+class Counted(BaseModel):
+    n: int
+    _calls: int = 0
+    _rate: float = 1.5
+    _more: list[Any] = PrivateAttr(default_factory=list)
+    _client: Any = None
+    _since: int
 
-        def model_post_init(self, context: Any) -> None:
-            self._calls += 1
+    def model_post_init(self, context: Any) -> None:
+        self._calls += 1
 
+
+@dataclass
+class Text:
+    raw: str
+
+    def __post_init__(self) -> None:
+        self.words = self.raw.split()
+
+    @cached_property
+    def size(self) -> int:
+        return len(self.words)
+
+
+@dataclass
+class Linked:
+    name: str
+    parts: list[Any] = field(default_factory=list)
+
+
+BESIDE = {"Counted": Counted, "Text": Text, "Linked": Linked, "Point": Point}
+
+
+def beside(value: Any) -> dict[str, Any]:
+    return dict(value.__pydantic_private__ if isinstance(value, BaseModel) else vars(value))
+
+
+def test_private_attributes_come_back() -> None:
     counted = Counted(n=1)
     counted._calls = 9
-    back = again(counted, {"Counted": Counted})
-    assert (back.n, back._calls) == (1, 0)
+    counted._more = [Point(1, 2)]
+    back = again(counted, BESIDE)
+    assert back == counted
+    assert beside(back) == {"_calls": 9, "_rate": 1.5, "_more": [Point(1, 2)], "_client": None}
     assert not hasattr(back, "_since")
+    assert digest(back) == digest(counted)
+    assert digest(Counted(n=1)) != digest(counted)
+
+
+def test_private_attributes_that_are_not_stored_have_their_defaults() -> None:
+    """So it is in values that an earlier version stored."""
+    blob = encode(Counted(n=1))
+    tree = json.loads(blob)
+    assert tree.pop("beside") == {"_calls": 1, "_more": []}
+    back = decode(json.dumps(tree).encode(), BESIDE)
+    assert beside(back) == {"_calls": 0, "_rate": 1.5, "_more": [], "_client": None}
+
+
+def test_what_a_dataclass_has_beside_its_fields_comes_back() -> None:
+    """``__post_init__`` does not run again; what it had set is there, and cached properties are computed."""
+    text = Text("a b c")
+    assert text.size == 3
+    text.later = {"k": Point(1, 2)}  # type: ignore[attr-defined]
+    back = again(text, BESIDE)
+    assert vars(back) == {"raw": "a b c", "words": ["a", "b", "c"], "later": {"k": Point(1, 2)}}
+    assert back.size == 3
+    assert digest(back) == digest(text)
+    other = Text("a b c")
+    assert digest(other) != digest(text)
+    assert again(text, {}) == {"raw": "a b c"}
+
+
+def test_a_generic_dataclass_and_its_arguments() -> None:
+    @dataclass
+    class Pair(Generic[T]):
+        left: T
+
+    back = again(Pair[int](1), {"Pair": Pair})
+    assert back == Pair(1)
+    assert vars(back) == {"left": 1}
+
+
+def test_a_field_that_is_not_set_is_not_set_again() -> None:
+    @dataclass
+    class Late:
+        a: int
+        b: int = field(init=False)
+
+    back = again(Late(1), {"Late": Late})
+    assert type(back) is Late
+    assert vars(back) == {"a": 1}
+
+    @dataclass
+    class Other:
+        a: int
+        b: str = field(init=False)
+
+    Other.__name__ = "Late"
+    assert again(Late(1), {"Late": Other}) == {"a": 1}
+
+
+class RaisingDict(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+    __iter__ = keys = values = items
+
+
+@pytest.mark.parametrize(
+    ("attribute", "why"),
+    [
+        (threading.Lock(), "_thread.lock cannot be stored"),
+        (len, "a function cannot be stored"),
+        ("half \ud800", "half a surrogate pair"),
+        ({"a": ["half \ud800"]}, "half a surrogate pair"),
+        (SecretStr("x"), "a secret cannot be stored"),
+        (re.compile("a"), "re.Pattern cannot be stored"),
+        (MappingProxyType(RaisingDict(a=1)), "RuntimeError: no items"),
+    ],
+)
+def test_an_attribute_that_cannot_be_stored_leaves_the_object_whole(attribute: Any, why: str) -> None:
+    counted, text = Counted(n=1), Text("a b")
+    counted._client = text.client = attribute  # type: ignore[attr-defined]
+    stored = StoredValue.of([counted, text])
+    back, back_text = decode(stored.blob, BESIDE)
+    assert back == Counted(n=1)
+    assert back_text == text
+    assert vars(back_text) == {"raw": "a b", "words": ["a", "b"]}
+    left_out = sorted(stored.left_out)
+    assert [line.partition(": ")[0].rpartition(".")[2] for line in left_out] == ["_client", "client"]
+    assert all(why in line for line in left_out), left_out
+    assert digest([back, back_text]) == stored.digest
+
+
+def test_children_that_know_their_parents_leave_that_out() -> None:
+    """And the time does not grow with the ways through the tree."""
+    parent = Linked("parent", [Linked(f"child {n}", [Counted(n=n)]) for n in range(40)])
+    for child in parent.parts:
+        child.parent = parent
+        child.parts[0]._client = child
+    stored = StoredValue.of(parent)
+    back = decode(stored.blob, BESIDE)
+    assert back == Linked("parent", [Linked(f"child {n}", [Counted(n=n)]) for n in range(40)])
+    assert {line.partition(": ")[2] for line in stored.left_out} == {
+        "an object that holds itself cannot be stored"
+    }
+    assert len(stored.left_out) == 2
 
 
 def test_what_only_the_model_can_write_only_the_model_can_read() -> None:

@@ -546,6 +546,70 @@ def test_a_class_that_no_later_session_can_find_is_warned_of_when_its_value_is_s
         assert typed(again.step_outputs["make"]) == typed(first.step_outputs["make"])
 
 
+def test_what_an_object_has_beside_its_fields_is_there_after_a_restart(notebook: Notebook) -> None:
+    """Private attributes, what ``__post_init__`` has set; what cannot be stored of it is warned of once."""
+    notebook.cell(
+        """
+        import threading
+        from dataclasses import dataclass
+        from typing import Any
+        from pydantic import BaseModel
+
+        class Model(BaseModel):
+            n: int
+            _seen: int = 0
+            _lock: Any = None
+
+        @dataclass
+        class Text:
+            raw: str
+            def __post_init__(self):
+                self.words, self.lock = self.raw.split(), threading.Lock()
+        """
+    )
+    notebook.step("make", "model = Model(n=1)\nmodel._seen, model._lock = 5, threading.Lock()\nmodel")
+    notebook.step("texts", "[Text('a b'), Text('c')]")
+    notebook.step("each", "(item.words, make._seen)", map_over="texts")
+    first = notebook.run()
+    assert sorted(first.warnings) == [
+        "Step 'make': its value will come back without some attributes, which cannot be stored: "
+        "__main__.Model._lock: an object of class _thread.lock cannot be stored. Return plain data, a "
+        "dataclass, a pydantic model or a DataFrame. Keep what a later step needs in fields.",
+        "Step 'texts': its value will come back without some attributes, which cannot be stored: "
+        "__main__.Text.lock: an object of class _thread.lock cannot be stored. Return plain data, a "
+        "dataclass, a pydantic model or a DataFrame. Keep what a later step needs in fields.",
+    ]
+    notebook.restart()
+    notebook.cell(
+        """
+        import threading
+        from dataclasses import dataclass
+        from typing import Any
+        from pydantic import BaseModel
+
+        class Model(BaseModel):
+            n: int
+            _seen: int = 0
+            _lock: Any = None
+
+        @dataclass
+        class Text:
+            raw: str
+            def __post_init__(self):
+                self.words, self.lock = self.raw.split(), threading.Lock()
+        """
+    )
+    notebook.step("each", "(make._seen, item.words)", map_over="texts")
+    again = notebook.run()
+    assert {name: step.status.value for name, step in again.steps.items()} == {
+        "make": "cached",
+        "texts": "cached",
+        "each": "completed",
+    }
+    assert again.step_outputs["each"] == [(5, ["a", "b"]), (5, ["c"])]
+    assert again.warnings == []
+
+
 def test_named_tuples_without_a_class_of_their_own_are_nothing_to_warn_of(notebook: Notebook) -> None:
     source = "import pandas as pd\nlist(pd.DataFrame({'a': [1], 'b c': [2.0]}).itertuples())"
     notebook.step("rows", source)

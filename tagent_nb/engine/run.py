@@ -99,6 +99,7 @@ class Run:
         self.memo: dict[Any, Any] = {}
         self.read: dict[str, frozenset[str]] = {}
         self._classes: dict[str, set[type]] = {}
+        self._left_out: set[tuple[str, str]] = set()
         # What the items of a mapped Python step share, by step.
         self.common: dict[str, dict[str, Any]] = {}
         self.by_name = {step.name: step for step in pipeline.steps}
@@ -142,6 +143,14 @@ class Run:
 
     def look_at_classes(self, step: str, output: Output) -> None:
         """Warn once of classes that another process will not find when it reads a step's value."""
+        left_out = {(step, what) for what in getattr(output, "left_out", ())} - self._left_out
+        if left_out:
+            self._left_out |= left_out
+            self.warn(
+                f"Step {step!r}: its value will come back without some attributes, which cannot be stored: "
+                f"{'; '.join(sorted(what for _, what in left_out))}. Keep what a later step needs in fields.",
+                step,
+            )
         seen = self._classes.setdefault(step, set())
         new = getattr(output, "classes", seen) - seen
         if not new:

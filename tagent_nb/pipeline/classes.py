@@ -159,9 +159,11 @@ def _rank(node: Mapping[str, Any], kind: Any) -> int:
             return 0
         shaped = True
     elif tag == "data":
-        if {field.name for field in dataclasses.fields(kind)} != set(node["v"]):
-            return 0
+        names, stored = {field.name for field in dataclasses.fields(kind)}, set(node["v"])
         shaped = node.get("shape") in (None, marks["shape"])
+        # Of the same shape, a field that is missing was not set.
+        if names != stored and not (shaped and "shape" in node and stored < names):
+            return 0
     else:
         mark = "shape" if "shape" in node else "schema"
         shaped = node.get(mark) == marks[mark]

@@ -202,15 +202,19 @@ class StoredValue:
     """A value that is bytes as well: encoded when somebody stores it, decoded when somebody reads it.
 
     Make one with :meth:`of`, :meth:`from_blob` or :meth:`unstorable`.
+
+    Attributes:
+        left_out: What was not stored of its objects, and why: attributes beside their fields.
     """
 
-    __slots__ = ("_blob", "_classes", "_digest", "_refused", "_schemas", "_value")
+    __slots__ = ("_blob", "_classes", "_digest", "_refused", "_schemas", "_value", "left_out")
     _value: Any
     _blob: bytes | None
     _classes: frozenset[type] | None
     _digest: str | None
     _refused: tuple[str, str] | None
     _schemas: Mapping[str, type] | None
+    left_out: frozenset[str]
 
     @classmethod
     def of(cls, value: Any) -> StoredValue:
@@ -218,6 +222,7 @@ class StoredValue:
         found = cls.__new__(cls)
         found._value = value
         found._blob = found._digest = found._refused = found._schemas = found._classes = None
+        found.left_out = frozenset()
         return found
 
     @classmethod
@@ -271,6 +276,7 @@ class StoredValue:
             try:
                 walk, self._blob, tree = _seal(self._value, "output")
                 self._classes = _frozen(walk)
+                self.left_out = frozenset(walk.left_out)
                 if self._digest is None and walk.same:
                     walk.strip()
                     self._digest = _sha(self._blob if walk.sorted else to_canonical(tree).encode())

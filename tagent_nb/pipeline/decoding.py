@@ -108,6 +108,8 @@ def _data(node: Node, classes: Classes) -> Any:
         value = object.__new__(match.kind)
         for name, part in fields.items():
             object.__setattr__(value, name, part)
+        if "beside" in node:
+            getattr(value, "__dict__", {}).update(node["beside"])
     except (TypeError, AttributeError):
         return fields  # it is an int or an exception as well, or has a property in a field's place
     return value

@@ -23,6 +23,7 @@ from tagent_nb.errors import EncodeError
 from tagent_nb.pipeline.annotations import is_model
 from tagent_nb.pipeline.classes import MARKS, marks_of, remember
 from tagent_nb.pipeline.containers import VIEWS, container_node, view_node
+from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.scalars import TAG, TO_NODE, Node
 
 MAX_DEPTH = 200
@@ -102,6 +103,7 @@ class Encoder:
         sorted: Whether its dicts have their keys in order already.
         same: Whether :meth:`strip` makes of the tree what a walk with ``identity`` makes of the value.
         classes: The user's classes whose values it has met, by which it knows what nodes keep of them.
+        left_out: Attributes beside the fields of objects that cannot be stored, and why, as text.
     """
 
     def __init__(self, *, identity: bool = False, careful: bool = False) -> None:
@@ -109,10 +111,13 @@ class Encoder:
         self.sorted = True
         self.same = True
         self.classes: dict[type, Mapping[str, Any]] = {}
+        self.left_out: set[str] = set()
         self._careful = careful
         self._parts = 0
         self._marked: list[Node] = []
         self._unordered: list[list[Any]] = []
+        self._open: set[int] = set()
+        self._beside = 0
 
     def strip(self) -> None:
         """Change the tree, which is not needed any more as it was, into that of a walk with ``identity``."""
@@ -277,10 +282,43 @@ class Encoder:
                     _check_text(node["v"])
                 return node
         if is_model(kind):
-            return self._model(value, kind, depth)
+            return self._object(value, kind, depth, self._model)
         if dataclasses.is_dataclass(kind):
-            return self._dataclass(value, kind, depth)
+            return self._object(value, kind, depth, self._dataclass)
         return self._subclass(value, kind, depth)
+
+    def _object(self, value: Any, kind: Any, depth: int, make: Callable[[Any, Any, int], Node]) -> Node:
+        """A model or dataclass, with the attributes that it has beside its fields."""
+        place = id(value)
+        if self._beside and place in self._open:
+            raise RefusedError("an object that holds itself cannot be stored")
+        is_first = place not in self._open
+        self._open.add(place)
+        try:
+            node = make(value, kind, depth)
+            beside = attributes_beside(value, kind)
+            if beside:
+                self._add_beside(node, beside, kind, depth)
+            return node
+        finally:
+            if is_first:
+                self._open.discard(place)
+
+    def _add_beside(self, node: Node, beside: Mapping[str, Any], kind: type, depth: int) -> None:
+        """Each attribute by itself: one that cannot be stored, such as a client, leaves the object whole."""
+        stored: Node = {}
+        careful, self._careful = self._careful, True  # text that cannot be written is noticed here
+        self._beside += 1
+        for name, item in beside.items():
+            try:
+                stored[name] = self.tree(item, depth + 1)
+            except Exception as error:  # encoding asks the user's own objects, which may raise anything
+                what = error.what if isinstance(error, RefusedError) else f"{blame(error)}"
+                self.left_out.add(f"{kind.__module__}.{kind.__qualname__}.{name}: {what}")
+        self._beside -= 1
+        self._careful = careful
+        if stored:
+            node["beside"] = stored
 
     def _enum(self, value: Enum, kind: type, depth: int) -> Node:
         node = {TAG: "enum", "name": kind.__name__, "v": self.tree(value.value, depth + 1)}
@@ -335,6 +373,45 @@ class Encoder:
             if isinstance(value, base):
                 return self.tree(convert(value), depth)
         raise refusal(value)
+
+
+def attributes_beside(value: Any, kind: Any) -> dict[str, Any]:
+    """What a model or a dataclass has beside its fields: private attributes with other values than their
+    defaults, and what was set in a dataclass, in ``__post_init__`` for one.
+
+    Cached properties are left out, since they are computed again.
+    """
+    if is_model(kind):
+        own = value.__pydantic_private__
+        if not own:
+            return {}
+        declared = kind.__private_attributes__
+        return {
+            name: item
+            for name, item in own.items()
+            if name in declared and not _is_default(item, declared[name])
+        }
+    own = getattr(value, "__dict__", None)
+    if not own:
+        return {}
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if own.keys() <= fields:
+        return {}
+    return {
+        name: item
+        for name, item in own.items()
+        if name not in fields
+        and name.isidentifier()
+        and not name.startswith("__")
+        and not isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
+    }
+
+
+def _is_default(item: Any, declared: Any) -> bool:
+    default = declared.default
+    if declared.default_factory is not None:
+        return False
+    return item is default or (type(item) is type(default) and type(item) in _SIMPLE and item == default)
 
 
 _BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (

@@ -87,18 +87,25 @@ def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
             "__dict__": known,
             "__pydantic_fields_set__": set(fields).difference(node.get("unset", ())),
             "__pydantic_extra__": others if open_to_more else None,
-            "__pydantic_private__": _private(kind),
+            "__pydantic_private__": _private(kind, node.get("beside", {})),
         },
     )
     return found
 
 
-def _private(kind: Any) -> dict[str, Any] | None:
-    """Private attributes, which pydantic writes nowhere: they have their defaults."""
+def _private(kind: Any, stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Private attributes: those that are stored, and the defaults of the others."""
     if not kind.__private_attributes__:
         return None
-    found = {name: one.get_default() for name, one in kind.__private_attributes__.items()}
-    return {name: one for name, one in found.items() if one is not PydanticUndefined}
+    private = {}
+    for name, declared in kind.__private_attributes__.items():
+        if name in stored:
+            private[name] = stored[name]
+        elif declared.default_factory is not None:
+            private[name] = declared.default_factory()
+        elif declared.default is not PydanticUndefined:
+            private[name] = declared.get_default()
+    return private
 
 
 def _is_known(kind: Any, name: str) -> bool:
