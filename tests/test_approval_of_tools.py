@@ -356,7 +356,7 @@ async def test_without_anybody_to_ask_the_run_ends_and_the_call_is_made_when_it_
     assert DONE == []
     decider = PipelineExecutor(shop(), storage=tmp_path)
     [request] = await asyncio.to_thread(decider.pending_approvals)
-    assert request.value == {"product": "tea", "count": 1}
+    assert request.value == Parcel(product="tea", count=1)
     await asyncio.to_thread(decider.approve, "buy", value={"product": "tea", "count": 4})
     result = await PipelineExecutor(shop(), storage=tmp_path).execute(resume=True)
     assert result["buy"] == "ordered 4 tea"

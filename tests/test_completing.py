@@ -98,7 +98,7 @@ def test_ids_of_recorded_runs_are_offered_the_newest_first(tmp_path: Path) -> No
 def test_a_storage_that_is_away_or_slow_offers_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
-    async def runs(pipeline_id: str) -> list[RunInfo]:
+    async def runs(pipeline_id: str, *, limit: int | None = None) -> list[RunInfo]:
         if slow:
             await asyncio.Event().wait()
         raise StorageUnavailableError("it is away")

@@ -131,7 +131,7 @@ async def test_when_the_run_before_cannot_be_read_the_step_runs_and_the_user_is_
     await lab.why()
 
     class Unreadable(SQLiteStorageBackend):
-        async def runs(self, pipeline_id: str) -> Any:
+        async def newest_run(self, pipeline_id: str, *, besides: str | None = None) -> Any:
             raise StorageUnavailableError("The disk is away.")
 
     storage = Unreadable(lab.folder / "runs.db")
