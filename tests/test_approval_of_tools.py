@@ -21,6 +21,7 @@ from tagent_nb import (
     ApprovalRequested,
     Approved,
     Edited,
+    MemoryStorageBackend,
     Pipeline,
     PipelineExecutor,
     PipelineStep,
@@ -32,7 +33,7 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.engine.held import HeldValues
-from tagent_nb.errors import DefinitionError, OutputValidationError, StepError
+from tagent_nb.errors import DefinitionError, OutputValidationError, StepError, StorageUnavailableError
 from tagent_nb.events import Event, StepProgress
 from tagent_nb.steps import tools as tools_module
 from tagent_nb.steps.tools import marks_of, step_context
@@ -568,3 +569,26 @@ def test_a_decision_on_what_was_never_asked_changes_nothing() -> None:
     held.answered(ApprovalGiven(run_id="r", step="a", verdict="approved"))
     assert held.undecided() == []
     assert not held
+
+
+@pytest.mark.parametrize("kind", [ApprovalRequested, ApprovalGiven])
+async def test_a_word_on_a_call_that_cannot_be_recorded_ends_the_run(
+    kind: type[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is ordered, the model hears nothing of it, and no step has failed."""
+    storage = MemoryStorageBackend()
+    append, failed = storage.append, []
+
+    async def full(pipeline_id: str, run_id: str, events: Any, **more: Any) -> None:
+        if not failed and any(isinstance(event, kind) for event in events):
+            failed.append(True)
+            raise StorageUnavailableError("the disk is full")
+        await append(pipeline_id, run_id, events, **more)
+
+    monkeypatch.setattr(storage, "append", full)
+    executor = PipelineExecutor(shop(), storage=storage, approver=lambda request: Approved())
+    with pytest.raises(StorageUnavailableError, match="the disk is full"):
+        await executor.execute()
+    assert (DONE, ASKED["model"]) == ([], 1)
+    assert executor.memory is not None
+    assert not executor.memory.steps["buy"].error

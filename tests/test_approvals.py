@@ -21,6 +21,7 @@ from tagent_nb import (
     Approved,
     Edited,
     ExecutionMode,
+    MemoryStorageBackend,
     Pipeline,
     PipelineExecutor,
     PipelineStep,
@@ -31,8 +32,8 @@ from tagent_nb import (
     StepStatus,
     StepWaiting,
 )
-from tagent_nb.errors import DefinitionError, OutputValidationError
-from tagent_nb.events import Event, TokenUsage
+from tagent_nb.errors import DefinitionError, OutputValidationError, StorageUnavailableError
+from tagent_nb.events import Event, StepFailed, StepRetried, TokenUsage
 
 PATIENCE = 30.0
 RAN: Counter[str] = Counter()
@@ -656,3 +657,49 @@ async def test_a_reason_is_known_to_the_next_attempt_also_after_the_run_was_stop
     first = run()
     assert (await first.execute()).cancelled
     assert (await run().execute(resume=True))["draft"] == "text and please"
+
+
+class Unwritable(MemoryStorageBackend):
+    """Cannot write one kind of event, once: then there is room on the disk again."""
+
+    def __init__(self, kind: type[Event]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.failed = 0
+
+    async def append(self, pipeline_id: str, run_id: str, events: Any, *, token: Any = None) -> None:
+        if not self.failed and any(isinstance(event, self.kind) for event in events):
+            self.failed += 1
+            raise StorageUnavailableError("the disk is full")
+        await super().append(pipeline_id, run_id, events, token=token)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "approver", "draft"),
+    [
+        (ApprovalRequested, lambda request: Approved(), "Dear all"),
+        (ApprovalGiven, lambda request: Rejected("no"), "Dear all"),
+        (ApprovalGiven, lambda request: Rejected("no", retry=True), "Dear all"),
+        (StepRetried, None, lambda context: 1 / 0),
+    ],
+    ids=["request", "rejection", "retry", "attempt"],
+)
+async def test_what_cannot_be_recorded_in_an_attempt_ends_the_run_and_fails_no_step(
+    kind: type[Event], approver: Any, draft: Any, mapped: bool
+) -> None:
+    options: dict[str, Any] = {"max_retries": 2, "retry_count": 0}
+    defined = pipeline("draft", "other", **options)
+    if mapped:
+        step = PipelineStep.from_cell("draft", "item", python=True, approve=True, map_over="rows", **options)
+        defined = Pipeline("approval")
+        defined.put(PipelineStep.from_cell("rows", "[1, 2]", python=True))
+        defined.put(step)
+    storage = Unwritable(kind)
+    run = executor(defined, {"draft": draft, "rows": [1, 2]}, storage=storage, approver=approver)
+    with pytest.raises(StorageUnavailableError, match="the disk is full"):
+        await run.execute()
+    assert storage.failed == 1
+    [info] = await run.history()
+    events = await storage.read_run(defined.id, info.run_id)
+    assert [event for event in events if isinstance(event, StepFailed)] == []

@@ -18,6 +18,7 @@ from tagent_nb import (
     PipelineExecutor,
     PipelineResult,
     PipelineStep,
+    Price,
     ResultCache,
     StepContext,
     StepStatus,
@@ -214,6 +215,60 @@ def test_a_model_object_that_raises_costs_its_own_step(tmp_path: Path, method: s
     pipeline = pipeline_with_others()
     pipeline.step("asks", "Say something.", model=kind(), max_retries=0)
     run(pipeline, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["step", "executor", "pipeline"])
+@pytest.mark.parametrize("method", ["__eq__", "__hash__", "__getattribute__", "startswith", "partition"])
+def test_a_name_of_a_model_that_raises_costs_the_step_that_asks_it(
+    tmp_path: Path, method: str, place: str
+) -> None:
+    """Also what is no Exception, where prices and budgets look at it, and beside a model of the same name."""
+    kind = odd_class(str, method, Stop)
+    if method == "__eq__":
+        kind.__hash__ = str.__hash__
+    name = kind("test")
+    pipeline = Pipeline("odd", model=name if place == "pipeline" else None)
+    pipeline.step("asks", "Say something.", model=name if place == "step" else None, max_retries=0)
+    pipeline.step("plain", "Say something.", model="test", max_retries=0)
+    executor = PipelineExecutor(
+        pipeline,
+        model=name if place == "executor" else None,
+        prices={"openai:gpt-none": Price(1.0, 1.0)},
+        budget="5 USD",
+        storage=tmp_path / "runs",
+    )
+    plan = asyncio.run(executor.plan())
+    assert [step.step for step in plan] == ["asks", "plain"]
+    result = executor.run()
+    assert result.failed_steps == ["asks"]
+    assert "Stop: no" in result.steps["asks"].error
+    assert result.step_outputs["plain"]
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_what_a_model_raises_in_checks_of_prices_and_plans(error: type[BaseException]) -> None:
+    """One that the check of models never sees, since another runner asks it: Ctrl-C counts everywhere."""
+    from tagent_nb.engine.checks import name_warnings, refuse_models
+    from tagent_nb.engine.money import refuse_unpriced
+    from tagent_nb.pipeline.budget import Budget
+
+    kind = odd_class(str, "__getattribute__", error)
+    pipeline = Pipeline("odd").step("asks", "Say something.", model=kind("odd:model"), max_retries=0)
+    prices = {"openai:gpt-none": Price(1.0, 1.0)}
+
+    def look() -> list[str]:
+        refuse_unpriced(pipeline, None, Budget.of("5 USD"), prices)
+        return name_warnings(pipeline, None, prices, [])
+
+    if error is Stop:
+        assert look() == []
+    else:
+        with pytest.raises(error):
+            look()
+        with pytest.raises(error):
+            name_warnings(pipeline, None, prices, [])
+        with pytest.raises(error):
+            refuse_models(pipeline, None)
 
 
 @pytest.mark.parametrize("error", [Stop, asyncio.CancelledError, StopIteration])

@@ -74,6 +74,8 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
                     look_for_secrets(run, work, events)
             return await run.approvals.hold(work, events, context) if step.approve else events
         except Exception as error:  # the user's code and the model's side may raise anything
+            if run.broken:
+                raise
             if attempt >= last or not _may_succeed(error):
                 seconds = time.monotonic() - began - work.waited
                 work.place.end()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tagent_nb.errors import ModelError, PipelineValidationError, TagentError
+from tagent_nb.pipeline.foreign import ends_program
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.needs import listed, missing_names
 from tagent_nb.pipeline.prices import Price
@@ -80,14 +81,17 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
                 f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
                 "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
             )
-        if not any(model is one or (isinstance(model, str) and model == one) for one in seen):
-            try:
-                check_model(model)
-            except TagentError:
-                raise
-            except Exception:  # the model object's own code: it fails the step that asks it, not the others
+        try:
+            if any(model is one or (isinstance(model, str) and model == one) for one in seen):
                 continue
-            seen.append(model)
+            check_model(model)
+        except TagentError:
+            raise
+        except BaseException as error:  # the model's own code: it fails the step that asks it, not the others
+            if ends_program(error):
+                raise
+            continue
+        seen.append(model)
 
 
 def name_warnings(
@@ -113,7 +117,12 @@ def name_warnings(
         return []
     from tagent_nb.steps.misspelt import misspelt_limits, misspelt_prices
 
-    return [*misspelt_prices(prices, models), *misspelt_limits(limited, models)]
+    try:
+        return [*misspelt_prices(prices, models), *misspelt_limits(limited, models)]
+    except BaseException as error:  # as in refuse_models: the step that asks the model says so
+        if ends_program(error):
+            raise
+        return []
 
 
 def missing_warnings(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.foreign import ends_program
 from tagent_nb.pipeline.models import Pipeline, PipelineStep
 from tagent_nb.pipeline.prices import Price
 from tagent_nb.steps.ledger import Ledger
@@ -64,7 +65,12 @@ def refuse_unpriced(
             continue
         from tagent_nb.steps.providers import unpriced
 
-        names = unpriced(_model(pipeline, step, default), prices)
+        try:
+            names = unpriced(_model(pipeline, step, default), prices)
+        except BaseException as error:  # the model's own code: the step that asks it fails
+            if ends_program(error):
+                raise
+            continue
         if names:
             raise DefinitionError(
                 f"Step {step.name!r} cannot run under a budget of {limits[0]}: nobody knows the price of "

@@ -118,6 +118,8 @@ class Run:
         self._began = self._loop.time()
         self._stopping = False
         self.cancelled = False
+        # Whether it ends with an error of its own: what a step raises then is no failure of the step.
+        self.broken = False
 
     @cached_property
     def gates(self) -> tuple[CallGate, ...]:
@@ -173,12 +175,7 @@ class Run:
 
     async def _keep_call(self, call: CallRecorded) -> None:
         """Record a call, also when its step is stopped meanwhile: it was made."""
-        try:
-            await unbroken(self.conclude(call))
-        except StorageError as error:
-            # What cannot be recorded must not be acted upon, nor be taken for a failure of the step.
-            self.fail(error)
-            raise
+        await unbroken(self.conclude(call))
 
     # -- the run ----------------------------------------------------------------------------
 
@@ -255,6 +252,7 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """Stop now, and let :meth:`drive` raise ``error``. On the run's loop only."""
         if not self._idle.done():
+            self.broken = True
             self._idle.set_exception(error)
 
     def pause(self) -> None:
@@ -328,7 +326,13 @@ class Run:
             self._unwritten = []
         memory = self.memory
         storage = self.equipment.storage
-        await storage.append(memory.pipeline_id, memory.run_id, batch, token=self.token)
+        try:
+            await storage.append(memory.pipeline_id, memory.run_id, batch, token=self.token)
+        except StorageError as error:
+            # What cannot be recorded must not be acted upon, nor be taken for a failure of the step.
+            if self._tasks:
+                self.fail(error)
+            raise
         change: Change | None = None
         for event in events:
             change = self._apply(event)

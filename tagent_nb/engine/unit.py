@@ -66,7 +66,7 @@ async def guarded(run: Run, work: Work) -> list[Event]:
     except BaseException as error:
         task = asyncio.current_task()
         stopped = task is not None and task.cancelling()
-        if stopped or issubclass(type(error), (StepHeld, GeneratorExit)):
+        if stopped or run.broken or issubclass(type(error), (StepHeld, GeneratorExit)):
             raise
         return [unprepared(run, work.step, error, work.item)]
 

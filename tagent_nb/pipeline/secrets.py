@@ -48,7 +48,10 @@ class Secrets:
 
     def are_in(self, text: str) -> bool:
         """Whether there is a secret in ``text``, in any form."""
-        return any(needle in text for needle in self.needles)
+        for needle in self.needles:  # noqa: SIM110 (any() takes three times as long)
+            if needle in text:
+                return True
+        return False
 
     def are_in_bytes(self, blob: bytes) -> bool:
         """:meth:`are_in` for text in UTF-8."""

@@ -50,21 +50,23 @@ class Models:
         if is_local(wanted) and not offline:
             address = await asyncio.to_thread(local.address)
         # A key that is set later must be read; its value stays where it is.
-        key = (wanted, address, hash(frozenset(os.environ.items())))
+        key = (type(wanted), wanted, address, hash(frozenset(os.environ.items())))
         known = self._models.setdefault(asyncio.get_running_loop(), {})
         if key not in known:
             make = stand_in if offline else resolve_model
             known[key] = asyncio.ensure_future(asyncio.to_thread(make, wanted))
-            known[key].add_done_callback(lambda made: made.cancelled() or made.exception())
-        try:
-            return await asyncio.shield(known[key])
-        except Exception:
-            known.pop(key, None)
-            raise
+            known[key].add_done_callback(functools.partial(_forget_failed, known, key))
+        return await asyncio.shield(known[key])
 
     def __len__(self) -> int:
         """How many clients the current loop has."""
         return len(self._models.get(asyncio.get_running_loop(), ()))
+
+
+def _forget_failed(known: dict[Any, asyncio.Future[Model[Any]]], key: Any, made: asyncio.Future[Any]) -> None:
+    """The next step that wants the model tries again."""
+    if made.cancelled() or made.exception() is not None:
+        known.pop(key, None)
 
 
 def can_stream(model: Model[Any]) -> bool:
