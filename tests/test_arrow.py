@@ -8,10 +8,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from types import ModuleType
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -470,6 +471,50 @@ def test_times_and_other_scalars_come_back_as_they_were(value: Any) -> None:
     assert repr(back) == repr(value)
     assert type(back) is type(value)
     assert again({value: 1}) == {value: 1} or str(value) in ("NaT", "<NA>")
+
+
+ZONES = [
+    UTC,
+    ZoneInfo("UTC"),
+    ZoneInfo("Etc/UTC"),
+    ZoneInfo("Europe/Berlin"),
+    timezone(timedelta(0)),
+    timezone(timedelta(hours=5, minutes=30)),
+    timezone(timedelta(hours=-3)),
+]
+
+
+@pytest.mark.parametrize("zone", ZONES, ids=str)
+def test_rows_with_times_are_the_same_items_when_their_frame_comes_back(zone: tzinfo) -> None:
+    """A step that maps over a stored frame pays for no row again: UTC by name is another zone than UTC."""
+    days = pd.DatetimeIndex(DAYS).tz_localize("UTC").tz_convert(zone)
+    column = pd.Series(days)
+    column[1] = pd.NaT
+    values = [
+        pd.DataFrame({"n": range(len(days)), "at": column, "group": pd.Categorical(days)}),
+        pd.DataFrame({"n": range(len(days))}, index=pd.DatetimeIndex(days, name="at")),
+        pd.Series(days, index=pd.MultiIndex.from_arrays([days, range(len(days))])),
+        pd.Series([*column, "text"], dtype=object),
+    ]
+    for value in values:
+        back = again(value)
+        items, before = rows_of(back), rows_of(value)
+        assert [repr(item) for _, _, item in items] == [repr(item) for _, _, item in before]
+        assert [digest(item) for _, _, item in items] == [digest(item) for _, _, item in before]
+        assert [key for key, _, _ in items] == [key for key, _, _ in before]
+        assert digest(back) == digest(value)
+    assert again(days).tz == zone
+    assert type(again(days).tz) is type(zone)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [date(2024, 1, 1), ("x", 1), {"a": {1}}, b"x", float("nan")])
+def test_attributes_of_any_kind_are_stored_without_a_word(value: Any) -> None:
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs.update({"odd": value, "plain": "x", 5: 6})
+    back = again(frame)
+    assert repr(back.attrs) == repr(frame.attrs)
+    assert digest(back) == digest(frame)
 
 
 # -- what is refused ----------------------------------------------------------------------------

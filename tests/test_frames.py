@@ -522,6 +522,20 @@ def test_parquet_keeps_dtypes_and_index(tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "steps.parquet")["status"].tolist() == ["completed"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [date(2024, 1, 1), {1, 2}, len, b"x", pd.Series([1])], ids=repr)
+def test_parquet_leaves_out_attributes_of_a_frame_that_it_does_not_know(tmp_path: Path, value: Any) -> None:
+    frame = pd.DataFrame({"a": [1, 2]})
+    frame.attrs.update({"source": "x", "odd": value})
+    result = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(frame)))
+    result.to_parquet(tmp_path / "s.parquet", "s")
+    result.to_csv(tmp_path / "s.csv", "s")
+    written = pd.read_parquet(tmp_path / "s.parquet")
+    assert written["a"].tolist() == pd.read_csv(tmp_path / "s.csv")["a"].tolist() == [1, 2]
+    assert written.attrs == {"source": "x"}
+    assert frame.attrs["odd"] is value
+
+
 def test_parquet_takes_columns_that_are_no_text(tmp_path: Path) -> None:
     result = result_of(StepResult("s", StepStatus.COMPLETED, StoredValue.of(np.eye(2))))
     result.to_parquet(tmp_path / "s.parquet", "s")

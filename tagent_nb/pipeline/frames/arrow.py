@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.pipeline.encoding import Encoder, RefusedError, field_part, refusal
+from tagent_nb.pipeline.frames.labels import plain_attributes
 from tagent_nb.pipeline.frames.offsets import freq_node, offset_node, offset_of
 from tagent_nb.pipeline.frames.refusing import array_refusal, dtype_refusal, zone_refusal
 from tagent_nb.pipeline.frames.stream import from_stream, to_stream
@@ -340,6 +343,8 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: s
     import pandas as pd
 
     part = part.copy(deep=False)
+    if part.attrs:
+        part.attrs = plain_attributes(part.attrs)  # all of them are stored beside the table
     part.columns = pd.Index([str(place) for place in places])
     part.index = pd.RangeIndex(len(part))
     node: Node = {}
@@ -350,6 +355,8 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: s
         elif isinstance(dtype, pd.StringDtype):
             missing = "NA" if dtype.na_value is pd.NA else "nan"
             node.setdefault("strings", {})[place] = [dtype.storage, missing]
+        elif isinstance(dtype, pd.DatetimeTZDtype) and _is_named_utc(dtype.tz):
+            node.setdefault("named_utc", []).append(place)
     try:
         table = _to_table(part, node)
     except _NOT_WRITTEN:
@@ -358,6 +365,11 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: s
         place, label = min(columns, key=lambda one: _survives(part[[one[0]]], node))
         raise dtype_refusal(part[place].dtype, accessor).inside(label, part) from None
     return node | {"v": to_stream(table)}
+
+
+def _is_named_utc(zone: Any) -> bool:
+    """Whether a zone is UTC by name, such as ``ZoneInfo("UTC")``, and not the ``datetime.UTC`` of pandas."""
+    return zone is not UTC and str(zone) == "UTC"
 
 
 _NOT_WRITTEN = (ValueError, TypeError, NotImplementedError)
@@ -401,6 +413,12 @@ def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
         table = from_stream(node["v"])
         arrow = list(node.get("arrow", ()))
         columns.update(table.drop_columns(arrow).to_pandas().items())
+        for place, column in columns.items():
+            # Arrow has one UTC only: rows whose zone is another than it was would count as new items.
+            if str(getattr(column.dtype, "tz", None)) == "UTC":
+                columns[place] = column.dt.tz_convert(
+                    ZoneInfo("UTC") if place in node.get("named_utc", ()) else UTC
+                )
         columns.update({place: pd.Series(pd.arrays.ArrowExtensionArray(table[place])) for place in arrow})
     for place, (storage, missing) in node.get("strings", {}).items():
         dtype = pd.StringDtype(storage, pd.NA if missing == "NA" else np.nan)

@@ -6,6 +6,7 @@ frame that it comes from.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def plain_attributes(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Those of a frame's ``attrs`` that Arrow and Parquet can write, which is as JSON."""
+    plain = {}
+    for name, value in attributes.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError, RecursionError):
+            continue
+        plain[name] = value
+    return plain
 
 
 def levels_of(value: Any) -> list[dict[str, Any]] | None:

@@ -15,7 +15,7 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.codec import StoredValue, clean
 from tagent_nb.pipeline.endings import no_value
 from tagent_nb.pipeline.foreign import safe_repr, safe_str
-from tagent_nb.pipeline.frames.labels import index_from, index_of
+from tagent_nb.pipeline.frames.labels import index_from, index_of, plain_attributes
 from tagent_nb.pipeline.frames.rows import column_of, frame_of, is_frame, items_of, plain, record_of
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
@@ -243,7 +243,8 @@ def write_frame(result: PipelineResult, path: str | Path, step: str | None, kind
     """Write :func:`steps_frame`, or a step's :func:`output_frame`, as ``"csv"`` or ``"parquet"``.
 
     Cells that such a file cannot hold, such as lists, are written as JSON, and columns and labels of types
-    that it does not know as text. Names become text; of two that are equal then, the second is numbered.
+    that it does not know as text. Names become text; of two that are equal then, the second is numbered. Of
+    the frame's ``attrs``, Parquet files get those that JSON has words for.
 
     Raises:
         UnknownStepError: The step has no value.
@@ -289,6 +290,7 @@ def _as_texts(frame: pd.DataFrame) -> pd.DataFrame:
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame whose cells, labels and names are all of types that files know."""
     flat = frame.copy(deep=False)
+    flat.attrs = plain_attributes(frame.attrs)
     names = distinct(clean(str(label)) for label in frame.columns)
     flat.columns = index_from(names) if names else frame.columns
     for place, dtype in enumerate(frame.dtypes):
