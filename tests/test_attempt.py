@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pytest
+
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, StepContext
+from tagent_nb.engine import attempt
 from tagent_nb.errors import RetryableError
 from tagent_nb.events import Event, StepProgress, StepRetried, StepStreamed, TokenUsage
+from tagent_nb.pipeline import codec
 
 
 class Runner:
@@ -148,3 +154,82 @@ async def test_a_run_that_is_paused_holds_back_the_next_attempt() -> None:
     executor.resume()
     assert (await running)["only"] == "done"
     assert attempts == [1, 2]
+
+
+class Large:
+    """Steps that give and read a large value, and who encodes and copies it meanwhile."""
+
+    def __init__(self, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.value = value
+        self.loop = 0
+        self.threads: dict[str, set[int]] = {"encode": set(), "copy": set()}
+        seal, copy = codec._seal, attempt.own_copy
+
+        def slow_seal(sealed: Any, path: str) -> Any:
+            if sealed is self.value:
+                self.threads["encode"].add(threading.get_ident())
+                self.wait_for_the_loop()
+            return seal(sealed, path)
+
+        def slow_copy(copied: Any) -> Any:
+            if type(copied) is type(self.value):
+                self.threads["copy"].add(threading.get_ident())
+                self.wait_for_the_loop()
+            return copy(copied)
+
+        monkeypatch.setattr(codec, "_seal", slow_seal)
+        monkeypatch.setattr(attempt, "own_copy", slow_copy)
+
+    def wait_for_the_loop(self) -> None:
+        """In a thread: until the loop has done something else."""
+        if threading.get_ident() != self.loop:
+            future = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.of_run)
+            future.result(30)
+
+    async def body(self, context: StepContext) -> Any:
+        self.of_run, self.loop = asyncio.get_running_loop(), threading.get_ident()
+        return self.value if context.step == "gives" else len(context.inputs["gives"])
+
+    async def run(self, folder: Path) -> Any:
+        pipeline = Pipeline("large")
+        pipeline.put(PipelineStep.from_cell("gives", "1", python=True))
+        pipeline.put(PipelineStep.from_cell("reads", "len(gives)", python=True))
+        runners = {"python": Runner(self.body)}
+        return await PipelineExecutor(pipeline, runners=runners, storage=folder).execute()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a" * 1_000_001, list(range(100_001)), {"rows": [0.5] * 100_001}, pd.DataFrame({"n": range(100_001)})],
+    ids=["text", "list", "in a dict", "frame"],
+)
+async def test_large_values_are_encoded_and_copied_beside_the_loop(
+    value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop goes on meanwhile: the thread waits until it has."""
+    large = Large(value, monkeypatch)
+    result = await large.run(tmp_path)
+    assert result["reads"] == len(value)
+    assert result.steps["gives"].output.storable
+    for threads in large.threads.values():
+        assert threads
+        assert large.loop not in threads
+
+
+@pytest.mark.parametrize("value", ["a", [1, 2], {"rows": [1]}, pd.DataFrame({"n": [1]}), {1, 2}])
+async def test_small_values_take_no_thread(
+    value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Large(value, monkeypatch)
+    assert (await large.run(tmp_path))["reads"] == len(value)
+    assert large.threads == {"encode": {large.loop}, "copy": {large.loop}}
+
+
+async def test_a_large_value_in_memory_is_not_encoded() -> None:
+    value = ["a"] * 100_001
+
+    async def body(context: StepContext) -> Any:
+        return value
+
+    result, _ = await go(body)
+    assert result["only"] is value

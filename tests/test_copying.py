@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from tagent_nb import Pipeline, PipelineExecutor, StepContext
 from tagent_nb.cache.store import ResultCache
-from tagent_nb.pipeline.copying import own_copy
+from tagent_nb.pipeline.copying import is_bulky, own_copy
 
 
 class Note(BaseModel):
@@ -472,3 +472,20 @@ def test_copies_of_many_objects_are_not_mixed_up() -> None:
         for n in range(500)
     ]
     assert own_copy(value) == value
+
+
+def test_what_is_bulky_is_told_at_a_glance() -> None:
+    """Whatever a value or its class say of themselves, and without an end where a list holds itself."""
+    ring: list[Any] = []
+    ring.append(ring)
+
+    class Meta(type):
+        def __getattribute__(cls, name: str) -> Any:
+            raise ValueError(name)
+
+    odd = Meta("Odd", (), {})()
+    nameless = type("Nameless", (), {"__module__": 5})()
+    large = np.zeros(100_001)
+    assert [is_bulky(value) for value in (ring, odd, nameless, [odd], np.zeros(3), None, 7)] == [False] * 7
+    assert [is_bulky(value) for value in (large, [large], {"a": (large,)}, pd.Series(large))] == [True] * 4
+    assert not is_bulky([[[large]]])

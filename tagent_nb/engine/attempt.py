@@ -24,7 +24,7 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.copying import own_copy
+from tagent_nb.pipeline.copying import is_bulky, own_copy
 from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 from tagent_nb.steps.base import UNKNOWN_REASON, StepContext
@@ -63,12 +63,15 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
         work.calls.clear()
         # What it uses counts even when it is stopped: whoever stops it finds it here.
         await _decode_large(run, work)
-        context = run.live[work.unit] = _context(run, work, attempt, learned)
+        inputs = await _inputs(run, work)
+        context = run.live[work.unit] = _context(run, work, attempt, learned, inputs)
         try:
             events, candidate = candidate, None
             if events is None:
                 value = await _attempt(run, work, context)
                 seconds = time.monotonic() - began - work.waited
+                if is_bulky(value):
+                    value = await asyncio.to_thread(_encoded, run, value)
                 events = [*learned, _finished(run, work, value, attempt, seconds, context)]
                 if run.secrets.needles:
                     look_for_secrets(run, work, events)
@@ -112,7 +115,9 @@ async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
         work.place.give()
 
 
-def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepContext:
+def _context(
+    run: Run, work: Work, attempt: int, learned: list[Event], inputs: Mapping[str, Any]
+) -> StepContext:
     loop = asyncio.get_running_loop()
 
     def emit(event: Event) -> None:
@@ -137,7 +142,7 @@ def _context(run: Run, work: Work, attempt: int, learned: list[Event]) -> StepCo
         step=step.name,
         item=work.item,
         attempt=attempt,
-        inputs=_inputs(run, work),
+        inputs=inputs,
         shared=_shared(run, step),
         constraints=[*run.pipeline.global_constraints, *step.constraints],
         facts=work.facts,
@@ -169,7 +174,15 @@ def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
+def _encoded(run: Run, value: Any) -> StoredValue:
+    """A value with all that its record asks of it, worked out in a thread."""
+    output = StoredValue.of(value)
+    if run.equipment.storage.keeps(output) and run.keyed:
+        _ = output.digest
+    return output
+
+
+async def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
     """Only what the step reads: a value that nobody reads is never decoded.
 
     A Python body may change what it gets: each attempt has objects of its own. Items of a mapped step
@@ -187,7 +200,10 @@ def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
     if body is None:
         return values
     if work.item is None:
-        return {name: own_copy(value) for name, value in values.items()}
+        return {
+            name: await asyncio.to_thread(own_copy, value) if is_bulky(value) else own_copy(value)
+            for name, value in values.items()
+        }
     common = run.common.setdefault(work.step.name, {})
     source = source_of(work.step).step
     for name in values.keys() - common.keys() - {source}:

@@ -68,6 +68,36 @@ def own_copy(value: Any) -> Any:
         return value
 
 
+def is_bulky(value: Any, depth: int = 2) -> bool:
+    """Whether encoding or copying a value takes so long that an event loop lets a thread do it.
+
+    Told at a glance: by the length of texts and containers, the cells of frames and arrays, and those of what
+    lies in a container of a few.
+
+    Args:
+        value: Anything.
+        depth: How many containers deep to look.
+    """
+    kind: Any = type(value)
+    if kind in (str, bytes, bytearray):
+        return len(value) > BULKY_TEXT
+    if kind in (list, tuple, dict):
+        if len(value) > FEW:
+            return len(value) > BULKY_CELLS
+        parts = value.values() if kind is dict else value
+        return depth > 0 and any(is_bulky(part, depth - 1) for part in parts)
+    module = _MODULE.__get__(kind)  # whatever the class and its metaclass say of themselves
+    if type(module) is not str or module.partition(".")[0] not in ("pandas", "numpy"):
+        return False
+    return int(getattr(value, "size", 0)) > BULKY_CELLS
+
+
+_MODULE: Any = type.__dict__["__module__"]
+BULKY_TEXT, BULKY_CELLS = 1_000_000, 100_000
+FEW = 16
+"""Parts of a container that are looked at."""
+
+
 def _is_data(value: Any) -> bool:
     kind: Any = type(value)
     return _is_kind_of_data(kind) or (_holds_values(kind) and _only_values(value))
