@@ -924,6 +924,30 @@ def test_children_that_know_their_parents_leave_that_out() -> None:
     assert len(stored.left_out) == 2
 
 
+class Unfinished(BaseModel):
+    n: int
+    more: "Nowhere | None" = None  # type: ignore[name-defined]  # noqa: F821, UP037
+
+
+@dataclass
+class UnfinishedData:
+    n: int
+    more: "Nowhere | None" = None  # type: ignore[name-defined]  # noqa: F821, UP037
+
+
+def test_a_class_that_names_a_type_which_is_not_there_takes_what_it_holds() -> None:
+    """Its values are stored and read; of another class of its name, the value stays plain."""
+    for value in (Unfinished.model_construct(n=1), [Unfinished.model_construct(n=1)], UnfinishedData(1)):
+        assert again(value, {"Unfinished": Unfinished, "UnfinishedData": UnfinishedData}) == value
+
+    class Other(BaseModel):
+        n: int
+
+    Other.__name__ = "Unfinished"
+    assert again(Other(n=1), {"Unfinished": Unfinished}) == {"n": 1}
+    assert type(again(Other(n=1), {"Unfinished": Unfinished, "Other": Other})) is Other
+
+
 def test_what_only_the_model_can_write_only_the_model_can_read() -> None:
     class Own:
         def __init__(self, text: str) -> None:

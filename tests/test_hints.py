@@ -93,6 +93,9 @@ def test_functions_are_told_nothing() -> None:
         ("Is it good? {load.text}", "{load.text}", "{{ load.text }}"),
         ("Is it good? {item}", "{item}", "{{ item }}"),
         ("Is it good? {load['text']}", "{load['text']}", "{{ load['text'] }}"),
+        ("Is it good? {load[text]}", "{load[text]}", "{{ load['text'] }}"),
+        ("Is it good? {item[full text].x}", "{item[full text].x}", "{{ item['full text'].x }}"),
+        ("Is it good? {item[0][1a]}", "{item[0][1a]}", "{{ item[0]['1a'] }}"),
         ("Is it good? { load.rows[0].text }", "{ load.rows[0].text }", "{{ load.rows[0].text }}"),
         ("Is {load!r:>10} good?", "{load!r:>10}", "{{ load }}"),
         ("${load}", "{load}", "{{ load }}"),
@@ -106,7 +109,7 @@ def test_single_braces_around_a_step_are_told_with_the_remedy(goal: str, written
     assert unread.startswith("its goal reads nothing of the items of 'load'")
     assert hints == [hint]
     assert map_warnings(pipeline) == [f"Step 'ask': {unread} {hint}"]
-    if "{item}" not in goal:
+    if "{item" not in goal:
         plain = mapped(goal, None)
         assert step_hints(plain, plain.get_step("ask")) == [hint]
         assert map_warnings(plain) == []

@@ -63,7 +63,9 @@ def marks_of(kind: type) -> dict[str, Any]:
     """
     marks = _marks.get(kind)
     if marks is None:
-        marks = _marks[kind] = _new_marks(kind)
+        marks = _new_marks(kind)
+        if getattr(kind, "__pydantic_complete__", True):  # else it may get its types later
+            _marks[kind] = marks
     return marks
 
 
@@ -74,7 +76,11 @@ def _new_marks(kind: Any) -> dict[str, Any]:
         marks: dict[str, Any] = {"class": _place(origin)}
         if args:
             marks["args"] = [_reference(arg) for arg in args]
-        return marks | {"schema": schema_hash(kind), "shape": shape_hash(kind)}
+        try:
+            marks["schema"] = schema_hash(kind)
+        except Exception:  # a class that names a type which is not there, or a schema of the user's own code
+            marks["schema"] = ""
+        return marks | {"shape": shape_hash(kind)}
     marks = {"class": _place(kind)}
     if tag == "data":
         lines = [f"{field.name}: {annotation_text(field.type)}" for field in dataclasses.fields(kind)]

@@ -17,6 +17,8 @@ __all__ = ["map_warnings", "step_hints"]
 _TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _BRACES = re.compile(r"\{\s*(([^\W\d]\w*)(?:\.\w+|\[[^\[\]{}]*\])*)\s*(?:![rsa])?(?::[^\s{}]+)?\}")
 """A name in single braces, with fields and a format, as in an f-string."""
+_BARE_KEY = re.compile(r"\[\s*(?!-?\d+\s*\])([^\[\]'\"]+?)\s*\]")
+"""A key as formats have it, ``item[text]``; in a template that would be the value of a name ``text``."""
 _ITEM = re.compile(r"\bitem\b")
 
 
@@ -72,7 +74,7 @@ def _brace_hints(step: PipelineStep, names: Collection[str]) -> list[str]:
     found: dict[str, str] = {}
     for match in _BRACES.finditer(_TEMPLATE.sub("", step.goal)):
         if match[2] in known:
-            found[match[0]] = match[1]
+            found[match[0]] = _BARE_KEY.sub(r"['\1']", match[1])
     return [
         f"{written} is sent to the model as it stands; for the value write {{{{ {reference} }}}}."
         for written, reference in found.items()
