@@ -205,6 +205,8 @@ def two(**options: Any) -> Pipeline:
         error(400, "Your organization must be verified to stream this model.", "unsupported_value"),
         error(422, "Streaming is not supported for this model"),
         error(501, "streaming is not implemented"),
+        error(400, "This endpoint does not support SSE"),
+        error(404, "Server-sent events are not available"),
         error(400, "Unknown parameter: 'stream_options'."),
         Act(body='{"error": {"message": "stream=true is not supported", "code": 400}}'),
         pieces({"error": {"message": "streaming is disabled here"}}),
@@ -364,6 +366,7 @@ def took(prompt: Any, answer: Any, **more: Any) -> dict[str, Any]:
 
 
 LAST = {"usage": USAGE}
+OTHER = {"output_tokens": 10} | {name: USAGE[name] for name in USAGE if name.endswith("details")}
 ODD_COUNTS: list[tuple[Any, Any]] = [(None, None), (-1, 10), ("x", []), (0, 0)]
 
 
@@ -379,8 +382,14 @@ ODD_COUNTS: list[tuple[Any, Any]] = [(None, None), (-1, 10), ("x", []), (0, 0)]
         [piece("abc", **LAST), piece(finish="stop", **took(0, 0)), {"choices": [], "usage": None}],
         [piece("abc", **LAST), piece(finish="stop", **took(None, -3))],
         ["abc", piece(finish="stop"), {"choices": [], "usage": {**USAGE, "prompt_tokens": "100"}}],
+        [piece("abc", **LAST), piece(finish="stop"), {"choices": [], "usage": [100, 10]}],
+        ["abc", piece(finish="stop"), {"choices": [], "usage": {**OTHER, "input_tokens": 100}}],
+        [piece("abc", **LAST), piece(finish="stop", **took(10**30, 10**30))],
     ],
-    ids=["in one", "same in each", "growing", "two", "null", "empty last", "zero last", "odd last", "text"],
+    ids=[
+        *("in one", "same in each", "growing", "two", "null", "empty last", "zero last", "odd last", "text"),
+        *("list last", "names of others", "too many last"),
+    ],
 )
 def test_the_last_count_of_a_streamed_answer_counts(play: Play, chunks: list[Any]) -> None:
     play(pieces(*chunks))
@@ -408,6 +417,7 @@ def test_a_budget_is_not_used_up_by_counts_that_come_again_and_again(play: Play)
         took(-1, 10)["usage"],
         took("x", [])["usage"],
         took(0, 0)["usage"],
+        took(10**30, 10**13)["usage"],
     ],
     ids=str,
 )
@@ -425,6 +435,9 @@ def test_an_answer_without_a_count_that_could_be_read_is_taken(play: Play, usage
         (took("100", "10")["usage"], (100, 10)),
         (took(100.0, 10)["usage"], (100, 10)),
         (took(100, None)["usage"], (100, 0)),
+        ({"input_tokens": 100, "output_tokens": 10}, (100, 10)),
+        ({"promptTokens": "100", "completionTokens": 10}, (100, 10)),
+        ({"promptTokenCount": 100, "candidatesTokenCount": 10, "prompt_tokens": 0}, (100, 10)),
         ({**USAGE, "prompt_tokens_details": {"cached_tokens": None}, "total_tokens": None}, (100, 10)),
         ({**USAGE, "completion_tokens_details": "none"}, (100, 10)),
     ],
@@ -510,6 +523,9 @@ def note(word: str) -> str:
     return f"noted {word}"
 
 
+FUNCTION = {"name": "note", "arguments": '{ "word":"x" }'}
+
+
 def call(id: Any, word: Any, **more: Any) -> dict[str, Any]:
     arguments = word if not isinstance(word, str) else json.dumps({"word": word})
     return {"id": id, "type": "function", "function": {"name": "note", "arguments": arguments}, **more}
@@ -524,8 +540,13 @@ def call(id: Any, word: Any, **more: Any) -> dict[str, Any]:
         ([call("", "x"), call("", "y")], ["x", "y"]),
         ([call(None, "x"), call(None, "y")], ["x", "y"]),
         ([call("a", {"word": "x"}, type=None)], ["x"]),
+        ([call("a", "x"), {**call("a", ""), "function": FUNCTION}], ["x"]),
+        ([call(1, "x"), call(2, "y")], ["x", "y"]),
     ],
-    ids=["two", "the same twice", "three", "empty", "null", "arguments no text"],
+    ids=[
+        *("two", "the same twice", "three", "empty", "null", "arguments no text"),
+        *("written otherwise", "numbers"),
+    ],
 )
 def test_calls_with_one_id_are_told_apart(play: Play, calls: list[Any], words: list[str]) -> None:
     """Each is made once, each gets its own answer, and nothing is asked again."""
@@ -538,6 +559,74 @@ def test_calls_with_one_id_are_told_apart(play: Play, calls: list[Any], words: l
     sent = [message for message in fake.requests[1]["messages"] if message["role"] == "tool"]
     assert len({message["tool_call_id"] for message in sent}) == len(words)
     assert {message["content"] for message in sent} == {f"noted {word}" for word in words}
+
+
+def test_calls_with_one_id_whose_arguments_are_no_json_are_told_apart(play: Play) -> None:
+    TWICE.clear()
+    broken = {**call("a", ""), "function": {"name": "note", "arguments": '{"word": '}}
+    fake = play(completion(message_content=None, message_tool_calls=[call("a", "x"), broken, broken]), HELLO)
+    assert (run(None, tools=[note]).output.value, TWICE, len(fake.requests)) == ("hello", ["x"], 2)
+    sent = [message["content"] for message in fake.requests[1]["messages"] if message["role"] == "tool"]
+    assert ("noted x" in sent, len(sent), "Invalid JSON" in str(sent)) == (True, 2, True)
+
+
+@pytest.mark.parametrize("function", [{"name": None, "arguments": "{}"}, {"name": ""}, None, "note"])
+def test_a_call_without_a_name_is_paid_once_and_answered(play: Play, function: Any) -> None:
+    TWICE.clear()
+    nameless = {"id": "a", "type": "function", "function": function}
+    fake = play(completion(message_content=None, message_tool_calls=[nameless]), HELLO)
+    step = run(None, tools=[note])
+    assert (step.output and step.output.value, step.attempts, TWICE) == ("hello", 1, [])
+    assert "Unknown tool name" in str(fake.requests[1]["messages"][-1]["content"])
+    assert step.usage == times(2)
+
+
+@pytest.mark.parametrize("arguments", ["null", " null ", "", "{}", None])
+def test_a_call_of_a_tool_without_parameters(play: Play, arguments: Any) -> None:
+    def now() -> str:
+        """Say the time."""
+        return "noon"
+
+    named = {"id": "a", "type": "function", "function": {"name": "now", "arguments": arguments}}
+    fake = play(completion(message_content=None, message_tool_calls=[named]), HELLO)
+    assert run(None, tools=[now]).output.value == "hello"
+    assert fake.requests[1]["messages"][-1]["content"] == "noon"
+
+
+@pytest.mark.parametrize(
+    ("word", "stops"),
+    [(["stop"], True), ({"type": "stop"}, True), (7, False), ([], True), ({"a": ["eos"]}, True)],
+)
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_a_finish_reason_that_is_no_text(play: Play, word: Any, stops: bool, is_watched: bool) -> None:
+    act = completion(choice_finish_reason=word)
+    if is_watched:
+        act = pieces("hello", piece(finish=word), {"choices": [], **LAST})
+    fake = play(act, completion())
+    result = executor(None, observers=[watch] if is_watched else ()).run()
+    assert (result["s"], bool(result.warnings)) == ("hello", not stops)
+    assert len(fake.requests) == (2 if is_watched and word == [] else 1)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"index": 0, "delta": None, "finish_reason": "stop"},
+        {"index": 0, "finish_reason": "stop"},
+        {"index": 0, "message": None, "finish_reason": "stop"},
+    ],
+)
+def test_a_last_piece_without_a_delta_is_no_reason_to_pay_twice(play: Play, last: Any) -> None:
+    fake = play(pieces("hello", {"choices": [last]}, {"choices": [], **LAST}))
+    assert watched().output.value == "hello"
+    assert len(fake.requests) == 1
+
+
+def test_a_message_in_place_of_a_delta_is_taken(play: Play) -> None:
+    message = {"role": "assistant", "content": "hello"}
+    fake = play(pieces({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], **LAST}))
+    assert watched().output.value == "hello"
+    assert len(fake.requests) == 1
 
 
 def test_streamed_calls_with_one_id_are_told_apart(play: Play) -> None:
@@ -637,6 +726,29 @@ def test_feedback_on_a_plan_is_no_later_system_message(play: Play) -> None:
         ({"error": "Gone", "code": 404}, "the provider has no model 'openai-chat:gpt-4o' (HTTP 404: Gone)"),
         ({"error": {"message": "Bad", "status": 400}, "choices": []}, "rejected the request (HTTP 400: Bad)"),
         (
+            {"error": {"error": {"message": "Pay up", "code": 402}}},
+            "has no quota left (HTTP 402: Pay up)",
+        ),
+        ({"detail": {"error": {"message": "Pay up", "code": 402}}}, "has no quota left (HTTP 402: Pay up)"),
+        ({"error": '{"message": "Pay up", "code": 402}'}, "has no quota left (HTTP 402: Pay up)"),
+        ({"error": {"message": "Pay up", "code": 402.0}}, "has no quota left (HTTP 402: Pay up)"),
+        ({"error": {"message": "Pay {up", "status": "402 No money"}}, "quota left (HTTP 402: Pay {up)"),
+        ({"error": "[sic", "code": 404}, "(HTTP 404: [sic)"),
+        ({"error": {"message": {"en": "Gone"}, "code": 404}}, '(HTTP 404: {"en": "Gone"})'),
+        (
+            {
+                "error": {"message": "Pay up", "code": 402},
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": ""}}],
+            },
+            "has no quota left (HTTP 402: Pay up)",
+        ),
+        (
+            {"choices": [{"index": 0, "finish_reason": "error", "error": {"message": "Pay", "code": 402}}]},
+            "has no quota left (HTTP 402: Pay)",
+        ),
+        ({"error": True, "message": "Who?", "code": 401}, "refused the key (HTTP 401: Who?)"),
+        ({"code": "InvalidApiKey", "message": "Who?", "error": None}, "refused the key (HTTP 401: Who?)"),
+        (
             {"object": "error", "message": "Too long", "code": 400},
             "rejected the request (HTTP 400: Too long)",
         ),
@@ -666,6 +778,10 @@ def test_an_error_with_http_200_is_the_error_that_it_says(play: Play, body: Any,
         ({"detail": "It broke"}, "json"),
         ({"detail": "It broke"}, "piece"),
         ({"success": False, "msg": "It broke"}, "first piece"),
+        ({"error_code": 17, "error_msg": "It broke"}, "json"),
+        ({"base_resp": {"status_code": 1008, "status_msg": "It broke"}}, "json"),
+        ({"fault": {"faultstring": "It broke"}}, "first piece"),
+        ({"error": [{"message": "It broke"}], "choices": [{"index": 0, "delta": {}}]}, "piece"),
     ],
     ids=str,
 )
@@ -681,6 +797,14 @@ def test_an_error_that_may_pass_is_another_attempt_and_shows_the_sentence(
     (retried,) = [event for event in result.events if isinstance(event, StepRetried)]
     assert "It broke" in retried.message
     assert result.steps["s"].usage == ONE
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_an_array_with_an_error(play: Play, is_watched: bool) -> None:
+    fake = play(Act(body=json.dumps([{"error": {"message": "Pay up", "code": 402}}])))
+    step = run(None, observers=[watch] if is_watched else ())
+    assert "has no quota left (HTTP 402: Pay up)" in step.error
+    assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -734,6 +858,11 @@ def test_an_error_of_the_responses_api_with_http_200(play: Play, body: Any) -> N
         {"choices": [{"message": {"content": "x"}}], "error": {"message": "no"}},
         {"output": [1], "error": "no"},
         {"message": "hello", "code": 200},
+        {"message": "hello", "code": "Success"},
+        {"base_resp": {"status_code": 0, "status_msg": "hello"}},
+        {"choices": [{"text": "x"}], "error": {"message": "no"}},
+        {"choices": [{"delta": {"content": "x"}, "error": {"message": "no"}}]},
+        {"error": [[]]},
         {"error": False, "object": "chat.completion"},
     ],
     ids=str,

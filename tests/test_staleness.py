@@ -417,6 +417,181 @@ def test_the_explanation_says_what_goals_can_print() -> None:
     assert told == ["what goals can print of load changed, such as computed fields of its classes"]
 
 
+# -- more kinds of classes, helpers and models --------------------------------------------------
+
+D = "@_dataclass\nclass D:\n    x: int = 1\n    y: int = 2\n"
+AB = "class A:\n    def m(self): return 'a'\nclass B:\n    def m(self): return 'b'\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "after", "use", "value"),
+    [
+        (
+            D + "    def _m(self, word): return word\n    m = functools.partialmethod(_m, 'a')\n",
+            *("'a'", "'b'", "load.m()", "b"),
+        ),
+        (
+            D + "    def _m(self, *, word): return word\n    m = functools.partialmethod(_m, word='a')\n",
+            *("'a'", "'b'", "load.m()", "b"),
+        ),
+        (AB + D.replace("D:", "D(A, B):"), "D(A, B)", "D(B, A)", "load.m()", "b"),
+        (AB + "class D(A, B, BaseModel): x: int = 1\n", "D(A, B,", "D(B, A,", "load.m()", "b"),
+        (
+            D + "    __match_args__ = ('x', 'y')\n",
+            *("('x', 'y')", "('y', 'x')", "match load:\n    case D(a): found = a\nfound", 2),
+        ),
+        (
+            "class D(NamedTuple):\n    x: int = 1\n    y: int = 2\nD.__match_args__ = ('x', 'y')\n",
+            *("('x', 'y')", "('y', 'x')", "match load:\n    case D(a): found = a\nfound", 2),
+        ),
+    ],
+    ids=["partial", "partial by keyword", "bases", "bases of a model", "match_args", "match_args of a tuple"],
+)
+async def test_what_is_beside_the_methods_of_a_class_counts(
+    source: str, before: str, after: str, use: str, value: Any, tmp_path: Path
+) -> None:
+    source = "from dataclasses import dataclass as _dataclass\n" + source
+    notebook = Notebook(tmp_path, {"load": "D()", "use": use, "still": "1"})
+    assert await reached(notebook, source, before, after) == {"load", "use"}
+    assert notebook.outputs["use"] == value
+
+
+FIRST = "    @field_validator({0})\n    @classmethod\n    def first(cls, text): return text + '1'\n"
+SECOND = "    @field_validator({0})\n    @classmethod\n    def second(cls, text): return text + '2'\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "others", "runs"),
+    [("'a'", "'b'", False), ("'a'", "'a'", True), ("'a', 'b'", "'b'", True), ("'a'", "'*'", True)],
+)
+async def test_the_order_of_validators_counts_where_they_meet(
+    fields: str, others: str, runs: bool, tmp_path: Path
+) -> None:
+    first, second = FIRST.format(fields), SECOND.format(others)
+    source = f"class R(BaseModel):\n    a: str\n    b: str = 'b'\n{first}{second}"
+    notebook = Notebook(tmp_path, {"ask": ":Say."}, {"ask": "output_schema=R"})
+    assert await reached(notebook, source, first + second, second + first) == ({"ask"} if runs else set())
+
+
+@pytest.mark.parametrize(
+    ("source", "use"),
+    [
+        ("TEXTS = {'a': 'stars >= @limit'}", "len(load.query(TEXTS['a']))"),
+        ("TEXTS = ['stars >= @limit']", "len(load.query(TEXTS[0]))"),
+        ("class K:\n    text = 'stars >= @limit'", "len(load.query(K.text))"),
+        ("def f(frame, text='stars >= @limit'): return len(frame.query(text))", "f(load)"),
+        ("def text(): return 'stars >= @limit'", "len(load.query(text()))"),
+        (
+            "def text(): return 'stars >= @limit'\ndef f(frame): return len(frame.query(text()))",
+            "f(load)",
+        ),
+        ("class cfg: limit = 2\ndef text(): return 'stars >= @cfg.limit'", "len(load.query(text()))"),
+    ],
+    ids=["table", "list", "class", "default", "helper", "helper of a helper", "attribute"],
+)
+async def test_names_in_texts_that_come_from_elsewhere_count(source: str, use: str, tmp_path: Path) -> None:
+    if "cfg" not in source:
+        source += "\nlimit = 2\n"
+    notebook = Notebook(tmp_path, {"load": STARS, "use": use})
+    assert await reached(notebook, source, "limit = 2", "limit = 4") == {"use"}
+    assert notebook.outputs["use"] == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "limit = 2\ndef text(): return 'ann@limit'\ndef f(frame): return len(text())",
+        "limit = 2\ndef text():\n    limit = 1\n    return 'stars >= @limit'\n"
+        "def f(frame): return len(frame.query('stars > 1')) + len(text())",
+    ],
+    ids=["no query", "a name of its own"],
+)
+async def test_other_texts_with_an_at_sign_do_not(source: str, tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path, {"load": STARS, "use": "f(load)"})
+    assert await reached(notebook, source, "limit = 2", "limit = 4") == set()
+
+
+DECORATOR = """
+class decorated:
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function, self.calls = function, []
+    def __call__(self, *args):
+        self.calls.append(args)
+        return self.function(*args) + 10
+@decorated
+def helper(x): return x + 1
+"""
+
+
+async def test_a_decorator_that_is_a_class_counts_with_its_code(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path / "a", {"use": "helper(1)"})
+    assert await reached(notebook, DECORATOR, "+ 10", "+ 20") == {"use"}
+    assert notebook.outputs["use"] == 22
+    assert await reached(Notebook(tmp_path / "b", {"use": "helper(1)"}), DECORATOR, "x + 1", "x + 2") == {
+        "use"
+    }
+    # What it remembers does not count.
+    called = DECORATOR + "helper(5)\n"
+    assert await reached(Notebook(tmp_path / "c", {"use": "helper(1)"}), called, "helper(5)", "") == set()
+
+
+ANSWERS = """
+from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.models.function import FunctionModel
+def say(text): return ModelResponse(parts=[TextPart(text)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "after", "runs"),
+    [
+        ("WORD = 'a'\ndef f(m, i): return say(WORD)", "'a'", "'b'", True),
+        ("WORDS = ('a', 'c')\ndef f(m, i): return say(WORDS[0])", "'a'", "'b'", True),
+        (
+            "def make(word):\n    def f(m, i): return say(word)\n    return f\nf = make('a')",
+            "'a'",
+            "'b'",
+            True,
+        ),
+        ("def f(m, i, word='a'): return say(word)", "'a'", "'b'", True),
+        ("def g(word, m, i): return say(word)\nf = functools.partial(g, 'a')", "'a'", "'b'", True),
+        (
+            "class Bot:\n    def word(self): return 'a'\n    def f(self, m, i): return say(self.word())\n"
+            "f = Bot().f",
+            *("'a'", "'b'", True),
+        ),
+        ("CALLS = []\ndef f(m, i):\n    CALLS.append(1)\n    return say('a')", "[]", "[1]", False),
+        ("N = 0\ndef f(m, i):\n    global N\n    N += 1\n    return say('a')", "N = 0", "N = 5", False),
+        (
+            "def make():\n    n = 0\n    def f(m, i):\n        nonlocal n\n        n += 1\n"
+            "        return say('a')\n    return f\nf = make()",
+            *("n = 0", "n = 5", False),
+        ),
+        ("class K: n = 0\ndef f(m, i):\n    K.n += 1\n    return say('a')", "n = 0", "n = 5", False),
+    ],
+    ids=[
+        "global",
+        "tuple",
+        "closure",
+        "default",
+        "partial",
+        "method",
+        "list",
+        "counter",
+        "nonlocal",
+        "class",
+    ],
+)
+async def test_what_the_function_of_a_model_answers_with_counts(
+    source: str, before: str, after: str, runs: bool, tmp_path: Path
+) -> None:
+    """What it changes by running, such as a count of its calls, does not."""
+    notebook = Notebook(tmp_path, {"ask": ":Say."}, {"ask": "model=FunctionModel(f)"})
+    assert await reached(notebook, ANSWERS + source, before, after) == ({"ask"} if runs else set())
+    assert not runs or notebook.outputs["ask"] == "b"
+
+
 # -- many kinds of edits ------------------------------------------------------------------------
 
 CELLS = '''

@@ -18,6 +18,7 @@ _BY_NAME = frozenset(
     one for one in dis.hasname if dis.opname[one] in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 )
 _CONSTANTS = frozenset(dis.hasconst)
+_REBIND_GLOBAL, _REBIND_OUTER = dis.opmap["STORE_GLOBAL"], dis.opmap["STORE_DEREF"]
 _DOCSTRING_FLAG = 0x4000000
 
 
@@ -105,6 +106,32 @@ def code_reads(code: CodeType) -> Reads:
         quoted.update(name for local, text in texts for name in evaluated_names(text) if name not in local)
     others.update(part for _, text in texts for part in quoted_attributes(text))
     return Reads(found.names, frozenset(others), found.imports, frozenset(quoted))
+
+
+@functools.lru_cache(maxsize=4096)
+def quotes(code: CodeType) -> frozenset[str]:
+    """Names and attributes behind ``@`` in the texts of a code object, but for its own local names."""
+    found: set[str] = set()
+    for local, text in _texts(code):
+        if "@" in text:
+            found.update(name for name in quoted_names(text) if name not in local)
+            found.update(quoted_attributes(text))
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def rebound_names(code: CodeType) -> frozenset[str]:
+    """Names outside of a code object to which it, or the code nested in it, gives another value."""
+    places = (*code.co_varnames, *(name for name in code.co_cellvars if name not in code.co_varnames))
+    places = (*places, *code.co_freevars)
+    names = set()
+    for operation, argument in _instructions(code):
+        if operation == _REBIND_GLOBAL:
+            names.add(code.co_names[argument])
+        elif operation == _REBIND_OUTER and places[argument] in code.co_freevars:
+            names.add(places[argument])
+    inner = [rebound_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(names).union(*inner)
 
 
 def _texts(code: CodeType) -> Iterator[tuple[frozenset[str], str]]:

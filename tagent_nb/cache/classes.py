@@ -4,6 +4,7 @@ validators, types behind names."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -152,6 +153,9 @@ def hidden_parts(kind: type) -> Iterator[tuple[str, Any]]:
             yield from _data_parts(f"field {name}", field, name in vars(kind))
     if hasattr(kind, "__required_keys__"):
         yield "required", sorted(kind.__required_keys__)
+    for name, value in vars(kind).items():
+        if isinstance(value, functools.partialmethod):
+            yield f"partial {name}", [value.args, value.keywords]
     if not issubclass(kind, Enum):
         yield from _special_parts(kind)
 
@@ -209,9 +213,20 @@ def _decorators(kind: Any) -> Iterator[tuple[str, Any]]:
             options = {one.name: getattr(info, one.name) for one in dataclasses.fields(info)}
             told = [[key, _plain(value)] for key, value in sorted(options.items()) if key not in _NOTES]
             yield f"{group.name} {name}", [told, decorator.func]
-        names = list(getattr(infos, group.name))
-        if len(names) > 1:
-            yield group.name, names
+        ordered = _ordered(getattr(infos, group.name))
+        if ordered:
+            yield group.name, ordered
+
+
+def _ordered(group: Mapping[str, Any]) -> list[Any]:
+    """The order of decorators of one kind, as far as it counts: of those that meet in a field."""
+    places: dict[str, list[str]] = {}
+    for name, decorator in group.items():
+        for field in getattr(decorator.info, "fields", ("*",)):
+            places.setdefault(field, []).append(name)
+    if "*" in places:
+        return list(group) if len(group) > 1 else []
+    return sorted([field, names] for field, names in places.items() if len(names) > 1)
 
 
 def _plain(value: Any) -> Any:
@@ -234,12 +249,18 @@ def _data_parts(name: str, field: Any, in_class: bool) -> Iterator[tuple[str, An
 def _special_parts(kind: type) -> Iterator[tuple[str, Any]]:
     """What Python itself looks for, where it is no function of the class's own, as in ``__hash__ = None``."""
     own = vars(kind)
-    made = "__dataclass_fields__" in own or issubclass(kind, tuple)
     for name in sorted(_SPECIAL & own.keys()):
         value = own[name]
-        if made and name == "__match_args__":
+        if name == "__match_args__" and value == _match_args(kind):
             continue
         if name == "__hash__" and value is None and "__eq__" in own:
             continue
         if not hasattr(value, "__code__") and not hasattr(value, "__wrapped__"):
             yield name, getattr(value, "__func__", value)
+
+
+def _match_args(kind: Any) -> tuple[str, ...]:
+    """The ``__match_args__`` that Python itself gives to a dataclass or named tuple."""
+    if "__dataclass_fields__" in vars(kind):
+        return tuple(field.name for field in dataclasses.fields(kind) if field.init and not field.kw_only)
+    return tuple(getattr(kind, "_fields", ()))

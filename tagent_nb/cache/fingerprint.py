@@ -106,8 +106,18 @@ def _model_part(part: Any, namespace: Mapping[str, Any], memo: Memo) -> str:
     if isinstance(part, type):
         return class_digest(part, memo)
     if isinstance(part, list):
-        return _text_digest(*(tool_code(function, namespace, memo) for function in part))
+        return _text_digest(*(_model_code(function, namespace, memo) for function in part))
     return value_text(part, memo)
+
+
+def _model_code(function: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo) -> str:
+    """Digest of a function that answers for a model: its code, and what is fixed of all that it uses.
+
+    What it may change, such as a list of its calls, is no other answer.
+    """
+    search = Surroundings(getattr(function, "__globals__", namespace), memo)
+    search.follow_value("model", function)
+    return _text_digest(tool_code(function, namespace, memo), *map(repr, sorted(search.fixed.items())))
 
 
 def _surroundings(

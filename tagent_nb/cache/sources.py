@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from tagent_nb.cache.bytecode import Reads, code_digest, code_reads
+from tagent_nb.cache.bytecode import Reads, code_digest, code_reads, quotes, rebound_names
 from tagent_nb.cache.classes import annotation_text, hidden_parts, type_of, type_text, types_of
 from tagent_nb.cache.origins import (
     files_of,
@@ -29,11 +29,13 @@ from tagent_nb.cache.origins import (
 )
 from tagent_nb.cache.values import (
     BY_TYPE,
+    MOST_PARTS,
     Memo,
     bound_to,
     described,
     digest_of,
     fields_beside,
+    is_constant,
     is_native,
     named,
     parts_of,
@@ -63,6 +65,11 @@ class Surroundings:
 
     def __init__(self, home: Mapping[str, Any], memo: Memo, *, documented: bool = True) -> None:
         self.found: dict[str, str] = {}
+        self._fixed: dict[str, str] = {}
+        self._rebound: set[str] = set()
+        # Names behind ``@`` in texts, with where to look them up, and whether anything asks pandas for such.
+        self._quoted: list[tuple[frozenset[str], Mapping[str, Any]]] = []
+        self._queries = False
         self._home = home
         self._memo = memo
         self._documented = documented
@@ -88,6 +95,17 @@ class Surroundings:
                 self._function_reads("", function)
             function = inner
         self._work_off()
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Of all that was found, what code does not change by running: methods, and constants that no code
+        that was found gives another value, such as the text that a function of a model answers with.
+        """
+        return {
+            name: text
+            for name, text in self._fixed.items()
+            if name.rpartition(".")[2].partition("[")[0] not in self._rebound
+        }
 
     def follow_value(self, label: str, value: Any) -> None:
         """Search a value that is reported as ``label``, and all it refers to."""
@@ -120,11 +138,17 @@ class Surroundings:
 
     def _work_off(self) -> None:
         # A queue, not recursion: helpers may call each other in chains of any length.
-        while self._todo:
-            label, value, attributes = self._todo.popleft()
-            self._look_at(label, value, attributes)
+        while self._todo or (self._queries and self._quoted):
+            if self._todo:
+                label, value, attributes = self._todo.popleft()
+                self._look_at(label, value, attributes)
+            else:
+                names, namespace = self._quoted.pop()
+                attributes = names - namespace.keys()
+                self._names(Reads(names & namespace.keys(), attributes), namespace)
 
     def _names(self, reads: Reads, namespace: Mapping[str, Any]) -> None:
+        self._queries = self._queries or reads.queries
         quoted = {name for name in reads.quoted if name in namespace}
         if reads.queries:
             texts = [namespace[name] for name in reads.names if isinstance(namespace.get(name), str)]
@@ -181,6 +205,9 @@ class Surroundings:
             self._todo += [(f"{label}.{name}", part, attributes) for name, part in parts.items()]
         elif isinstance(inspect.getattr_static(value, "__wrapped__", None), FunctionType):
             self._todo.append((label, value.__wrapped__, attributes))
+            # A decorator that is a class of the user's: what it remembers meanwhile does not count.
+            if is_user_class(type(value)):
+                self._todo.append((type(value).__name__, type(value), frozenset()))
         elif is_native(value):
             self._native(label, value, attributes)
         else:
@@ -232,6 +259,10 @@ class Surroundings:
     def _function_reads(self, label: str, function: FunctionType) -> None:
         before = f"{label}." if label else ""
         reads = code_reads(function.__code__)
+        self._rebound |= rebound_names(function.__code__)
+        quoted = quotes(function.__code__)
+        if quoted:
+            self._quoted.append((quoted, function.__globals__))
         self._names(reads, function.__globals__)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         for name, cell in cells:
@@ -253,6 +284,8 @@ class Surroundings:
         if not self._is_new(kind):
             return None
         parts: dict[str, str] = {"name": kind.__name__, "schema": _json_schema(kind, self._documented)}
+        if len(kind.__bases__) > 1:  # which of them is asked first for a method
+            parts["bases"] = ",".join(base.__name__ for base in kind.__bases__)
         for base in (*kind.__bases__, type(kind)):
             parts[f"base {base.__name__}"] = ""
             self._refer(base.__name__, base)
@@ -270,7 +303,9 @@ class Surroundings:
                 self._function_reads(f"{label}.{name}", function)
             if functions:
                 parts[name] = ",".join(code_digest(function.__code__) for function in functions)
+                self._fixed[f"{label}.{name}"] = parts[name]
             elif not (name.startswith("__") and name.endswith("__")):
+                self._quote(value)
                 if is_user_class(type(value)):
                     self._todo.append((type(value).__name__, type(value), frozenset()))
                 parts[name], code = value_digest(value, self._memo)
@@ -298,6 +333,9 @@ class Surroundings:
         if is_user_class(type(value)):
             self._todo.append((type(value).__name__, type(value), attributes))
         text, code = value_digest(value, self._memo)
+        if is_constant(value):
+            self._fixed[label] = text
+        self._quote(value)
         self._todo += [(name, one, frozenset()) for name, one in code]
         parts = parts_of(value) if text.startswith(BY_TYPE) else None
         if parts is None:
@@ -308,6 +346,19 @@ class Surroundings:
         else:
             return
         self._todo += [(f"{label}{place}", part, attributes) for place, part in parts]
+
+    def _quote(self, value: Any) -> None:
+        """Note the names behind ``@`` in a text, and in those of a small table."""
+        texts = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list | tuple)
+            else [value]
+        )
+        for text in texts if len(texts) <= MOST_PARTS else ():
+            if isinstance(text, str) and "@" in text:
+                self._quoted.append((frozenset(quoted_names(text)) | quoted_attributes(text), self._home))
 
     # -- digests ----------------------------------------------------------------------------
 

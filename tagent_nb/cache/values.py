@@ -249,6 +249,13 @@ def _state_of(value: Any) -> Iterator[tuple[str, Any]]:
         yield f"({place})", list(one) if place in (3, 4) and one is not None else one
 
 
+def is_constant(value: Any) -> bool:
+    """Whether a value stays as it is for as long as it lives: a text, a number, or a tuple of such."""
+    if isinstance(value, tuple | frozenset):
+        return len(value) <= MOST_PARTS and all(map(is_constant, value))
+    return value is None or isinstance(value, str | bytes | int | float | complex | Enum)
+
+
 def is_native(value: Any) -> bool:
     """Whether it is a function or method that is not written in Python: of C, Cython, NumPy and the like."""
     if isinstance(value, _NATIVE):

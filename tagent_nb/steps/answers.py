@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,11 +35,15 @@ _PRIVATE = ("provider_details", "provider_response_id", "provider_url", "run_id"
 _tool_return: TypeAdapter[Any] = TypeAdapter(ToolReturn)
 
 
+MOST_TOKENS = 10**12
+"""A count above is no count of one answer."""
+
+
 def tidy_answer(response: ModelResponse, *, structured: bool = False) -> None:
     """Make an answer one that can be sent back, stored and counted, whatever its server wrote.
 
     Halves of surrogate pairs become letters or U+FFFD, a call that came twice is one, two calls with one id
-    get an id each, and counts of tokens below 0 are no counts.
+    get an id each, and counts of tokens below 0 or beyond all measure are no counts.
 
     Args:
         response: What a model answered.
@@ -51,9 +56,13 @@ def tidy_answer(response: ModelResponse, *, structured: bool = False) -> None:
             part.content = _sound_json(part.content) if structured else whole_text(part.content)
         elif isinstance(part, ToolCallPart):
             part.args = _sound_json(part.args) if isinstance(part.args, str) else whole_text(part.args)
+            if isinstance(part.args, str) and part.args.strip() == "null":
+                part.args = "{}"  # of a tool without parameters
             part.tool_name = whole_text(part.tool_name)
             same = calls.setdefault(part.tool_call_id, [])
-            if any(call.tool_name == part.tool_name and call.args == part.args for call in same):
+            if any(
+                call.tool_name == part.tool_name and _arguments(call) == _arguments(part) for call in same
+            ):
                 continue
             same.append(part)
             if len(same) > 1:
@@ -61,8 +70,17 @@ def tidy_answer(response: ModelResponse, *, structured: bool = False) -> None:
         parts.append(part)
     response.parts = parts
     used = response.usage
-    if min(used.input_tokens, used.output_tokens, used.cache_read_tokens) < 0:
+    counts = (used.input_tokens, used.output_tokens, used.cache_read_tokens)
+    if min(counts) < 0 or max(counts) > MOST_TOKENS:
         response.usage = RequestUsage(unmeasured_requests=1)
+
+
+def _arguments(call: ToolCallPart) -> Any:
+    """The arguments of a call, however they are written; the text of those that are no JSON."""
+    try:
+        return json.loads(call.args) if isinstance(call.args, str) else call.args
+    except ValueError:
+        return call.args
 
 
 def _sound_json(text: str) -> str:

@@ -25,7 +25,7 @@ _EXACT = {
         stop stopped end ended endturn endoftext endofturn endofsequence eos eostoken eosfound stopeos
         stoppedeos stopsequence stopsequences stopstring stopstringfound stopword stoppedword stoptoken word
         toolcall toolcalls tooluse functioncall functioncalls function toolcallsstop complete completed
-        completion done finish finished success succeeded normal ok pauseturn
+        completion done finish finished success succeeded normal ok pauseturn s imend eot eotid eom streamend
     """,
     Ending.LENGTH: """
         length maxtoken maxtokens maxlength maxlen maxoutput maxoutputtokens maxcontext maxcompletiontokens

@@ -33,7 +33,8 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from tagent_nb.pipeline.texts import whole_text
-from tagent_nb.steps.refusals import refusal, refuses_streaming
+from tagent_nb.steps.answers import MOST_TOKENS
+from tagent_nb.steps.refusals import has_error, refusal, refuses_streaming
 
 __all__ = ["tolerant", "unstreamed_key"]
 
@@ -46,6 +47,16 @@ _ODD = (
     AssertionError,
 )
 """What is raised at an answer that is not as the protocol has it."""
+
+
+_COUNTS = {
+    "prompt_tokens": ("prompt_tokens", "input_tokens", "promptTokens", "inputTokens", "promptTokenCount"),
+    "completion_tokens": (
+        *("completion_tokens", "output_tokens", "completionTokens", "outputTokens"),
+        "candidatesTokenCount",
+    ),
+}
+"""What servers call the two counts."""
 
 
 def tolerant(model: Model[Any], unstreamed: set[str]) -> Model[Any]:
@@ -175,10 +186,14 @@ class _ChatModel(_Unstreamed):
     def _process_response(self, response: Any, **options: Any) -> ModelResponse:
         from openai.types.chat import ChatCompletion
 
+        if isinstance(response, list) and response:  # an array, of answers as the client reads it
+            response = response[0]
         if isinstance(response, str):  # of a server that does not say that it sends JSON
             body = _object(response)
             response = response if body is None else ChatCompletion.construct(**body)
-        if not getattr(response, "choices", True):
+        if isinstance(response, BaseModel) and (
+            not getattr(response, "choices", True) or has_error(response)
+        ):
             _refuse(self, _plain(response))
         model: Any = super()
         try:
@@ -199,14 +214,21 @@ class _ChatStream:
     """The pieces of a chat completion."""
 
     async def _validate_response(self) -> AsyncIterator[Any]:
+        from openai.types import CompletionUsage
+
         stream: Any = super()
         pieces: AsyncIterable[Any] = stream._validate_response()
         async for piece in pieces:
-            if not piece.choices and piece.model_extra:
+            if (not piece.choices and piece.model_extra) or has_error(piece):
                 _refuse(self, _plain(piece))
+            for choice in piece.choices or ():
+                choice.finish_reason = _word(choice.finish_reason)
+                if choice.delta is None:  # a whole message in its place, or nothing
+                    message = (choice.model_extra or {}).get("message")
+                    choice.delta = _delta(message if isinstance(message, Mapping) else {})
             if piece.usage is not None and not _is_sound(piece.usage):
-                counted = _counted(_plain(piece.usage))
-                piece.usage = None if counted is None else type(piece.usage).construct(**counted)
+                counted = _counted(_plain(piece.usage) if isinstance(piece.usage, BaseModel) else piece.usage)
+                piece.usage = None if counted is None else CompletionUsage.construct(**counted)
             yield piece
 
     def _add_usage(self, usage: Any, *, reported: bool, cumulative: bool = False) -> None:
@@ -278,12 +300,26 @@ def _plain(response: BaseModel) -> dict[str, Any]:
 
 
 def _object(text: str | bytes) -> dict[str, Any] | None:
-    """The JSON object that a text is; ``None`` where it is none."""
+    """The JSON object that a text is, or the first of an array; ``None`` where it is none."""
     try:
         body = json.loads(text)
     except ValueError:
         return None
+    body = body[0] if isinstance(body, list) and body else body
     return body if isinstance(body, dict) else None
+
+
+def _word(reason: Any) -> Any:
+    """A finish reason as a word, also where a server writes a number, or puts it into something."""
+    while isinstance(reason, list | dict):
+        reason = next(iter(reason.values() if isinstance(reason, dict) else reason), None)
+    return None if reason in (None, "") else str(reason)
+
+
+def _delta(message: Mapping[str, Any]) -> Any:
+    from openai.types.chat.chat_completion_chunk import ChoiceDelta
+
+    return ChoiceDelta.construct(**message)
 
 
 def _mended(body: dict[str, Any], model: str) -> dict[str, Any] | None:
@@ -312,7 +348,7 @@ def _mended(body: dict[str, Any], model: str) -> dict[str, Any] | None:
         "choices": [
             {
                 "index": 0,
-                "finish_reason": choice.get("finish_reason") or None,
+                "finish_reason": _word(choice.get("finish_reason")),
                 "message": {
                     **message,
                     "role": "assistant",
@@ -326,16 +362,19 @@ def _mended(body: dict[str, Any], model: str) -> dict[str, Any] | None:
 
 
 def _call(call: Mapping[str, Any], number: int) -> dict[str, Any]:
-    function = dict(call.get("function") or {})
+    function: Any = call.get("function")
+    function = dict(function) if isinstance(function, Mapping) else {}
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
         function["arguments"] = json.dumps(arguments or {})
-    return {**call, "id": call.get("id") or f"call_{number}", "type": "function", "function": function}
+    # A call without a name is answered with the names of the tools that there are.
+    function["name"] = str(function.get("name") or "")
+    return {**call, "id": str(call.get("id") or f"call_{number}"), "type": "function", "function": function}
 
 
 def _is_sound(usage: Any) -> bool:
-    counts = (usage.prompt_tokens, usage.completion_tokens)
-    return all(type(count) is int and count >= 0 for count in counts) and any(counts)
+    counts = [getattr(usage, name, None) for name in _COUNTS]
+    return all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts) and any(counts)
 
 
 def _counted(usage: Any) -> dict[str, Any] | None:
@@ -345,7 +384,7 @@ def _counted(usage: Any) -> dict[str, Any] | None:
     """
     if not isinstance(usage, Mapping):
         return None
-    counts = {name: _number(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens")}
+    counts = {name: _first_number(usage, names) for name, names in _COUNTS.items()}
     if not any(counts.values()):
         return None
     sound: dict[str, Any] = {**usage, **counts, "total_tokens": sum(counts.values())}
@@ -359,6 +398,10 @@ def _counted(usage: Any) -> dict[str, Any] | None:
 
 def _number(value: Any) -> int | None:
     try:
-        return int(value) if int(value) >= 0 else None
+        return int(value) if 0 <= int(value) <= MOST_TOKENS else None
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _first_number(usage: Mapping[str, Any], names: Sequence[str]) -> int:
+    return next(filter(None, (_number(usage.get(name)) for name in names)), 0)

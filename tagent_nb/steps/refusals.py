@@ -5,14 +5,15 @@ Imports pydantic-ai: load it late.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic_ai import exceptions
 
-__all__ = ["refusal", "refuses_streaming"]
+__all__ = ["has_error", "refusal", "refuses_streaming"]
 
 _STATUS = {
     "rate_limit_exceeded": 429,
@@ -42,10 +43,9 @@ _STATUS = {
     "invalid_request_error": 400,
     "invalid_argument": 400,
     "bad_request": 400,
-    "badrequesterror": 400,
+    "bad_request_error": 400,
     "server_error": 500,
     "internal_server_error": 500,
-    "internalservererror": 500,
     "api_error": 500,
     "service_unavailable": 503,
     "unavailable": 503,
@@ -68,11 +68,18 @@ _CATEGORIES: dict[int, Any] = {
 }
 
 _CODES = ("code", "status", "status_code", "http_code", "http_status", "statusCode", "type", "error_code")
-_TEXTS = ("message", "msg", "detail", "error_msg", "error_message", "title", "reason")
-_STREAM = re.compile(r"\bstream(?:s|ed|ing|_options)?\b")
+_TEXTS = (
+    *("message", "msg", "detail", "error_msg", "error_message", "status_msg", "faultstring"),
+    *("title", "reason", "description"),
+)
+_FINE = frozenset({"ok", "success", "succeeded", "none", "null"})
+_MARKS = re.compile(r"[^a-z0-9]+")
+_STATUS_OF_WORDS = {_MARKS.sub("", word): status for word, status in _STATUS.items()}
+_STREAM = re.compile(r"\bstream(?:s|ed|ing|_options)?\b|\bsse\b|\bserver-sent events?\b")
 _UNABLE = re.compile(r"support|implement|verif|not allowed|disabled|not available|cannot stream")
 
-_QUIET = ("choices", "output", "candidates", "content", "delta")
+_QUIET = ("output", "candidates", "content", "delta")
+_INNER = ("error", "errors", "detail", "fault", "base_resp")
 
 
 def refusal(
@@ -87,29 +94,76 @@ def refusal(
         body: What came, as parsed from JSON.
         headers: Those of the response, which may say how long to wait.
     """
-    if any(body.get(name) for name in _QUIET):
+    if any(body.get(name) for name in _QUIET) or any(map(_is_answer, _choices(body))):
         return None
-    error = body.get("error") or body.get("errors") or body.get("detail")
-    if isinstance(error, list) and error:
-        error = error[0]
-    inner = error if isinstance(error, Mapping) else {}
-    if not error and not _is_bare_error(body):
+    errors = list(_errors(body))
+    if not errors and not _is_bare_error(body):
         return None
-    text = error if isinstance(error, str) else _text(inner) or _text(body) or json.dumps(body, default=str)
-    status = _status([*_codes(inner), *_codes(body)])
+    texts = [error if isinstance(error, str) else _text(error) for error in reversed(errors)]
+    text = next(filter(None, texts), "") or _text(body) or json.dumps(body, default=str)
+    layers = [error for error in reversed(errors) if isinstance(error, Mapping)]
+    status = _status(code for layer in (*layers, body) for code in _codes(layer))
     if status is None:
-        return exceptions.ModelAPIError(model, str(text), body={"message": text})
+        return exceptions.ModelAPIError(model, text, body={"message": text})
     category = _CATEGORIES.get(status, exceptions.ModelServerError if status >= 500 else None)
     return exceptions.ModelHTTPError.for_category(
         category, status_code=status, model_name=model, body={"message": text}, headers=headers
     )
 
 
+def has_error(response: Any) -> bool:
+    """Whether an answer, or a piece of one, has an error beside its choices or in one of them."""
+    choices = getattr(response, "choices", None) or ()
+    return any(getattr(part, "error", None) for part in (response, *choices))
+
+
+def _choices(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    choices = body.get("choices")
+    return [choice for choice in choices if isinstance(choice, Mapping)] if isinstance(choices, list) else []
+
+
+def _is_answer(choice: Mapping[str, Any]) -> bool:
+    """Whether a choice has anything in it that a model has said."""
+    for message in (choice.get("message"), choice.get("delta")):
+        if isinstance(message, Mapping) and any(message[name] for name in message if name != "role"):
+            return True
+    return bool(choice.get("text"))
+
+
+def _errors(body: Mapping[str, Any]) -> Iterator[str | Mapping[str, Any]]:
+    """The error in a body, and what is nested in it, the outermost first."""
+    places = [body.get(name) for name in _INNER] + [choice.get("error") for choice in _choices(body)]
+    error: Any = next(filter(None, places), None)
+    while error:
+        if isinstance(error, str) and error.lstrip().startswith(("{", "[")):
+            with contextlib.suppress(ValueError):  # a sentence that begins so
+                error = json.loads(error)
+        if isinstance(error, list) and error:
+            error = error[0]
+        if isinstance(error, str):
+            yield error
+        if not isinstance(error, Mapping):
+            return
+        if error.get("status_code") == 0:
+            return  # a success, as some write it in each answer
+        yield error
+        error = next(filter(None, (error.get(name) for name in _INNER)), None)
+
+
 def _is_bare_error(body: Mapping[str, Any]) -> bool:
     """Whether the body itself is the error object, as of older servers of vLLM."""
     if body.get("object") == "error" or body.get("success") is False:
         return True
-    return bool(_text(body)) and _status(_codes(body)) is not None
+    if not _text(body):
+        return False
+    if (
+        any(body.get(name) for name in ("error_code", "error_msg", "error_message"))
+        or body.get("error") is True
+    ):
+        return True
+    code = body.get("code")
+    is_word = isinstance(code, str) and code.isidentifier() and code.lower() not in _FINE
+    return ("choices" not in body and is_word) or _status(_codes(body)) is not None
 
 
 def _text(error: Mapping[str, Any]) -> str:
@@ -117,7 +171,7 @@ def _text(error: Mapping[str, Any]) -> str:
         text = error.get(name)
         if isinstance(text, str) and text:
             return text
-        if isinstance(text, list | dict) and text:
+        if isinstance(text, list | dict) and text and name not in _INNER:
             return json.dumps(text, ensure_ascii=False, default=str)
     return ""
 
@@ -128,12 +182,16 @@ def _codes(error: Mapping[str, Any]) -> list[Any]:
 
 def _status(codes: Iterable[Any]) -> int | None:
     """The first of these that is a status of HTTP, as a number, digits, or a word that stands for one."""
-    for code in codes:
-        if isinstance(code, str):
-            code = int(code) if code.isascii() and code.isdigit() else _STATUS.get(code.strip().lower())
-        if isinstance(code, int) and not isinstance(code, bool) and 400 <= code <= 599:
-            return code
-    return None
+    return next((status for status in map(_status_of, codes) if status is not None), None)
+
+
+def _status_of(code: Any) -> int | None:
+    if isinstance(code, str):
+        digits = re.match(r"[1-9][0-9]{2}(?![0-9])", code.strip())
+        code = int(digits[0]) if digits else _STATUS_OF_WORDS.get(_MARKS.sub("", code.lower()))
+    if isinstance(code, float) and code.is_integer():
+        code = int(code)
+    return code if isinstance(code, int) and not isinstance(code, bool) and 400 <= code <= 599 else None
 
 
 def refuses_streaming(error: exceptions.ModelAPIError) -> bool:

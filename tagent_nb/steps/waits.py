@@ -53,7 +53,10 @@ def _waits(
     milliseconds = _number(headers.get("retry-after-ms", ""))
     yield None if milliseconds is None else milliseconds / 1000
     after = headers.get("retry-after", "").strip()
-    yield _until(after, now) if _number(after) is None else _number(after)
+    # A header that was sent twice is one with a comma, as is a date.
+    several = [_number(part) for part in after.split(",")]
+    numbers = [number for number in several if number is not None]
+    yield _duration(str(max(numbers)) if len(numbers) == len(several) else after, now)
     if not after and milliseconds is None:
         yield parsed  # such as Google's, from the body
     resets = [wait for wait in _resets(headers, now) if wait is not None and wait >= SHORTEST_WAIT]
