@@ -535,26 +535,34 @@ def test_a_users_module_that_the_step_imports_itself_counts(module: Callable[...
     assert changed(old, found("", notebook(), attributes="work", imports="shop")) == {"function:shop.work"}
 
 
-def test_one_that_is_not_loaded_yet_counts_by_its_files_and_stays_unloaded(
-    module: Callable[..., Any],
-) -> None:
-    module("shop.py", "def work(x): return x", load=False)
-    old = found("", notebook(), imports="shop")
-    assert set(old) == {"module:shop"}
-    module("shop.py", "def work(x): return -x", load=False)
-    assert changed(old, found("", notebook(), imports="shop")) == {"module:shop"}
+def test_one_that_is_not_loaded_yet_counts_as_it_does_when_it_is(module: Callable[..., Any]) -> None:
+    """A step has the same fingerprint before and after its first run in a kernel."""
+    module("shop.py", "rate = 2\ndef work(x): return x * rate", load=False)
+    first = found("", notebook(), imports="shop", attributes="work")
+    assert set(first) == {"function:shop.work", "global:shop.rate"}
+    assert found("", notebook(), imports="shop", attributes="work") == first
+    module("shop_package/__init__.py", "", load=False)
+    module("shop_package/part.py", "def work(x): return x", load=False)
+    inside = found("", notebook(), imports="shop_package.part", attributes="work")
+    assert set(inside) == {"function:shop_package.part.work"}
+    assert found("", notebook(), imports="shop_package.part", attributes="work") == inside
+
+
+@pytest.mark.parametrize("broken", ["raise SystemExit", "1 / 0", "import no_such_module_at_all", "def ("])
+def test_one_that_cannot_be_imported_counts_by_its_files(module: Callable[..., Any], broken: str) -> None:
+    module("shop.py", broken, load=False)
+    before = found("", notebook(), imports="shop")
+    assert set(before) == {"module:shop"}
+    module("shop.py", f"{broken}\n# more", load=False)
+    assert changed(before, found("", notebook(), imports="shop")) == {"module:shop"}
+
+
+def test_a_package_that_cannot_be_imported_counts_by_all_its_files(module: Callable[..., Any]) -> None:
     module("shop_package/__init__.py", "raise SystemExit", load=False)
     before = found("", notebook(), imports="shop_package.part")
+    assert before["module:shop_package.part"] != "absent"
     module("shop_package/part.py", "a = 1", load=False)
     assert changed(before, found("", notebook(), imports="shop_package.part")) == {"module:shop_package.part"}
-    assert "shop_package" not in sys.modules
-
-
-def test_one_without_files_of_its_own_counts_by_what_is_in_it(
-    tmp_path: Path, module: Callable[..., Any]
-) -> None:
-    module("shop_package/part.py", "a = 1", load=False)
-    assert found("", notebook(), imports="shop_package")["module:shop_package"] != "absent"
 
 
 def test_a_module_that_does_not_exist_counts_as_absent() -> None:

@@ -803,3 +803,29 @@ def test_another_process_finds_every_answer(tmp_path: Path) -> None:
     ]
     assert outputs[0] == f"{sorted(STEPS)}\n['ask', 'load', 'use']\n"
     assert outputs[1:] == ["[]\n[]\n"] * 2
+
+
+def test_a_module_imported_in_the_body_is_the_same_before_and_after_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run of a kernel is cached, and a new kernel resumes what the old one recorded."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shop_in_body.py").write_text(
+        "RATE = 3\ndef work(rows): return [row * RATE for row in rows]\n"
+    )
+    pipeline = Pipeline("body")
+    pipeline.put(PipelineStep.from_cell("load", "[1, 2]", python=True))
+    pipeline.put(PipelineStep.from_cell("use", "import shop_in_body\nshop_in_body.work(load)", python=True))
+    pipeline.put(PipelineStep.from_cell("last", "1 / len(gate)", python=True, max_retries=0))
+
+    def executor(gate: list[int]) -> PipelineExecutor:
+        cache = ResultCache(tmp_path / "cache")
+        return PipelineExecutor(pipeline, storage=tmp_path / "runs", cache=cache, namespace={"gate": gate})
+
+    first, second = executor([]).run(), executor([]).run()
+    assert [result.steps["use"].status.value for result in (first, second)] == ["completed", "cached"]
+    monkeypatch.delitem(sys.modules, "shop_in_body")  # as in a new kernel
+    pipeline.put(PipelineStep.from_cell("last", "sum(use)", python=True))
+    resumed = executor([]).run(resume=True)
+    assert resumed.success
+    assert resumed["last"] == 9

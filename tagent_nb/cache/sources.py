@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Flag
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -165,10 +166,11 @@ class Surroundings:
             self._imported(name, reads.attributes)
 
     def _imported(self, name: str, attributes: frozenset[str]) -> None:
-        module = sys.modules.get(name)
         if not is_user_module(name):
             self._package(name)
-        elif module is not None:
+            return
+        module = _loaded(name)
+        if module is not None:
             self._todo.append((name, module, attributes))
         else:
             self._note(f"module:{name}", _file_digest(name))
@@ -430,8 +432,26 @@ def _functions_of(value: Any) -> Iterator[FunctionType]:
             yield from (each for each in found.values() if is_user_module(each.__globals__.get("__name__")))
 
 
+def _loaded(name: str) -> ModuleType | None:
+    """A module of the user that a step imports, imported now if it is not loaded; ``None`` if it cannot be.
+
+    A step that runs would import it anyway. Left unloaded it could be compared by its files only: the step
+    would have another fingerprint before and after its first run in a kernel.
+    """
+    module = sys.modules.get(name)
+    if module is not None:
+        return module
+    try:
+        return import_module(name)
+    except (
+        Exception,
+        SystemExit,
+    ):  # the module is the user's code; the step that imports it says what is wrong
+        return None
+
+
 def _file_digest(module: str) -> str:
-    """SHA-256 of the files of a module that is not loaded yet; loading it is the step's business."""
+    """SHA-256 of the files of a module that cannot be imported."""
     # The top only: looking for a submodule would load its parents.
     places = map(Path, files_of(module.partition(".")[0]))
     files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
