@@ -30,6 +30,7 @@ from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.records import time_in
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
 from tests.storage_kinds import replace_records, stored_records
@@ -393,7 +394,7 @@ async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitio
             pipeline_id = f"p{n}"
             for run_id in ids:
                 lease = await storage.acquire(pipeline_id, run_id)
-                event = StepFinished(run_id=run_id, step="s", output=StoredValue.of(1))
+                event = StepFinished(run_id=run_id, at=time_in(run_id), step="s", output=StoredValue.of(1))
                 await storage.append(pipeline_id, run_id, [event], token=lease.token)
                 await storage.release(lease)
             client = redis.Redis.from_url(server.url)
@@ -404,7 +405,8 @@ async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitio
             for run_id in lost:
                 client.delete(f"{start}run:{run_id}")
             if n % 2:
-                event = StepFinished(run_id="20260109T000000-0", step="s", output=StoredValue.of(1))
+                run_id = "20260109T000000-0"
+                event = StepFinished(run_id=run_id, at=time_in(run_id), step="s", output=StoredValue.of(1))
                 await open_storage(server.url).append(pipeline_id, event.run_id, [event])
                 ids.append(event.run_id)
             again = open_storage(server.url, durability="fast")
