@@ -20,8 +20,8 @@ MOST_RESET = 30.0
 """Most seconds that are waited because of a header such as ``x-ratelimit-reset-requests``: it says when a
 limit is whole again, and the next request may be allowed long before."""
 
-_EPOCH = 1_000_000_000
-"""Numbers from here on are moments, in seconds since 1970, and above a thousand times it in milliseconds."""
+_YEAR = 366 * 86_400.0
+"""Numbers that are, in seconds or milliseconds since 1970, less than so many seconds from now are moments."""
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _UNITS = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
@@ -77,9 +77,8 @@ def _duration(text: str, now: Callable[[], float]) -> float | None:
     """``"2"``, ``"6m0s"``, ``"20ms"``, seconds or milliseconds since 1970, or a date, in seconds from now."""
     number = _number(text)
     if number is not None:
-        if number < _EPOCH:
-            return number
-        return (number / 1000 if number >= 1000 * _EPOCH else number) - now()
+        waits = (moment - now() for moment in (number, number / 1000))
+        return next((wait for wait in waits if abs(wait) < _YEAR), number)
     parts = _DURATION.fullmatch(text)
     if text and parts is not None:
         return sum(float(part) * unit for part, unit in zip(parts.groups(), _UNITS, strict=True) if part)
