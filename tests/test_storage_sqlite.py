@@ -1307,3 +1307,15 @@ async def test_a_name_that_is_no_id_does_not_hide_the_newest_run(store: SQLiteSt
     assert await store.newest_run("p") == "r2"
     assert await store.newest_run("p", besides="r2") == "r1"
     assert [info.run_id for info in await store.runs("p", limit=2)] == ["r1", "r2"]
+
+
+@pytest.mark.parametrize("log", [None, 0, 55])
+@pytest.mark.parametrize("index", [None, 0, 32_768])
+def test_a_log_that_is_emptied_or_removed_meanwhile_has_lost_nothing(
+    tmp_path: Path, log: int | None, index: int | None
+) -> None:
+    """Another connection may checkpoint and close while this one looks at the log."""
+    for name, size in (("runs.db-wal", log), ("runs.db-shm", index)):
+        if size is not None:
+            (tmp_path / name).write_bytes(bytes(size))
+    assert wal._lost(tmp_path / "runs.db", tmp_path / "runs.db-wal") == []

@@ -7,7 +7,6 @@ in https://www.sqlite.org/walformat.html.
 
 from __future__ import annotations
 
-import mmap
 import re
 import shutil
 import sqlite3
@@ -73,16 +72,23 @@ def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> st
 
 
 def _lost(path: Path, log: Path) -> list[bytes]:
-    """The frames behind those that SQLite reads, if some were committed."""
-    if not log.exists() or log.stat().st_size < _HEAD.size + _FRAME.size:
+    """The frames behind those that SQLite reads, if some were committed.
+
+    Both files are read as they are at that moment: another connection may empty or remove them meanwhile,
+    which a map of the log into memory would not survive.
+    """
+    try:
+        with path.with_name(path.name + "-shm").open("rb") as index:
+            head = index.read(_IN_USE + 4)
+        data = log.read_bytes()
+    except FileNotFoundError:
         return []
-    with path.with_name(path.name + "-shm").open("rb") as index:
-        in_use: int = struct.unpack_from("=I", index.read(_IN_USE + 4), _IN_USE)[0]
-    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _behind(data, in_use)
+    if len(data) < _HEAD.size + _FRAME.size or len(head) < _IN_USE + 4:
+        return []
+    return _behind(data, struct.unpack_from("=I", head, _IN_USE)[0])
 
 
-def _behind(data: mmap.mmap, in_use: int) -> list[bytes]:
+def _behind(data: bytes, in_use: int) -> list[bytes]:
     magic, _, page, _, *salts, _, _ = _HEAD.unpack_from(data)
     whole = magic & ~1 == _MAGIC and _checksum(data[:24], magic & 1) == _HEAD.unpack_from(data)[6:]
     if not whole:
@@ -101,7 +107,7 @@ def _behind(data: mmap.mmap, in_use: int) -> list[bytes]:
     return frames if committed else []
 
 
-def _page_size(data: mmap.mmap) -> int:
+def _page_size(data: bytes) -> int:
     """By the distance of the first two frames, which have the same salts."""
     salts = data[_HEAD.size + 8 : _HEAD.size + 16]
     for power in range(9, 17):
