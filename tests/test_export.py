@@ -132,6 +132,11 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
     assert module.Sentiment is Sentiment
 
 
+def test_the_final_step_of_a_pipeline_comes_back(load: Callable[[str], Any]) -> None:
+    pipeline = Pipeline("p", final="a").step("a", "g").step("b", "g")
+    assert load(export_module(pipeline)).pipeline.final == "a"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -175,6 +175,18 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert book.shown[-1].startswith("classify: agent step; reads extra (weak, not defined yet)")
 
 
+def test_a_step_of_a_cell_may_make_the_final_output(book: Notebook) -> None:
+    """``--final`` on a step: the card says so, and the result has the value as ``final_output``."""
+    book("tagent_pipeline sums")
+    book.python("load", "[1, 2]")
+    book("tagent_step total --python --final", "sum(load)\n")
+    assert "final output" in book.shown[-1]
+    assert book.session.pipeline.final_step == "total"
+    book("tagent_run")
+    assert book.shell.user_ns["result"].final_output == 3
+
+
+
 def test_a_step_takes_the_mode_of_its_pipeline_unless_it_says(book: Notebook) -> None:
     book("tagent_pipeline reviews --concurrent")
     book.python("a", "1")
