@@ -186,7 +186,6 @@ def test_a_step_of_a_cell_may_make_the_final_output(book: Notebook) -> None:
     assert book.shell.user_ns["result"].final_output == 3
 
 
-
 def test_a_step_takes_the_mode_of_its_pipeline_unless_it_says(book: Notebook) -> None:
     book("tagent_pipeline reviews --concurrent")
     book.python("a", "1")
