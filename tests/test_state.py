@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from tagent_nb import (
     FileStorageBackend,
@@ -616,3 +616,18 @@ for one in (built, restored):
     def test_classes_and_functions_that_are_missing_are_named(self) -> None:
         with pytest.raises(errors.DefinitionError, match=r"schemas=\[Answer\]"):
             PipelineStateMachine.from_dict(self.worked().to_dict())
+
+    def test_two_schemas_of_one_name_each_read_the_values_of_their_own_step(self) -> None:
+        def schema(kind: type) -> type[BaseModel]:
+            return create_model("Result", n=(kind, ...))
+
+        whole, part = schema(int), schema(float)
+        pipeline = Pipeline("two").step("a", "g", output_schema=whole).step("b", "g", output_schema=part)
+        one = PipelineStateMachine(pipeline, PipelineMemoryManager())
+        one.pipeline_memory.save_step_result("a", whole(n=3))
+        one.pipeline_memory.save_step_result("b", part(n=3.0))
+        data = json.loads(json.dumps(one.to_dict()))
+        again = PipelineStateMachine(pipeline, PipelineMemoryManager()).restore(data).pipeline_memory
+        assert type(again.get_step_result("a")) is whole
+        assert type(again.get_step_result("b")) is part
+        assert type(again.get_step_result("b").n) is float

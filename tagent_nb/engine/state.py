@@ -128,13 +128,14 @@ class PipelineMemoryManager:
         Args:
             pipeline_name: The pipeline.
             run_id: The run.
-            schemas: Classes by name that its values are turned back into, besides the manager's.
+            schemas: Classes by name that its values are turned back into, in place of the manager's.
 
         Raises:
             NotStoredError: Nothing is stored under that name.
             StorageError: It could not be read.
         """
-        memory = await read_memory(self.storage, pipeline_name, run_id, {**self.schemas, **(schemas or {})})
+        classes = self.schemas if schemas is None else schemas
+        memory = await read_memory(self.storage, pipeline_name, run_id, classes)
         self._memories[pipeline_name] = memory
         self._stored[memory.run_id] = _Stored(len(memory.events), digest(memory.shared_data))
         return memory
@@ -235,13 +236,14 @@ class PipelineStateMachine(TaskBasedStateMachine):
         super().__init__(pipeline.description, [])
         self.pipeline = pipeline
         self.memory_manager = memory_manager
-        self.pipeline_memory = memory_manager.get_pipeline_memory(pipeline.name, self._schemas)
+        self.pipeline_memory = memory_manager.get_pipeline_memory(pipeline.name, self._classes())
         self._follow_memory()
 
-    @property
-    def _schemas(self) -> dict[str, type]:
-        schemas = (step.output_schema for step in self.pipeline.steps)
-        return {schema.__name__: schema for schema in schemas if schema is not None}
+    def _classes(self, more: Iterable[type] = ()) -> Mapping[str, type]:
+        """Classes that stored values may become, as a run of the pipeline finds them: by step."""
+        from tagent_nb.engine.opening import schemas_of
+
+        return schemas_of(self.pipeline, [*self.memory_manager.schemas.values(), *more], {})
 
     def _follow_memory(self) -> None:
         """Begin with a scheduler that knows what the memory has a value for."""
@@ -358,7 +360,7 @@ class PipelineStateMachine(TaskBasedStateMachine):
         Raises:
             DefinitionError: The data is not that of a state machine of this pipeline; nothing is changed.
         """
-        classes = {**self.memory_manager.schemas, **self._schemas, **(schemas or {})}
+        classes = self._classes((schemas or {}).values())
         try:
             name, run_id = data["pipeline"], str(data["run_id"])
             statuses = {step: StepStatus(value) for step, value in data["steps"].items()}
