@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import sqlite3
@@ -373,7 +374,14 @@ async def crashed(store: SQLiteStorageBackend, folder: Path) -> SQLiteStorageBac
     folder.mkdir()
     for suffix in ("", "-wal"):
         shutil.copy(f"{store.path}{suffix}", folder / f"runs.db{suffix}")
-    return SQLiteStorageBackend(folder / "runs.db", durability="fast")
+    other = SQLiteStorageBackend(folder / "runs.db", durability="fast")
+    data = log_of(other).read_bytes()
+    end = HEAD
+    # Frames of before the log began anew have other salts.
+    while data[end + 8 : end + 16] == data[16:24]:
+        end += FRAME
+    log_of(other).write_bytes(data[:end])
+    return other
 
 
 def log_of(store: SQLiteStorageBackend) -> Path:
@@ -388,7 +396,7 @@ def flip(store: SQLiteStorageBackend, place: int, bit: int = 0) -> None:
     log_of(store).write_bytes(data)
 
 
-FRAME = 24 + database.PAGE
+HEAD, FRAME = 32, 24 + database.PAGE
 
 
 async def test_what_a_damaged_log_has_lost_is_named_and_stays_known(
@@ -401,7 +409,7 @@ async def test_what_a_damaged_log_has_lost_is_named_and_stays_known(
     for run_id in ("a", "b", "c"):
         leases[run_id] = await store.acquire("p", run_id)
         await record(store, "one", "two", run_id=run_id, token=leases[run_id].token)
-    place = log_of(store).stat().st_size
+    place = log_of(await crashed(store, tmp_path / "before")).stat().st_size
     await record(store, "three", run_id="b", token=leases["b"].token)
     await record(store, "three", "four", run_id="a", token=leases["a"].token)
     lease = await store.acquire("p", "d")
@@ -482,6 +490,9 @@ async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
     store: SQLiteStorageBackend, tmp_path: Path
 ) -> None:
     """What is damaged is the very line that would say it."""
+    await store.save("q", {"saved": 1})
+    # Both connections are there, and neither empties the log as it comes.
+    assert await store.load("q") == {"saved": 1}
     lease = await store.acquire("p", "r")
     await record(store, "one", "two", token=lease.token)
     other = await crashed(store, tmp_path / "copy")
@@ -523,8 +534,10 @@ async def test_a_crash_in_the_middle_of_a_transaction_is_no_damage(
     await store.renew(lease)
     store._checkpoint()
     await record(store, "one more", token=lease.token)
+    data = log_of(store).read_bytes()
     other = await crashed(store, tmp_path / "anew")
-    assert log_of(other).stat().st_size > len(data)
+    assert log_of(other).stat().st_size < len(data)
+    log_of(other).write_bytes(data)
     assert (await read(other))[-1] == "one more"
     assert other.problems == []
 
@@ -546,6 +559,29 @@ async def test_a_damaged_log_that_cannot_be_kept_aside_is_told(
     assert (
         "record 2 of run r of pipeline p. The log as it was could not be kept aside: No" in other.problems[0]
     )
+
+
+class OnFullDisk(sqlite3.Connection):
+    """A connection that can move nothing from the log into the database."""
+
+    def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
+        if "wal_checkpoint(PASSIVE)" in query:
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().execute(query, *values)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_damage_of_the_log_is_told_although_the_log_cannot_be_emptied(
+    store: SQLiteStorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    lease = await store.acquire("p", "r")
+    await record(store, "one", "two", token=lease.token)
+    other = await crashed(store, tmp_path / "copy")
+    if damaged:
+        flip(other, -100)
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=OnFullDisk))
+    assert (await read(other))[0] == "one"
+    assert any("Lost: record 2 of run r" in problem for problem in other.problems) is damaged
 
 
 async def test_a_transaction_under_way_is_no_damage(
@@ -1309,13 +1345,45 @@ async def test_a_name_that_is_no_id_does_not_hide_the_newest_run(store: SQLiteSt
     assert [info.run_id for info in await store.runs("p", limit=2)] == ["r1", "r2"]
 
 
-@pytest.mark.parametrize("log", [None, 0, 55])
-@pytest.mark.parametrize("index", [None, 0, 32_768])
+@pytest.mark.parametrize("size", [None, 0, 55])
 def test_a_log_that_is_emptied_or_removed_meanwhile_has_lost_nothing(
-    tmp_path: Path, log: int | None, index: int | None
+    tmp_path: Path, size: int | None
 ) -> None:
     """Another connection may checkpoint and close while this one looks at the log."""
-    for name, size in (("runs.db-wal", log), ("runs.db-shm", index)):
-        if size is not None:
-            (tmp_path / name).write_bytes(bytes(size))
-    assert wal._lost(tmp_path / "runs.db", tmp_path / "runs.db-wal") == []
+    if size is not None:
+        (tmp_path / "runs.db-wal").write_bytes(bytes(size))
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        assert wal.recover(connection, tmp_path / "runs.db", None) is None
+
+
+LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    try:
+        # The byte that each connection locks for as long as it is open.
+        fcntl.lockf(index, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)
+    except OSError:
+        print("held")
+    else:
+        print("free")
+"""
+
+
+async def test_a_second_connection_takes_no_lock_of_the_first_away(store: SQLiteStorageBackend) -> None:
+    """Whoever opens and closes a file of SQLite's drops the locks of the whole process on it, and another
+    process may then empty the index that this one has in its memory."""
+    await record(store, "one")
+    index = store.path.with_name(store.path.name + "-shm")
+
+    def state() -> str:
+        command = [sys.executable, "-c", LOCK, str(index)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert state() == "held"
+    other = SQLiteStorageBackend(store.path, durability="fast")
+    assert await read(other) == ["one"]
+    assert state() == "held"
+    await other.close()
+    assert state() == "held"
+    await store.close()
+    assert not index.exists()

@@ -25,9 +25,6 @@ _FRAME = struct.Struct(">6I")
 """Page, size of the database after a commit (else 0), two salts, two checksums; then the page."""
 
 _MAGIC = 0x377F0682
-_IN_USE = 16
-"""Where the index has the number of frames that count."""
-
 _RECORD = re.compile(
     rb"tagent-nb 2 json(?:-signed)? events ([\w-]{1,64}) \S+ \d+ (\d{1,10}) \S+ \d+ ([0-9a-f]{64})\n"
 )
@@ -40,15 +37,21 @@ _STATE = re.compile(rb"tail ([\w-]{1,64}) ([\w-]{1,64}) \d+ ")
 def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> str | None:
     """Find out what a damaged log has lost, note it beside the runs concerned, and keep the log aside.
 
+    Only the log is read here, never its index beside it (``-shm``): the locks of all connections are held on
+    the index, and to close it again would take away those of this process
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+
     Returns:
         What was lost, in a sentence; ``None`` if nothing was.
     """
     log = path.with_name(path.name + "-wal")
-    if not _lost(path, log):
+    data = _read(log)
+    if len(data) < _HEAD.size + _FRAME.size or not _lost(data, _frames_in_use(connection)):
         return None
     with waiting(connection), transaction(connection):
         # Now nobody writes; before, a transaction may have been half-way.
-        lost = _lost(path, log)
+        data = _read(log)
+        lost = _lost(data, _intact(data)) if len(data) >= _HEAD.size + _FRAME.size else []
         if not lost:
             return None
         aside = log.with_name(f"{log.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
@@ -71,35 +74,62 @@ def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> st
 # -- the frames that are left out ----------------------------------------------------------------
 
 
-def _lost(path: Path, log: Path) -> list[bytes]:
-    """The frames behind those that SQLite reads, if some were committed.
+def _read(log: Path) -> bytes:
+    """The log as it is at that moment: another connection may empty or remove it meanwhile, which a map of it
+    into memory would not survive."""
+    try:
+        return log.read_bytes()
+    except FileNotFoundError:
+        return b""
 
-    Both files are read as they are at that moment: another connection may empty or remove them meanwhile,
-    which a map of the log into memory would not survive.
+
+def _frames_in_use(connection: sqlite3.Connection) -> int:
+    """How many frames SQLite reads, which it tells with a checkpoint that waits for nobody.
+
+    Zero if it cannot tell, while another connection makes a checkpoint or the disk is full.
     """
     try:
-        with path.with_name(path.name + "-shm").open("rb") as index:
-            head = index.read(_IN_USE + 4)
-        data = log.read_bytes()
-    except FileNotFoundError:
-        return []
-    if len(data) < _HEAD.size + _FRAME.size or len(head) < _IN_USE + 4:
-        return []
-    return _behind(data, struct.unpack_from("=I", head, _IN_USE)[0])
+        (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    except sqlite3.OperationalError:
+        return 0
+    return max(0, int(frames))
 
 
-def _behind(data: bytes, in_use: int) -> list[bytes]:
-    magic, _, page, _, *salts, _, _ = _HEAD.unpack_from(data)
-    whole = magic & ~1 == _MAGIC and _checksum(data[:24], magic & 1) == _HEAD.unpack_from(data)[6:]
-    if not whole:
+def _intact(data: bytes) -> int:
+    """How many frames SQLite reads when it opens the log: up to the last commit before the first damage."""
+    magic, _, page, *_, first, second = _HEAD.unpack_from(data)
+    if not _has_whole_head(data):
+        return 0
+    size = _FRAME.size + page
+    sums, in_use = (first, second), 0
+    for number, place in enumerate(range(_HEAD.size, len(data) - size + 1, size), 1):
+        _, commit, _, _, first, second = _FRAME.unpack_from(data, place)
+        sums = _checksum(data[place : place + 8], magic & 1, sums)
+        sums = _checksum(data[place + _FRAME.size : place + size], magic & 1, sums)
+        if sums != (first, second) or data[place + 8 : place + 16] != data[16:24]:
+            break
+        if commit:
+            in_use = number
+    return in_use
+
+
+def _has_whole_head(data: bytes) -> bool:
+    magic, *_, first, second = _HEAD.unpack_from(data)
+    return magic & ~1 == _MAGIC and _checksum(data[:24], magic & 1, (0, 0)) == (first, second)
+
+
+def _lost(data: bytes, in_use: int) -> list[bytes]:
+    """The frames behind those that SQLite reads, if some were committed."""
+    _, _, page, _, *salts, _, _ = _HEAD.unpack_from(data)
+    if not _has_whole_head(data):
         # All frames are left out. Their salts and their size are in themselves.
-        page, salts = _page_size(data), list(_FRAME.unpack_from(data, _HEAD.size)[2:4])
+        in_use, page, salts = 0, _page_size(data), list(_FRAME.unpack_from(data, _HEAD.size)[2:4])
     size = _FRAME.size + page
     frames: list[bytes] = []
     committed = False
     for place in range(_HEAD.size + in_use * size, len(data) - size + 1, size):
-        _, commit, *found, _, _ = _FRAME.unpack_from(data, place)
-        same = [ours == theirs for ours, theirs in zip(salts, found, strict=True)]
+        _, commit, *own, _, _ = _FRAME.unpack_from(data, place)
+        same = [ours == theirs for ours, theirs in zip(salts, own, strict=True)]
         # Frames of before the log began anew have other salts, both of them.
         if any(same):
             frames.append(data[place : place + size])
@@ -117,9 +147,10 @@ def _page_size(data: bytes) -> int:
     return len(data) - _HEAD.size - _FRAME.size
 
 
-def _checksum(data: bytes, big: int) -> tuple[int, int]:
+def _checksum(data: bytes, big: int, sums: tuple[int, int]) -> tuple[int, int]:
+    """Carry SQLite's two sums on over these bytes."""
     words = struct.unpack(f"{'>' if big else '<'}{len(data) // 4}I", data)
-    first = second = 0
+    first, second = sums
     for x, y in zip(words[::2], words[1::2], strict=True):
         first = (first + x + second) & 0xFFFFFFFF
         second = (second + y + first) & 0xFFFFFFFF
