@@ -1130,7 +1130,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "message"), REFUSED, ids=lambda one: one if isinstance(one, str) else "")
+@pytest.mark.parametrize(
+    ("value", "message"), REFUSED, ids=[re.sub("0x[0-9a-f]+", "address", message) for _, message in REFUSED]
+)
 def test_what_cannot_be_stored_says_what_and_where(value: Any, message: str) -> None:
     assert refused(value) == message
 
