@@ -380,6 +380,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     room = _HOME.get(name)
     if room is None:
+        from tagent_nb.pipeline.foreign_words import foreign_name
+
+        foreign = foreign_name(name)
+        if foreign:
+            # Of an AttributeError, ``from tagent_nb import ...`` would show nothing.
+            raise ImportError(foreign, name=__name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import DefinitionError, EncodeError, TagentError
+from tagent_nb.errors import DefinitionError, EncodeError, TagentError, did_you_mean
+from tagent_nb.pipeline.foreign_words import option_advice
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.texts import terminal_text
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, *, pip: Sequence[str] | None = 
     output, errors = _Output(sys.stdout), _Output(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
         try:
-            args = _parser().parse_args(arguments)
+            args = _parsed(arguments)
             done: bool = args.command(args, pip)
             status = 0 if done else 1
         except TagentError as error:
@@ -115,6 +116,20 @@ def _say(text: str, file: Any = None) -> None:
     print(terminal_text(text), file=file)
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command; leaves with status 2 and one sentence where they cannot be read."""
+    args, rest = _parser().parse_known_args(arguments)
+    if rest:
+        parser: argparse.ArgumentParser = args.parser
+        options = [option for action in parser._actions for option in action.option_strings]
+        word = rest[0].partition("=")[0]
+        if not word.startswith("-"):
+            parser.error(f"there is nothing to do with {word!r}. Text of several words needs quotes.")
+        hint = option_advice(word, options) or did_you_mean(word, options)
+        parser.error(f"there is no option {word}.{hint} Options: {', '.join(options)}.")
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tagent-nb", description="Agent pipelines that live in a notebook: %load_ext tagent_nb"
@@ -123,12 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     model = commands.add_parser("model", help="the small local model, to try things without a key")
     what = model.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    what.add_parser(
+    install = what.add_parser(
         "install", help="install its runtime and its weights (about 110 MB), and check them"
-    ).set_defaults(command=_install)
-    what.add_parser(
-        "status", help="say what of it is installed; exit status 1 if it cannot be used"
-    ).set_defaults(command=_status)
+    )
+    install.set_defaults(command=_install, parser=install)
+    status = what.add_parser("status", help="say what of it is installed; exit status 1 if it cannot be used")
+    status.set_defaults(command=_status, parser=status)
     run = commands.add_parser("run", help="run a pipeline and print a table of its steps")
     run.add_argument(
         "file",
@@ -183,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Python file with what a JSON FILE names but does not hold: pydantic models, tools, checks, "
         "and the helpers and imports of its Python steps",
     )
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, parser=run)
     return parser
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tagent_nb.engine.checking import Checking
 from tagent_nb.engine.deciding import Deciding
@@ -34,6 +34,7 @@ from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import CallRecorded, Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.foreign_words import EXECUTOR, refuse_unknown_keywords
 from tagent_nb.pipeline.hints import map_warnings
 from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import Pipeline
@@ -100,6 +101,10 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         memory: Memory of the current or last run; ``None`` before the first.
         ledger: What the current or last run has spent and reserved.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        refuse_unknown_keywords(cls, PipelineExecutor.__init__, kwargs, EXECUTOR)
+        return super().__new__(cls)
 
     def __init__(
         self,

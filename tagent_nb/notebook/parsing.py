@@ -14,6 +14,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
+from tagent_nb.pipeline.foreign_words import option_advice
 from tagent_nb.pipeline.secrets import redact
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -231,7 +232,8 @@ def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
         return f"there is nothing to do with {word!r}. Text of several words needs quotes."
     option = word.partition("=")[0]
     options = _options(parser)
-    hint = did_you_mean(option, options) or did_you_mean(f"--{option.lstrip('-')}", options)
+    hint = option_advice(option, options)
+    hint = hint or did_you_mean(option, options) or did_you_mean(f"--{option.lstrip('-')}", options)
     return f"there is no option {option}.{hint} Options: {', '.join(options)}."
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tagent_nb.errors import DefinitionError, OutputValidationError, did_you_mean
+from tagent_nb.pipeline.foreign_words import STEP, advice, refuse_unknown_keywords
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode
 from tagent_nb.pipeline.names import step_name
 
@@ -95,6 +96,11 @@ class PipelineStep:
     remember: bool = False
     budget: Budget | float | str | None = None
     final: bool = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if kwargs:
+            refuse_unknown_keywords(cls, PipelineStep.__init__, kwargs, STEP)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         from tagent_nb.pipeline.validation import check_step, checked_budget
@@ -234,7 +240,7 @@ def _plain(dependency: Dependency) -> str | Dependency:
 def unknown_option(step: str, option: str) -> str:
     """The message for a keyword that a step does not have."""
     known = [one.name for one in fields(PipelineStep)]
-    hint = did_you_mean(option, known)
+    hint = advice(option, STEP) or did_you_mean(option, known)
     return f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(known[2:])}."
 
 
