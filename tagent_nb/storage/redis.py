@@ -13,13 +13,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from tagent_nb.errors import LeaseLostError, StorageUnavailableError
+from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageUnavailableError
 from tagent_nb.pipeline.names import safe_id
 from tagent_nb.storage.codec import Draft, Tail, has_begun, read_record, unpack
 from tagent_nb.storage.recording import Row
 from tagent_nb.storage.records import begun, completed
 from tagent_nb.storage.redis_link import DEADLINE, RedisLink
-from tagent_nb.storage.redis_queue import APPEND, REMOVE, REORDER, SWAP, Entry, RunQueue, number, text
+from tagent_nb.storage.redis_queue import (
+    APPEND,
+    NOTE,
+    REMOVE,
+    REORDER,
+    SWAP,
+    Entry,
+    Note,
+    RunQueue,
+    number,
+    text,
+)
 
 CHUNK = 500
 
@@ -106,9 +117,11 @@ class RedisStorageBackend(RedisLink):
             self._name(pipeline_id, "lease", run_id),
             self._pipelines_name(),
             self._name(pipeline_id, "order"),
+            self._last_runs_name(),
         ]
         # Where the run ends there, what the server keeps to say so, and what it has lost of what it had.
         end, state, again = queue.end, queue.state, list[bytes]()
+        relisted = False
         if not end.count:
             await self._look_before(pipeline_id, run_id)
         while True:
@@ -118,7 +131,7 @@ class RedisStorageBackend(RedisLink):
                 records.append(data)
             then = batch[0].record.state(after)
             # The very same bytes at the very same place, until we know whether they are there.
-            values = [pipeline_id, run_id, token, end.count, state, then, *records]
+            values = [pipeline_id, run_id, token, end.count, end.digest, state, then, *records]
             outcome, *more = await self._script(APPEND, keys, values)
             if outcome == b"lost":
                 raise self._lost(pipeline_id, run_id, more[0])
@@ -129,7 +142,14 @@ class RedisStorageBackend(RedisLink):
                     "maxmemory-policy."
                 )
             if outcome == b"unlisted":
-                await self._sizes(pipeline_id)
+                if relisted:
+                    where = self._where(pipeline_id, "the list of runs")
+                    raise StorageUnavailableError(
+                        f"{where} was gone and cannot be put back: the server's memory is full. Raise "
+                        "maxmemory, or prune old runs."
+                    )
+                await self._runs(pipeline_id)
+                relisted = True
                 continue
             if outcome == b"done":
                 queue.recorded(records, after, more[1])
@@ -138,6 +158,14 @@ class RedisStorageBackend(RedisLink):
             # Others recorded this run, or this process did before; or the server has lost records.
             count, state, last = more
             end = self._end(pipeline_id, run_id, count, last)
+            if end.count == queue.end.count and end != queue.end:
+                # Where others record, too, there are more.
+                raise self._replaced(pipeline_id, run_id)
+            if end.count and end == queue.end and state != queue.state:
+                self._report(
+                    f"{self._where(pipeline_id, run_id)}: what says where the run ends was gone or changed; "
+                    "it was put right, and all records are there. Another program may use this store."
+                )
             again = self._lost_records(pipeline_id, run_id, queue, end)
             if again:
                 # With them, it may have lost the list of runs.
@@ -161,7 +189,17 @@ class RedisStorageBackend(RedisLink):
         if not count:
             return Tail()
         where = self._where(pipeline_id, run_id)
-        return Tail(count, unpack(last, where, kind="events", owner=run_id, key=self._key).digest)
+        record = unpack(last, where, kind="events", owner=run_id, key=self._key)
+        if record.place not in (None, count - 1):
+            raise self._replaced(pipeline_id, run_id)
+        return Tail(count, record.digest)
+
+    def _replaced(self, pipeline_id: str, run_id: str) -> CorruptRecordError:
+        return CorruptRecordError(
+            f"{self._where(pipeline_id, run_id)}: another program has put others in the place of its "
+            "records, and nothing was recorded behind them. Give the store another prefix, and restore a "
+            "backup."
+        )
 
     def _lost_records(self, pipeline_id: str, run_id: str, queue: RunQueue, end: Tail) -> list[bytes]:
         """Records that the server had acknowledged and has lost, if they are still known here."""
@@ -204,20 +242,23 @@ class RedisStorageBackend(RedisLink):
         return [(run_id, sizes[run_id]) for run_id in await self._in_order(pipeline_id, sizes)]
 
     async def _ordered(self, pipeline_id: str) -> list[str]:
-        return await self._newest(pipeline_id, 0)
+        return [run_id for run_id, _ in await self._runs(pipeline_id)]
 
     async def _newest(self, pipeline_id: str, count: int) -> list[str]:
-        """The last ``count`` runs in their order; 0 for all."""
         # No script: a server whose memory is full still answers these.
-        newest, ordered, listed = await self._look(
+        newest, ordered, listed, noted = await self._look(
             lambda together: (
                 together.zrange(self._name(pipeline_id, "order"), -count, -1),
                 together.zcard(self._name(pipeline_id, "order")),
                 together.hlen(self._name(pipeline_id, "runs")),
+                together.hget(self._last_runs_name(), pipeline_id),
             )
         )
-        if ordered == listed and (newest or self._is_empty(pipeline_id)):
-            return [text(run_id) for run_id in newest]
+        order = [text(run_id) for run_id in newest]
+        note = Note.from_bytes(noted)
+        whole = ordered == listed and note in (None, Note(ordered, order[-1] if order else ""))
+        if whole and (order or self._is_empty(pipeline_id)):
+            return order
         return [run_id for run_id, _ in await self._runs(pipeline_id)][-count:]
 
     async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
@@ -228,7 +269,10 @@ class RedisStorageBackend(RedisLink):
     async def _in_order(self, pipeline_id: str, sizes: Mapping[str, int]) -> list[str]:
         """Runs in their order; what it lacks, as in a store of before, is put into it once."""
         key = self._name(pipeline_id, "order")
-        there = [text(run_id) for run_id in await self._try(lambda client: client.zrange(key, 0, -1))]
+        answers = await self._look(
+            lambda together: (together.zrange(key, 0, -1), together.hget(self._last_runs_name(), pipeline_id))
+        )
+        there, noted = [text(run_id) for run_id in answers[0]], answers[1]
         order = [run_id for run_id in there if run_id in sizes]
         missing = list(set(sizes).difference(order))
         if missing:
@@ -237,29 +281,34 @@ class RedisStorageBackend(RedisLink):
                 first = await self._try(partial(_slice, self._name(pipeline_id, "run", run_id), 0, 0))
                 starts[run_id] = begun(b"".join(first), run_id, self._key)
             order = completed(order, missing, starts.__getitem__)
-        if order != there:
-            # A server whose memory is full, or a replica, is read all the same.
-            with contextlib.suppress(StorageUnavailableError):
+        # A server whose memory is full, or a replica, is read all the same.
+        with contextlib.suppress(StorageUnavailableError):
+            if order != there:
                 await self._script(REORDER, [key], [len(there), *order])
+            if noted is not None and Note.from_bytes(noted) != Note.of(order):
+                keys = [self._name(pipeline_id, "runs"), key, self._last_runs_name()]
+                await self._script(NOTE, keys, [pipeline_id, noted])
         return order
 
     async def _sizes(self, pipeline_id: str) -> dict[str, int]:
         """The list of runs. What the server has lost of it is put back."""
-
-        listed, order = await self._look(
+        listed, order, noted = await self._look(
             lambda together: (
                 together.hgetall(self._name(pipeline_id, "runs")),
                 together.zrange(self._name(pipeline_id, "order"), 0, -1),
+                together.hget(self._last_runs_name(), pipeline_id),
             )
         )
         sizes = {text(run_id): number(size) for run_id, size in listed.items()}
-        ordered = {text(run_id) for run_id in order}
-        if (sizes and ordered == set(sizes)) or (not ordered and not sizes and self._is_empty(pipeline_id)):
+        ordered = [text(run_id) for run_id in order]
+        note = Note.from_bytes(noted)
+        whole = set(ordered) == set(sizes) and note in (None, Note.of(ordered))
+        if whole and (sizes or self._is_empty(pipeline_id)):
             return sizes
-        return await self._relisted(pipeline_id, sizes, ordered)
+        return await self._relisted(pipeline_id, sizes, set(ordered))
 
     async def _relisted(self, pipeline_id: str, sizes: dict[str, int], ordered: set[str]) -> dict[str, int]:
-        """The list of runs with those that it lacks, by the runs' own keys and by their order."""
+        """The list of runs with those that it lacks, by the runs' own keys, their order and the note."""
         start = self._name(pipeline_id, "")
         keys = [key.removeprefix(start).partition(":") for key in await self._keys(start)]
         recorded = {name for kind, _, name in keys if kind == "run"}
@@ -267,8 +316,17 @@ class RedisStorageBackend(RedisLink):
         states = [await self._state(pipeline_id, name) for name in leased]
         begun = {name for name, state in zip(leased, states, strict=True) if has_begun(state)}
         # Runs that began meanwhile are in the list by now.
-        present = await self._try(lambda client: client.hkeys(self._name(pipeline_id, "runs")))
-        missing = sorted((recorded | begun | ordered).difference(sizes, map(text, present)))
+        before, present, after = await self._look(
+            lambda together: (
+                together.hget(self._last_runs_name(), pipeline_id),
+                together.hkeys(self._name(pipeline_id, "runs")),
+                together.hget(self._last_runs_name(), pipeline_id),
+            )
+        )
+        listed = {*sizes, *map(text, present)}
+        # If it is another by now, a run has been begun or deleted: the next look tells.
+        note = Note.from_bytes(before) if before == after else None
+        missing = sorted((recorded | begun | ordered | ({note.newest} if note else set())) - listed)
         if not sizes and not missing:
             self._empty[pipeline_id] = time.monotonic()
         for name in missing:
@@ -276,12 +334,19 @@ class RedisStorageBackend(RedisLink):
             # A server whose memory is full, or a replica, is read all the same.
             with contextlib.suppress(StorageUnavailableError):
                 await self._try(partial(_list_run, self._name(pipeline_id, "runs"), name, sizes[name]))
+        where = self._where(pipeline_id, "the list of runs")
+        remedy = "Check the server's maxmemory-policy, and make a backup."
         if missing:
             gone = [name for name in missing if name not in recorded]
             lost = f" State lost: of {', '.join(gone)} no record is left." if gone else ""
             self._report(
-                f"{self._where(pipeline_id, 'the list of runs')} was gone or not whole; {len(missing)} runs "
-                f"were found by their keys.{lost} Check the server's maxmemory-policy, and make a backup."
+                f"{where} was gone or not whole; {len(missing)} runs were found by their keys.{lost} {remedy}"
+            )
+        traceless = note.count - len(listed.union(missing)) if note else 0
+        if note and traceless > 0:
+            self._report(
+                f"{where} is not whole. State lost: {note.count} runs were begun and not deleted, and of "
+                f"{traceless} of them nothing is left. {remedy}"
             )
         return sizes
 
@@ -345,6 +410,7 @@ class RedisStorageBackend(RedisLink):
             self._name(pipeline_id, "documents"),
             self._pipelines_name(),
             self._name(pipeline_id, "order"),
+            self._last_runs_name(),
         ]
         return bool(await self._script(REMOVE, keys, [pipeline_id, run_id, token]))
 
@@ -440,7 +506,7 @@ class RedisStorageBackend(RedisLink):
 
     async def _set_aside(self, stamp: str) -> str:
         aside = f"{self.prefix}-damaged-{stamp}"
-        names = [self._pipelines_name()]
+        names = [self._pipelines_name(), self._last_runs_name()]
         for pipeline_id in await self.list_pipelines():
             names += [self._name(pipeline_id, what) for what in ("runs", "order", "documents")]
             for run_id in await self._run_ids(pipeline_id):
@@ -458,6 +524,9 @@ class RedisStorageBackend(RedisLink):
 
     def _pipelines_name(self) -> str:
         return f"{self.prefix}:pipelines"
+
+    def _last_runs_name(self) -> str:
+        return f"{self.prefix}:last-runs"
 
     def _where(self, pipeline_id: str, name: str) -> str:
         return f"Redis at {self._server}, {name} of pipeline {pipeline_id}"

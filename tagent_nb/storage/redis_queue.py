@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError, did_you_mean
@@ -20,25 +20,38 @@ REMEMBERED_BYTES = 32_000_000
 BATCH_BYTES = 4_000_000
 
 APPEND = """
-local list, runs, lease, pipelines, order = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local pipeline, run, token, expected = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local before, after = ARGV[5], ARGV[6]
+local list, runs, lease, pipelines, order, last_runs = unpack(KEYS)
+local pipeline, run, token, expected, digest = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local before, after = ARGV[6], ARGV[7]
+-- Each key is looked at before the first is written: one of another type stops the script.
 local held = redis.call('HMGET', lease, 'token', 'holder', 'tail')
-local length, count = redis.call('LLEN', list), #ARGV - 6
+local length, count = redis.call('LLEN', list), #ARGV - 7
+local listed = redis.call('HEXISTS', runs, run) == 1
+local others = redis.call('ZCARD', order)
+local noted = length == 0 and redis.call('HGET', last_runs, pipeline) or ''
 if token ~= '' and held[1] ~= token then
   if not held[1] and length > 0 then return {'unleased'} end
   return {'lost', held[2] or ''}
 end
-if length > 0 and redis.call('HEXISTS', runs, run) == 0 then return {'unlisted'} end
+if length > 0 and not listed then return {'unlisted'} end
+local last = redis.call('LINDEX', list, -1) or ''
 if length == expected and (held[3] or '') == before then
+  -- A list that somebody put in its place may be as long.
+  local head = string.sub(last, 1, 1024)
+  local _, stop, body, sum = string.find(head, '^tagent%-nb [^\\n]* (%d+) (%x+)\\n')
+  local whole = stop and #last == stop + body + 1 and string.sub(sum, 1, #digest) == digest
+  if length > 0 and not whole then return {'moved', length, before, last} end
   local size = 0
-  for i = 7, #ARGV do size = size + #ARGV[i] end
+  for i = 8, #ARGV do size = size + #ARGV[i] end
   redis.call('SADD', pipelines, pipeline)
   if redis.call('HINCRBY', runs, run, size) == size then
-    local newest = redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')
-    redis.call('ZADD', order, (newest[2] or 0) + 1, run)
+    local newest = others > 0 and redis.call('ZREVRANGE', order, 0, 0, 'WITHSCORES')[2] or 0
+    redis.call('ZADD', order, newest + 1, run)
+    local begun = string.match(noted, '^(%d+) ')
+    local number = begun and begun + 1 or redis.call('HLEN', runs)
+    redis.call('HSET', last_runs, pipeline, number .. ' ' .. run)
   end
-  for i = 7, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
+  for i = 8, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
   redis.call('HSET', lease, 'tail', after)
   redis.call('PERSIST', lease)
   return {'done', length + count, after}
@@ -46,13 +59,15 @@ end
 if length >= expected + count then
   local there = redis.call('LRANGE', list, expected, expected + count - 1)
   local same = true
-  for i = 1, count do same = same and there[i] == ARGV[i + 6] end
+  for i = 1, count do same = same and there[i] == ARGV[i + 7] end
   if same then return {'done', expected + count, held[3] or ''} end
 end
-return {'moved', length, held[3] or '', redis.call('LINDEX', list, -1) or ''}
+return {'moved', length, held[3] or '', last}
 """
-"""Add records (from the seventh argument on) behind as many as expected, if the run's state is what is
-expected, too; the sixth argument is its state afterwards, which stays with the lease."""
+"""Add records (from the eighth argument on) behind as many as expected, if the last of them has the expected
+digest and the run's state is what is expected, too; the seventh argument is its state afterwards, which stays
+with the lease. Digest and length are read from the head of the last record: a byte changed in its body is
+found by who reads it, as in all records before it."""
 
 SWAP = """
 local held = redis.call('HMGET', KEYS[1], 'token', 'holder')
@@ -64,15 +79,21 @@ return 1
 """
 
 REMOVE = """
-local list, runs, lease, documents, pipelines = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local list, runs, lease, documents, pipelines, order, last_runs = unpack(KEYS)
 if ARGV[2] == '' then
   redis.call('DEL', documents)
 else
   local token = redis.call('HGET', lease, 'token') or '0'
   if token ~= ARGV[3] and redis.call('EXISTS', list, lease) > 0 then return 0 end
   redis.call('DEL', list, lease)
-  redis.call('HDEL', runs, ARGV[2])
-  redis.call('ZREM', KEYS[6], ARGV[2])
+  redis.call('ZREM', order, ARGV[2])
+  local number = string.match(redis.call('HGET', last_runs, ARGV[1]) or '', '^(%d+) ')
+  local newest = redis.call('ZREVRANGE', order, 0, 0)[1]
+  if redis.call('HDEL', runs, ARGV[2]) == 1 and number and newest then
+    redis.call('HSET', last_runs, ARGV[1], (number - 1) .. ' ' .. newest)
+  elseif not newest then
+    redis.call('HDEL', last_runs, ARGV[1])
+  end
 end
 if redis.call('EXISTS', runs, documents) == 0 then redis.call('SREM', pipelines, ARGV[1]) end
 -- Only the mark of a whole list may be left.
@@ -89,6 +110,16 @@ for i = 2, #ARGV do redis.call('ZADD', KEYS[1], i - 1, ARGV[i]) end
 return 1
 """
 
+NOTE = """
+local runs, order, last_runs = unpack(KEYS)
+local number, newest = redis.call('HLEN', runs), redis.call('ZREVRANGE', order, 0, 0)[1]
+if redis.call('ZCARD', order) ~= number or redis.call('HGET', last_runs, ARGV[1]) ~= ARGV[2] then return 0 end
+if newest then redis.call('HSET', last_runs, ARGV[1], number .. ' ' .. newest)
+else redis.call('HDEL', last_runs, ARGV[1]) end
+return 1
+"""
+"""Note how many runs of a pipeline there are and which is the newest, unless others have changed that."""
+
 UNTRUSTED = "certificate verify failed"
 """What the system's TLS says about a certificate that will be no better a moment later."""
 
@@ -97,6 +128,8 @@ UNKNOWN_HOST = re.compile("Name or service not known|nodename nor servname|No ad
 
 SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
     ("WRONGTYPE", CorruptRecordError, "Another program uses this key: give the store another prefix."),
+    ("hash value is not an integer", CorruptRecordError,
+     "Another program has written into the list of runs: give the store another prefix."),
     ("OOM", StorageUnavailableError, "The server's memory is full: raise maxmemory, or prune old runs."),
     ("command not allowed when used memory", StorageUnavailableError,
      "The server's memory is full: raise maxmemory, or prune old runs."),
@@ -108,6 +141,31 @@ SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
      "Nobody vouches for its certificate: name who does in the URL, ?ssl_ca_certs=/path/to/ca.pem."),
 )  # fmt: skip
 """What an error of the server holds, what it becomes, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What the server keeps of a pipeline's runs beside their list, order, leases and records: a run that has
+    lost all of them at once leaves a trace here.
+
+    Attributes:
+        count: How many runs were begun and not deleted.
+        newest: Id of the last of them.
+    """
+
+    count: int
+    newest: str
+
+    @classmethod
+    def from_bytes(cls, data: bytes | None) -> Note | None:
+        """The stored note; ``None`` if there is none, as in a store of before, or if it cannot be read."""
+        count, _, newest = (data or b"").partition(b" ")
+        return cls(number(count), text(newest)) if newest else None
+
+    @classmethod
+    def of(cls, order: Sequence[str]) -> Note:
+        """What it should say of runs in their order."""
+        return cls(len(order), order[-1] if order else "")
 
 
 @dataclass(slots=True)
