@@ -411,8 +411,8 @@ async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitio
                 ids.append(event.run_id)
             again = open_storage(server.url, durability="fast")
             runs = {info.run_id: info.problem for info in await again.runs(pipeline_id)}
-            # Of a run that has lost its records and its lease together, only the lists may still know; without
-            # them it is counted as missing, by whoever looks first.
+            # Of a run that has lost its records and its lease together, only the lists may still know;
+            # without them it is counted as missing, by whoever looks first.
             traceless = {run_id for run_id in lost if run_id == ids[0]}.difference(runs)
             silent += bool(traceless) and not n % 2 and "nothing is left" not in str(again.problems)
             silent += set(ids) - traceless != set(runs)
