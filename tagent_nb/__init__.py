@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.inputs import feed
     from tagent_nb.engine.memory import PipelineMemory
     from tagent_nb.engine.plan import Plan, StepPlan
+    from tagent_nb.engine.question import AgentResult, run_agent
     from tagent_nb.engine.state import PipelineMemoryManager, PipelineStateMachine
     from tagent_nb.errors import (
         BudgetExceededError,
@@ -247,6 +248,7 @@ _ROOMS = {
         "Plan",
         "StepPlan",
     ),
+    "engine.question": ("AgentResult", "run_agent"),
     "engine.state": (
         "PipelineMemoryManager",
         "PipelineStateMachine",
@@ -256,6 +258,7 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
+    "AgentResult",
     "And",
     "ApprovalGiven",
     "ApprovalRequest",
@@ -370,6 +373,7 @@ __all__ = [
     "feed",
     "load_ipython_extension",
     "open_storage",
+    "run_agent",
     "step_context",
     "tool",
     "tools_from",

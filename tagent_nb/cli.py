@@ -151,12 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON that Pipeline.to_json wrote, or Python that makes one Pipeline",
     )
-    run.add_argument("--model", help="model of agent steps that do not name one: local, test, openai:...")
-    run.add_argument(
-        "--storage",
-        default=str(STATE_FOLDER / "runs"),
-        help="folder or URL where runs are recorded (default: %(default)s)",
-    )
+    _shared_options(run)
     run.add_argument(
         "--keep-last",
         type=int,
@@ -170,14 +165,6 @@ def _parser() -> argparse.ArgumentParser:
         default=False,
         metavar="RUN",
         help="carry on the newest run, or this one: recorded steps are not run again",
-    )
-    run.add_argument(
-        "--budget",
-        metavar="AMOUNT",
-        help="most that the run may spend: 0.10 (USD), '5000 tokens', '20 requests'; none limits nothing",
-    )
-    run.add_argument(
-        "--offline", action="store_true", help="answer agent steps from the cache only; a miss fails the step"
     )
     run.add_argument(
         "--input",
@@ -199,7 +186,37 @@ def _parser() -> argparse.ArgumentParser:
         "and the helpers and imports of its Python steps",
     )
     run.set_defaults(command=_run, parser=run)
+    ask = commands.add_parser("ask", help="ask one question, without a pipeline, and print the answer")
+    ask.add_argument(
+        "question", metavar="QUESTION", help="the goal, as it is; -: read it from standard input"
+    )
+    _shared_options(ask)
+    ask.add_argument(
+        "--schemas", type=Path, metavar="FILE", help="Python file with what --output-schema and --tools name"
+    )
+    ask.add_argument("--output-schema", metavar="NAME", help="pydantic model of the answer: JSON is printed")
+    ask.add_argument("--tools", metavar="NAMES", help="functions that the agent may call: a,b")
+    ask.add_argument("--plan", action="store_true", help="let the model plan tasks, which are carried out")
+    ask.set_defaults(command=_ask, parser=ask)
     return parser
+
+
+def _shared_options(command: argparse.ArgumentParser) -> None:
+    """What ``run`` and ``ask`` take both."""
+    command.add_argument("--model", help="model of agent steps that do not name one: local, test, openai:...")
+    command.add_argument(
+        "--storage",
+        default=str(STATE_FOLDER / "runs"),
+        help="folder or URL where runs are recorded (default: %(default)s)",
+    )
+    command.add_argument(
+        "--budget",
+        metavar="AMOUNT",
+        help="most that may be spent: 0.10 (USD), '5000 tokens', '20 requests'; none limits nothing",
+    )
+    command.add_argument(
+        "--offline", action="store_true", help="answer agent steps from the cache only; a miss fails the step"
+    )
 
 
 # -- the local model --------------------------------------------------------------------------
@@ -265,6 +282,55 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     where = "" if args.storage == "memory:" else kept
     _say(f"tagent-nb: {problem}. Run {result.run_id} has ended{where}.", sys.stderr)
     return False
+
+
+def _ask(args: argparse.Namespace, _: object) -> bool:
+    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.engine.question import run_agent
+
+    namespace = _namespace(args.schemas) if args.schemas is not None else {}
+    schemas = {schema.__name__: schema for schema in _schemas(namespace)}
+    functions = {name: one for name, one in namespace.items() if isinstance(one, FunctionType)}
+    wanted = None if args.tools is None else [name.strip() for name in args.tools.split(",")]
+    goal = _question() if args.question == "-" else args.question
+    if not goal.strip():
+        raise DefinitionError("The question is empty. Write it in quotes after: tagent-nb ask")
+    answer = run_agent(
+        goal,
+        tools=[_named("--tools", name, functions, args.schemas) for name in wanted or ()],
+        tools_filter=wanted,
+        output_schema=args.output_schema
+        and _named("--output-schema", args.output_schema, schemas, args.schemas),
+        model=args.model,
+        agent="plan" if args.plan else "single",
+        storage=args.storage,
+        cache=ResultCache(STATE_FOLDER / "cache"),
+        budget=args.budget,
+        offline=args.offline or None,
+    )
+    _say(redact(answer.output if args.output_schema is None else answer.output.model_dump_json(indent=2)))
+    used = "from the cache" if answer.result.step_metadata["answer"]["cached"] else answer.cost_text
+    _say(f"{answer.usage.total_tokens} tokens, {used}; run {answer.result.run_id}", sys.stderr)
+    for warning in answer.result.warnings:
+        _say(f"Warning: {warning}", sys.stderr)
+    return True
+
+
+def _question() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise DefinitionError(f"Standard input cannot be read as text: {error}.") from None
+
+
+def _named(option: str, name: str, known: Mapping[str, Any], file: Path | None) -> Any:
+    """What an option names in the file of ``--schemas``."""
+    if name not in known:
+        where = (
+            "Name the file that defines it: --schemas FILE.py" if file is None else f"It is not in {file}."
+        )
+        raise DefinitionError(f"{option}: there is no {name!r}.{did_you_mean(name, known)} {where}")
+    return known[name]
 
 
 def _write_json(result: PipelineResult, file: Path) -> str | None:

@@ -103,6 +103,8 @@ class RunCancelledError(RunError):
 class RunFailedError(RunError):
     """A run with ``--strict`` did not end with success, or was refused: what else the cell says is skipped.
 
+    Also a question of :func:`~tagent_nb.run_agent` that got no answer.
+
     Args:
         message: What kept it from success.
         result: The result; ``None`` if there is none, since the run was refused or interrupted.

@@ -47,7 +47,7 @@ RUNS = words(
     ApprovalRequest Approved Edited Rejected
     ItemResult Phase PipelineExecutor PipelineMemory PipelineMemoryManager PipelineResult
     PipelineScheduler PipelineStateMachine Plan ResultCache RunHandle StepMemoryEntry StepPlan StepResult
-    Task TaskBasedStateMachine TaskStatus TokenUsage current export_module feed
+    AgentResult run_agent Task TaskBasedStateMachine TaskStatus TokenUsage current export_module feed
     """
 )
 STORAGE = words(

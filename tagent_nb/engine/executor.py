@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.checking import Checking
 from tagent_nb.engine.deciding import Deciding
@@ -34,7 +34,7 @@ from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import CallRecorded, Event, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
-from tagent_nb.pipeline.foreign_words import EXECUTOR, refuse_unknown_keywords
+from tagent_nb.pipeline.foreign_words import EXECUTOR, own_keywords
 from tagent_nb.pipeline.hints import map_warnings
 from tagent_nb.pipeline.limits import Limit
 from tagent_nb.pipeline.models import Pipeline
@@ -102,10 +102,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         ledger: What the current or last run has spent and reserved.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        refuse_unknown_keywords(cls, PipelineExecutor.__init__, kwargs, EXECUTOR)
-        return super().__new__(cls)
-
+    @own_keywords(EXECUTOR)
     def __init__(
         self,
         pipeline: Pipeline,

@@ -15,9 +15,9 @@ from IPython.core.error import UsageError
 from tagent_nb.engine.handle import CANCEL_GRACE, RunHandle
 from tagent_nb.errors import RunFailedError, TagentError
 from tagent_nb.notebook.clicks import handle_clicks
-from tagent_nb.notebook.display import clip
 from tagent_nb.notebook.panel import SETTLE, Panel
 from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.endings import failure
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.pipeline.secrets import redact
@@ -127,7 +127,7 @@ class RunControl:
         panel.settle()
         result = handle.result()
         if request.strict and not result.success:
-            raise RunFailedError(_failure(result), result)
+            raise RunFailedError(failure(result), result)
         return result
 
     def panel(self) -> Panel:
@@ -181,16 +181,6 @@ def strictly(strict: bool) -> Iterator[None]:
         if strict:
             raise RunFailedError(redact(str(error))) from None
         raise
-
-
-def _failure(result: PipelineResult) -> str:
-    """What kept a run from success, a line a step."""
-    failed = [result.steps[name] for name in result.failed_steps]
-    lines = [f"  {step.name}: {step.error_type}: {clip(step.error, 300)}".rstrip(" :") for step in failed]
-    if result.waiting_steps:
-        lines.append(f"  {', '.join(result.waiting_steps)}: waits for an approval")
-    head = "was stopped" if result.cancelled else "failed" if result.failed_steps else "is not complete"
-    return "\n".join([f"Run {result.run_id} of pipeline {result.pipeline_name!r} {head}.", *lines])
 
 
 def _until(condition: Callable[[], bool], seconds: float = math.inf) -> Generator[float, None, None]:

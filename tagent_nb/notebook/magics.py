@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from tagent_nb.errors import DefinitionError, RunFailedError, TagentError
+from tagent_nb.notebook.asking import AskingMagics
 from tagent_nb.notebook.control import Request, strictly
 from tagent_nb.notebook.deciding import DecidingMagics
 from tagent_nb.notebook.display import definition_table, show, step_card
@@ -76,7 +77,7 @@ def run_options(function: F) -> F:
 
 
 @magics_class
-class TagentMagics(DecidingMagics):
+class TagentMagics(DecidingMagics, AskingMagics):
     """All magics of one shell; ``session`` holds the objects they work on."""
 
     # -- definitions ------------------------------------------------------------------------
@@ -374,8 +375,9 @@ class TagentMagics(DecidingMagics):
         print(explain_step(self.session, args.step))
 
 
-for _kind, _names in DecidingMagics.magics.items():
-    TagentMagics.magics[_kind].update(_names)
+for _part in (DecidingMagics, AskingMagics):
+    for _kind, _names in _part.magics.items():
+        TagentMagics.magics[_kind].update(_names)
 
 
 def _mode(args: Any) -> ExecutionMode | None:

@@ -194,7 +194,7 @@ def parse(function: Any, line: str) -> argparse.Namespace | None:
 
 def _called(function: Any) -> str:
     name = function.__name__
-    return f"%%{name}" if name == "tagent_step" else f"%{name}"
+    return f"%%{name}" if name in ("tagent_ask", "tagent_step") else f"%{name}"
 
 
 def _hint(magic: str) -> str:

@@ -541,6 +541,10 @@ class Session:
             self._cache = ResultCache(self.folder / "cache")
         return self._cache
 
+    def apart(self, pipeline: Pipeline) -> Workspace:
+        """A workspace in this notebook's folder for a pipeline that is none of the notebook's."""
+        return self._workspace(pipeline, None, None)
+
     def _workspace(
         self, pipeline: Pipeline, where: StorageBackend | str | Path | None, keep_last: int | None
     ) -> Workspace:

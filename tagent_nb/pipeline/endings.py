@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tagent_nb.errors import did_you_mean
 from tagent_nb.pipeline.kinds import StepStatus
-from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline.result import PipelineResult, StepResult
 from tagent_nb.pipeline.texts import count, short_text
 
 
@@ -20,6 +20,18 @@ def ending(step: StepResult) -> str:
     if step.status is StepStatus.SKIPPED:
         return f"it was skipped ({step.reason})"
     return ""
+
+
+def failure(result: PipelineResult) -> str:
+    """What kept a run from success, a line a step."""
+    failed = [result.steps[name] for name in result.failed_steps]
+    lines = [
+        f"  {step.name}: {step.error_type}: {short_text(step.error, 300)}".rstrip(" :") for step in failed
+    ]
+    if result.waiting_steps:
+        lines.append(f"  {', '.join(result.waiting_steps)}: waits for an approval")
+    head = "was stopped" if result.cancelled else "failed" if result.failed_steps else "is not complete"
+    return "\n".join([f"Run {result.run_id} of pipeline {result.pipeline_name!r} {head}.", *lines])
 
 
 def failed_items(step: StepResult) -> str:

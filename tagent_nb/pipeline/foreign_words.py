@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
-from typing import Any
+from functools import wraps
+from typing import ParamSpec
 
 from tagent_nb.errors import DefinitionError, did_you_mean
 
-__all__ = ["advice", "foreign_attribute", "foreign_name", "option_advice", "refuse_unknown_keywords"]
+__all__ = ["advice", "foreign_attribute", "foreign_name", "option_advice", "own_keywords"]
+
+P = ParamSpec("P")
 
 STEP = {
     "condition": "Write {when}.",
@@ -22,6 +24,8 @@ STEP = {
     "read_data": "Name the value where it is used: {{ step.field }} in the goal. It becomes a dependency.",
     "agent_config": "Write {model} and {settings}.",
     "llm": "Write {model}.",
+    "api_key": "Keys come from the environment (OPENAI_API_KEY), or belong to a model object: {model}.",
+    "verbose": "Look at the result's events, or write observers= of PipelineExecutor or run_agent.",
     "output_format": "Write {output_schema}.",
     "output_type": "Write {output_schema}.",
     "output_pydantic": "Write {output_schema}.",
@@ -88,6 +92,7 @@ NAMES = {
     "PipelineSerializer": "Pipeline.to_json and Pipeline.from_json",
     "PipelineStepContext": "StepContext",
     "PipelineOptimizer": "nothing: steps run as soon as what they read is there",
+    "run_task_based_agent": "run_agent(..., agent='plan')",
     "PipelineMonitor": "observers= of PipelineExecutor",
     "CheckpointManager": "storage= of PipelineExecutor; run(resume=True) carries on",
     "PersistenceConfig": "storage= of PipelineExecutor, a folder or a URL",
@@ -128,6 +133,16 @@ METHODS = {
     "execute": "Write PipelineExecutor(pipeline).run(), or await its execute().",
 }
 """Methods of other tools' pipelines."""
+
+
+ANSWER = {
+    "final_output": "Write .output.",
+    "data": "Write .output.",
+    "content": "Write .output.",
+    "failure_reason": "A question without an answer raises RunFailedError, which says why.",
+    "stats": "Write .usage and .cost.",
+}
+"""Attributes of other tools' answers."""
 
 
 class _Fields(dict[str, str]):
@@ -176,42 +191,45 @@ def foreign_name(name: str) -> str:
     return f"tagent_nb has no {name!r}. What does its work here: {ours}." if ours else ""
 
 
-def foreign_attribute(owner: object, name: str) -> AttributeError:
-    """The error for an attribute that a pipeline does not have; a method of another tool names ours."""
-    hint = METHODS.get(name)
+def foreign_attribute(owner: object, name: str, table: Mapping[str, str]) -> AttributeError:
+    """The error for an attribute that is not there; one of another tool names ours.
+
+    Args:
+        owner: Whose attribute.
+        name: What was asked for.
+        table: Words of other tools for it.
+    """
+    hint = table.get(name)
     more = f". {hint}" if hint else ""
     return AttributeError(
         f"{type(owner).__name__!r} object has no attribute {name!r}{more}", name=name, obj=owner
     )
 
 
-@lru_cache
-def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)[1:]
-
-
-def refuse_unknown_keywords(
-    kind: type, function: Callable[..., Any], given: Mapping[str, Any], table: Mapping[str, str]
-) -> None:
-    """Refuse keywords that a class does not take, and say what was meant.
-
-    Subclasses that have an ``__init__`` of their own know their keywords themselves.
+def own_keywords(table: Mapping[str, str]) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorator of an ``__init__``: an unknown keyword is refused, and what was meant is said.
 
     Args:
-        kind: The class that is being made.
-        function: The ``__init__`` whose keywords are known.
-        given: The keywords.
         table: Words of other tools for this class.
 
-    Raises:
-        DefinitionError: It does not take one of them.
+    The decorated function raises :class:`DefinitionError`.
     """
-    if not given or getattr(kind, "__init__", None) is not function:
-        return
-    known = _keywords(function)
-    unknown = next((word for word in given if word not in known), None)
-    if unknown is not None:
-        hint = advice(unknown, table) or did_you_mean(unknown, known)
-        raise DefinitionError(
-            f"{kind.__name__}: there is no keyword {unknown!r}.{hint} Known: {', '.join(known)}."
-        )
+
+    def decorate(function: Callable[P, None]) -> Callable[P, None]:
+        known = tuple(inspect.signature(function).parameters)[1:]
+        keywords = frozenset(known)
+
+        @wraps(function)
+        def init(*args: P.args, **kwargs: P.kwargs) -> None:
+            if not kwargs.keys() <= keywords:
+                unknown = next(word for word in kwargs if word not in keywords)
+                hint = advice(unknown, table) or did_you_mean(unknown, known)
+                raise DefinitionError(
+                    f"{type(args[0]).__name__}: there is no keyword {unknown!r}.{hint} "
+                    f"Known: {', '.join(known)}."
+                )
+            function(*args, **kwargs)
+
+        return init
+
+    return decorate

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.foreign_words import PIPELINE, foreign_attribute, refuse_unknown_keywords
+from tagent_nb.pipeline.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode, StepStatus
 from tagent_nb.pipeline.names import pipeline_name, step_name, storage_id
 from tagent_nb.pipeline.step import PipelineStep, unknown_option
@@ -49,10 +49,7 @@ class Pipeline:
             :attr:`final_step`.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        refuse_unknown_keywords(cls, Pipeline.__init__, kwargs, PIPELINE)
-        return super().__new__(cls)
-
+    @own_keywords(PIPELINE)
     def __init__(
         self,
         name: str,
@@ -343,10 +340,10 @@ class Pipeline:
 
     # -- inside -----------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # else checkers would take every name for an attribute
+    if not TYPE_CHECKING:  # pragma: no branch: checkers would take every name for an attribute
 
         def __getattr__(self, name: str) -> Any:
-            raise foreign_attribute(self, name)
+            raise foreign_attribute(self, name, METHODS)
 
     def _make(self, **kwargs: Any) -> PipelineStep:
         known = {one.name for one in fields(PipelineStep)}

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, OutputValidationError, did_you_mean
-from tagent_nb.pipeline.foreign_words import STEP, advice, refuse_unknown_keywords
+from tagent_nb.pipeline.foreign_words import STEP, advice, own_keywords
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode
 from tagent_nb.pipeline.names import step_name
 
@@ -96,11 +96,6 @@ class PipelineStep:
     remember: bool = False
     budget: Budget | float | str | None = None
     final: bool = False
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        if kwargs:
-            refuse_unknown_keywords(cls, PipelineStep.__init__, kwargs, STEP)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         from tagent_nb.pipeline.validation import check_step, checked_budget
@@ -230,6 +225,10 @@ class PipelineStep:
     def with_(self, **changes: Any) -> PipelineStep:
         """A copy of this step with some fields changed."""
         return replace(self, **changes)
+
+
+# The dataclass has made it, so it cannot be decorated where it is defined.
+PipelineStep.__init__ = own_keywords(STEP)(PipelineStep.__init__)  # type: ignore[method-assign]
 
 
 def _plain(dependency: Dependency) -> str | Dependency:

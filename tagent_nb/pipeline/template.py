@@ -239,6 +239,14 @@ def _attribute(scalar: Any, key: str) -> Any:
     return MISSING if callable(found) else found
 
 
+def literal(text: str) -> str:
+    """A goal that says this text, whatever braces it holds."""
+    return _TAG.sub(lambda tag: "{{ '" + tag[0] + "' }}", text)
+
+
+_TAG = re.compile(r"\{[{%#]")
+
+
 def unknown_fields(schema: type[BaseModel], path: tuple[str, ...]) -> str | None:
     """Why no value of ``schema`` can have a part at ``path``, or ``None`` when it may have one.
 
