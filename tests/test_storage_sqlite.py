@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import errno
 import functools
+import math
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -489,7 +491,7 @@ async def test_a_log_of_one_frame_whose_head_is_damaged(store: SQLiteStorageBack
 async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
     store: SQLiteStorageBackend, tmp_path: Path
 ) -> None:
-    """What is damaged is the very line that would say it."""
+    """What is damaged are the very lines that would say it."""
     await store.save("q", {"saved": 1})
     # Both connections are there, and neither empties the log as it comes.
     assert await store.load("q") == {"saved": 1}
@@ -497,8 +499,10 @@ async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
     await record(store, "one", "two", token=lease.token)
     other = await crashed(store, tmp_path / "copy")
     data = log_of(other).read_bytes()
-    assert data.count(b"tail p r 0") == 1
-    flip(other, data.index(b"tail p r 0"))
+    places = [found.start() for found in re.finditer(b"tail p r ", data)]
+    assert len(places) == 2
+    for place in places:
+        flip(other, place)
     assert await other.runs("p") == []
     assert "Lost: run r (2 records or more)." in other.problems[0]
 
@@ -672,6 +676,42 @@ async def test_the_database_of_another_program_is_left_alone(store: SQLiteStorag
     with pytest.raises(StorageUnavailableError, match="another program"):
         await record(store, "x")
     assert store.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+async def test_rows_deleted_after_a_kill_are_told(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch, gone: int
+) -> None:
+    """Of steps that take longer than a second the end is noted with each record, not only with the lease."""
+    monkeypatch.setattr(sqlite, "NOTE", 0.0)
+    lease = await store.acquire("p", "r")
+    for number in range(4):
+        await record(store, str(number), token=lease.token)
+    # Nobody gives the lease back, as after a kill.
+    store._open().execute(
+        "DELETE FROM records WHERE id IN (SELECT id FROM records ORDER BY id DESC LIMIT ?)", (gone,)
+    )
+    again = SQLiteStorageBackend(store.path)
+    events = await again.read_run("p", "r")
+    assert f"4 records were recorded, and {4 - gone} are there" in str(events[-1])
+
+
+async def test_the_end_of_a_run_is_noted_once_a_second(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that follow each other faster do not pay for it each time."""
+    monkeypatch.setattr(sqlite, "NOTE", math.inf)
+    lease = await store.acquire("p", "r")
+    noted = []
+    for number in range(4):
+        if number == 3:
+            monkeypatch.setattr(sqlite, "NOTE", 0.0)
+        await record(store, str(number), token=lease.token)
+        state = await store._state("p", "r")
+        noted.append(int((state or b"").split()[3]))
+    assert noted == [1, 1, 1, 4]
+    await store.release(lease)
+    assert not store._noted
 
 
 async def test_a_missing_table_is_damage(store: SQLiteStorageBackend) -> None:

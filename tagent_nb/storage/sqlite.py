@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -24,6 +25,10 @@ from tagent_nb.storage.recording import LONG, Row
 from tagent_nb.storage.sqlite_link import SQLiteLink
 
 T = TypeVar("T")
+
+NOTE = 1.0
+"""Seconds after which a record is inserted together with a note of where its run ends then. With each record
+it would cost a quarter more; with steps that take longer than this it is with each."""
 
 CHECKPOINT = 4_000_000
 """Bytes of records after which what they changed is moved from the log into the database."""
@@ -75,6 +80,7 @@ class SQLiteStorageBackend(SQLiteLink):
     def _start(self) -> None:
         super()._start()
         self._ends: _Ends = {}
+        self._noted: dict[tuple[str, str], float] = {}
         self._waiting: deque[_Entry] = deque()
         self._unmoved = 0
 
@@ -101,16 +107,17 @@ class SQLiteStorageBackend(SQLiteLink):
 
     def _append_now(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> bool:
         """Insert without a thread if nobody is in the way: that takes less time than to wake one."""
-        if token is None or (pipeline_id, run_id) not in self._ends or not self._lock.acquire(blocking=False):
+        key = (pipeline_id, run_id)
+        if token is None or key not in self._ends or self._is_due(key):
+            return False
+        if not self._lock.acquire(blocking=False):
             return False
         try:
             if self._connection is None or not self._is_there():
                 return False
             with translated(self.path):
                 try:
-                    return self._insert_at_end(
-                        self._connection, (pipeline_id, run_id), record, token, self._ends
-                    )
+                    return self._insert_at_end(self._connection, key, record, token, self._ends)
                 except sqlite3.IntegrityError:
                     return False
                 except sqlite3.Error as error:
@@ -158,14 +165,24 @@ class SQLiteStorageBackend(SQLiteLink):
             return
         number, holder = row
         ends[key] = ends.get(key) or self._ends.get(key) or (0, Tail())
+        inserted = False
         if ends[key][0] == number:
             # Others may have recorded this run meanwhile.
             with contextlib.suppress(sqlite3.IntegrityError):
-                if self._insert_at_end(connection, key, entry.record, entry.token, ends):
-                    return
-        ends[key] = (number, self._end(connection, key, number))
-        if not self._insert_at_end(connection, key, entry.record, entry.token, ends):
-            entry.lost = self._lost(*key, _bytes(holder))
+                inserted = self._insert_at_end(connection, key, entry.record, entry.token, ends)
+        if not inserted:
+            ends[key] = (number, self._end(connection, key, number))
+            if not self._insert_at_end(connection, key, entry.record, entry.token, ends):
+                entry.lost = self._lost(*key, _bytes(holder))
+                return
+        if entry.token is None or self._is_due(key):
+            state = entry.record.state(ends[key][1])
+            connection.execute("UPDATE runs SET state = ? WHERE number = ?", (state, number))
+            self._noted[key] = time.monotonic()
+
+    def _is_due(self, key: tuple[str, str]) -> bool:
+        """Whether it is time to note where a run ends, which is also done when its lease is renewed."""
+        return time.monotonic() - self._noted.get(key, -NOTE) >= NOTE
 
     def _end(self, connection: sqlite3.Connection, key: tuple[str, str], number: int) -> Tail:
         """Where a run ends."""
@@ -189,13 +206,10 @@ class SQLiteStorageBackend(SQLiteLink):
         if connection.execute(_INSERT, (number, end.count, data, token)).rowcount < 1:
             return False
         ends[key] = (number, after)
-        if token is None:
-            # Else this is done as often as the lease is renewed, and when it is given back.
-            connection.execute("UPDATE runs SET state = ? WHERE number = ?", (record.state(after), number))
         return True
 
     async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
-        # Between two renewals of a lease there may be none, and nothing is wrong.
+        # A store of before has none, and nothing is wrong.
         rows = await self._select(f"SELECT state FROM runs WHERE {_RUN}", pipeline_id, run_id)
         return (_bytes(rows[0][0]) if rows else b"") or None
 
@@ -290,6 +304,7 @@ class SQLiteStorageBackend(SQLiteLink):
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         super()._forget(pipeline_id, run_id)
         self._ends.pop((pipeline_id, run_id), None)
+        self._noted.pop((pipeline_id, run_id), None)
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -326,6 +341,7 @@ class SQLiteStorageBackend(SQLiteLink):
         done = await self._write(swap)
         if not holder:
             self._ends.pop((pipeline_id, run_id), None)
+            self._noted.pop((pipeline_id, run_id), None)
         return done
 
     async def _tidy_after(self, lease: Lease) -> None:
