@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.checking import Checking
@@ -460,3 +461,22 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         manager.put(pipeline.name, memory)
         machine = PipelineStateMachine(pipeline, manager)
         return Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
+
+
+def run_pipeline(pipeline: Pipeline, **options: Any) -> PipelineResult:
+    """Run a pipeline; see :meth:`Pipeline.run`."""
+    running, making = split_options(options)
+    return PipelineExecutor(pipeline, **making).run(**running)
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of a run, and all others."""
+    own = set(inspect.signature(PipelineExecutor.execute).parameters) - executor_keywords()
+    running = {name: value for name, value in options.items() if name in own}
+    return running, {name: value for name, value in options.items() if name not in own}
+
+
+@cache
+def executor_keywords() -> frozenset[str]:
+    """What :class:`PipelineExecutor` takes besides a pipeline."""
+    return frozenset(inspect.signature(PipelineExecutor).parameters) - {"pipeline"}

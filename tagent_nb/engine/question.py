@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from tagent_nb.engine.executor import PipelineExecutor
+from tagent_nb.engine.executor import PipelineExecutor, executor_keywords, split_options
 from tagent_nb.errors import RunFailedError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.endings import failure
@@ -29,8 +27,6 @@ PIPELINE = "ask"
 
 STEP = "answer"
 """Name of its one step."""
-
-RUN_OPTIONS = ("offline", "use_cache")
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,15 +110,10 @@ def run_agent(
         PipelineValidationError: The question cannot be asked so, for example since it names no model.
         ModelError: The model cannot be used.
     """
-    executing = {name: options.pop(name) for name in list(options) if name in _executor_keywords()}
-    running = {name: options.pop(name) for name in list(options) if name in RUN_OPTIONS}
-    pipeline = question(literal(goal), tools=list(tools), output_schema=output_schema, **options)
+    running, others = split_options(options)
+    executing = {name: others.pop(name) for name in list(others) if name in executor_keywords()}
+    pipeline = question(literal(goal), tools=list(tools), output_schema=output_schema, **others)
     return answered(PipelineExecutor(pipeline, model=model, **executing), **running)
-
-
-@cache
-def _executor_keywords() -> frozenset[str]:
-    return frozenset(inspect.signature(PipelineExecutor).parameters) - {"pipeline", "model"}
 
 
 def question(goal: str, **fields: Any) -> Pipeline:

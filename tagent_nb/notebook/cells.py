@@ -54,6 +54,12 @@ class Cells:
         else:
             self._origins.pop((pipeline, step), None)
 
+    def renamed(self, old: str, new: str) -> None:
+        """A pipeline has another name: its cells are the same."""
+        self._origins = {
+            (new if place == old else place, step): origin for (place, step), origin in self._origins.items()
+        }
+
     def gone(self, pipeline: str) -> dict[str, str]:
         """Steps of a pipeline whose cell no longer defines them, with what became of the cell.
 

@@ -30,6 +30,7 @@ from tagent_nb.notebook.parsing import (
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.provider_options import read_limit, read_price
 from tagent_nb.notebook.redefining import changes
+from tagent_nb.notebook.renaming import rename_or_delete
 from tagent_nb.notebook.step_options import build_step
 from tagent_nb.pipeline.models import ExecutionMode
 
@@ -123,6 +124,9 @@ class TagentMagics(DecidingMagics, AskingMagics):
         help="Answer agent steps from this file of %%tagent_export --recording, offline; 'none' ends that.",
     )
     @option("--remove", metavar="STEP", help="Take a step out, such as one whose cell is gone.")
+    @option("--rename", metavar="TO", help="Give the pipeline this name; recorded runs stay under the old.")
+    @option("--delete", action="store_true", help="Take the pipeline out; recorded runs stay.")
+    @option("--with-runs", action="store_true", help="With --delete: its recorded runs and memories go too.")
     @help_option
     def tagent_pipeline(self, line: str) -> None:
         """Make a pipeline, or go back to one; without a name, list the pipelines of this notebook.
@@ -133,6 +137,9 @@ class TagentMagics(DecidingMagics, AskingMagics):
         if args is None:
             return
         name = " ".join(args.name)
+        if args.rename or args.delete or args.with_runs:
+            print(rename_or_delete(self.session, self.cells, name, args))
+            return
         if not name and not args.remove and not args.price and not args.limit:
             show(pipelines_table(self.session))
             return

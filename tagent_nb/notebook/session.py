@@ -134,6 +134,67 @@ class Session:
         self._current = key
         return found.pipeline
 
+    def rename(self, name: str, to: str) -> Pipeline:
+        """Give a pipeline another name. Its recorded runs and memories stay under the old one.
+
+        Raises:
+            DefinitionError: There is no such pipeline, the new name is not allowed, or is taken.
+            RunInProgressError: It is running.
+        """
+        space = self._idle(name)
+        key = pipeline_name(to)
+        if key == space.pipeline.name:
+            return space.pipeline
+        if key in self.workspaces:
+            raise DefinitionError(f"There is a pipeline {key!r} already. Choose another name.")
+        old, space.pipeline.name = space.pipeline.name, key
+        space.executor = space.handle = None  # its result is of a run under the old name
+        self.workspaces = {key if known == old else known: found for known, found in self.workspaces.items()}
+        self._current = key if self._current == old else self._current
+        return space.pipeline
+
+    def delete(self, name: str, *, runs: bool = False) -> None:
+        """Take a pipeline out of this notebook; another one becomes current.
+
+        Args:
+            name: Which one.
+            runs: Whether its recorded runs and memories go as well. Without it they stay where they are, and
+                a pipeline of this name finds them.
+
+        Raises:
+            DefinitionError: There is no such pipeline.
+            RunInProgressError: It is running, here or, with ``runs``, elsewhere.
+            StorageError: The runs cannot be deleted.
+        """
+        space = self._idle(name)
+        if runs:
+            submit(space.storage.delete(space.pipeline.id)).result()
+        del self.workspaces[space.pipeline.name]
+        if self._current == space.pipeline.name:
+            self._current = next(reversed(self.workspaces), None)
+
+    def stored_runs(self, name: str) -> int:
+        """How many runs are recorded of a pipeline of this notebook."""
+        space = self._known(name)
+        return len(submit(space.storage.runs(space.pipeline.id)).result())
+
+    def _known(self, name: str) -> Workspace:
+        key = pipeline_name(name)
+        if key not in self.workspaces:
+            known = ", ".join(self.workspaces) or "none"
+            raise DefinitionError(
+                f"There is no pipeline {key!r}.{did_you_mean(key, self.workspaces)} Pipelines: {known}."
+            )
+        return self.workspaces[key]
+
+    def _idle(self, name: str) -> Workspace:
+        space = self._known(name)
+        if space.running:
+            raise RunInProgressError(
+                f"Pipeline {space.pipeline.name!r} is running. Wait for it, or stop it first."
+            )
+        return space
+
     def set_prices(self, prices: Mapping[str, Price]) -> None:
         """Price models for all later runs of this notebook, such as ``{"openai:my-model": Price(0.5, 1.5)}``.
 

@@ -22,6 +22,19 @@ def ending(step: StepResult) -> str:
     return ""
 
 
+def outcome(result: PipelineResult) -> tuple[StepStatus, str]:
+    """How a run ended: the status that it looks like, and a word."""
+    if result.cancelled:
+        return StepStatus.CANCELLED, "cancelled"
+    if result.success:
+        return StepStatus.COMPLETED, "success"
+    if result.failed_steps:
+        return StepStatus.FAILED, "failed"
+    if result.waiting_steps:
+        return StepStatus.WAITING, "waiting for approval"
+    return StepStatus.PENDING, "not finished"
+
+
 def failure(result: PipelineResult) -> str:
     """What kept a run from success, a line a step."""
     failed = [result.steps[name] for name in result.failed_steps]

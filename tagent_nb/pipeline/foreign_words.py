@@ -128,9 +128,9 @@ METHODS = {
     "set_shared_list": "Write pipeline.share(name=value).",
     "get_step_by_name": "Write pipeline.get_step(name).",
     "get_step_dependencies": "Write pipeline.dependencies(name).",
-    "kickoff": "Write PipelineExecutor(pipeline).run().",
-    "invoke": "Write PipelineExecutor(pipeline).run().",
-    "execute": "Write PipelineExecutor(pipeline).run(), or await its execute().",
+    "kickoff": "Write pipeline.run().",
+    "invoke": "Write pipeline.run().",
+    "execute": "Write pipeline.run(), or await PipelineExecutor(pipeline).execute().",
 }
 """Methods of other tools' pipelines."""
 
@@ -143,6 +143,20 @@ ANSWER = {
     "stats": "Write .usage and .cost.",
 }
 """Attributes of other tools' answers."""
+
+
+RESULT = {
+    "output": "Write result.final_output, result['step'], or result.get_final_output_or_last_step().",
+    "outputs": "Write result.step_outputs.",
+    "get_execution_summary": "Write result.summary().",
+    "get_success_rate": "Write result.failed_steps, or result.to_frame()['status'].",
+    "steps_completed": "Write len(result): how many steps have a value.",
+    "steps_failed": "Write result.failed_steps.",
+    "pipeline_id": "Write result.run_id for the run, or pipeline.id.",
+    "usage": "Write result.token_usage, or result.usage_frame().",
+    "cost": "Write result.total_cost, or result.cost_per_step.",
+}
+"""Attributes of other tools' results."""
 
 
 class _Fields(dict[str, str]):

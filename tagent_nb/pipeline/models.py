@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
+from tagent_nb.errors import DefinitionError, TagentError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode, StepStatus
@@ -15,6 +15,8 @@ from tagent_nb.pipeline.step import PipelineStep, unknown_option
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from tagent_nb.pipeline.result import PipelineResult
 
 __all__ = [
     "Dependency",
@@ -274,6 +276,29 @@ class Pipeline:
         copy.shared_context = dict(self.shared_context)
         return copy
 
+    # -- running and looking ----------------------------------------------------------------
+
+    def run(self, **options: Any) -> PipelineResult:
+        """Run the pipeline and wait for its result; works in scripts, notebooks and running loops.
+
+        Args:
+            **options: Keywords of :class:`PipelineExecutor` (``storage``, ``cache``, ``model``, ``budget``)
+                and of its :meth:`~PipelineExecutor.run` (``resume``, ``force``, ``until``, ``offline``).
+
+        Raises:
+            DefinitionError: There is no such option.
+            TagentError: As :meth:`PipelineExecutor.execute` raises.
+        """
+        run: Callable[..., PipelineResult] = _room("engine.executor").run_pipeline
+        return run(self, **options)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: the graph, where it can be drawn."""
+        try:
+            return {"image/svg+xml": _room("graph").to_svg(self), "text/plain": repr(self)}
+        except TagentError:  # no Graphviz, or a goal that cannot be read: a run, or %tagent_graph, says so
+            return {"text/plain": repr(self)}
+
     # -- storing ----------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -373,6 +398,13 @@ class Pipeline:
     def _changed(self) -> None:
         for callback in list(self._subscribers):
             callback()
+
+
+def _room(name: str) -> Any:
+    """A room above this one, by name: definitions import nothing of what runs or draws them."""
+    from importlib import import_module
+
+    return import_module(f"tagent_nb.{name}")
 
 
 def _same_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

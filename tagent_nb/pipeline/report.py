@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import html
 
+from tagent_nb.pipeline.endings import outcome
 from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text, total_tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.pipeline.summary import costs
 from tagent_nb.pipeline.texts import value_text
 
 MAX_STEPS = 200
@@ -65,18 +67,9 @@ def _final(result: PipelineResult) -> str:
 
 
 def _summary(result: PipelineResult, steps: list[StepResult]) -> str:
-    if result.cancelled:
-        status, word = StepStatus.CANCELLED, "cancelled"
-    elif result.success:
-        status, word = StepStatus.COMPLETED, "success"
-    elif result.failed_steps:
-        status, word = StepStatus.FAILED, "failed"
-    elif result.waiting_steps:
-        status, word = StepStatus.WAITING, "waiting for approval"
-    else:
-        status, word = StepStatus.PENDING, "not finished"
+    status, word = outcome(result)
     tokens = total_tokens_text(result.token_usage.values()) or "0"
-    facts = [seconds_text(result.execution_time), _cost(result), f"{tokens} tokens"]
+    facts = [seconds_text(result.execution_time), costs(result), f"{tokens} tokens"]
     saved = sum(step.saved_cost or 0.0 for step in steps)
     if saved:
         facts.append(f"{cost_text(saved)} saved by the cache")
@@ -85,14 +78,6 @@ def _summary(result: PipelineResult, steps: list[StepResult]) -> str:
         f"{_state(status, word)} <b>{_escape(result.pipeline_name)}</b> "
         f'<span style="{_MUTED}">{_escape(" · ".join(facts))}</span>'
     )
-
-
-def _cost(result: PipelineResult) -> str:
-    unknown = len(result.unpriced_steps)
-    told = [cost_text(result.total_cost)] if result.total_cost or not unknown else []
-    if unknown:
-        told.append(f"{unknown} step{'' if unknown == 1 else 's'} of unknown price")
-    return " + ".join(told)
 
 
 def _table(rows: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import NotStoredError, UnknownStepError
+from tagent_nb.errors import NotStoredError, UnknownStepError, did_you_mean
 from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.texts import is_lost
@@ -222,6 +222,61 @@ class PipelineResult:
 
             raise UnknownStepError(no_value(steps_of(self), step, self.run_id or self.pipeline_name))
         return self.step_outputs[step]
+
+    def keys(self) -> KeysView[str]:
+        """Names of the steps that have a value, in their order: so that ``dict(result)`` maps them."""
+        return self.step_outputs.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.step_outputs)
+
+    def __len__(self) -> int:
+        """How many steps have a value."""
+        return len(self.step_outputs)
+
+    def __bool__(self) -> bool:
+        """A result is true, whatever it holds; ask :attr:`success` how the run ended."""
+        return True
+
+    def __contains__(self, step: object) -> bool:
+        return step in self.step_outputs
+
+    if not TYPE_CHECKING:  # pragma: no branch: checkers would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """The value of a step; one that is called as an attribute is read as ``result[name]`` only."""
+            outputs = self.__dict__.get("step_outputs", {})
+            if name in outputs:
+                return outputs[name]
+            raise self._no_attribute(name)
+
+    def _no_attribute(self, name: str) -> AttributeError:
+        if name.startswith("_"):
+            return AttributeError(f"'PipelineResult' object has no attribute {name!r}")
+        from tagent_nb.pipeline.endings import no_value
+        from tagent_nb.pipeline.foreign_words import RESULT, foreign_attribute
+        from tagent_nb.pipeline.frames.tables import steps_of
+
+        if name in RESULT:
+            return foreign_attribute(self, name, RESULT)
+        steps = steps_of(self)
+        if name in steps:
+            return AttributeError(no_value(steps, name, self.run_id or self.pipeline_name))
+        known = [*steps, *(one for one in dir(type(self)) if not one.startswith("_"))]
+        listed = ", ".join(steps) or "none"
+        return AttributeError(
+            f"A result has neither a step nor an attribute {name!r}.{did_you_mean(name, known)} "
+            f"Steps: {listed}."
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.step_outputs})
+
+    def summary(self) -> str:
+        """The run in words, one line a step: status, seconds, tokens, USD, and what went wrong."""
+        from tagent_nb.pipeline.summary import summary
+
+        return summary(self)
 
     @property
     def waiting_steps(self) -> list[str]:
