@@ -176,6 +176,15 @@ class RunContinued(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputTaken(Event):
+    """The run reads a value that no step makes: ``output``, as it was when the run began, or was carried on
+    after it had changed. ``name`` is what steps call it."""
+
+    name: str
+    output: Output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPaused(Event):
     """No new step starts until :class:`RunUnpaused`; running ones go on."""
 

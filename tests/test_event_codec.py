@@ -132,6 +132,7 @@ FULL: dict[type, dict[str, Any]] = {
     },
     events.StepSkipped: {"step": "a", "reason": "b failed", "cause": "b"},
     events.StepCancelled: {"step": "a", "attempt": 2, "seconds": 0.5, "usage": USAGE, "cost": 0.25},
+    events.InputTaken: {"name": "df", "output": StoredValue.of([{"a": 1}])},
     events.FactLearned: {"step": "a", "key": "k", "value": {1: (2,)}},
     events.MemorySaved: {"step": "a", "key": "k", "value": None},
     events.SharedDataSaved: {"shared": {"rate": 2, "pair": (1, 2)}},

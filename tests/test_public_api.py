@@ -30,7 +30,8 @@ ERRORS = words(
 EVENTS = words(
     """
     ApprovalGiven ApprovalRequested CallRecorded
-    Event FactLearned MemorySaved Observer RunContinued RunFinished RunPaused RunStarted RunUnpaused
+    Event FactLearned InputTaken MemorySaved Observer RunContinued RunFinished RunPaused RunStarted
+    RunUnpaused
     SharedDataSaved StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress
     StepRetried StepSkipped StepStarted StepStreamed StepWaiting Warned
     """

@@ -100,7 +100,8 @@ class TestRefusals:
             scheduler(load="", more="", report="more laod")
         assert str(caught.value) == (
             "Step 'report' depends on unknown step 'laod'. Did you mean 'load'? "
-            "Add a step of that name or correct the name."
+            "Add a step of that name or correct the name. "
+            "For a value that no step makes, pass inputs={'laod': ...}."
         )
 
     def test_weak_dependencies_must_exist_and_optional_ones_need_not(self) -> None:

@@ -515,8 +515,15 @@ def test_a_result_of_an_earlier_version_had_no_budget() -> None:
     assert PipelineResult.from_json(json.dumps(earlier)).budget == ""
 
 
+def test_a_result_of_an_earlier_version_had_no_inputs() -> None:
+    kept = {**GOOD, "inputs": {"df": [{"a": 1}]}}
+    assert PipelineResult.from_json(json.dumps(kept)).inputs == {"df": [{"a": 1}]}
+    earlier = {name: value for name, value in GOOD.items() if name != "inputs"}
+    assert PipelineResult.from_json(json.dumps(earlier)).inputs == {}
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in GOOD if name not in ("format", "kind", "budget", "final_step")]
+    "name", [name for name in GOOD if name not in ("format", "kind", "budget", "final_step", "inputs")]
 )
 def test_a_result_that_lacks_a_field_is_a_corrupt_record(name: str) -> None:
     with pytest.raises(CorruptRecordError, match="This stored result cannot be read: KeyError"):

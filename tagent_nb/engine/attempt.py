@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approvals import ApprovalGate
 from tagent_nb.engine.turns import Place
 from tagent_nb.engine.work import Work, read_names, runner_of, source_of, step_model, why_it_runs
-from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
+from tagent_nb.errors import (
+    DefinitionError,
+    RejectedError,
+    RetryableError,
+    StepError,
+    StepTimeoutError,
+    TagentError,
+)
 from tagent_nb.events import (
     Event,
     FactLearned,
+    InputTaken,
     MemorySaved,
     Output,
     StepFailed,
@@ -283,6 +291,24 @@ def look_for_secrets(run: Run, work: Work, events: list[Event]) -> None:
             'PipelineExecutor(..., secret_values="fail").',
             work.step.name,
         )
+
+
+def secret_of_input(run: Run, event: InputTaken) -> str:
+    """What to warn of when a value that no step makes holds a secret and is about to be stored; else empty.
+
+    Raises:
+        DefinitionError: It holds a secret, and the executor's ``secret_values`` is ``"fail"``.
+    """
+    equipment = run.equipment
+    if not run.secrets.needles or equipment.secret_values == "ignore" or not equipment.storage.durable:
+        return ""
+    name = _secret_in(run, event.output)
+    if name is None:
+        return ""
+    message = f"Input {event.name!r} holds the value of the environment variable {name}, as it is or encoded"
+    if equipment.secret_values == "fail":
+        raise DefinitionError(f"{message}. Nothing was stored or run. Leave it out of the variable.")
+    return f"{message}, and is stored with the run. Leave it out of the variable."
 
 
 def _secret_in(run: Run, output: Output) -> str | None:

@@ -15,6 +15,7 @@ from tagent_nb.engine.checks import (
 )
 from tagent_nb.engine.equipment import RunOptions
 from tagent_nb.engine.money import asked_budget
+from tagent_nb.engine.taken import TakenInputs, expected_names, looking_in, take
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.hints import map_warnings
@@ -73,9 +74,27 @@ class Checking:
             inherits=frozenset(name for name, value in open_switches.items() if value is None),
         )
 
-    def _checked(self, options: RunOptions) -> Pipeline:
-        """A snapshot of what is to run, or an error with all that is wrong with it."""
-        pipeline = part_of(self.pipeline, options.until)
+    def take_inputs(self, inputs: Mapping[str, Any] | None = None) -> TakenInputs:
+        """Copy what steps read that no step makes, as it is now: what ``run(inputs=...)`` takes by itself.
+
+        Args:
+            inputs: Values for a run, by name. They come before those of the pipeline, and these before
+                variables of ``namespace``.
+
+        Raises:
+            DefinitionError: A name is no input of the pipeline.
+        """
+        return take(self.pipeline, inputs, self.namespace)
+
+    def _checked(self, options: RunOptions, taken: TakenInputs) -> Pipeline:
+        """A snapshot of what is to run, or an error with all that is wrong with it.
+
+        In a run that is carried on, a name that nothing defines here may be an input that it has recorded.
+        """
+        pipeline = part_of(looking_in(self.pipeline, taken, self.namespace), options.until)
+        if options.resume is not False:
+            pipeline.inputs.update(dict.fromkeys(expected_names(pipeline)))
+            pipeline.forget_dependencies()
         refuse_problems(
             pipeline, agent_problems(pipeline, settings=self._asks_models(pipeline, offline=False))
         )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.attempt import secret_of_input
 from tagent_nb.engine.checking import Checking
 from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.decisions import checked_approver
@@ -31,8 +32,9 @@ from tagent_nb.engine.state import (
     PipelineStateMachine,
     read_previous,
 )
+from tagent_nb.engine.taken import TakenInputs, settle
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
-from tagent_nb.events import CallRecorded, Event, Observer, RunContinued, RunStarted
+from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, Output, RunContinued, RunStarted
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
 from tagent_nb.pipeline.foreign_words import EXECUTOR, own_keywords
@@ -42,6 +44,7 @@ from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.pipeline.secrets import note_secrets
+from tagent_nb.pipeline.variables import shape_text
 from tagent_nb.steps.ledger import Ledger
 from tagent_nb.steps.limits import LimitsGate
 from tagent_nb.steps.telemetry import traced
@@ -174,6 +177,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         use_cache: bool | None = None,
         on_change: str = "refuse",
         budget: Budget | float | str | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> PipelineResult:
         """Run the pipeline on the current loop.
 
@@ -191,6 +195,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
                 ``"refuse"`` raises, ``"rerun"`` runs them again and what depends on them.
             budget: Most that the run may spend, all its sittings together, in place of the executor's.
                 ``"none"`` limits nothing; without a say a resumed run keeps the one that it had.
+            inputs: Values by name that steps read and no step makes, such as ``{"df": df}``. They come
+                before the pipeline's ``inputs``, and these before variables of ``namespace``. A run copies
+                and records them when it begins; one that is carried on has those it recorded.
 
         Returns:
             The result. A cancelled run returns what it has, with ``cancelled`` set.
@@ -213,8 +220,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             )
         self._loop = asyncio.get_running_loop()
         try:
+            taken = self.take_inputs(inputs)
             options = self._options(resume, force, until, offline, use_cache, on_change, budget)
-            return await self._sit(self._checked(options), options)
+            return await self._sit(self._checked(options, taken), options, taken)
         finally:
             self._run = self._loop = None
             self._asked.clear()
@@ -232,7 +240,12 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             raise
 
     def start(self, **options: Any) -> RunHandle:
-        """:meth:`execute` in the background; returns at once with a handle."""
+        """:meth:`execute` in the background; returns at once with a handle. Inputs are taken before that.
+
+        Raises:
+            DefinitionError: ``inputs`` has a name that is no input of the pipeline.
+        """
+        options["inputs"] = self.take_inputs(options.get("inputs"))
         self._starting = background_loop()
         return RunHandle(self, submit(self.execute(**options)))
 
@@ -270,6 +283,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         offline: bool | None = None,
         use_cache: bool | None = None,
         on_change: str = "refuse",
+        inputs: Mapping[str, Any] | None = None,
     ) -> Plan:
         """What :meth:`execute` would do with the same options, and why. Calls no runner, records nothing.
 
@@ -282,18 +296,23 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         from tagent_nb.engine.resume import judge
 
         options = self._options(resume, force, until, offline, use_cache, on_change)
-        pipeline = self._checked(options)
+        taken = self.take_inputs(inputs)
+        pipeline = self._checked(options, taken)
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
         run_id = await run_id_of(self.storage, pipeline, options)
         memory, _ = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
+        given, other = await settle(pipeline, taken, memory)
         options = self._carried_on(pipeline, options, memory)
-        run = self._run_of(pipeline, options, memory, schemas)
-        verdict = judge(run, definition_of(self.storage, pipeline)) if options.resume is not False else None
+        run = self._run_of(pipeline, options, memory, schemas, given)
+        verdict = None
+        if options.resume is not False:
+            verdict = judge(run, definition_of(self.storage, pipeline), other)
         past = Past(self.storage, pipeline.id, pipeline.name)
         steps = await Rehearsal(run, verdict, past).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
         resumed = None if verdict is None else memory.run_id
-        return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline))
+        inputs = {name: shape_text(output.value) for name, output in given.items()}
+        return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline), inputs)
 
     # -- control, from any thread -----------------------------------------------------------
 
@@ -333,7 +352,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
 
     # -- inside -----------------------------------------------------------------------------
 
-    async def _sit(self, pipeline: Pipeline, options: RunOptions) -> PipelineResult:
+    async def _sit(self, pipeline: Pipeline, options: RunOptions, taken: TakenInputs) -> PipelineResult:
         """One sitting of a run: from its lease to its last record."""
         note_secrets()
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
@@ -347,9 +366,12 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
+                given, other = await settle(pipeline, taken, memory)
                 options = self._carried_on(pipeline, options, memory)
                 calls = await self._calls(pipeline, options)
-                self._run = run = await self._prepare(pipeline, options, memory, schemas, lease.token, calls)
+                run = self._run_of(pipeline, options, memory, schemas, given, lease.token, calls)
+                await self._prepare(run, other)
+                self._run = run
                 if late:
                     await save(run, late)
                 for message in self._warnings(pipeline, options):
@@ -381,16 +403,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         """Storage found something wrong, and got over it: a warning of the run, or of the one that begins."""
         self._ask(lambda run: run.warn(problem))
 
-    async def _prepare(
-        self,
-        pipeline: Pipeline,
-        options: RunOptions,
-        memory: PipelineMemory,
-        schemas: Mapping[str, type],
-        token: int,
-        calls: list[CallRecorded] | None,
-    ) -> Run:
-        run = self._run_of(pipeline, options, memory, schemas, token, calls)
+    async def _prepare(self, run: Run, changed: list[str]) -> None:
+        """Record that the run begins, or goes on; ``changed`` are inputs that are not what it began with."""
+        pipeline, options, memory = run.pipeline, run.options, run.memory
         definition = definition_of(self.storage, pipeline)
         names = tuple(step.name for step in pipeline.steps)
         budget = budget_of(options, self.budget, memory)
@@ -405,21 +420,35 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             "use_cache": options.use_cache,
             "offline": options.offline,
         }
+        inputs = [
+            InputTaken(run_id=memory.run_id, name=name, output=output)
+            for name, output in run.inputs.items()
+            if memory.inputs.get(name) is not output
+        ]
+        warnings = [secret_of_input(run, event) for event in inputs]
         if options.resume is False:
             self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
             where["memories"] = dict(memory.memories)
-            await run.conclude(RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where))
-            return run
+            started = RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where)
+            await run.conclude(started, *inputs)
+            self._warn(run, warnings)
+            return
         from tagent_nb.engine.resume import judge, refuse_changes
 
-        verdict = judge(run, definition)
+        verdict = judge(run, definition, changed)
         if options.on_change == "refuse":
-            refuse_changes(pipeline.name, memory.run_id, verdict.changed)
+            refuse_changes(pipeline.name, memory.run_id, verdict.changed, changed)
         self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
-        await run.conclude(RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where))
+        continued = RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where)
+        await run.conclude(continued, *inputs)
+        self._warn(run, warnings)
         for name, problem in verdict.unreadable.items():
             run.warn(f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name)
-        return run
+
+    @staticmethod
+    def _warn(run: Run, messages: Iterable[str]) -> None:
+        for message in filter(None, messages):
+            run.warn(message)
 
     def _run_of(
         self,
@@ -427,6 +456,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         options: RunOptions,
         memory: PipelineMemory,
         schemas: Mapping[str, type],
+        inputs: Mapping[str, Output],
         token: int | None = None,
         calls: list[CallRecorded] | None = None,
     ) -> Run:
@@ -460,7 +490,16 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)
         manager.put(pipeline.name, memory)
         machine = PipelineStateMachine(pipeline, manager)
-        return Run(pipeline, machine, equipment, options, token=token, restored=restored, previous=previous)
+        return Run(
+            pipeline,
+            machine,
+            equipment,
+            options,
+            inputs=inputs,
+            token=token,
+            restored=restored,
+            previous=previous,
+        )
 
 
 def run_pipeline(pipeline: Pipeline, **options: Any) -> PipelineResult:

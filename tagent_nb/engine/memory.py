@@ -29,6 +29,7 @@ from tagent_nb.events import (
     CallRecorded,
     Event,
     FactLearned,
+    InputTaken,
     MemorySaved,
     Output,
     RunContinued,
@@ -68,6 +69,7 @@ class PipelineMemory:
     Attributes:
         steps: One :class:`StepResult` by name.
         shared_data: Values shared by all steps.
+        inputs: Values that no step makes, by name, as this run took them.
         facts: Facts learned in this run.
         memories: Memories saved by this or an earlier run.
         began_with: The memories of the pipeline when this run started.
@@ -87,6 +89,7 @@ class PipelineMemory:
         self.pipeline_name = pipeline_id
         self.steps: dict[str, StepResult] = {name: StepResult(name) for name in steps}
         self.shared_data: dict[str, Any] = {}
+        self.inputs: dict[str, Output] = {}
         self.facts: dict[str, Any] = {}
         self.memories: dict[str, Any] = {}
         self.began_with: Mapping[str, Any] = {}
@@ -150,7 +153,7 @@ class PipelineMemory:
     def _dependencies_used(self, step: StepResult) -> list[str]:
         """Steps whose values a step read: as its fingerprint names them, else as its definition does."""
         if step.components or self.reads_of is None:
-            return inputs_of(step.components)
+            return [name for name in inputs_of(step.components) if name not in self.inputs]
         return [name for name in self.reads_of(step.name) if self.has_step_result(name)]
 
     def _save_entry(self, name: str, entry: StepMemoryEntry) -> None:
@@ -248,6 +251,9 @@ class PipelineMemory:
         for step in self.steps.values():
             if step.name not in event.kept:
                 reset(step)
+
+    def _input_taken(self, event: InputTaken) -> None:
+        self.inputs[event.name] = event.output
 
     def _run_paused(self, event: RunPaused) -> None:
         self.paused = True
@@ -458,6 +464,7 @@ class PipelineMemory:
             token_usage={step.name: step.usage for step in ran},
             step_outputs=OutputMap(outputs),
             step_metadata={step.name: metadata_of(step) for step in ran},
+            inputs=OutputMap(self.inputs),
             learned_facts=dict(self.facts),
             saved_memories=dict(self.memories),
             failed_steps=failed,
@@ -498,6 +505,7 @@ def _usd(cost: float) -> float:
 _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     RunStarted: PipelineMemory._run_started,
     RunContinued: PipelineMemory._run_continued,
+    InputTaken: PipelineMemory._input_taken,
     CallRecorded: PipelineMemory._call_recorded,
     RunPaused: PipelineMemory._run_paused,
     RunUnpaused: PipelineMemory._run_unpaused,

@@ -96,5 +96,7 @@ def definition_of(storage: StorageBackend, pipeline: Pipeline) -> dict[str, Any]
         return {}
     from tagent_nb.pipeline.serialization import pipeline_to_dict
 
+    bare = pipeline.snapshot()
+    bare.inputs = {}  # their values are recorded by themselves
     # What cannot be rebuilt, such as a model object, must not keep a run from being recorded.
-    return pipeline_to_dict(pipeline, strict=False)
+    return pipeline_to_dict(bare, strict=False)

@@ -73,6 +73,7 @@ class Plan:
         run_id: The recorded run that would be carried on; ``None`` for a new one.
         conflicts: Recorded steps that have changed, with what changed: the run would be refused
             unless ``on_change="rerun"``.
+        inputs: What no step makes and the run would take, by name, in a few words.
         warnings: What is probably not meant, such as a mapped step that asks the same for every item.
     """
 
@@ -81,6 +82,7 @@ class Plan:
     run_id: str | None = None
     conflicts: Mapping[str, list[str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[StepPlan]:
         return iter(self.steps)
@@ -156,6 +158,12 @@ class Plan:
         return f"{text[0].upper()}{text[1:]}."
 
     @property
+    def reads(self) -> str:
+        """The inputs in one line: ``reads input:df (DataFrame, 3 rows)``; empty without any."""
+        told = ", ".join(f"input:{name} ({words})" for name, words in self.inputs.items())
+        return f"reads {told}" if told else ""
+
+    @property
     def refusal(self) -> str:
         """Why the run would be refused; empty if it would not."""
         if not self.conflicts:
@@ -168,7 +176,7 @@ class Plan:
 
     def __repr__(self) -> str:
         about = f"resuming {self.run_id}" if self.run_id else "a new run"
-        lines = [f"Plan of {self.pipeline} ({about})"]
+        lines = [f"Plan of {self.pipeline} ({about})", *([f"  {self.reads}"] if self.inputs else [])]
         for one in self.steps:
             lines.append(f"  {one.step}: {one.state}" + (f"; {one.why}" if one.why else ""))
         lines += [self.total, *([self.refusal] if self.refusal else [])]

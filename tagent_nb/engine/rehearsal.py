@@ -18,6 +18,7 @@ from tagent_nb.engine.work import (
     NOT_CACHED,
     Work,
     asked_cache,
+    inputs_for,
     prepare,
     reads,
     source_of,
@@ -78,7 +79,7 @@ class Rehearsal:
             lost = {name: ["its recorded value cannot be read"] for name in verdict.unreadable}
             self.changed = {**lost, **verdict.changed}
         self.past = past
-        self.fates: dict[str, Fate] = {}
+        self.fates: dict[str, Fate] = {name: Fate(True, output) for name, output in run.inputs.items()}
         self._actions: dict[str, str] = {}
         self._under_way: dict[str, tuple[str, str | None]] = {}
         self._taught: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
@@ -111,6 +112,7 @@ class Rehearsal:
         outputs = {
             name: self.fates[name].output for name in run.machine.scheduler.dependency_graph[step.name]
         }
+        outputs.update(inputs_for(run, step.name))
         if step.name in self.kept:
             return self._answered(step, "recorded", run.restored[step.name, None].output)
         for dependency in run.pipeline.dependencies(step):

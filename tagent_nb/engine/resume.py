@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache.explain import differing, explain
 from tagent_nb.engine.mapping import whole
 from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.engine.work import prepare
+from tagent_nb.engine.work import inputs_for, prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
 from tagent_nb.pipeline.codec import unreadable
@@ -64,11 +64,18 @@ class Verdict:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
+def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()) -> Verdict:
     """Compare every recorded step with its definition of today, in execution order.
 
     A step below one that must run again cannot be judged yet: it is neither kept nor changed, and
     its record answers for it later if its inputs turn out the same.
+
+    Args:
+        run: The run, with the inputs of today.
+        definition: The pipeline of today.
+        changed: Inputs that are not what they were. Unless the run is to run again what has changed, steps
+            that read them count as changed even if nothing of them is recorded: two steps of one run must
+            not see two values.
     """
     verdict = Verdict()
     _leave_out_unreadable(run, verdict)
@@ -89,12 +96,18 @@ def judge(run: Run, definition: Mapping[str, Any]) -> Verdict:
         if any(above not in kept for above in upstream):
             continue
         outputs: dict[str, Output | None] = {above: run.restored[above, None].output for above in upstream}
+        outputs.update(inputs_for(run, name))
         differences = _differences(run, step, outputs, recorded, old.get(name), new.get(name))
         if differences:
             verdict.changed[name] = differences
         else:
             kept.add(name)
             verdict.kept.append(name)
+    if changed and run.options.on_change == "refuse":
+        for name, inputs in run.reads_inputs.items():
+            other = [f"input {one} changed since the run began" for one in inputs if one in changed]
+            if other and name not in verdict.changed:
+                verdict.changed[name] = other
     run.taught.clear()  # what is known when the run has come so far is another matter
     return verdict
 
@@ -151,8 +164,16 @@ def _by_name(definition: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {step["name"]: step for step in definition.get("steps", ())}
 
 
-def refuse_changes(pipeline: str, run_id: str, changed: Mapping[str, list[str]]) -> None:
+def refuse_changes(
+    pipeline: str, run_id: str, changed: Mapping[str, list[str]], inputs: Sequence[str] = ()
+) -> None:
     """Raise if something has changed.
+
+    Args:
+        pipeline: The pipeline's name.
+        run_id: The run that is to be carried on.
+        changed: Sentences by step.
+        inputs: Names of inputs that have changed.
 
     Raises:
         ResumeConflictError: With the differences, and how to go on.
@@ -160,10 +181,17 @@ def refuse_changes(pipeline: str, run_id: str, changed: Mapping[str, list[str]])
     if not changed:
         return
     lines = "\n".join(f"  - {step}: {'; '.join(sentences)}" for step, sentences in changed.items())
+    restore = ""
+    if inputs:
+        name = inputs[0]
+        restore = (
+            f" The run has recorded its inputs: to go on with what it began with, set {name} to the recorded "
+            f"value: %tagent_results --run {run_id}, then {name} = result.inputs[{name!r}]."
+        )
     raise ResumeConflictError(
         f"Run {run_id} of pipeline {pipeline!r} cannot be resumed as it is: these recorded steps "
         f"have changed since\n{lines}\n"
         'Use on_change="rerun" (%tagent_run --resume --on-change rerun) to run them again and what '
-        "depends on them, or undo the change.",
+        f"depends on them, or undo the change.{restore}",
         {step: list(sentences) for step, sentences in changed.items()},
     )

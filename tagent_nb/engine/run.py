@@ -39,6 +39,7 @@ from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.scheduler import Change
 from tagent_nb.pipeline.secrets import note_secrets, redact
+from tagent_nb.pipeline.variables import inputs_by_step
 
 if TYPE_CHECKING:
     from tagent_nb.engine.blocking import LoopWatch
@@ -56,6 +57,7 @@ class Run:
     Args:
         pipeline: A snapshot that nobody changes.
         machine: Memory and scheduler; steps that memory knows as done are not run.
+        inputs: Values that no step makes, by name.
         token: That of the run's lease; ``None`` for a run that records nothing.
         restored: Recorded events by (step, item), for units whose fingerprint is still the same.
         previous: Reads the memory of the run before this one, if there is one.
@@ -68,6 +70,7 @@ class Run:
         equipment: Equipment,
         options: RunOptions,
         *,
+        inputs: Mapping[str, Output],
         token: int | None,
         restored: dict[tuple[str, str | None], StepFinished | StepCached],
         previous: Callable[[], Awaitable[PipelineMemory | None]],
@@ -77,6 +80,9 @@ class Run:
         self.memory = machine.pipeline_memory
         self.equipment = equipment
         self.options = options
+        self.inputs = inputs
+        # The inputs that each step reads, of those that read any.
+        self.reads_inputs = inputs_by_step(pipeline) if inputs else {}
         self.token = token
         self.restored = restored
         # A fingerprint that neither a cache nor a later process can ask for is not worked out.

@@ -265,7 +265,8 @@ class PipelineStateMachine(TaskBasedStateMachine):
             return []
         step = self.pipeline.get_step(name)
         above = {dependency.name: None for dependency in self.pipeline.dependencies(step)}
-        return list(dict.fromkeys(reference.step for reference in reads(step, above)))
+        names = dict.fromkeys(reference.step for reference in reads(step, above))
+        return [name for name in names if not self.pipeline.is_input(name)]
 
     @property
     def scheduler(self) -> PipelineScheduler:

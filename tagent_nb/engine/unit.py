@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
-from tagent_nb.engine.work import Work, asked_cache, prepare, runner_of, still_answers
+from tagent_nb.engine.work import Work, asked_cache, inputs_for, prepare, runner_of, still_answers
 from tagent_nb.errors import CorruptRecordError, OfflineMissError, StorageError, TagentError
 from tagent_nb.events import (
     NO_USAGE,
@@ -45,6 +45,8 @@ async def run_step(run: Run, step: PipelineStep) -> Change:
         name: states[name].output if name in states else None
         for name in run.machine.scheduler.dependency_graph[step.name]
     }
+    if run.inputs:
+        outputs.update(inputs_for(run, step.name))
     reason = held_back(run, step, outputs)
     if reason is not None:
         return await run.conclude(reason)

@@ -101,6 +101,11 @@ def still_answers(kept: StepFinished | StepCached, work: Work) -> bool:
     return is_earlier(kept.components, work.components) and not differing(kept.components, work.components)
 
 
+def inputs_for(run: Run, step: str) -> dict[str, Output | None]:
+    """The values that a step reads and no step makes, by name."""
+    return {name: run.inputs[name] for name in run.reads_inputs.get(step, ())}
+
+
 def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
     """The part of a fingerprint that is the same for all items of a step in this run."""
     found = run.static.get(step.name)
@@ -124,7 +129,7 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
             tools=tools,
             runner_version=runner_of(run, step).version,
             namespace=run.equipment.namespace,
-            inputs=run.machine.scheduler.dependency_graph[step.name],
+            inputs=(*run.machine.scheduler.dependency_graph[step.name], *inputs_for(run, step.name)),
             memo=run.memo,
             model_parts=parts,
         )

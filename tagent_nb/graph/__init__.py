@@ -1,7 +1,8 @@
 """A pipeline as a picture: Graphviz source and SVG.
 
 A state is told by colour, by a mark before the name and by the outline; the kind of a step by its
-corners (agent steps are rounded, Python steps are not) and mapped steps by a double outline.
+corners (agent steps are rounded, Python steps are not), mapped steps by a double outline, and inputs, which
+no step makes, by a folded corner.
 The SVG has no background and plain colours that read on white and on near-black; where the page
 says which theme it has (Jupyter, VS Code, Colab), a scoped style sheet picks the colours for it.
 """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline.looks import (
+    INPUT,
     KIND_LOOKS,
     LOOKS,
     MISSING,
@@ -24,6 +25,7 @@ from tagent_nb.pipeline.looks import (
 )
 from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline.variables import inputs_by_step
 
 if TYPE_CHECKING:
     import graphviz
@@ -53,6 +55,7 @@ class Node(NamedTuple):
     tooltip: str
     rounded: bool
     double: bool
+    shape: str = "box"
 
 
 class Edge(NamedTuple):
@@ -104,7 +107,14 @@ class Drawing:
 
     def _edges(self) -> Iterator[Edge]:
         count = 0
+        inputs = inputs_by_step(self.pipeline)
         for step in self.pipeline.steps:
+            for name in inputs.get(step.name, ()):
+                if name not in self.ids:
+                    self._add_input(name)
+                ends = self.ids[name], self.ids[step.name]
+                yield Edge(f"edge-{count}", *ends, DependencyType.STRONG, f"{name} (input) → {step.name}")
+                count += 1
             for dependency in self.pipeline.dependencies(step):
                 if dependency.name not in self.ids:
                     self._add_missing(dependency.name)
@@ -113,6 +123,12 @@ class Drawing:
                 ends = self.ids[dependency.name], self.ids[step.name]
                 yield Edge(f"edge-{count}", *ends, dependency.type, tooltip)
                 count += 1
+
+    def _add_input(self, name: str) -> None:
+        ident = self.ids[name] = f"node-{len(self.nodes)}"
+        lines = [f"{INPUT.mark} {short(name, 22)}", *([] if self.compact else [INPUT.word])]
+        tooltip = f"{name}: an input, taken when a run begins"
+        self.nodes.append(Node(ident, name, "tagent-input", INPUT, lines, tooltip, False, False, "note"))
 
     def _add_missing(self, name: str) -> None:
         ident = self.ids[name] = f"node-{len(self.nodes)}"
@@ -211,6 +227,7 @@ def source(drawing: Drawing) -> graphviz.Digraph:
             fontcolor=paint.text,
             penwidth=str(node.look.width),
             peripheries="2" if node.double else "1",
+            shape=node.shape,
         )
     for edge in drawing.edges:
         dot.edge(edge.source, edge.target, id=edge.id, style=EDGES[edge.type][0])

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from tagent_nb.graph.drawing import Drawing, Edge, Node, about_step, facts_of, short
 from tagent_nb.graph.grouping import Group, groups_of
 from tagent_nb.graph.svg import laid_out
-from tagent_nb.pipeline.looks import KIND_LOOKS, LOOKS, Look, seconds_text
+from tagent_nb.pipeline.looks import INPUT, KIND_LOOKS, LOOKS, Look, seconds_text
 from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.result import StepResult
 
@@ -176,8 +176,9 @@ def _common(states: list[StepResult]) -> StepStatus:
 def live_style(scope: str) -> str:
     """A style sheet for the states of a live graph below ``scope``, in light and dark."""
     rules = []
-    for status, look in LOOKS.items():
-        node = f".tagent-{status.value}"
+    looks = {status.value: look for status, look in LOOKS.items()}
+    for name, look in {**looks, "input": INPUT}.items():
+        node = f".tagent-{name}"
         dash = {"dashed": "5,2", "dotted": "1,3"}.get(look.outline, "none")
         for page, paint in (("", look.light), ('body[data-jp-theme-light="false"] ', look.dark)):
             start = f"{page}{scope} {node}"

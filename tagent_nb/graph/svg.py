@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from tagent_nb.errors import TagentError
 from tagent_nb.graph.drawing import EDGES, INK, Drawing, short, source, text_width
-from tagent_nb.pipeline.looks import LOOKS, MISSING, Look
+from tagent_nb.pipeline.looks import INPUT, LOOKS, MISSING, Look
 from tagent_nb.pipeline.models import DependencyType
 
 _SVG = "http://www.w3.org/2000/svg"
@@ -111,6 +111,8 @@ def _legend_looks(drawing: Drawing) -> Iterator[tuple[str, Look]]:
         for status, look in LOOKS.items():
             if f"tagent-{status.value}" in present:
                 yield f"tagent-{status.value}", look
+    if "tagent-input" in present:
+        yield "tagent-input", INPUT
     if "tagent-missing" in present:
         yield "tagent-missing", MISSING
 
@@ -119,7 +121,7 @@ def _legend_entries(drawing: Drawing) -> Iterator[tuple[str, str, Look | None, s
     """What to explain: (shape, class, look, text)."""
     for name, look in _legend_looks(drawing):
         yield "state", name, look, look.word
-    real = [node for node in drawing.nodes if node.look is not MISSING]
+    real = [node for node in drawing.nodes if node.look is not MISSING and node.look is not INPUT]
     if len({node.rounded for node in real}) > 1:
         yield "agent", "tagent-ink", None, "agent"
         yield "python", "tagent-ink", None, "python"

@@ -18,6 +18,7 @@ from tagent_nb.pipeline.hints import step_hints
 from tagent_nb.pipeline.looks import KIND_LOOKS, LOOKS, model_label
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline.variables import input_text
 
 MUTED = "color:var(--jp-ui-font-color2,#757575)"
 FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;line-height:1.45"
@@ -78,6 +79,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
     """What a card says about a step: (label, text) pairs, only what is worth saying."""
     facts = [
         ("reads", _reads(pipeline, step)),
+        ("inputs", ", ".join(input_text(pipeline, name) for name in pipeline.inputs_of(step))),
         ("each of", step.map_over or ""),
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.cache.explain import explain, uncompared
+from tagent_nb.engine.entries import inputs_of
 from tagent_nb.engine.loop import submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.engine.state import read_memory
@@ -16,6 +17,7 @@ from tagent_nb.pipeline.endings import ending, failed_items
 from tagent_nb.pipeline.looks import cost_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline.variables import shape_text
 
 MOST_RUNS = 20
 """Earlier runs to look through for one in which the step has a fingerprint."""
@@ -45,6 +47,10 @@ def explain_step(session: Session, name: str) -> str:
             lines.append("There is no earlier run to compare with.")
         blind = "Changes inside of {} are not noticed: only its type counts."
         lines += map(blind.format, uncompared(state.components))
+    taken = [name for name in inputs_of(state.components) if name in last.inputs]
+    if taken:
+        told = ", ".join(f"input:{name} ({shape_text(last.inputs[name].value)})" for name in taken)
+        lines.append(f"It read {told}, as taken when the run began.")
     if step.body is not None:
         hidden = "Names behind @ in the text of {} are not noticed: the text is not written in the step."
         lines += map(hidden.format, step.body.unseen_queries(session.namespace))

@@ -80,10 +80,11 @@ def plan_table(plan: Plan) -> Bundle:
             [one.step, f"{mark} {one.state}", one.why, *((took, used, paid) if runs else ("", "", ""))]
         )
     rows += [[step, "✗ changed", "; ".join(told), "", "", ""] for step, told in plan.conflicts.items()]
+    reads = f" It {plan.reads}." if plan.inputs else ""
     refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
     warned = "".join(f"\nWarning: {warning}" for warning in plan.warnings)
     return _bundle(
-        f"{plan.pipeline}: {plan.total}{refused}{warned}",
+        f"{plan.pipeline}: {plan.total}{reads}{refused}{warned}",
         ["step", "would", "why", "time", "tokens", "cost"],
         rows,
         [3, 4, 5],

@@ -261,8 +261,8 @@ class Panel:
         executor = self.workspace.executor
         memory = executor.memory if executor is not None else None
         text = "" if self.sitting is None else self.sitting.texts.get(self.selected, "")
-        facts, memories = ({}, {}) if memory is None else (memory.facts, memory.memories)
-        return details_html(self.workspace.pipeline, self.selected, self._states(), text, facts, memories)
+        known = ({}, {}, {}) if memory is None else (memory.facts, memory.memories, memory.inputs)
+        return details_html(self.workspace.pipeline, self.selected, self._states(), text, *known)
 
     def _twins(self) -> tuple[Bundle, Picture | None]:
         view = self.run_view()

@@ -321,6 +321,8 @@ class Session:
         self._refuse_gone(space, options.get("until"))
         watchers = [watch() for watch in dict.fromkeys([*space.watches, *watches])]
         executor = self.executor(space, [*observers, *watchers, _Begun(space)], max_concurrency, approver)
+        # Now: the next cell may change a variable before the run has begun.
+        options["inputs"] = executor.take_inputs(options.get("inputs"))
         earlier, space.executor = space.executor, executor
 
         async def run() -> PipelineResult:
@@ -612,6 +614,7 @@ class Session:
         """A workspace with its storage. Those who say the same share one."""
         from tagent_nb.storage import open_storage
 
+        pipeline.variables = self.namespace
         if where is not None and not isinstance(where, str | Path):
             return Workspace(pipeline, open_storage(where, keep_last=keep_last), where, keep_last)
         name = str(self.folder / "runs") if where is None else str(where)

@@ -44,6 +44,7 @@ def details_html(
     text: str = "",
     facts: Mapping[str, object] | None = None,
     memories: Mapping[str, object] | None = None,
+    inputs: Mapping[str, Output] | None = None,
 ) -> str:
     """The details of a step, everything escaped; empty for a step that is not defined.
 
@@ -54,13 +55,20 @@ def details_html(
         text: What it printed or streamed.
         facts: Facts of the run, which the goal may read.
         memories: Memories that the goal may read.
+        inputs: Values of the run that no step makes, by name.
     """
     if name not in pipeline:
         return ""
     step, state = pipeline.get_step(name), steps.get(name) or StepResult(name)
+    read = _read(pipeline, step, steps, inputs or {})
+    known = {one: output for one, output in read.items() if one in steps or output is not None}
+    lines = [
+        f"{one}: {'(nothing yet)' if output is None else value_text(output, 300)}"
+        for one, output in read.items()
+    ]
     blocks = [
-        *_asked(pipeline, step, steps, dict(facts or {}), dict(memories or {})),
-        *_read(pipeline, step, steps),
+        *_asked(pipeline, step, known, dict(facts or {}), dict(memories or {})),
+        *([("inputs", "\n".join(lines))] if lines else []),
         *_given(state),
         *([("printed", text[-MOST:])] if text else []),
         *_wrong(state),
@@ -101,7 +109,7 @@ def _block(label: str, content: str) -> str:
 def _asked(
     pipeline: Pipeline,
     step: PipelineStep,
-    steps: Mapping[str, StepResult],
+    read: Mapping[str, Output | None],
     facts: dict[str, object],
     memories: dict[str, object],
 ) -> Iterator[tuple[str, str]]:
@@ -110,11 +118,11 @@ def _asked(
         yield "code", step.body.source or "(its source is not known)"
         return
     try:
-        values = {one.name: steps[one.name].value for one in pipeline.dependencies(step) if one.name in steps}
+        values = {one: None if output is None else output.value for one, output in read.items()}
         whose = ""
         if step.map_over is not None:
             source = source_of(step)
-            rows = source_rows(step, steps[source.step].output, source) if source.step in values else []
+            rows = source_rows(step, read.get(source.step), source)
             if not rows:
                 yield "goal", step.goal
                 return
@@ -140,14 +148,12 @@ def _asked(
 
 
 def _read(
-    pipeline: Pipeline, step: PipelineStep, steps: Mapping[str, StepResult]
-) -> Iterator[tuple[str, str]]:
-    lines = []
-    for one in pipeline.dependencies(step):
-        output = steps[one.name].output if one.name in steps else None
-        lines.append(f"{one.name}: {'(nothing yet)' if output is None else value_text(output, 300)}")
-    if lines:
-        yield "inputs", "\n".join(lines)
+    pipeline: Pipeline, step: PipelineStep, steps: Mapping[str, StepResult], inputs: Mapping[str, Output]
+) -> dict[str, Output | None]:
+    """What the step reads, by name; ``None`` where nothing is there yet."""
+    above = [dependency.name for dependency in pipeline.dependencies(step)]
+    found = {name: steps[name].output if name in steps else None for name in above}
+    return found | {name: inputs.get(name) for name in pipeline.inputs_of(step)}
 
 
 def _given(state: StepResult) -> Iterator[tuple[str, str]]:

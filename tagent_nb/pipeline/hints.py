@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tagent_nb.pipeline.free_names import own_nodes
+from tagent_nb.pipeline.variables import is_variable
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.models import Pipeline, PipelineStep
@@ -29,11 +30,13 @@ def step_hints(pipeline: Pipeline, step: PipelineStep) -> list[str]:
         pipeline: Where the step is.
         step: The step; its goal can be read.
     """
+    shadowed = _shadowed(pipeline, step)
     if step.body is not None:
         hint = _value_hint(step.body.source) if step.body.kind == "cell" else ""
-        return [hint] if hint else []
+        return [*([hint] if hint else []), *shadowed]
     unread = _unread(step)
-    return [*([unread] if unread else []), *_brace_hints(step, {one.name for one in pipeline.steps})]
+    names = {one.name for one in pipeline.steps}
+    return [*([unread] if unread else []), *_brace_hints(step, names), *shadowed]
 
 
 def map_warnings(pipeline: Pipeline) -> list[str]:
@@ -44,6 +47,20 @@ def map_warnings(pipeline: Pipeline) -> list[str]:
         unread = _unread(step)
         if unread:
             found.append(" ".join([f"Step {step.name!r}: {unread}", *_brace_hints(step, names)]))
+    return found
+
+
+def _shadowed(pipeline: Pipeline, step: PipelineStep) -> list[str]:
+    """Inputs and variables that are not read, since a step has their name: this step, or one it reads."""
+    names = [step.name, *(dependency.name for dependency in pipeline.dependencies(step))]
+    found = []
+    for name in dict.fromkeys(names):
+        variable = pipeline.variables is not None and is_variable(name, pipeline.variables)
+        if name in pipeline and (variable or name in pipeline.inputs):
+            found.append(
+                f"{name} is the step of that name, not the {'variable' if variable else 'input'}: rename one "
+                "of them to read that."
+            )
     return found
 
 

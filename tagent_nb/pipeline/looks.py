@@ -13,6 +13,7 @@ from tagent_nb.events import NO_USAGE, TokenUsage
 from tagent_nb.pipeline.models import StepStatus
 
 __all__ = [
+    "INPUT",
     "KIND_LOOKS",
     "LOOKS",
     "MISSING",
@@ -103,6 +104,9 @@ KIND_LOOKS = {
     ),
 }
 """The look of a kind of step, where no state is shown."""
+
+INPUT = Look("◇", "input", Paint("#fff7ed", "#c2660a", "#7c3d06"), Paint("#3b2411", "#e29a4d", "#fed7aa"))
+"""A value that no step makes, such as a variable of the notebook."""
 
 MISSING = Look(
     "?",

@@ -42,11 +42,16 @@ class Pipeline:
             ``"test"``, or a pydantic-ai model object.
         final: Name of the step whose value is the final output, or a function that makes it: a Python
             step is made of it, whose parameters name the steps it reads.
+        inputs: Values that steps read by name as they read steps, such as ``{"df": df}``. A step of the
+            same name comes first.
 
     Attributes:
         steps: The steps in definition order.
         global_constraints: Constraints of every step.
         shared_context: Values that every step sees, by name.
+        inputs: Values of inputs by name; each run takes them as they are when it begins.
+        variables: Where else a name is looked up that is no step and not among ``inputs``: a session sets it
+            to the notebook's namespace. ``None``: nowhere.
         final: Name of the step whose value is the final output, if the pipeline says so; see
             :attr:`final_step`.
     """
@@ -60,7 +65,10 @@ class Pipeline:
         default_mode: ExecutionMode = ExecutionMode.SERIAL,
         model: Any = None,
         final: str | Callable[..., Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
+        from tagent_nb.pipeline.variables import checked_inputs
+
         self.name = pipeline_name(name)
         self.description = description
         self.default_mode = default_mode
@@ -68,6 +76,8 @@ class Pipeline:
         self.steps: list[PipelineStep] = []
         self.global_constraints: list[str] = []
         self.shared_context: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = checked_inputs(inputs or {}, "Pipeline(inputs=)")
+        self.variables: Mapping[str, Any] | None = None
         # Places of the steps by name, and the list for which they are right.
         self._positions: dict[str, int] = {}
         self._placed: list[PipelineStep] = []
@@ -95,7 +105,7 @@ class Pipeline:
         return len(self.steps)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both say the same: subscribers do not count, values of ``shared_context`` by content."""
+        """Whether both say the same: subscribers and ``variables`` do not count, values by their content."""
         if not isinstance(other, Pipeline):
             return NotImplemented
         return (
@@ -105,6 +115,7 @@ class Pipeline:
             and self.steps == other.steps
             and self.global_constraints == other.global_constraints
             and _same_values(self.shared_context, other.shared_context)
+            and _same_values(self.inputs, other.inputs)
         )
 
     __hash__ = None  # type: ignore[assignment]  # it can change
@@ -217,6 +228,18 @@ class Pipeline:
         self._changed()
         return self
 
+    def give(self, **values: Any) -> Pipeline:
+        """Set values of :attr:`inputs`, which steps read by name.
+
+        Raises:
+            DefinitionError: A name is none that a step could read.
+        """
+        from tagent_nb.pipeline.variables import checked_inputs
+
+        self.inputs.update(checked_inputs(values, "give()"))
+        self._changed()
+        return self
+
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` after every change; returns a function that ends it."""
         self._subscribers.append(callback)
@@ -240,7 +263,7 @@ class Pipeline:
         return self.steps[place]
 
     def dependencies(self, step: PipelineStep | str) -> list[Dependency]:
-        """All dependencies of a step that are in the pipeline or must be, each name once.
+        """All dependencies of a step that are in the pipeline or must be, each name once; no inputs.
 
         Explicit ones come first; then those that the goal, the condition, ``map_over`` and the
         Python body imply. An explicit type wins over an implied one.
@@ -254,6 +277,24 @@ class Pipeline:
         if known is None:
             known = self._known[found.name] = dependencies_of(self, found)
         return known
+
+    def is_input(self, name: str) -> bool:
+        """Whether what steps call by this name is an input: no step, but in :attr:`inputs` or a variable."""
+        if name in self:
+            return False
+        if name in self.inputs:
+            return True
+        if self.variables is None:
+            return False
+        from tagent_nb.pipeline.variables import is_variable
+
+        return is_variable(name, self.variables)
+
+    def inputs_of(self, step: PipelineStep | str) -> list[str]:
+        """Names of the inputs that a step reads, each once."""
+        from tagent_nb.pipeline.variables import inputs_of
+
+        return inputs_of(self, self.get_step(step) if isinstance(step, str) else step)
 
     def validate(self) -> list[str]:
         """All problems of the definition, one sentence each with the remedy; empty if it can run."""
@@ -274,7 +315,13 @@ class Pipeline:
             copy.final = self.final
         copy.global_constraints = list(self.global_constraints)
         copy.shared_context = dict(self.shared_context)
+        copy.inputs = dict(self.inputs)
+        copy.variables = self.variables
         return copy
+
+    def forget_dependencies(self) -> None:
+        """Work out dependencies anew: in a snapshot they are kept, and :attr:`inputs` has changed."""
+        self._known = None if self._known is None else {}
 
     # -- running and looking ----------------------------------------------------------------
 
@@ -283,7 +330,7 @@ class Pipeline:
 
         Args:
             **options: Keywords of :class:`PipelineExecutor` (``storage``, ``cache``, ``model``, ``budget``)
-                and of its :meth:`~PipelineExecutor.run` (``resume``, ``force``, ``until``, ``offline``).
+                and of its :meth:`~PipelineExecutor.run` (``inputs``, ``resume``, ``force``, ``until``, ``offline``).
 
         Raises:
             DefinitionError: There is no such option.
@@ -360,8 +407,12 @@ class Pipeline:
         return from_pickle(blob, cls)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Subscribers are views of this process, and no part of the definition.
-        return {**self.__dict__, "_subscribers": []}
+        # Subscribers and variables are of this process, and no part of the definition.
+        return {**self.__dict__, "_subscribers": [], "variables": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickles of an earlier version have no inputs.
+        self.__dict__.update({"inputs": {}, "variables": None, **state})
 
     # -- inside -----------------------------------------------------------------------------
 

@@ -131,6 +131,7 @@ class PipelineResult:
         step_metadata: By step ``attempts``, ``seconds``, ``cached``, ``input_tokens``, ``output_tokens``,
             ``tool_calls``, for agent steps ``model``, and what its runner noted besides.
         final_output: The value of the pipeline's final step; see :meth:`get_final_output_or_last_step`.
+        inputs: Values that no step made, by name, as the run took them when it began.
         learned_facts: Facts that steps recorded in this run.
         saved_memories: Memories of this pipeline that survive runs.
         failed_steps: Names of the steps that failed.
@@ -166,6 +167,7 @@ class PipelineResult:
     warnings: list[str] = field(default_factory=list)
     budget: str = ""
     final_step: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"

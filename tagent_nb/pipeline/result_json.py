@@ -22,7 +22,7 @@ _SCALARS = ("pipeline_name", "success", "execution_time", "total_cost", "run_id"
 _LATER = ("budget", "final_step")
 """Texts that results of an earlier version lack."""
 _PLAIN = ("cost_per_step", "failed_steps", "error_details", "unpriced_steps", "warnings")
-_VALUES = ("learned_facts", "saved_memories")
+_VALUES = ("learned_facts", "saved_memories", "inputs")
 _STEP = ("attempts", "seconds", "cost", "saved_cost", "error_type", "error", "traceback", "reason", "key")
 _TIMES = ("started_at", "ended_at", "items_total")
 _ITEM = ("key", "error_type", "error", "attempts", "seconds", "cost")
@@ -152,7 +152,8 @@ def _result(data: Mapping[str, Any], schemas: Schemas) -> PipelineResult:
         **{name: data[name] for name in _SCALARS},
         **{name: data[name] for name in _LATER if name in data},
         **{name: from_tree(data[name]) for name in _PLAIN},
-        **{name: _from_trees(data[name], schemas) for name in _VALUES},
+        **{name: _from_trees(data[name], schemas) for name in _VALUES if name != "inputs"},
+        "inputs": _from_trees(data.get("inputs", {}), schemas),  # an earlier version wrote none
         "token_usage": {name: TokenUsage(**counts) for name, counts in data["token_usage"].items()},
         "step_metadata": {name: _from_trees(notes, schemas) for name, notes in data["step_metadata"].items()},
         "final_output": from_tree(data["final_output"], schemas),

@@ -135,10 +135,11 @@ class PipelineScheduler:
         above = self._implied[name] = []
         for dependency in self.pipeline.dependencies(step):
             if dependency.name not in self._steps:
+                from tagent_nb.pipeline.variables import unknown_name
+
                 raise UnknownStepError(
                     f"Step {name!r} depends on unknown step {dependency.name!r}."
-                    f"{did_you_mean(dependency.name, self._steps)} "
-                    "Add a step of that name or correct the name."
+                    f"{unknown_name(self.pipeline, dependency.name)}"
                 )
             above.append(dependency.name)
             self._dependents[dependency.name].append(name)

@@ -25,6 +25,7 @@ from tagent_nb.pipeline.pickling import from_pickle, signed_dump, signed_load, t
 from tagent_nb.pipeline.result_json import result_from_dict, result_from_json, result_to_dict, result_to_json
 from tagent_nb.pipeline.schemas import FORMAT, check_format, json_schema, registry, schema_hash
 from tagent_nb.pipeline.secrets import hide
+from tagent_nb.pipeline.variables import checked_inputs
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.conditions import Condition
@@ -58,6 +59,7 @@ _HEAD = (
     "global_constraints",
     "shared_context",
     "final",
+    "inputs",
 )
 _KNOWN = (*_HEAD, "steps", "not_stored")
 _STEP = {field.name: field for field in fields(PipelineStep)}
@@ -92,6 +94,8 @@ def pipeline_to_dict(pipeline: Pipeline, *, strict: bool = True) -> dict[str, An
         data["shared_context"] = write.values("shared_context", pipeline.shared_context)
     if pipeline.final is not None:
         data["final"] = pipeline.final
+    if pipeline.inputs:
+        data["inputs"] = write.values("inputs", pipeline.inputs)
     data["steps"] = [_step_to_dict(step, write) for step in pipeline.steps]
     data = write.texts(write.without_secrets(data))
     if write.problems:
@@ -261,6 +265,9 @@ def pipeline_from_dict(
     )
     pipeline.global_constraints = _texts(data.get("global_constraints", []), "global_constraints")
     pipeline.shared_context = _values(data.get("shared_context", {}), "shared_context", classes)
+    pipeline.inputs = checked_inputs(
+        _values(data.get("inputs", {}), "inputs", classes), "Stored pipeline: inputs"
+    )
     steps = data.get("steps", [])
     if not isinstance(steps, list):
         raise DefinitionError(f"Stored pipeline: steps must be a list, not {type(steps).__name__}.")

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CycleError, DefinitionError, TemplateError, did_you_mean
+from tagent_nb.pipeline.variables import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,7 +223,7 @@ def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
         for name in sorted(body.names) if body.kind == "cell" else ():
             if name != step.name and name in pipeline:
                 found.setdefault(name, Dependency(name))
-    return list(found.values())
+    return [dependency for dependency in found.values() if not pipeline.is_input(dependency.name)]
 
 
 def duplicate_names(counts: Counter[str]) -> list[str]:
@@ -300,8 +301,7 @@ def _step_problems(
         elif dependency.name not in known:
             found.append(
                 f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
-                f"{_where(step, dependency.name, references)}.{did_you_mean(dependency.name, known)} "
-                f"Add a step of that name or correct the name."
+                f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
             )
     return found + _wrong_fields(pipeline, step) if references else found
 

@@ -149,6 +149,8 @@ def _detail(event: events.Event) -> str:
     match event:
         case events.StepFinished() | events.StepCached():
             return value_text(event.output)
+        case events.InputTaken():
+            return f"{short_text(event.name, 40)} = {value_text(event.output)}"
         case events.ApprovalRequested():
             return short_text(f"{event.tool} {value_text(event.output)}".strip(), 300)
         case events.ApprovalGiven():
