@@ -56,7 +56,7 @@ $(VENV)/.kernels: Makefile | $(VENV)/.dev
 	@for one in $(KERNELS); do $(PIP) --no-deps --upgrade --target $(VENV)/kernels/$$one "ipykernel==$$one.*"; done
 	@touch $@
 
-# The weights: 100 MB, asked for by name here, never by the library itself.
+# The model: 130 MB, asked for by name here, never by the library itself.
 $(VENV)/.model: | $(BIN)/python
 	@$(BIN)/tagent-nb model install
 	@touch $@

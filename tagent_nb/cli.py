@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     model = commands.add_parser("model", help="the small local model, to try things without a key")
     what = model.add_subparsers(title="commands", required=True, metavar="COMMAND")
     install = what.add_parser(
-        "install", help="install its runtime and its weights (about 110 MB), and check them"
+        "install", help="install its runtime and its weights (about 130 MB), and check them"
     )
     install.set_defaults(command=_install, parser=install)
     status = what.add_parser("status", help="say what of it is installed; exit status 1 if it cannot be used")
@@ -248,6 +248,8 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     from tagent_nb.engine.inputs import feed
     from tagent_nb.storage import open_storage
 
+    if args.json is not None:
+        _refuse_unwritable(args.json)
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
     pipeline, found = _pipeline(args.file, namespace)
     namespace = {**namespace, **found}
@@ -331,6 +333,25 @@ def _named(option: str, name: str, known: Mapping[str, Any], file: Path | None) 
         )
         raise DefinitionError(f"{option}: there is no {name!r}.{did_you_mean(name, known)} {where}")
     return known[name]
+
+
+def _refuse_unwritable(file: Path) -> None:
+    """Say before anything is paid for that the result cannot be written there, as far as that is known."""
+    if str(file) == "-":
+        return
+    folder = file.absolute().parent
+    try:
+        if not folder.is_dir():
+            problem = f"there is no folder {folder}: make it"
+        elif file.is_dir():
+            problem = "it is a folder: name a file in it"
+        elif not os.access(file if file.exists() else folder, os.W_OK):
+            problem = "you may not write there: change its permissions"
+        else:
+            return
+    except OSError as error:
+        problem = f"it can be no file ({error.strerror}): shorten its name"
+    raise DefinitionError(f"--json {file} cannot be written, since {problem}, or name another file.")
 
 
 def _write_json(result: PipelineResult, file: Path) -> str | None:

@@ -474,18 +474,43 @@ def test_json_can_be_read_from_standard_output() -> None:
     assert "completed" in done.stderr.decode()
 
 
-@pytest.mark.parametrize(
-    ("file", "why"), [("/dev/full", "No space"), ("no/such/folder.json", "No such file")]
-)
-def test_a_json_file_that_cannot_be_written_loses_no_run(
-    file: str, why: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_json_file_that_cannot_be_written_loses_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    file, why = "/dev/full", "No space"
     assert main(["run", "demo.py", "--model", "test", "--json", file]) == 1
     told = capsys.readouterr().err
     assert f"{file} cannot be written ({why}" in told
     assert "--resume" in told
     assert main(["run", "demo.py", "--model", "test", "--json", file, "--storage", "memory:"]) == 1
     assert "--resume" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("no/such/x.json", "there is no folder .*no/such: make it"),
+        ("demo.py/x.json", "there is no folder .*demo.py: make it"),
+        ("folder", "it is a folder"),
+        ("locked.json", "you may not write there"),
+        ("locked/x.json", "you may not write there"),
+        ("x" * 300, r"it can be no file \(File name too long\)"),
+    ],
+)
+def test_a_json_file_that_cannot_be_written_is_refused_before_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str, why: str
+) -> None:
+    """No step runs, so nothing is paid for."""
+    Path("folder").mkdir()
+    Path("locked").mkdir()
+    Path("locked.json").touch()
+    # Root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path))
+    assert main(["run", "demo.py", "--model", "test", "--json", file]) == 1
+    captured = capsys.readouterr()
+    assert re.search(
+        f"tagent-nb: --json {file} cannot be written, since {why}.*, or name another", captured.err
+    )
+    assert captured.out == ""
+    assert not Path(".tagent").exists()
 
 
 def test_a_value_that_json_cannot_hold_loses_no_run(capsys: pytest.CaptureFixture[str]) -> None:

