@@ -330,7 +330,8 @@ class Pipeline:
 
         Args:
             **options: Keywords of :class:`PipelineExecutor` (``storage``, ``cache``, ``model``, ``budget``)
-                and of its :meth:`~PipelineExecutor.run` (``inputs``, ``resume``, ``force``, ``until``, ``offline``).
+                and of its :meth:`~PipelineExecutor.run` (``inputs``, ``resume``, ``force``, ``until``,
+                ``offline``).
 
         Raises:
             DefinitionError: There is no such option.
