@@ -236,6 +236,11 @@ async def test_a_computed_field_that_fails_counts_with_its_code(tmp_path: Path) 
     assert await notebook.run(source.replace("return 1", "return 2")) == {"load", "field"}
 
 
+async def test_methods_do_not_count_for_a_goal_which_prints_fields(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path, {"load": "make('abcdef')", "say": ":Say {{ load }}"})
+    assert await reached(notebook, MODEL, "[:3]", "[:2]") == {"load"}
+
+
 async def test_classes_in_globals_facts_and_memories_count(tmp_path: Path) -> None:
     source = MODEL + "TABLE = {'a': [R(text='abcdef')]}\n"
     steps = {

@@ -150,7 +150,7 @@ def hidden_parts(kind: type) -> Iterator[tuple[str, Any]]:
         yield from _decorators(kind)
     else:
         for name, field in fields.items():
-            yield from _data_parts(f"field {name}", field, name in vars(kind))
+            yield from _data_parts(f"field {name}", field)
     if hasattr(kind, "__required_keys__"):
         yield "required", sorted(kind.__required_keys__)
     for name, value in vars(kind).items():
@@ -233,13 +233,11 @@ def _plain(value: Any) -> Any:
     return type_text(value) if isinstance(value, type) or get_origin(value) is not None else value
 
 
-def _data_parts(name: str, field: Any, in_class: bool) -> Iterator[tuple[str, Any]]:
+def _data_parts(name: str, field: Any) -> Iterator[tuple[str, Any]]:
     for option, default in _DATA_DEFAULTS.items():
         value = getattr(field, option)
         if value is not default:
             yield f"{name} {option}", value
-    if not in_class and field.default is not dataclasses.MISSING:
-        yield f"{name} default", field.default
     if field.default_factory is not dataclasses.MISSING:
         yield f"{name} default_factory", field.default_factory
     if field.metadata:
