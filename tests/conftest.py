@@ -99,6 +99,8 @@ def _no_model_requests(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process remembers what it has seen in its environment."""
     monkeypatch.setattr(secrets, "_seen", {})
+    monkeypatch.setattr(secrets, "_noticed", None)
+    monkeypatch.setattr(secrets, "_secrets", secrets.Secrets({}))
 
 
 @pytest.fixture

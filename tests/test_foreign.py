@@ -20,6 +20,7 @@ from tagent_nb import (
     PipelineStep,
     Price,
     ResultCache,
+    ResumeConflictError,
     StepContext,
     StepStatus,
     TokenUsage,
@@ -342,6 +343,44 @@ async def test_a_plan_names_the_step_that_a_value_breaks(tmp_path: Path) -> None
     by_name = {step.step: step for step in plan.steps}
     assert "Odd.__len__ raised ValueError: no" in str(by_name["refers"])
     assert by_name["before"].action != "fail"
+
+
+def pipeline_that_reads(value: Any) -> Any:
+    """A pipeline of which one step's fingerprint asks ``value``, and what makes executors for it."""
+    pipeline = pipeline_with_others()
+    pipeline.put(PipelineStep.from_cell("reads", "type(value).__name__", python=True, depends_on=["before"]))
+    return pipeline, {"value": value}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_object_that_ends_the_program_ends_its_run_alone(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    """Whoever waits for the run gets what was raised, observers see it end, and it can be resumed."""
+    pipeline, namespace = pipeline_that_reads(odd_class(list, "__len__", error)([1]))
+    seen: list[events.Event] = []
+    executor = PipelineExecutor(
+        pipeline, storage=tmp_path, namespace=namespace, observers=[seen.append], retry_delay=0
+    )
+    with pytest.raises(error, match="no"):
+        executor.run()
+    assert type(seen[-1]) is events.RunFinished
+    assert not seen[-1].success
+    with pytest.raises(error, match="no"):
+        asyncio.run(PipelineExecutor(pipeline, storage=tmp_path, namespace=namespace).plan())
+    resumed = PipelineExecutor(pipeline, storage=tmp_path, namespace={"value": [1]}).run(resume=True)
+    assert resumed.success
+    assert resumed.step_outputs["reads"] == "list"
+    with pytest.raises(error, match="no"):
+        PipelineExecutor(pipeline, storage=tmp_path, namespace=namespace).run(resume=True)
+
+
+def test_a_recorded_step_whose_objects_raise_now_is_named_with_them(tmp_path: Path) -> None:
+    pipeline, namespace = pipeline_that_reads([1])
+    assert PipelineExecutor(pipeline, storage=tmp_path, namespace=namespace).run().success
+    namespace["value"] = odd_class(list, "__len__", Stop)([1])
+    with pytest.raises(ResumeConflictError, match=r"reads.*Odd\.__len__ raised Stop: no"):
+        PipelineExecutor(pipeline, storage=tmp_path, namespace=namespace).run(resume=True)
 
 
 def test_what_raises_while_it_is_encoded_cannot_be_stored_and_says_why() -> None:

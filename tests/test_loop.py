@@ -47,6 +47,27 @@ def test_a_cancelled_future_cancels_its_work() -> None:
     assert cancelled.wait(10)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_ends_its_own_work_and_no_other(error: type[BaseException]) -> None:
+    """No signal comes to the loop's thread: only an object of the user's can raise such a thing there."""
+
+    async def leaves() -> None:
+        raise error("no further")
+
+    async def stays() -> str:
+        await leaving.wait()
+        return "done"
+
+    leaving = asyncio.Event()
+    loop = background_loop()
+    waiting = submit(stays())
+    with pytest.raises(error, match="no further"):
+        submit(leaves()).result(10)
+    loop.call_soon_threadsafe(leaving.set)
+    assert waiting.result(10) == "done"
+    assert background_loop() is loop
+
+
 def test_a_closed_loop_is_replaced() -> None:
     old = background_loop()
     (thread,) = [one for one in threading.enumerate() if one.name == "tagent-nb loop"]

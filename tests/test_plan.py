@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -541,3 +542,22 @@ async def test_history_and_stored_results(lab: Lab) -> None:
     assert [run.steps_cached for run in await lab.executor.history()] == [0, 3]
     assert (await lab.executor.load_result())["c"] == 4
     assert (await lab.executor.load_result(first.run_id)).run_id == first.run_id
+
+
+async def test_a_plan_can_be_cancelled_while_it_waits(tmp_path: Path) -> None:
+    """Being stopped is nothing that a step of the plan is to blame for."""
+    waits = asyncio.Event()
+
+    class SlowCache(ResultCache):
+        async def aget(self, *args: Any, **options: Any) -> Any:
+            waits.set()
+            await asyncio.Event().wait()
+
+    lab = Lab(tmp_path)
+    lab.cell("one", "1")
+    lab.cache = SlowCache(tmp_path / "slow")
+    planning = asyncio.ensure_future(lab.executor.plan())
+    await waits.wait()
+    planning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await planning

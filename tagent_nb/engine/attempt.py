@@ -81,8 +81,7 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
                 if is_bulky(value):
                     value = await asyncio.to_thread(_encoded, run, value)
                 events = [*learned, _finished(run, work, value, attempt, seconds, context)]
-                if run.secrets.needles:
-                    look_for_secrets(run, work, events)
+                look_for_secrets(run, work, events)
             return await run.approvals.hold(work, events, context) if step.approve else events
         except Exception as error:  # the user's code and the model's side may raise anything
             if run.broken:
@@ -271,7 +270,8 @@ def look_for_secrets(run: Run, work: Work, events: list[Event]) -> None:
         StepError: There is one, and the executor's ``secret_values`` is ``"fail"``.
     """
     equipment = run.equipment
-    if equipment.secret_values == "ignore" or not (equipment.storage.durable or equipment.cache is not None):
+    kept = equipment.storage.durable or equipment.cache is not None
+    if not (run.secrets.needles and kept) or equipment.secret_values == "ignore":
         return
     for event in events:
         if isinstance(event, StepFinished):

@@ -28,12 +28,26 @@ def background_loop() -> asyncio.AbstractEventLoop:
             def serve() -> None:
                 asyncio.set_event_loop(loop)
                 loop.call_soon(ready.set)
-                loop.run_forever()
+                while not _ran_to_its_stop(loop):
+                    pass
 
             threading.Thread(target=serve, name="tagent-nb loop", daemon=True).start()
             ready.wait()
             _loop, _owner = loop, os.getpid()
         return _loop
+
+
+def _ran_to_its_stop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Serve until somebody stops the loop, or a task ends in what ends a program.
+
+    No signal comes to this thread: an object of the user's has raised it. Who waits for that task gets it, and
+    all others still need the loop.
+    """
+    try:
+        loop.run_forever()
+    except (KeyboardInterrupt, SystemExit):
+        return False
+    return True
 
 
 def on_background_loop() -> bool:

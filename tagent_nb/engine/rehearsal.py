@@ -28,7 +28,7 @@ from tagent_nb.engine.work import (
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.foreign import blame, ends_program
+from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.models import DependencyType, PipelineStep
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.pipeline.template import Reference
@@ -93,9 +93,9 @@ class Rehearsal:
                 plan, fate = await self._look_at(step)
             except TagentError as error:
                 plan, fate = _gone(step, "fail", redact(str(error)))
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
             except BaseException as error:  # the user's objects, which fingerprints ask, may raise anything
-                if ends_program(error) or isinstance(error, asyncio.CancelledError | GeneratorExit):
-                    raise
                 plan, fate = _gone(step, "fail", redact(blame(error)))
             self.fates[name], self._actions[name] = fate, plan.action
             if plan.action in RUNS:

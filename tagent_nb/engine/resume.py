@@ -13,7 +13,7 @@ from tagent_nb.engine.work import inputs_for, prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
 from tagent_nb.pipeline.codec import unreadable
-from tagent_nb.pipeline.foreign import blame, ends_program
+from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.models import PipelineStep
 
 if TYPE_CHECKING:
@@ -142,8 +142,6 @@ def _differences(
     except TagentError as error:
         return [str(error)]
     except BaseException as error:  # the user's objects, which fingerprints ask, may raise anything
-        if ends_program(error):
-            raise
         return [blame(error)]
     if work.key == recorded.key:
         return []

@@ -199,7 +199,7 @@ class Run:
             self.cancelled = True
             await unbroken(self._finish(began))
             raise
-        except Exception:
+        except BaseException:  # also what ends the program
             self._give_up()
             raise
         await unbroken(self._finish(began))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
 from tagent_nb.engine.work import Work, asked_cache, inputs_for, prepare, runner_of, still_answers
-from tagent_nb.errors import CorruptRecordError, OfflineMissError, StorageError, TagentError
+from tagent_nb.errors import OfflineMissError, TagentError
 from tagent_nb.events import (
     NO_USAGE,
     Event,
@@ -24,7 +24,7 @@ from tagent_nb.events import (
     StepSkipped,
     TokenUsage,
 )
-from tagent_nb.pipeline.foreign import blame, class_name, ends_program, message_of
+from tagent_nb.pipeline.foreign import blame, class_name, message_of
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.secrets import redact
 from tagent_nb.steps.base import UNKNOWN_REASON
@@ -80,15 +80,11 @@ def unprepared(run: Run, step: PipelineStep, error: BaseException, item: str | N
     is a value of another step whose bytes are damaged.
 
     Raises:
-        StorageError: ``error`` says that nothing can be recorded: that ends the run, as Ctrl-C does.
+        BaseException: ``error`` itself, if it ends the program, and so the run.
     """
-    kind = type(error)
-    if (issubclass(kind, StorageError) and not issubclass(kind, CorruptRecordError)) or ends_program(error):
-        raise error
-    if issubclass(type(error), TagentError):
-        message = message_of(error)
-    else:
-        message = f"What it reads, returns or refers to cannot be handled: {blame(error)}"
+    known = issubclass(type(error), TagentError)
+    told = "What it reads, returns or refers to cannot be handled"
+    message = message_of(error) if known else f"{told}: {blame(error)}"
     context = run.live.get((step.name, item))  # what its attempt has spent counts
     return StepFailed(
         run_id=run.memory.run_id,
@@ -96,7 +92,7 @@ def unprepared(run: Run, step: PipelineStep, error: BaseException, item: str | N
         item=item,
         error_type=class_name(error),
         message=redact(message),
-        traceback="" if issubclass(type(error), TagentError) else user_traceback(error),
+        traceback="" if known else user_traceback(error),
         attempt=1 if context is None else context.attempt,
         usage=NO_USAGE if context is None else context.usage,
         cost=0.0 if context is None else context.cost,

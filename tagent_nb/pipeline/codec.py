@@ -19,7 +19,7 @@ from tagent_nb.events import Output
 from tagent_nb.pipeline.classes import Classes
 from tagent_nb.pipeline.decoding import resolve, value_of
 from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
-from tagent_nb.pipeline.foreign import blame, ends_program, raising_method, safe_str
+from tagent_nb.pipeline.foreign import blame, raising_method, safe_str
 from tagent_nb.pipeline.scalars import TAG
 
 __all__ = [
@@ -135,10 +135,8 @@ def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
         raise _unreadable(error) from error
 
 
-def _unreadable(error: BaseException) -> BaseException:
+def _unreadable(error: BaseException) -> CorruptRecordError:
     """What to raise when decoding ended in ``error``."""
-    if ends_program(error):
-        return error
     return CorruptRecordError(f"A stored value cannot be read, since {blame(error)}")
 
 
@@ -375,10 +373,8 @@ def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
     return walk, blob, tree
 
 
-def _refused(error: BaseException, path: str) -> BaseException:
+def _refused(error: BaseException, path: str) -> EncodeError:
     """What to raise when encoding ended in ``error``."""
-    if ends_program(error):
-        return error
     if type(error) is RefusedError:
         return error.to_error(path)
     if type(error) is RecursionError and not raising_method(error):

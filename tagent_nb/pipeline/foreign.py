@@ -37,8 +37,6 @@ def message_of(error: BaseException) -> str:
     try:
         return str.__str__(str(error))
     except BaseException as problem:
-        if ends_program(problem):
-            raise
         return f"(no message: {blame(problem)})"
 
 
@@ -47,8 +45,6 @@ def safe_str(value: object) -> str:
     try:
         return str.__str__(str(value))
     except BaseException as problem:
-        if ends_program(problem):
-            raise
         return f"<{class_name(value)} that cannot be shown: {blame(problem)}>"
 
 
@@ -57,8 +53,6 @@ def safe_repr(value: object) -> str:
     try:
         return str.__str__(repr(value))
     except BaseException as problem:
-        if ends_program(problem):
-            raise
         return f"<{class_name(value)} that cannot be shown: {blame(problem)}>"
 
 
@@ -66,7 +60,12 @@ def blame(error: BaseException) -> str:
     """Which method of which class raised ``error``, as in ``Odd.__len__ raised ValueError: no``.
 
     Only kind and message where it was not raised by a special method.
+
+    Raises:
+        BaseException: ``error`` itself, if it ends the program: that is no fault of an object.
     """
+    if ends_program(error):
+        raise error
     try:
         text = str.__str__(str(error))
     except BaseException as problem:

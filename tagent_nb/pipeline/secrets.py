@@ -69,6 +69,9 @@ _secrets = Secrets({})
 def note_secrets() -> Secrets:
     """Those of the environment now, and all that it held when somebody asked before.
 
+    They are the values of variables called ``..._API_KEY``, ``..._TOKEN``, ``..._SECRET``, ``..._PASSWORD``
+    and the like; short ones are none.
+
     An environment that has not changed is not read again: its raw data are compared, which takes a
     hundredth of the time of reading it.
     """
@@ -87,13 +90,6 @@ def note_secrets() -> Secrets:
             _secrets = Secrets(_seen.copy())
         _noticed = noticed
     return _secrets
-
-
-def secrets() -> dict[str, str]:
-    """Names by form of the environment variables that hold secrets, or held them when they were noted
-    (``..._API_KEY``, ``..._TOKEN``, ``..._SECRET``, ``..._PASSWORD`` and the like), the longest form first.
-    Short values are none."""
-    return note_secrets().names
 
 
 def _forms(value: str) -> Iterable[str]:
