@@ -14,7 +14,7 @@ import threading
 import typing
 from array import array
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -45,6 +45,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import core_schema
+from typing_extensions import TypeAliasType
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline import codec, encoding
@@ -538,7 +539,13 @@ def test_arguments_of_generic_models_that_have_no_name() -> None:
     class Of(BaseModel, Generic[T]):
         own: T
 
-    for kind in (Of[Annotated[int, AfterValidator(abs)]], Of[Callable[[int], int]], Of[Literal[Colour.RED]]):
+    named: Any = TypeAliasType("named", Callable[[T], T], type_params=(T,))
+    for kind in (
+        Of[Annotated[int, AfterValidator(abs)]],
+        Of[Callable[[int], int]],
+        Of[Literal[Colour.RED]],
+        Of[named[int]],
+    ):
         value = kind.model_construct(own=1)
         assert type(again(value, {"Other": kind})) is kind
         assert again(value, {"Of": Of}) == {"own": 1}
@@ -546,6 +553,16 @@ def test_arguments_of_generic_models_that_have_no_name() -> None:
     tree = {"$t": "model", "name": "Of[int]", "class": "m:Of", "v": {"own": 1}}
     for args in ([1], [{"class": "builtins:dict", "args": ["builtins:int"]}], ["nowhere:Gone"]):
         assert from_tree({**tree, "args": args}, {"Of": Of}) == {"own": 1}
+
+
+def test_a_class_that_is_generic_no_longer_leaves_its_values_plain() -> None:
+    class Of(BaseModel):
+        own: int
+
+    now = to_tree(Of(own=1))
+    then = {**now, "name": "Of[int]", "args": ["builtins:int"]}
+    assert from_tree(then, {"Of": Of}) == {"own": 1}
+    assert from_tree(now, {"Of": Of}) == Of(own=1)
 
 
 def test_an_outer_class_rebuilds_what_is_inside_it() -> None:
@@ -583,6 +600,92 @@ def test_types_of_a_models_own_are_stored_as_the_model_says() -> None:
     page = Page(url=HttpUrl("https://example.org/"), seen=deque([1, 2]))
     assert again(page, {"Page": Page}) == page
     assert again(page, None) == {"url": "https://example.org/", "seen": deque([1, 2])}
+
+
+def test_root_models_of_types_of_their_own_are_stored_as_the_model_says() -> None:
+    class Address(RootModel[HttpUrl]):
+        pass
+
+    class Addresses(RootModel[list[HttpUrl]]):
+        pass
+
+    url = "https://example.org/"
+    for value, plain in ((Address(HttpUrl(url)), url), (Addresses([HttpUrl(url)]), [url])):
+        assert same(again(value, {"Address": Address, "Addresses": Addresses}), value)
+        assert again(value, None) == plain
+
+
+class Money:
+    """Stored only by what the models that hold it write of it."""
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Money) and other.amount == self.amount
+
+    def __hash__(self) -> int:
+        return hash(self.amount)
+
+
+def read_money(cls: Any, value: Any) -> Any:
+    return value if isinstance(value, Money) else Money(value)
+
+
+def write_money(self: Any, value: Money) -> int:  # pydantic takes it for a method by this name
+    return value.amount
+
+
+class OfAnyType(BaseModel):
+    price: Any
+
+    read = field_validator("price")(read_money)
+    write = field_serializer("price")(write_money)
+
+
+class OfRoot(RootModel[Any]):
+    read = field_validator("root")(read_money)
+    write = field_serializer("root")(write_money)
+
+
+class KnowsItsField(Money):
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        assert handler.field_name == "price", "only in a model, which tells its field's name"
+        write = core_schema.plain_serializer_function_ser_schema(lambda value: value.amount)
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if isinstance(value, cls) else cls(value), serialization=write
+        )
+
+
+class OfItsField(BaseModel):
+    price: KnowsItsField
+
+
+@pytest.mark.parametrize("value", [OfAnyType(price=3), OfRoot(3), OfItsField(price=3)])
+def test_what_only_the_models_own_validators_can_read_is_read_by_them(value: BaseModel) -> None:
+    """Its field's annotation does not say how, or not by itself."""
+    kind = type(value)
+    back = again(value, {kind.__name__: kind})
+    assert type(back) is kind
+    assert back == value
+
+
+def test_what_a_model_was_given_without_validation_comes_back_as_it_was() -> None:
+    """Reading it makes it no other type, although its annotation would."""
+
+    class Inner(BaseModel):
+        x: int = 0
+
+    class Outer(BaseModel):
+        numbers: Sequence[float]
+        inner: Sequence[Inner]
+
+    value = Outer.model_construct(numbers=[3, True, 0.5], inner=[{"x": 1}, Inner(x=1)])
+    back = again(value, {"Outer": Outer, "Inner": Inner})
+    assert type(back) is Outer
+    assert same(back.numbers, value.numbers)
+    assert same(back.inner, value.inner)
 
 
 def test_a_type_that_the_model_cannot_write_either_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tagent_nb import (
+    CorruptRecordError,
     EncodeError,
     ExecutionMode,
     Pipeline,
@@ -392,6 +394,59 @@ def test_what_raises_while_it_is_encoded_cannot_be_stored_and_says_why() -> None
         stored = codec.StoredValue.of({"a": value})
         assert not stored.storable
         assert f"Odd.{method}" in str(stored.problem)
+
+
+class Refuses:
+    """A field of a dataclass that looks at what is put into it."""
+
+    error: type[BaseException] | None = None
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return 0 if instance is None else vars(instance)["n"]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self.error is not None:
+            raise self.error("no")
+        vars(instance)["n"] = value
+
+
+@dataclasses.dataclass
+class Refusing:
+    n: Any = Refuses()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError, "cannot be read: no"),
+        (RuntimeError, "cannot be read, since Refuses.__set__ raised RuntimeError: no"),
+        (Stop, "cannot be read, since Refuses.__set__ raised Stop: no"),
+    ],
+)
+def test_what_raises_while_it_is_read_is_damaged_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], told: str
+) -> None:
+    value = Refusing(1)
+    blob, tree = codec.encode(value), codec.to_tree(value)
+    schemas = {"Refusing": Refusing}
+    assert codec.decode(blob, schemas) == codec.from_tree(tree, schemas) == value
+    monkeypatch.setattr(Refuses, "error", error)
+    for read in (lambda: codec.decode(blob, schemas), lambda: codec.from_tree(tree, schemas)):
+        with pytest.raises(CorruptRecordError, match=told):
+            read()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Interrupted])
+def test_who_ends_the_program_is_not_held_up_by_a_stored_value(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    value = Refusing(1)
+    blob, tree = codec.encode(value), codec.to_tree(value)
+    monkeypatch.setattr(Refuses, "error", error)
+    with pytest.raises(error):
+        codec.decode(blob, {"Refusing": Refusing})
+    with pytest.raises(error):
+        codec.from_tree(tree, {"Refusing": Refusing})
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Interrupted])

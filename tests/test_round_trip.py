@@ -667,6 +667,73 @@ def test_a_class_whose_fields_changed_takes_only_what_it_would_hold_as_it_is(not
         assert typed(value["n"] if type(value) is dict else value.n) == "builtins.float(3.0)"
 
 
+CHANGED = """
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+T = TypeVar("T")
+class Odd(type):
+    def __instancecheck__(cls, value): raise RuntimeError("asked")
+class Asked(metaclass=Odd): pass
+class Sized(Protocol):
+    def size(self) -> int: ...
+class Pair(NamedTuple):
+    {pair}: int
+@dataclass
+class Box(Generic[T]):
+    item: {item}
+@dataclass
+class Answer:
+    x: {x}
+    y: {y} = 0
+"""
+BEFORE = {"pair": "a", "item": "T", "x": "Any", "y": "int"}
+
+
+def cell_of(notebook: Notebook, parts: dict[str, str]) -> None:
+    """Annotations that are no texts, unlike those of this file."""
+    exec(compile(CHANGED.format(**parts), "<cell>", "exec", dont_inherit=True), notebook.namespace)
+
+
+@pytest.mark.parametrize(
+    ("value", "after", "fits"),
+    [
+        ("Box(3)", {"item": "int"}, True),
+        ("Box('a')", {"item": "int"}, False),
+        ("Answer(Box(3))", {"x": "Box[int]"}, True),
+        ("Answer(3)", {"x": "Box[int]"}, False),
+        ("Answer(3)", {"x": "T"}, True),
+        ("Answer(None)", {"x": "None", "y": "'not.there'"}, True),
+        ("Answer(3)", {"x": "None", "y": "'not.there'"}, False),
+        ("Answer(3)", {"x": "Sized"}, True),
+        ("Answer(3)", {"x": "Asked"}, True),
+        ("Answer(3)", {"x": "Asked | int"}, True),
+    ],
+)
+def test_a_changed_annotation_takes_what_it_describes_and_what_nobody_can_judge(
+    notebook: Notebook, value: str, after: dict[str, str], fits: bool
+) -> None:
+    """Judging runs none of the user's code that could fail it: such annotations take what was recorded."""
+    cell_of(notebook, BEFORE)
+    notebook.step("make", value)
+    name = value.partition("(")[0]
+    notebook.run()
+    notebook.restart()
+    cell_of(notebook, BEFORE | after)
+    back = notebook.recorded().step_outputs["make"]
+    assert type(back) is (notebook.namespace[name] if fits else dict)
+
+
+def test_a_named_tuple_whose_fields_changed_comes_back_as_a_plain_one(notebook: Notebook) -> None:
+    cell_of(notebook, BEFORE)
+    notebook.step("make", "Pair(1)")
+    notebook.run()
+    notebook.restart()
+    cell_of(notebook, BEFORE | {"pair": "b"})
+    back = notebook.recorded().step_outputs["make"]
+    assert type(back) is not notebook.namespace["Pair"]
+    assert back._asdict() == {"a": 1}
+
+
 def test_views_of_dicts_are_mapped_over(notebook: Notebook) -> None:
     for view in ("keys", "values", "items"):
         notebook.step(view, f"{{'a': 1, 'b': 2}}.{view}()")
@@ -731,10 +798,16 @@ def test_classes_are_found_through_what_the_code_refers_to(
     write(notebook.folder, hidden=HIDDEN, front=front, hollow="class Row: n: int")
     monkeypatch.syspath_prepend(str(notebook.folder))
     notebook.step("rows", "[make(), {make().n: make()}]")
-    notebook.step("imports", "import front\n[front.make(), {1: front.make()}]")
-    for name, with_name in (("rows", True), ("imports", False)):
+    # One that is loaded already brings nothing.
+    notebook.step("imports", "import abc, front\n[front.make(), {1: front.make()}]")
+    for name, with_name in (("rows", True), ("imports", False), ("function", False)):
         forget()
         make = importlib.import_module("front").make
+
+        def function(make: Any = make) -> Any:
+            return [make(), {1: make()}]
+
+        notebook.pipeline.put(PipelineStep("function", "function", body=PythonBody.from_function(function)))
         notebook.namespace.update({"make": make} if with_name else {})
         schemas = schemas_of(notebook.pipeline, [], notebook.namespace).for_step(name)
         value = [make(), {make().n: make()}]
@@ -772,7 +845,8 @@ def test_what_cannot_be_followed_is_left_out(notebook: Notebook) -> None:
     def unset() -> Any:
         return later()
 
-    notebook.namespace["hostile"] = Hostile("Bad", (), {})()
+    notebook.namespace["Bad"] = Hostile("Bad", (), {})
+    notebook.namespace["hostile"] = notebook.namespace["Bad"]()
     notebook.namespace["unset"] = unset
     notebook.step("rows", "unset() if False else hostile")
     notebook.step("ask", goal="Ask", tools=[unset], tools_filter=["gone"])
@@ -780,7 +854,8 @@ def test_what_cannot_be_followed_is_left_out(notebook: Notebook) -> None:
     schemas = schemas_of(notebook.pipeline, [], notebook.namespace)
     for step in ("rows", "ask", "other"):
         assert from_tree(node, schemas.for_step(step)) == {"n": 1}
-    assert (list(schemas), len(schemas)) == ([], 0)
+        assert from_tree({**node, "name": "Bad"}, schemas.for_step(step)) == {"n": 1}
+    assert (list(schemas), len(schemas)) == (["Bad"], 1)
 
     def later() -> int:
         return 1

@@ -40,8 +40,8 @@ def background_loop() -> asyncio.AbstractEventLoop:
 def _ran_to_its_stop(loop: asyncio.AbstractEventLoop) -> bool:
     """Serve until somebody stops the loop, or a task ends in what ends a program.
 
-    No signal comes to this thread: an object of the user's has raised it. Who waits for that task gets it, and
-    all others still need the loop.
+    No signal comes to this thread: an object of the user's has raised it. Who waits for that task gets it,
+    and all others still need the loop.
     """
     try:
         loop.run_forever()

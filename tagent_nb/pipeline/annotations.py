@@ -46,7 +46,7 @@ _parts: WeakKeyDictionary[type, tuple[Any, ...]] = WeakKeyDictionary()
 
 def is_class(thing: object) -> bool:
     """Whether this is a class, and not one with arguments such as ``list[int]``."""
-    return isinstance(thing, type) and not isinstance(thing, types.GenericAlias)
+    return issubclass(type(thing), type)  # isinstance would ask its metaclass, which is the user's code
 
 
 def is_model(kind: object) -> bool:
@@ -59,13 +59,16 @@ def tag_of(kind: Any) -> str:
     """The tag of a node whose value has this class; empty for a class whose values are no such node."""
     if not is_class(kind):
         return ""
-    if issubclass(kind, Enum):
-        return "enum"
-    if is_model(kind):
-        return "model" if hasattr(kind, "__pydantic_generic_metadata__") else ""  # BaseModel has none
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return "namedtuple"
-    return "data" if dataclasses.is_dataclass(kind) else ""
+    try:
+        if issubclass(kind, Enum):
+            return "enum"
+        if is_model(kind):
+            return "model" if hasattr(kind, "__pydantic_generic_metadata__") else ""  # BaseModel has none
+        if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+            return "namedtuple"
+        return "data" if dataclasses.is_dataclass(kind) else ""
+    except Exception:  # metaclasses are the user's code
+        return ""
 
 
 def field_annotations(kind: Any) -> dict[str, Any]:
@@ -115,9 +118,7 @@ def shape_hash(model: Any) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _structure(schema: Any) -> Any:
-    if not isinstance(schema, dict):
-        return {}  # True and False say whether there may be more fields
+def _structure(schema: Mapping[str, Any]) -> Any:
     kept = {name: schema[name] for name in _STATED if name in schema}
     for name in _NAMED:
         if name in schema:
@@ -126,7 +127,7 @@ def _structure(schema: Any) -> Any:
         if name in schema:
             kept[name] = [_structure(inner) for inner in schema[name]]
     for name in _NESTED:
-        if isinstance(schema.get(name), dict):
+        if isinstance(schema.get(name), dict):  # True and False say whether there may be more fields
             kept[name] = _structure(schema[name])
     return kept
 
@@ -195,6 +196,13 @@ def fits(annotation: Any, value: Any) -> bool:
 
     What cannot be judged without the user's code fits.
     """
+    try:
+        return _fits(annotation, value)
+    except Exception:  # metaclasses and values are the user's code; and some protocols know no instances
+        return True
+
+
+def _fits(annotation: Any, value: Any) -> bool:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return fits(args[0], value)
@@ -215,10 +223,7 @@ def fits(annotation: Any, value: Any) -> bool:
         return type(value) is annotation
     if _is_typed_dict(annotation):
         return isinstance(value, dict)
-    try:
-        if annotation is Any or isinstance(value, annotation):
-            return True
-    except TypeError:  # some protocols know no instances
+    if annotation is Any or isinstance(value, annotation):
         return True
     # A type with a reader of its own may have any values.
     return hasattr(annotation, "__get_pydantic_core_schema__") and not is_model(annotation)

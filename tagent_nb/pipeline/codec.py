@@ -93,8 +93,6 @@ def from_tree(tree: Any, schemas: Mapping[str, type] | None = None) -> Any:
         return value_of(tree, Classes.of(schemas))
     except CorruptRecordError:
         raise
-    except RecursionError:
-        raise CorruptRecordError("A stored value is nested too deeply.") from None
     except BaseException as error:  # classes of the user, with which values are rebuilt, may raise anything
         raise _unreadable(error) from error
 
@@ -137,6 +135,8 @@ def decode(blob: bytes, schemas: Mapping[str, type] | None = None) -> Any:
 
 def _unreadable(error: BaseException) -> CorruptRecordError:
     """What to raise when decoding ended in ``error``."""
+    if type(error) is RecursionError and not raising_method(error):
+        return CorruptRecordError("A stored value is nested too deeply.")
     return CorruptRecordError(f"A stored value cannot be read, since {blame(error)}")
 
 

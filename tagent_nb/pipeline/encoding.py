@@ -470,6 +470,8 @@ def _check_text(value: str) -> str:
 
 def _as_json(model: Any, name: str, refused: RefusedError) -> Any:
     try:
+        if model.__pydantic_root_model__:
+            return model.model_dump(mode="json", warnings=False)
         return model.model_dump(mode="json", include={name}, warnings=False)[name]
     except Exception:  # serializers are the user's code, and pydantic has errors of its own
         raise refused from None

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from tagent_nb.pipeline.annotations import is_class, tag_of
-from tagent_nb.pipeline.encoding import Encoder
-from tagent_nb.pipeline.scalars import TAG
+from tagent_nb.pipeline.encoding import Encoder, to_canonical
 
 _PLAIN: frozenset[Any] = frozenset(
     {str, int, float, bool, bytes, type(None), list, dict, tuple, set, frozenset, date, datetime, time,
@@ -127,8 +126,7 @@ def _comes_back(annotation: Any) -> bool:
 
 
 def _typed(kind: Any, name: str, value: Any) -> Any:
-    """A field's value as its annotation has it, if that says the same: the class of a nested model that
-    nobody passed, for one."""
+    """A field's value as its annotation has it, if that says the same, such as a text of its own class."""
     adapter = _adapter(kind, name)
     if adapter is None:
         return value
@@ -162,17 +160,6 @@ def _new_adapter(kind: Any, annotation: Any) -> TypeAdapter[Any]:
 
 
 def _same(found: Any, value: Any) -> bool:
-    """Whether a value that was read says what was recorded."""
-    return bool(_bare(Encoder(identity=True).tree(found)) == _bare(Encoder(identity=True).tree(value)))
-
-
-def _bare(tree: Any) -> Any:
-    """A tree without the names of its classes, as values come back whose class is not known."""
-    if isinstance(tree, list):
-        return [_bare(one) for one in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if tree.get(TAG) not in ("model", "data", "enum"):
-        return {key: _bare(one) for key, one in tree.items()}
-    inside = _bare(tree["v"])
-    return inside["root"] if tree[TAG] == "model" and list(inside) == ["root"] else inside
+    """Whether a value that was read says what was recorded: 3.0 is another value than 3."""
+    first, second = (to_canonical(Encoder(identity=True).tree(one)) for one in (found, value))
+    return first == second
