@@ -111,6 +111,8 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         max_retries=1,
         retry_count=1,
         output_retries=0,
+        output_mode="prompted",
+        instructions="You are\nterse.",
         checks=[good],
         agent="plan",
         max_replans=1,

@@ -89,6 +89,8 @@ def reviews() -> Pipeline:
             settings={"temperature": 0.0, "stop": ["\n"]},
             tools=[search],
             output_retries=0,
+            output_mode="prompted",
+            instructions="You are terse.",
             checks=[short],
             budget="0.5 USD, 20 requests",
             agent="plan",

@@ -133,6 +133,13 @@ def _source(definition: Definition, key: str) -> str:
     return str(value.get("source", "")) if isinstance(value, Mapping) else str(value)
 
 
+def _instructions(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> str:
+    before, after = (str(definition.get("instructions") or "") for definition in definitions)
+    if before == after and all(definitions):
+        return "instructions of the pipeline changed"
+    return "instructions changed" + _diff(definitions, before.splitlines(), after.splitlines())
+
+
 def _constraints(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> str:
     before, after = ([str(one) for one in d.get("constraints") or ()] for d in definitions)
     if before == after and all(definitions):
@@ -194,9 +201,13 @@ def _input(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> st
     return f"input {what} changed"
 
 
+_OWN = ("output_mode",)
+"""Plain components that a step itself sets."""
+
+
 def _plain(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> str:
     """Components that are readable as they are, such as versions."""
-    subject = f"{kind} {what}" if what else f"the {kind} of this kind of step"
+    subject = f"{kind} {what}" if what else kind if kind in _OWN else f"the {kind} of this kind of step"
     if None in texts:
         return f"{subject} {_verb(texts)}"
     return f"{subject} changed from {texts[0]} to {texts[1]}"
@@ -217,6 +228,7 @@ def _global(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> s
 
 _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "goal": _lines,
+    "instructions": _instructions,
     "code": _lines,
     "constraints": _constraints,
     "model": _model,
@@ -227,6 +239,7 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "model_class": _by_digest,
     "settings": _settings,
     "output_schema": _schema,
+    "output_mode": _plain,
     "tool": _by_digest,
     "check": _by_digest,
     "input": _input,

@@ -49,6 +49,7 @@ def definition_components(
     inputs: Collection[str] = (),
     memo: Memo | None = None,
     model_parts: Mapping[str, Any] | None = None,
+    instructions: str | None = None,
 ) -> dict[str, str]:
     """The components of a step that do not depend on what it reads.
 
@@ -65,12 +66,14 @@ def definition_components(
         inputs: Names that a cell reads as steps, not as globals.
         memo: Digests of globals and schemas, to be shared by the steps of one run: a large frame
             that many steps read is then looked at once.
+        instructions: System prompt of an agent step, its own or the pipeline's.
         model_parts: What a model object brings besides its name: values, lists of functions, a class.
 
     Returns:
-        Component name to digest: ``goal``, ``constraints``, ``model``, ``model_PART``, ``settings``,
-        ``output_schema``, ``tool:NAME``, ``check:NAME``, ``code``, ``function:NAME``, ``class:NAME``,
-        ``global:NAME``, ``package:NAME``, ``module:NAME``, ``shared:NAME``, ``runner``.
+        Component name to digest: ``goal``, ``instructions``, ``constraints``, ``model``, ``model_PART``,
+        ``settings``, ``output_mode``, ``output_schema``, ``tool:NAME``, ``check:NAME``, ``code``,
+        ``function:NAME``, ``class:NAME``, ``global:NAME``, ``package:NAME``, ``module:NAME``,
+        ``shared:NAME``, ``runner``.
     """
     memo = {} if memo is None else memo
     found = {"runner": runner_version}
@@ -80,6 +83,10 @@ def definition_components(
     found.update(_checks(step.checks, namespace, memo))
     if body is None:
         found["goal"] = _text_digest(step.goal)
+        if instructions is not None:
+            found["instructions"] = _text_digest(instructions)
+        if step.output_mode is not None:
+            found["output_mode"] = step.output_mode
         found["model"] = _text_digest(str(model))
         for name, part in (model_parts or {}).items():
             found[name] = _model_part(part, namespace, memo)

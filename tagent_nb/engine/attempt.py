@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import ApprovalGate
 from tagent_nb.engine.turns import Place
-from tagent_nb.engine.work import Work, read_names, runner_of, source_of, step_model, why_it_runs
+from tagent_nb.engine.work import (
+    Work,
+    instructions_of,
+    read_names,
+    runner_of,
+    source_of,
+    step_model,
+    why_it_runs,
+)
 from tagent_nb.errors import (
     DefinitionError,
     RejectedError,
@@ -152,6 +160,7 @@ def _context(
         inputs=inputs,
         shared=_shared(run, step),
         constraints=[*run.pipeline.global_constraints, *step.constraints],
+        instructions=instructions_of(run, step),
         facts=work.facts,
         memories=work.memories,
         namespace=run.equipment.namespace,

@@ -165,6 +165,8 @@ class _Writer:
             lines.append(
                 f"# The notebook used a model object ({type(pipeline.model).__name__}): give --model."
             )
+        if pipeline.instructions is not None:
+            words.append(f"instructions={_text(pipeline.instructions)}")
         if pipeline.final is not None:
             words.append(f"final={pipeline.final!r}")
         lines.append(f"{own} = tagent_nb.Pipeline({', '.join(words)})")

@@ -132,8 +132,14 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
             inputs=(*run.machine.scheduler.dependency_graph[step.name], *inputs_for(run, step.name)),
             memo=run.memo,
             model_parts=parts,
+            instructions=instructions_of(run, step),
         )
     return found
+
+
+def instructions_of(run: Run, step: PipelineStep) -> str | None:
+    """The step's own system prompt, else the pipeline's."""
+    return run.pipeline.instructions if step.instructions is None else step.instructions
 
 
 def step_model(run: Run, step: PipelineStep) -> Any:

@@ -36,6 +36,7 @@ class AskingMagics(Magics):
     @option("--model", help="Who is asked; the current pipeline's model without it.")
     @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")
     @option("--tools", metavar="NAMES", help="Tools it may use: names, globs, functions of the notebook.")
+    @option("--instructions", metavar="TEXT", help="System prompt of one's own.")
     @option("--constraint", action="append", metavar="TEXT", help="A rule for the answer. May be repeated.")
     @option(
         "--setting", action="append", metavar="NAME=VALUE", help="A setting of the model: max_tokens=200."
@@ -81,6 +82,7 @@ def ask(session: Session, goal: str, args: Any) -> AgentResult[Any]:
     """
     fields: dict[str, Any] = {
         "constraints": args.constraint,
+        "instructions": args.instructions,
         "timeout": args.timeout,
         "agent": "plan" if args.plan else None,
         "settings": None if args.setting is None else read_settings(args.setting),

@@ -84,6 +84,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
         ("settings", _settings(step)),
+        ("told", step.instructions or ""),
         ("plans", _plans(step)),
         ("when", _when(step)),
         ("tools", _tools(step)),
@@ -133,7 +134,8 @@ def _schema(step: PipelineStep) -> str:
     if step.output_schema is None:
         return ""
     fields = list(step.output_schema.model_fields)
-    return f"{step.output_schema.__name__} ({', '.join(fields[:6])}{', …' if len(fields) > 6 else ''})"
+    mode = "" if step.output_mode is None else f", {step.output_mode}"
+    return f"{step.output_schema.__name__} ({', '.join(fields[:6])}{', …' if len(fields) > 6 else ''}){mode}"
 
 
 def _model(pipeline: Pipeline, step: PipelineStep) -> str:

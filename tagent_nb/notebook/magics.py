@@ -33,6 +33,7 @@ from tagent_nb.notebook.redefining import changes
 from tagent_nb.notebook.renaming import rename_or_delete
 from tagent_nb.notebook.step_options import build_step
 from tagent_nb.pipeline.models import ExecutionMode
+from tagent_nb.pipeline.validation import OUTPUT_MODES
 
 __all__ = ["TagentMagics"]
 
@@ -104,6 +105,9 @@ class TagentMagics(DecidingMagics, AskingMagics):
         help="When a run ends, runs before the last N go; else none.",
     )
     @option("--constraint", action="append", metavar="TEXT", help="A rule for every step. May be repeated.")
+    @option(
+        "--instructions", metavar="TEXT", help="System prompt of the agent steps; 'none' is the usual one."
+    )
     @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time; 8 without it.")
     @option(
         "--price",
@@ -160,6 +164,7 @@ class TagentMagics(DecidingMagics, AskingMagics):
                 cached=False if args.no_cache else None,
                 recording=args.recording,
                 max_concurrency=args.max_concurrency,
+                instructions=args.instructions,
             )
             if args.model:
                 self.session.workspace.model_name = (args.model, model)
@@ -176,6 +181,8 @@ class TagentMagics(DecidingMagics, AskingMagics):
     @option("name", nargs="?", help="Name of the step: an identifier.")
     @option("--python", action="store_true", help="The cell is Python; its last expression is the value.")
     @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")
+    @option("--instructions", metavar="TEXT", help="System prompt of this step, in place of the pipeline's.")
+    @option("--output-mode", choices=OUTPUT_MODES, help="How the model is asked for a schema.")
     @option("--map-over", metavar="STEP", help="Run once for each item or row of this step's value.")
     @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
     @option("--depends-on", action="append", metavar="STEPS", help="Steps to wait for: a,b:weak,c:optional.")

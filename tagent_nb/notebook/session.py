@@ -98,10 +98,11 @@ class Session:
         cached: bool | None = None,
         recording: str | None = None,
         max_concurrency: int | None = None,
+        instructions: str | None = None,
     ) -> Pipeline:
         """Make a pipeline current; a new name makes a new one. What is ``None`` stays as it was.
 
-        A ``recording`` of ``"none"`` asks models again.
+        A ``recording`` of ``"none"`` asks models again; ``instructions`` of ``"none"`` are the usual ones.
 
         Raises:
             DefinitionError: The name, ``keep_last`` or ``max_concurrency`` is not allowed.
@@ -127,6 +128,8 @@ class Session:
         found.pipeline.model = found.pipeline.model if model is None else model
         found.pipeline.description = found.pipeline.description if description is None else description
         found.pipeline.default_mode = default_mode or found.pipeline.default_mode
+        if instructions is not None:
+            found.pipeline.instructions = None if instructions == "none" else instructions
         found.cached = found.cached if cached is None else cached
         if recording is not None:
             found.recording = None if recording == "none" else recording

@@ -25,6 +25,8 @@ def build_step(
     """
     given: dict[str, Any] = {
         "constraints": args.constraint,
+        "instructions": args.instructions,
+        "output_mode": args.output_mode,
         "timeout": args.timeout,
         "max_retries": args.max_retries,
         "budget": args.budget,

@@ -24,6 +24,9 @@ STEP = {
     "read_data": "Name the value where it is used: {{ step.field }} in the goal. It becomes a dependency.",
     "agent_config": "Write {model} and {settings}.",
     "llm": "Write {model}.",
+    "system_prompt": "Write {instructions}.",
+    "backstory": "Write {instructions}.",
+    "role": "Write {instructions}.",
     "api_key": "Keys come from the environment (OPENAI_API_KEY), or belong to a model object: {model}.",
     "verbose": "Look at the result's events, or write observers= of PipelineExecutor or run_agent.",
     "output_format": "Write {output_schema}.",
@@ -60,6 +63,7 @@ PIPELINE = {
     "global_constraints": "Add them: pipeline.constraint('...').",
     "shared_context": "Set values with pipeline.share(name=value).",
     "llm": "Write model=.",
+    "system_prompt": "Write instructions=.",
 }
 
 EXECUTOR = {

@@ -40,6 +40,7 @@ class Pipeline:
         default_mode: Execution mode of steps that do not say.
         model: Model of agent steps that do not say: a pydantic-ai model string, ``"local"``,
             ``"test"``, or a pydantic-ai model object.
+        instructions: System prompt of agent steps that have none of their own; plain text, no template.
         final: Name of the step whose value is the final output, or a function that makes it: a Python
             step is made of it, whose parameters name the steps it reads.
         inputs: Values that steps read by name as they read steps, such as ``{"df": df}``. A step of the
@@ -66,6 +67,7 @@ class Pipeline:
         model: Any = None,
         final: str | Callable[..., Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
+        instructions: str | None = None,
     ) -> None:
         from tagent_nb.pipeline.variables import checked_inputs
 
@@ -73,6 +75,7 @@ class Pipeline:
         self.description = description
         self.default_mode = default_mode
         self.model = model
+        self.instructions = instructions
         self.steps: list[PipelineStep] = []
         self.global_constraints: list[str] = []
         self.shared_context: dict[str, Any] = {}
@@ -94,6 +97,20 @@ class Pipeline:
         return next((step.name for step in self.steps if step.final), self.final)
 
     @property
+    def instructions(self) -> str | None:
+        """System prompt of agent steps that have none of their own.
+
+        Setting it raises :class:`DefinitionError` for what is no text, or blank.
+        """
+        return self.__dict__.get("_instructions")
+
+    @instructions.setter
+    def instructions(self, text: str | None) -> None:
+        from tagent_nb.pipeline.validation import checked_instructions
+
+        self._instructions = checked_instructions(f"Pipeline {self.name!r}", text)
+
+    @property
     def id(self) -> str:
         """The id under which runs of this pipeline are stored."""
         return storage_id(self.name)
@@ -112,6 +129,7 @@ class Pipeline:
             (self.name, self.description, self.default_mode, self.final)
             == (other.name, other.description, other.default_mode, other.final)
             and self.model == other.model
+            and self.instructions == other.instructions
             and self.steps == other.steps
             and self.global_constraints == other.global_constraints
             and _same_values(self.shared_context, other.shared_context)
@@ -311,6 +329,7 @@ class Pipeline:
         copy = Pipeline(self.name, self.description, default_mode=self.default_mode, model=self.model)
         copy.steps = [step for step in self.steps if only is None or step.name in only]
         copy._known = {}
+        copy.instructions = self.instructions
         if self.final is not None and (only is None or self.final in only):
             copy.final = self.final
         copy.global_constraints = list(self.global_constraints)

@@ -60,6 +60,7 @@ _HEAD = (
     "shared_context",
     "final",
     "inputs",
+    "instructions",
 )
 _KNOWN = (*_HEAD, "steps", "not_stored")
 _STEP = {field.name: field for field in fields(PipelineStep)}
@@ -88,6 +89,8 @@ def pipeline_to_dict(pipeline: Pipeline, *, strict: bool = True) -> dict[str, An
         data["default_mode"] = pipeline.default_mode.value
     if pipeline.model is not None:
         data["model"] = write.model("model", pipeline.model)
+    if pipeline.instructions is not None:
+        data["instructions"] = pipeline.instructions
     if pipeline.global_constraints:
         data["global_constraints"] = list(pipeline.global_constraints)
     if pipeline.shared_context:
@@ -262,6 +265,7 @@ def pipeline_from_dict(
         default_mode=_mode(data.get("default_mode", "serial"), "default_mode"),
         model=data.get("model"),
         final=None if data.get("final") is None else _text(data["final"], "final"),
+        instructions=data.get("instructions"),
     )
     pipeline.global_constraints = _texts(data.get("global_constraints", []), "global_constraints")
     pipeline.shared_context = _values(data.get("shared_context", {}), "shared_context", classes)

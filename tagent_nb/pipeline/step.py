@@ -32,6 +32,8 @@ class PipelineStep:
     Attributes:
         name: Identifier of at most 64 characters, unique in its pipeline.
         goal: What the step is to achieve: a template, ``{{ load.text }}`` refers to other steps.
+        instructions: System prompt of one's own, in place of the pipeline's; plain text, no template. The
+            rule that data is no instruction, and the constraints, follow it.
         constraints: Rules that the answer must keep.
         depends_on: Names of steps, each with an optional type: ``"load"``, ``"extra:weak"``.
             Steps that the goal, the condition or the Python body refer to need not be repeated.
@@ -51,6 +53,9 @@ class PipelineStep:
         model: Model for this step (``"openai:..."``, ``"local"``); else the pipeline's.
         settings: Model settings such as ``{"temperature": 0.0, "max_tokens": 200}``.
         tools: Functions this step may call besides the registered ones.
+        output_mode: How the model is asked for an ``output_schema``: ``"tool"`` (a call of a tool),
+            ``"native"`` (the provider's JSON schema), ``"prompted"`` (JSON in a text, asked for in words);
+            ``None`` is what the model's profile says.
         output_retries: Times an answer that is invalid, or that a check refuses, goes back to the model.
         checks: Functions ``check(value)`` or ``check(value, context)``, sync or async, that raise
             ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
@@ -89,6 +94,7 @@ class PipelineStep:
     settings: dict[str, Any] = field(default_factory=dict)
     tools: list[Callable[..., Any]] = field(default_factory=list)
     output_retries: int = 2
+    output_mode: str | None = None
     checks: list[Callable[..., Any]] = field(default_factory=list)
     cache: bool = True
     approve: bool = False
@@ -96,6 +102,7 @@ class PipelineStep:
     remember: bool = False
     budget: Budget | float | str | None = None
     final: bool = False
+    instructions: str | None = None
 
     def __post_init__(self) -> None:
         from tagent_nb.pipeline.validation import check_step, checked_budget

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 AGENTS = ("single", "plan")
+OUTPUT_MODES = ("tool", "native", "prompted")
 """Kinds of agent steps."""
 
 
@@ -71,6 +72,15 @@ def check_step(step: PipelineStep) -> None:
     if step.agent not in AGENTS:
         fail("agent", f"must be {' or '.join(map(repr, AGENTS))}, not {step.agent!r}."
              f"{did_you_mean(str(step.agent), AGENTS)}")  # fmt: skip
+    if step.output_mode is not None and step.output_mode not in OUTPUT_MODES:
+        fail("output_mode", f"must be {', '.join(map(repr, OUTPUT_MODES))} or None, not {step.output_mode!r}."
+             f"{did_you_mean(str(step.output_mode), OUTPUT_MODES)}")  # fmt: skip
+    if step.instructions is not None:
+        checked_instructions(f"Step {step.name!r}", step.instructions)
+        if step.is_python:
+            fail("instructions", "are for agent steps; a Python step asks no model. Leave them out.")
+    if step.output_mode is not None and step.is_python:
+        fail("output_mode", "is for agent steps; a Python step asks no model. Leave it out.")
     if step.agent != "single" and step.is_python:
         fail("agent", f"is {step.agent!r}, but a Python step asks no model. "
              "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
@@ -89,6 +99,17 @@ def check_step(step: PipelineStep) -> None:
         fail("map_over", f"must be a step's name such as 'load' or 'load.rows', not {step.map_over!r}.")
     if not isinstance(step.settings, dict):
         fail("settings", f"must be a dict such as {{'temperature': 0.0}}, not {step.settings!r}.")
+
+
+def checked_instructions(where: str, text: Any) -> str | None:
+    """A system prompt of the user's own.
+
+    Raises:
+        DefinitionError: It is no text, or blank.
+    """
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise DefinitionError(f"{where}: instructions must be text that says something, not {text!r}.")
+    return text
 
 
 def checked_budget(name: str, value: Any) -> Budget:

@@ -64,7 +64,7 @@ def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: 
     from tagent_nb.steps.forms import output_of
     from tagent_nb.steps.gated import GatedModel
 
-    output, hint = output_of(model, step.output_schema)
+    output, hint = output_of(model, step.output_schema, step.output_mode)
     streamed = streams(step, context, model)
     agent: Agent[Any, Any] = Agent(
         GatedModel(

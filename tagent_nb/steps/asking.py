@@ -108,7 +108,7 @@ class Asker:
     ) -> Any:
         context, form = self.context, step.output_schema
         streamed = checks is not None and streams(step, context, self.model)
-        output, hint = output_of(self.model, form)
+        output, hint = output_of(self.model, form, step.output_mode)
         agent: Agent[Any, Any] = Agent(
             GatedModel(self.model, context, context.write if streamed else None, structured=form is not None),
             output_type=output,

@@ -79,6 +79,7 @@ class StepContext:
             stands for the current item.
         shared: The pipeline's ``shared_context``.
         constraints: The pipeline's constraints and the step's own.
+        instructions: System prompt of the user's own: the step's, else the pipeline's.
         facts: Facts learned earlier in this run.
         memories: Saved memories of this pipeline.
         namespace: Names that a Python body sees, such as the notebook's.
@@ -109,6 +110,7 @@ class StepContext:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     constraints: list[str] = field(default_factory=list)
+    instructions: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     memories: Mapping[str, Any] = field(default_factory=dict)
     namespace: Mapping[str, Any] = field(default_factory=dict)

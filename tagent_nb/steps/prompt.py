@@ -15,8 +15,8 @@ ROLE = "You carry out one step of a pipeline. Do what the task says and give the
 
 
 def instructions(context: StepContext) -> str:
-    """The system instruction: the role, the rule about data, and the constraints."""
-    parts = [ROLE, DATA_RULE]
+    """The system instruction: the user's own or else the role, the rule about data, and the constraints."""
+    parts = [ROLE if context.instructions is None else context.instructions, DATA_RULE]
     if context.constraints:
         parts.append("\n".join(["Constraints:", *(f"- {one}" for one in context.constraints)]))
     return str(whole_text("\n\n".join(parts)))
