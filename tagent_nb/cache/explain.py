@@ -243,6 +243,7 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "tool": _by_digest,
     "check": _by_digest,
     "input": _input,
+    "when": lambda kind, what, texts, _: f"the condition for each item {_verb(texts)}",
     "shown": lambda kind, what, texts, _: (
         f"what goals can print of {what} {_verb(texts)}, such as computed fields of its classes"
     ),

@@ -27,7 +27,7 @@ from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.template import Reference, lookup
 from tagent_nb.pipeline.tool_schemas import schema_of
 
-__all__ = ["definition_components", "explain", "input_components", "tool_code", "unit_key"]
+__all__ = ["definition_components", "explain", "input_components", "text_digest", "tool_code", "unit_key"]
 
 FORMAT = b"tagent-nb fingerprint 1\n"
 """Raised when equal components mean something else than before."""
@@ -82,22 +82,22 @@ def definition_components(
         found["output_schema"] = class_digest(step.output_schema, memo)
     found.update(_checks(step.checks, namespace, memo))
     if body is None:
-        found["goal"] = _text_digest(step.goal)
+        found["goal"] = text_digest(step.goal)
         if instructions is not None:
-            found["instructions"] = _text_digest(instructions)
+            found["instructions"] = text_digest(instructions)
         if step.output_mode is not None:
             found["output_mode"] = step.output_mode
-        found["model"] = _text_digest(str(model))
+        found["model"] = text_digest(str(model))
         for name, part in (model_parts or {}).items():
             found[name] = _model_part(part, namespace, memo)
         if settings:
             found["settings"] = value_text(dict(settings), {})
         found.update(_tools(tools, namespace, memo))
     else:
-        found["code"] = _text_digest(body.normalised())
+        found["code"] = text_digest(body.normalised())
         found.update(_surroundings(body, namespace, inputs, memo))
     if constraints and (body is None or body.wants_context):
-        found["constraints"] = _text_digest(*constraints)
+        found["constraints"] = text_digest(*constraints)
     if body is None or {"shared", "context"} & body.provided:
         for name, value in shared.items():
             text, code = value_digest(value, memo)
@@ -113,7 +113,7 @@ def _model_part(part: Any, namespace: Mapping[str, Any], memo: Memo) -> str:
     if isinstance(part, type):
         return class_digest(part, memo)
     if isinstance(part, list):
-        return _text_digest(*(_model_code(function, namespace, memo) for function in part))
+        return text_digest(*(_model_code(function, namespace, memo) for function in part))
     return value_text(part, memo)
 
 
@@ -124,7 +124,7 @@ def _model_code(function: Callable[..., Any], namespace: Mapping[str, Any], memo
     """
     search = Surroundings(getattr(function, "__globals__", namespace), memo)
     search.follow_value("model", function)
-    return _text_digest(tool_code(function, namespace, memo), *map(repr, sorted(search.fixed.items())))
+    return text_digest(tool_code(function, namespace, memo), *map(repr, sorted(search.fixed.items())))
 
 
 def _surroundings(
@@ -151,13 +151,13 @@ def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], me
         known = schema_of(tool)
         if known is not None:  # its code is elsewhere, behind a server
             schema = json.dumps(known.parameters, sort_keys=True, default=str)
-            found[f"tool:{name}"] = _text_digest(known.description, schema)
+            found[f"tool:{name}"] = text_digest(known.description, schema)
             continue
         search = Surroundings(getattr(tool, "__globals__", namespace), memo)
         search.follow_value(name, tool)
         annotations = search.follow_signature(name, tool)
         own = search.found.pop(f"function:{name}", "")
-        found[f"tool:{name}"] = _text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
+        found[f"tool:{name}"] = text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
         found.update(search.found)
     return found
 
@@ -187,7 +187,7 @@ def _checks(checks: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], 
         search = Surroundings(getattr(check, "__globals__", namespace), memo)
         search.follow_value(name, check)
         own = search.found.pop(f"function:{name}", "")
-        found[f"check:{name}"] = _text_digest(found.get(f"check:{name}", ""), own)
+        found[f"check:{name}"] = text_digest(found.get(f"check:{name}", ""), own)
         found.update(search.found)
     return found
 
@@ -259,7 +259,7 @@ def class_components(
         if not any(getattr(kind, "model_computed_fields", None) for kind in classes):
             return {}
         try:
-            return {f"shown:{name}": _text_digest(shown_text(value))}
+            return {f"shown:{name}": text_digest(shown_text(value))}
         except Exception:  # computed fields are the user's code; and some values are too long
             pass
     home = getattr(getattr(step.body, "function", None), "__globals__", namespace)
@@ -277,7 +277,7 @@ def add_components(found: dict[str, str], more: Mapping[str, str]) -> None:
     """Add components to others; two of one name both count."""
     for name, text in more.items():
         before = found.get(name, text)
-        found[name] = text if before == text else _text_digest(before, text)
+        found[name] = text if before == text else text_digest(before, text)
 
 
 def _part(value: Any, path: tuple[str, ...]) -> tuple[str, Any, frozenset[type]]:
@@ -299,5 +299,6 @@ def unit_key(components: Mapping[str, str]) -> str:
     return hashlib.sha256(FORMAT + text.encode()).hexdigest()
 
 
-def _text_digest(*texts: str) -> str:
+def text_digest(*texts: str) -> str:
+    """SHA-256 (hex) of texts, in their order."""
     return hashlib.sha256(ascii(texts).encode()).hexdigest()

@@ -201,7 +201,7 @@ def reset(step: StepResult) -> None:
     step.error_type = step.error = step.traceback = ""
     for item in (step.items or {}).values():
         if not item.status.has_value:
-            item.status = StepStatus.PENDING
+            item.status, item.reason = StepStatus.PENDING, ""
 
 
 def last_time(step: StepResult) -> str:

@@ -140,7 +140,7 @@ def _share(before: StepResult, plan: StepPlan) -> float:
         return 1.0
     ran = sum(item.status is StepStatus.COMPLETED for item in before.items.values())
     if plan.items is None or plan.items_done is None:
-        left = len(before.items)
+        left = sum(item.status is not StepStatus.SKIPPED for item in before.items.values())
     else:
         left = plan.items - plan.items_done
     return left / ran if ran else 1.0

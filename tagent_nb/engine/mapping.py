@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
-from tagent_nb.engine.unit import guarded, unprepared
+from tagent_nb.engine.unit import decided, guarded, unprepared
 from tagent_nb.engine.work import Work, prepare, reads, source_of, step_model, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError
-from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepStarted
+from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.conditions import of_items
 from tagent_nb.pipeline.endings import ending
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
 from tagent_nb.pipeline.template import Reference, lookup
@@ -48,7 +49,7 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
             run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
         )
     )
-    left = await _run_items(run, step, outputs, source.step, rows)
+    left = await _run_items(run, step, outputs, source.step, await _wanted(run, step, outputs, rows))
     run.common.pop(step.name, None)
     if left:
         run.approvals.leave(step.name, left)
@@ -68,7 +69,13 @@ def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) ->
     """The fingerprint of the mapped step as a whole, over the whole of its source."""
     source = source_of(step)
     references = [one for one in reads(step, outputs) if one.step != source.step]
-    return prepare(run, step, outputs, references=[*references, source])
+    condition = of_items(step)
+    if condition is None:
+        return prepare(run, step, outputs, references=[*references, source])
+    # Which items have a value depends on it; each item's own does not.
+    conditions = [one for one in step.references if one.kind == "when" and one.step != source.step]
+    told = condition if isinstance(condition, str) else condition.describe()
+    return prepare(run, step, outputs, references=[*references, *conditions, source], when=told)
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
@@ -102,6 +109,49 @@ def source_value(output: Output | None, source: Reference) -> Any:
         TemplateError: The value lacks that part.
     """
     return None if output is None else lookup(output.value, source.path, name=source.step)
+
+
+def item_fates(
+    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
+) -> Callable[[str, Any], StepSkipped | StepFailed | None]:
+    """Tells of an item, by its key and value, whether the step's condition keeps it from running.
+
+    Raises:
+        TemplateError: The condition cannot be read.
+    """
+    when = of_items(step)
+    if when is None:
+        return lambda key, item: None
+    values = {name: None if output is None else output.value for name, output in outputs.items()}
+    return lambda key, item: decided(run, step, when, values, key=key, item=item, mapped=source_of(step))
+
+
+async def _wanted(
+    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None], rows: list[Row]
+) -> list[Row]:
+    """The items whose condition holds. Others are recorded: skipped, or failed if it cannot be decided."""
+    if step.when is None or of_items(step) is None:
+        return rows
+    fate_of = item_fates(run, step, outputs)
+    wanted: list[Row] = []
+    held: list[Event] = []
+    for number, row in enumerate(rows, 1):
+        fate = fate_of(row[0], row[2])
+        if fate is None:
+            wanted.append(row)
+        else:
+            held.append(fate)
+        if number % AT_ONCE == 0 or number == len(rows):
+            # Many in one record, and then the rest of the loop has its turn.
+            if held:
+                await run.conclude(*held)
+            held = []
+            await asyncio.sleep(0)
+    return wanted
+
+
+AT_ONCE = 200
+"""Items whose condition is decided before anything else may happen."""
 
 
 async def _run_items(
@@ -169,21 +219,23 @@ def _outcome(
     items = run.memory.steps[step.name].items or {}
     mine = [items[key] for key, _, _ in rows]
     good = sum(item.status.has_value for item in mine)
-    metadata = {**notes, "items_failed": len(rows) - good}
+    skipped = sum(item.status is StepStatus.SKIPPED for item in mine)
+    asked = len(rows) - skipped
+    metadata = {**notes, "items_failed": asked - good, **({"items_skipped": skipped} if skipped else {})}
     broke = next((item for item in mine if item.error_type == BudgetExceededError.__name__), None)
     if broke is not None:
         # Not bad items, but ones that nobody has asked about yet: however few must succeed.
-        message = f"{good} of {len(rows)} items are done. {broke.error}"
+        message = f"{good} of {asked} items are done. {broke.error}"
         return _failure(run, step, broke.error_type, message, started, notes)
-    if good < math.ceil(step.min_success * len(rows)):
+    if good < math.ceil(step.min_success * asked):
         first = next(item for item in mine if item.status is StepStatus.FAILED)
         message = (
-            f"{len(rows) - good} of {len(rows)} items failed, and min_success is {step.min_success:g}. "
+            f"{asked - good} of {asked} items failed, and min_success is {step.min_success:g}. "
             f"The first is item {first.key!r}: {first.error_type}: {first.error}"
         )
         return _failure(run, step, "StepError", message, started, notes)
     output = StoredValue.of([None if item.output is None else item.output.value for item in mine])
-    if mine and all(item.status is StepStatus.CACHED for item in mine):
+    if asked and sum(item.status is StepStatus.CACHED for item in mine) == asked:
         return StepCached(
             run_id=run.memory.run_id,
             step=step.name,

@@ -402,10 +402,14 @@ class PipelineMemory:
                 order_items(unit, event.metadata)
 
     def _step_skipped(self, event: StepSkipped) -> None:
-        step = self.step(event.step)
-        step.status = StepStatus.SKIPPED
-        step.reason = event.reason
-        step.ended_at = event.at
+        unit = self._unit(event)
+        unit.status = StepStatus.SKIPPED
+        unit.reason = event.reason
+        if isinstance(unit, StepResult):
+            unit.ended_at = event.at
+        else:
+            unit.output = None
+            unit.error_type = unit.error = ""
 
     def _step_cancelled(self, event: StepCancelled) -> None:
         unit = self._unit(event)

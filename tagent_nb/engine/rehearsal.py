@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache.explain import GENERATION, explain
 from tagent_nb.engine.expectation import Past
 from tagent_nb.engine.knowledge import wants
-from tagent_nb.engine.mapping import source_rows, whole
+from tagent_nb.engine.mapping import item_fates, source_rows, whole
 from tagent_nb.engine.plan import RUNS, StepPlan
 from tagent_nb.engine.unit import held_back
 from tagent_nb.engine.work import (
@@ -26,8 +26,9 @@ from tagent_nb.engine.work import (
     still_answers,
 )
 from tagent_nb.errors import TagentError
-from tagent_nb.events import Output, StepCached, StepFailed, StepFinished
+from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepSkipped
 from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.conditions import of_items
 from tagent_nb.pipeline.foreign import blame
 from tagent_nb.pipeline.models import DependencyType, PipelineStep
 from tagent_nb.pipeline.secrets import redact
@@ -60,6 +61,8 @@ class Fate:
 
 
 UNKNOWN = Fate(False)
+NOTHING = StoredValue.of(None)
+"""The value of an item that is skipped."""
 
 
 class Rehearsal:
@@ -139,6 +142,9 @@ class Rehearsal:
         if step.when is None:
             return ""
         sources = [one.step for one in step.references if one.kind == "when"]
+        if of_items(step) is not None:
+            # Whether the items are certain is another question: without them nothing is decided.
+            sources = [name for name in sources if name != source_of(step).step]
         unsure = [name for name in dict.fromkeys(sources) if not self.fates[name].known]
         return f"its condition depends on {', '.join(unsure)}" if unsure else ""
 
@@ -168,17 +174,26 @@ class Rehearsal:
         source = source_of(step)
         rows = source_rows(step, outputs[source.step], source)
         values: list[Output | None] = []
-        done = 0
-        recorded = bool(rows)
+        done = skipped = 0
+        fate_of = None if self._doubt(step) else item_fates(run, step, outputs)
+        recorded = False
         for index, (key, _, row) in enumerate(rows):
             if index % BREATH == BREATH - 1:
                 await asyncio.sleep(0)
+            held = None if fate_of is None else fate_of(key, row)
+            if isinstance(held, StepSkipped):
+                skipped += 1
+                values.append(NOTHING)
+                continue
+            if held is not None:
+                values.append(None)
+                continue
             unit = prepare(run, step, {**outputs, source.step: StoredValue.of(row)}, key)
             action, output = await self._answer(unit)
-            recorded = recorded and action == "recorded"
+            recorded = (recorded or len(values) == skipped) and action == "recorded"
             done += bool(action or self._twin(unit))
             values.append(output if action else None)
-        counts: dict[str, Any] = {"items": len(rows), "items_done": done}
+        counts: dict[str, Any] = {"items": len(rows) - skipped, "items_done": done}
         if all(value is not None for value in values):
             whole_value = StoredValue.of([value.value for value in values if value is not None])
             plan, fate = self._answered(step, "recorded" if recorded else "cached", whole_value)
@@ -189,6 +204,9 @@ class Rehearsal:
         why = await self._why(whole(run, step, outputs))
         if done:
             why = "the other items are new, have changed, or failed"
+        if skipped:
+            left_out = f"its condition skips {skipped} of {len(rows)} items"
+            why = "; ".join(part for part in (why, left_out) if part)
         return StepPlan(step.name, "run", why, **counts), UNKNOWN
 
     # -- who answers ------------------------------------------------------------------------

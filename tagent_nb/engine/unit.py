@@ -33,6 +33,7 @@ from tagent_nb.steps.traceback import user_traceback
 if TYPE_CHECKING:
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.run import Run
+    from tagent_nb.pipeline.conditions import Condition
     from tagent_nb.pipeline.scheduler import Change
 
 
@@ -102,21 +103,52 @@ def unprepared(run: Run, step: PipelineStep, error: BaseException, item: str | N
 def held_back(
     run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
 ) -> StepSkipped | StepFailed | None:
-    """What keeps a step from running: its condition, which does not hold or cannot be decided."""
+    """What keeps a step from running: its condition, which does not hold or cannot be decided.
+
+    One that is to be decided for each item of a mapped step keeps back none.
+    """
     if step.when is None:
         return None
+    from tagent_nb.pipeline.conditions import of_items
+
+    try:
+        if of_items(step) is not None:
+            return None
+        values = {name: None if output is None else output.value for name, output in outputs.items()}
+    except BaseException as error:
+        return unprepared(run, step, error)
+    return decided(run, step, step.when, values)
+
+
+def decided(
+    run: Run,
+    step: PipelineStep,
+    when: str | Condition,
+    values: Mapping[str, Any],
+    key: str | None = None,
+    **about: Any,
+) -> StepSkipped | StepFailed | None:
+    """What a condition means for a step, or for the item of this ``key``.
+
+    Args:
+        run: The run.
+        step: The step.
+        when: Its condition.
+        values: What the condition reads, by name.
+        key: The item's.
+        about: The ``item``, and what the step has ``mapped``.
+    """
     from tagent_nb.pipeline.conditions import holds
 
     memory = run.memory
     try:
-        values = {name: None if output is None else output.value for name, output in outputs.items()}
-        around = {"shared": run.pipeline.shared_context, "facts": memory.facts, "memories": memory.memories}
-        if holds(step.when, values, step=step.name, **around):
+        about |= {"shared": run.pipeline.shared_context, "facts": memory.facts, "memories": memory.memories}
+        if holds(when, values, step=step.name, **about):
             return None
     except BaseException as error:
-        return unprepared(run, step, error)
-    told = step.when if isinstance(step.when, str) else step.when.describe()
-    return StepSkipped(run_id=run.memory.run_id, step=step.name, reason=f"condition not met: {told}")
+        return unprepared(run, step, error, key)
+    told = step.when if isinstance(step.when, str) or step.when is None else step.when.describe()
+    return StepSkipped(run_id=memory.run_id, step=step.name, item=key, reason=f"condition not met: {told}")
 
 
 async def settle(run: Run, work: Work) -> list[Event]:

@@ -69,13 +69,23 @@ def prepare(
     outputs: Mapping[str, Output | None],
     item: str | None = None,
     references: Sequence[Reference] | None = None,
+    when: str = "",
 ) -> Work:
-    """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source."""
+    """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source.
+
+    ``when`` is the condition by which a mapped step as a whole leaves items out.
+    """
     facts, memories = taught(run, step)
     if not run.keyed:
         return Work(step, outputs, "", {}, item, facts, memories)
     from tagent_nb.cache.explain import GENERATION
-    from tagent_nb.cache.fingerprint import add_components, class_components, input_components, unit_key
+    from tagent_nb.cache.fingerprint import (
+        add_components,
+        class_components,
+        input_components,
+        text_digest,
+        unit_key,
+    )
 
     components = dict(static_components(run, step))
     parts = reads(step, outputs) if references is None else references
@@ -87,6 +97,8 @@ def prepare(
             components[name] = stored.digest
             if stored.classes:
                 add_components(components, class_components(name, notes, stored.classes, **around))
+    if when:
+        components["when"] = text_digest(when)
     key = unit_key(components)
     components.update(GENERATION)
     return Work(step, outputs, key, components, item, facts, memories)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tagent_nb.errors import DefinitionError
+from tagent_nb.pipeline.endings import skipped_items
 from tagent_nb.pipeline.looks import (
     INPUT,
     KIND_LOOKS,
@@ -181,8 +182,9 @@ def facts_of(state: StepResult) -> list[str]:
     facts = []
     if state.items_total is not None:
         items = list((state.items or {}).values())  # at once: the run goes on in another thread
-        done = sum(item.status.has_value or item.status is StepStatus.FAILED for item in items)
-        facts.append(f"{done}/{state.items_total} items")
+        skipped = skipped_items(state)
+        done = sum(item.status.has_value or item.status is StepStatus.FAILED for item in items) + skipped
+        facts.append(f"{done}/{state.items_total} items" + (f", {skipped} skipped" if skipped else ""))
     if state.status is StepStatus.CACHED:
         facts.append("from cache")
     elif state.seconds:

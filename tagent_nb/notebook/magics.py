@@ -183,11 +183,15 @@ class TagentMagics(DecidingMagics, AskingMagics):
     @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")
     @option("--instructions", metavar="TEXT", help="System prompt of this step, in place of the pipeline's.")
     @option("--output-mode", choices=OUTPUT_MODES, help="How the model is asked for a schema.")
-    @option("--map-over", metavar="STEP", help="Run once for each item or row of this step's value.")
+    @option("--map-over", metavar="STEP", help="Run once for each item or row of this step or variable.")
     @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
     @option("--depends-on", action="append", metavar="STEPS", help="Steps to wait for: a,b:weak,c:optional.")
     @option("--constraint", action="append", metavar="TEXT", help="A rule for the answer. May be repeated.")
-    @option("--when", metavar="EXPR", help="Run only if this holds: 'classify.label == \"positive\"'.")
+    @option(
+        "--when",
+        metavar="EXPR",
+        help="Run only if this holds: 'load.count > 0'; of each item: 'rows.stars > 3'.",
+    )
     @option("--model", help="Model of this step; the pipeline's without it.")
     @option(
         "--setting", action="append", metavar="NAME=VALUE", help="A setting of the model: max_tokens=200."

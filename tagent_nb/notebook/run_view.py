@@ -19,6 +19,7 @@ from tagent_nb.notebook.display import (
     table,
 )
 from tagent_nb.pipeline.budget import Share
+from tagent_nb.pipeline.endings import skipped_items
 from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text, total_tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
@@ -193,7 +194,9 @@ def about_words(step: StepResult, items: tuple[int, int, int]) -> str:
     words = []
     done, wrong, total = items
     if total:
-        words.append(f"{done}/{total} items" + (f", {wrong} failed" if wrong else ""))
+        skipped = skipped_items(step)
+        more = (f", {wrong} failed" if wrong else "") + (f", {skipped} skipped" if skipped else "")
+        words.append(f"{done}/{total} items{more}")
     if step.attempts > 1 and step.items is None:
         words.append(f"attempt {step.attempts}")
     if step.status is StepStatus.WAITING and step.waits_for:
@@ -233,6 +236,8 @@ def run_text(view: RunView) -> str:
         words = [LOOKS[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
         _, wrong, total = (view.items or {}).get(step.name, (0, 0, 0))
         words += [f"{wrong} of {total} items failed"] if wrong and not step.error else []
+        skipped = skipped_items(step)
+        words += [f"{skipped} of {total} items skipped"] if skipped else []
         failed = step.error or step.error_type
         words += [error_line(step)] if failed else [clip(step.reason, 200)] if step.reason else []
         lines.append(f"  {LOOKS[step.status].mark} {step.name}: {', '.join(words)}")
@@ -241,13 +246,13 @@ def run_text(view: RunView) -> str:
 
 
 def items_of(steps: Mapping[str, StepResult]) -> dict[str, tuple[int, int, int]]:
-    """Done, failed and all items of the mapped steps; a failed one is done, one that was stopped is not."""
+    """Done, failed and all items of the mapped steps; failed and skipped ones are done, stopped ones not."""
     found = {}
     for name, step in steps.items():
         if step.items_total is not None:
             items = list((step.items or {}).values())
             failed = sum(item.status is StepStatus.FAILED for item in items)
-            done = sum(item.status.has_value for item in items) + failed
+            done = sum(item.status.has_value for item in items) + failed + skipped_items(step)
             found[name] = (done, failed, step.items_total)
     return found
 

@@ -172,7 +172,7 @@ def _given(state: StepResult) -> Iterator[tuple[str, str]]:
 
 
 def _item(item: ItemResult) -> str:
-    told = f"{item.error_type}: {item.error}" if item.error else value_text(item.output, 200)
+    told = f"{item.error_type}: {item.error}" if item.error else item.reason or value_text(item.output, 200)
     return f"{item.index}: {item.status.value}{f' · {told}' if told else ''}"
 
 

@@ -15,16 +15,18 @@ import operator
 from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tagent_nb.errors import DefinitionError, TemplateError, did_you_mean
 from tagent_nb.pipeline.names import RESERVED
-from tagent_nb.pipeline.template import MISSING, Reference, evaluate, lookup, view
+from tagent_nb.pipeline.template import MISSING, Reference, evaluate, lookup, reads_items, view
 from tagent_nb.pipeline.views import Record, Rows, Table
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from tagent_nb.pipeline.step import PipelineStep
 
 __all__ = [
     "And",
@@ -39,6 +41,7 @@ __all__ = [
     "Or",
     "condition_from_dict",
     "holds",
+    "of_items",
 ]
 
 
@@ -308,10 +311,12 @@ def holds(
     facts: Mapping[str, Any] | None = None,
     memories: Mapping[str, Any] | None = None,
     item: Any = MISSING,
+    mapped: Reference | None = None,
 ) -> bool:
     """Whether a step's ``when`` lets it run; without one it does.
 
-    Conditions may also refer to ``shared``, ``facts``, ``memories`` and ``item``.
+    Conditions may also refer to ``shared``, ``facts``, ``memories`` and ``item``. With ``mapped``, what the
+    step maps over, an expression reads fields of that from ``item``; see :func:`of_items`.
 
     Raises:
         TemplateError: It cannot be decided; the message names the step.
@@ -319,7 +324,8 @@ def holds(
     if when is None:
         return True
     if isinstance(when, str):
-        return evaluate(when, values, step=step, shared=shared, facts=facts, memories=memories, item=item)
+        names = {"shared": shared, "facts": facts, "memories": memories}
+        return evaluate(when, values, step=step, item=item, mapped=mapped, **names)
     own = {"shared": shared or {}, "facts": facts or {}, "memories": memories or {}}
     if item is not MISSING:
         own["item"] = item
@@ -327,6 +333,49 @@ def holds(
         return when.evaluate(ChainMap(own, values))  # type: ignore[arg-type]  # nothing is written to it
     except TemplateError as error:
         raise TemplateError(f"Step {step!r}, when: {error}") from error.__cause__
+
+
+def of_items(step: PipelineStep) -> str | Condition | None:
+    """The condition of a mapped step if it is one for each item; ``None`` if it decides on the whole step.
+
+    It is one for each item if it reads ``item``, or a field of what the step maps over: beside
+    ``map_over="rows"``, ``rows.stars > 3`` is about the stars of each row. ``rows`` by itself is the whole.
+
+    Raises:
+        TemplateError: It cannot be read.
+    """
+    when = step.when
+    if when is None or step.map_over is None:
+        return None
+    mapped = Reference.parse(step.map_over, "map")
+    if isinstance(when, str):
+        return when if reads_items(when, mapped, step=step.name) else None
+    found = _of_items(when, mapped)
+    return found if _reads_items(found) else None
+
+
+def _of_items(condition: Condition, mapped: Reference) -> Condition:
+    """The condition with fields of what is mapped over read from the item."""
+    if isinstance(condition, _Joined):
+        return type(condition)(*(_of_items(one, mapped) for one in condition.conditions))
+    if isinstance(condition, Not):
+        return Not(_of_items(condition.condition, mapped))
+    if not isinstance(condition, _About):
+        return condition
+    reference, depth = condition._read(), len(mapped.path)
+    path = reference.path[depth:]
+    whole = (reference.step, reference.path[:depth]) != (mapped.step, mapped.path)
+    if whole or not path or path[0].lstrip("-").isdecimal():
+        return condition
+    return replace(condition, reference=Reference("item", path).text)
+
+
+def _reads_items(condition: Condition) -> bool:
+    if isinstance(condition, _Joined):
+        return any(map(_reads_items, condition.conditions))
+    if isinstance(condition, Not):
+        return _reads_items(condition.condition)
+    return isinstance(condition, _About) and condition._read().step == "item"
 
 
 _ABOUT: dict[str, type[_About]] = {"DataExists": DataExists, "IsEmpty": IsEmpty}

@@ -54,6 +54,12 @@ def failed_items(step: StepResult) -> str:
     return f"{bad} of {count(len(items), 'item')} failed" if bad else ""
 
 
+def skipped_items(step: StepResult) -> int:
+    """How many items of a mapped step its condition has left out."""
+    items = list((step.items or {}).values())  # at once: the run goes on in another thread
+    return sum(item.status is StepStatus.SKIPPED for item in items)
+
+
 def no_value(steps: Mapping[str, StepResult], name: str, run: str) -> str:
     """The message for whoever asks for a value that is not there.
 

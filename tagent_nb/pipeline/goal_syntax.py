@@ -6,15 +6,16 @@ from collections.abc import Collection, Iterable
 from itertools import takewhile
 
 from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
 
 from tagent_nb.errors import did_you_mean
 
-__all__ = ["REMOVED_FILTERS", "Chain", "Problem", "Reader"]
+__all__ = ["REMOVED_FILTERS", "Chain", "OfItems", "Problem", "Reader"]
 
 Chain = tuple[str, tuple[str, ...]]
 """A name and the constant fields or indices read from it."""
 
-_FUNCTIONS = {"range", "namespace"}
+_FUNCTIONS = {"len", "range", "namespace"}
 REMOVED_FILTERS = ("attr", "random", "pprint", "safe", "urlize", "xmlattr")
 _KEPT = ("shared", "facts", "memories", "loop")
 """Names that a goal may not give to something else."""
@@ -133,8 +134,8 @@ class Reader:
             name = repr(callee.name) if isinstance(callee, nodes.Name) else "this"
             raise Problem(
                 node.lineno,
-                f"{name} cannot be called: goals call methods of values, range() and namespace() only. "
-                "Compute the value in a Python step.",
+                f"{name} cannot be called: goals call methods of values, len(), range() and "
+                "namespace() only. Compute the value in a Python step.",
             )
         self._all(node.iter_child_nodes(exclude=("node",)), local)
 
@@ -191,3 +192,48 @@ class Reader:
             self.read(node.test, set(inner))
         self._all(node.body, inner)
         self._all(node.else_, set(local))
+
+
+class OfItems(NodeTransformer):
+    """Lets an expression beside ``map_over`` read items: a field of what is mapped over is theirs.
+
+    ``rows.stars`` becomes ``item.stars``; ``rows``, ``rows[0]`` and methods of ``rows`` stay the whole.
+
+    Args:
+        source: What is mapped over: a name, and the fields to the list.
+    """
+
+    def __init__(self, source: Chain) -> None:
+        self._name, self._path = source
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
+        callee = node.node
+        if isinstance(callee, nodes.Getattr) and self._is_source(callee.node):
+            for field, values in node.iter_fields(exclude=("node",)):
+                if isinstance(values, list):
+                    setattr(node, field, [self.visit(one) for one in values])
+            return node
+        return self.generic_visit(node)
+
+    def visit_Getattr(self, node: nodes.Getattr | nodes.Getitem) -> nodes.Node:  # noqa: N802
+        if _field(node) is not None and self._is_source(node.node):
+            node.node = nodes.Name("item", "load", lineno=node.lineno)
+            return node
+        return self.generic_visit(node)
+
+    visit_Getitem = visit_Getattr  # noqa: N815
+
+    def _is_source(self, node: nodes.Node) -> bool:
+        for key in reversed(self._path):
+            if not isinstance(node, nodes.Getattr | nodes.Getitem) or _field(node) != key:
+                return False
+            node = node.node
+        return isinstance(node, nodes.Name) and node.name == self._name
+
+
+def _field(node: nodes.Getattr | nodes.Getitem) -> str | None:
+    """The name of the field that is read; ``None`` for an index, and for a name that is computed."""
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    value = node.arg.value if isinstance(node.arg, nodes.Const) else None
+    return value if isinstance(value, str) else None

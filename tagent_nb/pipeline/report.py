@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 
-from tagent_nb.pipeline.endings import outcome
+from tagent_nb.pipeline.endings import outcome, skipped_items
 from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text, total_tokens_text
 from tagent_nb.pipeline.models import StepStatus
 from tagent_nb.pipeline.result import PipelineResult, StepResult
@@ -139,7 +139,9 @@ def _items(step: StepResult) -> str:
         return ""
     total = step.items_total if step.items_total is not None else len(step.items)
     done = sum(item.status.has_value for item in step.items.values())
-    return f' <span style="{_MUTED}">{done:,} of {total:,} items</span>'
+    skipped = skipped_items(step)
+    more = f", {skipped:,} skipped" if skipped else ""
+    return f' <span style="{_MUTED}">{done:,} of {total:,} items{more}</span>'
 
 
 def _value(step: StepResult) -> str:

@@ -59,7 +59,10 @@ class OutputMap(Mapping[str, Any]):
 
 @dataclass(slots=True)
 class ItemResult:
-    """One item of a mapped step: its key, its label in the source's index, and how it ended."""
+    """One item of a mapped step: its key, its label in the source's index, and how it ended.
+
+    ``reason`` says why it was skipped.
+    """
 
     key: str
     index: Any
@@ -71,6 +74,7 @@ class ItemResult:
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
+    reason: str = ""
 
 
 @dataclass(slots=True)

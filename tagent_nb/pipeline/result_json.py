@@ -90,6 +90,8 @@ def _item_to_dict(item: ItemResult, path: str) -> dict[str, Any]:
         "status": item.status.value,
         "usage": item.usage.to_dict(),
     }
+    if item.reason:
+        data["reason"] = clean(item.reason)
     if item.output is not None:
         _check_kept(item.output, path)
         data["output"] = to_tree(item.output.value, path=path)
@@ -186,5 +188,6 @@ def _item(data: Mapping[str, Any], schemas: Schemas) -> ItemResult:
         status=StepStatus(data["status"]),
         output=output,
         usage=TokenUsage(**data["usage"]),
+        reason=str(data.get("reason", "")),
         **{name: data[name] for name in _ITEM},
     )

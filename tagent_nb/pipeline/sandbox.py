@@ -22,7 +22,7 @@ from jinja2.utils import Namespace
 
 from tagent_nb.errors import TagentError, did_you_mean
 from tagent_nb.pipeline.delimiting import delimit, json_text, own_text
-from tagent_nb.pipeline.goal_syntax import REMOVED_FILTERS, Chain, Problem, Reader
+from tagent_nb.pipeline.goal_syntax import REMOVED_FILTERS, Chain, OfItems, Problem, Reader
 from tagent_nb.pipeline.names import RESERVED
 from tagent_nb.pipeline.shapes import PLAIN
 from tagent_nb.pipeline.views import MISSING, View, missing, view
@@ -65,7 +65,7 @@ class _Goals(ImmutableSandboxedEnvironment):
 @lru_cache(maxsize=1)
 def _environment() -> _Goals:
     environment = _Goals(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.globals = {"range": environment.globals["range"], "namespace": Namespace}
+    environment.globals = {"len": len, "range": environment.globals["range"], "namespace": Namespace}
     for name in REMOVED_FILTERS:
         del environment.filters[name]
     environment.filters.update({"tojson": json_text, "data": delimit, _DATA: delimit, _OWN: own_text})
@@ -220,13 +220,23 @@ def _absent(name: str, values: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def compiled(source: str, expression: bool = False) -> Compiled:
+def compiled(source: str, expression: bool = False, mapped: Chain | None = None) -> Compiled:
     """Compile a source, once.
+
+    Args:
+        source: The text.
+        expression: Whether it is an expression, and not a goal.
+        mapped: What its step maps over, if fields of that are to be those of the current item.
 
     Raises:
         Problem: The source cannot be read, or has something that is not allowed.
     """
     tree, found = _parse(_normal(source), expression)
+    if mapped is not None:
+        tree = OfItems(mapped).visit(tree)
+        reader = Reader(_environment().filters, _environment().tests)
+        reader.read(tree.body[0].node, set())
+        found = reader.found
     names: dict[str, int] = {}
     for (name, _), line in found.items():
         names.setdefault(name, line)

@@ -32,6 +32,7 @@ __all__ = [
     "evaluate",
     "is_template",
     "lookup",
+    "reads_items",
     "references_of",
     "render",
     "unknown_fields",
@@ -181,8 +182,11 @@ def evaluate(
     facts: Mapping[str, Any] | None = None,
     memories: Mapping[str, Any] | None = None,
     item: Any = MISSING,
+    mapped: Reference | None = None,
 ) -> bool:
     """Whether a ``when`` expression such as ``load.count > 0`` holds. Arguments as in :func:`render`.
+
+    With ``mapped``, what the step maps over, fields of that are those of ``item``.
 
     Raises:
         TemplateError: It cannot be read, or something is not there or cannot be compared.
@@ -190,7 +194,8 @@ def evaluate(
     from tagent_nb.pipeline.sandbox import Problem, compiled
 
     try:
-        return compiled(expression, True).evaluate(_names(values, shared, facts, memories, item))
+        chain = None if mapped is None else (mapped.step, mapped.path)
+        return compiled(expression, True, chain).evaluate(_names(values, shared, facts, memories, item))
     except Problem as problem:
         _fail(step, "when", problem)
 
@@ -206,6 +211,20 @@ def _names(
     if item is not MISSING:
         own["item"] = item
     return ChainMap(own, values)  # type: ignore[arg-type]  # nothing is written to it
+
+
+def reads_items(expression: str, mapped: Reference, *, step: str) -> bool:
+    """Whether an expression reads ``item``, or fields of the items of what its step maps over.
+
+    Raises:
+        TemplateError: It cannot be read.
+    """
+    from tagent_nb.pipeline.sandbox import Problem, compiled
+
+    try:
+        return "item" in compiled(expression, True, (mapped.step, mapped.path)).names
+    except Problem as problem:
+        _fail(step, "when", problem)
 
 
 def lookup(value: Any, path: tuple[str, ...], *, name: str = "value", default: Any = MISSING) -> Any:

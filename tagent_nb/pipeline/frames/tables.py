@@ -230,7 +230,14 @@ def _items_frame(step: StepResult) -> pd.DataFrame:
     index = index_of([item.index for item in items], levels if isinstance(levels, list) else None)
     values = [None if item.output is None else item.output.value for item in items]
     frame = frame_of(values, index)
-    errors = [f"{item.error_type}: {item.error}" if item.error_type else None for item in items]
+    errors = [
+        f"{item.error_type}: {item.error}"
+        if item.error_type
+        else f"skipped: {item.reason}"
+        if item.reason
+        else None
+        for item in items
+    ]
     names = [label for label in frame.columns if isinstance(label, str)]
     # The values' own columns stay, whatever they are called.
     name = "error" if "error" not in names else distinct(["step_error"], names)[0]
