@@ -23,6 +23,9 @@ DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 """Characters that look like ``-``; word processors put them into copied commands."""
 QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb"
 BACKSLASH = "\\"
+_parsers: dict[str, argparse.ArgumentParser] = {}
+"""What reads the line of each magic, by the magic as it is written."""
+
 SHELL = ("|", ">", ">>", "<", "&", "&&", "||", ";")
 
 
@@ -38,7 +41,13 @@ def arguments(written: str | None = None) -> Callable[[F], F]:
         written: How help writes it, if not by the function's name after one percent sign.
     """
     add_parser: Callable[[F], F] = magic_arguments(written)  # type: ignore[no-untyped-call]
-    return lambda function: one_clear_message(add_parser(function))
+
+    def add(function: F) -> F:
+        magic = add_parser(function)
+        _parsers[_called(magic)] = magic.parser  # type: ignore[attr-defined]
+        return one_clear_message(magic)
+
+    return add
 
 
 help_option = option("--help", action="store_true", help="Show this text.")
@@ -228,12 +237,21 @@ def _check_repeated(parser: argparse.ArgumentParser, words: list[str], magic: st
 def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
     if word in SHELL:
         return f"{word!r} means nothing here: a magic is no shell command."
-    if not word.startswith("-"):
-        return f"there is nothing to do with {word!r}. Text of several words needs quotes."
-    option = word.partition("=")[0]
     options = _options(parser)
+    if not word.startswith("-"):
+        what = f"there is nothing to do with {word!r}."
+        if "--until" in options:
+            return (
+                f"{what} For one step and what it needs write --until {word}, to run it again --force {word}."
+            )
+        return f"{what} Text of several words needs quotes."
+    option = word.partition("=")[0]
+    own = [name for name in options if name != "--help"]
     hint = option_advice(option, options)
-    hint = hint or did_you_mean(option, options) or did_you_mean(f"--{option.lstrip('-')}", options)
+    hint = hint or did_you_mean(option, own) or did_you_mean(f"--{option.lstrip('-')}", own)
+    elsewhere = [magic for magic, other in _parsers.items() if option in _options(other)]
+    if elsewhere and not hint:
+        hint = f" It is an option of {', '.join(elsewhere)}."
     return f"there is no option {option}.{hint} Options: {', '.join(options)}."
 
 

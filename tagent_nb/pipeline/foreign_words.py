@@ -76,6 +76,7 @@ EXECUTOR = {
     "checkpointer": "Write storage=, such as storage='.tagent/runs'.",
     "step_timeout": "A timeout is a step's: pipeline.step(..., timeout=60).",
     "callbacks": "Write observers=.",
+    "dry_run": "executor.plan() says what a run would do; in a notebook %tagent_plan.",
     "llm": "Write model=.",
 }
 
