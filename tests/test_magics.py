@@ -30,6 +30,8 @@ from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.steps.tools import forget_tool
 from tagent_nb.storage.retention import Retention
 
+CELL_MAGICS = ("tagent_ask", "tagent_step")
+
 
 class Notebook:
     """A shell with the magics on a session of its own, and what its cells displayed."""
@@ -911,6 +913,7 @@ def test_the_current_pipeline_has_one_panel(
 def test_the_magics_of_the_design_are_there() -> None:
     assert [name for name, _ in all_magics()] == [
         "tagent_approve",
+        "tagent_ask",
         "tagent_cache",
         "tagent_explain",
         "tagent_export",
@@ -932,7 +935,7 @@ def test_the_magics_of_the_design_are_there() -> None:
 def test_each_has_help_and_refuses_what_it_does_not_know(
     book: Notebook, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    body = "go" if name == "tagent_step" else None
+    body = "go" if name in CELL_MAGICS else None
     assert book(f"{name} --help", body) is None
     printed = capsys.readouterr().out
     assert f"%{name}" in printed
@@ -947,7 +950,7 @@ def test_a_question_mark_shows_what_it_does_and_its_options(
 ) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("IPython.core.page.page", lambda text, *rest, **more: shown.append(text))
-    percent = "%%" if name == "tagent_step" else "%"
+    percent = "%%" if name in CELL_MAGICS else "%"
     book.shell.run_cell(f"{percent}{name}?").raise_error()
     (text,) = (one["text/plain"] if isinstance(one, dict) else one for one in shown)
     assert getattr(TagentMagics, name).__doc__.split("\n")[0][:30] in text

@@ -248,10 +248,10 @@ def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
     option = word.partition("=")[0]
     own = [name for name in options if name != "--help"]
     hint = option_advice(option, options)
-    hint = hint or did_you_mean(option, own) or did_you_mean(f"--{option.lstrip('-')}", own)
     elsewhere = [magic for magic, other in _parsers.items() if option in _options(other)]
     if elsewhere and not hint:
         hint = f" It is an option of {', '.join(elsewhere)}."
+    hint = hint or did_you_mean(option, own) or did_you_mean(f"--{option.lstrip('-')}", own)
     return f"there is no option {option}.{hint} Options: {', '.join(options)}."
 
 
