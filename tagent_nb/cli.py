@@ -167,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         help="carry on the newest run, or this one: recorded steps are not run again",
     )
     run.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="most seconds that this run may take, waits included"
+    )
+    run.add_argument(
         "--input",
         action="append",
         default=[],
@@ -267,7 +270,9 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     )
     table = sys.stderr if str(args.json) == "-" else sys.stdout
     try:
-        result = executor.run(resume=args.resume, offline=args.offline or None, budget=args.budget)
+        result = executor.run(
+            resume=args.resume, offline=args.offline or None, budget=args.budget, timeout=args.timeout
+        )
     except KeyboardInterrupt:
         if executor.result is not None:
             _show(executor.result, table)
@@ -379,7 +384,15 @@ def _show(result: PipelineResult, file: Any) -> None:
         cost += f" and what {unknown} cost, whose price is unknown"
     elif unknown:
         cost = f"nobody knows what {unknown} cost, whose price is unknown"
-    state = "completed" if result.success else "stopped" if result.cancelled else "failed"
+    state = (
+        "completed"
+        if result.success
+        else "timed out"
+        if result.timed_out
+        else "stopped"
+        if result.cancelled
+        else "failed"
+    )
     if state == "failed" and result.waiting_steps and not result.failed_steps:
         state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"
     _say(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.", file)

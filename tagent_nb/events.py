@@ -197,12 +197,13 @@ class RunUnpaused(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished(Event):
     """The run ended. ``cancelled`` and failed runs can be resumed, and those with steps ``waiting`` for
-    an approval."""
+    an approval. One that ran out of time has failed, and is ``timed_out``."""
 
     success: bool
     cancelled: bool = False
     seconds: float = 0.0
     waiting: tuple[str, ...] = ()
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

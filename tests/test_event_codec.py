@@ -50,7 +50,13 @@ FULL: dict[type, dict[str, Any]] = {
     },
     events.RunPaused: {},
     events.RunUnpaused: {},
-    events.RunFinished: {"success": False, "cancelled": True, "seconds": 1.5, "waiting": ("a",)},
+    events.RunFinished: {
+        "success": False,
+        "cancelled": True,
+        "seconds": 1.5,
+        "waiting": ("a",),
+        "timed_out": True,
+    },
     events.ApprovalRequested: {
         "step": "a",
         "item": "3",

@@ -25,6 +25,7 @@ class RunOptions:
     """How one run is to go; see :meth:`PipelineExecutor.execute`.
 
     Attributes:
+        timeout: Most seconds of this sitting, in place of the pipeline's.
         inherits: Names of the switches that are as they were in the run that is carried on.
         still_forced: Steps that this run was to force and that have not ended since: the cache does not
             answer for them. Records do: what they hold of these steps was made since.
@@ -37,6 +38,7 @@ class RunOptions:
     use_cache: bool = True
     on_change: str = "refuse"
     budget: Budget | Literal[False] | None = None
+    timeout: float | None = None
     inherits: frozenset[str] = frozenset()
     still_forced: frozenset[str] = frozenset()
 

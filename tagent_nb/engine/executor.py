@@ -7,6 +7,7 @@ import inspect
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.prices import Price, checked_prices
 from tagent_nb.pipeline.result import PipelineResult
 from tagent_nb.pipeline.secrets import note_secrets
+from tagent_nb.pipeline.step import checked_timeout
 from tagent_nb.pipeline.variables import shape_text
 from tagent_nb.steps.ledger import Ledger
 from tagent_nb.steps.limits import LimitsGate
@@ -178,6 +180,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         on_change: str = "refuse",
         budget: Budget | float | str | None = None,
         inputs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> PipelineResult:
         """Run the pipeline on the current loop.
 
@@ -198,9 +201,12 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             inputs: Values by name that steps read and no step makes, such as ``{"df": df}``. They come
                 before the pipeline's ``inputs``, and these before variables of ``namespace``. A run copies
                 and records them when it begins; one that is carried on has those it recorded.
+            timeout: Most seconds that this sitting may take, waits included, in place of the pipeline's. A
+                run that takes longer is stopped, fails, and can be resumed.
 
         Returns:
-            The result. A cancelled run returns what it has, with ``cancelled`` set.
+            The result. A cancelled run returns what it has, with ``cancelled`` set, and one that ran out of
+            time with ``timed_out``.
 
         Raises:
             PipelineValidationError: The definition has problems; it names all of them.
@@ -222,6 +228,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         try:
             taken = self.take_inputs(inputs)
             options = self._options(resume, force, until, offline, use_cache, on_change, budget)
+            limit = checked_timeout("The run", timeout)
+            options = replace(options, timeout=self.pipeline.timeout if limit is None else limit)
             return await self._sit(self._checked(options, taken), options, taken)
         finally:
             self._run = self._loop = None

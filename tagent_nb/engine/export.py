@@ -167,6 +167,8 @@ class _Writer:
             )
         if pipeline.instructions is not None:
             words.append(f"instructions={_text(pipeline.instructions)}")
+        if pipeline.timeout is not None:
+            words.append(f"timeout={pipeline.timeout!r}")
         if pipeline.final is not None:
             words.append(f"final={pipeline.final!r}")
         lines.append(f"{own} = tagent_nb.Pipeline({', '.join(words)})")

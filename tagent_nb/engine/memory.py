@@ -475,6 +475,7 @@ class PipelineMemory:
             error_details={name: error_text(steps[name]) for name in failed},
             run_id=self.run_id,
             cancelled=ended is not None and ended.cancelled,
+            timed_out=ended is not None and ended.timed_out,
             unpriced_steps=unpriced,
             steps=steps,
             events=self.events,

@@ -110,9 +110,10 @@ def run_agent(
         PipelineValidationError: The question cannot be asked so, for example since it names no model.
         ModelError: The model cannot be used.
     """
+    fields = {name: options.pop(name) for name in ("timeout",) if name in options}  # of each attempt
     running, others = split_options(options)
     executing = {name: others.pop(name) for name in list(others) if name in executor_keywords()}
-    pipeline = question(literal(goal), tools=list(tools), output_schema=output_schema, **others)
+    pipeline = question(literal(goal), tools=list(tools), output_schema=output_schema, **others, **fields)
     return answered(PipelineExecutor(pipeline, model=model, **executing), **running)
 
 

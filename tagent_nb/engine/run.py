@@ -124,6 +124,7 @@ class Run:
         self._began = self._loop.time()
         self._stopping = False
         self.cancelled = False
+        self.timed_out = False
         # Whether it ends with an error of its own: what a step raises then is no failure of the step.
         self.broken = False
 
@@ -193,6 +194,8 @@ class Run:
             CancelledError: Somebody cancelled the task that waits here.
         """
         began = self._loop.time()
+        limit = self.options.timeout
+        timer = None if limit is None else self._loop.call_later(limit, self.time_out)
         try:
             await self._work()
         except asyncio.CancelledError:
@@ -202,6 +205,9 @@ class Run:
         except BaseException:  # also what ends the program
             self._give_up()
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         await unbroken(self._finish(began))
 
     async def _work(self) -> None:
@@ -228,7 +234,7 @@ class Run:
         seconds = self._loop.time() - began
         statuses = self.machine.scheduler.step_status.values()
         # A step that its condition skipped, or one behind it, is no failure.
-        success = not self.cancelled and all(
+        success = not (self.cancelled or self.timed_out) and all(
             status.has_value or status is StepStatus.SKIPPED for status in statuses
         )
         try:
@@ -237,6 +243,7 @@ class Run:
                     run_id=self.memory.run_id,
                     success=success,
                     cancelled=self.cancelled,
+                    timed_out=self.timed_out,
                     seconds=seconds,
                     waiting=tuple(name for name, item in self.approvals.left if item is None),
                 )
@@ -253,6 +260,17 @@ class Run:
         """Stop now. May be called on the run's loop only, any number of times."""
         if not self._idle.done():
             self.cancelled = True
+            self._idle.set_result(None)
+
+    def time_out(self) -> None:
+        """Stop now, since the run's timeout is over: it has failed, and can be resumed."""
+        if not self._idle.done():
+            self.timed_out = True
+            self.warn(
+                f"The run was stopped: it took longer than its timeout of {self.options.timeout:g} s. "
+                "What is done is kept. Carry it on with resume=True (--resume), if need be with a longer timeout= "
+                "(--timeout)."
+            )
             self._idle.set_result(None)
 
     def fail(self, error: BaseException) -> None:

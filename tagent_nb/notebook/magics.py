@@ -109,6 +109,7 @@ class TagentMagics(DecidingMagics, AskingMagics):
         "--instructions", metavar="TEXT", help="System prompt of the agent steps; 'none' is the usual one."
     )
     @option("--max-concurrency", type=int, metavar="N", help="Most attempts at the same time; 8 without it.")
+    @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of a run; 0 is no limit.")
     @option(
         "--price",
         action="append",
@@ -165,6 +166,7 @@ class TagentMagics(DecidingMagics, AskingMagics):
                 recording=args.recording,
                 max_concurrency=args.max_concurrency,
                 instructions=args.instructions,
+                timeout=args.timeout,
             )
             if args.model:
                 self.session.workspace.model_name = (args.model, model)
@@ -249,6 +251,7 @@ class TagentMagics(DecidingMagics, AskingMagics):
         metavar="AMOUNT",
         help="Most that the run may spend: 0.10 (USD), 5000 tokens, 20 requests; none limits nothing.",
     )
+    @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of this run, waits included.")
     @option(
         "--strict",
         action="store_true",
@@ -289,7 +292,12 @@ class TagentMagics(DecidingMagics, AskingMagics):
             options = self._options(args)
         budget = None if args.budget is None else " ".join(args.budget)
         return Request(
-            {**options, "max_concurrency": args.max_concurrency, "budget": budget},
+            {
+                **options,
+                "max_concurrency": args.max_concurrency,
+                "budget": budget,
+                "timeout": args.timeout,
+            },
             args.background,
             args.strict,
         )

@@ -351,7 +351,12 @@ class Panel:
         if self.sitting is not None and not self.sitting.over.is_set():
             view.offer(["stop", "go_on" if phase == "paused" else "pause"], enabled=not self._stopping)
             return
-        more = {"cancelled": ["go_on"], "waiting": ["go_on"], "failed": ["retry"]}.get(phase, [])
+        more = {
+            "cancelled": ["go_on"],
+            "timed out": ["go_on"],
+            "waiting": ["go_on"],
+            "failed": ["retry"],
+        }.get(phase, [])
         view.offer(["run", *more, "force"])
 
     def _say(self, view: PanelView, shown: RunView) -> None:
@@ -363,6 +368,8 @@ class Panel:
 
 
 def _how_to_go_on(result: PipelineResult) -> str:
+    if result.timed_out:
+        return "The timeout is over. %tagent_run --resume carries this run on; what is done is not run again."
     if result.cancelled:
         return "Stopped. %tagent_run --resume carries this run on; what is done is not run again."
     if any(step.error_type == BudgetExceededError.__name__ for step in result.steps.values()):

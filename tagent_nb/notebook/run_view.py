@@ -63,6 +63,7 @@ _PHASES = {
     "completed": StepStatus.COMPLETED,
     "failed": StepStatus.FAILED,
     "cancelled": StepStatus.CANCELLED,
+    "timed out": StepStatus.FAILED,
     "waiting": StepStatus.WAITING,
 }
 
@@ -262,6 +263,8 @@ def phase_of(result: PipelineResult) -> str:
     failed = any(step.status is StepStatus.FAILED for step in result.steps.values())
     if result.cancelled:
         return "cancelled"
+    if result.timed_out:
+        return "timed out"
     if not failed and not result.success and result.waiting_steps:
         return "waiting"
     return "failed" if failed or not result.success else "completed"

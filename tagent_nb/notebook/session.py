@@ -99,10 +99,12 @@ class Session:
         recording: str | None = None,
         max_concurrency: int | None = None,
         instructions: str | None = None,
+        timeout: float | None = None,
     ) -> Pipeline:
         """Make a pipeline current; a new name makes a new one. What is ``None`` stays as it was.
 
-        A ``recording`` of ``"none"`` asks models again; ``instructions`` of ``"none"`` are the usual ones.
+        A ``recording`` of ``"none"`` asks models again, ``instructions`` of ``"none"`` are the usual ones,
+        and a ``timeout`` of 0 is none.
 
         Raises:
             DefinitionError: The name, ``keep_last`` or ``max_concurrency`` is not allowed.
@@ -130,6 +132,8 @@ class Session:
         found.pipeline.default_mode = default_mode or found.pipeline.default_mode
         if instructions is not None:
             found.pipeline.instructions = None if instructions == "none" else instructions
+        if timeout is not None:
+            found.pipeline.timeout = timeout or None
         found.cached = found.cached if cached is None else cached
         if recording is not None:
             found.recording = None if recording == "none" else recording

@@ -26,6 +26,8 @@ def outcome(result: PipelineResult) -> tuple[StepStatus, str]:
     """How a run ended: the status that it looks like, and a word."""
     if result.cancelled:
         return StepStatus.CANCELLED, "cancelled"
+    if result.timed_out:
+        return StepStatus.FAILED, "timed out"
     if result.success:
         return StepStatus.COMPLETED, "success"
     if result.failed_steps:
@@ -43,7 +45,8 @@ def failure(result: PipelineResult) -> str:
     ]
     if result.waiting_steps:
         lines.append(f"  {', '.join(result.waiting_steps)}: waits for an approval")
-    head = "was stopped" if result.cancelled else "failed" if result.failed_steps else "is not complete"
+    stopped = "was stopped by its timeout" if result.timed_out else "was stopped" if result.cancelled else ""
+    head = stopped or ("failed" if result.failed_steps else "is not complete")
     return "\n".join([f"Run {result.run_id} of pipeline {result.pipeline_name!r} {head}.", *lines])
 
 

@@ -74,6 +74,7 @@ EXECUTOR = {
     "enable_persistence": "Write storage=, such as storage='.tagent/runs'.",
     "persistence_config": "Write storage=, such as storage='.tagent/runs'.",
     "checkpointer": "Write storage=, such as storage='.tagent/runs'.",
+    "pipeline_timeout": "Write timeout= of Pipeline, or of run().",
     "step_timeout": "A timeout is a step's: pipeline.step(..., timeout=60).",
     "callbacks": "Write observers=.",
     "dry_run": "executor.plan() says what a run would do; in a notebook %tagent_plan.",

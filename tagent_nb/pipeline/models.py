@@ -11,7 +11,7 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
 from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode, StepStatus
 from tagent_nb.pipeline.names import pipeline_name, step_name, storage_id
-from tagent_nb.pipeline.step import PipelineStep, unknown_option
+from tagent_nb.pipeline.step import PipelineStep, checked_timeout, unknown_option
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,6 +41,7 @@ class Pipeline:
         model: Model of agent steps that do not say: a pydantic-ai model string, ``"local"``,
             ``"test"``, or a pydantic-ai model object.
         instructions: System prompt of agent steps that have none of their own; plain text, no template.
+        timeout: Most seconds that one sitting of a run takes, waits included; ``None`` is no limit.
         final: Name of the step whose value is the final output, or a function that makes it: a Python
             step is made of it, whose parameters name the steps it reads.
         inputs: Values that steps read by name as they read steps, such as ``{"df": df}``. A step of the
@@ -68,6 +69,7 @@ class Pipeline:
         final: str | Callable[..., Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
         instructions: str | None = None,
+        timeout: float | None = None,
     ) -> None:
         from tagent_nb.pipeline.variables import checked_inputs
 
@@ -76,6 +78,7 @@ class Pipeline:
         self.default_mode = default_mode
         self.model = model
         self.instructions = instructions
+        self.timeout = timeout
         self.steps: list[PipelineStep] = []
         self.global_constraints: list[str] = []
         self.shared_context: dict[str, Any] = {}
@@ -111,6 +114,18 @@ class Pipeline:
         self._instructions = checked_instructions(f"Pipeline {self.name!r}", text)
 
     @property
+    def timeout(self) -> float | None:
+        """Most seconds that one sitting of a run takes; see :meth:`PipelineExecutor.execute`.
+
+        Setting it raises :class:`DefinitionError` for what is no number above 0.
+        """
+        return self.__dict__.get("_timeout")
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._timeout = checked_timeout(f"Pipeline {self.name!r}", seconds)
+
+    @property
     def id(self) -> str:
         """The id under which runs of this pipeline are stored."""
         return storage_id(self.name)
@@ -129,7 +144,7 @@ class Pipeline:
             (self.name, self.description, self.default_mode, self.final)
             == (other.name, other.description, other.default_mode, other.final)
             and self.model == other.model
-            and self.instructions == other.instructions
+            and (self.instructions, self.timeout) == (other.instructions, other.timeout)
             and self.steps == other.steps
             and self.global_constraints == other.global_constraints
             and _same_values(self.shared_context, other.shared_context)
@@ -329,7 +344,7 @@ class Pipeline:
         copy = Pipeline(self.name, self.description, default_mode=self.default_mode, model=self.model)
         copy.steps = [step for step in self.steps if only is None or step.name in only]
         copy._known = {}
-        copy.instructions = self.instructions
+        copy.instructions, copy.timeout = self.instructions, self.timeout
         if self.final is not None and (only is None or self.final in only):
             copy.final = self.final
         copy.global_constraints = list(self.global_constraints)

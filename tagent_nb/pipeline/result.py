@@ -142,6 +142,7 @@ class PipelineResult:
         error_details: Type, message and the user's own traceback lines by failed step.
         run_id: The run's id, under which storage knows it.
         cancelled: Whether the run was stopped; it can be resumed.
+        timed_out: Whether the run was stopped by its timeout; it can be resumed.
         unpriced_steps: Steps whose price is unknown, and which ``total_cost`` leaves out.
         steps: One :class:`StepResult` by name, in definition order.
         events: What happened, in order.
@@ -172,10 +173,13 @@ class PipelineResult:
     budget: str = ""
     final_step: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    timed_out: bool = False
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
-        if self.waiting_steps and not self.cancelled and not self.failed_steps:
+        if self.timed_out:
+            ended = "timed out"
+        elif self.waiting_steps and not self.cancelled and not self.failed_steps:
             ended = f"waiting for approval of {', '.join(self.waiting_steps)}"
         known = [f"${self.total_cost:.4f}"] if self.total_cost or not self.unpriced_steps else []
         cost = " and ".join([*known, *(["unknown prices"] if self.unpriced_steps else [])])

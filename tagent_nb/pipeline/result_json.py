@@ -19,7 +19,7 @@ from tagent_nb.pipeline.texts import is_lost
 Schemas = Mapping[str, type]
 
 _SCALARS = ("pipeline_name", "success", "execution_time", "total_cost", "run_id", "cancelled")
-_LATER = ("budget", "final_step")
+_LATER = ("budget", "final_step", "timed_out")
 """Texts that results of an earlier version lack."""
 _PLAIN = ("cost_per_step", "failed_steps", "error_details", "unpriced_steps", "warnings")
 _VALUES = ("learned_facts", "saved_memories", "inputs")

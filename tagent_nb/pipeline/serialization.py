@@ -61,6 +61,7 @@ _HEAD = (
     "final",
     "inputs",
     "instructions",
+    "timeout",
 )
 _KNOWN = (*_HEAD, "steps", "not_stored")
 _STEP = {field.name: field for field in fields(PipelineStep)}
@@ -91,6 +92,8 @@ def pipeline_to_dict(pipeline: Pipeline, *, strict: bool = True) -> dict[str, An
         data["model"] = write.model("model", pipeline.model)
     if pipeline.instructions is not None:
         data["instructions"] = pipeline.instructions
+    if pipeline.timeout is not None:
+        data["timeout"] = pipeline.timeout
     if pipeline.global_constraints:
         data["global_constraints"] = list(pipeline.global_constraints)
     if pipeline.shared_context:
@@ -266,6 +269,7 @@ def pipeline_from_dict(
         model=data.get("model"),
         final=None if data.get("final") is None else _text(data["final"], "final"),
         instructions=data.get("instructions"),
+        timeout=data.get("timeout"),
     )
     pipeline.global_constraints = _texts(data.get("global_constraints", []), "global_constraints")
     pipeline.shared_context = _values(data.get("shared_context", {}), "shared_context", classes)

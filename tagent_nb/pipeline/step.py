@@ -253,3 +253,16 @@ def unknown_option(step: str, option: str) -> str:
 def is_number(value: object) -> bool:
     """Whether this is a finite int or float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def checked_timeout(where: str, seconds: Any) -> float | None:
+    """Seconds, or ``None`` for no limit.
+
+    Raises:
+        DefinitionError: It is no number above 0.
+    """
+    if seconds is not None and (not is_number(seconds) or seconds <= 0):
+        raise DefinitionError(
+            f"{where}: timeout must be a number of seconds above 0, or None, not {seconds!r}."
+        )
+    return seconds  # type: ignore[no-any-return]

@@ -170,7 +170,8 @@ def _detail(event: events.Event) -> str:
         case events.Warned():
             return short_text(event.message, 300)
         case events.RunFinished():
-            return "cancelled" if event.cancelled else "success" if event.success else "failed"
+            ended = "timed out" if event.timed_out else "cancelled" if event.cancelled else ""
+            return ended or ("success" if event.success else "failed")
     return ""
 
 
