@@ -268,8 +268,8 @@ class Run:
             self.timed_out = True
             self.warn(
                 f"The run was stopped: it took longer than its timeout of {self.options.timeout:g} s. "
-                "What is done is kept. Carry it on with resume=True (--resume), if need be with a longer timeout= "
-                "(--timeout)."
+                "What is done is kept. Carry it on with resume=True (--resume), and a longer timeout= "
+                "(--timeout) if need be."
             )
             self._idle.set_result(None)
 
