@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from pydantic_ai.exceptions import ModelRetry, ToolFailed
-from pydantic_ai.messages import BinaryContent, ModelResponse, TextPart, ToolReturn
+from pydantic_ai.messages import BinaryContent, FilePart, ModelResponse, TextPart, ToolReturn
 from pydantic_ai.usage import RequestUsage
 
 from tagent_nb.errors import CorruptRecordError, OfflineMissError
@@ -17,6 +17,7 @@ from tagent_nb.steps.answers import (
     error_to_plain,
     response_from_plain,
     response_to_plain,
+    tidy_answer,
     value_from_plain,
     value_to_plain,
 )
@@ -83,6 +84,13 @@ def test_an_answer_of_a_model_comes_back_with_its_usage() -> None:
     )
     found = response_from_plain(response_to_plain(given))
     assert (found.text, found.usage, found.provider_url) == ("yes", given.usage, None)
+
+
+def test_a_file_in_an_answer_stays_as_it_is_and_where_it_is() -> None:
+    picture = FilePart(BinaryContent(b"\x89PNG", media_type="image/png"))
+    response = ModelResponse([TextPart("before \ud83d"), picture, TextPart("after")])
+    tidy_answer(response)
+    assert response.parts == [TextPart("before \ufffd"), picture, TextPart("after")]
 
 
 def test_secrets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,10 @@ def test_tracebacks_have_the_lines_of_the_cell() -> None:
         ("f'{load!r}'", {"load"}),
         ("try:\n    1\nfinally:\n    load", {"load"}),
         ("if load:\n    y = 1\ny", {"load"}),
+        ("eval('load + 1')", {"eval", "load"}),
+        ("eval('load +')", {"eval"}),
+        ("eval(2)", {"eval"}),
+        ("eval(load)", {"eval", "load"}),
     ],
 )  # fmt: skip
 def test_names_a_cell_reads(source: str, names: set[str]) -> None:

@@ -121,6 +121,15 @@ def test_a_python_file_runs_and_its_steps_are_shown(capsys: pytest.CaptureFixtur
     assert sys.path == path
 
 
+def test_code_of_the_user_finds_the_standard_streams_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bars of progress ask whether there is a terminal, and printers for its encoding."""
+    source = "import sys\nprint(f'{sys.stdout.isatty()}, {sys.stderr.encoding}, {sys.stdout.writable()}.')\n"
+    Path("demo.py").write_text(source + PIPELINE)
+    told = f"{sys.stdout.isatty()}, {sys.stderr.encoding}, True."
+    assert main(["run", "demo.py", "--model", "test"]) == 0
+    assert told in capsys.readouterr().out
+
+
 def test_a_run_keeps_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "demo.py", "--model", "test", "--budget", "0 requests"]) == 1
     assert "BudgetExceededError" in capsys.readouterr().out

@@ -431,6 +431,7 @@ def happened() -> PipelineResult:
         events.RunFinished(**base, success=True),
         events.RunFinished(**base, success=False),
         events.RunFinished(**base, success=False, cancelled=True),
+        events.StepProgress(**one, kind="tool", detail={"sizes": {(1, 2): 3}}),
     ]
     return result
 
@@ -463,6 +464,7 @@ def test_events_frame_has_one_row_an_event() -> None:
         "success",
         "failed",
         "cancelled",
+        "tool {'sizes': {(1, 2): 3}}",  # JSON has no such keys
     ]
     assert frame["attempt"].tolist()[3:7] == [1, pd.NA, pd.NA, 2]
     assert frame["item"].tolist()[6] == "x"

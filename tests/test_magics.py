@@ -15,10 +15,12 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import tagent_nb
+from tagent_nb import PipelineExecutor
 from tagent_nb.errors import RunFailedError
 from tagent_nb.events import RunPaused
 from tagent_nb.notebook import extension
 from tagent_nb.notebook.cells import DELETED
+from tagent_nb.notebook.explaining import MOST_RUNS
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.session import Session
@@ -835,6 +837,36 @@ def test_explain_compares_with_the_last_run_in_which_the_step_had_a_value(
     book("tagent_run")
     book.python("load", "2")
     book("tagent_run")
+    book("tagent_explain load")
+    assert f"Different from run {first}:" in capsys.readouterr().out
+
+
+def test_explain_tells_of_agent_steps(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    book("tagent_pipeline reviews --model test")
+    for goal in ("Say yes.", "Say no."):
+        book("tagent_step ask", goal)
+        book("tagent_run")
+    capsys.readouterr()
+    book("tagent_explain ask")
+    told = capsys.readouterr().out
+    assert told.startswith("ask: ran")
+    assert "- Say yes." in told
+    assert "+ Say no." in told
+
+
+def test_explain_compares_this_kernels_last_run_though_others_have_run_since(
+    book: Notebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many: it is no longer among the newest, which are looked at first."""
+    book("tagent_pipeline reviews")
+    book.python("load", "1")
+    first = book("tagent_run").run_id
+    book.python("load", "2")
+    book("tagent_run")
+    elsewhere = PipelineExecutor(book.session.pipeline, storage=book.session.workspace.storage)
+    for _ in range(MOST_RUNS + 1):
+        elsewhere.run()
+    capsys.readouterr()
     book("tagent_explain load")
     assert f"Different from run {first}:" in capsys.readouterr().out
 

@@ -14,7 +14,16 @@ import pytest
 from pydantic import BaseModel
 from pydantic_ai import ModelRetry
 from pydantic_ai.exceptions import ModelAPIError, ModelConnectionError, ModelHTTPError
-from pydantic_ai.messages import ToolReturn
+from pydantic_ai.messages import (
+    ModelRequest,
+    ModelResponse,
+    SystemPromptPart,
+    ToolCallPart,
+    ToolReturn,
+    ToolReturnPart,
+    UserPromptPart,
+)
+from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.instrumented import InstrumentedModel
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -36,6 +45,7 @@ from tagent_nb.events import Event, StepRetried, StepStreamed, StepWaiting
 from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.steps.finish_reasons import Ending, ending_of
 from tagent_nb.steps.limits import LimitsGate
+from tagent_nb.steps.openai_protocol import tolerant
 from tagent_nb.steps.refusals import refusal, refuses_streaming
 from tests import wire
 from tests.fake_openai import KEY, USAGE, Act, FakeOpenAI, completion, error, piece, pieces
@@ -697,6 +707,23 @@ def test_feedback_on_a_text_is_no_later_system_message(play: Play, wrong: Act, k
     assert roles(fake)[1][:2] == ["system", "user"]
     assert roles(fake)[1][-1] == "user"
     assert roles(fake)[1].count("system") == 1
+
+
+async def test_what_a_system_would_say_later_comes_behind_the_answers_of_tools(play: Play) -> None:
+    """These stand right behind their calls, and what the user says besides is in the same message."""
+    fake = play(HELLO)
+    provider = OpenAIProvider(base_url=fake.url, api_key=KEY)
+    history: list[Any] = [
+        ModelRequest([SystemPromptPart("Be brief."), UserPromptPart("Look.")]),
+        ModelResponse([ToolCallPart("look", {}, tool_call_id="c1")]),
+        ModelRequest(
+            [SystemPromptPart("Go on."), ToolReturnPart("look", "seen", "c1"), UserPromptPart("Now.")]
+        ),
+    ]
+    model = tolerant(OpenAIChatModel("gpt-4o", provider=provider), set())
+    await model.request(history, None, ModelRequestParameters())
+    assert roles(fake) == [["system", "user", "assistant", "tool", "user"]]
+    assert fake.requests[0]["messages"][-1]["content"] == "Go on.\n\nNow."
 
 
 def test_feedback_on_a_plan_is_no_later_system_message(play: Play) -> None:

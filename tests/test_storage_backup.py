@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -646,6 +647,23 @@ async def test_trouble_with_a_backup_does_not_fail_the_run(files: FileStorageBac
     memory.backup_schedule = BackupSchedule()
     await end_runs(memory, 1)
     assert "Use a folder" in memory.problems[0]
+
+
+async def test_runs_that_cannot_be_counted_for_a_full_disk_are_told(
+    files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is recorded all the same."""
+
+    def refuse(*what: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.backup_schedule = BackupSchedule(every=3, folder=folder)
+    monkeypatch.setattr(backup, "write_all", refuse)
+    await end_runs(files, 1)
+    assert len(files.problems) == 1
+    assert files.problems[0].startswith("After run r0: Cannot write ")
+    assert "The disk is full: free some space." in files.problems[0]
+    assert [info.status for info in await files.runs("p")] == ["completed"]
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"keep": 0}, {"keep": 1.5}, {"every": True}])

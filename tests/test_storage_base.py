@@ -33,6 +33,7 @@ from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import leases, open_storage
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.file import FileStorageBackend
+from tagent_nb.storage.journal import TAIL
 from tagent_nb.storage.leases import Holder, process_start
 from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.recording import RecordingBackend
@@ -209,6 +210,55 @@ async def test_a_plain_backend_lists_damaged_leases_and_skips_what_is_gone(tmp_p
     (tmp_path / "p" / "r.lease").mkdir()
     assert [info.status for info in await storage.runs("p")] == ["damaged"]
     assert await storage._rows("p", ["gone"]) == []
+
+
+class StatelessBackend(PlainBackend):
+    """One that keeps nothing that says where the records of a run end."""
+
+    _state = RecordingBackend._state
+
+
+async def test_a_backend_without_states_cannot_tell_that_the_last_records_are_missing(tmp_path: Path) -> None:
+    """It reads and lists what there is."""
+    storage = StatelessBackend(tmp_path, durability="fast")
+    for text in ("one", "two"):
+        await storage.append("p", "r", [Warned(run_id="r", message=text)])
+    assert await storage._state("p", "r") is None
+    journal = tmp_path / "p" / "r.journal"
+    size = len(await storage._read("p", "r") or b"")
+    await storage.append("p", "r", [Warned(run_id="r", message="three")])
+    os.truncate(journal, size)
+    again = StatelessBackend(tmp_path, durability="fast")
+    assert [event.message for event in await again.read_run("p", "r")] == ["one", "two"]  # type: ignore[attr-defined]
+    assert [info.problem for info in await again.runs("p")] == [None]
+    assert again.problems == []
+
+
+async def test_a_plain_backend_lists_long_runs_by_their_last_records(tmp_path: Path) -> None:
+    storage = PlainBackend(tmp_path, durability="fast")
+    for text in ("one" * TAIL, "two"):
+        await storage.append("p", "r", [Warned(run_id="r", message=text)])
+    assert len(await storage._tail("p", "r")) == TAIL
+    again = PlainBackend(tmp_path, durability="fast")
+    (info,) = await again.runs("p")
+    assert (info.run_id, info.problem) == ("r", None)
+    assert info.size > 3 * TAIL
+
+
+async def test_a_store_that_cannot_be_reached_is_no_damaged_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of runs fails, where a damaged run would be one line of it."""
+    storage = PlainBackend(tmp_path, durability="fast")
+    await storage.append("p", "r", [Warned(run_id="r", message="x" * 2 * TAIL)])
+
+    async def away(*what: str) -> bytes:
+        raise StorageUnavailableError("The disk is away.")
+
+    again = PlainBackend(tmp_path, durability="fast")
+    monkeypatch.setattr(again, "_read", away)
+    with pytest.raises(StorageUnavailableError, match="is away"):
+        await again.runs("p")
 
 
 def test_a_process_name_may_hold_anything(tmp_path: Path) -> None:

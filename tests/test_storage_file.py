@@ -294,6 +294,22 @@ async def test_a_record_whose_count_cannot_be_written_is_taken_back(
     assert messages(await store.read_run("p", "r")) == ["one", "two", "four"]
 
 
+async def test_a_disk_that_cannot_be_read_is_no_damaged_run(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of runs says so, and is there again when the disk is."""
+    await record(store, "one")
+
+    def refuse(*args: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refuse)
+        with pytest.raises(StorageUnavailableError, match="Cannot read .*: Input/output error. Check the"):
+            await store.runs("p")
+    assert [info.run_id for info in await store.runs("p")] == ["r"]
+
+
 async def test_an_older_copy_of_a_record_in_its_place_is_told(
     store: FileStorageBackend, tmp_path: Path
 ) -> None:

@@ -207,6 +207,20 @@ def test_an_answer_in_the_wrong_shape_is_one_clear_error(
     assert ("'openai-chat:gpt-4o' speaks chat completions" in step.error) is (model == "openai:gpt-4o")
 
 
+def test_an_unknown_word_beside_a_known_reason_is_nothing_to_warn_of(tmp_path: Path) -> None:
+    """The library has understood it: the answer is whole, and is cached."""
+
+    def answer(*_: Any) -> ModelResponse:
+        details = {"finish_reason": "banana"}
+        return ModelResponse([TextPart("hello")], finish_reason="stop", provider_details=details)
+
+    with closing(ResultCache(tmp_path)) as cache:
+        one = executor(None, observers=(), cache=cache, model=FunctionModel(answer))
+        result, again = one.run(), one.run()
+    assert (result["s"], result.warnings) == ("hello", [])
+    assert again.steps["s"].status is StepStatus.CACHED
+
+
 def test_an_error_in_a_model_of_ones_own_is_shown_as_it_is() -> None:
     def answer(messages: list[Any], info: AgentInfo) -> ModelResponse:
         raise TypeError("mine")

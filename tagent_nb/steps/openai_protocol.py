@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import sys
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -32,12 +31,14 @@ from pydantic_ai.models import CompletedStreamedResponse, Model, StreamedRespons
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
+from tagent_nb.pipeline.shapes import instance_of
 from tagent_nb.pipeline.texts import whole_text
 from tagent_nb.steps.answers import MOST_TOKENS
 from tagent_nb.steps.refusals import has_error, refusal, refuses_streaming
 
 __all__ = ["tolerant", "unstreamed_key"]
 
+_OPENAI = "pydantic_ai.models.openai"
 _ODD = (
     exceptions.UnexpectedModelBehavior,
     LookupError,
@@ -74,8 +75,12 @@ def tolerant(model: Model[Any], unstreamed: set[str]) -> Model[Any]:
         wrapper = copy.copy(model)
         wrapper.wrapped = tolerant(model.wrapped, unstreamed)
         return wrapper
-    kind = _tolerant_kind(type(model))
-    if kind is None:
+    # Who has such a model has loaded its module, and with it the client of OpenAI, which takes a while.
+    if instance_of(model, _OPENAI, "OpenAIChatModel"):
+        kind = _mixed(_ChatModel, type(model))
+    elif instance_of(model, _OPENAI, "OpenAIResponsesModel"):
+        kind = _mixed(_ResponsesModel, type(model))
+    else:
         return model
     _ = model.profile  # which the model works out once, and its copies share
     found: Any = object.__new__(kind)
@@ -89,21 +94,8 @@ def unstreamed_key(model: Model[Any]) -> str:
 
 
 @functools.cache
-def _tolerant_kind(kind: type[Any]) -> type[Any] | None:
-    # Who has such a model has loaded its module, and with it the client of OpenAI, which takes a while.
-    openai = sys.modules.get("pydantic_ai.models.openai")
-    if openai is None:
-        return None
-    if issubclass(kind, openai.OpenAIChatModel):
-        return type(kind.__name__, (_ChatModel, kind), {})
-    if issubclass(kind, openai.OpenAIResponsesModel):
-        return type(kind.__name__, (_ResponsesModel, kind), {})
-    return None
-
-
-@functools.cache
-def _tolerant_stream(kind: type[Any]) -> type[Any]:
-    return type(kind.__name__, (_ChatStream, kind), {})
+def _mixed(first: type[Any], kind: type[Any]) -> type[Any]:
+    return type(kind.__name__, (first, kind), {})
 
 
 class _Unstreamed:
@@ -188,9 +180,6 @@ class _ChatModel(_Unstreamed):
 
         if isinstance(response, list) and response:  # an array, of answers as the client reads it
             response = response[0]
-        if isinstance(response, str):  # of a server that does not say that it sends JSON
-            body = _object(response)
-            response = response if body is None else ChatCompletion.construct(**body)
         if isinstance(response, BaseModel) and (
             not getattr(response, "choices", True) or has_error(response)
         ):
@@ -207,7 +196,7 @@ class _ChatModel(_Unstreamed):
     @property
     def _streamed_response_cls(self) -> type[Any]:
         model: Any = super()
-        return _tolerant_stream(model._streamed_response_cls)
+        return _mixed(_ChatStream, model._streamed_response_cls)
 
 
 class _ChatStream:

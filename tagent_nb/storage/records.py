@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -346,19 +345,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def started_at(body: bytes, where: str) -> float:
-    """When a run began, by the body of its first record; in seconds since the epoch.
-
-    Raises:
-        CorruptRecordError: The body does not say.
-    """
-    content, _ = _content(body, where)
-    try:
-        return float(content["events"][0]["at"])
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise CorruptRecordError(f"{where}: the first event cannot be read ({error!r}).") from None
-
-
 def begun(first: bytes, run_id: str, key: bytes | None) -> float:
     """When a run began, by its first record or else its id; in seconds since the epoch, 0 if neither says.
 
@@ -366,10 +352,12 @@ def begun(first: bytes, run_id: str, key: bytes | None) -> float:
     """
     if not first:
         return time_in(run_id) or math.inf
-    with contextlib.suppress(StorageError):
+    try:
         record, _ = read_record(first, 0, run_id, key)
-        return started_at(record.body, run_id)
-    return time_in(run_id)
+        content, _ = _content(record.body, run_id)
+        return float(content["events"][0]["at"])
+    except (StorageError, LookupError, TypeError, ValueError, OverflowError):
+        return time_in(run_id)
 
 
 def completed(order: list[str], missing: Iterable[str], start: Callable[[str], float]) -> list[str]:
