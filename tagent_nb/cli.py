@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         metavar="FILE",
         type=Path,
-        help="JSON that Pipeline.to_json wrote, or Python that makes one Pipeline",
+        help="JSON or YAML of a pipeline (Pipeline.to_json, to_yaml), or Python that makes one Pipeline",
     )
     _shared_options(run)
     run.add_argument(
@@ -185,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
         "--schemas",
         type=Path,
         metavar="FILE",
-        help="Python file with what a JSON FILE names but does not hold: pydantic models, tools, checks, "
-        "and the helpers and imports of its Python steps",
+        help="Python file with what a JSON or YAML FILE names but does not hold: pydantic models, tools, "
+        "checks, and the helpers and imports of its Python steps",
     )
     run.set_defaults(command=_run, parser=run)
     ask = commands.add_parser("ask", help="ask one question, without a pipeline, and print the answer")
@@ -258,7 +258,7 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     namespace = {**namespace, **found}
     for source in args.input:
         feed(pipeline, source)
-    if args.file.suffix == ".json":
+    if args.file.suffix != ".py":
         _refuse_missing(args.file, pipeline, namespace)
     executor = PipelineExecutor(
         pipeline,
@@ -413,17 +413,22 @@ def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[
             names = ", ".join(repr(one.name) for one in pipelines.values()) or "none"
             raise DefinitionError(f"{file} must define one Pipeline; found: {names}.")
         return pipelines.popitem()[1], found
-    if file.suffix != ".json":
-        raise DefinitionError(f"{str(file)!r} is no pipeline. Name a .json or a .py file.")
+    read = {".json": Pipeline.from_json, ".yaml": Pipeline.from_yaml, ".yml": Pipeline.from_yaml}.get(
+        file.suffix
+    )
+    if read is None:
+        raise DefinitionError(f"{str(file)!r} is no pipeline. Name a .json, .yaml or .py file.")
     functions = [one for one in namespace.values() if isinstance(one, FunctionType)]
     text = _text(file)
     try:
         schemas = _schemas(namespace)
-        return Pipeline.from_json(text, schemas=schemas, tools=functions, checks=functions), {}
+        return read(text, schemas=schemas, tools=functions, checks=functions), {}
     except DefinitionError as error:
         what, remedy, _ = str(error).partition(" Pass it: ")
-        if not remedy:
+        if not remedy and file.suffix == ".json":
             raise
+        if not remedy:
+            raise DefinitionError(f"{file}: {error}") from None
         raise DefinitionError(f"{file}: {what} {_REMEDY}") from None
 
 

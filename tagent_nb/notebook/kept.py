@@ -131,8 +131,8 @@ class KeptMagics(Magics):
     @option(
         "file",
         nargs="?",
-        help="Where to write: FILE.py (a module that runs by itself), FILE.json (the definition), "
-        "FILE.svg (its picture).",
+        help="Where to write: FILE.py (a module that runs by itself), FILE.json or FILE.yaml (the "
+        "definition), FILE.svg (its picture).",
     )
     @option(
         "--recording",
@@ -157,6 +157,7 @@ class KeptMagics(Magics):
         writers: dict[str, Callable[[], str]] = {
             ".py": lambda: export_module(pipeline, self.session.namespace),
             ".json": pipeline.to_json,
+            ".yaml": pipeline.to_yaml,
             ".svg": lambda: Picture(pipeline, None).svg,
         }
         path = Path(args.file or "")
@@ -175,7 +176,7 @@ class KeptMagics(Magics):
         except OSError as error:
             raise UsageError(f"%tagent_export: {path} cannot be written: {error.strerror}.") from None
         print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
-        if path.suffix == ".json" and (needs := outside_names(pipeline)):
+        if path.suffix in (".json", ".yaml") and (needs := outside_names(pipeline)):
             told = ", ".join(f"{name} ({', '.join(steps)})" for name, steps in _users(needs).items())
             print(
                 f"It does not hold these names of the notebook, which its Python uses: {told}. "

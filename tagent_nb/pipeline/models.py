@@ -428,6 +428,31 @@ class Pipeline:
 
         return pipeline_from_json(text, schemas=schemas, tools=tools, checks=checks)
 
+    def to_yaml(self) -> str:
+        """The content of :meth:`to_json` as YAML, which people read and write; needs the extra ``yaml``."""
+        from tagent_nb.pipeline.yaml_text import pipeline_to_yaml
+
+        return pipeline_to_yaml(self)
+
+    @classmethod
+    def from_yaml(
+        cls,
+        text: str,
+        *,
+        schemas: Iterable[type[BaseModel]] = (),
+        tools: Iterable[Callable[..., Any]] = (),
+        checks: Iterable[Callable[..., Any]] = (),
+    ) -> Pipeline:
+        """Rebuild a pipeline from :meth:`to_yaml`, or from what somebody wrote. Runs no code of the text.
+
+        Raises:
+            DefinitionError: It cannot be read; the message has the line and the remedy.
+            MissingExtraError: PyYAML is not installed.
+        """
+        from tagent_nb.pipeline.yaml_text import pipeline_from_yaml
+
+        return pipeline_from_yaml(text, schemas=schemas, tools=tools, checks=checks)
+
     def to_pickle(self) -> bytes:
         """The pipeline as a pickle, functions and classes by reference. See :meth:`from_pickle`."""
         from tagent_nb.pipeline.serialization import to_pickle

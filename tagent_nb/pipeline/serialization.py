@@ -19,6 +19,7 @@ from tagent_nb.errors import (
 )
 from tagent_nb.pipeline.codec import clean, from_tree, parse, to_tree
 from tagent_nb.pipeline.foreign import class_name
+from tagent_nb.pipeline.foreign_words import STEP, advice
 from tagent_nb.pipeline.looks import model_label
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.pickling import from_pickle, signed_dump, signed_load, to_pickle
@@ -339,7 +340,8 @@ def _check_head(data: Any) -> None:
 def _check_known(data: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     for name in data:
         if name not in known:
-            raise DefinitionError(f"{what}: there is no field {name!r}.{did_you_mean(name, known)}")
+            hint = (advice(name, STEP) if known is _STEP else "") or did_you_mean(name, known)
+            raise DefinitionError(f"{what}: there is no field {name!r}.{hint}")
 
 
 def _step_from_dict(
