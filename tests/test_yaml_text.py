@@ -98,7 +98,7 @@ def test_functions_keep_their_body() -> None:
     assert again.get_step("other").goal == "My own goal"
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
 @given(
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip),
     st.recursive(

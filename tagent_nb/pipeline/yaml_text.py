@@ -51,7 +51,7 @@ def pipeline_to_yaml(pipeline: Pipeline) -> str:
             return True
 
     def text(dumper: Any, value: str) -> Any:
-        style = "|" if "\n" in value else None
+        style = '"' if _BREAKS.search(value) else "|" if "\n" in value else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)
@@ -184,6 +184,9 @@ def _check(node: Any, path: tuple[Any, ...], lines: Lines, seen: set[int]) -> No
             _check(value, (*path, key.value), lines, seen)
             lines[*path, key.value] = at
 
+
+_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+"""What YAML takes for the end of a line, besides the newline: it would come back as one."""
 
 _TAGS = ("str", "int", "float", "bool", "null", "seq", "map")
 
