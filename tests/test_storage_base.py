@@ -234,6 +234,24 @@ async def test_a_backend_without_states_cannot_tell_that_the_last_records_are_mi
     assert again.problems == []
 
 
+async def test_a_run_that_begins_while_it_is_read_lacks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its records end was looked for before there was one."""
+    storage, other = (PlainBackend(tmp_path, durability="fast") for _ in range(2))
+    look = storage._state
+
+    async def begin(pipeline_id: str, run_id: str) -> bytes | None:
+        state = await look(pipeline_id, run_id)
+        if not state:
+            await other.append(pipeline_id, run_id, [Warned(run_id=run_id, message="one")])
+        return state
+
+    monkeypatch.setattr(storage, "_state", begin)
+    assert [event.message for event in await storage.read_run("p", "r")] == ["one"]  # type: ignore[attr-defined]
+    assert storage.problems == []
+
+
 async def test_a_plain_backend_lists_long_runs_by_their_last_records(tmp_path: Path) -> None:
     storage = PlainBackend(tmp_path, durability="fast")
     for text in ("one" * TAIL, "two"):

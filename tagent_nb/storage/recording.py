@@ -192,12 +192,13 @@ class RecordingBackend(StorageBackend):
             # First: records that are added meanwhile are more than it says, never less.
             state = await self._state(pipeline_id, run_id)
             data = await self._read(pipeline_id, run_id)
-            if data is not None:
+            if data is None:
+                if not state:
+                    return None
+                if state == before:
+                    break
+            elif state != b"" or before == b"":
                 return data, state
-            if not state:
-                return None
-            if state == before:
-                break
             # Perhaps the run was begun or deleted between the two looks.
             before = state
         count = read_tail(state, pipeline_id, run_id, self._key).count
