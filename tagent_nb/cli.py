@@ -173,10 +173,10 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         action="append",
         default=[],
-        metavar="[STEP=]FILE",
-        help="let a step give the rows of this file instead of its own; without STEP, the one Python step "
-        "that reads no other step. In .csv, what looks like a number is read as one (007 as 7); .jsonl keeps "
-        "types as they are",
+        metavar="[NAME=]FILE",
+        help="let a step give the rows of this file instead of its own, or give them as an input; without "
+        "NAME, the one Python step that reads nothing, or the one missing input. In .csv, what looks like a "
+        "number is read as one (007 as 7); .jsonl keeps types as they are",
     )
     run.add_argument(
         "--json", type=Path, metavar="OUT", help="also write the result as JSON; -: to standard output"
@@ -256,6 +256,7 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
     pipeline, found = _pipeline(args.file, namespace)
     namespace = {**namespace, **found}
+    pipeline.variables = namespace or None
     for source in args.input:
         feed(pipeline, source)
     if args.file.suffix != ".py":

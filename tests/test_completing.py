@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from IPython.core.completer import provisionalcompleter
@@ -46,7 +47,7 @@ def offered(session: Session, text: str) -> list[str]:
         ("r = %tagent_run --until c", ["classify"]),
         ("%tagent_run --force load,cl", ["classify"]),
         ("x = 1\n%tagent_run --on-change ", ["refuse", "rerun"]),
-        ("%%tagent_step a --out", ["--output-schema"]),
+        ("%%tagent_step a --output-s", ["--output-schema"]),
         ("%%tagent_step a --output-schema S", ["Sentiment"]),
         ("%%tagent_step a --check brief,s", ["sane"]),
         ("%%tagent_step a --map-over ", ["load", "classify"]),
@@ -69,6 +70,15 @@ def offered(session: Session, text: str) -> list[str]:
 )
 def test_tab_offers_what_may_stand_there(session: Session, text: str, words: list[str]) -> None:
     assert offered(session, text) == words
+
+
+def test_variables_are_offered_where_an_input_may_stand(session: Session) -> None:
+    space = session.namespace
+    space.update(rows=SimpleNamespace(columns=["text", "two words", 1]), load=1, facts_of={"mood": 1})  # type: ignore[attr-defined]
+    assert offered(session, "%%tagent_step x --map-over ") == ["load", "classify", "facts_of", "rows"]
+    assert offered(session, "%%tagent_step x\n{{ ro") == ["rows"]
+    assert offered(session, "%%tagent_step x\n{{ rows.") == ["text"]
+    assert offered(session, "%%tagent_step x\n{{ facts_of.m") == ["mood"]
 
 
 def test_an_option_that_is_there_is_not_offered_again(session: Session) -> None:

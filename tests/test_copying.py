@@ -489,3 +489,25 @@ def test_what_is_bulky_is_told_at_a_glance() -> None:
     assert [is_bulky(value) for value in (ring, odd, nameless, [odd], np.zeros(3), None, 7)] == [False] * 7
     assert [is_bulky(value) for value in (large, [large], {"a": (large,)}, pd.Series(large))] == [True] * 4
     assert not is_bulky([[[large]]])
+
+
+def test_a_polars_frame_is_cloned() -> None:
+    """Some of its methods change it in place. (A stand-in: polars need not be installed.)"""
+
+    class DataFrame:
+        def __init__(self, cells: list[int]) -> None:
+            self.cells = cells
+
+        def clone(self) -> DataFrame:
+            return DataFrame(list(self.cells))
+
+    class Expr:
+        pass
+
+    DataFrame.__module__ = "polars.dataframe.frame"
+    Expr.__module__ = "polars.expr.expr"
+    frame, expression = DataFrame([1]), Expr()
+    copied = own_copy([frame, expression])
+    copied[0].cells.append(2)
+    assert (frame.cells, copied[0].cells, own_copy(frame) is frame) == ([1], [1, 2], False)
+    assert copied[1] is expression

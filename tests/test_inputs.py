@@ -34,7 +34,9 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_gives_the_rows_of_the_step_that_reads_nothing(pipeline: Pipeline, name: str) -> None:
     Path(name).write_text(FILES[name], encoding="utf-8")
-    assert feed(pipeline, name).name == "load"
+    step = feed(pipeline, name)
+    assert step is not None
+    assert step.name == "load"
     result = PipelineExecutor(pipeline).run()
     assert result["count"] == 2
     assert pd.DataFrame(result["load"]).to_dict("records")[1] == {"text": "Bad", "stars": 1}
@@ -112,7 +114,9 @@ def test_a_file_that_changes_is_read_again(pipeline: Pipeline, tmp_path: Path) -
 
 def feed_rows(pipeline: Pipeline, text: str) -> PipelineStep:
     Path("rows.csv").write_text(text, encoding="utf-8")
-    return feed(pipeline, "load=rows.csv")
+    step = feed(pipeline, "load=rows.csv")
+    assert step is not None
+    return step
 
 
 @pytest.mark.parametrize(
@@ -140,3 +144,34 @@ def test_a_step_that_is_not_there_is_refused(pipeline: Pipeline) -> None:
     agents = Pipeline("agents", model="test").step("ask", "Ask.")
     with pytest.raises(DefinitionError, match="no Python step reads no other step.*one of: ask"):
         feed(agents, "rows.csv")
+
+
+# -- inputs that are no steps ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["df=rows.csv", "rows.csv"])
+def test_a_file_is_read_into_an_input_that_steps_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Now, and not when a step runs; without a name where only one is missing."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text,stars\nGreat,5\nBad,1\n", encoding="utf-8")
+    flow = Pipeline("flow").put(python("each", "item['stars']", map_over="df"))
+    assert feed(flow, source) is None
+    Path("rows.csv").unlink()
+    assert PipelineExecutor(flow).run()["each"] == [5, 1]
+
+
+def test_a_file_that_cannot_be_read_or_whose_input_is_unclear_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.json").write_text("{", encoding="utf-8")
+    flow = Pipeline("flow").put(python("each", "item", map_over="df"))
+    with pytest.raises(DefinitionError, match="'rows.json' cannot be read for the input 'df': "):
+        feed(flow, "rows.json")
+    flow.put(python("load", "1"))
+    with pytest.raises(DefinitionError, match="several steps and inputs could be meant.*one of: load, df"):
+        feed(flow, "rows.json")
+    with pytest.raises(UnknownStepError, match="no step 'dff'"):
+        feed(flow, "dff=rows.json")

@@ -101,7 +101,7 @@ class TestRefusals:
         assert str(caught.value) == (
             "Step 'report' depends on unknown step 'laod'. Did you mean 'load'? "
             "Add a step of that name or correct the name. "
-            "For a value that no step makes, pass inputs={'laod': ...}."
+            "For a value that no step makes, pass inputs={'laod': ...} (--input)."
         )
 
     def test_weak_dependencies_must_exist_and_optional_ones_need_not(self) -> None:

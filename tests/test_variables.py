@@ -29,6 +29,8 @@ from tagent_nb import (
     ResumeConflictError,
     StepStatus,
 )
+from tagent_nb.cli import main
+from tagent_nb.engine.export import export_module
 from tagent_nb.graph import to_dot, to_svg
 from tagent_nb.graph.live import LiveGraph, live_style
 from tagent_nb.notebook.display import definition_table, step_card
@@ -496,6 +498,42 @@ def test_json_and_pickle_keep_what_was_given_and_not_the_notebook(session: Sessi
     assert copy.variables is None
     assert copy.inputs == {}
     assert "inputs={'topic': ...}" in copy.validate()[0]
+
+
+def test_an_exported_module_holds_plain_inputs_and_names_the_others(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.put(cell("each", "item['stars'] * limit", map_over="df", depends_on=["limit"]))
+    session.put(cell("name", "topic", depends_on=["topic"]))
+    text = export_module(session.pipeline, session.namespace)
+    assert "pipeline.give(limit=3)" in text
+    assert "pipeline.give(topic='cats')" in text
+    assert "# The input df (DataFrame, 2 rows) does not stand here. Give it: --input df=FILE" in text
+    monkeypatch.chdir(tmp_path)
+    Path("flow.py").write_text(text, encoding="utf-8")
+    frame().to_csv("rows.csv", index=False)
+    assert main(["run", "flow.py", "--input", "rows.csv", "--json", "out.json"]) == 0
+    result = PipelineResult.from_json(Path("out.json").read_text(encoding="utf-8"))
+    assert (result["each"], result["name"]) == ([15, 3], "cats")
+
+
+def test_the_command_line_takes_variables_of_a_script_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "from tagent_nb import Pipeline, PipelineStep\nflow = Pipeline('flow')\n"
+    code += "flow.put(PipelineStep.from_cell('each', 'item', python=True, map_over='rows'))\n"
+    Path("flow.py").write_text(f"{code}rows = [1, 2]\n", encoding="utf-8")
+    assert main(["run", "flow.py"]) == 0
+    made = Pipeline("flow").put(cell("each", "item + rows", map_over="rows"))
+    Path("flow.json").write_text(made.to_json(), encoding="utf-8")
+    assert main(["run", "flow.json"]) == 1
+    assert "unknown step 'rows' in its map_over" in capsys.readouterr().err
+    Path("rows.json").write_text("[1, 2]", encoding="utf-8")
+    assert main(["run", "flow.json", "--input", "rows=rows.json"]) == 0
+    made.give(rows=[5])
+    Path("flow.json").write_text(made.to_json(), encoding="utf-8")
+    assert main(["run", "flow.json"]) == 0
 
 
 # -- in a kernel ----------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from typing import Any
 
 from tagent_nb.engine.checks import refuse_problems
 from tagent_nb.engine.surroundings import PACKAGE, Surroundings, function_source, home_of
+from tagent_nb.engine.taken import looking_in, taken_names
 from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.pipeline import conditions
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.conditions import And, Condition, Not, Or
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.tool_schemas import schema_of
+from tagent_nb.pipeline.variables import input_text, input_value
 from tagent_nb.steps.tools import Marks, marks_of, named_tools, registered_tools, tool_name
 
 MARK = "# Written by tagent-nb "
@@ -44,9 +46,9 @@ def {main}() -> int:
         "--input",
         action="append",
         default=[],
-        metavar="[STEP=]FILE",
-        help="let a step give the rows of this file (.csv, .jsonl, .json ...) instead of its own; "
-        "without STEP, the one Python step that reads no other step",
+        metavar="[NAME=]FILE",
+        help="let a step give the rows of this file (.csv, .jsonl, .json ...) instead of its own, or give "
+        "them as an input; without NAME, the one Python step that reads nothing, or the missing input",
     )
     args = parser.parse_args()
     try:
@@ -77,7 +79,8 @@ def export_module(pipeline: Pipeline, namespace: Mapping[str, Any] | None = None
     """A Python module that makes ``pipeline``, and runs it when it is run as a script.
 
     It holds the steps with their options, the schemas, and what of ``namespace`` Python steps, schemas and
-    tools refer to: functions and classes as source, modules as imports, plain values as they are. Goals and
+    tools refer to: functions and classes as source, modules as imports, plain values as they are. Inputs
+    that are plain values stand in it; others, such as a DataFrame, are named. Goals and
     cells are the same to the letter, so that what the notebook has cached and recorded serves the module.
 
     Args:
@@ -88,8 +91,9 @@ def export_module(pipeline: Pipeline, namespace: Mapping[str, Any] | None = None
         PipelineValidationError: The pipeline has problems.
         DefinitionError: Something cannot be written as Python; the message lists all of it.
     """
-    refuse_problems(pipeline)
-    return _Writer(pipeline, {} if namespace is None else namespace).module()
+    known = looking_in(pipeline, {}, namespace or {})
+    refuse_problems(known)
+    return _Writer(known, {} if namespace is None else namespace).module()
 
 
 def is_own(text: str) -> bool:
@@ -111,6 +115,7 @@ class _Writer:
         self.around = Surroundings()
         self.problems = self.around.problems
         self._steps = {step.name for step in pipeline.steps}
+        self._inputs = taken_names(pipeline)
         self._placed: dict[str, PythonBody] = {}
 
     def module(self) -> str:
@@ -176,7 +181,17 @@ class _Writer:
             lines.append(f"{own}.constraint{_call(map(_text, pipeline.global_constraints))}")
         for name, value in pipeline.shared_context.items():
             lines.append(f"{own}.share({name}={self.around.value(f'shared {name}', value)})")
+        lines += [self._input(name, own) for name in self._inputs]
         return "\n".join(lines)
+
+    def _input(self, name: str, own: str) -> str:
+        """A statement that gives an input, or a comment on one that cannot stand here."""
+        path = f"input {name}"
+        text = self.around.value(path, input_value(self.pipeline, name))
+        if self.problems.pop(path, None) is None:
+            return f"{own}.give({name}={text})"
+        about = input_text(self.pipeline, name).removeprefix("input:")
+        return f"# The input {about} does not stand here. Give it: --input {name}=FILE"
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -190,7 +205,7 @@ class _Writer:
             return self._function(step, body, own)
         options = ["python=True", *self._options(step, ExecutionMode.SERIAL)]
         # Its own name is no step that it could read.
-        reads = body.names - (self._steps - {step.name}) - {"item"}
+        reads = body.names - (self._steps - {step.name}) - {"item", *self._inputs}
         self.around.names(reads, self.namespace)
         cell = f"tagent_nb.PipelineStep.from_cell{_call([_text(step.name), _cell(body.source), *options])}"
         goal = "" if step.goal == body.summary else f".with_(goal={_text(step.goal)})"

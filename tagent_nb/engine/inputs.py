@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.taken import expected_names, taken_names
 from tagent_nb.errors import DefinitionError, StepError
+from tagent_nb.pipeline.body import CELL_FUNCTION, PythonBody
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 
 if TYPE_CHECKING:
@@ -36,8 +38,11 @@ _READERS = {
 }
 
 
-def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep:
-    """Let a step of the pipeline give what a file holds; its own work is not done.
+def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep | None:
+    """Let a step of the pipeline give what a file holds, or give that to the pipeline as an input.
+
+    A step's own work is not done. A name that steps read and that is no step is an input: the file is read
+    now, into :attr:`Pipeline.inputs`.
 
     CSV, TSV, JSON lines and Parquet give a DataFrame, a row a line; JSON gives its value, text a string. The
     step keeps its name, so that others read it as before; it is never answered from the cache, since
@@ -50,11 +55,16 @@ def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep:
 
     Args:
         pipeline: Is changed.
-        source: ``"STEP=FILE"``. Without ``STEP=``, the step is the one Python step that reads no other step.
+        source: ``"NAME=FILE"``, the name of a step or an input. Without ``NAME=`` it is the one Python step
+            that reads nothing, or the one input that has no value yet.
+
+    Returns:
+        The step; ``None`` for an input.
 
     Raises:
-        DefinitionError: The file is not there or of no known kind, or it is not clear which step is meant.
-        UnknownStepError: The pipeline has no such step.
+        DefinitionError: The file is not there or of no known kind, cannot be read, or it is not clear what is
+            meant.
+        UnknownStepError: The pipeline has no such step or input.
     """
     name, separator, file = str(source).partition("=")
     if not separator:
@@ -67,9 +77,13 @@ def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep:
         )
     if not path.is_file():
         raise DefinitionError(f"There is no file {file!r} to read. Look at its path: {path.absolute()}")
-    step = pipeline.get_step(name) if name else _source(pipeline, file)
     text, kind, more = _READERS[path.suffix]
     code = text.format(file=path.name, path=str(path), kind=kind, more=more)
+    name = name or _source(pipeline, file)
+    if name not in pipeline and name in {*expected_names(pipeline), *taken_names(pipeline)}:
+        pipeline.give(**{name: _value(name, file, code)})
+        return None
+    step = pipeline.get_step(name)
     made = PipelineStep.from_cell(
         step.name, code, python=True, cache=False, execution_mode=ExecutionMode.CONCURRENT
     )
@@ -101,12 +115,31 @@ def read_lines(path: str | Path) -> pd.DataFrame:
     return frame_of(rows)
 
 
-def _source(pipeline: Pipeline, file: str) -> PipelineStep:
-    found = [step for step in pipeline.steps if step.is_python and not pipeline.dependencies(step)]
+def _value(name: str, file: str, code: str) -> Any:
+    """What the code of a step that reads a file gives."""
+    names: dict[str, Any] = {}
+    try:
+        exec(PythonBody.from_cell(name, code).compile(()), names)
+        return names[CELL_FUNCTION]()
+    except Exception as error:  # pandas and what reads for it raise many kinds
+        raise DefinitionError(f"{file!r} cannot be read for the input {name!r}: {error}") from error
+
+
+def _source(pipeline: Pipeline, file: str) -> str:
+    """The name of what a file is for that comes without one."""
+    steps = [
+        step.name
+        for step in pipeline.steps
+        if step.is_python and not pipeline.dependencies(step) and not pipeline.inputs_of(step)
+    ]
+    found = [*steps, *expected_names(pipeline)]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(step.name for step in found or pipeline.steps)
-    why = "several Python steps read no other step" if found else "no Python step reads no other step"
+    names = ", ".join(found or [step.name for step in pipeline.steps])
+    if len(steps) < len(found):
+        why = "several steps and inputs could be meant"
+    else:
+        why = "several Python steps read no other step" if found else "no Python step reads no other step"
     raise DefinitionError(
         f"Which step of {pipeline.name!r} gives the rows of {file!r}? In it, {why}. Write STEP={file}, "
         f"where STEP is one of: {names}."

@@ -13,7 +13,7 @@ from tagent_nb.events import Output
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.copying import is_bulky, own_copy
 from tagent_nb.pipeline.models import Pipeline
-from tagent_nb.pipeline.variables import checked_inputs, inputs_by_step
+from tagent_nb.pipeline.variables import checked_inputs, input_value, inputs_by_step
 
 if TYPE_CHECKING:
     from tagent_nb.engine.memory import PipelineMemory
@@ -64,19 +64,12 @@ def take(pipeline: Pipeline, given: Mapping[str, Any] | None, namespace: Mapping
             f"inputs: no step of pipeline {pipeline.name!r} reads {name!r}.{did_you_mean(name, names)} "
             f"Steps read as inputs: {', '.join(names) or 'nothing'}."
         )
-    return TakenInputs((name, _copied(_value(found, name))) for name in names)
+    return TakenInputs((name, _copied(input_value(found, name))) for name in names)
 
 
 def taken_names(pipeline: Pipeline) -> list[str]:
     """The inputs that steps of a pipeline read, each once."""
     return list(dict.fromkeys(name for names in inputs_by_step(pipeline).values() for name in names))
-
-
-def _value(pipeline: Pipeline, name: str) -> Any:
-    if name in pipeline.inputs:
-        return pipeline.inputs[name]
-    assert pipeline.variables is not None
-    return pipeline.variables[name]
 
 
 def _copied(value: Any) -> StoredValue:

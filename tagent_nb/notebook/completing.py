@@ -12,10 +12,11 @@ from tagent_nb.engine.loop import submit
 from tagent_nb.errors import TagentError
 from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline.variables import is_variable
 
 _LINE = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(tagent_\w+)[ \t](.*)$", re.DOTALL)
 _REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$", re.DOTALL)
-_STEP_OPTIONS = ("--map-over", "--depends-on", "--until", "--force", "--remove", "--clear")
+_STEP_OPTIONS = ("--depends-on", "--until", "--force", "--remove", "--clear")
 _STEP_MAGICS = ("tagent_explain", "tagent_results")
 _RUN_OPTIONS = ("--resume", "--run")
 _MOST_RUNS = 1000
@@ -65,7 +66,7 @@ class MagicCompleter:
         if found is None:
             return "", [], True
         if found["step"] is None:
-            return found["word"], self._steps(), True
+            return found["word"], [*self._steps(), *self._variables()], True
         return found["word"], self._fields(found["step"][:-1]), True
 
     def _in_line(self, magic: str, rest: str) -> tuple[str, list[str], bool]:
@@ -88,6 +89,8 @@ class MagicCompleter:
             return fragment, list(_MODELS), True
         if before == "--on-change":
             return fragment, ["refuse", "rerun"], False
+        if before == "--map-over":
+            return fragment, [*self._steps(), *self._variables()], False
         if before in _STEP_OPTIONS or (not before and magic in _STEP_MAGICS):
             return fragment.rpartition(",")[2], self._steps(), False
         if before in _RUN_OPTIONS or (not before and magic == "tagent_history"):
@@ -100,6 +103,11 @@ class MagicCompleter:
 
     def _steps(self) -> list[str]:
         return [step.name for step in self.session.pipeline.steps] if self.session.workspaces else []
+
+    def _variables(self) -> list[str]:
+        """Variables that can be inputs."""
+        space, steps = self.session.namespace, self._steps()
+        return sorted(name for name in list(space) if name not in steps and is_variable(name, space))
 
     def _runs(self) -> list[str]:
         """Ids of recorded runs, the newest first; none where the storage cannot say so soon."""
@@ -118,4 +126,8 @@ class MagicCompleter:
         """Fields of a step's schema; of a mapped step's items they are read through a loop."""
         steps: Iterable[Any] = self.session.pipeline.steps if self.session.workspaces else ()
         schemas = [step.output_schema for step in steps if step.name == name]
-        return [field for schema in schemas if schema is not None for field in schema.model_fields]
+        if schemas:
+            return [field for schema in schemas if schema is not None for field in schema.model_fields]
+        value = self.session.namespace.get(name)
+        columns = value if isinstance(value, dict) else getattr(value, "columns", ())
+        return [one for one in columns if isinstance(one, str) and one.isidentifier()]

@@ -12,6 +12,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from tagent_nb.engine.export import export_module, is_own
 from tagent_nb.engine.loop import submit
+from tagent_nb.engine.taken import taken_names
 from tagent_nb.errors import did_you_mean
 from tagent_nb.notebook.cells import Cells
 from tagent_nb.notebook.control import RunControl
@@ -176,6 +177,12 @@ class KeptMagics(Magics):
         except OSError as error:
             raise UsageError(f"%tagent_export: {path} cannot be written: {error.strerror}.") from None
         print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
+        names = [one for one in taken_names(pipeline) if one not in pipeline.inputs]
+        if path.suffix in (".json", ".yaml") and names:
+            print(
+                f"It does not hold these inputs, which are variables of the notebook: {', '.join(names)}. "
+                f"Give them: tagent-nb run {path} --input {names[0]}=FILE"
+            )
         if path.suffix in (".json", ".yaml") and (needs := outside_names(pipeline)):
             told = ", ".join(f"{name} ({', '.join(steps)})" for name, steps in _users(needs).items())
             print(

@@ -107,7 +107,7 @@ def _is_data(value: Any) -> bool:
 def _is_kind_of_data(kind: Any) -> bool:
     return (
         issubclass(kind, _DATA)
-        or _root(kind) in ("pandas", "numpy")
+        or _root(kind) in ("pandas", "numpy", "polars")
         or hasattr(kind, "model_fields")
         or hasattr(kind, "__attrs_attrs__")
         or is_dataclass(kind)
@@ -183,6 +183,8 @@ _COPIERS: dict[type, Callable[[Any, Memo], Any]] = {
 def _special(value: Any, kind: type, memo: Memo) -> Any:
     if isinstance(value, type | Enum):
         return value
+    if _root(kind) == "polars":
+        return value.clone()  # its columns are shared until one of the two is changed
     if _root(kind) == "numpy" or _is_pandas(kind):
         from tagent_nb.pipeline.frames.copies import copy_of
 

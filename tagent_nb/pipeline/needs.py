@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import builtins
 from collections.abc import Container
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from tagent_nb.errors import TemplateError
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.models import Pipeline, PipelineStep
@@ -19,8 +22,8 @@ def outside_names(pipeline: Pipeline) -> dict[str, list[str]]:
 
     The JSON of a pipeline does not hold these.
     """
-    steps = {step.name for step in pipeline.steps}
-    found = {step.name: _outside(step, steps) for step in pipeline.steps}
+    known = _known(pipeline)
+    found = {step.name: _outside(step, known) for step in pipeline.steps}
     return {name: names for name, names in found.items() if names}
 
 
@@ -30,13 +33,13 @@ def missing_names(pipeline: Pipeline, namespace: Container[str]) -> dict[str, li
     Functions that were not read from data see their own module, and code that catches NameError knows
     what it does: these are passed over.
     """
-    steps = {step.name for step in pipeline.steps}
+    known = _known(pipeline)
     found = {}
     for step in pipeline.steps:
         body = step.body
         if body is None or body.function is not None:
             continue
-        names = [name for name in _outside(step, steps) if name not in namespace]
+        names = [name for name in _outside(step, known) if name not in namespace]
         if names and not _catches(body.source):
             found[step.name] = names
     return found
@@ -48,13 +51,22 @@ def listed(names: list[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
-def _outside(step: PipelineStep, steps: set[str]) -> list[str]:
+def _known(pipeline: Pipeline) -> set[str]:
+    """What a cell reads of its pipeline by name: steps, and inputs, also those that are yet to be given."""
+    found = {*(step.name for step in pipeline.steps), *pipeline.inputs}
+    for step in pipeline.steps:
+        with suppress(TemplateError):  # validate() says so
+            found.update(dependency.name for dependency in pipeline.dependencies(step))
+    return found
+
+
+def _outside(step: PipelineStep, known: set[str]) -> list[str]:
     body = step.body
     if body is None:
         return []
     own = {"item"} if step.map_over is not None else set()
-    # A function gets steps by its parameters only; what a cell calls by the name of a step is that step.
-    return sorted(body.names - body.quoted - _BUILT_IN - own - (steps if body.kind == "cell" else set()))
+    # A function gets these by its parameters only; what a cell calls by the name of a step is that step.
+    return sorted(body.names - body.quoted - _BUILT_IN - own - (known if body.kind == "cell" else set()))
 
 
 def _catches(source: str) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "checked_inputs",
     "input_text",
+    "input_value",
     "inputs_by_step",
     "inputs_of",
     "is_variable",
@@ -143,7 +144,7 @@ def unknown_name(pipeline: Pipeline, name: str) -> str:
     if variables is None:
         near = did_you_mean(name, [*steps, *pipeline.inputs])
         remedy = "Add a step of that name or correct the name."
-        return f"{near} {remedy} For a value that no step makes, pass inputs={{{name!r}: ...}}."
+        return f"{near} {remedy} For a value that no step makes, pass inputs={{{name!r}: ...}} (--input)."
     why = why_no_input(name, variables)
     if why:
         return f" The variable {name!r} {why}, so it is no input. Name a step, or a variable that holds data."
@@ -156,9 +157,13 @@ def unknown_name(pipeline: Pipeline, name: str) -> str:
 
 def input_text(pipeline: Pipeline, name: str) -> str:
     """An input for people: ``input:df (DataFrame, 3 rows)``."""
+    return f"input:{name} ({shape_text(input_value(pipeline, name))})"
+
+
+def input_value(pipeline: Pipeline, name: str) -> Any:
+    """The value of an input as it is now; ``None`` if it is gone."""
     values = pipeline.inputs if name in pipeline.inputs else pipeline.variables or {}
-    value = values.get(name)
-    return f"input:{name} ({shape_text(value)})"
+    return values.get(name)
 
 
 def shape_text(value: Any) -> str:
