@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tagent_nb.errors import ModelError, PipelineValidationError, TagentError
+from tagent_nb.errors import ModelError, PipelineValidationError, TagentError, did_you_mean
 from tagent_nb.pipeline.foreign import ends_program
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.needs import listed, missing_names
@@ -130,8 +130,10 @@ def missing_warnings(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[s
 
     It is no error: the code may never come to them, or somebody may define them in time.
     """
+    known = [step.name for step in pipeline.steps] + list(map(str, namespace))
     return [
-        f"Step {step!r} uses {listed(names)}, which nothing defines: it fails where it comes to that. Define "
-        "it in the notebook, or pass PipelineExecutor(..., namespace={...})."
+        f"Step {step!r} uses {listed(names)}, which nothing defines: it fails where it comes to that."
+        f"{''.join(did_you_mean(name, known) for name in names)} Define it in the notebook, or pass "
+        "PipelineExecutor(..., namespace={...})."
         for step, names in missing_names(pipeline, namespace).items()
     ]
