@@ -112,10 +112,12 @@ if TYPE_CHECKING:
     from tagent_nb.steps.tools import step_context, tool
     from tagent_nb.steps.toolsets import tools_from
     from tagent_nb.storage.archive import BackupInfo
-    from tagent_nb.storage.base import RunInfo, StorageBackend
+    from tagent_nb.storage.backend import StorageBackend
     from tagent_nb.storage.file import FileStorageBackend
     from tagent_nb.storage.memory import MemoryStorageBackend
-    from tagent_nb.storage.open import open_storage
+    from tagent_nb.storage.open import open_storage, register_storage
+    from tagent_nb.storage.recording import RecordStoreBackend
+    from tagent_nb.storage.records import RunInfo
     from tagent_nb.storage.redis import RedisStorageBackend
     from tagent_nb.storage.restoring import RestoreInfo
     from tagent_nb.storage.sqlite import SQLiteStorageBackend
@@ -229,13 +231,12 @@ _ROOMS = {
     "steps.tools": ("step_context", "tool"),
     "steps.toolsets": ("tools_from",),
     "cache.store": ("ResultCache",),
-    "storage.base": (
-        "RunInfo",
-        "StorageBackend",
-    ),
+    "storage.backend": ("StorageBackend",),
+    "storage.recording": ("RecordStoreBackend",),
+    "storage.records": ("RunInfo",),
     "storage.file": ("FileStorageBackend",),
     "storage.memory": ("MemoryStorageBackend",),
-    "storage.open": ("open_storage",),
+    "storage.open": ("open_storage", "register_storage"),
     "storage.redis": ("RedisStorageBackend",),
     "storage.archive": ("BackupInfo",),
     "storage.restoring": ("RestoreInfo",),
@@ -317,6 +318,7 @@ __all__ = [
     "PipelineValidationError",
     "Plan",
     "Price",
+    "RecordStoreBackend",
     "RedisStorageBackend",
     "Rejected",
     "RejectedError",
@@ -376,6 +378,7 @@ __all__ = [
     "feed",
     "load_ipython_extension",
     "open_storage",
+    "register_storage",
     "run_agent",
     "step_context",
     "tool",

@@ -16,7 +16,7 @@ from tagent_nb.events import Event, RunFinished, RunStarted, StepFinished, Warne
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 
 STEPS = 12
 
@@ -114,7 +114,7 @@ async def hang(storage: StorageBackend) -> None:
 
 async def restore(storage: StorageBackend, folder: str) -> None:
     """Take everything back from the backup in a folder, as soon as the test says so."""
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     await storage.list_pipelines()
     say("go")
     sys.stdin.readline()

@@ -10,14 +10,14 @@ import pytest
 from tagent_nb.events import Event, Warned
 from tagent_nb.storage.codec import read_record
 from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tests.redis_server import RedisServer
 
 KINDS = ["file", "sqlite", pytest.param("redis", marks=pytest.mark.requires("redis-server"))]
 
 
-def make_store(kind: str, folder: Path) -> Iterator[RecordingBackend]:
+def make_store(kind: str, folder: Path) -> Iterator[RecordStoreBackend]:
     """An empty store; its server, if it has one, ends with the test."""
     if kind == "file":
         yield FileStorageBackend(folder / "runs", durability="fast")
@@ -31,19 +31,19 @@ def make_store(kind: str, folder: Path) -> Iterator[RecordingBackend]:
         server.kill()
 
 
-async def record(storage: RecordingBackend, *texts: str, run_id: str = "r", pipeline_id: str = "p") -> None:
+async def record(storage: RecordStoreBackend, *texts: str, run_id: str = "r", pipeline_id: str = "p") -> None:
     """A run of a few events, one record each."""
     for text in texts:
         await storage.append(pipeline_id, run_id, [Warned(run_id=run_id, message=text)])
 
 
-async def read(storage: RecordingBackend, run_id: str = "r", pipeline_id: str = "p") -> list[str]:
+async def read(storage: RecordStoreBackend, run_id: str = "r", pipeline_id: str = "p") -> list[str]:
     """What :func:`record` recorded."""
     events: list[Event] = await storage.read_run(pipeline_id, run_id)
     return [event.message for event in events if isinstance(event, Warned)]
 
 
-async def damage(storage: RecordingBackend, run_id: str = "r", pipeline_id: str = "p") -> None:
+async def damage(storage: RecordStoreBackend, run_id: str = "r", pipeline_id: str = "p") -> None:
     """Change a byte in the first record of a run, which has others behind it."""
     await storage.close()
     if isinstance(storage, FileStorageBackend):
@@ -63,7 +63,9 @@ async def damage(storage: RecordingBackend, run_id: str = "r", pipeline_id: str 
         await storage._here().client.lset(storage._name(pipeline_id, "run", run_id), 0, "damaged")
 
 
-async def stored_records(storage: RecordingBackend, run_id: str = "r", pipeline_id: str = "p") -> list[bytes]:
+async def stored_records(
+    storage: RecordStoreBackend, run_id: str = "r", pipeline_id: str = "p"
+) -> list[bytes]:
     """The records of a run as they are stored."""
     data, records, place = await storage._read(pipeline_id, run_id) or b"", [], 0
     while place < len(data):
@@ -74,7 +76,7 @@ async def stored_records(storage: RecordingBackend, run_id: str = "r", pipeline_
 
 
 async def replace_records(
-    storage: RecordingBackend, records: list[bytes], run_id: str = "r", pipeline_id: str = "p"
+    storage: RecordStoreBackend, records: list[bytes], run_id: str = "r", pipeline_id: str = "p"
 ) -> None:
     """Put others in the place of a run's records, and leave all that is beside them."""
     await storage.close()

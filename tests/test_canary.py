@@ -42,7 +42,7 @@ from tagent_nb.notebook.run_view import result_view, run_html, run_text
 from tagent_nb.pipeline.secrets import held_secret, redact
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tests.fake_openai import Act, error, fake_openai
 from tests.redis_server import RedisServer
 
@@ -162,7 +162,7 @@ async def lab(
         result = await executor.execute()
         await executor.execute(resume=True)
     await executor.export_recording(tmp_path / "recording.json", result.run_id)
-    if isinstance(executor.storage, RecordingBackend):
+    if isinstance(executor.storage, RecordStoreBackend):
         await executor.storage.backup(tmp_path / "backups")
     await executor.storage.close()
     cache.close()

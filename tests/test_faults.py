@@ -22,7 +22,7 @@ from tagent_nb.cache.store import ResultCache
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.steps.base import StepContext
 from tagent_nb.storage import open_storage
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
 from tests.test_storage_faults import BACKENDS, Child, Repetitions, finished, kind_of, report
@@ -254,7 +254,7 @@ async def test_retention_and_backup_beside_a_writer(
     """While another process records run after run: restored copies are intact, and what should stay stays."""
     count, lost = repetitions(15, 150), 0
     storage = open_storage(url, durability="fast")
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     child = Child("churn", url, str(count))
     assert child.hear() == "go"
     child.tell("now")
@@ -269,7 +269,7 @@ async def test_retention_and_backup_beside_a_writer(
     for info in await storage.backups(tmp_path / "backups"):
         lost += info.problem is not None
         copy = open_storage(tmp_path / f"copy-{info.path.name}")
-        assert isinstance(copy, RecordingBackend)
+        assert isinstance(copy, RecordStoreBackend)
         await copy.restore(info.path)
         for run in await copy.runs("p"):
             # A backup has of each run what was recorded by then: its beginning, without a gap.

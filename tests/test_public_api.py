@@ -53,9 +53,8 @@ RUNS = words(
 )
 STORAGE = words(
     """
-    BackupInfo FileStorageBackend MemoryStorageBackend RedisStorageBackend RestoreInfo RunInfo
-    SQLiteStorageBackend
-    StorageBackend open_storage
+    BackupInfo FileStorageBackend MemoryStorageBackend RecordStoreBackend RedisStorageBackend RestoreInfo
+    RunInfo SQLiteStorageBackend StorageBackend open_storage register_storage
     """
 )
 MODULE = ["__version__", "load_ipython_extension", "unload_ipython_extension"]

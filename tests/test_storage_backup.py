@@ -27,14 +27,14 @@ from tagent_nb.storage.backup import BackupSchedule
 from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import plain, sample_run
 from tests.storage_kinds import KINDS, damage, make_store, read, record, replace_records, stored_records
 
 
 @pytest.fixture(params=KINDS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordingBackend]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStoreBackend]:
     """An empty store of each kind that is durable."""
     yield from make_store(request.param, tmp_path)
 
@@ -51,7 +51,7 @@ def files(tmp_path: Path) -> FileStorageBackend:
     return FileStorageBackend(tmp_path / "runs", durability="fast")
 
 
-async def fill(storage: RecordingBackend) -> None:
+async def fill(storage: RecordStoreBackend) -> None:
     """Two pipelines with runs, memories and saved data."""
     for pipeline_id in ("p", "q"):
         await storage.append(pipeline_id, "r", sample_run("r"))
@@ -59,7 +59,7 @@ async def fill(storage: RecordingBackend) -> None:
     await storage.save_memories("p", {"remembered": 1})
 
 
-async def check(storage: RecordingBackend) -> None:
+async def check(storage: RecordStoreBackend) -> None:
     """All that :func:`fill` has stored is there."""
     assert await storage.list_pipelines() == ["p", "q"]
     for pipeline_id in ("p", "q"):
@@ -72,7 +72,7 @@ async def check(storage: RecordingBackend) -> None:
 # -- making and verifying ----------------------------------------------------------------------
 
 
-async def test_a_backup_holds_everything(store: RecordingBackend, folder: Path, tmp_path: Path) -> None:
+async def test_a_backup_holds_everything(store: RecordStoreBackend, folder: Path, tmp_path: Path) -> None:
     """It is verified, says what is in it, and can be restored into a store of another kind."""
     await fill(store)
     made = await store.backup(folder)
@@ -81,7 +81,7 @@ async def test_a_backup_holds_everything(store: RecordingBackend, folder: Path, 
     assert await store.verify(made.path) == made
     assert await store.backups(folder) == [made]
     for other in (open_storage(tmp_path / "copy"), open_storage(f"sqlite:///{tmp_path}/copy.db")):
-        assert isinstance(other, RecordingBackend)
+        assert isinstance(other, RecordStoreBackend)
         await other.restore(made.path)
         await check(other)
 
@@ -131,7 +131,7 @@ async def test_a_damaged_document_is_left_out_and_nothing_older_goes(
 
 @pytest.mark.parametrize("left", [0, 2])
 async def test_a_run_whose_end_is_missing_comes_back_whole(
-    store: RecordingBackend, folder: Path, left: int
+    store: RecordStoreBackend, folder: Path, left: int
 ) -> None:
     """A backup of it says so, and removes no older one; a restore takes the older one's copy, if that is of
     the same run and longer."""
@@ -186,7 +186,7 @@ async def test_a_new_backup_that_is_damaged_removes_nothing(
 
 
 async def test_what_is_damaged_is_left_out_and_nothing_older_goes(
-    store: RecordingBackend, folder: Path
+    store: RecordStoreBackend, folder: Path
 ) -> None:
     """The older backup may be the only one that has it."""
     await fill(store)
@@ -345,7 +345,7 @@ async def test_a_run_larger_than_a_part(
     await check(again)
 
 
-async def test_a_backup_beside_a_writer_is_intact(store: RecordingBackend, folder: Path) -> None:
+async def test_a_backup_beside_a_writer_is_intact(store: RecordStoreBackend, folder: Path) -> None:
     """What it has of the run is a beginning of it, whole to the last event."""
     await record(store, "0")
 
@@ -370,7 +370,7 @@ async def test_a_backup_beside_a_writer_is_intact(store: RecordingBackend, folde
 
 
 async def test_what_is_damaged_comes_back_and_what_is_intact_stays(
-    store: RecordingBackend, folder: Path
+    store: RecordStoreBackend, folder: Path
 ) -> None:
     """Also what was recorded after the backup; the damaged original is kept aside."""
     await fill(store)
@@ -393,7 +393,7 @@ async def test_what_is_damaged_comes_back_and_what_is_intact_stays(
     await store.append("p", "broken", sample_run("broken")[:2], token=lease.token)
 
 
-async def test_a_restored_run_is_listed_and_carried_on(store: RecordingBackend, folder: Path) -> None:
+async def test_a_restored_run_is_listed_and_carried_on(store: RecordStoreBackend, folder: Path) -> None:
     """With its size, and with the next record behind it."""
     await fill(store)
     before = await store.runs("p")
@@ -405,7 +405,7 @@ async def test_a_restored_run_is_listed_and_carried_on(store: RecordingBackend, 
     assert (await read(store))[-1] == "more"
 
 
-async def test_everything_can_be_taken_back(store: RecordingBackend, folder: Path) -> None:
+async def test_everything_can_be_taken_back(store: RecordStoreBackend, folder: Path) -> None:
     """With ``replace``, also what is intact; what the backup does not know stays."""
     await fill(store)
     await store.backup(folder)
@@ -417,13 +417,13 @@ async def test_everything_can_be_taken_back(store: RecordingBackend, folder: Pat
     assert await read(store, "new") == ["x"]
 
 
-async def check_without_runs(storage: RecordingBackend) -> None:
+async def check_without_runs(storage: RecordStoreBackend) -> None:
     """The documents of :func:`fill`."""
     assert await storage.load("p") == {"saved": "p"}
     assert await storage.memories("p") == {"remembered": 1}
 
 
-async def test_the_newest_backup_may_be_damaged_too(store: RecordingBackend, folder: Path) -> None:
+async def test_the_newest_backup_may_be_damaged_too(store: RecordStoreBackend, folder: Path) -> None:
     """Then the one before it is used, and the user is told."""
     await fill(store)
     older = await store.backup(folder)
@@ -490,7 +490,7 @@ async def test_a_damaged_store_offers_its_newest_intact_backup(files: FileStorag
     assert "restore()" not in str(caught.value)
 
 
-async def test_an_active_run_is_not_restored_over(store: RecordingBackend, folder: Path) -> None:
+async def test_an_active_run_is_not_restored_over(store: RecordStoreBackend, folder: Path) -> None:
     """Nothing is changed while somebody records."""
     await fill(store)
     await store.backup(folder)
@@ -501,7 +501,7 @@ async def test_an_active_run_is_not_restored_over(store: RecordingBackend, folde
     await store.release(lease)
 
 
-async def test_a_loser_of_before_the_restore_writes_nothing(store: RecordingBackend, folder: Path) -> None:
+async def test_a_loser_of_before_the_restore_writes_nothing(store: RecordStoreBackend, folder: Path) -> None:
     """Tokens of before are no good for the run that came back."""
     await fill(store)
     lease = await store.acquire("p", "r")
@@ -691,7 +691,7 @@ async def test_a_folder_that_was_said_once_is_the_place_for_all(tmp_path: Path) 
     """Backups by themselves, by hand, their list, what a damaged store offers, and what is restored."""
     place = tmp_path / "elsewhere"
     storage = open_storage(tmp_path / "runs", backup_every=1, backup_folder=place)
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     await record(storage, "one", "two")
     made = await storage.backup()
     assert made.path.parent == place
@@ -740,7 +740,7 @@ async def test_a_restore_that_stops_half_way_says_where_all_is_and_can_go_on(
     await check(files)
 
 
-async def test_a_damaged_run_keeps_its_place_in_the_list(store: RecordingBackend) -> None:
+async def test_a_damaged_run_keeps_its_place_in_the_list(store: RecordStoreBackend) -> None:
     """So that whoever asks for the newest run is told of the damage, and not given an older one."""
     await record(store, "one", run_id="20250101t000000-aaaaaaaa")
     await record(store, "one", "two", run_id="20990101t000000-bbbbbbbb")
@@ -756,7 +756,7 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_restore_that_was_killed_anywhere_can_be_ended(
-    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+    store: RecordStoreBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     """Killed before or after each of its steps, the store is as it was, or refused until ``restore()``."""
     await fill(store)
@@ -779,7 +779,7 @@ async def test_a_restore_that_was_killed_anywhere_can_be_ended(
 
 
 async def killed_at(
-    place: int, store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: bool
+    place: int, store: RecordStoreBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> bool:
     """Restore, and be killed before or after a change of the store; whether there was such a change."""
     count = 0
@@ -808,7 +808,7 @@ async def killed_at(
     return False
 
 
-async def is_refused(store: RecordingBackend) -> bool:
+async def is_refused(store: RecordStoreBackend) -> bool:
     """Whether the store may not be used; then nothing may."""
     try:
         await store.list_pipelines()
@@ -820,7 +820,7 @@ async def is_refused(store: RecordingBackend) -> bool:
     return False
 
 
-async def check_all(storage: RecordingBackend) -> None:
+async def check_all(storage: RecordStoreBackend) -> None:
     """What :func:`fill` has stored is there, whatever else is."""
     for pipeline_id in ("p", "q"):
         assert plain(await storage.read_run(pipeline_id, "r")) == plain(sample_run("r"))
@@ -828,7 +828,7 @@ async def check_all(storage: RecordingBackend) -> None:
     assert await storage.memories("p") == {"remembered": 1}
 
 
-async def stop_half_way(storage: RecordingBackend, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+async def stop_half_way(storage: RecordStoreBackend, folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """A restore that has moved the store aside and not yet filled it; the file it would go on with."""
 
     async def full(*what: Any) -> None:
@@ -845,7 +845,7 @@ async def stop_half_way(storage: RecordingBackend, folder: Path, patch: pytest.M
 
 @pytest.mark.parametrize("lost", ["gone", "damaged"])
 async def test_a_restore_that_cannot_go_on_takes_another_backup(
-    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    store: RecordStoreBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """If the file that it goes on with is lost; it says so."""
     await fill(store)
@@ -885,7 +885,7 @@ async def test_a_mark_that_is_not_ours_is_an_error(files: FileStorageBackend, te
 
 
 async def test_what_the_newest_backup_lacks_comes_from_an_older_one(
-    store: RecordingBackend, folder: Path
+    store: RecordStoreBackend, folder: Path
 ) -> None:
     """A backup leaves out what is damaged; an older one may have it. What no backup has is named."""
     await fill(store)
@@ -952,9 +952,9 @@ async def test_what_is_no_path_is_refused(files: FileStorageBackend, tmp_path: P
 class Unmarked(FileStorageBackend):
     """A backend of somebody who has implemented the necessary only."""
 
-    _mark = RecordingBackend._mark
-    _marked = RecordingBackend._marked
-    _label = RecordingBackend._label
+    _mark = RecordStoreBackend._mark
+    _marked = RecordStoreBackend._marked
+    _label = RecordStoreBackend._label
 
 
 async def test_a_backend_without_marks_has_backups_too(tmp_path: Path, folder: Path) -> None:
@@ -994,7 +994,7 @@ async def test_a_mark_that_cannot_be_removed_is_an_error(
 # -- a store whose files were taken away ---------------------------------------------------------
 
 
-async def empty(storage: RecordingBackend) -> None:
+async def empty(storage: RecordStoreBackend) -> None:
     """As somebody does who removes the files, and not their backups."""
     await storage.close()
     if isinstance(storage, FileStorageBackend):
@@ -1009,14 +1009,14 @@ async def empty(storage: RecordingBackend) -> None:
             await storage.delete(pipeline_id)
 
 
-async def begin(storage: RecordingBackend, run_id: str) -> None:
+async def begin(storage: RecordStoreBackend, run_id: str) -> None:
     """A run from its lease to its last record."""
     lease = await storage.acquire("p", run_id)
     await storage.append("p", run_id, sample_run(run_id), token=lease.token)
     await storage.release(lease)
 
 
-async def test_backups_of_a_store_that_lost_its_runs_stay(store: RecordingBackend, folder: Path) -> None:
+async def test_backups_of_a_store_that_lost_its_runs_stay(store: RecordStoreBackend, folder: Path) -> None:
     """Whatever runs and backups come, until one of them is restored."""
     store.backup_schedule = BackupSchedule(every=1, keep=1, folder=folder)
     assert await store.emptied() == ""
@@ -1156,7 +1156,7 @@ async def test_two_backups_of_one_moment_have_two_names(folder: Path) -> None:
 
 @pytest.mark.parametrize("days", [-1, 1, -4000])
 async def test_backups_come_by_the_number_of_runs(
-    store: RecordingBackend, folder: Path, clock: type[Clock], days: int
+    store: RecordStoreBackend, folder: Path, clock: type[Clock], days: int
 ) -> None:
     """Not by the time: runs of a clock that was set back count, those of one set forth count once."""
     store.backup_schedule = BackupSchedule(every=2, keep=9, folder=folder)
@@ -1178,7 +1178,7 @@ async def test_backups_come_by_the_number_of_runs(
     assert store.problems == []
 
 
-async def test_runs_of_before_count_for_the_first_backup(store: RecordingBackend, folder: Path) -> None:
+async def test_runs_of_before_count_for_the_first_backup(store: RecordStoreBackend, folder: Path) -> None:
     """Of a store that has none yet."""
     await end_runs(store, 3)
     store.backup_schedule = BackupSchedule(every=4, folder=folder)
@@ -1212,7 +1212,7 @@ async def test_runs_that_end_while_a_backup_is_made_count_for_the_next(
 
 
 async def test_a_restore_that_fails_leaves_no_copy_of_the_store(
-    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: RecordStoreBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it stops before anything was moved."""
     await fill(store)
@@ -1235,7 +1235,7 @@ async def test_a_restore_that_fails_leaves_no_copy_of_the_store(
 
 
 async def test_a_restore_that_took_the_place_of_another_leaves_no_copy(
-    store: RecordingBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: RecordStoreBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file with which that one would have gone on goes; a damaged mark removes nothing."""
     await fill(store)
@@ -1276,7 +1276,9 @@ async def test_whether_a_copy_is_still_needed_is_asked_before_it_goes(
     assert len(list(folder.glob("*.merged"))) == 1
 
 
-async def test_what_is_restored_finds_its_place_among_the_runs(store: RecordingBackend, folder: Path) -> None:
+async def test_what_is_restored_finds_its_place_among_the_runs(
+    store: RecordStoreBackend, folder: Path
+) -> None:
     """The newest run stays the newest, and the order is that of before, whatever was damaged or missing."""
     names = ["z", "b", "y", "a", "x", "c"]
     for name in names[:4]:

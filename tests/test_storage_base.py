@@ -36,7 +36,7 @@ from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.journal import TAIL
 from tagent_nb.storage.leases import Holder, process_start
 from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.records import Summary, decode_events, encode_events, summary_of
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tagent_nb.testing import StorageContract, plain, sample_run
@@ -189,10 +189,10 @@ async def test_a_run_that_is_claimed_while_it_is_deleted_stays(monkeypatch: pyte
 class PlainBackend(FileStorageBackend):
     """A backend of somebody who implements no more than she must."""
 
-    _ordered = RecordingBackend._ordered
-    _newest = RecordingBackend._newest
-    _has_run = RecordingBackend._has_run
-    _rows = RecordingBackend._rows
+    _ordered = RecordStoreBackend._ordered
+    _newest = RecordStoreBackend._newest
+    _has_run = RecordStoreBackend._has_run
+    _rows = RecordStoreBackend._rows
 
 
 class TestPlainBackend(StorageContract):
@@ -420,7 +420,7 @@ async def test_a_backend_may_keep_nothing_that_says_where_a_run_ends(tmp_path: P
     """Then nothing is said of an end that is missing, and nothing of its absence."""
 
     class Plain(FileStorageBackend):
-        _rows = RecordingBackend._rows
+        _rows = RecordStoreBackend._rows
 
         async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
             return None

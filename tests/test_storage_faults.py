@@ -29,7 +29,7 @@ from tagent_nb.events import Event, RunFinished, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import open_storage
 from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.records import time_in
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
@@ -172,7 +172,7 @@ async def test_killed_while_restoring(url: str, tmp_path: Path, repetitions: Rep
     count, lost, half = repetitions(4, 100), 0, 0
     folder = tmp_path / "backups"
     storage = open_storage(url)
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     runs = [f"r{n}" for n in range(20)]
     for run_id in runs:
         event = StepFinished(run_id=run_id, step="s0", output=StoredValue.of("x" * 500))
@@ -186,7 +186,7 @@ async def test_killed_while_restoring(url: str, tmp_path: Path, repetitions: Rep
         time.sleep(random.random() * 0.1)
         child.kill()
         again = open_storage(url)
-        assert isinstance(again, RecordingBackend)
+        assert isinstance(again, RecordStoreBackend)
         try:
             await again.list_pipelines()
         except StorageError:
@@ -292,7 +292,7 @@ async def test_records_swapped_doubled_or_left_out(
     count, silent = repetitions(5, 50), 0
     for n in range(count):
         storage = open_storage(url)
-        assert isinstance(storage, RecordingBackend)
+        assert isinstance(storage, RecordStoreBackend)
         if signed:
             storage.allow_pickle(tmp_path / "key")
         run_id = f"r{n}"

@@ -11,14 +11,14 @@ import pytest
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import StepCached, StepFinished, Warned
 from tagent_nb.storage import open_storage
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tests.storage_kinds import replace_records, stored_records
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PIPELINE = "reviews-0123456789ab"
 
 
-async def outputs(storage: RecordingBackend, run_id: str) -> dict[str, Any]:
+async def outputs(storage: RecordStoreBackend, run_id: str) -> dict[str, Any]:
     """The values that a run has recorded, by step."""
     events = await storage.read_run(PIPELINE, run_id)
     done = [event for event in events if isinstance(event, StepFinished | StepCached) and event.item is None]
@@ -35,7 +35,7 @@ async def test_format_1(kind: str, tmp_path: Path) -> None:
         "backup": str(tmp_path / "new"),
     }
     storage = open_storage(where[kind])
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     if kind == "backup":
         await storage.restore(tmp_path / "old" / "20260101T000000000000.backup")
     assert await storage.list_pipelines() == [PIPELINE]
@@ -64,7 +64,7 @@ async def test_runs_of_format_1_say_that_they_carry_no_chain_and_get_one(kind: s
     shutil.copytree(FIXTURES / "storage-format-1", tmp_path / "old")
     where = str(tmp_path / "old/runs") if kind == "folder" else f"sqlite:///{tmp_path}/old/runs.db"
     storage = open_storage(where)
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     assert [info.chained for info in await storage.runs(PIPELINE)] == [False, False]
     before = await stored_records(storage, "stopped", PIPELINE)
     for text in ("one", "two"):

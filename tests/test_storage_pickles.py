@@ -19,7 +19,7 @@ from tagent_nb.storage.codec import pack
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.memory import MemoryStorageBackend
 from tagent_nb.storage.pickles import PickledOutput
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.records import encode_events
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
 from tests.storage_kinds import KINDS, make_store
@@ -48,7 +48,7 @@ class Trap:
 
 
 @pytest.fixture(params=KINDS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordingBackend]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStoreBackend]:
     """An empty store of each kind that is durable."""
     yield from make_store(request.param, tmp_path)
 
@@ -70,13 +70,13 @@ def finished(value: object) -> StepFinished:
     return StepFinished(run_id="r", step="a", output=StoredValue.of(value))
 
 
-async def outputs(store: RecordingBackend) -> list[Any]:
+async def outputs(store: RecordStoreBackend) -> list[Any]:
     """The outputs of the recorded steps."""
     events = await store.read_run("p", "r")
     return [event.output for event in events if isinstance(event, StepFinished | StepCached)]
 
 
-async def test_values_come_back_with_the_key(store: RecordingBackend, key: Path) -> None:
+async def test_values_come_back_with_the_key(store: RecordStoreBackend, key: Path) -> None:
     """Outputs, saved data and memories; JSON is still used for what it can hold."""
     store.allow_pickle(key)
     odd, usual = finished(Odd("x")), finished({"n": 1})
@@ -106,7 +106,7 @@ async def test_a_pickled_value_can_be_recorded_again(files: FileStorageBackend, 
     assert (again.value, again.sealed) == (Odd("x"), output.sealed)
 
 
-async def test_without_asking_nothing_is_pickled(store: RecordingBackend) -> None:
+async def test_without_asking_nothing_is_pickled(store: RecordStoreBackend) -> None:
     """The value is recorded as a problem, and saved data is refused."""
     odd = finished(Odd("x"))
     assert not store.keeps(odd.output)
@@ -144,7 +144,7 @@ async def test_a_store_with_a_key_is_not_read_without_it(
 
 
 async def test_unsigned_records_are_refused_where_pickles_are_allowed(
-    store: RecordingBackend, key: Path
+    store: RecordStoreBackend, key: Path
 ) -> None:
     """Otherwise a stranger would only have to leave the signature out."""
     await store.append("p", "r", [finished(1)])

@@ -30,7 +30,7 @@ from tagent_nb.storage import base, retention
 from tagent_nb.storage.base import StorageBackend
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.records import RunInfo
 from tagent_nb.storage.retention import Retention
 from tagent_nb.storage.sqlite import SQLiteStorageBackend
@@ -248,12 +248,12 @@ def test_whatever_the_rules_the_promises_hold(
 
 
 @pytest.fixture(params=KINDS)
-def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordingBackend]:
+def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStoreBackend]:
     """An empty store of each kind that others can damage."""
     yield from make_store(request.param, tmp_path)
 
 
-async def test_a_run_that_cannot_be_read_is_never_deleted(durable: RecordingBackend) -> None:
+async def test_a_run_that_cannot_be_read_is_never_deleted(durable: RecordStoreBackend) -> None:
     """A backup, a key or a newer version may still open it, however old it seems."""
     await record(durable, "one", "two", run_id="broken")
     await damage(durable, "broken")
@@ -263,7 +263,7 @@ async def test_a_run_that_cannot_be_read_is_never_deleted(durable: RecordingBack
     assert sorted(await left(durable)) == ["broken", "r2"]
 
 
-async def test_the_good_run_that_stays_is_one_that_can_be_read(durable: RecordingBackend) -> None:
+async def test_the_good_run_that_stays_is_one_that_can_be_read(durable: RecordStoreBackend) -> None:
     """A run whose end looks whole, and whose beginning is damaged, is no reason to delete the others."""
     for n in range(3):
         await run(durable, f"r{n}", at=100.0 + n)
@@ -299,7 +299,7 @@ async def test_the_newest_good_run_may_be_deleted_by_another_meanwhile(
     assert [info.run_id for info in await store.prune("p", keep_last=0)] == ["r0"]
 
 
-async def test_nothing_goes_if_the_only_good_run_cannot_be_read(durable: RecordingBackend) -> None:
+async def test_nothing_goes_if_the_only_good_run_cannot_be_read(durable: RecordStoreBackend) -> None:
     await record(durable, "one", run_id="r0")
     await run(durable, "r0", at=100.0)
     await damage(durable, "r0")
@@ -310,7 +310,7 @@ async def test_nothing_goes_if_the_only_good_run_cannot_be_read(durable: Recordi
 # -- the order of runs -------------------------------------------------------------------------
 
 
-async def forget_order(storage: RecordingBackend) -> None:
+async def forget_order(storage: RecordStoreBackend) -> None:
     """Leave the runs as a version that kept no order has stored them; SQLite has always numbered them."""
     if isinstance(storage, FileStorageBackend):
         (storage.base_path / "p" / "runs.order").unlink()
@@ -321,7 +321,7 @@ async def forget_order(storage: RecordingBackend) -> None:
         await storage._here().client.delete(storage._name("p", "order"))
 
 
-async def test_a_store_of_before_is_put_in_order_once(durable: RecordingBackend) -> None:
+async def test_a_store_of_before_is_put_in_order_once(durable: RecordStoreBackend) -> None:
     """By the times at which its runs began; what is begun from then on comes behind them."""
     for n in range(5):
         await run(durable, f"r{n}", at=100.0 + n)
@@ -334,7 +334,9 @@ async def test_a_store_of_before_is_put_in_order_once(durable: RecordingBackend)
         assert await left(durable) == [*(f"r{n}" for n in range(5)), "later"]
 
 
-async def test_runs_of_an_older_version_beside_newer_ones_find_their_place(durable: RecordingBackend) -> None:
+async def test_runs_of_an_older_version_beside_newer_ones_find_their_place(
+    durable: RecordStoreBackend,
+) -> None:
     """Two versions may use one store for a while: behind the last run that began before."""
     for n, at in enumerate((100.0, 200.0, 300.0)):
         await run(durable, f"r{n}", at=at)
@@ -491,7 +493,7 @@ async def test_old_runs_go_however_many_there_are(
 
 
 async def test_bytes_count_however_many_runs_there_are(
-    durable: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+    durable: RecordStoreBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest go until the others fit."""
     monkeypatch.setattr(retention, "LOOK", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tagent_nb.engine.entries import STATUS_OF_EVENT, StepMemoryEntry
@@ -34,6 +35,7 @@ from tagent_nb.pipeline.names import storage_id
 from tagent_nb.pipeline.scheduler import Change, PipelineScheduler
 from tagent_nb.pipeline.schemas import registry
 from tagent_nb.pipeline.state_machine import Phase, TaskBasedStateMachine, not_stored
+from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
     from tagent_nb.storage.base import StorageBackend
@@ -43,14 +45,17 @@ class PipelineMemoryManager:
     """Gives each pipeline its memory, and keeps it in storage.
 
     Args:
-        storage: Where to keep it; without one it lives as long as this object.
+        storage: Where to keep it, as for :func:`tagent_nb.open_storage`; without one it lives as long as this
+            object.
         schemas: Classes by name that stored values are turned back into, besides those of a pipeline.
     """
 
     def __init__(
-        self, storage: StorageBackend | None = None, schemas: Mapping[str, type] | None = None
+        self,
+        storage: StorageBackend | str | Path | None = None,
+        schemas: Mapping[str, type] | None = None,
     ) -> None:
-        self.storage = storage
+        self.storage = None if storage is None else open_storage(storage)
         self.schemas: Mapping[str, type] = schemas or {}
         self._memories: dict[str, PipelineMemory] = {}
         self._stored: dict[str, _Stored] = {}

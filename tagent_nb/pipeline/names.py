@@ -99,3 +99,24 @@ def safe_id(value: object, what: str = "id") -> str:
         f"{what} {value!a} is not allowed. Use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'; "
         "Pipeline.id is such an id for any pipeline name."
     )
+
+
+def id_of(pipeline: object) -> str:
+    """The storage id that the id or the name of a pipeline stands for: what can be no id is a name.
+
+    Raises:
+        DefinitionError: It can be neither.
+    """
+    return pipeline if isinstance(pipeline, str) and _SAFE_ID.match(pipeline) else storage_id(pipeline)  # type: ignore[arg-type]
+
+
+def places_of(pipeline: object) -> tuple[str, ...]:
+    """The storage ids under which something of a pipeline may be stored, for its id or its name.
+
+    A text that can be an id may be a name, too: what is stored under it as an id counts first.
+
+    Raises:
+        DefinitionError: It can be neither.
+    """
+    first = id_of(pipeline)
+    return (first, storage_id(first)) if first == pipeline else (first,)

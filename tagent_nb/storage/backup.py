@@ -40,7 +40,7 @@ UNLISTED = "?"
 """In the place of a run's id: the runs of a pipeline cannot be listed."""
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.recording import RecordingBackend
+    from tagent_nb.storage.recording import RecordStoreBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class BackupSchedule:
                 raise DefinitionError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
-def folder_of(storage: RecordingBackend, folder: str | Path | None) -> Path:
+def folder_of(storage: RecordStoreBackend, folder: str | Path | None) -> Path:
     """Where backups of a store are.
 
     Raises:
@@ -84,7 +84,7 @@ def folder_of(storage: RecordingBackend, folder: str | Path | None) -> Path:
     return own
 
 
-def known(storage: RecordingBackend, folder: Path) -> list[Path]:
+def known(storage: RecordStoreBackend, folder: Path) -> list[Path]:
     """A store's backups in a folder, newest first.
 
     In the store's own place these are all. Elsewhere they are those that it has made, where it is now.
@@ -96,7 +96,7 @@ def known(storage: RecordingBackend, folder: Path) -> list[Path]:
     return [path for path in found if tag_of(path) in ("", tag)]
 
 
-def own_folder(storage: RecordingBackend) -> Path | None:
+def own_folder(storage: RecordStoreBackend) -> Path | None:
     """Where a store's backups go if nobody says otherwise: the folder of its schedule, or beside it."""
     schedule = storage.backup_schedule
     if schedule is not None and schedule.folder is not None:
@@ -104,7 +104,7 @@ def own_folder(storage: RecordingBackend) -> Path | None:
     return storage.backup_folder
 
 
-async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupInfo:
+async def backup(storage: RecordStoreBackend, folder: Path, keep: int) -> BackupInfo:
     """Copy a store into a file, verify it, and only then remove older ones beyond ``keep``.
 
     What is damaged is left out and reported, and then nothing older is removed.
@@ -135,7 +135,7 @@ async def backup(storage: RecordingBackend, folder: Path, keep: int) -> BackupIn
     return info
 
 
-def _rotate(storage: RecordingBackend, folder: Path, keep: int, made: Path) -> None:
+def _rotate(storage: RecordStoreBackend, folder: Path, keep: int, made: Path) -> None:
     """Remove the store's backups that are older than the last ``keep`` verified ones: not the one just made,
     and none that was made before the store lost its runs."""
     from tagent_nb.storage.emptied import kept_until
@@ -158,7 +158,7 @@ class Short(bytes):
     problem = ""
 
 
-async def stored(storage: RecordingBackend) -> AsyncIterator[tuple[Item, bytes | CorruptRecordError]]:
+async def stored(storage: RecordStoreBackend) -> AsyncIterator[tuple[Item, bytes | CorruptRecordError]]:
     """All documents and runs of a store: their bytes, or what is wrong with them."""
     for pipeline_id in await storage.list_pipelines():
         for name in DOCUMENTS:
@@ -179,7 +179,7 @@ async def stored(storage: RecordingBackend) -> AsyncIterator[tuple[Item, bytes |
                 yield item, data
 
 
-async def _run(storage: RecordingBackend, item: Item) -> bytes | CorruptRecordError | None:
+async def _run(storage: RecordStoreBackend, item: Item) -> bytes | CorruptRecordError | None:
     """The good bytes of a run, as :func:`_intact`; :class:`Short` if that is not all that was recorded."""
     pipeline_id, _, run_id = item
     try:
@@ -192,7 +192,7 @@ async def _run(storage: RecordingBackend, item: Item) -> bytes | CorruptRecordEr
 
 
 def _checked_run(
-    storage: RecordingBackend, item: Item, data: bytes, state: bytes | None
+    storage: RecordStoreBackend, item: Item, data: bytes, state: bytes | None
 ) -> bytes | CorruptRecordError:
     pipeline_id, _, run_id = item
     try:
@@ -213,7 +213,7 @@ def _checked_run(
 
 
 async def _intact(
-    storage: RecordingBackend, item: Item, reading: Awaitable[bytes | None]
+    storage: RecordStoreBackend, item: Item, reading: Awaitable[bytes | None]
 ) -> bytes | CorruptRecordError | None:
     """The good bytes of an item, what is wrong with it, or ``None`` if it is not there."""
     try:
@@ -225,7 +225,7 @@ async def _intact(
     return await asyncio.to_thread(_checked, storage, item, data)
 
 
-def _checked(storage: RecordingBackend, item: Item, data: bytes) -> bytes | CorruptRecordError:
+def _checked(storage: RecordStoreBackend, item: Item, data: bytes) -> bytes | CorruptRecordError:
     try:
         return data[: check_item(item, data, storage._where(item[0], item[2]), storage._key)]
     except CorruptRecordError as error:
@@ -233,7 +233,7 @@ def _checked(storage: RecordingBackend, item: Item, data: bytes) -> bytes | Corr
 
 
 async def backup_if_due(
-    storage: RecordingBackend, schedule: BackupSchedule, pipeline_id: str, ended: int
+    storage: RecordStoreBackend, schedule: BackupSchedule, pipeline_id: str, ended: int
 ) -> None:
     """Make a backup if enough runs of a pipeline have ended since the last one.
 
@@ -251,7 +251,7 @@ async def backup_if_due(
         await backup(storage, folder, schedule.keep)
 
 
-def _count(storage: RecordingBackend, folder: Path, pipeline_id: str, ended: int) -> int:
+def _count(storage: RecordStoreBackend, folder: Path, pipeline_id: str, ended: int) -> int:
     """Add ended runs of a pipeline to those since the last backup; how many there are."""
     make_folder(folder)
     path = folder / f"{_owner(storage)}.{to_file_name(pipeline_id)}{ENDED}"
@@ -265,7 +265,7 @@ def _count(storage: RecordingBackend, folder: Path, pipeline_id: str, ended: int
         os.close(descriptor)
 
 
-def _ended(storage: RecordingBackend, folder: Path) -> dict[Path, int]:
+def _ended(storage: RecordStoreBackend, folder: Path) -> dict[Path, int]:
     """The counts of all pipelines of a store."""
     return {path: path.lstat().st_size for path in folder.glob(f"{_owner(storage)}.*{ENDED}")}
 
@@ -277,5 +277,5 @@ def _uncount(counted: dict[Path, int]) -> None:
         mark_file(path, b"." * left if left > 0 else None)
 
 
-def _owner(storage: RecordingBackend) -> str:
+def _owner(storage: RecordStoreBackend) -> str:
     return tag_for(storage._label) or "store"

@@ -1,6 +1,6 @@
-"""What every storage backend offers: documents, runs, leases, and lists of runs.
+"""What backends of records and the one in memory share: documents, lists of runs, deleting, tidying up.
 
-What is stored as records of bytes goes through :class:`tagent_nb.storage.recording.RecordingBackend`: a
+What is stored as records of bytes goes through :class:`tagent_nb.storage.recording.RecordStoreBackend`: a
 backend only has to keep bytes, and what they mean is decided once.
 """
 
@@ -11,12 +11,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
-from tagent_nb.events import Event, Output
-from tagent_nb.pipeline.names import safe_id, storage_id
+from tagent_nb.pipeline.names import places_of, safe_id
+from tagent_nb.storage.archive import DOCUMENTS
+from tagent_nb.storage.backend import StorageBackend
 from tagent_nb.storage.codec import pack, unpack
 from tagent_nb.storage.leases import Lease
 from tagent_nb.storage.leasing import Leasing
@@ -26,34 +26,16 @@ from tagent_nb.storage.retention import LIMIT, Retention, prune
 from tagent_nb.storage.settings import age_of, size_of
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.archive import BackupInfo
     from tagent_nb.storage.backup import BackupSchedule
-    from tagent_nb.storage.restoring import RestoreInfo
 
 CHUNK = 200
 """Runs that are looked at together."""
 
-__all__ = ["Lease", "RunInfo", "StorageBackend"]
+__all__ = ["Lease", "RunInfo", "RunStorage", "StorageBackend"]
 
 
-class StorageBackend(Leasing):
-    """Keeps pipelines' runs, memories and snapshots.
-
-    To write one, derive from :class:`tagent_nb.storage.recording.RecordingBackend`, implement the primitives
-    (what starts with an underscore), and let :class:`tagent_nb.testing.StorageContract` test it. All methods
-    may be called from any event loop. Storage in memory keeps nothing after the process: ``backup``,
-    ``backups``, ``verify``, ``restore`` and ``allow_pickle`` raise a StorageError there.
-
-    Attributes:
-        durable: Whether what is stored survives this process.
-        problems: What was found wrong and got over, such as a dropped torn record; one sentence each. The
-            warnings of the run that goes on then say it, too.
-        lease_ttl: Seconds without a heartbeat after which a lease expires.
-        retention: Rules by which runs go when one ends, or ``None``.
-        backup_schedule: When backups are made by themselves, or ``None``.
-    """
-
-    durable: bool = True
+class RunStorage(Leasing, StorageBackend):
+    """Everything that does not depend on how the events of a run are kept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,10 +88,6 @@ class StorageBackend(Leasing):
     async def _remove_documents(self, pipeline_id: str) -> None:
         """Remove all documents of a pipeline."""
 
-    @abstractmethod
-    async def close(self) -> None:
-        """Give back files and connections. The backend opens them again when it is used again."""
-
     def _where(self, pipeline_id: str, name: str) -> str:
         """What messages call a run or a document of a pipeline."""
         return f"{name} of pipeline {pipeline_id}"
@@ -117,19 +95,14 @@ class StorageBackend(Leasing):
     # -- documents --------------------------------------------------------------------------
 
     async def save(self, pipeline_id: str, data: Mapping[str, Any]) -> None:
-        """Keep ``data`` for a pipeline in place of what was saved before.
-
-        Raises:
-            EncodeError: A value cannot be stored; the message has the path to it.
-            StorageUnavailableError: It could not be written; what was saved before is unchanged.
-        """
+        """Keep ``data`` for a pipeline. See :meth:`StorageBackend.save`."""
         await self._save(pipeline_id, "snapshot", data)
 
     async def load(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
         """What was saved last for a pipeline.
 
         Args:
-            pipeline_id: The pipeline's storage id.
+            pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
             schemas: Classes by name that stored models become; without theirs they become dicts.
 
         Raises:
@@ -145,91 +118,59 @@ class StorageBackend(Leasing):
         return data
 
     async def memories(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """The saved memories of a pipeline; empty if there are none.
-
-        Raises:
-            CorruptRecordError: They are damaged.
-        """
+        """The saved memories of a pipeline. See :meth:`StorageBackend.memories`."""
         return await self._load(pipeline_id, "memories", schemas) or {}
 
     async def save_memories(self, pipeline_id: str, memories: Mapping[str, Any]) -> None:
-        """Keep ``memories`` in place of the pipeline's present ones. Errors as for :meth:`save`."""
+        """Keep ``memories`` in place of the present ones. See :meth:`StorageBackend.save_memories`."""
         await self._save(pipeline_id, "memories", memories)
 
     async def _save(self, pipeline_id: str, name: str, data: Mapping[str, Any]) -> None:
-        safe_id(pipeline_id, "pipeline id")
+        pipeline_id = await self._place(pipeline_id)
         body = encode_document(dict(data), name, self._key)
         await self._put(pipeline_id, name, pack(name, pipeline_id, body, key=self._key))
 
     async def _load(
         self, pipeline_id: str, name: str, schemas: Mapping[str, type] | None
     ) -> dict[str, Any] | None:
-        safe_id(pipeline_id, "pipeline id")
-        record = await self._get(pipeline_id, name)
-        if record is None:
-            return None
-        where = self._where(pipeline_id, name)
-        envelope = unpack(record, where, kind=name, owner=pipeline_id, key=self._key)
-        data = decode_document(envelope.body, schemas, self._key)
-        if not isinstance(data, dict):
-            raise CorruptRecordError(f"{where}: holds a {type(data).__name__} in place of a dict.")
-        return data
+        for place in places_of(pipeline_id):
+            record = await self._get(place, name)
+            if record is None:
+                continue
+            where = self._where(place, name)
+            envelope = unpack(record, where, kind=name, owner=place, key=self._key)
+            data = decode_document(envelope.body, schemas, self._key)
+            if not isinstance(data, dict):
+                raise CorruptRecordError(f"{where}: holds a {type(data).__name__} in place of a dict.")
+            return data
+        return None
+
+    async def _place(self, pipeline_id: str) -> str:
+        """The id under which a document of a pipeline is saved: the one that holds something already."""
+        first, *others = places_of(pipeline_id)
+        if not await self._holds_any_of(first):
+            for place in others:
+                if await self._holds_any_of(place):
+                    return place
+        return first
+
+    async def _holds_any_of(self, pipeline_id: str) -> bool:
+        """Whether a run or a document is stored under an id, intact or not."""
+        try:
+            if await self._last(pipeline_id, 1):
+                return True
+            return any([await self._get(pipeline_id, name) is not None for name in DOCUMENTS])
+        except CorruptRecordError:
+            return True
 
     # -- runs -------------------------------------------------------------------------------
-
-    @abstractmethod
-    async def append(
-        self, pipeline_id: str, run_id: str, events: Sequence[Event], *, token: int | None = None
-    ) -> None:
-        """Record events of a run: all of them or none.
-
-        Args:
-            pipeline_id: The pipeline's storage id.
-            run_id: The run; made with its first event.
-            events: What happened. Events that only the living see are left out.
-            token: The lease's token. ``None`` does without a check: only for a run nobody else knows.
-
-        Raises:
-            EncodeError: A value other than a step's output cannot be stored.
-            LeaseLostError: Another process carries the run on.
-            StorageUnavailableError: They could not be written; what was recorded before is unchanged.
-        """
-
-    @abstractmethod
-    def keeps(self, output: Output) -> bool:
-        """Whether a step's value can be recorded here; else the step runs again after a restart."""
-
-    @abstractmethod
-    async def read_run(
-        self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
-    ) -> list[Event]:
-        """What happened in a run, in order. Values of steps stay encoded until somebody reads them.
-
-        If the end of the run was torn by a crash, the last event is a :class:`Warned` that says so.
-
-        Raises:
-            NotStoredError: There is no such run.
-            CorruptRecordError: It is damaged before its end.
-            FormatVersionError: A newer version of tagent-nb wrote it.
-        """
 
     @abstractmethod
     async def _described(self, pipeline_id: str, run_ids: Sequence[str]) -> list[tuple[RunInfo, int, bytes]]:
         """What a list of runs says about some; and token and holder of their leases. Without what is gone."""
 
     async def runs(self, pipeline_id: str, *, limit: int | None = None) -> list[RunInfo]:
-        """Runs of a pipeline in the order in which they were begun, the newest last.
-
-        That order is kept by the store, whatever the clocks said. A damaged run is listed as such.
-
-        Args:
-            pipeline_id: The pipeline's storage id. Where nothing is stored under it, it is taken for the
-                pipeline's name.
-            limit: At most so many, the newest; ``None`` lists all.
-
-        Raises:
-            DefinitionError: ``limit`` is below 1.
-        """
+        """Runs of a pipeline, the newest last. See :meth:`StorageBackend.runs`."""
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise DefinitionError(f"limit must be a whole number of at least 1, not {limit!r}.")
         pipeline_id = await self._stored_id(pipeline_id)
@@ -241,30 +182,32 @@ class StorageBackend(Leasing):
         return infos
 
     async def newest_run(self, pipeline_id: str, *, besides: str | None = None) -> str | None:
-        """Id of the run of a pipeline that was begun last, or ``None``; however many there are, in one look.
-
-        Args:
-            pipeline_id: As for :meth:`runs`.
-            besides: A run that does not count.
-        """
-        safe_id(pipeline_id, "pipeline id")
-        newest = await self._last(pipeline_id, 2) or await self._last(storage_id(pipeline_id), 2)
+        """The run that was begun last. See :meth:`StorageBackend.newest_run`."""
+        newest: list[str] = []
+        for place in places_of(pipeline_id):
+            newest = newest or await self._last(place, 2)
         return next((run_id for run_id in reversed(newest) if run_id != besides), None)
 
     async def has_run(self, pipeline_id: str, run_id: str) -> bool:
-        """Whether a run is stored, intact or not. Arguments as for :meth:`delete_run`."""
-        safe_id(pipeline_id, "pipeline id")
-        if not is_safe(run_id):
-            return False
-        if await self._has_run(pipeline_id, run_id):
-            return True
-        stored_id = await self._stored_id(pipeline_id)
-        return stored_id != pipeline_id and await self._has_run(stored_id, run_id)
+        """Whether a run is stored. See :meth:`StorageBackend.has_run`."""
+        places = places_of(pipeline_id)
+        return is_safe(run_id) and await self._place_of_run(places, run_id) is not None
+
+    async def _place_of_run(self, places: Sequence[str], run_id: str) -> str | None:
+        """The first of some ids under which there is a run."""
+        for place in places:
+            if await self._has_run(place, run_id):
+                return place
+        return None
+
+    async def _place_to_record(self, pipeline_id: str, run_id: str) -> str:
+        places = places_of(pipeline_id)
+        return await self._place_of_run(places, run_id) or places[0]
 
     async def _stored_id(self, pipeline_id: str) -> str:
         """The id under which there are runs, for the id or the name of a pipeline."""
-        safe_id(pipeline_id, "pipeline id")
-        return pipeline_id if await self._last(pipeline_id, 1) else storage_id(pipeline_id)
+        first, *others = places_of(pipeline_id)
+        return first if not others or await self._last(first, 1) else others[0]
 
     async def _run_ids(self, pipeline_id: str) -> list[str]:
         """All runs in their order, without what a stranger has put beside them."""
@@ -276,23 +219,12 @@ class StorageBackend(Leasing):
         return newest if all(map(is_safe, newest)) else (await self._run_ids(pipeline_id))[-count:]
 
     async def delete_run(self, pipeline_id: str, run_id: str) -> None:
-        """Delete a run.
-
-        Args:
-            pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
-            run_id: The run.
-
-        Raises:
-            NotStoredError: There is no such run.
-            StorageError: A process carries it on at this moment.
-        """
+        """Delete a run. See :meth:`StorageBackend.delete_run`."""
         self._check(pipeline_id, run_id)
-        name = pipeline_id
-        if not await self._has_run(pipeline_id, run_id):
-            pipeline_id = await self._stored_id(pipeline_id)
-            if pipeline_id == name or not await self._has_run(pipeline_id, run_id):
-                raise self._unknown(name, run_id)
-        await self._delete_unclaimed("be deleted", pipeline_id, [run_id])
+        place = await self._place_of_run(places_of(pipeline_id), run_id)
+        if place is None:
+            raise self._unknown(pipeline_id, run_id)
+        await self._delete_unclaimed("be deleted", place, [run_id])
 
     async def _delete_unclaimed(self, what: str, pipeline_id: str, run_ids: Sequence[str]) -> None:
         """Delete runs, none if a process may carry one of them on."""
@@ -310,28 +242,17 @@ class StorageBackend(Leasing):
         return await self._remove_run(pipeline_id, run_id, token)
 
     async def delete(self, pipeline_id: str) -> None:
-        """Delete all runs, memories and saved data of a pipeline.
-
-        Raises:
-            NotStoredError: There is nothing of it.
-            StorageError: Somebody carries one of its runs on; nothing was deleted.
-        """
-        safe_id(pipeline_id, "pipeline id")
-        if pipeline_id not in await self._pipelines():
+        """Delete all of a pipeline. See :meth:`StorageBackend.delete`."""
+        places, stored = places_of(pipeline_id), await self._pipelines()
+        place = next((place for place in places if place in stored), None)
+        if place is None:
             raise NotStoredError(f"Pipeline {pipeline_id!r} is not stored. list_pipelines() lists what is.")
-        await self._delete_unclaimed(
-            "be deleted with its pipeline", pipeline_id, await self._ordered(pipeline_id)
-        )
-        await self._remove_documents(pipeline_id)
+        await self._delete_unclaimed("be deleted with its pipeline", place, await self._ordered(place))
+        await self._remove_documents(place)
 
     async def list_pipelines(self) -> list[str]:
-        """Ids of all stored pipelines, sorted."""
+        """Ids of all stored pipelines, sorted. See :meth:`StorageBackend.list_pipelines`."""
         return sorted(name for name in await self._pipelines() if is_safe(name))
-
-    async def emptied(self) -> str:
-        """A sentence for a store that holds no run although a backup of it does: its files were taken away,
-        and so that the backup is. Empty for all others."""
-        return ""
 
     # -- tidying up -------------------------------------------------------------------------
 
@@ -344,22 +265,7 @@ class StorageBackend(Leasing):
         max_bytes: int | str | None = None,
         limit: float = math.inf,
     ) -> list[RunInfo]:
-        """Delete runs of a pipeline, oldest first; return what was deleted.
-
-        A run goes if any rule says so, but never one that is carried on at this moment or waits for an
-        approval, and never the newest that completed.
-
-        Args:
-            pipeline_id: The pipeline's storage id, or its name as for :meth:`runs`.
-            keep_last: Newest runs to keep.
-            older_than: Age (a timedelta, seconds, or such as ``"30d"``) since its end, or else its start.
-            max_bytes: Bytes that the pipeline's runs may take together, or such as ``"500MB"``.
-            limit: Seconds after which pruning stops.
-
-        Raises:
-            DefinitionError: There is no rule, or a number is not allowed.
-        """
-        safe_id(pipeline_id, "pipeline id")
+        """Delete runs of a pipeline. See :meth:`StorageBackend.prune`."""
         rules = Retention(keep_last, age_of(older_than), size_of(max_bytes))
         return await prune(self, pipeline_id, rules, limit)
 
@@ -379,95 +285,17 @@ class StorageBackend(Leasing):
             # The run is recorded; that nobody could tidy up must not make it fail.
             self._report(f"After run {lease.run_id}: {error}")
 
+    @abstractmethod
     async def _backup_if_due(self, pipeline_id: str) -> None:
-        raise self._nothing_kept()
+        """Make a backup if the schedule asks for one now."""
 
+    @abstractmethod
     def _refuse_schedule(self, schedule: BackupSchedule) -> None:
         """Say so before the first run ends.
 
         Raises:
             DefinitionError: By this schedule no backup could be made.
         """
-        raise DefinitionError(f"{self!r} keeps nothing that could be backed up. Leave out backup_every.")
-
-    # -- backups, and values that JSON cannot hold: only where something outlives the process --------
-
-    async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
-        """Copy the store into one file, verify the file, and then remove older backups.
-
-        Runs may go on meanwhile; of each, what was recorded by then is in the backup. What is damaged is
-        left out and reported, and then no older backup is removed.
-
-        Args:
-            folder: Where; else the backend's own place (``backup_folder``).
-            keep: Verified backups to keep, this one too.
-
-        Raises:
-            DefinitionError: There is no folder, or ``keep`` is below 1.
-            CorruptRecordError: The file is not as it was written; older ones are all there.
-            StorageUnavailableError: It cannot be written.
-        """
-        raise self._nothing_kept()
-
-    async def backups(self, folder: str | Path | None = None) -> list[BackupInfo]:
-        """The backups in a folder, newest first, each verified; a damaged one has a ``problem``.
-
-        Those that other stores have made are among them.
-        """
-        raise self._nothing_kept()
-
-    async def verify(self, which: str | Path) -> BackupInfo:
-        """Read a backup from the first byte to the last.
-
-        Raises:
-            CorruptRecordError: It is damaged.
-            FormatVersionError: A newer version of tagent-nb wrote it.
-            StorageUnavailableError: It cannot be read.
-        """
-        raise self._nothing_kept()
-
-    async def restore(
-        self, which: str | Path | None = None, *, folder: str | Path | None = None, replace: bool = False
-    ) -> RestoreInfo:
-        """Take from a backup what is damaged or missing here; the store as it was is kept aside.
-
-        Of two stores that share a folder for backups, each takes its own; a store that has none there takes
-        those of another, if they are all of one. A restore that was stopped half-way (a kill, a full disk)
-        goes on.
-
-        Args:
-            which: A backup's file; else the newest in ``folder`` that is intact, and for what is damaged here
-                and not in it an older one.
-            folder: Where backups are; else the backend's own place.
-            replace: Take everything that the backup has, also in place of what is intact.
-
-        Raises:
-            NotStoredError: There is no intact backup, or only those of several other stores.
-            CorruptRecordError: ``which`` is damaged; nothing was changed.
-            StorageError: Somebody carries a run on at this moment; nothing was changed.
-            StorageUnavailableError: Something cannot be written.
-        """
-        raise self._nothing_kept()
-
-    def allow_pickle(self, key_file: str | Path) -> Self:
-        """Pickle what JSON cannot hold, and sign every record (HMAC-SHA256). Off unless you call this.
-
-        Loading a pickle runs code, so from now on this object takes only records that are signed with this
-        key: begin with an empty store. Who has the key can make this process run code.
-
-        Args:
-            key_file: Holds the key; made (0600) if it is not there. Keep it outside of the store, and do
-                not give it away with it.
-
-        Raises:
-            DefinitionError: The file is within the store, others may read it, or it holds no key.
-            CorruptRecordError: It is a link, or no regular file.
-            StorageUnavailableError: It cannot be read or made.
-        """
-        raise self._nothing_kept()
-
-    def _nothing_kept(self) -> StorageError:
-        return StorageError(f"{self!r} keeps nothing after this process. Use a folder, SQLite or Redis.")
 
     # -- inside -----------------------------------------------------------------------------
 

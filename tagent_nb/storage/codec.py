@@ -48,6 +48,10 @@ class _DamageError(CorruptRecordError):
         super().__init__(f"{what}. {_REMEDY}")
 
 
+class KeyProblemError(CorruptRecordError):
+    """A record that is signed where there is no key, or the reverse: whole, for who opens it otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """A verified record.
@@ -408,12 +412,12 @@ def _read(
         raise _DamageError(f"{place}: the record is cut off")
     if signed and key is None:
         # Without the key its plain checksum is unknown, so nothing vouches for it.
-        raise CorruptRecordError(f"{place}: the record is signed. Open this store with its key.")
+        raise KeyProblemError(f"{place}: the record is signed. Open this store with its key.")
     head = line[: line.rindex(b" ")]
     if not hmac.compare_digest(_digest(head, body, key if signed else None), digest):
         raise _DamageError(f"{place}: the checksum does not match")
     if key is not None and not signed:
-        raise CorruptRecordError(
+        raise KeyProblemError(
             f"{place}: the record is not signed, and this store accepts signed ones only. "
             "Open it without a key, or remove the record."
         )

@@ -12,10 +12,10 @@ from tagent_nb.storage.backup import known, own_folder
 from tagent_nb.storage.disk import mark_file, read_file
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.recording import RecordingBackend
+    from tagent_nb.storage.recording import RecordStoreBackend
 
 
-async def told(storage: RecordingBackend) -> str:
+async def told(storage: RecordStoreBackend) -> str:
     """Which backup holds the runs that the store lacks; empty if it has runs, or no backup has."""
     folder = own_folder(storage)
     found = [] if folder is None else await asyncio.to_thread(known, storage, folder)
@@ -34,7 +34,7 @@ async def told(storage: RecordingBackend) -> str:
     return ""
 
 
-async def keep(storage: RecordingBackend) -> str:
+async def keep(storage: RecordStoreBackend) -> str:
     """As :func:`told`, before the first run: the backups that are there are kept from now on.
 
     Else the backups of what comes would push out the only ones that have what was there.
@@ -52,7 +52,7 @@ async def keep(storage: RecordingBackend) -> str:
     return f"{message} No later backup removes it."
 
 
-def kept_until(storage: RecordingBackend, folder: Path) -> float:
+def kept_until(storage: RecordStoreBackend, folder: Path) -> float:
     """When :func:`keep` was last called: backups of that time and before are not removed."""
     text = read_file(_mark(storage, folder))
     try:
@@ -61,12 +61,12 @@ def kept_until(storage: RecordingBackend, folder: Path) -> float:
         return float("inf")  # it is damaged: all are kept
 
 
-def let_go(storage: RecordingBackend, used: Path) -> None:
+def let_go(storage: RecordStoreBackend, used: Path) -> None:
     """Count all backups again, since one of those that were kept is what the store holds now."""
     folder = own_folder(storage)
     if folder is not None and 0 < made_at(used) <= kept_until(storage, folder):
         mark_file(_mark(storage, folder), None)
 
 
-def _mark(storage: RecordingBackend, folder: Path) -> Path:
+def _mark(storage: RecordStoreBackend, folder: Path) -> Path:
     return folder / f"{tag_for(storage._label) or 'store'}.kept"

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError
 from tagent_nb.storage.codec import Draft
+from tagent_nb.storage.copies import RECORD, Document, folder_locked, is_document, is_kept
 from tagent_nb.storage.disk import (
     MAX_MARK,
     from_file_name,
@@ -23,7 +24,6 @@ from tagent_nb.storage.disk import (
     open_file,
     read_file,
     read_open,
-    replace_file,
     sweep,
     to_file_name,
     trouble,
@@ -31,20 +31,23 @@ from tagent_nb.storage.disk import (
 )
 from tagent_nb.storage.journal import TAIL, RunFile
 from tagent_nb.storage.order import JOURNAL, LEASE, ORDER, RunOrder
-from tagent_nb.storage.recording import RecordingBackend, Row
+from tagent_nb.storage.recording import RecordStoreBackend, Row
 from tagent_nb.storage.records import FIRST, begun
 
 Durability = Literal["full", "fast"]
 T = TypeVar("T")
 
-_SUFFIXES = (".record", JOURNAL, LEASE, ORDER, ".tmp")
+_SUFFIXES = (RECORD, JOURNAL, LEASE, ORDER, ".tmp")
 
 MAX_OPEN = 32
 """Runs whose files stay open between two records."""
 
 
-class FileStorageBackend(RecordingBackend):
+class FileStorageBackend(RecordStoreBackend):
     """Keeps everything in a folder of private files (0700, 0600).
+
+    Beside what is saved for a pipeline there is a verified copy of the version before. If what was saved is
+    damaged, that one takes its place, with a warning; the damaged one is put aside.
 
     Args:
         base_path: The folder, made with the first record.
@@ -194,7 +197,7 @@ class FileStorageBackend(RecordingBackend):
     def _holds_any(self, folder: Path) -> bool:
         """Whether there is a document or a run in a pipeline's folder, or a run that has lost its journal."""
         names = [entry.name for entry in _entries(folder)]
-        if any(name.endswith((".record", JOURNAL)) for name in names):
+        if any(is_document(name) or name.endswith(JOURNAL) for name in names):
             return True
         return any(name.endswith(LEASE) and self._has_lost(folder, name[: -len(LEASE)]) for name in names)
 
@@ -224,19 +227,21 @@ class FileStorageBackend(RecordingBackend):
     # -- documents --------------------------------------------------------------------------
 
     async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
-        await self._in_folder(pipeline_id, partial(replace_file, self._document(pipeline_id, name), record))
+        await self._in_folder(pipeline_id, lambda: self._document(pipeline_id, name).replace(record))
 
     async def _get(self, pipeline_id: str, name: str) -> bytes | None:
-        return await self._in_thread(partial(read_file, self._document(pipeline_id, name)))
+        return await self._in_thread(lambda: self._document(pipeline_id, name).read())
 
     async def _remove_documents(self, pipeline_id: str) -> None:
         folder = self._folder(pipeline_id)
 
         def remove() -> None:
             try:
-                for file in folder.iterdir():
-                    if file.suffix in _SUFFIXES:
-                        file.unlink()
+                with folder_locked(folder):
+                    # Copies first: none of them may be left for what comes after.
+                    for file in sorted(folder.iterdir(), key=lambda file: not is_kept(file.name)):
+                        if file.suffix in _SUFFIXES or (is_kept(file.name) and not file.is_dir()):
+                            file.unlink()
                 # Something of somebody else may be left.
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -311,7 +316,7 @@ class FileStorageBackend(RecordingBackend):
 
     def _where(self, pipeline_id: str, name: str) -> str:
         folder = self._folder(pipeline_id)
-        document = folder / f"{name}.record"
+        document = folder / f"{name}{RECORD}"
         return str(document if document.exists() else folder / f"{to_file_name(name)}.journal")
 
     def _folder(self, pipeline_id: str) -> Path:
@@ -327,8 +332,8 @@ class FileStorageBackend(RecordingBackend):
             )
         return folder
 
-    def _document(self, pipeline_id: str, name: str) -> Path:
-        return self._folder(pipeline_id) / f"{name}.record"
+    def _document(self, pipeline_id: str, name: str) -> Document:
+        return Document(self._folder(pipeline_id), name, pipeline_id, self._key, self._report)
 
     def _file(self, pipeline_id: str, run_id: str) -> RunFile:
         """The run's files, kept open for the next record."""

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError
-from tagent_nb.pipeline.names import safe_id
+from tagent_nb.pipeline.names import id_of, safe_id
 from tagent_nb.storage.leases import TTL, Holder, Lease
 from tagent_nb.storage.problems import Reporting
 
@@ -50,6 +50,10 @@ class Leasing(Reporting, ABC):
     ) -> bool:
         """Set token and holder in one step if the token is still ``expected``; say whether it was."""
 
+    @abstractmethod
+    async def _place_to_record(self, pipeline_id: str, run_id: str) -> str:
+        """The id under which a run of a pipeline is recorded, for the pipeline's id or name."""
+
     async def _now(self) -> float:
         """The time by which heartbeats are judged, in seconds since the epoch."""
         return time.time()
@@ -67,6 +71,7 @@ class Leasing(Reporting, ABC):
             LeaseLostError: Another process carries it on; the message names host and pid.
         """
         self._check(pipeline_id, run_id)
+        pipeline_id = await self._place_to_record(pipeline_id, run_id)
         left, token, holder = await self._watched(pipeline_id, run_id)
         if token > MAX_TOKEN:
             raise CorruptRecordError(
@@ -112,9 +117,10 @@ class Leasing(Reporting, ABC):
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _check(self, pipeline_id: str, run_id: str) -> None:
-        safe_id(pipeline_id, "pipeline id")
+    def _check(self, pipeline_id: str, run_id: str) -> str:
+        """Refuse what can be neither a pipeline's id or name, nor a run's id; the pipeline's id."""
         safe_id(run_id, "run id")
+        return id_of(pipeline_id)
 
     def _left(self, pipeline_id: str, run_id: str, token: int, holder: Holder, now: float) -> float | None:
         """Seconds that a claim still counts; ``None`` if no clock tells. See :meth:`Holder.left`."""

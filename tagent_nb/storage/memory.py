@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
+from tagent_nb.errors import DefinitionError, StorageError
 from tagent_nb.events import PASSING, Event, Output
-from tagent_nb.pipeline.names import safe_id
-from tagent_nb.storage.base import StorageBackend
+from tagent_nb.pipeline.names import places_of
+from tagent_nb.storage.backend import LEASES, ORDER
+from tagent_nb.storage.base import RunStorage
 from tagent_nb.storage.leases import Holder
 from tagent_nb.storage.records import RunInfo, Summary
+
+if TYPE_CHECKING:
+    from tagent_nb.storage.archive import BackupInfo
+    from tagent_nb.storage.backup import BackupSchedule
+    from tagent_nb.storage.restoring import RestoreInfo
 
 
 @dataclass
@@ -21,10 +29,11 @@ class _Pipeline:
     runs: dict[str, list[Event]] = field(default_factory=dict)
 
 
-class MemoryStorageBackend(StorageBackend):
+class MemoryStorageBackend(RunStorage):
     """Keeps everything in this process; events are kept as they are, not encoded."""
 
     durable = False
+    capabilities = frozenset({LEASES, ORDER})
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +49,9 @@ class MemoryStorageBackend(StorageBackend):
         self, pipeline_id: str, run_id: str, events: Sequence[Event], *, token: int | None = None
     ) -> None:
         """Record events by reference. See :meth:`StorageBackend.append`."""
+        if pipeline_id not in self._known or run_id not in self._known[pipeline_id].runs:
+            self._check(pipeline_id, run_id)
+            pipeline_id = await self._place_to_record(pipeline_id, run_id)
         if token is not None:
             lease = self._leases.get((pipeline_id, run_id), (0, b""))
             if lease[0] != token:
@@ -50,7 +62,6 @@ class MemoryStorageBackend(StorageBackend):
             run = []
         kept = [event for event in events if not isinstance(event, PASSING)]
         if kept and not run:
-            self._check(pipeline_id, run_id)
             self._pipeline(pipeline_id).runs[run_id] = run
         run.extend(kept)
 
@@ -63,21 +74,22 @@ class MemoryStorageBackend(StorageBackend):
     ) -> list[Event]:
         """The very events that were recorded. See :meth:`StorageBackend.read_run`."""
         self._check(pipeline_id, run_id)
-        known = self._known.get(pipeline_id)
-        if known is None or run_id not in known.runs:
+        place = await self._place_of_run(places_of(pipeline_id), run_id)
+        if place is None:
             raise self._unknown(pipeline_id, run_id)
-        return list(known.runs[run_id])
+        return list(self._known[place].runs[run_id])
 
     async def memories(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
         """The saved memories themselves. See :meth:`StorageBackend.memories`."""
-        safe_id(pipeline_id, "pipeline id")
-        known = self._known.get(pipeline_id)
-        return dict(known.memories) if known is not None else {}
+        kept = [self._known[place].memories for place in places_of(pipeline_id) if place in self._known]
+        return dict(next(filter(None, kept), {}))
 
     async def save_memories(self, pipeline_id: str, memories: Mapping[str, Any]) -> None:
         """Keep memories by reference. See :meth:`StorageBackend.save_memories`."""
-        safe_id(pipeline_id, "pipeline id")
-        self._pipeline(pipeline_id).memories = dict(memories)
+        self._pipeline(await self._place(pipeline_id)).memories = dict(memories)
+
+    async def _holds_any_of(self, pipeline_id: str) -> bool:
+        return pipeline_id in self._known
 
     async def _described(self, pipeline_id: str, run_ids: Sequence[str]) -> list[tuple[RunInfo, int, bytes]]:
         described: list[tuple[RunInfo, int, bytes]] = []
@@ -94,6 +106,43 @@ class MemoryStorageBackend(StorageBackend):
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         """Events are counted when somebody asks."""
+
+    # -- what needs something that outlives the process --------------------------------------
+
+    async def emptied(self) -> str:
+        """Empty: there is no backup."""
+        return ""
+
+    async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
+        """Refused: there is nothing to keep."""
+        raise self._nothing_kept()
+
+    async def backups(self, folder: str | Path | None = None) -> list[BackupInfo]:
+        """Refused: there is nothing to keep."""
+        raise self._nothing_kept()
+
+    async def verify(self, which: str | Path) -> BackupInfo:
+        """Refused: there is nothing to keep."""
+        raise self._nothing_kept()
+
+    async def restore(
+        self, which: str | Path | None = None, *, folder: str | Path | None = None, replace: bool = False
+    ) -> RestoreInfo:
+        """Refused: there is nothing to keep."""
+        raise self._nothing_kept()
+
+    def allow_pickle(self, key_file: str | Path) -> Self:
+        """Refused: nothing is encoded."""
+        raise self._nothing_kept()
+
+    def _nothing_kept(self) -> StorageError:
+        return StorageError(f"{self!r} keeps nothing after this process. Use a folder, SQLite or Redis.")
+
+    async def _backup_if_due(self, pipeline_id: str) -> None:
+        raise self._nothing_kept()
+
+    def _refuse_schedule(self, schedule: BackupSchedule) -> None:
+        raise DefinitionError(f"{self!r} keeps nothing that could be backed up. Leave out backup_every.")
 
     # -- primitives -------------------------------------------------------------------------
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -12,10 +16,46 @@ from tagent_nb.storage.settings import Settings, refuse_unknown, shown, split_ur
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.storage.backend import StorageBackend
+    from tagent_nb.storage.base import RunStorage
 
 Durability = Literal["full", "fast"]
+Factory = Callable[..., "StorageBackend"]
 SCHEMES = ("memory", "file", "sqlite", "redis", "rediss", "unix")
+FOUR = ("save", "load", "delete", "list_pipelines")
+GROUP = "tagent_nb.storage"
+"""Entry points of this group are named by the scheme of a URL and make the storage that it names."""
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+")
+_registered: dict[str, Factory] = {}
+
+
+def register_storage(scheme: str, factory: Factory) -> None:
+    """Let URLs of a scheme of your own name a storage, in this process.
+
+    A package registers one for everybody who installs it by an entry point of the group
+    ``tagent_nb.storage``, whose name is the scheme.
+
+    Args:
+        scheme: What is before the colon, such as ``"s3"``: lower case, at least two characters. One that is
+            registered again is replaced.
+        factory: Called with the whole URL, in which settings of :func:`open_storage` such as ``keep_last``
+            are left out; and with ``durability="full"`` or ``"fast"`` if somebody says so. Returns a
+            :class:`StorageBackend`, with four methods or more.
+
+    Raises:
+        DefinitionError: The scheme is not allowed or one of ours, or the factory cannot be called.
+    """
+    if not isinstance(scheme, str) or not _SCHEME.fullmatch(scheme):
+        raise DefinitionError(
+            f"A scheme has at least two of a-z, 0-9, '+', '-' and '.', and begins with a letter, not "
+            f"{scheme!r}. Write such as 's3'."
+        )
+    if scheme in SCHEMES:
+        raise DefinitionError(f"The scheme {scheme!r} is one of tagent-nb. Choose another.")
+    if not callable(factory):
+        raise DefinitionError(f"The factory of scheme {scheme!r} must be callable, not {factory!r}.")
+    _registered[scheme] = factory
 
 
 def open_storage(
@@ -39,7 +79,9 @@ def open_storage(
             ``"file:///home/me/runs"``), which on Windows holds a SQLite file; a SQLite file
             (``"sqlite:///runs.db"``, and with a fourth slash an absolute path); a Redis server
             (``"redis://host:6379/0"``, with TLS ``"rediss://user:password@host:6379/0"``, or
-            ``"unix:///path"``); or a backend, which is returned as it is.
+            ``"unix:///path"``); a URL of a scheme of your own, see :func:`register_storage`; or a backend,
+            which is returned as it is, unless it has the four methods of :class:`StorageBackend` and no more:
+            then what is returned keeps runs through these, and is the same for the same backend.
         durability: What survives a loss of power: everything recorded (``"full"``, without a say), or
             perhaps not the last seconds (``"fast"``). Either survives the death of the process.
         keep_last: At the end of a run, older runs of its pipeline than so many go. Never that run, one that
@@ -55,20 +97,71 @@ def open_storage(
         DefinitionError: ``where`` is not understood, or a value is not allowed.
         MissingExtraError: It is a Redis server, and the package for that is not installed.
     """
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.storage.backend import StorageBackend
 
     said = Settings(durability, keep_last, older_than, max_bytes, backup_every, backup_keep, backup_folder)
     if isinstance(where, StorageBackend):
         if durability is not None:
             raise DefinitionError(f"Say durability where {where!r} is made; it cannot change now.")
-        return said.apply(where)
+        return said.apply(_with_runs(where))
     if where is None:
         where = "memory:"
-    if isinstance(where, str) and _scheme(where):
+    if isinstance(where, str) and (scheme := _scheme(where)):
         where, written = split_url(where)
         said = said.over(written)
+        if scheme not in SCHEMES:
+            return said.apply(_with_runs(_own(where, scheme, said.durability)))
     level = "full" if said.durability is None else said.durability
     return said.apply(_opened(where, level))
+
+
+def _with_runs(backend: StorageBackend) -> RunStorage:
+    """A backend, or what keeps runs in one of four methods."""
+    from tagent_nb.storage.base import RunStorage
+
+    if isinstance(backend, RunStorage):
+        return backend
+    from tagent_nb.storage.documents import opened
+
+    return opened(backend)
+
+
+def _own(url: str, scheme: str, durability: Any) -> StorageBackend:
+    """What the factory of somebody's scheme makes of a URL."""
+    from tagent_nb.storage.backend import StorageBackend
+
+    factory = _registered.get(scheme)
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)} if factory is None else {}
+    if factory is None and scheme not in entries:
+        known = (*SCHEMES, *sorted({*_registered, *entries}))
+        raise DefinitionError(
+            f"Storage {shown(url)!r}: there is no kind {scheme!r}.{did_you_mean(scheme, known)} "
+            f"Known: {', '.join(known)}, or the path of a folder."
+        )
+    if factory is None:
+        entry = entries[scheme]
+        try:
+            factory = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise DefinitionError(
+                f"Storage {shown(url)!r}: the package that has the scheme {scheme!r} cannot be used, since "
+                f"{entry.value} cannot be imported ({error}). Install it anew."
+            ) from error
+    options = {} if durability is None else {"durability": durability}
+    try:
+        inspect.signature(factory).bind(url, **options)
+    except TypeError as error:
+        raise DefinitionError(
+            f"Storage {shown(url)!r}: the factory of scheme {scheme!r} cannot be called with the URL"
+            f"{' and durability' if options else ''} ({error})."
+        ) from None
+    storage = factory(url, **options)
+    if not isinstance(storage, StorageBackend):
+        raise DefinitionError(
+            f"Storage {shown(url)!r}: the factory of scheme {scheme!r} gave {type(storage).__name__}, and a "
+            "storage derives from tagent_nb.StorageBackend."
+        )
+    return storage
 
 
 def _scheme(where: str) -> str:
@@ -78,14 +171,17 @@ def _scheme(where: str) -> str:
     return scheme if colon and len(scheme) > 1 else ""
 
 
-def _opened(where: object, durability: Any) -> StorageBackend:
+def _opened(where: object, durability: Any) -> RunStorage:
     if isinstance(where, Path):
         return _folder(where, durability)
     if not isinstance(where, str) or not where.strip():
-        raise DefinitionError(
-            f"Storage must be a folder, a URL or a backend, not {where!r}. "
-            "Write 'memory:' or the path of a folder."
+        four = all(callable(getattr(where, name, None)) for name in FOUR)
+        remedy = (
+            "Derive its class from tagent_nb.StorageBackend."
+            if four
+            else "Write 'memory:' or the path of a folder."
         )
+        raise DefinitionError(f"Storage must be a folder, a URL or a backend, not {where!r}. {remedy}")
     scheme = _scheme(where)
     if not scheme:
         _, written = split_url(where)
@@ -111,17 +207,12 @@ def _opened(where: object, durability: Any) -> StorageBackend:
         return _folder(Path(unquote(url.path)), durability)
     if scheme == "sqlite":
         return _sqlite(refuse_unknown(where, "SQLite file"), durability)
-    if scheme in ("redis", "rediss", "unix"):
-        from tagent_nb.storage.redis import RedisStorageBackend
+    from tagent_nb.storage.redis import RedisStorageBackend
 
-        return RedisStorageBackend(where, durability=durability)
-    raise DefinitionError(
-        f"Storage {shown(where)!r}: there is no kind {scheme!r}.{did_you_mean(scheme, SCHEMES)} "
-        f"Known: {', '.join(SCHEMES)}, or the path of a folder."
-    )
+    return RedisStorageBackend(where, durability=durability)
 
 
-def _folder(path: Path, durability: Durability) -> StorageBackend:
+def _folder(path: Path, durability: Durability) -> RunStorage:
     try:
         from tagent_nb.storage.file import FileStorageBackend
     except ModuleNotFoundError as error:
@@ -134,7 +225,7 @@ def _folder(path: Path, durability: Durability) -> StorageBackend:
     return FileStorageBackend(path, durability=durability)
 
 
-def _sqlite(url: str, durability: Durability) -> StorageBackend:
+def _sqlite(url: str, durability: Durability) -> RunStorage:
     from tagent_nb.storage.sqlite import SQLiteStorageBackend
 
     # As everywhere: three slashes and a relative path, or four and an absolute one.

@@ -10,13 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError, StorageUnavailableError
+from tagent_nb.errors import (
+    CorruptRecordError,
+    DefinitionError,
+    NotStoredError,
+    StorageError,
+    StorageUnavailableError,
+)
 from tagent_nb.events import PASSING, Event, Output, RunFinished, StepEvent, Warned
+from tagent_nb.pipeline.names import id_of, places_of
 from tagent_nb.storage import backup as backups
 from tagent_nb.storage import emptied, restoring
 from tagent_nb.storage.archive import BackupInfo, Item, inspect, open_archive, paths
+from tagent_nb.storage.backend import BACKUPS, ENDS, LEASES, ORDER
 from tagent_nb.storage.backup import BackupSchedule
-from tagent_nb.storage.base import StorageBackend
+from tagent_nb.storage.base import RunStorage
 from tagent_nb.storage.codec import (
     Copied,
     Draft,
@@ -47,7 +55,7 @@ class Row:
         size: Its bytes.
         token: Token of its lease.
         holder: Holder of its lease.
-        state: What says where the run ends, as :meth:`RecordingBackend._state` gives it.
+        state: What says where the run ends, as :meth:`RecordStoreBackend._state` gives it.
         tail: Some last bytes, at least the last record if that is short; ``None`` if it is long.
         problem: Why nothing can be said of it.
     """
@@ -70,11 +78,26 @@ class _Run:
     problem: str | None
 
 
-class RecordingBackend(StorageBackend):
-    """Base of backends that keep runs as records of bytes."""
+class RecordStoreBackend(RunStorage):
+    """Base of backends that promise all: they keep runs as records of bytes.
 
+    To write one, implement the primitives, which begin with an underscore. They are given ids that may become
+    part of a path, a query or a key (``[A-Za-z0-9_-]{1,64}``), and bytes. What these mean, checksums, leases,
+    lists of runs and backups are done here. For documents: ``_put``, ``_get``, ``_remove_documents``; for
+    runs: ``_append``, ``_read``, ``_tail``, ``_runs``, ``_remove_run``; for leases: ``_lease`` and
+    ``_swap_lease``; and ``_pipelines``, ``_set_aside``. The others have a default that is right, and slower
+    or weaker than one's own: ``_state``, ``_mark`` and ``_marked``, ``_ordered``, ``_newest``, ``_has_run``,
+    ``_rows``, ``_now``. Whoever implements one of these weakly takes it out of :attr:`capabilities`, and
+    :class:`tagent_nb.testing.StorageContract` does not ask for it.
+
+    Attributes:
+        capabilities: All of those of :class:`StorageBackend`, unless a subclass says less.
+        tears: Whether a crash may leave half a record at the end of a run, which is then dropped and
+            reported.
+    """
+
+    capabilities = frozenset({LEASES, ORDER, ENDS, BACKUPS})
     tears: bool = False
-    """Whether a crash may leave half a record at the end of a run, which is then dropped and reported."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,6 +160,12 @@ class RecordingBackend(StorageBackend):
         key = (pipeline_id, run_id)
         summary = self._summaries.get(key)
         if summary is None:
+            self._check(pipeline_id, run_id)
+            pipeline_id = await self._place_to_record(pipeline_id, run_id)
+            key = (pipeline_id, run_id)
+            # By its name, a pipeline's counts are under its id.
+            summary = self._summaries.get(key)
+        if summary is None:
             summary = await self._summary(pipeline_id, run_id)
         try:
             for event in kept:
@@ -158,14 +187,15 @@ class RecordingBackend(StorageBackend):
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
     ) -> list[Event]:
         """What happened in a run, in order. See :meth:`StorageBackend.read_run`."""
-        async with self._offering((pipeline_id, "run", run_id)):
-            return await self._events(pipeline_id, run_id, schemas)
-
-    async def _events(
-        self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
-    ) -> list[Event]:
-        self._check(pipeline_id, run_id)
-        return (await self._whole(pipeline_id, run_id, schemas)).events
+        place = self._check(pipeline_id, run_id)
+        try:
+            async with self._offering((place, "run", run_id)):
+                return (await self._whole(place, run_id, schemas)).events
+        except NotStoredError:
+            other = await self._place_of_run(places_of(pipeline_id)[1:], run_id)
+            if other is None:
+                raise
+        return await self.read_run(other, run_id, schemas)
 
     async def _whole(self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None) -> _Run:
         stored = await self._stored(pipeline_id, run_id)
@@ -212,7 +242,7 @@ class RecordingBackend(StorageBackend):
     async def _load(
         self, pipeline_id: str, name: str, schemas: Mapping[str, type] | None
     ) -> dict[str, Any] | None:
-        async with self._offering((pipeline_id, "document", name)):
+        async with self._offering((id_of(pipeline_id), "document", name)):
             return await super()._load(pipeline_id, name, schemas)
 
     async def runs(self, pipeline_id: str, *, limit: int | None = None) -> list[RunInfo]:

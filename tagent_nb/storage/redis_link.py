@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import DefinitionError, MissingExtraError, StorageError, StorageUnavailableError
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.redis_queue import SIGNS, UNKNOWN_HOST, UNTRUSTED, RunQueue, losing, said, wrong_url
 
 try:
@@ -53,7 +53,7 @@ class _Loop:
     away: bool = False
 
 
-class RedisLink(RecordingBackend):
+class RedisLink(RecordStoreBackend):
     """The part of the backend that knows how to reach the server."""
 
     def __init__(self, url: str, *, durability: Literal["full", "fast"], deadline: float) -> None:

@@ -20,7 +20,7 @@ from tagent_nb.storage.backup import UNLISTED, Short, folder_of, known, own_fold
 from tagent_nb.storage.disk import user_path
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.recording import RecordingBackend
+    from tagent_nb.storage.recording import RecordStoreBackend
 
 
 MERGED = "restore-{}.merged"
@@ -46,7 +46,7 @@ class RestoreInfo:
     problems: list[str] = field(default_factory=list)
 
 
-async def newest(storage: RecordingBackend, found: list[Path], item: Item | None = None) -> Archive | None:
+async def newest(storage: RecordStoreBackend, found: list[Path], item: Item | None = None) -> Archive | None:
     """The newest of some backups that is intact (and has an item); damaged ones before it are reported."""
     for path in found:
         try:
@@ -61,7 +61,7 @@ async def newest(storage: RecordingBackend, found: list[Path], item: Item | None
 
 
 async def offer(
-    storage: RecordingBackend, error: CorruptRecordError, item: Item | None
+    storage: RecordStoreBackend, error: CorruptRecordError, item: Item | None
 ) -> CorruptRecordError:
     """The same error, with the newest intact backup (that has the item), if there is one."""
     folder = own_folder(storage)
@@ -83,9 +83,9 @@ async def offer(
 
 
 async def restore(
-    storage: RecordingBackend, which: str | Path | None, folder: str | Path | None, *, replace: bool
+    storage: RecordStoreBackend, which: str | Path | None, folder: str | Path | None, *, replace: bool
 ) -> RestoreInfo:
-    """Put a backup in the place of what is damaged or missing; see :meth:`RecordingBackend.restore`."""
+    """Put a backup in the place of what is damaged or missing; see :meth:`RecordStoreBackend.restore`."""
     path = None if which is None else user_path(which, "A backup")
     storage._restoring = True
     try:
@@ -101,7 +101,7 @@ async def restore(
 
 
 async def _restore(
-    storage: RecordingBackend, which: Path | None, folder: Path, *, replace: bool
+    storage: RecordStoreBackend, which: Path | None, folder: Path, *, replace: bool
 ) -> RestoreInfo:
     older: list[Path] = []
     if which is None:
@@ -135,7 +135,7 @@ async def _restore(
     return info
 
 
-async def _is_needed(storage: RecordingBackend, content: Path) -> bool:
+async def _is_needed(storage: RecordStoreBackend, content: Path) -> bool:
     """Whether a restore that was stopped half-way goes on with a file, as far as the store can say."""
     try:
         marked = await storage._marked()
@@ -144,7 +144,7 @@ async def _is_needed(storage: RecordingBackend, content: Path) -> bool:
     return marked is not None and _marks(marked)[0] == content
 
 
-def _candidates(storage: RecordingBackend, folder: Path) -> list[Path]:
+def _candidates(storage: RecordStoreBackend, folder: Path) -> list[Path]:
     """The store's own backups; without any, those of another store, such as it was elsewhere."""
     own = known(storage, folder)
     if own:
@@ -162,7 +162,7 @@ def _candidates(storage: RecordingBackend, folder: Path) -> list[Path]:
 
 
 async def _merge(
-    storage: RecordingBackend,
+    storage: RecordStoreBackend,
     archive: Archive,
     older: list[Path],
     merged: Path,
@@ -207,7 +207,7 @@ async def _merge(
         await asyncio.to_thread(writer.finish)
 
 
-async def _earlier(storage: RecordingBackend, archive: Archive) -> dict[Item, list[Item]]:
+async def _earlier(storage: RecordStoreBackend, archive: Archive) -> dict[Item, list[Item]]:
     """For runs of the store those that only the archive has and that were begun before them.
 
     What the store holds afterwards is in the order in which it is written.
@@ -233,7 +233,7 @@ async def _earlier(storage: RecordingBackend, archive: Archive) -> dict[Item, li
 
 
 async def _add_from(
-    storage: RecordingBackend, older: list[Path], item: Item, writer: Writer, info: RestoreInfo
+    storage: RecordStoreBackend, older: list[Path], item: Item, writer: Writer, info: RestoreInfo
 ) -> None:
     archive = await newest(storage, older, item)
     if archive is None:
@@ -249,7 +249,7 @@ async def _add_from(
 # -- filling the store ---------------------------------------------------------------------------
 
 
-async def _fill(storage: RecordingBackend, content: Path) -> str:
+async def _fill(storage: RecordStoreBackend, content: Path) -> str:
     """Move the store aside and fill it with what a file holds; where it was moved to."""
     archive = await asyncio.to_thread(open_archive, content, storage._key)
     before, aside, whole = await _pipelines(storage), "", False
@@ -276,7 +276,7 @@ async def _fill(storage: RecordingBackend, content: Path) -> str:
     return aside
 
 
-async def _go_on(storage: RecordingBackend, which: Path | None) -> RestoreInfo | None:
+async def _go_on(storage: RecordStoreBackend, which: Path | None) -> RestoreInfo | None:
     """End a restore that was stopped half-way, if there was one."""
     marked = await storage._marked()
     if marked is None:
@@ -322,7 +322,7 @@ def _stamp() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
 
 
-async def _put_back(storage: RecordingBackend, item: Item, data: bytes) -> None:
+async def _put_back(storage: RecordStoreBackend, item: Item, data: bytes) -> None:
     pipeline_id, kind, name = item
     if kind == "document":
         await storage._put(pipeline_id, name, data)
@@ -330,7 +330,7 @@ async def _put_back(storage: RecordingBackend, item: Item, data: bytes) -> None:
         await storage._put_run(pipeline_id, name, data)
 
 
-async def _pipelines(storage: RecordingBackend) -> list[str]:
+async def _pipelines(storage: RecordStoreBackend) -> list[str]:
     """Pipelines of a store, none if it is so damaged that it cannot say."""
     try:
         return await storage.list_pipelines()
@@ -341,7 +341,7 @@ async def _pipelines(storage: RecordingBackend) -> list[str]:
         return []
 
 
-async def _refuse_active(storage: RecordingBackend) -> None:
+async def _refuse_active(storage: RecordStoreBackend) -> None:
     for pipeline_id in await _pipelines(storage):
         try:
             await storage._refuse_active("be restored", pipeline_id, await storage._run_ids(pipeline_id))

@@ -14,7 +14,7 @@ from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError
 from tagent_nb.storage.records import RunInfo
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.storage.base import RunStorage
 
 LOOK = 200
 """Runs that are looked at together."""
@@ -90,7 +90,7 @@ _UNFINISHED = ("running", "waiting")
 
 
 async def prune(
-    storage: StorageBackend, pipeline_id: str, rules: Retention, limit: float, ended: str | None = None
+    storage: RunStorage, pipeline_id: str, rules: Retention, limit: float, ended: str | None = None
 ) -> list[RunInfo]:
     """Delete the runs of a pipeline that may go, for at most ``limit`` seconds; the deleted ones.
 
@@ -114,7 +114,7 @@ async def prune(
 class _Pruning:
     """One go at the runs of a pipeline."""
 
-    storage: StorageBackend
+    storage: RunStorage
     pipeline_id: str
     rules: Retention
     limit: float

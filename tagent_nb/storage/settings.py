@@ -14,7 +14,7 @@ from tagent_nb.storage.disk import user_path
 
 if TYPE_CHECKING:
     from tagent_nb.storage.backup import BackupSchedule
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.storage.base import RunStorage
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -47,7 +47,7 @@ class Settings:
         """These, and where they say nothing, others."""
         return Settings(**{**others, **self.given()})
 
-    def apply(self, storage: StorageBackend) -> StorageBackend:
+    def apply(self, storage: RunStorage) -> RunStorage:
         """Let a backend keep to the rules; what is not said stays as it is there.
 
         Raises:

@@ -25,7 +25,7 @@ from tagent_nb.storage.database import (
     waiting,
 )
 from tagent_nb.storage.disk import MAX_MARK, is_regular, mark_file, read_file, user_path
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tagent_nb.storage.wal import recover
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ _left_to_parent: list[sqlite3.Connection] = []
 """Connections of before a fork. To close one here could end the parent's locks."""
 
 
-class SQLiteLink(RecordingBackend):
+class SQLiteLink(RecordStoreBackend):
     """The part of the backend that opens and closes the file."""
 
     def __init__(self, path: str | Path, *, durability: Literal["full", "fast"] = "full") -> None:

@@ -10,6 +10,9 @@ Subclass :class:`StorageContract` and give it a fixture named ``storage``::
         def another(self, storage):
             return MyStorage(storage.path)
 
+A backend of four methods passes it, and so does one with all primitives: what a backend does not promise
+by its ``capabilities`` is skipped.
+
 The fixture :func:`replay` lets your own tests replay the calls of agent steps.
 
 Needs pytest and pytest-asyncio.

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from tagent_nb.events import (
     CallRecorded,
     Event,
@@ -30,6 +32,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.event_codec import event_to_dict
+from tagent_nb.storage.backend import StorageBackend
 from tagent_nb.storage.leases import Holder
 
 DEAD_PID = 2**22 + 1
@@ -89,3 +92,9 @@ def holder(pid: int = DEAD_PID, **changes: Any) -> bytes:
         "beat": here.beat,
     }
     return Holder(**{**values, "ttl": 30.0, **changes}).to_bytes()
+
+
+def require(store: StorageBackend, capability: str) -> None:
+    """Skip the test of a promise that a backend does not declare."""
+    if capability not in store.capabilities:
+        pytest.skip(f"{store!r} does not promise {capability!r}")
