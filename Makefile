@@ -15,7 +15,7 @@ OUT := demo-output
 
 section = printf '\n\033[1m== %s\033[0m\n' $(1)
 
-.PHONY: help demo test lint unit browser notebooks docs bench test-faults system clean
+.PHONY: help demo test lint unit browser notebooks docs bench bench-check test-faults system clean
 
 help:
 	@echo "make demo         run notebooks/01_first_pipeline.ipynb on the local model (no key, no cost)"
@@ -25,6 +25,7 @@ help:
 	@echo "make browser      the tests in a real JupyterLab"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure against the limits of docs/reference/benchmarks.md"
+	@echo "make bench-check  the same, and fail where a ratio is worse than promised"
 	@echo "make test-faults  the fault tests with all repetitions"
 	@echo "make clean        remove what these targets made, the virtual environment too"
 
@@ -119,6 +120,9 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks
+
+bench-check: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks --check
 
 test-faults: $(VENV)/.dev system
 	@TAGENT_FAULTS=full $(PYTEST) -m faults -s -p no:cacheprovider --timeout=3600

@@ -1,11 +1,18 @@
-"""How two sides are measured, and how the result is shown."""
+"""How two sides are measured, how the result is shown, and when it is worse than promised."""
 
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+LEAST_NOISE = 0.02
+"""Part of a ratio that is noise at least: a few rounds may happen to agree."""
+
+TOO_NOISY = 0.5
+"""Part of the promised ratio from which on noise leaves nothing to be said."""
 
 Side = Callable[[], float]
 """Does its work once and returns what it took, in the benchmark's unit; set-up is not in it."""
@@ -38,6 +45,7 @@ class Benchmark:
         name: Short name for ``--only``.
         what: What is measured.
         limit: What it is measured against.
+        promised: Ratio that holds today; a larger one is a step back.
         reach: Ratio that should be reached.
         dream: Ratio that would be wonderful.
         unit: ``"s"`` or ``"MB"``.
@@ -49,6 +57,7 @@ class Benchmark:
     name: str
     what: str
     limit: str
+    promised: float
     reach: float
     dream: float
     setup: Setup
@@ -59,17 +68,36 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Result:
-    """Medians of both sides of a benchmark."""
+    """Medians of both sides of a benchmark, and the ratio of each round."""
 
     benchmark: Benchmark
     ours: float
     limit: float
     note: str = ""
+    rounds: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float:
         """Ours for one of the limit."""
         return self.ours / self.limit
+
+    @property
+    def noise(self) -> float:
+        """How far the median of the rounds' ratios may be off: twice its standard error, by their spread.
+
+        The spread is their median absolute deviation, which one disturbed round does not change.
+        """
+        middle = statistics.median(self.rounds)
+        spread = 1.4826 * statistics.median(abs(ratio - middle) for ratio in self.rounds)
+        return max(LEAST_NOISE * middle, 2 * 1.2533 * spread / math.sqrt(len(self.rounds)))
+
+    @property
+    def check(self) -> str:
+        """``"holds"``, ``"worse"`` than promised by more than the noise, or ``"unsure"`` for noise."""
+        promised = self.benchmark.promised
+        if self.noise > TOO_NOISY * promised:
+            return "unsure"
+        return "worse" if statistics.median(self.rounds) - self.noise > promised else "holds"
 
 
 BENCHMARKS: list[Benchmark] = []
@@ -81,6 +109,7 @@ def benchmark(
     what: str,
     *,
     limit: str,
+    promised: float,
     reach: float,
     dream: float,
     unit: str = "s",
@@ -90,7 +119,7 @@ def benchmark(
     """Add a row; the decorated function makes its two sides, ours first."""
 
     def add(setup: Setup) -> Setup:
-        BENCHMARKS.append(Benchmark(name, what, limit, reach, dream, setup, unit, each, large))
+        BENCHMARKS.append(Benchmark(name, what, limit, promised, reach, dream, setup, unit, each, large))
         return setup
 
     return add
@@ -108,7 +137,25 @@ def measure(one: Benchmark, rounds: int) -> Result:
             gc.collect()
             taken[side].append(side())
     ours, limit = (statistics.median(taken[side]) for side in (sides.ours, sides.limit))
-    return Result(one, ours, limit, sides.note())
+    ratios = tuple(mine / bare for mine, bare in zip(taken[sides.ours], taken[sides.limit], strict=True))
+    return Result(one, ours, limit, sides.note(), ratios)
+
+
+def checked(one: Benchmark, rounds: int) -> Result:
+    """A result that is worse than promised only if it is so in twice as many rounds, too."""
+    result = measure(one, rounds)
+    return result if result.check == "holds" else measure(one, 2 * rounds)
+
+
+def complaint(result: Result) -> str:
+    """What is wrong with a checked result, in a line; empty if nothing is."""
+    one = result.benchmark
+    seen = f"{one.name}: {statistics.median(result.rounds):.2f}x, give or take {result.noise:.2f}"
+    if result.check == "worse":
+        return f"{seen}, and {one.promised:g}x is promised: worse than before"
+    if result.check == "unsure":
+        return f"{seen}: too noisy to tell; measure on a quieter machine"
+    return ""
 
 
 def amount(value: float, unit: str) -> str:
@@ -123,7 +170,7 @@ def amount(value: float, unit: str) -> str:
 
 def table(results: Sequence[Result]) -> str:
     """The results as aligned text."""
-    head = ["what", "limit", "ours", "limit", "ratio", "reach", "dream", ""]
+    head = ["what", "limit", "ours", "limit", "ratio", "promised", "reach", "dream", ""]
     rows = []
     for result in results:
         one = result.benchmark
@@ -135,6 +182,7 @@ def table(results: Sequence[Result]) -> str:
                 amount(result.ours / one.each, one.unit),
                 amount(result.limit / one.each, one.unit),
                 f"{result.ratio:.2f}x" if result.ratio > 0.1 else f"{result.ratio:.3f}x",
+                f"{one.promised:g}x",
                 f"{one.reach:g}x",
                 f"{one.dream:g}x",
                 verdict,
@@ -144,7 +192,7 @@ def table(results: Sequence[Result]) -> str:
     lines = []
     for row in [head, ["-" * width for width in widths], *rows]:
         cells = [
-            text.ljust(width) if column < 2 or column == 7 else text.rjust(width)
+            text.ljust(width) if column < 2 or column == 8 else text.rjust(width)
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())

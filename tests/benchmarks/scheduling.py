@@ -17,6 +17,7 @@ SIZE = 100_000
     "order",
     "build and order 100,000 steps",
     limit="plain Kahn over the same names",
+    promised=2,
     reach=1.5,
     dream=1.1,
 )
