@@ -215,7 +215,7 @@ async def test_a_plain_backend_lists_damaged_leases_and_skips_what_is_gone(tmp_p
 class StatelessBackend(PlainBackend):
     """One that keeps nothing that says where the records of a run end."""
 
-    _state = RecordingBackend._state
+    _state = RecordStoreBackend._state
 
 
 async def test_a_backend_without_states_cannot_tell_that_the_last_records_are_missing(tmp_path: Path) -> None:
