@@ -23,6 +23,7 @@ from tagent_nb.pipeline.texts import terminal_text
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from tagent_nb.cache.store import ResultCache
     from tagent_nb.pipeline.models import Pipeline
     from tagent_nb.pipeline.result import PipelineResult
 
@@ -209,8 +210,7 @@ def _shared_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="model of agent steps that do not name one: local, test, openai:...")
     command.add_argument(
         "--storage",
-        default=str(STATE_FOLDER / "runs"),
-        help="folder or URL where runs are recorded (default: %(default)s)",
+        help="folder or URL where runs are recorded (default: $TAGENT_NB_STORAGE, or .tagent/runs)",
     )
     command.add_argument(
         "--budget",
@@ -246,7 +246,6 @@ def _status(*_: object) -> bool:
 
 
 def _run(args: argparse.Namespace, _: object) -> bool:
-    from tagent_nb.cache.store import ResultCache
     from tagent_nb.engine.executor import PipelineExecutor
     from tagent_nb.engine.inputs import feed
     from tagent_nb.storage import open_storage
@@ -261,10 +260,11 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         feed(pipeline, source)
     if args.file.suffix != ".py":
         _refuse_missing(args.file, pipeline, namespace)
+    where = _where(args)
     executor = PipelineExecutor(
         pipeline,
-        storage=open_storage(args.storage, keep_last=args.keep_last),
-        cache=ResultCache(STATE_FOLDER / "cache"),
+        storage=open_storage(where, keep_last=args.keep_last),
+        cache=_cache(),
         model=args.model,
         namespace=namespace,
         schemas=_schemas(namespace),
@@ -286,14 +286,27 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         problem = f"standard output cannot be written ({unwritten})"
     if problem is None:
         return result.success
-    kept = f" and is recorded in {args.storage}; to see it: --resume {result.run_id}"
-    where = "" if args.storage == "memory:" else kept
-    _say(f"tagent-nb: {problem}. Run {result.run_id} has ended{where}.", sys.stderr)
+    kept = f" and is recorded in {where}; to see it: --resume {result.run_id}"
+    recorded = "" if where == "memory:" else kept
+    _say(f"tagent-nb: {problem}. Run {result.run_id} has ended{recorded}.", sys.stderr)
     return False
 
 
-def _ask(args: argparse.Namespace, _: object) -> bool:
+def _where(args: argparse.Namespace) -> str:
+    """Where runs are recorded: as the command says, else the environment, else in the folder of notebooks."""
+    from tagent_nb.pipeline.environment import defaults
+
+    return args.storage or defaults().storage or str(STATE_FOLDER / "runs")
+
+
+def _cache() -> ResultCache:
     from tagent_nb.cache.store import ResultCache
+    from tagent_nb.pipeline.environment import defaults
+
+    return ResultCache(defaults().cache or STATE_FOLDER / "cache")
+
+
+def _ask(args: argparse.Namespace, _: object) -> bool:
     from tagent_nb.engine.question import run_agent
 
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
@@ -311,8 +324,8 @@ def _ask(args: argparse.Namespace, _: object) -> bool:
         and _named("--output-schema", args.output_schema, schemas, args.schemas),
         model=args.model,
         agent="plan" if args.plan else "single",
-        storage=args.storage,
-        cache=ResultCache(STATE_FOLDER / "cache"),
+        storage=_where(args),
+        cache=_cache(),
         budget=args.budget,
         offline=args.offline or None,
     )

@@ -39,6 +39,8 @@ def pytest_configure() -> None:
     The threads that step bodies run in are interrupted by exceptions, which may come while coverage holds
     its lock there; all other threads would wait for ever. CPython's own lock is enough for what it guards.
     """
+    for name in [name for name in os.environ if name.startswith("TAGENT_NB_")]:
+        del os.environ[name]  # a developer's own defaults
     Collector.lock_data = Collector.unlock_data = _nothing  # type: ignore[method-assign]
     _excuse_finalisers_without_room()
 

@@ -24,6 +24,7 @@ from tagent_nb.pipeline.models import Pipeline
 if TYPE_CHECKING:
     from tagent_nb.engine.memory import PipelineMemory
     from tagent_nb.events import CallRecorded
+    from tagent_nb.pipeline.environment import Defaults
     from tagent_nb.pipeline.prices import Price
     from tagent_nb.steps.base import StepRunner
     from tagent_nb.steps.limits import LimitsGate
@@ -38,6 +39,7 @@ class Checking:
     runners: dict[str, StepRunner]
     prices: dict[str, Price]
     limits: LimitsGate
+    defaults: Defaults
     recording: list[CallRecorded] | None
 
     def _options(
@@ -95,6 +97,8 @@ class Checking:
         if options.resume is not False:
             pipeline.inputs.update(dict.fromkeys(expected_names(pipeline)))
             pipeline.forget_dependencies()
+        if pipeline.model is None:
+            pipeline.model = self.defaults.model
         refuse_problems(
             pipeline, agent_problems(pipeline, settings=self._asks_models(pipeline, offline=False))
         )

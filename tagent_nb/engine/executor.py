@@ -9,7 +9,8 @@ import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from tagent_nb.engine.attempt import secret_of_input
 from tagent_nb.engine.checking import Checking
@@ -38,6 +39,7 @@ from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, Output, RunContinued, RunStarted
 from tagent_nb.pipeline.approval import Approver
 from tagent_nb.pipeline.budget import Budget
+from tagent_nb.pipeline.environment import defaults
 from tagent_nb.pipeline.foreign_words import EXECUTOR, own_keywords
 from tagent_nb.pipeline.hints import map_warnings
 from tagent_nb.pipeline.limits import Limit
@@ -53,8 +55,6 @@ from tagent_nb.steps.telemetry import traced
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pydantic import BaseModel
 
     from tagent_nb.cache.store import ResultCache
@@ -76,9 +76,11 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
     Args:
         pipeline: What to run. It may be changed while a run goes on; the run does not see it.
         storage: Where runs are recorded: a backend, a folder, or a URL for :func:`open_storage`.
-            Without one, in memory, as long as this object lives.
-        cache: Answers unchanged steps; without one every step runs.
-        model: Model of agent steps that do not name one; overrides the pipeline's.
+            Without one, what ``TAGENT_NB_STORAGE`` says, or else in memory, as long as this object lives.
+        cache: Answers unchanged steps; ``None`` is what ``TAGENT_NB_CACHE`` says, or else none, and ``False``
+            is none.
+        model: Model of agent steps that do not name one; overrides the pipeline's. Where nobody names one, it
+            is what ``TAGENT_NB_MODEL`` says.
         max_concurrency: Most attempts at the same time, items of mapped steps included.
         observers: Called with every event, on the run's loop; they must return fast.
         namespace: Names that Python bodies see besides the steps, such as the notebook's.
@@ -114,7 +116,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         pipeline: Pipeline,
         *,
         storage: StorageBackend | str | Path | None = None,
-        cache: ResultCache | None = None,
+        cache: ResultCache | Literal[False] | None = None,
         model: Any = None,
         max_concurrency: int = 8,
         observers: Iterable[Observer] = (),
@@ -136,8 +138,11 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
                 f"max_concurrency must be a whole number from 1 on, not {max_concurrency!r}."
             )
         self.pipeline = pipeline
-        self.storage = open_storage(storage)
-        self.cache = cache
+        self.defaults = defaults()
+        self.storage = open_storage(self.defaults.storage if storage is None else storage)
+        if cache is None and self.defaults.cache is not None:
+            cache = _cache_in(Path(self.defaults.cache).resolve())
+        self.cache = None if cache is False else cache
         self.model = model
         self.max_concurrency = max_concurrency
         self.namespace: Mapping[str, Any] = {} if namespace is None else namespace
@@ -155,7 +160,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self._tracing: Tracing | None = None
         self.prices = checked_prices(prices)
         self.approver = checked_approver(approver)
-        self.budget = None if budget is None else Budget.of(budget)
+        self.budget = self.defaults.budget if budget is None else Budget.of(budget)
         self.ledger = Ledger()
         self.limits = limits if isinstance(limits, LimitsGate) else LimitsGate(limits)
         self.recording = calls_on(recording)
@@ -229,7 +234,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             taken = self.take_inputs(inputs)
             options = self._options(resume, force, until, offline, use_cache, on_change, budget)
             limit = checked_timeout("The run", timeout)
-            options = replace(options, timeout=self.pipeline.timeout if limit is None else limit)
+            options = replace(options, timeout=limit or self.pipeline.timeout or self.defaults.timeout)
             return await self._sit(self._checked(options, taken), options, taken)
         finally:
             self._run = self._loop = None
@@ -514,6 +519,14 @@ def run_pipeline(pipeline: Pipeline, **options: Any) -> PipelineResult:
     """Run a pipeline; see :meth:`Pipeline.run`."""
     running, making = split_options(options)
     return PipelineExecutor(pipeline, **making).run(**running)
+
+
+@cache
+def _cache_in(folder: Path) -> ResultCache:
+    """The cache of a folder, one for all executors of this process."""
+    from tagent_nb.cache.store import ResultCache
+
+    return ResultCache(folder)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

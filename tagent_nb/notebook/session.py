@@ -24,6 +24,7 @@ from tagent_nb.errors import (
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.notebook.workspace import CellNames, RunWatcher, Watch, Workspace
 from tagent_nb.pipeline.approval import Approver
+from tagent_nb.pipeline.environment import defaults
 from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.names import pipeline_name
@@ -286,7 +287,7 @@ class Session:
         return PipelineExecutor(
             space.pipeline,
             storage=space.storage,
-            cache=self.cache if space.cached else None,
+            cache=self.cache if space.cached else False,
             recording=space.recording,
             max_concurrency=space.max_concurrency if max_concurrency is None else max_concurrency,
             observers=observers,
@@ -608,7 +609,7 @@ class Session:
         if self._cache is None:
             from tagent_nb.cache.store import ResultCache
 
-            self._cache = ResultCache(self.folder / "cache")
+            self._cache = ResultCache(defaults().cache or self.folder / "cache")
         return self._cache
 
     def apart(self, pipeline: Pipeline) -> Workspace:
@@ -624,7 +625,7 @@ class Session:
         pipeline.variables = self.namespace
         if where is not None and not isinstance(where, str | Path):
             return Workspace(pipeline, open_storage(where, keep_last=keep_last), where, keep_last)
-        name = str(self.folder / "runs") if where is None else str(where)
+        name = str((defaults().storage or self.folder / "runs") if where is None else where)
         key = (name, keep_last)
         if key not in self._storages:
             # What is kept of one pipeline is no rule for another in the same place.
