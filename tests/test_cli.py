@@ -256,7 +256,7 @@ def test_a_run_that_waits_for_approval_says_for_which_step(capsys: pytest.Captur
         ("none.json", None, "none.json cannot be read"),
         ("none.py", None, "none.py cannot be read"),
         ("binary.json", b"\xff\xfe", "cannot be read"),
-        ("notes.txt", b"hello", "'notes.txt' is no pipeline. Name a .json or a .py file."),
+        ("notes.txt", b"hello", "'notes.txt' is no pipeline. Name a .json, .yaml or .py file."),
         ("empty.py", b"x = 1", "must define one Pipeline; found: none"),
         (
             "two.py",
