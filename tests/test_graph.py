@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from tagent_nb.errors import DefinitionError, TagentError
-from tagent_nb.graph import save_svg, to_dot, to_svg
+from tagent_nb.graph import save_picture, save_svg, to_dot, to_svg
 from tagent_nb.pipeline.looks import LOOKS, cost_text, model_label, seconds_text, tokens_text
 from tagent_nb.pipeline.models import Pipeline, StepStatus, TokenUsage
 from tagent_nb.pipeline.result import ItemResult, StepResult
@@ -275,3 +276,36 @@ def test_numbers_are_short() -> None:
     assert [tokens_text(t) for t in (999, 12_345, 4_500_000)] == ["999", "12.3k", "4.5M"]
     assert model_label("openai:gpt") == "openai:gpt"
     assert model_label(3) == "int"
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_saved_in_the_format_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PNG and PDF by Graphviz's own program. (A stand-in, so that it need not be installed.)"""
+    flow = Pipeline("flow").step("a", "Go.")
+    assert save_picture(tmp_path / "g.SVG", flow).read_text(encoding="utf-8").startswith("<svg")
+    program = tmp_path / "dot"
+    program.write_text('#!/bin/sh\ncat > /dev/null\necho "drawn as $2"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for kind in ("png", "pdf"):
+        assert save_picture(tmp_path / f"g.{kind}", flow).read_text() == f"drawn as -T{kind}\n"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(TagentError, match="'dot' could not draw pipeline 'flow' as PNG"):
+        save_picture(tmp_path / "g.png", flow)
+
+
+def test_a_picture_in_another_format_or_without_its_program_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = Pipeline("flow").step("a", "Go.")
+    for name in ("g.jpg", "g", "g.svg.txt"):
+        with pytest.raises(DefinitionError, match=r"must end in \.svg, \.png, \.pdf"):
+            save_picture(tmp_path / name, flow)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TagentError, match="A PDF needs Graphviz's program 'dot'.*or save the graph as .svg"):
+        save_picture(tmp_path / "g.pdf", flow)
+    assert list(tmp_path.iterdir()) == []

@@ -683,6 +683,10 @@ def test_the_graph_is_shown_saved_and_exported(book: Notebook) -> None:
     data = book.published.outputs[-1]["data"]
     assert "✓" in data["image/svg+xml"]
     assert Path("graph.svg").read_text("utf-8") == data["image/svg+xml"]
+    with pytest.raises(UsageError, match=r"must end in \.svg, \.png, \.pdf"):
+        book("tagent_graph --save graph.jpg")
+    with pytest.raises(UsageError, match="gone/graph.svg cannot be written: No such file"):
+        book("tagent_graph --save gone/graph.svg")
     book("tagent_graph --definition")
     assert "✓" not in book.published.outputs[-1]["data"]["image/svg+xml"]
     assert repr(Picture(book.session.pipeline, None)) == "Graph of reviews: 1 step"

@@ -15,6 +15,7 @@ from tagent_nb.engine.surroundings import PACKAGE, Surroundings, function_source
 from tagent_nb.engine.taken import looking_in, taken_names
 from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.pipeline import conditions
+from tagent_nb.pipeline.bare_schemas import is_bare
 from tagent_nb.pipeline.body import PythonBody
 from tagent_nb.pipeline.conditions import And, Condition, Not, Or
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
@@ -259,6 +260,9 @@ class _Writer:
             return repr([str(one) for one in value])
         if name == "budget":
             return repr(str(value))
+        if name == "output_schema" and is_bare(value):
+            self.problems[path] = f"{value.__name__} is no class that can be written; name a pydantic model"
+            return ""
         if name == "output_schema":
             return self._reference(value)
         if name in ("tools", "checks"):

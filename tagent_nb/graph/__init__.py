@@ -13,15 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagent_nb.errors import DefinitionError
 from tagent_nb.graph.drawing import Drawing, Theme, source
-from tagent_nb.graph.svg import finish, raw_svg
+from tagent_nb.graph.svg import finish, raw_svg, rendered
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.result import StepResult
 
 if TYPE_CHECKING:
     import graphviz
 
-__all__ = ["Theme", "save_svg", "to_dot", "to_svg"]
+__all__ = ["FORMATS", "Theme", "checked_format", "save_picture", "save_svg", "to_dot", "to_svg"]
+
+FORMATS = (".svg", ".png", ".pdf")
+"""How files of pictures end."""
 
 
 def to_dot(
@@ -73,4 +77,46 @@ def save_svg(
     """Write :func:`to_svg` to ``path`` (UTF-8) and return the path."""
     target = Path(path)
     target.write_text(to_svg(pipeline, steps, theme=theme), encoding="utf-8")
+    return target
+
+
+def checked_format(path: str | Path) -> str:
+    """How the file of a picture ends, in small letters: one of :data:`FORMATS`.
+
+    Raises:
+        DefinitionError: It ends otherwise.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise DefinitionError(
+            f"A graph cannot be saved as {str(path)!r}: its name must end in {', '.join(FORMATS)}."
+        )
+    return suffix
+
+
+def save_picture(
+    path: str | Path,
+    pipeline: Pipeline,
+    steps: Mapping[str, StepResult] | None = None,
+    *,
+    theme: Theme = "auto",
+) -> Path:
+    """Write the picture of a pipeline in the format that the name of the file says, and return the path.
+
+    Args:
+        path: Ends in ``.svg``, ``.png`` or ``.pdf``. The latter two need Graphviz's ``dot`` program.
+        pipeline: What to draw.
+        steps: States by step name, as in ``result.steps``.
+        theme: As for :func:`to_dot`.
+
+    Raises:
+        DefinitionError: The name ends otherwise.
+        TagentError: The picture cannot be drawn; the message says what is to be installed.
+        OSError: The file cannot be written.
+    """
+    suffix = checked_format(path)
+    if suffix == ".svg":
+        return save_svg(path, pipeline, steps, theme=theme)
+    target = Path(path)
+    target.write_bytes(rendered(Drawing(pipeline, steps, theme), suffix[1:]))
     return target

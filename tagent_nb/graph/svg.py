@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 
@@ -28,6 +29,30 @@ def raw_svg(drawing: Drawing) -> bytes:
         raise TagentError(
             f"The graph of pipeline {drawing.pipeline.name!r} could not be drawn: {error}. "
             "Reinstall the bundled Graphviz with: pip install --force-reinstall graphviz-pure"
+        ) from None
+
+
+def rendered(drawing: Drawing, kind: str) -> bytes:
+    """The picture as ``"png"`` or ``"pdf"``.
+
+    Raises:
+        TagentError: There is no ``dot``, which alone can do that, or it failed.
+    """
+    import graphviz
+
+    if shutil.which("dot") is None:
+        raise TagentError(
+            f"A {kind.upper()} needs Graphviz's program 'dot', which is not on PATH; the bundled Graphviz "
+            "draws SVG only. Install it (apt install graphviz, brew install graphviz, conda install "
+            "graphviz), or save the graph as .svg."
+        )
+    try:
+        raw: bytes = source(drawing).pipe(format=kind, quiet=True)
+        return raw
+    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError) as error:
+        raise TagentError(
+            f"'dot' could not draw pipeline {drawing.pipeline.name!r} as {kind.upper()}: {error}. "
+            "Save it as .svg."
         ) from None
 
 

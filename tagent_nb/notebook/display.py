@@ -14,6 +14,7 @@ from typing import Any
 from IPython.display import DisplayHandle, display
 
 from tagent_nb.errors import TagentError
+from tagent_nb.pipeline.bare_schemas import is_bare
 from tagent_nb.pipeline.hints import step_hints
 from tagent_nb.pipeline.looks import KIND_LOOKS, LOOKS, model_label
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
@@ -133,6 +134,8 @@ def _reads(pipeline: Pipeline, step: PipelineStep) -> str:
 def _schema(step: PipelineStep) -> str:
     if step.output_schema is None:
         return ""
+    if is_bare(step.output_schema):
+        return step.output_schema.__name__
     fields = list(step.output_schema.model_fields)
     mode = "" if step.output_mode is None else f", {step.output_mode}"
     return f"{step.output_schema.__name__} ({', '.join(fields[:6])}{', …' if len(fields) > 6 else ''}){mode}"

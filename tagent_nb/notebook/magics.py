@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from argparse import BooleanOptionalAction
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
 from tagent_nb.errors import DefinitionError, RunFailedError, TagentError
+from tagent_nb.graph import save_picture
 from tagent_nb.notebook.asking import AskingMagics
 from tagent_nb.notebook.control import Request, strictly
 from tagent_nb.notebook.deciding import DecidingMagics
@@ -182,7 +182,9 @@ class TagentMagics(DecidingMagics, AskingMagics):
     @arguments("%tagent_step")
     @option("name", nargs="?", help="Name of the step: an identifier.")
     @option("--python", action="store_true", help="The cell is Python; its last expression is the value.")
-    @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")
+    @option(
+        "--output-schema", metavar="SCHEMA", help="Model of the answer, from the notebook, or a type: bool."
+    )
     @option("--instructions", metavar="TEXT", help="System prompt of this step, in place of the pipeline's.")
     @option("--output-mode", choices=OUTPUT_MODES, help="How the model is asked for a schema.")
     @option("--map-over", metavar="STEP", help="Run once for each item or row of this step or variable.")
@@ -346,7 +348,7 @@ class TagentMagics(DecidingMagics, AskingMagics):
 
     @line_magic
     @arguments()
-    @option("--save", metavar="FILE", help="Also write the picture to this SVG file.")
+    @option("--save", metavar="FILE", help="Also write the picture to this file: .svg, .png or .pdf.")
     @option("--definition", action="store_true", help="Leave out the states of the last run.")
     @help_option
     def tagent_graph(self, line: str) -> None:
@@ -354,9 +356,15 @@ class TagentMagics(DecidingMagics, AskingMagics):
         args = parse(TagentMagics.tagent_graph, line)
         if args is None:
             return
-        picture = Picture(self.session.pipeline, None if args.definition else self.session.workspace.states())
+        states = None if args.definition else self.session.workspace.states()
+        picture = Picture(self.session.pipeline, states)
         if args.save:
-            Path(args.save).write_text(picture.svg, encoding="utf-8")
+            try:
+                save_picture(args.save, self.session.pipeline, states)
+            except OSError as error:
+                raise UsageError(
+                    f"%tagent_graph: {args.save} cannot be written: {error.strerror or error}."
+                ) from None
         show(picture)
 
     @line_magic

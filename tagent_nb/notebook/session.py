@@ -24,6 +24,7 @@ from tagent_nb.errors import (
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.notebook.workspace import CellNames, RunWatcher, Watch, Workspace
 from tagent_nb.pipeline.approval import Approver
+from tagent_nb.pipeline.bare_schemas import bare_schema, is_expression
 from tagent_nb.pipeline.environment import defaults
 from tagent_nb.pipeline.limits import Limit, checked_limits
 from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
@@ -67,6 +68,7 @@ class Session:
         self.limits = LimitsGate()
         self._approver: Approver | None = None
         self._current: str | None = None
+        self._bare_schemas: dict[str, tuple[list[type[BaseModel]], type[BaseModel]]] = {}
         self._storages: dict[tuple[str, int | None], StorageBackend] = {}
         self._cache: ResultCache | None = None
 
@@ -449,11 +451,15 @@ class Session:
     def schema(self, name: str) -> type[BaseModel]:
         """The pydantic model that an option names; ``module.Model`` is looked up in the namespace too.
 
+        A type such as ``bool``, ``list[Model]`` or ``Literal["yes", "no"]`` is a schema as well.
+
         Raises:
             DefinitionError: There is none of this name, or it is no pydantic model.
         """
         from pydantic import BaseModel
 
+        if is_expression(name) and name not in self.namespace:
+            return self._bare_schema(name)
         first, *rest = name.split(".")
         value: Any = self.namespace.get(first)
         for part in rest:
@@ -470,6 +476,20 @@ class Session:
             f"There is no schema {name!r}.{did_you_mean(name, known)} "
             f"Define it in a cell above; pydantic models here: {', '.join(sorted(known)) or 'none'}."
         )
+
+    def _bare_schema(self, text: str) -> type[BaseModel]:
+        """The schema of a type; the same one as long as the models in it are the same."""
+        models: list[type[BaseModel]] = []
+
+        def find(name: str) -> type[BaseModel]:
+            models.append(self.schema(name))
+            return models[-1]
+
+        made = bare_schema(text, find)
+        known = self._bare_schemas.get(text)
+        if known is None or known[0] != models:
+            self._bare_schemas[text] = known = (models, made)
+        return known[1]
 
     def tools(self, wanted: Iterable[str]) -> dict[str, Callable[..., Any]]:
         """Functions of the namespace among the tools that an option names, but for the registered ones."""

@@ -168,12 +168,16 @@ class PipelineStep:
         Raises:
             OutputValidationError: It does not match; the message lists every field that is wrong.
         """
-        if self.output_schema is None or isinstance(result, self.output_schema):
+        if self.output_schema is None:
             return result
+        from tagent_nb.pipeline.bare_schemas import bare, wrapped
+
+        if isinstance(result, self.output_schema):
+            return bare(result)
         from tagent_nb.pipeline.validation import to_schema
 
         try:
-            return to_schema(self.output_schema, result)
+            return bare(to_schema(self.output_schema, wrapped(self.output_schema, result)))
         except ValueError as error:
             raise OutputValidationError(
                 f"Step {self.name!r} output does not match schema {self.output_schema.__name__}: {error}"

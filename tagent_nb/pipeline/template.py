@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from tagent_nb.errors import TemplateError, did_you_mean
+from tagent_nb.pipeline.bare_schemas import inner_type, is_bare
 from tagent_nb.pipeline.delimiting import DATA_RULE
 from tagent_nb.pipeline.views import MISSING, View, join_path, missing, view
 
@@ -299,6 +300,8 @@ def _inner(annotation: Any) -> Any:
             get_origin(annotation) in (Union, UnionType) and len(options) == 1
         ):
             annotation = options[0]
+        elif is_bare(annotation):
+            annotation = inner_type(annotation)
         elif isinstance(annotation, type) and getattr(annotation, "__pydantic_root_model__", False):
             annotation = annotation.model_fields["root"].annotation  # type: ignore[attr-defined]
         else:

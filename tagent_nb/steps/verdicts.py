@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from tagent_nb.errors import OutputValidationError, StepError
+from tagent_nb.pipeline.bare_schemas import bare
 from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.pipeline.validation import takes_context
@@ -47,7 +48,7 @@ class Checks:
         """
         self.refused = ""
         for check in self._step.checks:
-            said = await self._said(check, value)
+            said = await self._said(check, bare(value))
             if said is not None:
                 name = tool_name(check)
                 self.context.progress("check_failed", check=name, message=said[:SHOWN])
