@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 import time
@@ -70,6 +71,21 @@ async def churn(storage: StorageBackend, count: str) -> None:
             events = []
         await storage.append("p", run_id, [RunFinished(run_id=run_id, success=True)], token=lease.token)
         await storage.release(lease)
+
+
+async def turnover(storage: StorageBackend, name: str) -> None:
+    """Begin runs, name each once it is recorded, and delete every fourth, until this process is ended."""
+    say("go")
+    sys.stdin.readline()
+    for n in itertools.count():
+        run_id = f"{name}{n}"
+        lease = await storage.acquire("p", run_id)
+        await storage.append("p", run_id, [Warned(run_id=run_id, message="x")], token=lease.token)
+        await storage.release(lease)
+        say(run_id)
+        assert await storage.newest_run("p") is not None
+        if n % 4 == 3:
+            await storage.delete_run("p", run_id)
 
 
 async def leave(storage: StorageBackend) -> None:
@@ -154,7 +170,7 @@ def main() -> None:
     storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
     verbs: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
         "record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "restore": restore,
-        "run": run, "leave": leave,
+        "run": run, "leave": leave, "turnover": turnover,
     }  # fmt: skip
     asyncio.run(verbs[what](storage, *rest))
 

@@ -167,6 +167,35 @@ async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitio
 
 
 @on_all
+async def test_killed_while_runs_begin_and_go(url: str, repetitions: Repetitions) -> None:
+    """SIGKILL of processes that share a store: what tells its newest runs misses none of them."""
+    count, lost = repetitions(3, 60), 0
+    for turn in range(count):
+        names = [f"{letter}{turn}-" for letter in "abc"]
+        children = [Child("turnover", url, name) for name in names]
+        for child in children:
+            assert child.hear() == "go"
+        for child in children:
+            child.tell("go")
+        heard = [
+            line for child in children for line in [child.hear() for _ in range(random.randrange(1, 15))]
+        ]
+        time.sleep(random.random() * 0.005)
+        for child in children:
+            heard += child.kill()[:-1]
+        # Every fourth is deleted again.
+        there = {line for line in heard if line and int(line.partition("-")[2]) % 4 != 3}
+        storage = open_storage(url)
+        assert isinstance(storage, RecordStoreBackend)
+        # First what is said without a look at all of them.
+        newest = await storage._newest("p", 12)
+        infos = [info.run_id for info in await storage.runs("p")]
+        lost += len(there.difference(infos)) + (newest != infos[-12:])
+        await storage.close()
+    report(f"SIGKILL while runs begin and go ({kind_of(url)})", 3 * count, lost)
+
+
+@on_all
 async def test_killed_while_restoring(url: str, tmp_path: Path, repetitions: Repetitions) -> None:
     """All that was stored is there, or the store is refused until ``restore()`` has gone on; never a part."""
     count, lost, half = repetitions(4, 100), 0, 0

@@ -96,7 +96,7 @@ async def test_files_and_folders_are_private(store: FileStorageBackend) -> None:
     finally:
         os.umask(before)
     made = [store.base_path, *store.base_path.rglob("*")]
-    assert {path.suffix for path in made} == {"", ".record", ".journal", ".lease", ".order"}
+    assert {path.suffix for path in made} == {"", ".record", ".journal", ".lease", ".order", ".checked"}
     for path in made:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -977,7 +977,7 @@ async def test_names_of_deleted_runs_do_not_pile_up(
     await begin_runs(store, "a", "b", "c", "d", "e", "f")
     for name in "abcd":
         await store.delete_run("p", name)
-    monkeypatch.setattr(order, "BEGINNING", 1)
+    await store.acquire("p", "beginning")
     with order_of(store).open("a") as file:
         file.write("beginning\n")
     assert [info.run_id for info in await store.runs("p")] == ["e", "f"]
@@ -1065,6 +1065,7 @@ async def test_a_listed_run_may_be_gone_a_moment_later(
         ("a", "damaged"),
         ("b", "interrupted"),
     ]
+    (store.base_path / "p" / "something").touch()
     monkeypatch.setattr(order, "os", SimpleNamespace(**{**vars(os), "scandir": lambda path: os.open("", 0)}))
     assert await store.newest_run("p") is None
     monkeypatch.setattr(order, "os", SimpleNamespace(**{**vars(os), "scandir": lambda path: os.close(-1)}))

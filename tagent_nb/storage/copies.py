@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ class Document:
         owner: The pipeline.
         key: The store's key.
         report: Is told what was recovered.
+        changing: Entered around each change of the folder by which a document is replaced.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Document:
     owner: str
     key: bytes | None
     report: Callable[[str], None]
+    changing: Callable[[], AbstractContextManager[None]]
 
     @property
     def path(self) -> Path:
@@ -86,10 +89,10 @@ class Document:
                 # What was deleted never comes back.
                 discard(self._beside(COPY))
             elif data is not None and problem is None and self._is_ours(data):
-                replace_file(self._beside(COPY), data)
+                replace_file(self._beside(COPY), data, changing=self.changing)
             elif self.path.is_dir():
                 self._put_aside()
-            replace_file(self.path, record)
+            replace_file(self.path, record, changing=self.changing)
             discard(self._beside(RECOVERING))
 
     def _look(self) -> tuple[bytes | None, CorruptRecordError | None]:

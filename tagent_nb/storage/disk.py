@@ -9,6 +9,8 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageUnavailableError
@@ -190,22 +192,36 @@ def write_all(descriptor: int, data: bytes) -> None:
         written += os.write(descriptor, memoryview(data)[written:])
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
+def replace_file(
+    path: Path,
+    data: bytes,
+    *,
+    sync: bool = True,
+    changing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
     """Put ``data`` in place of a file: written aside, flushed, renamed, and the folder flushed.
+
+    Args:
+        path: The file.
+        data: What it will hold.
+        sync: Whether to flush.
+        changing: Entered around each change of the folder.
 
     Raises:
         StorageUnavailableError: That failed; the file is as it was.
     """
     aside = path.with_name(f".{os.getpid()}-{next(_counter)}.tmp")
     try:
-        descriptor = open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "write")
+        with changing():
+            descriptor = open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "write")
         try:
             write_all(descriptor, data)
             if sync:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        aside.replace(path)
+        with changing():
+            aside.replace(path)
         if sync:
             sync_folder(path.parent)
     except OSError as error:

@@ -9,11 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageError
+from tagent_nb.storage.checked import CHECKED
 from tagent_nb.storage.codec import Draft
 from tagent_nb.storage.copies import RECORD, Document, folder_locked, is_document, is_kept
 from tagent_nb.storage.disk import (
@@ -29,7 +29,7 @@ from tagent_nb.storage.disk import (
     trouble,
     user_path,
 )
-from tagent_nb.storage.journal import TAIL, RunFile
+from tagent_nb.storage.journal import TAIL, RunFile, had_records
 from tagent_nb.storage.order import JOURNAL, LEASE, ORDER, RunOrder
 from tagent_nb.storage.recording import RecordStoreBackend, Row
 from tagent_nb.storage.records import FIRST, begun
@@ -37,7 +37,7 @@ from tagent_nb.storage.records import FIRST, begun
 Durability = Literal["full", "fast"]
 T = TypeVar("T")
 
-_SUFFIXES = (RECORD, JOURNAL, LEASE, ORDER, ".tmp")
+_SUFFIXES = (RECORD, JOURNAL, LEASE, ORDER, CHECKED, ".tmp")
 
 MAX_OPEN = 32
 """Runs whose files stay open between two records."""
@@ -134,8 +134,8 @@ class FileStorageBackend(RecordStoreBackend):
 
     async def _newest(self, pipeline_id: str, count: int) -> list[str]:
         def look() -> list[str]:
-            newest = islice(self._in_order(self._folder(pipeline_id), newest_first=True), count)
-            return [run_id for run_id, _ in newest][::-1]
+            names = self._order(self._folder(pipeline_id)).newest(count)
+            return [run_id for name in names if (run_id := from_file_name(name)) is not None]
 
         return await self._in_thread(look)
 
@@ -149,11 +149,12 @@ class FileStorageBackend(RecordStoreBackend):
     async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
         def look() -> list[Row]:
             folder = self._folder(pipeline_id)
+            order = self._order(folder)
             rows: list[Row] = []
             for run_id in run_ids:
                 row = Row(run_id, 0)
                 try:
-                    file = self._file_of(folder, pipeline_id, run_id)
+                    file = self._file_of(folder, pipeline_id, run_id, order)
                     row.size, (row.token, row.holder, row.state), row.tail = file.look(TAIL)
                 except FileNotFoundError:
                     # Another process has deleted it.
@@ -171,10 +172,9 @@ class FileStorageBackend(RecordStoreBackend):
         del self._files[pipeline_id, run_id]
         return await self._in_thread(partial(file.remove, token))
 
-    def _in_order(self, folder: Path, *, newest_first: bool = False) -> Iterator[tuple[str, str]]:
+    def _in_order(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Ids of the runs in a folder in their order, and the names of their files without the ending."""
-        names = self._order(folder).names()
-        for name in reversed(names) if newest_first else names:
+        for name in self._order(folder).names():
             run_id = from_file_name(name)
             if run_id is not None:
                 yield run_id, name
@@ -196,17 +196,20 @@ class FileStorageBackend(RecordStoreBackend):
 
     def _holds_any(self, folder: Path) -> bool:
         """Whether there is a document or a run in a pipeline's folder, or a run that has lost its journal."""
-        names = [entry.name for entry in _entries(folder)]
-        if any(is_document(name) or name.endswith(JOURNAL) for name in names):
-            return True
-        return any(name.endswith(LEASE) and self._has_lost(folder, name[: -len(LEASE)]) for name in names)
+        leases: list[str] = []
+        # Not all have to be listed.
+        for entry in _each_entry(folder):
+            if is_document(entry.name) or entry.name.endswith(JOURNAL):
+                return True
+            if entry.name.endswith(LEASE):
+                leases.append(entry.name[: -len(LEASE)])
+        return any(self._has_lost(folder, name) for name in leases)
 
     def _has_lost(self, folder: Path, name: str) -> bool:
         """Whether the lease of a run, by the name of its files, says that it had records."""
-        run_id = from_file_name(name)
         # What cannot be read is told where it is read.
         with contextlib.suppress(StorageError):
-            return run_id is not None and self._file_of(folder, folder.name, run_id).has_begun()
+            return from_file_name(name) is not None and had_records(folder / f"{name}{LEASE}")
         return False
 
     # -- leases -----------------------------------------------------------------------------
@@ -276,9 +279,7 @@ class FileStorageBackend(RecordStoreBackend):
 
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
         def put() -> None:
-            folder, name = self._folder(pipeline_id), to_file_name(run_id)
-            self._order(folder).add(name)
-            self._file_of(folder, pipeline_id, run_id).put(data)
+            self._run_file(pipeline_id, run_id).put(data)
 
         await self._in_folder(pipeline_id, put)
 
@@ -333,7 +334,9 @@ class FileStorageBackend(RecordStoreBackend):
         return folder
 
     def _document(self, pipeline_id: str, name: str) -> Document:
-        return Document(self._folder(pipeline_id), name, pipeline_id, self._key, self._report)
+        folder = self._folder(pipeline_id)
+        changing = self._order(folder).checked.changing
+        return Document(folder, name, pipeline_id, self._key, self._report, changing)
 
     def _file(self, pipeline_id: str, run_id: str) -> RunFile:
         """The run's files, kept open for the next record."""
@@ -353,17 +356,16 @@ class FileStorageBackend(RecordStoreBackend):
     def _run_file(self, pipeline_id: str, run_id: str) -> RunFile:
         return self._file_of(self._folder(pipeline_id), pipeline_id, run_id)
 
-    def _file_of(self, folder: Path, pipeline_id: str, run_id: str) -> RunFile:
-        name = to_file_name(run_id)
+    def _file_of(self, folder: Path, pipeline_id: str, run_id: str, order: RunOrder | None = None) -> RunFile:
         return RunFile(
-            folder / f"{name}{JOURNAL}",
+            folder / f"{to_file_name(run_id)}{JOURNAL}",
             pipeline_id,
             run_id,
             sync=self._sync,
             key=self._key,
             lost=partial(self._lost, pipeline_id, run_id),
             report=self._report,
-            begin=lambda: self._order(folder).add(name),
+            order=order or self._order(folder),
         )
 
     def _notice_fork(self) -> None:
@@ -394,10 +396,14 @@ class FileStorageBackend(RecordStoreBackend):
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    return list(_each_entry(folder))
+
+
+def _each_entry(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            yield from entries
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise trouble(error, "read", folder) from error

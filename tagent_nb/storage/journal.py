@@ -21,6 +21,7 @@ from tagent_nb.storage.disk import (
     write_all,
 )
 from tagent_nb.storage.locks import locked
+from tagent_nb.storage.order import RunOrder
 
 TAIL = 1 << 16
 """Bytes at the end of a journal in which its last record is looked for."""
@@ -52,7 +53,7 @@ class RunFile:
         key: bytes | None,
         lost: Callable[[bytes], LeaseLostError],
         report: Callable[[str], None],
-        begin: Callable[[], None],
+        order: RunOrder,
     ) -> None:
         self.path = journal
         self.lease_path = journal.with_suffix(".lease")
@@ -62,7 +63,7 @@ class RunFile:
         self._key = key
         self._lost = lost
         self._report = report
-        self._begin = begin
+        self._order = order
         self._mutex = threading.Lock()
         self._flushing = threading.Lock()
         self._journal = -1
@@ -81,11 +82,6 @@ class RunFile:
     def state(self) -> bytes:
         """What says where the journal ends; empty if nothing does."""
         return self._read_lease()[2]
-
-    def has_begun(self) -> bool:
-        """Whether the journal has records, or had: by the lease, and without its lock, which is held by what
-        waits until the new run is in order."""
-        return has_begun(_parse_lease(read_file(self.lease_path, 1 << 16) or b"")[2])
 
     def _read_lease(self) -> tuple[int, bytes, bytes]:
         with self._shared() as lease:
@@ -131,9 +127,13 @@ class RunFile:
     def _open_lease(self) -> None:
         make_folder(self.path.parent, sync=self._sync)
         try:
-            self._lease = open_file(self.lease_path, os.O_RDWR | os.O_CREAT, "write")
-        except FileNotFoundError as error:
-            raise trouble(error, "write", self.lease_path) from error
+            self._lease = open_file(self.lease_path, os.O_RDWR, "write")
+        except FileNotFoundError:
+            try:
+                with self._order.checked.changing():
+                    self._lease = open_file(self.lease_path, os.O_RDWR | os.O_CREAT, "write")
+            except FileNotFoundError as error:
+                raise trouble(error, "write", self.lease_path) from error
 
     # -- the journal ------------------------------------------------------------------------
 
@@ -195,11 +195,11 @@ class RunFile:
 
     def _start(self, record: Draft) -> None:
         """Make the journal, with its first record."""
-        self._begin()
+        self._order.add(self.path.stem)
         data, self._end = record.seal(Tail())
         # First: a chain with nothing beside it that says where it ends has lost that.
         self._write_state(record.state(Tail()))
-        replace_file(self.path, data, sync=self._sync)
+        replace_file(self.path, data, sync=self._sync, changing=self._order.checked.changing)
         self._journal = open_file(self.path, os.O_RDWR | os.O_APPEND, "write")
         self._size = self._synced = len(data)
         self._write_state(record.state(self._end))
@@ -321,8 +321,9 @@ class RunFile:
         journal = split(data, str(self.path), kind="events", owner=self._run_id, key=self._key)
         with self._mutex:
             with self._locked():
+                self._order.add(self.path.stem)
                 self._write_state(tail_line(self._pipeline_id, self._run_id, journal.tail, self._key))
-                replace_file(self.path, data, sync=self._sync)
+                replace_file(self.path, data, sync=self._sync, changing=self._order.checked.changing)
             self._close()
 
     # -- the end ----------------------------------------------------------------------------
@@ -342,10 +343,12 @@ class RunFile:
                 none = tail_line(self._pipeline_id, self._run_id, Tail(), self._key)
                 self._write_lease(token + 1, b"", none)
                 try:
-                    self.path.unlink(missing_ok=True)
-                    self.lease_path.unlink(missing_ok=True)
+                    with self._order.checked.changing():
+                        self.path.unlink(missing_ok=True)
+                        self.lease_path.unlink(missing_ok=True)
                 except OSError as error:
                     raise trouble(error, "delete", self.path) from error
+            self._order.remove(self.path.stem)
             self._close()
         return True
 
@@ -371,6 +374,12 @@ class RunFile:
         if self._journal >= 0:
             os.close(self._journal)
             self._journal = -1
+
+
+def had_records(lease: Path) -> bool:
+    """Whether the journal beside a lease has records, or had: without the lock, which is held by what waits
+    until the new run is in order."""
+    return has_begun(_parse_lease(read_file(lease, 1 << 16) or b"")[2])
 
 
 def _parse_lease(data: bytes) -> tuple[int, bytes, bytes]:
