@@ -401,6 +401,22 @@ async def test_redis_storage(tmp_path: Path) -> None:
         server.kill()
 
 
+async def test_a_damaged_file_is_recovered(tmp_path: Path) -> None:
+    """Add automatic backup and recovery: a copy of what was overwritten answers for a damaged file."""
+    storage = FileStorageBackend(tmp_path / "store")
+    await storage.save("reviews", {"version": 1})
+    await storage.save("reviews", {"version": 2})
+    (newest,) = [
+        path
+        for path in (tmp_path / "store").rglob("*")
+        if path.is_file() and b'"version":2' in path.read_bytes()
+    ]
+    newest.write_bytes(newest.read_bytes()[:-10])
+    assert await storage.load("reviews") == {"version": 1}
+    assert any(str(newest) in problem for problem in storage.problems)
+    await storage.close()
+
+
 async def test_retention(tmp_path: Path) -> None:
     """Implement data retention policies: by count and age."""
     storage = open_storage(tmp_path / "runs")
