@@ -258,7 +258,7 @@ def test_mistakes_about_files(book: Notebook) -> None:
     book("tagent_pipeline reviews")
     book.python("load", "1")
     for line in ("tagent_export", "tagent_export p.exe"):
-        assert "ends in .py, .json, .svg" in refused(book, line)
+        assert "ends in .py, .json, .yaml, .svg" in refused(book, line)
     assert "nowhere/p.py cannot be written: No such file" in refused(book, "tagent_export nowhere/p.py")
     assert "there is no variable 'file'" in refused(book, "tagent_export $file")
     book.shell.user_ns["lock"] = object()

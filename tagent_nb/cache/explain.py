@@ -232,6 +232,7 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "code": _lines,
     "constraints": _constraints,
     "model": _model,
+    "models": lambda kind, what, texts, _: f"the model for {what} {_verb(texts)}",
     "model_settings": _by_digest,
     "model_server": _by_digest,
     "model_answers": _by_digest,

@@ -50,6 +50,7 @@ def definition_components(
     memo: Memo | None = None,
     model_parts: Mapping[str, Any] | None = None,
     instructions: str | None = None,
+    roles: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, str]:
     """The components of a step that do not depend on what it reads.
 
@@ -66,6 +67,7 @@ def definition_components(
         inputs: Names that a cell reads as steps, not as globals.
         memo: Digests of globals and schemas, to be shared by the steps of one run: a large frame
             that many steps read is then looked at once.
+        roles: By role of a planning step, name and parts of the model that it has of its own.
         instructions: System prompt of an agent step, its own or the pipeline's.
         model_parts: What a model object brings besides its name: values, lists of functions, a class.
 
@@ -90,6 +92,10 @@ def definition_components(
         found["model"] = text_digest(str(model))
         for name, part in (model_parts or {}).items():
             found[name] = _model_part(part, namespace, memo)
+        for role, (called, of_role) in (roles or {}).items():
+            found[f"models:{role}"] = text_digest(called)
+            for name, part in of_role.items():
+                found[f"models:{role} {name}"] = _model_part(part, namespace, memo)
         if settings:
             found["settings"] = value_text(dict(settings), {})
         found.update(_tools(tools, namespace, memo))

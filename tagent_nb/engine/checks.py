@@ -75,23 +75,24 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
     for step in pipeline.steps:
         if step.is_python:
             continue
-        model = next((one for one in (step.model, default, pipeline.model) if one is not None), None)
-        if model is None:
+        main = next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+        if main is None:
             raise ModelError(
                 f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
                 "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
             )
-        try:
-            if any(model is one or (isinstance(model, str) and model == one) for one in seen):
-                continue
-            check_model(model)
-        except TagentError:
-            raise
-        except BaseException as error:  # the model's own code: it fails the step that asks it, not the others
-            if ends_program(error):
+        for model in (main, *step.models.values()):
+            try:
+                if any(model is one or (isinstance(model, str) and model == one) for one in seen):
+                    continue
+                check_model(model)
+            except TagentError:
                 raise
-            continue
-        seen.append(model)
+            except BaseException as error:  # the model's own code: it fails the step that asks it only
+                if ends_program(error):
+                    raise
+                continue
+            seen.append(model)
 
 
 def name_warnings(
@@ -111,7 +112,7 @@ def name_warnings(
         next((one for one in (step.model, default, pipeline.model) if one is not None), None)
         for step in pipeline.steps
         if not step.is_python
-    ]
+    ] + [model for step in pipeline.steps for model in step.models.values()]
     limited = list(limits)
     if not models or not (prices or limited):
         return []

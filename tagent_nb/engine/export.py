@@ -269,6 +269,9 @@ class _Writer:
             return f"[{', '.join(self._function_name(path, one) for one in value)}]"
         if isinstance(value, Condition):
             return self._condition(path, value)
+        if name == "models" and not all(isinstance(one, str) for one in value.values()):
+            self.problems[path] = "a model object cannot be written; name it by a string"
+            return ""
         if name == "model" and not isinstance(value, str):
             self.problems[path] = (
                 f"a model object ({type(value).__name__}) cannot be written; name it by a string"

@@ -66,7 +66,8 @@ def refuse_unpriced(
         from tagent_nb.steps.providers import unpriced
 
         try:
-            names = unpriced(_model(pipeline, step, default), prices)
+            asked = (_model(pipeline, step, default), *step.models.values())
+            names = [name for model in asked for name in unpriced(model, prices)]
         except BaseException as error:  # the model's own code: the step that asks it fails
             if ends_program(error):
                 raise
@@ -112,7 +113,9 @@ def _before(
 
             # Its price may have been told since; tokens that nobody told count as assumed. Which of the
             # models behind a fallback answered is not recorded: the dearest counts.
-            behind = models_behind(_model(pipeline, pipeline.get_step(name), default))
+            step = pipeline.get_step(name)
+            asked = (_model(pipeline, step, default), *step.models.values())
+            behind = [one for model in asked for one in models_behind(model)]
             costs = [price(one, usage.counted, prices) for one in behind]
             cost = None if None in costs else max(one or 0.0 for one in costs)
         found[name] = (usage, cost)

@@ -125,6 +125,7 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
         from tagent_nb.cache.fingerprint import definition_components
 
         model, parts, tools = None, {}, []
+        roles: dict[str, tuple[str, Mapping[str, Any]]] = {}
         if step.body is None:
             from tagent_nb.steps.model_parts import model_parts
             from tagent_nb.steps.providers import model_name
@@ -132,6 +133,7 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
 
             one = step_model(run, step)
             model, parts, tools = model_name(one), model_parts(one), tools_for(step)
+            roles = {role: (model_name(each), model_parts(each)) for role, each in step.models.items()}
         found = run.static[step.name] = definition_components(
             step,
             constraints=[*run.pipeline.global_constraints, *step.constraints],
@@ -145,6 +147,7 @@ def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
             memo=run.memo,
             model_parts=parts,
             instructions=instructions_of(run, step),
+            roles=roles,
         )
     return found
 

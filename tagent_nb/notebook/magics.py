@@ -205,6 +205,9 @@ class TagentMagics(DecidingMagics, AskingMagics):
     )
     @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")
     @option("--plan", action="store_true", help="The model plans tasks, which are carried out and judged.")
+    @option(
+        "--model-for", action="append", metavar="ROLE=MODEL", help="With --plan: plan, act, judge, answer."
+    )
     @option("--max-replans", type=int, metavar="N", help="New plans after the first; 2 without it.")
     @option("--approve", action="store_true", help="The value waits until you have approved it.")
     @option(

@@ -13,6 +13,25 @@ from tagent_nb.notebook.workspace import CellNames
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
 
 
+def read_roles(session: Session, texts: list[str]) -> dict[str, Any]:
+    """``["plan=openai:gpt-5", "judge=mine"]``: models by role, variables of the notebook among them.
+
+    Raises:
+        DefinitionError: One is not written so, or a role is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        role, sign, model = (part.strip() for part in text.partition("="))
+        if not role or not sign or not model:
+            raise DefinitionError(
+                f"--model-for {text!r} cannot be read. Write: --model-for plan=openai:gpt-5"
+            )
+        if role in found:
+            raise DefinitionError(f"--model-for: {role} is given twice. Keep one.")
+        found[role] = session.model(model)
+    return found
+
+
 def build_step(
     session: Session, args: argparse.Namespace, cell: str, mode: ExecutionMode | None
 ) -> tuple[PipelineStep, CellNames]:
@@ -38,6 +57,8 @@ def build_step(
         "model": session.model(args.model),
     }
     options = {name: value for name, value in given.items() if value is not None}
+    if args.model_for:
+        options["models"] = read_roles(session, args.model_for)
     options["depends_on"] = [name for text in args.depends_on or () for name in names(text)]
     options["execution_mode"] = mode or session.pipeline.default_mode
     objects: dict[tuple[str, str], Any] = {}

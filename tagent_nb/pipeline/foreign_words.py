@@ -141,6 +141,18 @@ METHODS = {
 """Methods of other tools' pipelines."""
 
 
+ROLE_WORDS = {
+    "planner": "plan",
+    "executor": "act",
+    "execute": "act",
+    "evaluator": "judge",
+    "evaluate": "judge",
+    "finalizer": "answer",
+    "final": "answer",
+    "summarizer": "answer",
+}
+"""Roles of other tools' planning agents."""
+
 ANSWER = {
     "final_output": "Write .output.",
     "data": "Write .output.",

@@ -117,7 +117,7 @@ def _step_to_dict(step: PipelineStep, write: _Writer) -> dict[str, Any]:
     data = {}
     for name, default in _DEFAULTS:
         value = getattr(step, name)
-        if value is default or (name not in ("when", "model") and value == default):
+        if value is default or (name not in ("when", "model", "models") and value == default):
             continue  # conditions make a condition of ==, and the class of a model may do anything
         if name in _SPECIAL:
             value = _SPECIAL[name](write, f"steps.{step.name}.{name}", value)
@@ -212,6 +212,9 @@ _SPECIAL: dict[str, Callable[[_Writer, str, Any], Any]] = {
     "body": _Writer.body,
     "when": lambda write, path, value: value if isinstance(value, str) else write.condition(path, value),
     "model": _Writer.model,
+    "models": lambda write, path, value: {
+        role: write.model(f"{path}.{role}", one) for role, one in value.items()
+    },
     "settings": _Writer.values,
     "tools": lambda write, path, value: [_tool_name(one) for one in value],
     "checks": lambda write, path, value: [_tool_name(one) for one in value],

@@ -51,6 +51,8 @@ class PipelineStep:
             are carried out and judged; see :class:`~tagent_nb.steps.planner.PlanRunner`.
         max_replans: New plans after the first that a step with ``agent="plan"`` may make.
         model: Model for this step (``"openai:..."``, ``"local"``); else the pipeline's.
+        models: Models by role of a planning step, in place of its model: ``"plan"`` (writes plans), ``"act"``
+            (does tasks), ``"judge"`` (says whether the goal is reached), ``"answer"`` (writes the answer).
         settings: Model settings such as ``{"temperature": 0.0, "max_tokens": 200}``.
         tools: Functions this step may call besides the registered ones.
         output_mode: How the model is asked for an ``output_schema``: ``"tool"`` (a call of a tool),
@@ -103,6 +105,7 @@ class PipelineStep:
     budget: Budget | float | str | None = None
     final: bool = False
     instructions: str | None = None
+    models: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from tagent_nb.pipeline.validation import check_step, checked_budget
@@ -113,6 +116,7 @@ class PipelineStep:
         for name in ("constraints", "tools", "checks", "approve_tools"):
             object.__setattr__(self, name, list(getattr(self, name)))
         object.__setattr__(self, "settings", dict(self.settings))
+        object.__setattr__(self, "models", dict(self.models))
         object.__setattr__(self, "depends_on", [_plain(Dependency.parse(one)) for one in self.depends_on])
         if self.budget is not None:
             object.__setattr__(self, "budget", checked_budget(self.name, self.budget))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AGENTS = ("single", "plan")
 OUTPUT_MODES = ("tool", "native", "prompted")
+ROLES = ("plan", "act", "judge", "answer")
+"""What a planning step asks models for."""
 """Kinds of agent steps."""
 
 
@@ -72,6 +74,15 @@ def check_step(step: PipelineStep) -> None:
     if step.agent not in AGENTS:
         fail("agent", f"must be {' or '.join(map(repr, AGENTS))}, not {step.agent!r}."
              f"{did_you_mean(str(step.agent), AGENTS)}")  # fmt: skip
+    if not isinstance(step.models, dict):
+        fail("models", f"must be a dict such as {{'plan': 'openai:gpt-5'}}, not {step.models!r}.")
+    for role, model in step.models.items():
+        if role not in ROLES:
+            fail("models", f"has a role {role!r}.{role_hint(role)} Roles: {', '.join(ROLES)}.")
+        if model is None or model == "":
+            fail("models", f"names no model for the role {role!r}.")
+    if step.models and step.agent != "plan":
+        fail("models", "are for the roles of a planning step. Add agent='plan' (--plan), or write model=.")
     if step.output_mode is not None and step.output_mode not in OUTPUT_MODES:
         fail("output_mode", f"must be {', '.join(map(repr, OUTPUT_MODES))} or None, not {step.output_mode!r}."
              f"{did_you_mean(str(step.output_mode), OUTPUT_MODES)}")  # fmt: skip
@@ -99,6 +110,14 @@ def check_step(step: PipelineStep) -> None:
         fail("map_over", f"must be a step's name such as 'load' or 'load.rows', not {step.map_over!r}.")
     if not isinstance(step.settings, dict):
         fail("settings", f"must be a dict such as {{'temperature': 0.0}}, not {step.settings!r}.")
+
+
+def role_hint(role: object) -> str:
+    """What a role that does not exist was meant for: another tool's word, or a misspelt one."""
+    from tagent_nb.pipeline.foreign_words import ROLE_WORDS
+
+    ours = ROLE_WORDS.get(str(role))
+    return f" Write {ours!r}." if ours else did_you_mean(str(role), ROLES)
 
 
 def checked_instructions(where: str, text: Any) -> str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,13 +48,26 @@ class UnusableError(Exception):
 
 
 class Asker:
-    """Asks the model of one attempt; what it takes is spent on the context."""
+    """Asks the models of one attempt, one question after the other; what it takes is spent on the context.
 
-    def __init__(self, step: PipelineStep, context: StepContext, model: Model[Any]) -> None:
+    Args:
+        step: The step.
+        context: Of the attempt. While a role is asked that has a model of its own, ``context.model`` is that.
+        model: The step's model.
+        roles: Models by role, in place of it.
+    """
+
+    def __init__(
+        self,
+        step: PipelineStep,
+        context: StepContext,
+        model: Model[Any],
+        roles: Mapping[str, Model[Any]],
+    ) -> None:
         self.step = step
         self.context = context
         self.model = model
-        self._settings = model_settings(step, model)
+        self.roles = roles
 
     async def about(
         self,
@@ -61,6 +75,8 @@ class Asker:
         system: str,
         form: type[BaseModel],
         validate: Callable[[Any], Awaitable[Any]] | None = None,
+        *,
+        role: str,
     ) -> Any:
         """Ask for something that the planner itself needs, such as a plan.
 
@@ -70,9 +86,9 @@ class Asker:
             StepError: It refused the request.
         """
         step = self.step.with_(output_schema=form, checks=[])
-        return await self._patiently(lambda: self._ask(step, task, system, validate, None))
+        return await self._patiently(lambda: self._ask(step, task, system, validate, None, role))
 
-    async def for_value(self, task: str, system: str, checks: Checks) -> Any:
+    async def for_value(self, task: str, system: str, checks: Checks, role: str) -> Any:
         """Ask for the value of the step: it has the step's schema, and its checks let it pass.
 
         Text is written to the context while it comes, outside mapped steps.
@@ -80,7 +96,7 @@ class Asker:
         Raises: As :meth:`about`.
         """
         step = self.step
-        return await self._patiently(lambda: self._ask(step, task, system, None, checks))
+        return await self._patiently(lambda: self._ask(step, task, system, None, checks, role))
 
     async def for_text(self, task: str, system: str) -> Any:
         """Ask for a text on the way to the value.
@@ -88,7 +104,7 @@ class Asker:
         Raises: As :meth:`about`.
         """
         step = self.step.with_(output_schema=None, checks=[])
-        return await self._patiently(lambda: self._ask(step, task, system, None, None))
+        return await self._patiently(lambda: self._ask(step, task, system, None, None, "act"))
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         for number in range(RETRIES):
@@ -105,12 +121,35 @@ class Asker:
         system: str,
         validate: Callable[[Any], Awaitable[Any]] | None,
         checks: Checks | None,
+        role: str,
+    ) -> Any:
+        with self._as(role) as model:
+            return await self._asked(step, task, system, validate, checks, model)
+
+    @contextmanager
+    def _as(self, role: str) -> Iterator[Model[Any]]:
+        """Ask the model of a role: prices, limits and records go by ``context.model``."""
+        before = self.context.model
+        self.context.model = self.step.models.get(role, before)
+        try:
+            yield self.roles.get(role, self.model)
+        finally:
+            self.context.model = before
+
+    async def _asked(
+        self,
+        step: PipelineStep,
+        task: str,
+        system: str,
+        validate: Callable[[Any], Awaitable[Any]] | None,
+        checks: Checks | None,
+        model: Model[Any],
     ) -> Any:
         context, form = self.context, step.output_schema
-        streamed = checks is not None and streams(step, context, self.model)
-        output, hint = output_of(self.model, form, step.output_mode)
+        streamed = checks is not None and streams(step, context, model)
+        output, hint = output_of(model, form, step.output_mode)
         agent: Agent[Any, Any] = Agent(
-            GatedModel(self.model, context, context.write if streamed else None, structured=form is not None),
+            GatedModel(model, context, context.write if streamed else None, structured=form is not None),
             output_type=output,
             instructions="\n\n".join([system, *hint]),
             name=step.name,
@@ -123,7 +162,7 @@ class Asker:
             agent.output_validator(checks.validate)
         with capture_run_messages() as messages:
             try:
-                result = await agent.run(task, deps=context, model_settings=self._settings)
+                result = await agent.run(task, deps=context, model_settings=model_settings(self.step, model))
             except Exception as error:
                 better = explained(step, context, error, messages, "" if checks is None else checks.refused)
                 if _is_unusable(error):

@@ -51,11 +51,16 @@ class PlanRunner:
         from tagent_nb.steps.planning import Planning
         from tagent_nb.steps.toolbox import Toolbox
 
+        roles = {
+            role: await self.models.get(one, offline=context.offline) for role, one in step.models.items()
+        }
         context.metadata["model"] = model_name(context.model)
+        if roles:
+            context.metadata["models"] = {role: model_name(one) for role, one in step.models.items()}
         with tools_of(context), captured(Lines(context.write)):
             toolbox = await Toolbox.of(step, context, model)
             try:
-                return await Planning(step, context, model, goal, toolbox).value()
+                return await Planning(step, context, model, goal, toolbox, roles).value()
             except asyncio.CancelledError:
                 context.stop.set()
                 raise

@@ -5,6 +5,7 @@ Imports pydantic-ai: load it late.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,17 +78,24 @@ class Planning:
         model: Its model.
         goal: The goal with its values filled in, and what else is known.
         toolbox: The tools that plans may use.
+        roles: Models by role, in place of ``model``.
     """
 
     def __init__(
-        self, step: PipelineStep, context: StepContext, model: Model[Any], goal: str, toolbox: Toolbox
+        self,
+        step: PipelineStep,
+        context: StepContext,
+        model: Model[Any],
+        goal: str,
+        toolbox: Toolbox,
+        roles: Mapping[str, Model[Any]],
     ) -> None:
         self.step = step
         self.context = context
         self.goal = goal
         self.machine = TaskBasedStateMachine(goal, max_plans=step.max_replans + 1)
         self._toolbox = toolbox
-        self._ask = Asker(step, context, model)
+        self._ask = Asker(step, context, model, roles)
         self._checks = Checks(step, context)
         self._form = proposal_of(toolbox.names)
         # Results of tools by their call: those of earlier plans, and those of the plan that goes on.
@@ -157,7 +165,7 @@ class Planning:
         task = say.to_plan(self.goal, self._toolbox.described(), self.step.output_schema, earlier, missing)
         try:
             proposal = await self._ask.about(
-                task, say.system(self.context, "plan"), self._form, self._carried_out
+                task, say.system(self.context, "plan"), self._form, self._carried_out, role="plan"
             )
             tasks = self._tasks(proposal)
         except UnusableError as error:
@@ -252,7 +260,7 @@ class Planning:
 
     async def _value_of(self, question: str, system: str) -> Any:
         try:
-            return await self._ask.for_value(question, system, self._checks)
+            return await self._ask.for_value(question, system, self._checks, "act")
         except UnusableError as error:
             self._refused = error.error
             raise
@@ -293,7 +301,7 @@ class Planning:
         done = [one for one in self.machine.tasks if one.status is TaskStatus.COMPLETED]
         try:
             verdict = await self._ask.about(
-                say.to_judge(self.goal, done), say.system(self.context, "judge"), Judgement
+                say.to_judge(self.goal, done), say.system(self.context, "judge"), Judgement, role="judge"
             )
         except UnusableError as error:
             self.context.progress("no_judgement", message=str(error)[:BRIEF])
@@ -333,7 +341,9 @@ class Planning:
         done = [one for one in self.machine.tasks if one.status is TaskStatus.COMPLETED]
         question = say.to_answer(self.goal, done, found.missing)
         try:
-            return await self._ask.for_value(question, say.system(self.context, "final"), self._checks)
+            return await self._ask.for_value(
+                question, say.system(self.context, "final"), self._checks, "answer"
+            )
         except UnusableError as error:
             raise error.error from error
 
