@@ -206,6 +206,51 @@ def test_a_tool_may_give_or_raise_what_raises(odd: Any, tmp_path: Path, method: 
     run(pipeline, tmp_path)
 
 
+@pytest.mark.parametrize("base", [str, list, Exception])
+@pytest.mark.parametrize("method", ["__len__", "__bool__", "__iter__", "__getattribute__", "__class__"])
+def test_a_tool_whose_result_closes_coroutines_costs_its_step(
+    odd: Any, tmp_path: Path, base: type, method: str
+) -> None:
+    """GeneratorExit from a task closes all that awaits it, which must not be the run."""
+    from pydantic_ai.models.test import TestModel
+
+    odd.value = odd_class(base, method, GeneratorExit)()
+
+    def use() -> Any:
+        """Use."""
+        if base is Exception:
+            raise sys.modules["odd_things"].value
+        return sys.modules["odd_things"].value
+
+    pipeline = pipeline_with_others()
+    pipeline.step("asks", "Call it.", tools=[use], model=TestModel(), max_retries=0)
+    result = run(pipeline, tmp_path)
+    if "asks" in result.failed_steps:
+        assert result.steps["asks"].error
+
+
+@pytest.mark.parametrize("error", [Stop, GeneratorExit])
+@pytest.mark.parametrize("method", ["__str__", "__len__", "__getattribute__"])
+def test_what_ends_a_program_is_named_with_the_method_that_raised_it(
+    tmp_path: Path, method: str, error: type[BaseException]
+) -> None:
+    """And what the step's own code raises with its name."""
+    value = odd_class(list, method, error)()
+    pipeline = pipeline_with_others()
+
+    @pipeline.task(max_retries=0)
+    def asks() -> Any:
+        return {"__str__": str, "__len__": len, "__getattribute__": lambda thing: thing.name}[method](value)
+
+    @pipeline.task(max_retries=0)
+    def ends() -> None:
+        raise error
+
+    result = PipelineExecutor(pipeline).run()
+    assert f"Odd.{method} raised {error.__name__}: no" in result.error_details["asks"]
+    assert f"Step 'ends' raised {error.__name__}, which would end the program" in result.error_details["ends"]
+
+
 @pytest.mark.parametrize("method", ["__str__", "__repr__", "__eq__", "__hash__", "__bool__", "model_name"])
 def test_a_model_object_that_raises_costs_its_own_step(tmp_path: Path, method: str) -> None:
     from pydantic_ai.models.test import TestModel

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from tagent_nb.engine.loop import background_loop, submit, unbroken
+from tagent_nb.engine.loop import apart, background_loop, submit, unbroken
+from tagent_nb.errors import StepError
 
 
 def test_there_is_one_loop_whoever_asks() -> None:
@@ -133,3 +134,35 @@ async def test_what_is_not_cancelled_gives_its_value() -> None:
         return 1
 
     assert await unbroken(work()) == 1
+
+
+async def test_work_apart_is_waited_for_however_often_it_is_cancelled() -> None:
+    """What cleans up is not left running."""
+    begun, cleaned = asyncio.Event(), []
+
+    async def work() -> None:
+        begun.set()
+        for _ in range(3):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cleaned.append(1)
+        cleaned.append(2)
+
+    task = asyncio.ensure_future(apart(work()))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned == [1, 1, 1, 2]
+
+
+async def test_work_apart_that_closes_coroutines_is_an_ordinary_error() -> None:
+    async def closes() -> None:
+        raise GeneratorExit("no")
+
+    with pytest.raises(StepError, match="GeneratorExit: no. Let it raise an ordinary error"):
+        await apart(closes())

@@ -164,7 +164,7 @@ def test_objects_that_raise(url: str, odd: Any, chance: random.Random, repetitio
     """Any method, any place, what is no Exception, too: only the steps that meet it may fail, they say why,
     and all the others are recorded."""
     report = Report(f"objects that raise ({kind_of(url)})")
-    for number in range(repetitions(6, 60)):
+    for number in range(repetitions(3, 60)):
         place, method = chance.choice(list(ODD_PLACES)), chance.choice(METHODS + MORE)
         error = chance.choice([ValueError, RecursionError, MemoryError, Stop, GeneratorExit])
         base = Exception if "error" in place else chance.choice([object, list, dict, str])
@@ -262,7 +262,7 @@ async def written(url: str, folder: Path, result: PipelineResult, executor: Pipe
     """All that is stored, backed up, exported or shown of a run."""
     storage = open_storage(url)
     assert isinstance(storage, RecordingBackend)
-    await storage.backup(folder / "backups")
+    await storage.backup(folder / "backups", keep=1)
     # Only a step that asks a model has what can be replayed.
     with contextlib.suppress(NotStoredError):
         await executor.export_recording(folder / "recording.json")
@@ -286,7 +286,7 @@ def test_secrets_in_all_forms(
     """Any key, in any form, at any place: neither store, backup, recording nor page holds it. A value that is
     the user's own is kept as it is, and a warning names the variable."""
     report = Report(f"secrets ({kind_of(url)})")
-    for number in range(repetitions(8, 80)):
+    for number in range(repetitions(4, 80)):
         key = "".join(chance.choices(LETTERS, k=chance.randrange(12, 40))).strip().ljust(12, "x")
         monkeypatch.setenv("SVC_API_KEY", key)
         form, place = chance.choice(list(forms(key))), chance.choice(list(SECRET_PLACES))
@@ -386,7 +386,7 @@ def test_terminals_and_pipes(
     """Whatever standard output is, and whatever the answers hold: the run is recorded, the exit status is
     right, what cannot be shown is told on standard error, and no control character reaches the terminal."""
     report = Report(f"terminals and pipes ({kind_of(url)})")
-    for _ in range(repetitions(6, 60)):
+    for _ in range(repetitions(3, 60)):
         path, text, good = script_of(chance, tmp_path)
         kind = chance.choice(SINKS)
         what = f"{kind}, {text!a}"
@@ -433,7 +433,7 @@ def test_the_command_in_a_shell(tmp_path: Path, chance: random.Random, repetitio
         {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"LC_ALL": "C"},
     ]
-    for number in range(repetitions(2, 60)):
+    for number in range(repetitions(1, 60)):
         path, text, good = script_of(chance, tmp_path)
         redirect, locale = chance.choice(redirects), chance.choice(locales)
         what = f"{redirect!r}, {locale}, {text!a}"

@@ -214,6 +214,20 @@ def test_a_value_with_a_secret_is_kept_as_it_is_and_warned_of(
     assert forms(KEY)["hex"] not in str(result.to_frame()) + result._repr_html_()
 
 
+@pytest.mark.parametrize("form", list(forms(ODD)))
+def test_each_form_is_found_in_what_is_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    """A store holds JSON, which escapes the escapes of a form once more."""
+    monkeypatch.setenv("SVC_API_KEY", ODD)
+    text = forms(ODD)[form]
+    result = PipelineExecutor(pipeline_that_returns([text]), storage=tmp_path).run()
+    assert result["holds"] == [text]
+    (warning,) = result.warnings
+    assert "SVC_API_KEY" in warning
+    assert held_secret(json.dumps(text)) == held_secret(json.dumps(text, ensure_ascii=False)) == "SVC_API_KEY"
+
+
 def test_a_value_with_a_secret_can_be_refused_or_let_pass(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -200,7 +200,7 @@ def test_keys_of_a_run_replaced_at_any_moment(
     client: Redis, server: RedisServer, repetitions: Callable[[int, int], int]
 ) -> None:
     """Whatever key, in whatever way: the run ends in a typed error, or all of it can be read."""
-    count, injected, silent = repetitions(8, 150), 0, 0
+    count, injected, silent = repetitions(4, 150), 0, 0
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     print(f"\nseed {seed}")

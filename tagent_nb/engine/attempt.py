@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import ApprovalGate
+from tagent_nb.engine.loop import apart
 from tagent_nb.engine.turns import Place
 from tagent_nb.engine.work import (
     Work,
@@ -43,7 +44,7 @@ from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.copying import is_bulky, own_copy
 from tagent_nb.pipeline.foreign import class_name, message_of
 from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
-from tagent_nb.steps.base import UNKNOWN_REASON, StepContext
+from tagent_nb.steps.base import UNKNOWN_REASON, StepContext, StepRunner
 from tagent_nb.steps.traceback import redact, user_traceback
 
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
         attempt += 1
 
 
+async def _asked(runner: StepRunner, step: PipelineStep, context: StepContext) -> Any:
+    work = runner.run(step, context)
+    return await (work if step.is_python else apart(work))
+
+
 async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
     step = work.step
     await work.place.take()
@@ -113,11 +119,11 @@ async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
         )
         runner = runner_of(run, step)
         if step.timeout is None:
-            return step.validate_output(await runner.run(step, context))
+            return step.validate_output(await _asked(runner, step, context))
         try:
             async with asyncio.timeout(step.timeout) as limit:
                 context.limit = limit
-                value = await runner.run(step, context)
+                value = await _asked(runner, step, context)
         except TimeoutError:
             if not limit.expired():
                 raise

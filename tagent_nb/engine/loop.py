@@ -9,6 +9,9 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from tagent_nb.errors import StepError
+from tagent_nb.pipeline.foreign import blame
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -67,6 +70,31 @@ async def unbroken(work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait([task])
         task.result()
         raise
+
+
+async def apart(work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine in a task of its own; if this one is cancelled, so is that, and it is waited for.
+
+    To await a task that ended in ``GeneratorExit``, as libraries do that run tools in tasks, closes all
+    coroutines around it. A method of a tool's result may raise it, and that must not close the run.
+
+    Raises:
+        StepError: It raised ``GeneratorExit``.
+    """
+    task = asyncio.ensure_future(work)
+    stopped: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            stopped = error
+            task.cancel()
+    if stopped is not None:
+        raise stopped
+    try:
+        return task.result()
+    except GeneratorExit as error:
+        raise StepError(f"{blame(error)}. Let it raise an ordinary error.") from error
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -98,6 +98,10 @@ def _forms(value: str) -> Iterable[str]:
         forms |= set(_forms(value.strip()))
     if not (value.isalnum() and value.isascii()):
         forms |= set(_escaped(value))
+        # Each may stand in JSON, as whatever is stored does.
+        forms |= {
+            json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in forms for ascii_only in (True, False)
+        }
     # What is short may be a word of its own, as two letters of a key are in Base64.
     return (form for form in forms if len(form) >= _SHORTEST)
 
@@ -111,7 +115,6 @@ def _escaped(value: str) -> Iterator[str]:
         text = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
         yield text
         yield text.replace("/", "\\/")
-        yield json.dumps(text, ensure_ascii=ascii_only)[1:-1]
     yield repr(value)[1:-1]
     yield repr(raw)[2:-1]
     yield html.escape(value)

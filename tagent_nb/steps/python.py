@@ -12,6 +12,7 @@ from typing import Any
 
 from tagent_nb.errors import StepError
 from tagent_nb.pipeline.body import CELL_FUNCTION, PythonBody
+from tagent_nb.pipeline.foreign import blame, class_name, raising_method
 from tagent_nb.pipeline.models import PipelineStep
 from tagent_nb.steps.base import StepContext
 from tagent_nb.steps.capture import Lines, captured, show, show_error
@@ -86,10 +87,11 @@ class PythonRunner:
         except Exception:
             raise
         except BaseException as error:
-            raise StepError(
-                f"Step {step.name!r} raised {type(error).__name__}, which would end the program "
-                "(sys.exit or exit?). Return a value, or raise an ordinary error."
-            ) from error
+            # An object that the step handles may have raised it.
+            method = raising_method(error)
+            what = f"Step {step.name!r} raised {class_name(error)}" if not method else blame(error)
+            remedy = " (sys.exit or exit?). Return a value, or raise" if not method else ". Let it raise"
+            raise StepError(f"{what}, which would end the program{remedy} an ordinary error.") from error
 
 
 # -- inputs -----------------------------------------------------------------------------------
