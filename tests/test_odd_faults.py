@@ -464,7 +464,7 @@ def test_the_command_in_a_shell(tmp_path: Path, chance: random.Random, repetitio
             where=f"{what}: no hint to the run",
         )
         report.silence(
-            when="Traceback" in shown or "Exception ignored" in shown, where=f"{what}: {shown[-500:]}"
+            when="tagent_nb/cli.py" in shown or "Exception ignored" in shown, where=f"{what}: {shown[-500:]}"
         )
         report.silence(when=CONTROL.search(shown) is not None, where=f"{what}: control characters")
     report.end()
