@@ -30,7 +30,7 @@ from tagent_nb.cli import main
 from tagent_nb.errors import NotStoredError
 from tagent_nb.events import RunFinished, StepFinished
 from tagent_nb.storage import open_storage
-from tagent_nb.storage.recording import RecordingBackend
+from tagent_nb.storage.recording import RecordStoreBackend
 from tests.redis_server import RedisServer
 from tests.test_foreign import METHODS, MORE, Stop, odd_class, pipeline_with_others
 from tests.test_secrets import forms
@@ -261,7 +261,7 @@ OWN = ("value", "learned")
 async def written(url: str, folder: Path, result: PipelineResult, executor: PipelineExecutor) -> str:
     """All that is stored, backed up, exported or shown of a run."""
     storage = open_storage(url)
-    assert isinstance(storage, RecordingBackend)
+    assert isinstance(storage, RecordStoreBackend)
     await storage.backup(folder / "backups", keep=1)
     # Only a step that asks a model has what can be replayed.
     with contextlib.suppress(NotStoredError):
