@@ -25,7 +25,7 @@ from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.storage import disk, file, journal, locks, order
 from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.codec import pack
+from tagent_nb.storage.codec import Draft, pack
 from tagent_nb.storage.file import FileStorageBackend
 from tagent_nb.testing import StorageContract, plain, sample_run
 from tests.storage_kinds import replace_records, stored_records
@@ -929,6 +929,23 @@ async def test_a_path_that_is_too_long_with_the_pipeline_is_an_error(tmp_path: P
     store = FileStorageBackend(path[: os.pathconf(tmp_path, "PC_PATH_MAX") - 20].rstrip("/"))
     with pytest.raises(StorageUnavailableError, match="Its name is too long"):
         await store.runs("p" * 60)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"[1]", b'{"summary": {}}', b'{"summary": {"cost": NaN}}', b"\xff", b""]
+)
+async def test_a_last_record_that_says_nothing_is_of_a_damaged_run(
+    store: FileStorageBackend, body: bytes
+) -> None:
+    """Its checksum is right, and what is in it is no summary: listed as damaged, and the others as they are."""
+    await begin_runs(store, "other")
+    await store._append("p", "r", Draft("p", "r", body + b"\n"), None)
+    assert [(info.run_id, info.status) for info in await store.runs("p")] == [
+        ("other", "interrupted"),
+        ("r", "damaged"),
+    ]
+    with pytest.raises(CorruptRecordError):
+        await store.read_run("p", "r")
 
 
 # -- the order of runs -------------------------------------------------------------------------

@@ -1208,7 +1208,7 @@ async def test_what_a_stranger_made_in_the_file_never_runs(tmp_path: Path, made:
 # -- files that may only be read ------------------------------------------------------------------
 
 READER = """
-    import asyncio, codecs, os, sys
+    import asyncio, codecs, os, pydantic_core, sys
     from tagent_nb.errors import StorageUnavailableError
     from tagent_nb.events import Warned
     from tagent_nb.storage.sqlite import SQLiteStorageBackend

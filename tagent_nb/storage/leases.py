@@ -80,6 +80,8 @@ class Holder:
     @classmethod
     def from_bytes(cls, data: bytes) -> Holder | None:
         """The stored holder; ``None`` if the lease was released, or if nobody can be made of the bytes."""
+        if not data:
+            return None
         try:
             found: Any = json.loads(data)
             holder = cls(
