@@ -937,7 +937,7 @@ async def test_a_path_that_is_too_long_with_the_pipeline_is_an_error(tmp_path: P
 async def test_a_last_record_that_says_nothing_is_of_a_damaged_run(
     store: FileStorageBackend, body: bytes
 ) -> None:
-    """Its checksum is right, and what is in it is no summary: listed as damaged, and the others as they are."""
+    """Its checksum is right, and what is in it is no summary: the others are listed as they are."""
     await begin_runs(store, "other")
     await store._append("p", "r", Draft("p", "r", body + b"\n"), None)
     assert [(info.run_id, info.status) for info in await store.runs("p")] == [
