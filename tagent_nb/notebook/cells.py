@@ -81,7 +81,8 @@ class Cells:
             return
         self._request = request
         self._executions += 1
-        self._cell = info.cell_id or ""
+        # IPython 7 does not say which cell it is; the request does.
+        self._cell = getattr(info, "cell_id", None) or asked.get("metadata", {}).get("cellId") or ""
         self._deleted.update(str(one) for one in asked.get("metadata", {}).get("deletedCells") or ())
         # A cell that runs is there, whatever was told before: deleting can be undone.
         self._deleted.discard(self._cell)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+from IPython.core import completer
 
 from tagent_nb.engine.loop import submit
 from tagent_nb.errors import TagentError
@@ -19,6 +19,8 @@ _REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$"
 _STEP_OPTIONS = ("--depends-on", "--until", "--force", "--remove", "--clear")
 _STEP_MAGICS = ("tagent_explain", "tagent_results")
 _RUN_OPTIONS = ("--resume", "--run")
+HAS_MATCHERS = hasattr(completer, "context_matcher")
+"""Whether this IPython asks others what Tab offers: 8.6 and later do. Before, Tab knows the names of magics only."""
 _MOST_RUNS = 1000
 """Newest runs that Tab offers."""
 
@@ -37,19 +39,27 @@ class MagicCompleter:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def matcher(self) -> Any:
-        """The function for IPython's ``custom_matchers``."""
+    def install(self, shell: Any) -> None:
+        """Add :meth:`complete` to a shell's matchers, if its IPython has these."""
+        if HAS_MATCHERS:
+            self._matcher = completer.context_matcher(identifier="tagent_nb")(lambda asked: self.complete(asked))
+            shell.Completer.custom_matchers.append(self._matcher)
 
-        @context_matcher(identifier="tagent_nb")  # type: ignore[untyped-decorator, unused-ignore]
-        def complete(context: CompletionContext) -> SimpleMatcherResult:
-            lines = context.full_text.split("\n")[: context.cursor_line + 1]
-            lines[-1] = lines[-1][: context.cursor_position]
-            fragment, words, more = self.words("\n".join(lines))
-            found = [SimpleCompletion(text=word, type="magic") for word in words if word.startswith(fragment)]
-            # Inside our own lines, Python's names would only be in the way.
-            return {"completions": found, "matched_fragment": fragment, "suppress": bool(found) and not more}
+    def remove(self, shell: Any) -> None:
+        """Take it away again."""
+        if HAS_MATCHERS:
+            shell.Completer.custom_matchers.remove(self._matcher)
 
-        return complete
+    def complete(self, context: Any) -> dict[str, Any]:
+        """What IPython asks, with the whole text and the place of the cursor in it."""
+        lines = context.full_text.split("\n")[: context.cursor_line + 1]
+        lines[-1] = lines[-1][: context.cursor_position]
+        fragment, words, more = self.words("\n".join(lines))
+        fitting = [word for word in words if word.startswith(fragment)]
+        completions = [completer.SimpleCompletion(text=word, type="magic") for word in fitting]
+        # Inside our own lines, Python's names would only be in the way.
+        suppress = bool(completions) and not more
+        return {"completions": completions, "matched_fragment": fragment, "suppress": suppress}
 
     def words(self, text: str) -> tuple[str, list[str], bool]:
         """What may stand at the end of ``text``: what of it is there, the words, and whether others may."""

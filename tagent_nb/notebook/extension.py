@@ -11,7 +11,7 @@ from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.parsing import StepBelowComments
 from tagent_nb.notebook.session import current
 
-_installed: dict[int, tuple[TagentMagics, AwaitedRuns, StepBelowComments, AnsweredChanges, Any]] = {}
+_installed: dict[int, tuple[TagentMagics, AwaitedRuns, StepBelowComments, AnsweredChanges, MagicCompleter]] = {}
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -30,9 +30,9 @@ def load_ipython_extension(shell: Any) -> None:
     changes = AnsweredChanges(getattr(shell, "kernel", None))
     changes.install()
     magics.cells.install()
-    matcher = MagicCompleter(magics.session).matcher()
-    shell.Completer.custom_matchers.append(matcher)
-    _installed[id(shell)] = (magics, awaited, below, changes, matcher)
+    completer = MagicCompleter(magics.session)
+    completer.install(shell)
+    _installed[id(shell)] = (magics, awaited, below, changes, completer)
 
 
 def unload_ipython_extension(shell: Any) -> None:
@@ -40,12 +40,12 @@ def unload_ipython_extension(shell: Any) -> None:
     found = _installed.pop(id(shell), None)
     if found is None:
         return
-    magics, awaited, below, changes, matcher = found
+    magics, awaited, below, changes, completer = found
     awaited.remove()
     below.remove()
     changes.remove()
     magics.cells.remove()
-    shell.Completer.custom_matchers.remove(matcher)
+    completer.remove(shell)
     for kind, names in magics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
