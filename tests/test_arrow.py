@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 from dateutil.relativedelta import MO
 from dateutil.tz import tzfile, tzlocal
+from dtypes import UNIT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -29,6 +30,7 @@ from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode
 from tagent_nb.pipeline.encoding import Encoder
 from tagent_nb.pipeline.frames import rows_of
+from tagent_nb.pipeline.frames.dtypes import text_dtype
 
 equal_frames = pd.testing.assert_frame_equal
 equal_series = pd.testing.assert_series_equal
@@ -57,7 +59,7 @@ TYPED = pd.DataFrame(
         "str": ["x", None],
         "string": pd.array(["x", None], dtype="string"),
         "string[python]": pd.array(["x", None], dtype="string[python]"),
-        "str[python]": pd.array(["x", None], dtype=pd.StringDtype("python", np.nan)),
+        "str[python]": pd.array(["x", None], dtype=text_dtype("python", "nan")),
         "Int64": pd.array([1, None], dtype="Int64"),
         "Float64": pd.array([1.5, None], dtype="Float64"),
         "boolean": pd.array([True, None], dtype="boolean"),
@@ -159,11 +161,26 @@ OFFSETS = [
 ]
 
 
+def refused_by_pandas_2(index: Any) -> bool:
+    """Whether pandas does not take the frequency that an index has: pandas 2, of some with a single label."""
+    try:
+        type(index)(pd.Series(index), freq=index.freq)
+    except ValueError:
+        assert UNIT == "ns"
+        assert len(index) == 1
+        return True
+    return False
+
+
 @pytest.mark.parametrize("offset", OFFSETS, ids=[repr(offset) for offset in OFFSETS])
 def test_an_index_has_its_frequency_again(offset: Any) -> None:
     """Frequencies that their name does not tell, too; as a value, an offset comes back as well."""
     days = pd.date_range("2024-01-04 10:00", periods=4, freq=offset)
     for index in (days, days[1:], days[:1], days[:0], days.tz_localize("Europe/Paris")):
+        if refused_by_pandas_2(index):
+            with pytest.raises(EncodeError, match=r"Leave it out: frame.index.freq = None"):
+                encode(pd.DataFrame({"a": range(len(index))}, index=index))
+            continue
         back = again(pd.DataFrame({"a": range(len(index))}, index=index)).index
         equal_indexes(back, index)
         assert back.freq == index.freq
@@ -172,8 +189,9 @@ def test_an_index_has_its_frequency_again(offset: Any) -> None:
     assert type(again(offset)) is type(offset)
     levels = pd.MultiIndex.from_product([days, ["x", "y"]])
     assert again(pd.Series(range(len(levels)), index=levels)).index.levels[0].freq == levels.levels[0].freq
-    kept = again(pd.Series(pd.Categorical.from_codes([0, 0], days[:1])))
-    assert kept.cat.categories.freq == offset
+    if not refused_by_pandas_2(days[:1]):
+        kept = again(pd.Series(pd.Categorical.from_codes([0, 0], days[:1])))
+        assert kept.cat.categories.freq == offset
 
 
 def test_an_index_of_levels_comes_back_with_its_levels() -> None:
@@ -233,7 +251,10 @@ def test_an_array_of_pandas_comes_back_as_it_was(array: Any) -> None:
     back = again({"array": [array]})["array"][0]
     assert type(back) is type(array)
     assert back.dtype == array.dtype
-    pd.testing.assert_extension_array_equal(back, array)
+    if isinstance(array, np.ndarray):  # texts with pandas 2
+        assert back.tolist() == array.tolist()
+    else:
+        pd.testing.assert_extension_array_equal(back, array)
     if len(back):
         back[0] = back[len(back) - 1]  # it is the step's own
 
@@ -507,6 +528,23 @@ def test_rows_with_times_are_the_same_items_when_their_frame_comes_back(zone: tz
     assert type(again(days).tz) is type(zone)
 
 
+@pytest.mark.parametrize("name", ["Europe/Berlin", "UTC", "Etc/UTC", None])
+def test_zones_of_pytz_come_back_as_zones_of_the_same_name(name: str | None) -> None:
+    """pandas 2 makes them for a name; where Arrow makes those, they stay, and where it does not, it is said."""
+    pytz = pytest.importorskip("pytz")
+    zone = pytz.FixedOffset(330) if name is None else pytz.timezone(name)
+    days = DAYS.tz_localize("UTC").tz_convert(zone)
+    if UNIT == "us" and name != "UTC":
+        with pytest.raises(EncodeError, match=r"Convert it with \.tz_convert"):
+            encode(pd.Series(days))
+        return
+    back = again(pd.Series(days))
+    assert back.tolist() == days.tolist()
+    assert str(back.dtype) == str(pd.Series(days).dtype)
+    if name != "UTC":
+        assert back.dt.tz is zone
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [date(2024, 1, 1), ("x", 1), {"a": {1}}, b"x", float("nan")])
 def test_attributes_of_any_kind_are_stored_without_a_word(value: Any) -> None:
@@ -552,15 +590,15 @@ REFUSED = [
     ),
     (
         pd.DataFrame({"a": [1], "i": pd.arrays.IntervalArray.from_breaks(DAYS.tz_localize("UTC"))}),
-        "output.i: a column of dtype interval[datetime64[us, UTC], right] cannot be stored.",
+        f"output.i: a column of dtype interval[datetime64[{UNIT}, UTC], right] cannot be stored.",
     ),
     (
         pd.DataFrame({"a": [1], "z": DAYS[:1].tz_localize(timezone(timedelta(seconds=5)))}),
-        "output.z: a column of dtype datetime64[us, UTC+00:00:05] cannot be stored.",
+        f"output.z: a column of dtype datetime64[{UNIT}, UTC+00:00:05] cannot be stored.",
     ),
     (
         pd.DataFrame({"a": [1], "z": DAYS[:1].tz_localize("dateutil/Europe/Berlin")}),
-        "output.z: a column of dtype datetime64[us, tzfile(",
+        f"output.z: a column of dtype datetime64[{UNIT}, tzfile(",
     ),
     (np.zeros(1, "i4,f4"), "an array of dtype [('f0', '<i4'), ('f1', '<f4')] cannot be stored."),
     (np.zeros(1, "g"), "cannot be stored. Convert it with .astype(...)"),
@@ -581,7 +619,7 @@ REFUSED = [
         "cannot be stored. Convert it with .tz_convert('Europe/Berlin')",
     ),
     (BERLIN.array, "cannot be stored. Convert it with .tz_convert('Europe/Berlin')"),
-    (pd.DataFrame({"z": BERLIN}), "output.z: a column of dtype datetime64[us, tzfile("),
+    (pd.DataFrame({"z": BERLIN}), f"output.z: a column of dtype datetime64[{UNIT}, tzfile("),
     (pd.Series(DAYS.tz_localize(tzlocal())), "Convert it with .dt.tz_convert('UTC')"),
     (
         pd.Timestamp("2024", tz=tzfile(repr(BERLIN.tz).split("'")[1])),

@@ -87,3 +87,15 @@ def test_a_shell_without_a_front_end_tells_nothing() -> None:
         assert cells.gone("p") == {}
     finally:
         cells.remove()
+
+
+def test_where_ipython_tells_no_id_the_request_does() -> None:
+    """As IPython 7: its events have no cell ids."""
+    asked: dict[str, Any] = {}
+    cells = Cells(SimpleNamespace(get_parent=lambda: asked))
+    for number, steps in enumerate((["a", "b"], ["b"])):
+        asked.update(header={"msg_id": f"request {number}"}, metadata={"cellId": "one"})
+        cells._entered(SimpleNamespace())
+        for step in steps:
+            cells.defined("p", step)
+    assert cells.gone("p") == {"a": REWRITTEN}

@@ -118,6 +118,7 @@ def test_a_storage_that_is_away_or_slow_offers_nothing(
     assert offered(session, "%tagent_history ") == []
 
 
+@pytest.mark.skipif(not completing.HAS_MATCHERS, reason="this IPython asks nobody")
 def test_the_shell_asks_it(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
     shell = InteractiveShell.instance()
     monkeypatch.setattr("tagent_nb.notebook.extension.current", lambda: session)
@@ -133,3 +134,19 @@ def test_the_shell_asks_it(monkeypatch: pytest.MonkeyPatch, session: Session) ->
     assert not any(
         getattr(one, "matcher_identifier", "") == "tagent_nb" for one in shell.Completer.custom_matchers
     )
+
+
+def test_where_the_shell_asks_nobody_the_rest_is_there(
+    monkeypatch: pytest.MonkeyPatch, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with IPython 7, which Colab has: no word about it."""
+    monkeypatch.setattr(completing, "HAS_MATCHERS", False)
+    shell = InteractiveShell.instance()
+    before = list(getattr(shell.Completer, "custom_matchers", ()))
+    tagent_nb.load_ipython_extension(shell)
+    try:
+        assert shell.find_line_magic("tagent_run") is not None
+        assert list(getattr(shell.Completer, "custom_matchers", ())) == before
+    finally:
+        tagent_nb.unload_ipython_extension(shell)
+    assert capsys.readouterr() == ("", "")

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 import pytest
+from dtypes import TEXT, UNIT
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, RootModel, computed_field
@@ -93,13 +94,13 @@ def test_a_list_of_models_gives_a_row_each_and_a_column_a_field() -> None:
     frame = frame_of(rows)
     assert list(frame.columns) == ["text", "score", "count", "colour", "parts", "words", "extra"]
     assert dtypes(frame) == {
-        "text": "str",
+        "text": TEXT,
         "score": "float64",
         "count": "Int64",
-        "colour": "str",
+        "colour": TEXT,
         "parts": "object",
         "words": "int64",
-        "extra": "str",
+        "extra": TEXT,
     }
     assert frame["parts"].tolist() == [[{"n": 1}], []]
     assert frame["score"].tolist()[0] == 1.0
@@ -153,7 +154,7 @@ def test_nothing_is_an_empty_frame() -> None:
 
 def test_a_missing_record_is_a_row_of_blanks() -> None:
     frame = frame_of([{"n": 1, "t": "x"}, None])
-    assert dtypes(frame) == {"n": "Int64", "t": "str"}
+    assert dtypes(frame) == {"n": "Int64", "t": TEXT}
     assert frame.isna().values.tolist() == [[False, False], [True, True]]
 
 
@@ -186,21 +187,21 @@ NOW = datetime(2024, 7, 1, 12, tzinfo=BERLIN)
         ([2**53, 0.5], "float64"),
         ([2**53 + 1, 0.5], "object"),
         ([True, 1], "object"),
-        (["a", None], "str"),
+        (["a", None], TEXT),
         (["\ud800"], "object"),
         (["a", 1], "object"),
         ([b"a"], "object"),
-        ([datetime(2024, 1, 1), None], "datetime64[us]"),
-        ([NOW, NOW], "datetime64[us, Europe/Berlin]"),
+        ([datetime(2024, 1, 1), None], f"datetime64[{UNIT}]"),
+        ([NOW, NOW], f"datetime64[{UNIT}, Europe/Berlin]"),
         ([NOW, NOW.replace(tzinfo=UTC)], "object"),
-        ([datetime(1, 1, 1)], "datetime64[us]"),
-        ([pd.Timestamp(2024, 1, 1), pd.NaT], "datetime64[us]"),
+        ([datetime(1, 1, 1)], "object" if UNIT == "ns" else "datetime64[us]"),
+        ([pd.Timestamp(2024, 1, 1), pd.NaT], f"datetime64[{UNIT}]"),
         ([date(2024, 1, 1)], "object"),
-        ([timedelta(1), None], "timedelta64[us]"),
+        ([timedelta(1), None], f"timedelta64[{UNIT}]"),
         ([timedelta.max], "object"),
         ([Decimal("1.10")], "object"),
         ([[1], [2]], "object"),
-        ([Colour.RED, None], "str"),
+        ([Colour.RED, None], TEXT),
         ([pd.NA, 1], "Int64"),
     ],
 )
@@ -266,7 +267,7 @@ def test_a_mapped_step_has_a_row_an_item_with_the_labels_of_its_source() -> None
     result = mapped([Part(n=1), ValueError("no"), Part(n=3)], ["x", "y", "x"])
     frame = result.output_frame("s")
     assert frame.index.tolist() == ["x", "y", "x"]
-    assert dtypes(frame) == {"n": "Int64", "error": "str"}
+    assert dtypes(frame) == {"n": "Int64", "error": TEXT}
     assert frame["n"].tolist() == [1, pd.NA, 3]
     assert frame["error"].isna().tolist() == [True, False, True]
     assert frame["error"].tolist()[1] == "ValueError: no"
@@ -274,7 +275,7 @@ def test_a_mapped_step_has_a_row_an_item_with_the_labels_of_its_source() -> None
 
 def test_a_mapped_step_of_plain_values() -> None:
     frame = mapped(["a", ValueError("no")], [0, 1]).output_frame("s")
-    assert dtypes(frame) == {"value": "str", "error": "str"}
+    assert dtypes(frame) == {"value": TEXT, "error": TEXT}
     assert frame.index.tolist() == [0, 1]
 
 
@@ -342,15 +343,15 @@ def test_to_frame_has_one_row_a_step() -> None:
     assert frame.index.name == "step"
     assert frame.index.tolist() == ["load", "ask", "free", "bad", "skipped", "later"]
     assert dtypes(frame) == {
-        "status": "str",
-        "value": "str",
+        "status": TEXT,
+        "value": TEXT,
         "attempts": "int64",
         "seconds": "float64",
         "input_tokens": "int64",
         "output_tokens": "int64",
         "cost": "float64",
         "saved_cost": "float64",
-        "error": "str",
+        "error": TEXT,
     }
     assert frame["status"].tolist() == ["completed", "cached", "completed", "failed", "skipped", "pending"]
     assert frame["value"].tolist() == ["DataFrame, 2 rows x 1 column", "two lines", "None", "", "", ""]
@@ -440,11 +441,11 @@ def test_events_frame_has_one_row_an_event() -> None:
     frame = happened().events_frame()
     assert dtypes(frame) == {
         "at": "datetime64[us, UTC]",
-        "event": "str",
-        "step": "str",
-        "item": "str",
+        "event": TEXT,
+        "step": TEXT,
+        "item": TEXT,
         "attempt": "Int64",
-        "detail": "str",
+        "detail": TEXT,
     }
     assert frame["at"][0] == pd.Timestamp("2023-11-14 22:13:20.123456", tz="UTC")
     assert frame["event"][0] == "RunStarted"

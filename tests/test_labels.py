@@ -25,7 +25,7 @@ INDEXES = {
     "float32": pd.Index([0.1, 2.5, float("nan")], dtype="float32"),
     "Int64": pd.Index([1, None, 3], dtype="Int64"),
     "text": pd.Index(["a", None, "c"], name=("x", 1)),
-    "string of Python": pd.Index(["a", "b", None], dtype=pd.StringDtype("python", na_value=pd.NA)),
+    "string of Python": pd.Index(["a", "b", None], dtype=pd.StringDtype("python")),
     "objects": pd.Index(["a", 1, None], dtype=object),
     "tuples": pd.Index([(1, 2), (3, 4), (5, 6)], tupleize_cols=False, name="pair"),
     "categories": pd.CategoricalIndex(["a", None, "c"], categories=["c", "b", "a"], ordered=True, name="k"),

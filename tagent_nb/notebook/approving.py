@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Event
 from tagent_nb.notebook.display import FONT, LINE, MUTED, TONES, clip, escape
-from tagent_nb.notebook.widget_style import close_tree
+from tagent_nb.notebook.widget_style import close_tree, tip
 from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
 from tagent_nb.pipeline.foreign import safe_repr
 from tagent_nb.pipeline.models import StepStatus
@@ -65,7 +65,7 @@ class Field:
             "description": name,
             "style": {"description_width": "initial"},
             "layout": Layout(width="95%"),
-            "tooltip": clip(str(schema.get("description", "")), 200),
+            **tip(Text, clip(str(schema.get("description", "")), 200)),
         }
         if choices and value in choices:
             self.widget = Dropdown(options=[(str(one), one) for one in choices], value=value, **common)
@@ -148,7 +148,7 @@ class ApprovalForm:
         self._is_record = False
         self.fields, shown = self._fields()
         self.reason = Text(
-            placeholder="Reason (to reject or try again)", layout=Layout(width="95%"), tooltip="Reason"
+            placeholder="Reason (to reject or try again)", layout=Layout(width="95%"), **tip(Text, "Reason")
         )
         # A call that is not allowed is told to the model, which goes on by itself.
         offers = [one for one in _OFFERS if one[0] != "retry" or not request.tool]

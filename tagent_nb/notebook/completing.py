@@ -42,7 +42,9 @@ class MagicCompleter:
     def install(self, shell: Any) -> None:
         """Add :meth:`complete` to a shell's matchers, if its IPython has these."""
         if HAS_MATCHERS:
-            self._matcher = completer.context_matcher(identifier="tagent_nb")(lambda asked: self.complete(asked))
+            self._matcher = completer.context_matcher(identifier="tagent_nb")(
+                lambda asked: self.complete(asked)
+            )
             shell.Completer.custom_matchers.append(self._matcher)
 
     def remove(self, shell: Any) -> None:

@@ -11,7 +11,9 @@ from tagent_nb.notebook.magics import TagentMagics
 from tagent_nb.notebook.parsing import StepBelowComments
 from tagent_nb.notebook.session import current
 
-_installed: dict[int, tuple[TagentMagics, AwaitedRuns, StepBelowComments, AnsweredChanges, MagicCompleter]] = {}
+_installed: dict[
+    int, tuple[TagentMagics, AwaitedRuns, StepBelowComments, AnsweredChanges, MagicCompleter]
+] = {}
 
 
 def load_ipython_extension(shell: Any) -> None:

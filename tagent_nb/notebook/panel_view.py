@@ -16,7 +16,7 @@ from tagent_nb.notebook.graph_widget import GraphWidget
 from tagent_nb.notebook.parts import Part
 from tagent_nb.notebook.picture import Picture
 from tagent_nb.notebook.step_table import StepTable
-from tagent_nb.notebook.widget_style import close_tree
+from tagent_nb.notebook.widget_style import close_tree, tip
 
 __all__ = ["Actions", "PanelView"]
 
@@ -63,13 +63,13 @@ class PanelView:
         self.step = Dropdown(
             options=[("Step …", "")],
             layout=Layout(width="150px"),
-            tooltip="Show the details of a step, and choose it for Force step",
+            **tip(Dropdown, "Show the details of a step, and choose it for Force step"),
         )
         self.offline = Checkbox(
             description="Offline",
             indent=False,
             layout=Layout(width="auto"),
-            tooltip="Runs started here ask no model: what is not cached fails",
+            **tip(Checkbox, "Runs started here ask no model: what is not cached fails"),
         )
         self.buttons = {
             name: Button(description=text, icon=icon, tooltip=tip, layout=Layout(width="auto"))

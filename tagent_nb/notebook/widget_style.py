@@ -9,7 +9,7 @@ from tagent_nb.graph.live import live_style
 from tagent_nb.notebook.display import LINE, TONES
 from tagent_nb.pipeline.models import StepStatus
 
-__all__ = ["CSS", "close_tree", "script"]
+__all__ = ["CSS", "close_tree", "script", "tip"]
 
 _COLOURS = {
     "ink": "var(--jp-ui-font-color1,inherit)",
@@ -28,6 +28,16 @@ def script(name: str) -> str:
     of the class, and all that the widget refers to, for as long as the kernel lives.
     """
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def tip(kind: Any, text: str) -> dict[str, str]:
+    """The argument of a kind of widget that shows a text over it: ipywidgets 7 calls it otherwise for most.
+
+    Args:
+        kind: A class of ipywidgets.
+        text: What is shown.
+    """
+    return {"tooltip" if "tooltip" in kind.class_trait_names() else "description_tooltip": text}
 
 
 def close_tree(widget: Any) -> None:

@@ -35,10 +35,11 @@ CHECKPOINT = 4_000_000
 
 _INSERT = """
 INSERT INTO records(id, record)
-SELECT (?1 << 32) + ?2, ?3 FROM runs WHERE number = ?1 AND (?4 IS NULL OR token = ?4)
+SELECT (:number << 32) + :place, :record FROM runs WHERE number = :number AND (:token IS NULL OR token = :token)
 """
 _LAST = (
-    "SELECT id - (?1 << 32), record FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1 "
+    "SELECT id - (:number << 32), record FROM records "
+    "WHERE id BETWEEN :number << 32 AND ((:number + 1) << 32) - 1 "
     "ORDER BY id DESC LIMIT 1"
 )
 _RANGE = "id BETWEEN number << 32 AND ((number + 1) << 32) - 1"
@@ -186,7 +187,7 @@ class SQLiteStorageBackend(SQLiteLink):
 
     def _end(self, connection: sqlite3.Connection, key: tuple[str, str], number: int) -> Tail:
         """Where a run ends."""
-        row = connection.execute(_LAST, (number,)).fetchone()
+        row = connection.execute(_LAST, {"number": number}).fetchone()
         if row is None:
             return Tail()
         last = unpack(_bytes(row[1]), self._where(*key), kind="events", owner=key[1], key=self._key)
@@ -203,7 +204,8 @@ class SQLiteStorageBackend(SQLiteLink):
         """
         number, end = ends[key]
         data, after = record.seal(end)
-        if connection.execute(_INSERT, (number, end.count, data, token)).rowcount < 1:
+        values = {"number": number, "place": end.count, "record": data, "token": token}
+        if connection.execute(_INSERT, values).rowcount < 1:
             return False
         ends[key] = (number, after)
         return True
@@ -294,7 +296,8 @@ class SQLiteStorageBackend(SQLiteLink):
                 if present != token:
                     return False
                 connection.execute(
-                    "DELETE FROM records WHERE id BETWEEN ?1 << 32 AND ((?1 + 1) << 32) - 1", (number,)
+                    "DELETE FROM records WHERE id BETWEEN :number << 32 AND ((:number + 1) << 32) - 1",
+                    {"number": number},
                 )
                 connection.execute("DELETE FROM runs WHERE number = ?", (number,))
             return True
@@ -331,9 +334,9 @@ class SQLiteStorageBackend(SQLiteLink):
             # A run that has not begun says so: its pipeline can then be told even from a damaged log.
             state = tail_line(*key, Tail() if end is None else end[1], self._key)
             update = (
-                "UPDATE runs SET token = ?1, holder = ?2, "
-                "state = CASE WHEN ?3 OR state = x'' THEN ?4 ELSE state END "
-                "WHERE pipeline = ?5 AND run = ?6 AND CAST(token AS INTEGER) = ?7"
+                "UPDATE runs SET token = ?, holder = ?, "
+                "state = CASE WHEN ? OR state = x'' THEN ? ELSE state END "
+                f"WHERE {_RUN} AND CAST(token AS INTEGER) = ?"
             )
             values = (token, holder, end is not None, state, *key, expected)
             return connection.execute(update, values).rowcount == 1

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC
+from datetime import UTC, timezone
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.pipeline.encoding import Encoder, RefusedError, field_part, refusal
+from tagent_nb.pipeline.frames.dtypes import parts_of_text, text_dtype
 from tagent_nb.pipeline.frames.labels import plain_attributes
 from tagent_nb.pipeline.frames.offsets import freq_node, offset_node, offset_of
 from tagent_nb.pipeline.frames.refusing import array_refusal, dtype_refusal, zone_refusal
@@ -106,6 +107,9 @@ def _to_numpy_scalar(node: Node) -> Any:
         return np.array([value], "i8").astype(dtype)[0]
     if type(value) is not _NUMBERS[dtype.kind]:
         raise TypeError(f"{type(value).__name__} for {dtype}")
+    # NumPy 1 cuts off what does not fit, and NumPy 2 refuses it.
+    if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+        raise OverflowError(f"{value} for {dtype}")
     return dtype.type(value)
 
 
@@ -353,10 +357,11 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: s
         if isinstance(dtype, pd.ArrowDtype):
             node.setdefault("arrow", []).append(place)
         elif isinstance(dtype, pd.StringDtype):
-            missing = "NA" if dtype.na_value is pd.NA else "nan"
-            node.setdefault("strings", {})[place] = [dtype.storage, missing]
+            node.setdefault("strings", {})[place] = parts_of_text(dtype)
         elif isinstance(dtype, pd.DatetimeTZDtype) and _is_named_utc(dtype.tz):
             node.setdefault("named_utc", []).append(place)
+        elif isinstance(dtype, pd.DatetimeTZDtype) and _is_of_pytz(dtype.tz):
+            node.setdefault("pytz", []).append(place)
     try:
         table = _to_table(part, node)
     except _NOT_WRITTEN:
@@ -372,12 +377,27 @@ def _is_named_utc(zone: Any) -> bool:
     return zone is not UTC and str(zone) == "UTC"
 
 
+def _is_of_pytz(zone: Any) -> bool:
+    return type(zone).__module__.partition(".")[0] == "pytz"
+
+
+def _zone_of(arrow: Any, place: str, node: Node) -> Any:
+    """The zone that a column had, by the one that Arrow makes, which is of pytz where pandas is pandas 2."""
+    if str(arrow) == "UTC":
+        # Arrow has one UTC only: rows whose zone is another than it was would count as new items.
+        return ZoneInfo("UTC") if place in node.get("named_utc", ()) else UTC
+    if place in node.get("pytz", ()) or not _is_of_pytz(arrow):
+        return arrow
+    return timezone(arrow.utcoffset(None)) if arrow.zone is None else ZoneInfo(arrow.zone)
+
+
 _NOT_WRITTEN = (ValueError, TypeError, NotImplementedError)
 """What Arrow raises; ArrowInvalid, ArrowTypeError and ArrowNotImplementedError are among these."""
 
 
 def _to_table(part: pd.DataFrame, node: Node) -> Any:
     """An Arrow table that is known to come back with the same dtypes, else one of ``_NOT_WRITTEN``."""
+    import pandas as pd
     import pyarrow as pa
 
     arrow = [place for place in node.get("arrow", ()) if place in part.columns]
@@ -390,8 +410,13 @@ def _to_table(part: pd.DataFrame, node: Node) -> Any:
     table = table.replace_schema_metadata({b"pandas": json.dumps(kept).encode()})
     restored = table.drop_columns(arrow).slice(0, 0).to_pandas().dtypes
     for place, dtype in part.dtypes.items():
-        if place not in by_hand and restored[place] != dtype:
-            raise TypeError(f"{dtype} becomes {restored[place]}")
+        if place in by_hand:
+            continue
+        back = restored[place]
+        if isinstance(back, pd.DatetimeTZDtype):
+            back = pd.DatetimeTZDtype(back.unit, _zone_of(back.tz, place, node))
+        if back != dtype:
+            raise TypeError(f"{dtype} becomes {back}")
     return table
 
 
@@ -405,7 +430,6 @@ def _survives(part: pd.DataFrame, node: Node) -> bool:
 
 def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
     """Columns 0 to ``count``, all of ``rows`` rows."""
-    import numpy as np
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -414,15 +438,11 @@ def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
         arrow = list(node.get("arrow", ()))
         columns.update(table.drop_columns(arrow).to_pandas().items())
         for place, column in columns.items():
-            # Arrow has one UTC only: rows whose zone is another than it was would count as new items.
-            if str(getattr(column.dtype, "tz", None)) == "UTC":
-                columns[place] = column.dt.tz_convert(
-                    ZoneInfo("UTC") if place in node.get("named_utc", ()) else UTC
-                )
+            if isinstance(column.dtype, pd.DatetimeTZDtype):
+                columns[place] = column.dt.tz_convert(_zone_of(column.dtype.tz, place, node))
         columns.update({place: pd.Series(pd.arrays.ArrowExtensionArray(table[place])) for place in arrow})
     for place, (storage, missing) in node.get("strings", {}).items():
-        dtype = pd.StringDtype(storage, pd.NA if missing == "NA" else np.nan)
-        columns[place] = columns[place].astype(dtype)
+        columns[place] = columns[place].astype(text_dtype(storage, missing))
     for place, kept in node.get("categories", {}).items():
         categories = pd.CategoricalDtype(_to_index(kept["index"]), bool(kept["ordered"]))
         columns[place] = pd.Series(pd.Categorical.from_codes(columns[place], dtype=categories))
