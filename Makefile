@@ -15,7 +15,7 @@ OUT := demo-output
 
 section = printf '\n\033[1m== %s\033[0m\n' $(1)
 
-.PHONY: help demo test lint unit browser notebooks docs bench bench-check test-faults system clean
+.PHONY: help demo test lint unit browser notebooks docs bench bench-check test-faults test-versions system clean
 
 help:
 	@echo "make demo         run notebooks/01_first_pipeline.ipynb on the local model (no key, no cost)"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench        measure against the limits of docs/reference/benchmarks.md"
 	@echo "make bench-check  the same, and fail where a ratio is worse than promised"
 	@echo "make test-faults  the fault tests with all repetitions"
+	@echo "make test-versions  the tests that depend on versions, with the lowest, Colab's, SageMaker's and the newest"
 	@echo "make clean        remove what these targets made, the virtual environment too"
 
 # -- set-up ------------------------------------------------------------------------------------
@@ -126,6 +127,32 @@ bench-check: $(VENV)/.dev
 
 test-faults: $(VENV)/.dev system
 	@TAGENT_FAULTS=full $(PYTEST) -m faults -s -p no:cacheprovider --timeout=3600
+
+# What depends on the versions of other packages, under each set of them: VERSIONS="colab lowest" chooses.
+# No coverage and no browser: the classic widgets are not looked at there.
+VERSIONS ?= lowest colab sagemaker newest
+VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,frames arrow labels magics cells completing display \
+  approving panel executor run kernel codec round_trip copying storage_file storage_sqlite storage_memory))
+PYTHONS_lowest := python3.11
+PYTHONS_colab := python3.12 python3.13
+PYTHONS_sagemaker := python3.12 python3.13
+PYTHONS_newest := python3.14 python3.13 python3.12
+
+test-versions: $(addprefix version-,$(VERSIONS))
+
+version-%:
+	@$(call section,"Versions: $*")
+	@home=$(VENV)/versions/$*; python="$(PYTHON)"; \
+	for one in $(if $(PYTHON),,$(PYTHONS_$*)); do \
+	  if "$$one" -c '' 2>/dev/null; then python="$$one"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then python=python3; echo "None of $(PYTHONS_$*) is here: this is another Python."; fi; \
+	"$$python" --version; \
+	[ -e "$$home/bin/python" ] || "$$python" -m venv "$$home"; \
+	constraints=tests/versions/$*.txt; \
+	"$$home/bin/python" -m pip --disable-pip-version-check install -qq --editable . \
+	  --requirement tests/versions/tests.txt $$([ ! -e "$$constraints" ] || echo --constraint "$$constraints"); \
+	"$$home/bin/python" -m pytest -q -n auto --maxprocesses 4 -p no:cacheprovider -W ignore::DeprecationWarning -W error:Binding:DeprecationWarning $(VERSION_TESTS)
 
 clean:
 	rm -rf $(VENV) $(OUT) docs/_build .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts

@@ -530,19 +530,34 @@ def test_rows_with_times_are_the_same_items_when_their_frame_comes_back(zone: tz
 
 @pytest.mark.parametrize("name", ["Europe/Berlin", "UTC", "Etc/UTC", None])
 def test_zones_of_pytz_come_back_as_zones_of_the_same_name(name: str | None) -> None:
-    """pandas 2 makes them for a name; where Arrow makes those, they stay, and where it does not, it is said."""
+    """pandas 2 makes them for a name, and Arrow for pandas 2."""
     pytz = pytest.importorskip("pytz")
     zone = pytz.FixedOffset(330) if name is None else pytz.timezone(name)
     days = DAYS.tz_localize("UTC").tz_convert(zone)
-    if UNIT == "us" and name != "UTC":
-        with pytest.raises(EncodeError, match=r"Convert it with \.tz_convert"):
-            encode(pd.Series(days))
-        return
     back = again(pd.Series(days))
     assert back.tolist() == days.tolist()
     assert str(back.dtype) == str(pd.Series(days).dtype)
     if name != "UTC":
         assert back.dt.tz is zone
+
+
+def test_zones_of_pytz_are_read_as_zones_of_python_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytz = pytest.importorskip("pytz")
+    blob = encode(pd.Series(DAYS.tz_localize("UTC").tz_convert(pytz.timezone("Europe/Berlin"))))
+    monkeypatch.setitem(sys.modules, "pytz", None)
+    assert decode(blob).dt.tz == ZoneInfo("Europe/Berlin")
+
+
+def test_texts_of_a_newer_pandas_are_read_with_what_an_older_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfPandas22:
+        def __init__(self, storage: str) -> None:
+            self.storage = storage
+
+    monkeypatch.setattr(pd, "StringDtype", OfPandas22)
+    assert text_dtype("python", "nan") is object
+    assert text_dtype("pyarrow", "nan").storage == "pyarrow_numpy"
 
 
 @pytest.mark.filterwarnings("error")

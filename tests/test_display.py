@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from html_safety import HOSTILE, Reader, assert_safe
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
 from pydantic import BaseModel
 
 from tagent_nb.notebook.display import (
@@ -14,12 +17,15 @@ from tagent_nb.notebook.display import (
     clip,
     definition_table,
     escape,
+    place,
     show,
     state_mark,
     step_card,
     step_facts,
     table,
+    update,
 )
+from tagent_nb.notebook.widget_style import tip
 from tagent_nb.pipeline.looks import LOOKS
 from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.result import StepResult
@@ -218,3 +224,36 @@ def test_a_bundle_is_its_text_where_nobody_shows_html() -> None:
         "text/html": f'<div class="{AS_IT_IS}"><b>bold</b></div>',
         "text/plain": "bold",
     }
+
+
+class SelfShown:
+    """As the widgets of ipywidgets 7, which display themselves where they have no id to replace them by."""
+
+    model_id = "m1"
+
+    def __repr__(self) -> str:
+        return "a widget"
+
+    def _ipython_display_(self) -> None:
+        raise AssertionError("nothing could replace it")
+
+
+def test_a_widget_that_displays_itself_gets_a_place_that_can_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shell = InteractiveShell.instance()
+    shown = CapturingDisplayPublisher()
+    monkeypatch.setattr(shell, "display_pub", shown)
+    handle = place(SelfShown())
+    update(handle, Bundle("", "gone"))
+    first, last = shown.outputs
+    assert first["transient"] == last["transient"]
+    view = {"version_major": 2, "version_minor": 0, "model_id": "m1"}
+    assert first["data"] == {"text/plain": "a widget", "application/vnd.jupyter.widget-view+json": view}
+    assert last["data"]["text/plain"] == "gone"
+
+
+@pytest.mark.parametrize("trait", ["tooltip", "description_tooltip"])
+def test_what_is_shown_over_a_widget_is_called_as_its_version_calls_it(trait: str) -> None:
+    kind = SimpleNamespace(class_trait_names=lambda: [trait])
+    assert tip(kind, "why") == {trait: "why"}

@@ -20,7 +20,7 @@ _STEP_OPTIONS = ("--depends-on", "--until", "--force", "--remove", "--clear")
 _STEP_MAGICS = ("tagent_explain", "tagent_results")
 _RUN_OPTIONS = ("--resume", "--run")
 HAS_MATCHERS = hasattr(completer, "context_matcher")
-"""Whether this IPython asks others what Tab offers: 8.6 and later do. Before, Tab knows the names of magics only."""
+"""Whether this IPython asks others what Tab offers, as 8.6 and later do. Before, Tab knows magics only."""
 _MOST_RUNS = 1000
 """Newest runs that Tab offers."""
 

@@ -352,8 +352,20 @@ def show(content: Any) -> None:
 
 def place(content: Any) -> DisplayHandle:
     """Display in the output of the current cell; :func:`update` replaces it later, from any thread."""
-    handle: DisplayHandle = display(content, display_id=True)  # type: ignore[no-untyped-call]
+    shown = _WidgetView(content) if hasattr(content, "_ipython_display_") else content
+    handle: DisplayHandle = display(shown, display_id=True)  # type: ignore[no-untyped-call]
     return handle
+
+
+class _WidgetView:
+    """A widget of ipywidgets 7, which would display itself where nothing could replace it."""
+
+    def __init__(self, widget: Any) -> None:
+        self._widget = widget
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        return {"text/plain": repr(self._widget), "application/vnd.jupyter.widget-view+json": view}
 
 
 def update(handle: DisplayHandle, content: Any) -> None:

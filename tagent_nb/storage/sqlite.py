@@ -35,7 +35,8 @@ CHECKPOINT = 4_000_000
 
 _INSERT = """
 INSERT INTO records(id, record)
-SELECT (:number << 32) + :place, :record FROM runs WHERE number = :number AND (:token IS NULL OR token = :token)
+SELECT (:number << 32) + :place, :record FROM runs
+WHERE number = :number AND (:token IS NULL OR token = :token)
 """
 _LAST = (
     "SELECT id - (:number << 32), record FROM records "

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, timezone
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -108,7 +110,7 @@ def _to_numpy_scalar(node: Node) -> Any:
     if type(value) is not _NUMBERS[dtype.kind]:
         raise TypeError(f"{type(value).__name__} for {dtype}")
     # NumPy 1 cuts off what does not fit, and NumPy 2 refuses it.
-    if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+    if type(value) is int and value not in range(np.iinfo(dtype).min, np.iinfo(dtype).max + 1):
         raise OverflowError(f"{value} for {dtype}")
     return dtype.type(value)
 
@@ -382,13 +384,17 @@ def _is_of_pytz(zone: Any) -> bool:
 
 
 def _zone_of(arrow: Any, place: str, node: Node) -> Any:
-    """The zone that a column had, by the one that Arrow makes, which is of pytz where pandas is pandas 2."""
+    """The zone that a column had, by the one that Arrow makes: of pytz for pandas 2, else of Python."""
     if str(arrow) == "UTC":
         # Arrow has one UTC only: rows whose zone is another than it was would count as new items.
         return ZoneInfo("UTC") if place in node.get("named_utc", ()) else UTC
-    if place in node.get("pytz", ()) or not _is_of_pytz(arrow):
-        return arrow
-    return timezone(arrow.utcoffset(None)) if arrow.zone is None else ZoneInfo(arrow.zone)
+    name = getattr(arrow, "key", None) or getattr(arrow, "zone", None)
+    offset = arrow.utcoffset(None)  # of one without a name
+    if place in node.get("pytz", ()):
+        with suppress(ImportError):  # the same zone, of Python, tells the same times
+            pytz: Any = import_module("pytz")
+            return pytz.FixedOffset(offset.total_seconds() // 60) if name is None else pytz.timezone(name)
+    return timezone(offset) if name is None else ZoneInfo(name)
 
 
 _NOT_WRITTEN = (ValueError, TypeError, NotImplementedError)
@@ -414,7 +420,7 @@ def _to_table(part: pd.DataFrame, node: Node) -> Any:
             continue
         back = restored[place]
         if isinstance(back, pd.DatetimeTZDtype):
-            back = pd.DatetimeTZDtype(back.unit, _zone_of(back.tz, place, node))
+            back = pd.DatetimeTZDtype(back.unit, _zone_of(back.tz, str(place), node))
         if back != dtype:
             raise TypeError(f"{dtype} becomes {back}")
     return table
