@@ -71,8 +71,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"{part} is not installed; `make test` installs it where it may")
 
 
+UNPROMISED = "does not promise"
+"""Why the contract suite of storage skips a test: the backend does not declare it, and lacks no part."""
+
+
 def _fail_skipped(report: Any) -> Any:
-    if CI and report.skipped and not hasattr(report, "wasxfail"):
+    unpromised = UNPROMISED in str(report.longrepr)
+    if CI and report.skipped and not unpromised and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"CI skips nothing, but this was skipped: {report.longrepr}"
     return report

@@ -81,7 +81,9 @@ def test_a_mapped_step_is_named_once(hold: Hold) -> None:
     pipeline = pipeline_of("load", "[1, 2, 3]")
     code = "import asyncio\nawait asyncio.sleep(0)\nhold()\nitem"
     pipeline.put(PipelineStep.from_cell("each", code, python=True, map_over="load"))
-    assert len(run(pipeline, namespace={"hold": hold})) == 1
+    warnings = run(pipeline, namespace={"hold": hold})
+    # On a busy machine the system may hold up the other step as well.
+    assert len([warning for warning in warnings if warning.startswith("Step 'each'")]) == 1
     assert hold.looks.count(("each", "its code")) >= 3
 
 

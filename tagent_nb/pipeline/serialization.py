@@ -117,7 +117,9 @@ def _step_to_dict(step: PipelineStep, write: _Writer) -> dict[str, Any]:
     data = {}
     for name, default in _DEFAULTS:
         value = getattr(step, name)
-        if value is default or (name not in ("when", "model", "models") and value == default):
+        if value is default or (name == "models" and not value):
+            continue
+        if name not in ("when", "model", "models") and value == default:
             continue  # conditions make a condition of ==, and the class of a model may do anything
         if name in _SPECIAL:
             value = _SPECIAL[name](write, f"steps.{step.name}.{name}", value)
