@@ -94,6 +94,7 @@ def reviews() -> Pipeline:
             checks=[short],
             budget="0.5 USD, 20 requests",
             agent="plan",
+            models={"judge": "openai:gpt-5"},
             approve=True,
             remember=True,
             final=True,
