@@ -14,6 +14,8 @@ import pytest
 from coverage.collector import Collector
 from kernels import OLDER, kernel_folder
 
+# Before IPython 7 puts a folder on the path that has a package of this name as well, which would win.
+import tests  # noqa: F401
 from tagent_nb.pipeline import secrets
 
 CI = os.environ.get("CI") == "true"
