@@ -185,6 +185,10 @@ def test_a_step_that_does_not_end_in_time_is_told(
 ) -> None:
     monkeypatch.setattr(room, "CANCEL_GRACE", 0.0)
     monkeypatch.setattr(room, "SETTLE", 0.0)
+    # A read of a pipe without a writer: an interrupt reaches the step only when it returns.
+    os.mkfifo("pipe")
+    code = "open('begun', 'w').close()\nopen('pipe').read()"
+    control.session.put(PipelineStep.from_cell("slow", code, python=True))
 
     def interrupt() -> None:
         assert begun()
@@ -195,6 +199,8 @@ def test_a_step_that_does_not_end_in_time_is_told(
         control.polling(Request())
     handle = control.session.workspace.handle
     assert handle is not None
+    assert not handle.done()
+    Path("pipe").write_text("")
     handle.cancel(wait=10)
     assert handle.done()
 
