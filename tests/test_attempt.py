@@ -15,6 +15,7 @@ from tagent_nb.engine import attempt
 from tagent_nb.errors import RetryableError
 from tagent_nb.events import Event, StepProgress, StepRetried, StepStreamed, TokenUsage
 from tagent_nb.pipeline import codec
+from tagent_nb.pipeline.copying import is_bulky
 
 
 class Runner:
@@ -223,6 +224,50 @@ async def test_small_values_take_no_thread(
     large = Large(value, monkeypatch)
     assert (await large.run(tmp_path))["reads"] == len(value)
     assert large.threads == {"encode": {large.loop}, "copy": {large.loop}}
+
+
+async def test_whatever_holds_a_large_value_is_examined_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of inputs, shared data, globals behind a function, items and the list of their values, for
+    fingerprints, records and copies: the loop goes on meanwhile, since the thread waits until it has."""
+    threads = {name: list[int]() for name in ("examine", "_seal", "own_copy")}
+    loop, of_loop = asyncio.get_running_loop(), threading.get_ident()
+
+    def watched(name: str, function: Any) -> Any:
+        def call(value: Any, *rest: Any) -> Any:
+            if is_bulky(value):
+                threads[name].append(threading.get_ident())
+                if threading.get_ident() != of_loop:
+                    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)
+            return function(value, *rest)
+
+        return call
+
+    for module, name in ((codec, "examine"), (codec, "_seal"), (attempt, "own_copy")):
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+
+    async def agent(context: StepContext) -> Any:
+        return context.inputs["load"]["big"][0][:1]
+
+    namespace: dict[str, Any] = {"__name__": "__main__", "TABLE": list(range(100_001))}
+    exec("def helper():\n    return TABLE[-1]", namespace)  # as a notebook defines it
+    pipeline = Pipeline("large")
+    pipeline.share(table="a" * 1_000_001)
+    load = "{'big': ['b' * 1_000_001], 'rows': ['c' * 1_000_001, 'd' * 1_000_001]}"
+    pipeline.put(PipelineStep.from_cell("load", load, python=True))
+    pipeline.put(PipelineStep("part", goal="Sum {{ load.big }}"))
+    pipeline.put(PipelineStep.from_cell("other", "'c' * 1_000_001", python=True))
+    pipeline.put(PipelineStep.from_cell("each", "item + other[:1]", map_over="load.rows", python=True))
+    pipeline.put(PipelineStep.from_cell("reads", "len(shared['table']) + helper()", python=True))
+    result = await PipelineExecutor(
+        pipeline, runners={"agent": Runner(agent)}, storage=tmp_path, namespace=namespace
+    ).execute()
+    assert result.success, [step.error for step in result.steps.values()]
+    assert (result["part"], result["each"][1][-2:], result["reads"]) == ("b", "dc", 1_000_001 + 100_000)
+    for name, where in threads.items():
+        assert where, name
+        assert of_loop not in where, name
 
 
 async def test_a_large_value_in_memory_is_not_encoded() -> None:

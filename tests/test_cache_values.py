@@ -23,7 +23,14 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from tagent_nb.cache import values
-from tagent_nb.cache.values import value_digest, value_text
+from tagent_nb.cache.values import (
+    LargeValue,
+    Memo,
+    refusing_large_values,
+    remember_digest,
+    value_digest,
+    value_text,
+)
 
 MADE = """
 import array, asyncio, cmath, collections, csv, fractions, functools, ipaddress, json, logging, math, operator
@@ -337,3 +344,21 @@ class Broken(BaseModel):
 def test_an_object_that_raises_when_it_is_asked_is_no_trouble() -> None:
     assert not values.is_native(Broken())
     assert values.fields_beside(Broken()) == []
+
+
+def test_a_large_value_is_left_to_a_thread_once() -> None:
+    """Refused until its digest is in the memo; one that has none there after that is worked out at once."""
+    memo: Memo = {}
+    plain, odd = list(range(100_001)), [threading.Lock()] * 100_001
+    with refusing_large_values(()), pytest.raises(LargeValue) as refused:
+        value_digest({"small": value_digest([1], memo), "large": value_digest(plain, memo)}, memo)
+    assert refused.value.value is plain
+    for value in (plain, odd):
+        remember_digest(value, memo)
+    with refusing_large_values(()):
+        kept = value_digest(plain, memo)
+        with pytest.raises(LargeValue):
+            value_digest(odd, memo)
+    with refusing_large_values({id(odd)}):
+        assert value_digest(odd, memo)[0] == "type builtins.list"
+    assert kept == value_digest(plain, {})

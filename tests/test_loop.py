@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from tagent_nb.engine.loop import apart, background_loop, submit, unbroken
+from tagent_nb.engine.loop import apart, background_loop, in_thread, submit, unbroken
 from tagent_nb.errors import StepError
 
 
@@ -166,3 +166,14 @@ async def test_work_apart_that_closes_coroutines_is_an_ordinary_error() -> None:
 
     with pytest.raises(StepError, match="GeneratorExit: no. Let it raise an ordinary error"):
         await apart(closes())
+
+
+@pytest.mark.parametrize("raised", [ValueError("x"), StopIteration(), KeyboardInterrupt()])
+async def test_what_is_raised_in_a_thread_reaches_who_waits(raised: BaseException) -> None:
+    """StopIteration, too, which a coroutine may not raise: it would never end."""
+
+    def call() -> None:
+        raise raised
+
+    with pytest.raises(RuntimeError if isinstance(raised, StopIteration) else type(raised)):
+        await in_thread(call)

@@ -6,7 +6,9 @@ import copyreg
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from types import (
     BuiltinFunctionType,
@@ -24,6 +26,7 @@ from typing import Any, get_origin
 
 from tagent_nb.cache.origins import is_user_class, is_user_module, name_of
 from tagent_nb.pipeline import codec
+from tagent_nb.pipeline.copying import is_bulky
 
 BY_TYPE = "type "
 """How the text of a value begins that counts by its type only."""
@@ -67,6 +70,51 @@ class _NoValueError(Exception):
     """A part has no value that could be compared: a lock, a connection, an iterator."""
 
 
+_examined: ContextVar[Container[int] | None] = ContextVar("examined", default=None)
+
+
+class LargeValue(BaseException):
+    """A value was met whose digest takes long. No error, so that nothing that gets over errors stops it.
+
+    Attributes:
+        value: The value.
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+@contextmanager
+def refusing_large_values(examined: Container[int]) -> Iterator[None]:
+    """Within it, a digest that is not in the memo yet and would take long is not worked out.
+
+    Args:
+        examined: Ids of values whose digest is worked out all the same.
+
+    Raises:
+        LargeValue: Such a value was met.
+    """
+    token = _examined.set(examined)
+    try:
+        yield
+    finally:
+        _examined.reset(token)
+
+
+def remember_digest(value: Any, memo: Memo) -> None:
+    """Put the digest of a value that can be stored into the memo; may be called in a thread.
+
+    A value that is changed meanwhile may look as if it could not be stored; its digest is then left to
+    :func:`value_digest`.
+    """
+    try:
+        text, classes = codec.examine(value)
+    except Exception:  # as in _digest
+        return
+    memo["value", id(value)] = (value, text, tuple(users_classes(classes)))
+
+
 def value_text(value: Any, memo: Memo) -> str:
     """The digest of a value; for one that has none, ``"type "`` and its type's name."""
     return value_digest(value, memo)[0]
@@ -76,6 +124,9 @@ def value_digest(value: Any, memo: Memo) -> tuple[str, tuple[Code, ...]]:
     """:func:`value_text`, and what the user has written of that which the value holds."""
     known = memo.get(("value", id(value)))
     if known is None:
+        examined = _examined.get()
+        if examined is not None and id(value) not in examined and is_bulky(value):
+            raise LargeValue(value)
         text, code = _digest(value)
         known = memo["value", id(value)] = (value, text, code)
     return known[1], known[2]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tagent_nb.engine.decisions import checked_value, given_of, request_of, unit_of
 from tagent_nb.engine.held import Held
+from tagent_nb.engine.loop import in_thread
 from tagent_nb.errors import RejectedError, StepError
 from tagent_nb.events import (
     NO_USAGE,
@@ -182,6 +183,8 @@ class Approvals:
         """
         run, context = self._run, call.context
         arguments = StoredValue.of(call.arguments[call.single] if call.single else dict(call.arguments))
+        if arguments.is_heavy:
+            await in_thread(arguments.sealed)
         number = work.calls.get((call.tool, arguments.digest), 0) + 1
         work.calls[call.tool, arguments.digest] = number
         unit = (*work.unit, f"{call.tool}:{arguments.digest[:16]}:{number}")
@@ -278,7 +281,10 @@ class Approvals:
             raise StepError(
                 f"Step {asked.step!r}: its approver raised {class_name(error)}: {redact(message_of(error))}"
             ) from error
-        return given_of(asked, decision, used=True)
+        given = given_of(asked, decision, used=True)
+        if isinstance(given.output, StoredValue) and given.output.is_heavy:
+            await in_thread(given.output.sealed)
+        return given
 
     def decide(self, given: ApprovalGiven) -> None:
         """Take a decision. On the run's loop only; one on what nobody holds any more does nothing."""

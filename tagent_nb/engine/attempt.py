@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import ApprovalGate
-from tagent_nb.engine.loop import apart
+from tagent_nb.engine.loop import apart, in_thread
 from tagent_nb.engine.turns import Place
 from tagent_nb.engine.work import (
     Work,
@@ -81,14 +81,15 @@ async def attempts(run: Run, work: Work, candidate: list[Event] | None = None) -
         # What it uses counts even when it is stopped: whoever stops it finds it here.
         await _decode_large(run, work)
         inputs = await _inputs(run, work)
-        context = run.live[work.unit] = _context(run, work, attempt, learned, inputs)
+        shared = await _shared(run, step)
+        context = run.live[work.unit] = _context(run, work, attempt, learned, inputs, shared)
         try:
             events, candidate = candidate, None
             if events is None:
                 value = await _attempt(run, work, context)
                 seconds = time.monotonic() - began - work.waited
                 if is_bulky(value):
-                    value = await asyncio.to_thread(_encoded, run, value)
+                    value = await in_thread(encoded, run, value)
                 events = [*learned, _finished(run, work, value, attempt, seconds, context)]
                 look_for_secrets(run, work, events)
             return await run.approvals.hold(work, events, context) if step.approve else events
@@ -137,7 +138,12 @@ async def _attempt(run: Run, work: Work, context: StepContext) -> Any:
 
 
 def _context(
-    run: Run, work: Work, attempt: int, learned: list[Event], inputs: Mapping[str, Any]
+    run: Run,
+    work: Work,
+    attempt: int,
+    learned: list[Event],
+    inputs: Mapping[str, Any],
+    shared: Mapping[str, Any],
 ) -> StepContext:
     loop = asyncio.get_running_loop()
 
@@ -164,7 +170,7 @@ def _context(
         item=work.item,
         attempt=attempt,
         inputs=inputs,
-        shared=_shared(run, step),
+        shared=shared,
         constraints=[*run.pipeline.global_constraints, *step.constraints],
         instructions=instructions_of(run, step),
         facts=work.facts,
@@ -184,9 +190,13 @@ def _context(
     )
 
 
-def _shared(run: Run, step: PipelineStep) -> Mapping[str, Any]:
+async def _shared(run: Run, step: PipelineStep) -> Mapping[str, Any]:
     shared = run.pipeline.shared_context
-    return {name: own_copy(value) for name, value in shared.items()} if step.is_python else shared
+    return {name: await _copy_of(value) for name, value in shared.items()} if step.is_python else shared
+
+
+async def _copy_of(value: Any) -> Any:
+    return await in_thread(own_copy, value) if is_bulky(value) else own_copy(value)
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -196,7 +206,7 @@ def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def _encoded(run: Run, value: Any) -> StoredValue:
+def encoded(run: Run, value: Any) -> StoredValue:
     """A value with all that its record asks of it, worked out in a thread."""
     output = StoredValue.of(value)
     if run.equipment.storage.keeps(output) and run.keyed:
@@ -222,15 +232,14 @@ async def _inputs(run: Run, work: Work) -> Mapping[str, Any]:
     if body is None:
         return values
     if work.item is None:
-        return {
-            name: await asyncio.to_thread(own_copy, value) if is_bulky(value) else own_copy(value)
-            for name, value in values.items()
-        }
+        return {name: await _copy_of(value) for name, value in values.items()}
     common = run.common.setdefault(work.step.name, {})
     source = source_of(work.step).step
     for name in values.keys() - common.keys() - {source}:
-        common[name] = own_copy(values[name])
-    return {name: common[name] if name in common else own_copy(value) for name, value in values.items()}
+        copy = await _copy_of(values[name])
+        # Another item may have made one meanwhile: all share the same.
+        common.setdefault(name, copy)
+    return {name: common[name] if name in common else await _copy_of(value) for name, value in values.items()}
 
 
 async def _decode_large(run: Run, work: Work) -> None:
@@ -238,7 +247,7 @@ async def _decode_large(run: Run, work: Work) -> None:
     for name, output in work.outputs.items():
         large = isinstance(output, StoredValue) and output.is_large
         if large and name in read_names(run, work.step, work.outputs):
-            await asyncio.to_thread(getattr, output, "value")
+            await in_thread(getattr, output, "value")
 
 
 def _may_succeed(error: Exception) -> bool:

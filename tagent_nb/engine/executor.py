@@ -319,7 +319,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         run = self._run_of(pipeline, options, memory, schemas, given)
         verdict = None
         if options.resume is not False:
-            verdict = judge(run, definition_of(self.storage, pipeline), other)
+            verdict = await judge(run, definition_of(self.storage, pipeline), other)
         past = Past(self.storage, pipeline.id, pipeline.name)
         steps = await Rehearsal(run, verdict, past).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
@@ -448,7 +448,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             return
         from tagent_nb.engine.resume import judge, refuse_changes
 
-        verdict = judge(run, definition, changed)
+        verdict = await judge(run, definition, changed)
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, memory.run_id, verdict.changed, changed)
         self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger

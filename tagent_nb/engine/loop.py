@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -72,6 +72,12 @@ async def unbroken(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def is_cancelled() -> bool:
+    """Whether this task is asked to end: what is raised then is no error of the user's objects."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def apart(work: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine in a task of its own; if this one is cancelled, so is that, and it is waited for.
 
@@ -95,6 +101,26 @@ async def apart(work: Coroutine[Any, Any, T]) -> T:
         return task.result()
     except GeneratorExit as error:
         raise StepError(f"{blame(error)}. Let it raise an ordinary error.") from error
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a thread, as ``asyncio.to_thread`` does, and raise whatever it raises.
+
+    Objects of the user's may raise ``StopIteration`` there, which a future refuses to hold: who awaits it
+    would never be woken.
+    """
+
+    def call() -> tuple[Any, BaseException | None]:
+        try:
+            return function(*arguments), None
+        except BaseException as error:  # raised again on the loop
+            return None, error
+
+    value, error = await asyncio.to_thread(call)
+    if error is not None:
+        raise error
+    result: T = value
+    return result
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

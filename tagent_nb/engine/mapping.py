@@ -10,12 +10,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
+from tagent_nb.engine.attempt import encoded
+from tagent_nb.engine.loop import in_thread, is_cancelled
 from tagent_nb.engine.unit import decided, guarded, unprepared
-from tagent_nb.engine.work import Work, prepare, reads, source_of, step_model, why_it_runs
+from tagent_nb.engine.work import Work, prepare, read_heavy, reads, source_of, step_model, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
-from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.pipeline.codec import LARGE, StoredValue
 from tagent_nb.pipeline.conditions import of_items
+from tagent_nb.pipeline.copying import is_bulky
 from tagent_nb.pipeline.endings import ending
 from tagent_nb.pipeline.models import PipelineStep, StepStatus
 from tagent_nb.pipeline.template import Reference, lookup
@@ -33,9 +36,12 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
     started = time.monotonic()
     source = source_of(step)
     try:
-        work = whole(run, step, outputs)
+        work = await whole(run, step, outputs)
+        await read_heavy([outputs[source.step]])
         rows = source_rows(step, outputs[source.step], source)
     except BaseException as error:
+        if is_cancelled():
+            raise
         failure = unprepared(run, step, error)
         return await run.conclude(replace(failure, seconds=time.monotonic() - started, metadata=_labels([])))
     if outputs[source.step] is None:
@@ -59,23 +65,25 @@ async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output 
             from tagent_nb.steps.providers import model_name
 
             notes["model"] = model_name(step_model(run, step))
-        outcome = _outcome(run, step, work, rows, started, notes)
+        outcome = await _outcome(run, step, work, rows, started, notes)
     except BaseException as error:
+        if is_cancelled():
+            raise
         outcome = unprepared(run, step, error)
     return await run.conclude(outcome)
 
 
-def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
+async def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
     """The fingerprint of the mapped step as a whole, over the whole of its source."""
     source = source_of(step)
     references = [one for one in reads(step, outputs) if one.step != source.step]
     condition = of_items(step)
     if condition is None:
-        return prepare(run, step, outputs, references=[*references, source])
+        return await prepare(run, step, outputs, references=[*references, source])
     # Which items have a value depends on it; each item's own does not.
     conditions = [one for one in step.references if one.kind == "when" and one.step != source.step]
     told = condition if isinstance(condition, str) else condition.describe()
-    return prepare(run, step, outputs, references=[*references, *conditions, source], when=told)
+    return await prepare(run, step, outputs, references=[*references, *conditions, source], when=told)
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
@@ -171,8 +179,10 @@ async def _run_items(
             if run.held:
                 await run.may_start()
             try:
-                unit = prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
+                unit = await prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
             except BaseException as error:
+                if is_cancelled():
+                    raise
                 await run.conclude(unprepared(run, step, error, key))
                 continue
             unit.on_aside = replaced
@@ -213,7 +223,7 @@ def _is_recorded(run: Run, unit: Work) -> bool:
     return item is not None and item.status.has_value
 
 
-def _outcome(
+async def _outcome(
     run: Run, step: PipelineStep, work: Work, rows: list[Row], started: float, notes: Mapping[str, Any]
 ) -> StepFinished | StepCached | StepFailed:
     items = run.memory.steps[step.name].items or {}
@@ -234,7 +244,7 @@ def _outcome(
             f"The first is item {first.key!r}: {first.error_type}: {first.error}"
         )
         return _failure(run, step, "StepError", message, started, notes)
-    output = StoredValue.of([None if item.output is None else item.output.value for item in mine])
+    output = await _joined(run, [item.output for item in mine])
     if asked and sum(item.status is StepStatus.CACHED for item in mine) == asked:
         return StepCached(
             run_id=run.memory.run_id,
@@ -253,6 +263,19 @@ def _outcome(
         seconds=time.monotonic() - started,
         metadata=metadata,
     )
+
+
+async def _joined(run: Run, outputs: list[Output | None]) -> Output:
+    """The value of the step as a whole: those of its items. Much of it is put together in a thread."""
+
+    def values() -> list[Any]:
+        return [None if output is None else output.value for output in outputs]
+
+    size = sum(output.size for output in outputs if isinstance(output, StoredValue))
+    if size > LARGE or is_bulky(outputs):
+        return await in_thread(lambda: encoded(run, values()))
+    whole_value = StoredValue.of(values())
+    return await in_thread(encoded, run, whole_value.value) if whole_value.is_heavy else whole_value
 
 
 def _failure(

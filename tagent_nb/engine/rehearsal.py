@@ -155,7 +155,7 @@ class Rehearsal:
             return await self._in_the_dark(step, unsure), UNKNOWN
         if step.map_over is not None:
             return await self._judge_items(step, outputs)
-        work = prepare(self.run, step, outputs)
+        work = await prepare(self.run, step, outputs)
         action, output = await self._answer(work)
         if action:
             return self._answered(step, action, output)
@@ -188,7 +188,7 @@ class Rehearsal:
             if held is not None:
                 values.append(None)
                 continue
-            unit = prepare(run, step, {**outputs, source.step: StoredValue.of(row)}, key)
+            unit = await prepare(run, step, {**outputs, source.step: StoredValue.of(row)}, key)
             action, output = await self._answer(unit)
             recorded = (recorded or len(values) == skipped) and action == "recorded"
             done += bool(action or self._twin(unit))
@@ -201,7 +201,7 @@ class Rehearsal:
         if self._is_missed(step):
             why = "the run is offline: recorded calls answer, or items fail"
             return StepPlan(step.name, "may run", why, **counts), UNKNOWN
-        why = await self._why(whole(run, step, outputs))
+        why = await self._why(await whole(run, step, outputs))
         if done:
             why = "the other items are new, have changed, or failed"
         if skipped:

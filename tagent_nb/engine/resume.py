@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache.explain import differing, explain
+from tagent_nb.engine.loop import in_thread, is_cancelled
 from tagent_nb.engine.mapping import whole
 from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.engine.work import inputs_for, prepare
+from tagent_nb.engine.work import inputs_for, is_heavy, prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
 from tagent_nb.pipeline.codec import unreadable
@@ -64,7 +65,7 @@ class Verdict:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()) -> Verdict:
+async def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()) -> Verdict:
     """Compare every recorded step with its definition of today, in execution order.
 
     A step below one that must run again cannot be judged yet: it is neither kept nor changed, and
@@ -78,7 +79,7 @@ def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()
             not see two values.
     """
     verdict = Verdict()
-    _leave_out_unreadable(run, verdict)
+    await _leave_out_unreadable(run, verdict)
     kept: set[str] = set()
     with_items = {step for step, item in run.restored if item is not None}
     old, new = _by_name(run.memory.definition), _by_name(definition)
@@ -97,7 +98,7 @@ def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()
             continue
         outputs: dict[str, Output | None] = {above: run.restored[above, None].output for above in upstream}
         outputs.update(inputs_for(run, name))
-        differences = _differences(run, step, outputs, recorded, old.get(name), new.get(name))
+        differences = await _differences(run, step, outputs, recorded, old.get(name), new.get(name))
         if differences:
             verdict.changed[name] = differences
         else:
@@ -112,17 +113,18 @@ def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()
     return verdict
 
 
-def _leave_out_unreadable(run: Run, verdict: Verdict) -> None:
+async def _leave_out_unreadable(run: Run, verdict: Verdict) -> None:
     """Forget records whose value cannot be read, as by another version of pandas: their steps run again."""
     for (step, item), event in list(run.restored.items()):
-        problem = unreadable(event.output)
+        output = event.output
+        problem = await in_thread(unreadable, output) if is_heavy(output) else unreadable(output)
         if problem is not None:
             del run.restored[step, item]
             if step in run.by_name:
                 verdict.unreadable[step] = problem
 
 
-def _differences(
+async def _differences(
     run: Run,
     step: PipelineStep,
     outputs: Mapping[str, Output | None],
@@ -138,10 +140,12 @@ def _differences(
         same = step.name in before and before.get_step(step.name) == step
         return [] if same else ["its definition changed"]
     try:
-        work = (whole if step.map_over is not None else prepare)(run, step, outputs)
+        work = await (whole if step.map_over is not None else prepare)(run, step, outputs)
     except TagentError as error:
         return [str(error)]
     except BaseException as error:  # the user's objects, which fingerprints ask, may raise anything
+        if is_cancelled():
+            raise
         return [blame(error)]
     if work.key == recorded.key:
         return []

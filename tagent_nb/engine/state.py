@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tagent_nb.engine.entries import STATUS_OF_EVENT, StepMemoryEntry
-from tagent_nb.engine.loop import on_background_loop, submit
+from tagent_nb.engine.loop import in_thread, on_background_loop, submit
 from tagent_nb.engine.memory import PipelineMemory
 from tagent_nb.errors import (
     CorruptRecordError,
@@ -29,6 +29,7 @@ from tagent_nb.events import (
     SharedDataSaved,
 )
 from tagent_nb.pipeline.codec import digest, from_tree, to_tree
+from tagent_nb.pipeline.copying import is_bulky
 from tagent_nb.pipeline.event_codec import event_from_dict, event_to_dict
 from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
 from tagent_nb.pipeline.names import storage_id
@@ -113,7 +114,8 @@ class PipelineMemoryManager:
         if self.storage is None or memory is None:
             return
         stored = self._stored.get(memory.run_id) or _Stored(0, _NO_SHARED_DATA)
-        shared = digest(memory.shared_data)
+        data = memory.shared_data
+        shared = await in_thread(digest, data) if is_bulky(data) else digest(data)
         if shared != stored.shared:
             memory.apply(SharedDataSaved(run_id=memory.run_id, shared=dict(memory.shared_data)))
         fresh = memory.events[stored.events :]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.checks import refuse_problems
+from tagent_nb.engine.loop import in_thread
 from tagent_nb.errors import DefinitionError, PipelineValidationError, TemplateError, did_you_mean
 from tagent_nb.events import Output
 from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.copying import is_bulky, own_copy
+from tagent_nb.pipeline.copying import own_copy
 from tagent_nb.pipeline.models import Pipeline
 from tagent_nb.pipeline.variables import checked_inputs, input_value, inputs_by_step
 
@@ -141,8 +141,8 @@ def _readers(pipeline: Pipeline) -> dict[str, list[str]]:
 
 async def _problem(value: Output) -> str | None:
     """Why an input cannot be stored; ``None`` if it can."""
-    if is_bulky(value.value):
-        return await asyncio.to_thread(getattr, value, "problem")
+    if isinstance(value, StoredValue) and value.is_heavy:
+        await in_thread(value.sealed)
     return value.problem
 
 

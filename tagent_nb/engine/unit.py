@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approvals import StepHeld
 from tagent_nb.engine.attempt import attempts, failed
-from tagent_nb.engine.work import Work, asked_cache, inputs_for, prepare, runner_of, still_answers
+from tagent_nb.engine.loop import is_cancelled
+from tagent_nb.engine.work import Work, asked_cache, inputs_for, prepare, read_heavy, runner_of, still_answers
 from tagent_nb.errors import OfflineMissError, TagentError
 from tagent_nb.events import (
     NO_USAGE,
@@ -48,6 +49,8 @@ async def run_step(run: Run, step: PipelineStep) -> Change:
     }
     if run.inputs:
         outputs.update(inputs_for(run, step.name))
+    if step.when is not None:
+        await read_heavy(outputs.values())
     reason = held_back(run, step, outputs)
     if reason is not None:
         return await run.conclude(reason)
@@ -56,8 +59,10 @@ async def run_step(run: Run, step: PipelineStep) -> Change:
 
         return await run_mapped(run, step, outputs)
     try:
-        work = prepare(run, step, outputs)
+        work = await prepare(run, step, outputs)
     except BaseException as error:
+        if is_cancelled():
+            raise
         return await run.conclude(unprepared(run, step, error))
     return await run.conclude(*await guarded(run, work))
 
@@ -67,9 +72,7 @@ async def guarded(run: Run, work: Work) -> list[Event]:
     try:
         return await settle(run, work)
     except BaseException as error:
-        task = asyncio.current_task()
-        stopped = task is not None and task.cancelling()
-        if stopped or run.broken or issubclass(type(error), (StepHeld, GeneratorExit)):
+        if is_cancelled() or run.broken or issubclass(type(error), (StepHeld, GeneratorExit)):
             raise
         return [unprepared(run, work.step, error, work.item)]
 

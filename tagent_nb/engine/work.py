@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.entries import last_time
 from tagent_nb.engine.knowledge import taught
+from tagent_nb.engine.loop import in_thread
 from tagent_nb.engine.turns import Place
+from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
 from tagent_nb.pipeline.codec import StoredValue
 from tagent_nb.pipeline.endings import failed_items
@@ -63,7 +67,7 @@ class Work:
         return (self.step.name, self.item)
 
 
-def prepare(
+async def prepare(
     run: Run,
     step: PipelineStep,
     outputs: Mapping[str, Output | None],
@@ -71,7 +75,9 @@ def prepare(
     references: Sequence[Reference] | None = None,
     when: str = "",
 ) -> Work:
-    """Work out a unit's fingerprint. For an item, ``outputs`` has the item for its source.
+    """Work out a unit's fingerprint, with large values in a thread.
+
+    For an item, ``outputs`` has the item for its source.
 
     ``when`` is the condition by which a mapped step as a whole leaves items out.
     """
@@ -87,13 +93,17 @@ def prepare(
         unit_key,
     )
 
-    components = dict(static_components(run, step))
+    components = dict(await _static_beside_the_loop(run, step))
     parts = reads(step, outputs) if references is None else references
     around: dict[str, Any] = {"step": step, "namespace": run.equipment.namespace, "memo": run.memo}
-    add_components(components, input_components(parts, outputs, **around))
+    examine = partial(input_components, parts, outputs, **around)
+    heavy = any(is_heavy(outputs.get(part.step)) for part in parts)
+    add_components(components, await in_thread(examine) if heavy else examine())
     for name, notes in (("facts", facts), ("memories", memories)):
         if notes:
             stored = StoredValue.of(notes)
+            if stored.is_heavy:
+                await in_thread(getattr, stored, "digest")
             components[name] = stored.digest
             if stored.classes:
                 add_components(components, class_components(name, notes, stored.classes, **around))
@@ -116,6 +126,34 @@ def still_answers(kept: StepFinished | StepCached, work: Work) -> bool:
 def inputs_for(run: Run, step: str) -> dict[str, Output | None]:
     """The values that a step reads and no step makes, by name."""
     return {name: run.inputs[name] for name in run.reads_inputs.get(step, ())}
+
+
+def is_heavy(output: Output | None) -> bool:
+    """Whether reading or examining a value takes so long that a thread does it."""
+    return isinstance(output, StoredValue) and output.is_heavy
+
+
+async def read_heavy(outputs: Iterable[Output | None]) -> None:
+    """Decode in a thread what takes long to decode. Damage is left to who reads the value."""
+    for output in outputs:
+        if isinstance(output, StoredValue) and output.is_large:
+            with suppress(CorruptRecordError):
+                await in_thread(getattr, output, "value")
+
+
+async def _static_beside_the_loop(run: Run, step: PipelineStep) -> Mapping[str, str]:
+    """:func:`static_components`, but large values that the step refers to are examined in a thread."""
+    from tagent_nb.cache.values import LargeValue, refusing_large_values, remember_digest
+
+    examined: dict[int, Any] = {}
+    while step.name not in run.static:
+        try:
+            with refusing_large_values(examined):
+                static_components(run, step)
+        except LargeValue as large:
+            examined[id(large.value)] = large.value
+            await in_thread(remember_digest, large.value, run.memo)
+    return run.static[step.name]
 
 
 def static_components(run: Run, step: PipelineStep) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.events import Output
 from tagent_nb.pipeline.classes import Classes
+from tagent_nb.pipeline.copying import is_bulky
 from tagent_nb.pipeline.decoding import resolve, value_of
 from tagent_nb.pipeline.encoding import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
 from tagent_nb.pipeline.foreign import blame, raising_method, safe_str
@@ -261,7 +262,26 @@ class StoredValue:
     @property
     def is_large(self) -> bool:
         """Whether reading the value takes long: many bytes that nobody has decoded yet."""
-        return self._value is _UNREAD and len(self._blob or b"") > LARGE
+        return self._value is _UNREAD and self.size > LARGE
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, if it is encoded already; else 0."""
+        return len(self._blob or b"")
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether to read, encode or examine it takes so long that an event loop lets a thread do it.
+
+        Told by its bytes, or else at a glance, and without reading it.
+        """
+        return self.size > LARGE if self._blob is not None else is_bulky(self._value)
+
+    def sealed(self) -> StoredValue:
+        """Itself, with bytes and digest worked out: to ask for them takes no time any more."""
+        if self.problem is None:
+            _ = self.digest
+        return self
 
     @property
     def blob(self) -> bytes:
