@@ -32,6 +32,7 @@ from tagent_nb import (
     StepStatus,
     StepWaiting,
 )
+from tagent_nb.engine.loop import submit
 from tagent_nb.errors import DefinitionError, OutputValidationError, StorageUnavailableError
 from tagent_nb.events import Event, StepFailed, StepRetried, TokenUsage
 
@@ -360,6 +361,25 @@ async def test_a_decision_counts_once_and_a_late_one_is_nothing() -> None:
     stored = await run.load_result()
     for events in (result.events, stored.events):
         assert len([event for event in events if isinstance(event, ApprovalGiven)]) == 1
+
+
+async def test_of_two_decisions_at_the_same_moment_the_first_counts() -> None:
+    """The step has not gone on with the first when the second comes."""
+    asked = waits("draft")
+    run = executor(pipeline("draft"), approver="wait", observers=[asked])
+    handle = run.start()
+    await asked.come()
+    [request] = run.pending_approvals()
+
+    async def decide_twice() -> None:
+        # On the loop of the run: nothing else has its turn between the two.
+        run.decide(request, Edited("first"))
+        run.decide(request, Rejected("second"))
+
+    await asyncio.wrap_future(submit(decide_twice()))
+    result = await handle
+    assert result["draft"] == "first"
+    assert len([event for event in result.events if isinstance(event, ApprovalGiven)]) == 1
 
 
 async def test_a_decision_on_what_has_ended_in_a_run_that_goes_on_is_nothing() -> None:

@@ -134,9 +134,10 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
     assert module.Sentiment is Sentiment
 
 
-def test_the_final_step_of_a_pipeline_comes_back(load: Callable[[str], Any]) -> None:
-    pipeline = Pipeline("p", final="a").step("a", "g").step("b", "g")
-    assert load(export_module(pipeline)).pipeline.final == "a"
+def test_what_holds_for_the_whole_pipeline_comes_back(load: Callable[[str], Any]) -> None:
+    pipeline = Pipeline("p", final="a", instructions='You are\n"terse".', timeout=2.5)
+    pipeline.step("a", "g").step("b", "g")
+    assert pipeline_to_dict(load(export_module(pipeline)).pipeline) == pipeline_to_dict(pipeline)
 
 
 @pytest.mark.parametrize(

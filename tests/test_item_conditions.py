@@ -28,6 +28,7 @@ from tagent_nb import (
     StepStatus,
     TemplateError,
 )
+from tagent_nb.engine.mapping import AT_ONCE
 from tagent_nb.graph import to_svg
 from tagent_nb.notebook.run_view import RunView, items_of, run_html, run_text
 from tagent_nb.notebook.step_details import details_html
@@ -145,6 +146,11 @@ def test_a_condition_of_ones_own_decides_on_the_whole_step() -> None:
     assert run(flow(Lucky()))["each"] == [50, 10, 40]
 
 
+def test_a_condition_that_cannot_be_read_is_refused_with_its_step() -> None:
+    with pytest.raises(TemplateError, match="Step 'each', when: unexpected 'end of template'"):
+        of_items(cell("each", "item", map_over="rows", when="rows.stars >"))
+
+
 def test_items_cost_nothing_and_do_not_count_as_failures() -> None:
     result = run(flow("item.stars < 5", code="assert item['stars'] < 4\n1", max_retries=0, min_success=0.5))
     assert result["each"] == [None, 1, None]
@@ -189,6 +195,13 @@ def test_many_skipped_items_are_recorded_together(tmp_path: Path) -> None:
     result = run(flow("item.stars > 0"), rows, storage=tmp_path)
     assert sum(isinstance(event, StepSkipped) for event in result.events) == 500
     assert sum(value is None for value in result["each"]) == 500
+
+
+def test_a_condition_that_lets_all_items_in_records_none_as_skipped() -> None:
+    rows = [{"stars": 1}] * (AT_ONCE + 1)
+    result = run(flow("item.stars > 0"), rows)
+    assert result["each"] == [10] * len(rows)
+    assert not any(isinstance(event, StepSkipped) for event in result.events)
 
 
 def test_another_condition_pays_for_the_items_that_it_lets_in_alone(tmp_path: Path) -> None:

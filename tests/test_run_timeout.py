@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from test_magics import Notebook, book
 
-from tagent_nb import DefinitionError, Pipeline, PipelineResult, open_storage
+from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineResult, open_storage
 from tagent_nb.cli import main
+from tagent_nb.engine.loop import background_loop
 from tagent_nb.notebook.run_view import phase_of
 from tagent_nb.pipeline.endings import failure
 
@@ -77,6 +78,33 @@ def test_a_run_in_time_is_not_touched() -> None:
     slow = Slow(timeout=LONG)
     slow.may_end.set()
     assert slow.pipeline.run().success
+
+
+def test_a_cancelled_run_that_stops_slowly_is_cancelled_and_not_timed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ended it first is why it ended, also if its time is over before its last step is."""
+    loop = background_loop()
+    passed, clock, running = [0.0], loop.time, threading.Event()
+    monkeypatch.setattr(loop, "time", lambda: clock() + passed[0])
+    pipeline = Pipeline("slow", timeout=LONG)
+
+    @pipeline.task
+    async def waits() -> None:
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            passed[0] = 2 * LONG
+            for _ in range(3):  # the loop looks at its clock
+                await asyncio.sleep(0)
+
+    handle = PipelineExecutor(pipeline).start()
+    assert running.wait(60)
+    handle.cancel()
+    result = handle.result()
+    assert (result.cancelled, result.timed_out) == (True, False)
+    assert not any("timeout" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, "5", True, float("nan")])

@@ -60,6 +60,15 @@ def test_names_switch_between_pipelines_and_options_not_given_stay(session: Sess
     assert repr(session) == "<Session: pipelines a, b; current a>"
 
 
+def test_a_deleted_pipeline_leaves_the_current_one_current_unless_it_was_that(session: Session) -> None:
+    for name in ("first", "second", "third"):
+        session.use(name)
+    session.delete("first")
+    assert (list(session.workspaces), session.pipeline.name) == (["second", "third"], "third")
+    session.delete("third")
+    assert (list(session.workspaces), session.pipeline.name) == (["second"], "second")
+
+
 def test_what_is_not_allowed_changes_nothing(session: Session) -> None:
     session.use("a")
     with pytest.raises(DefinitionError, match="max_concurrency"):

@@ -472,6 +472,9 @@ def test_an_input_that_holds_a_secret_is_told_or_refused(
         "Input 'df' holds the value of the environment variable MY_API_KEY" in one for one in warned.warnings
     )
     assert warned.success
+    harmless = PipelineExecutor(pipeline, storage=tmp_path / "harmless").run(inputs={"df": [{"stars": 1}]})
+    assert harmless.success
+    assert harmless.warnings == []
     strict = PipelineExecutor(pipeline, storage=tmp_path / "b", secret_values="fail")
     with pytest.raises(DefinitionError, match="Input 'df' holds .*Nothing was stored or run"):
         strict.run(inputs=given)
