@@ -793,7 +793,9 @@ async def test_an_order_that_others_have_changed_is_left_to_them(store: RedisSto
     """Between the look at it and its correction a run may have been begun."""
     await record(store, "one")
     key = store._name("p", "order")
-    assert await store._script(redis_queue.REORDER, [key], [5, "other"]) == 0
+    keys = [store._name("p", "runs"), key]
+    for run_ids in (["other"], ["r", "other"], []):
+        assert await store._script(redis_queue.REORDER, keys, run_ids) == 0
     assert await raw(store).zrange(key, 0, -1) == [b"r"]
     await raw(store).zadd(key, {"gone": 9})
     # What is in order and has no records was lost: it is listed, and no older run is taken for the newest.
@@ -837,3 +839,31 @@ async def test_a_look_for_the_newest_run_takes_one_question(store: RedisStorageB
     before = await commands()
     await store.delete_run("p", "r3")
     assert await commands() - before < 20
+
+
+@pytest.mark.parametrize("look", ["_sizes", "_keys"])
+async def test_a_run_deleted_while_runs_are_listed_stays_deleted(
+    store: RedisStorageBackend, look: str
+) -> None:
+    """Between the look at the runs and the correction of what is not whole, another process deletes one: it
+    does not come back as a run that has lost its records."""
+    other = RedisStorageBackend(store._url, prefix=store.prefix)
+    for number in range(3):
+        await record(store, "x", run_id=f"r{number}")
+    await raw(store).delete(store._name("p", "order" if look == "_sizes" else "runs"))
+    find = getattr(store, look)
+
+    async def find_and_delete(*arguments: Any) -> Any:
+        found = await find(*arguments)
+        setattr(store, look, find)
+        await other.delete_run("p", "r1")
+        return found
+
+    setattr(store, look, find_and_delete)
+    await store.runs("p")
+    again = RedisStorageBackend(store._url, prefix=store.prefix)
+    runs = {info.run_id: info.status for info in await again.runs("p")}
+    assert runs == {"r0": "interrupted", "r2": "interrupted"}
+    assert not any("lost" in problem for problem in (*again.problems, *store.problems, *other.problems))
+    for storage in (other, again):
+        await storage.close()

@@ -22,6 +22,7 @@ from tagent_nb.storage.redis_link import DEADLINE, RedisLink
 from tagent_nb.storage.redis_queue import (
     APPEND,
     NOTE,
+    RELIST,
     REMOVE,
     REORDER,
     SWAP,
@@ -284,7 +285,7 @@ class RedisStorageBackend(RedisLink):
         # A server whose memory is full, or a replica, is read all the same.
         with contextlib.suppress(StorageUnavailableError):
             if order != there:
-                await self._script(REORDER, [key], [len(there), *order])
+                await self._script(REORDER, [self._name(pipeline_id, "runs"), key], order)
             if noted is not None and Note.from_bytes(noted) != Note.of(order):
                 keys = [self._name(pipeline_id, "runs"), key, self._last_runs_name()]
                 await self._script(NOTE, keys, [pipeline_id, noted])
@@ -326,14 +327,14 @@ class RedisStorageBackend(RedisLink):
         listed = {*sizes, *map(text, present)}
         # If it is another by now, a run has been begun or deleted: the next look tells.
         note = Note.from_bytes(before) if before == after else None
-        missing = sorted((recorded | begun | ordered | ({note.newest} if note else set())) - listed)
-        if not sizes and not missing:
+        missing = []
+        for name in sorted((recorded | begun | ordered | ({note.newest} if note else set())) - listed):
+            size = len(await self._read(pipeline_id, name) or b"")
+            if await self._relist(pipeline_id, name, size):
+                missing.append(name)
+                sizes[name] = size
+        if not sizes:
             self._empty[pipeline_id] = time.monotonic()
-        for name in missing:
-            sizes[name] = len(await self._read(pipeline_id, name) or b"")
-            # A server whose memory is full, or a replica, is read all the same.
-            with contextlib.suppress(StorageUnavailableError):
-                await self._try(partial(_list_run, self._name(pipeline_id, "runs"), name, sizes[name]))
         where = self._where(pipeline_id, "the list of runs")
         remedy = "Check the server's maxmemory-policy, and make a backup."
         if missing:
@@ -349,6 +350,21 @@ class RedisStorageBackend(RedisLink):
                 f"{traceless} of them nothing is left. {remedy}"
             )
         return sizes
+
+    async def _relist(self, pipeline_id: str, run_id: str, size: int) -> bool:
+        """Put a run back into the list of runs; false if it has been deleted since it was found."""
+        keys = [
+            self._name(pipeline_id, "run", run_id),
+            self._name(pipeline_id, "runs"),
+            self._name(pipeline_id, "lease", run_id),
+            self._name(pipeline_id, "order"),
+            self._last_runs_name(),
+        ]
+        try:
+            return bool(await self._script(RELIST, keys, [pipeline_id, run_id, size]))
+        except StorageUnavailableError:
+            # A server whose memory is full, or a replica, is read all the same.
+            return True
 
     async def _keys(self, start: str) -> list[str]:
         """All keys that begin so."""
@@ -388,7 +404,10 @@ class RedisStorageBackend(RedisLink):
         return rows
 
     async def _look(self, ask: Callable[[Any], Any], *, refuse: bool = True) -> list[Any]:
-        """Answers to several questions, asked together; with ``refuse`` false, errors among them."""
+        """Answers to several questions, asked together; with ``refuse`` false, errors among them.
+
+        What others do may fall between them: a server whose memory is full answers no transaction.
+        """
 
         async def look(client: Any) -> list[Any]:
             async with client.pipeline(transaction=False) as together:
@@ -535,11 +554,6 @@ class RedisStorageBackend(RedisLink):
 def _slice(key: str, start: int, end: int, client: Any) -> Awaitable[list[bytes]]:
     found: Awaitable[list[bytes]] = client.lrange(key, start, end)
     return found
-
-
-def _list_run(key: str, run_id: str, size: int, client: Any) -> Awaitable[Any]:
-    done: Awaitable[Any] = client.hsetnx(key, run_id, size)
-    return done
 
 
 def _add(key: str, names: list[str], client: Any) -> Awaitable[Any]:

@@ -103,12 +103,29 @@ return 1
 """
 
 
-REORDER = """
-if redis.call('ZCARD', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
-redis.call('DEL', KEYS[1])
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], i - 1, ARGV[i]) end
+RELIST = """
+local list, runs, lease, order, last_runs = unpack(KEYS)
+local pipeline, run, size = ARGV[1], ARGV[2], ARGV[3]
+local newest = string.match(redis.call('HGET', last_runs, pipeline) or '', '^%d+ (.*)$')
+local traced = newest == run or redis.call('EXISTS', list) == 1
+  or redis.call('ZSCORE', order, run) or redis.call('HEXISTS', lease, 'tail') == 1
+if not traced then return 0 end
+redis.call('HSETNX', runs, run, size)
 return 1
 """
+"""Put a run back into the list of runs, unless nothing of it is left: it has been deleted meanwhile."""
+
+REORDER = """
+local runs, order = unpack(KEYS)
+if redis.call('HLEN', runs) ~= #ARGV then return 0 end
+for _, run in ipairs(ARGV) do
+  if redis.call('HEXISTS', runs, run) == 0 then return 0 end
+end
+redis.call('DEL', order)
+for place, run in ipairs(ARGV) do redis.call('ZADD', order, place, run) end
+return 1
+"""
+"""Put runs into their order, if they are still all that are listed: none was begun or deleted meanwhile."""
 
 NOTE = """
 local runs, order, last_runs = unpack(KEYS)
