@@ -169,7 +169,8 @@ async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitio
 @on_all
 async def test_killed_while_runs_begin_and_go(url: str, repetitions: Repetitions) -> None:
     """SIGKILL of processes that share a store: what tells its newest runs misses none of them."""
-    count, lost = repetitions(3, 60), 0
+    # Three are killed in each turn, and each turn starts three interpreters, which is what takes the time.
+    count, lost = repetitions(3, 25), 0
     for turn in range(count):
         names = [f"{letter}{turn}-" for letter in "abc"]
         children = [Child("turnover", url, name) for name in names]
@@ -429,7 +430,8 @@ async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitio
             client = redis.Redis.from_url(server.url)
             start = f"tagent-nb:pipeline:{pipeline_id}:"
             lists = [f"{start}runs", f"{start}order", "tagent-nb:pipelines", f"{start}lease:{ids[0]}"]
-            client.delete(*random.sample(lists, random.randrange(1, 5)))
+            lists.append("tagent-nb:last-runs")
+            client.delete(*random.sample(lists, random.randrange(1, 6)))
             lost = random.sample(ids, random.randrange(3))
             for run_id in lost:
                 client.delete(f"{start}run:{run_id}")
@@ -443,7 +445,9 @@ async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitio
             # Of a run that has lost its records and its lease together, only the lists may still know;
             # without them it is counted as missing, by whoever looks first.
             traceless = {run_id for run_id in lost if run_id == ids[0]}.difference(runs)
-            silent += bool(traceless) and not n % 2 and "nothing is left" not in str(again.problems)
+            told = str(again.problems)
+            counted = "nothing is left" in told or "the count of runs" in told
+            silent += bool(traceless) and not n % 2 and not counted
             silent += set(ids) - traceless != set(runs)
             silent += sum("state lost" not in (runs[run_id] or "") for run_id in lost if run_id in runs)
             silent += await again.newest_run(pipeline_id) != ids[-1]

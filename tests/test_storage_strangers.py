@@ -338,9 +338,10 @@ async def test_an_older_run_that_has_lost_all_its_keys_is_counted(
 
 
 async def test_a_store_without_a_count_gets_one(store: RedisStorageBackend, client: Redis) -> None:
-    """As older versions left it, or if the server has lost the count: nothing is told of it."""
-    await record(store, "one", "r0")
-    await record(store, "one", "r1")
+    """As older versions left it: nothing is told of it."""
+    for run_id in ("r0", "r1"):
+        await record(store, "one", run_id)
+        client.hdel(key_of("lease", "p", run_id), "counted")
     client.delete("tagent-nb:last-runs")
     again = RedisStorageBackend(store._url, durability="fast")
     assert await again.newest_run("p") == "r1"
@@ -352,6 +353,44 @@ async def test_a_store_without_a_count_gets_one(store: RedisStorageBackend, clie
     assert client.hget("tagent-nb:last-runs", "p") == b"1 r0"
     await again.delete_run("p", "r0")
     assert not client.exists("tagent-nb:last-runs")
+
+
+@pytest.mark.parametrize("besides", ["", "runs", "order"])
+async def test_a_lost_count_is_told_and_made_again(
+    store: RedisStorageBackend, client: Redis, besides: str
+) -> None:
+    """Once: what is lost after that is told again."""
+    for number in range(3):
+        await record(store, "one", f"r{number}")
+    lose(client, "r1")
+    client.delete("tagent-nb:last-runs", *[key_of(besides, "p", "")] * bool(besides))
+    again = RedisStorageBackend(store._url, durability="fast")
+    assert await again.newest_run("p") == "r2"
+    [lost] = [problem for problem in again.problems if "the count of runs" in problem]
+    assert "State lost: runs of which nothing is left were not noticed" in lost
+    assert client.hget("tagent-nb:last-runs", "p") == b"2 r2"
+    fresh = RedisStorageBackend(store._url, durability="fast")
+    assert [info.run_id for info in await fresh.runs("p")] == ["r0", "r2"]
+    assert not any("lost" in problem for problem in fresh.problems)
+
+
+async def test_a_pipeline_of_which_nothing_is_left_is_told(store: RedisStorageBackend, client: Redis) -> None:
+    """As long as it is listed; what was deleted is no loss."""
+    await record(store, "one", "r0")
+    keys = [key for key in client.keys("tagent-nb:*") if key != b"tagent-nb:pipelines"]
+    client.delete(*keys)
+    again = RedisStorageBackend(store._url, durability="fast")
+    assert await again.runs("p") == []
+    [lost] = [problem for problem in again.problems if "state lost" in problem]
+    assert "pipeline p: state lost" in lost
+    assert "storage.delete('p')" in lost
+    await again.delete("p")
+    fresh = RedisStorageBackend(store._url, durability="fast")
+    assert await fresh.runs("p") == []
+    await record(fresh, "one", "r1")
+    await fresh.delete_run("p", "r1")
+    assert await fresh.runs("p") == []
+    assert not any("lost" in problem for problem in fresh.problems)
 
 
 async def test_an_order_of_strangers_is_made_again(store: RedisStorageBackend, client: Redis) -> None:

@@ -259,6 +259,8 @@ class RedisStorageBackend(RedisLink):
         note = Note.from_bytes(noted)
         whole = ordered == listed and note in (None, Note(ordered, order[-1] if order else ""))
         if whole and (order or self._is_empty(pipeline_id)):
+            if order and noted is None:
+                await self._note_again(pipeline_id, order[-1])
             return order
         return [run_id for run_id, _ in await self._runs(pipeline_id)][-count:]
 
@@ -289,7 +291,25 @@ class RedisStorageBackend(RedisLink):
             if noted is not None and Note.from_bytes(noted) != Note.of(order):
                 keys = [self._name(pipeline_id, "runs"), key, self._last_runs_name()]
                 await self._script(NOTE, keys, [pipeline_id, noted])
+        if noted is None and order:
+            await self._note_again(pipeline_id, order[-1])
         return order
+
+    async def _note_again(self, pipeline_id: str, newest: str) -> None:
+        """There is no note of the runs: tell it and make one, unless a version without notes began them."""
+        lease = self._name(pipeline_id, "lease", newest)
+        if not await self._try(lambda client: client.hexists(lease, "counted")):
+            return
+        keys = [self._name(pipeline_id, "runs"), self._name(pipeline_id, "order"), self._last_runs_name()]
+        made = True
+        with contextlib.suppress(StorageUnavailableError):
+            made = bool(await self._script(NOTE, keys, [pipeline_id, ""]))
+        if made:
+            self._report(
+                f"{self._where(pipeline_id, 'the count of runs')} was gone, and was made again from those "
+                "that are there. State lost: runs of which nothing is left were not noticed. Check the "
+                "server's maxmemory-policy, and compare with a backup."
+            )
 
     async def _sizes(self, pipeline_id: str) -> dict[str, int]:
         """The list of runs. What the server has lost of it is put back."""
@@ -333,10 +353,11 @@ class RedisStorageBackend(RedisLink):
             if await self._relist(pipeline_id, name, size):
                 missing.append(name)
                 sizes[name] = size
-        if not sizes:
-            self._empty[pipeline_id] = time.monotonic()
         where = self._where(pipeline_id, "the list of runs")
         remedy = "Check the server's maxmemory-policy, and make a backup."
+        if not sizes:
+            self._empty[pipeline_id] = time.monotonic()
+            await self._tell_if_all_is_lost(pipeline_id)
         if missing:
             gone = [name for name in missing if name not in recorded]
             lost = f" State lost: of {', '.join(gone)} no record is left." if gone else ""
@@ -350,6 +371,23 @@ class RedisStorageBackend(RedisLink):
                 f"{traceless} of them nothing is left. {remedy}"
             )
         return sizes
+
+    async def _tell_if_all_is_lost(self, pipeline_id: str) -> None:
+        """Tell that a pipeline is listed, of which there is neither a run nor anything saved."""
+        listed, runs, documents = await self._look(
+            lambda together: (
+                together.sismember(self._pipelines_name(), pipeline_id),
+                together.exists(self._name(pipeline_id, "runs")),
+                together.exists(self._name(pipeline_id, "documents")),
+            )
+        )
+        # Whoever deletes the last of them takes the pipeline from the list; that may just have happened.
+        if listed and not runs and not documents:
+            self._report(
+                f"Redis at {self._server}, pipeline {pipeline_id}: state lost: the pipeline is listed, and "
+                "nothing is left of what was recorded and saved for it. Check the server's maxmemory-policy, "
+                f"and restore a backup, or delete the pipeline: await storage.delete({pipeline_id!r})."
+            )
 
     async def _relist(self, pipeline_id: str, run_id: str, size: int) -> bool:
         """Put a run back into the list of runs; false if it has been deleted since it was found."""

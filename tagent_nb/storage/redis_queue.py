@@ -50,6 +50,7 @@ if length == expected and (held[3] or '') == before then
     local begun = string.match(noted, '^(%d+) ')
     local number = begun and begun + 1 or redis.call('HLEN', runs)
     redis.call('HSET', last_runs, pipeline, number .. ' ' .. run)
+    redis.call('HSET', lease, 'counted', 1)
   end
   for i = 8, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
   redis.call('HSET', lease, 'tail', after)
@@ -88,8 +89,10 @@ else
   redis.call('DEL', list, lease)
   redis.call('ZREM', order, ARGV[2])
   local number = string.match(redis.call('HGET', last_runs, ARGV[1]) or '', '^(%d+) ')
-  local newest = redis.call('ZREVRANGE', order, 0, 0)[1]
-  if redis.call('HDEL', runs, ARGV[2]) == 1 and number and newest then
+  local deleted = redis.call('HDEL', runs, ARGV[2]) == 1
+  -- Of a lost order any run is the newest, until the next look makes it again.
+  local newest = redis.call('ZREVRANGE', order, 0, 0)[1] or redis.call('HKEYS', runs)[1]
+  if deleted and number and newest then
     redis.call('HSET', last_runs, ARGV[1], (number - 1) .. ' ' .. newest)
   elseif not newest then
     redis.call('HDEL', last_runs, ARGV[1])
@@ -130,12 +133,14 @@ return 1
 NOTE = """
 local runs, order, last_runs = unpack(KEYS)
 local number, newest = redis.call('HLEN', runs), redis.call('ZREVRANGE', order, 0, 0)[1]
-if redis.call('ZCARD', order) ~= number or redis.call('HGET', last_runs, ARGV[1]) ~= ARGV[2] then return 0 end
+local noted = redis.call('HGET', last_runs, ARGV[1]) or ''
+if redis.call('ZCARD', order) ~= number or noted ~= ARGV[2] then return 0 end
 if newest then redis.call('HSET', last_runs, ARGV[1], number .. ' ' .. newest)
 else redis.call('HDEL', last_runs, ARGV[1]) end
 return 1
 """
-"""Note how many runs of a pipeline there are and which is the newest, unless others have changed that."""
+"""Note how many runs of a pipeline there are and which is the newest, unless others have changed that. Leases
+say of the runs that began since there are such notes that they were counted."""
 
 UNTRUSTED = "certificate verify failed"
 """What the system's TLS says about a certificate that will be no better a moment later."""
