@@ -15,7 +15,7 @@ OUT := demo-output
 
 section = printf '\n\033[1m== %s\033[0m\n' $(1)
 
-.PHONY: help demo test lint unit browser notebooks docs bench bench-check test-faults test-versions system clean
+.PHONY: help demo test lint unit browser notebooks docs bench bench-check soak test-faults test-versions system clean
 
 help:
 	@echo "make demo         run notebooks/01_first_pipeline.ipynb on the local model (no key, no cost)"
@@ -26,6 +26,7 @@ help:
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure against the limits of docs/reference/benchmarks.md"
 	@echo "make bench-check  the same, and fail where a ratio is worse than promised"
+	@echo "make soak         run a pipeline 200 times in a kernel, and fail where something has grown"
 	@echo "make test-faults  the fault tests with all repetitions"
 	@echo "make test-versions  the tests that depend on versions, with the lowest, Colab's, SageMaker's and the newest"
 	@echo "make clean        remove what these targets made, the virtual environment too"
@@ -125,33 +126,47 @@ bench: $(VENV)/.dev
 bench-check: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks --check
 
+soak: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks.soak
+
 test-faults: $(VENV)/.dev system
 	@TAGENT_FAULTS=full $(PYTEST) -m faults -s -p no:cacheprovider --timeout=3600
 
 # What depends on the versions of other packages, under each set of them: VERSIONS="colab lowest" chooses.
-# No coverage and no browser: the classic widgets are not looked at there.
-VERSIONS ?= lowest colab sagemaker newest
+# No coverage. "browser" is the panel of Colab's versions with the classic widgets, in JupyterLab 3.
+VERSIONS ?= lowest colab sagemaker newest browser
 VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,frames arrow labels magics cells completing display \
   approving panel executor run kernel codec round_trip copying storage_file storage_sqlite storage_memory))
+CLASSIC_TESTS := $(addprefix tests/browser/test_browser_,$(addsuffix .py,smoke panel controls approval))
 PYTHONS_lowest := python3.11
 PYTHONS_colab := python3.12 python3.13
 PYTHONS_sagemaker := python3.12 python3.13
 PYTHONS_newest := python3.14 python3.13 python3.12
+PYTHONS_browser := $(PYTHONS_colab)
 
 test-versions: $(addprefix version-,$(VERSIONS))
 
+# The environment of a set in $$home: of its requirements and constraints, with its Python where that is here.
+define version-environment
+home=$(VENV)/versions/$(1); python="$(PYTHON)"; \
+for one in $(if $(PYTHON),,$(PYTHONS_$(1))); do \
+  if "$$one" -c '' 2>/dev/null; then python="$$one"; break; fi; \
+done; \
+if [ -z "$$python" ]; then python=python3; echo "None of $(PYTHONS_$(1)) is here: this is another Python."; fi; \
+"$$python" --version; \
+[ -e "$$home/bin/python" ] || "$$python" -m venv "$$home"; \
+"$$home/bin/python" -m pip --disable-pip-version-check install -qq --editable . \
+  --requirement tests/versions/$(2).txt $(if $(wildcard tests/versions/$(3).txt),--constraint tests/versions/$(3).txt)
+endef
+
+version-browser: $(VENV)/.dev system
+	@$(call section,"Versions: the classic widgets in JupyterLab 3")
+	@$(call version-environment,browser,browser,colab); \
+	TAGENT_LAB_PYTHON="$$home/bin/python" $(PYTEST) -q -p no:cacheprovider $(CLASSIC_TESTS)
+
 version-%:
 	@$(call section,"Versions: $*")
-	@home=$(VENV)/versions/$*; python="$(PYTHON)"; \
-	for one in $(if $(PYTHON),,$(PYTHONS_$*)); do \
-	  if "$$one" -c '' 2>/dev/null; then python="$$one"; break; fi; \
-	done; \
-	if [ -z "$$python" ]; then python=python3; echo "None of $(PYTHONS_$*) is here: this is another Python."; fi; \
-	"$$python" --version; \
-	[ -e "$$home/bin/python" ] || "$$python" -m venv "$$home"; \
-	constraints=tests/versions/$*.txt; \
-	"$$home/bin/python" -m pip --disable-pip-version-check install -qq --editable . \
-	  --requirement tests/versions/tests.txt $$([ ! -e "$$constraints" ] || echo --constraint "$$constraints"); \
+	@$(call version-environment,$*,tests,$*); \
 	"$$home/bin/python" -m pytest -q -n auto --maxprocesses 4 -p no:cacheprovider -W ignore::DeprecationWarning -W error:Binding:DeprecationWarning $(VERSION_TESTS)
 
 clean:

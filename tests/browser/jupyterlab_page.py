@@ -36,6 +36,8 @@ SETTINGS = {
     },
     "docmanager-extension/plugin": {"autosave": False},
 }
+PYTHON = os.environ.get("TAGENT_LAB_PYTHON") or sys.executable
+"""The Python whose JupyterLab and kernel are looked at; of `make version-browser`, one with JupyterLab 3."""
 STARTS = 60_000
 """Milliseconds that the first page may take; the machine may be busy."""
 
@@ -214,7 +216,7 @@ def serve(home: Path) -> Iterator[Lab]:
     log = home / "server.log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *flags],
+            [PYTHON, "-m", "jupyterlab", *flags],
             env=environment,
             stdout=stream,
             stderr=stream,
