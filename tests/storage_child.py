@@ -1,10 +1,18 @@
-"""What the processes do that tests of storage start and kill: ``python storage_child.py WHAT URL ...``."""
+"""What the processes do that tests of storage start and kill.
+
+``python storage_child.py DESCRIPTOR`` starts a nursery: a process that has imported everything, and becomes
+such a process by a fork whenever a test asks for one. To start interpreters would take most of the time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import itertools
+import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -164,9 +172,40 @@ async def run(storage: StorageBackend, effects: str) -> None:
     say("done", result.success, len(result.step_outputs))
 
 
+def nursery(descriptor: int) -> list[str]:
+    """Start processes, and wait for their end, as a test asks through a socket.
+
+    Returns:
+        In such a process, what it is to do; in the nursery nothing, when the test has ended.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("redis.asyncio")
+    with socket.socket(fileno=descriptor) as test:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(test, 65_536, 2)
+            if not message:
+                return []
+            wish, *words = json.loads(message)
+            if wish == "wait":
+                answer = os.waitstatus_to_exitcode(os.waitpid(int(words[0]), 0)[1])
+            else:
+                answer = os.fork()
+                if answer == 0:
+                    for place, end in enumerate(descriptors):
+                        os.dup2(end, place)
+                        os.close(end)
+                    return list(words)
+            for end in descriptors:
+                os.close(end)
+            test.send(str(answer).encode())
+
+
 def main() -> None:
-    """Do what the command line says."""
-    what, url, *rest = sys.argv[1:]
+    """Be a nursery, and each process that it starts."""
+    words = nursery(int(sys.argv[1]))
+    if not words:
+        return
+    what, url, *rest = words
     storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
     verbs: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
         "record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "restore": restore,

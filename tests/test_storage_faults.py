@@ -7,18 +7,23 @@ injected and what was lost.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import json
 import os
 import random
 import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -69,40 +74,76 @@ on_all = pytest.mark.parametrize("url", BACKENDS, indirect=True)
 on_disks = pytest.mark.parametrize("url", BACKENDS[:2], indirect=True)
 
 
+class Nursery:
+    """A process that becomes a :class:`Child` whenever one is asked for, by a fork."""
+
+    def __init__(self) -> None:
+        self._socket, other = socket.socketpair()
+        self._lock = threading.Lock()
+        with other:
+            number = other.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, str(CHILD), str(number)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[number],
+                cwd=CHILD.parent.parent,
+            )
+        atexit.register(self.close)
+
+    def ask(self, wish: str, *words: str, descriptors: Sequence[int] = ()) -> int:
+        """``"start"`` gives the pid of a new process, ``"wait"`` the exit code of an ended one."""
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps([wish, *words]).encode()], descriptors)
+            return int(self._socket.recv(100))
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+        self._process.wait()
+
+
+nursery = lru_cache(maxsize=1)(Nursery)
+
+
 class Child:
     """A process of ``storage_child.py``."""
 
     def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(CHILD), *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=CHILD.parent.parent,
-        )
+        stdin, self._to = os.pipe()
+        source, stdout = os.pipe()
+        self.pid = nursery().ask("start", *words, descriptors=[stdin, stdout])
+        os.close(stdin)
+        os.close(stdout)
+        self._lines = os.fdopen(source)
 
     def hear(self) -> str:
         """The next line it says; empty when it has ended."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self._lines.readline().strip()
 
     def tell(self, words: str) -> None:
         """Write a line to it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(words + "\n")
-        self.process.stdin.flush()
+        os.write(self._to, f"{words}\n".encode())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
 
     def kill(self) -> list[str]:
         """SIGKILL; what it had still said."""
-        self.process.kill()
-        rest, _ = self.process.communicate()
-        return rest.split("\n")
+        self.signal(signal.SIGKILL)
+        return self._rest()[0]
 
     def end(self) -> list[str]:
         """Wait for its own end; what it had still said."""
-        rest, _ = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0
-        return rest.split("\n")
+        rest, code = self._rest()
+        assert code == 0
+        return rest
+
+    def _rest(self) -> tuple[list[str], int]:
+        with self._lines:
+            rest = self._lines.read().split("\n")
+        os.close(self._to)
+        return rest, nursery().ask("wait", str(self.pid))
 
 
 async def finished(storage: StorageBackend, pipeline_id: str, run_id: str) -> list[str]:
@@ -169,8 +210,7 @@ async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitio
 @on_all
 async def test_killed_while_runs_begin_and_go(url: str, repetitions: Repetitions) -> None:
     """SIGKILL of processes that share a store: what tells its newest runs misses none of them."""
-    # Three are killed in each turn, and each turn starts three interpreters, which is what takes the time.
-    count, lost = repetitions(3, 25), 0
+    count, lost = repetitions(3, 60), 0
     for turn in range(count):
         names = [f"{letter}{turn}-" for letter in "abc"]
         children = [Child("turnover", url, name) for name in names]
@@ -254,7 +294,7 @@ async def test_a_process_that_hangs_writes_nothing_late(url: str, repetitions: R
     for _ in range(count):
         child = Child("hang", url)
         assert child.hear() == "go"
-        child.process.send_signal(signal.SIGSTOP)
+        child.signal(signal.SIGSTOP)
         storage = open_storage(url)
         lease = None
         while lease is None:
@@ -262,7 +302,7 @@ async def test_a_process_that_hangs_writes_nothing_late(url: str, repetitions: R
                 lease = await storage.acquire("p", "r")
             await asyncio.sleep(0.02)
         await storage.append("p", "r", [Warned(run_id="r", message="winner")], token=lease.token)
-        child.process.send_signal(signal.SIGCONT)
+        child.signal(signal.SIGCONT)
         child.tell("go on")
         heard = child.hear()
         lost += f"lost Run r of pipeline p was taken over or deleted by process {os.getpid()} on" not in heard
