@@ -16,16 +16,16 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, EncodeError, TagentError, did_you_mean
-from tagent_nb.pipeline.foreign_words import option_advice
-from tagent_nb.pipeline.secrets import redact
-from tagent_nb.pipeline.texts import terminal_text
+from tagent_nb.formatting import terminal_text
+from tagent_nb.pipeline import option_advice
+from tagent_nb.redaction import redact
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.cache.store import ResultCache
-    from tagent_nb.pipeline.models import Pipeline
-    from tagent_nb.pipeline.result import PipelineResult
+    from tagent_nb.cache import ResultCache
+    from tagent_nb.pipeline import Pipeline
+    from tagent_nb.results import PipelineResult
 
 STATE_FOLDER = Path(".tagent")
 """Where runs and cached answers go: the folder that notebooks use as well."""
@@ -226,13 +226,13 @@ def _shared_options(command: argparse.ArgumentParser) -> None:
 
 
 def _install(_: argparse.Namespace, pip: Sequence[str] | None) -> bool:
-    from tagent_nb.steps.local import install_model
+    from tagent_nb.runners import install_model
 
     return (install_model() if pip is None else install_model(pip=pip)).ready
 
 
 def _status(*_: object) -> bool:
-    from tagent_nb.steps.local import ABOUT, model_status
+    from tagent_nb.runners import ABOUT, model_status
 
     status = model_status()
     print(ABOUT)
@@ -246,8 +246,8 @@ def _status(*_: object) -> bool:
 
 
 def _run(args: argparse.Namespace, _: object) -> bool:
-    from tagent_nb.engine.executor import PipelineExecutor
-    from tagent_nb.engine.inputs import feed
+    from tagent_nb.engine import PipelineExecutor
+    from tagent_nb.export import feed
     from tagent_nb.storage import open_storage
 
     if args.json is not None:
@@ -294,20 +294,20 @@ def _run(args: argparse.Namespace, _: object) -> bool:
 
 def _where(args: argparse.Namespace) -> str:
     """Where runs are recorded: as the command says, else the environment, else in the folder of notebooks."""
-    from tagent_nb.pipeline.environment import defaults
+    from tagent_nb.pipeline import defaults
 
     return args.storage or defaults().storage or str(STATE_FOLDER / "runs")
 
 
 def _cache() -> ResultCache:
-    from tagent_nb.cache.store import ResultCache
-    from tagent_nb.pipeline.environment import defaults
+    from tagent_nb.cache import ResultCache
+    from tagent_nb.pipeline import defaults
 
     return ResultCache(defaults().cache or STATE_FOLDER / "cache")
 
 
 def _ask(args: argparse.Namespace, _: object) -> bool:
-    from tagent_nb.engine.question import run_agent
+    from tagent_nb.engine import run_agent
 
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
     schemas = {schema.__name__: schema for schema in _schemas(namespace)}
@@ -390,7 +390,7 @@ def _write_json(result: PipelineResult, file: Path) -> str | None:
 
 
 def _show(result: PipelineResult, file: Any) -> None:
-    from tagent_nb.pipeline.frames import table_text
+    from tagent_nb.results import table_text
 
     _say(table_text(result.to_frame(), max_rows=1000), file)
     cost, unknown = f"{result.total_cost:.4f} USD", ", ".join(result.unpriced_steps)
@@ -418,7 +418,7 @@ def _show(result: PipelineResult, file: Any) -> None:
 
 def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline of a file, and the names that a Python file defines."""
-    from tagent_nb.pipeline.models import Pipeline
+    from tagent_nb.pipeline import Pipeline
 
     if file.suffix == ".py":
         found = _namespace(file)
@@ -448,7 +448,7 @@ def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[
 
 def _refuse_missing(file: Path, pipeline: Pipeline, namespace: Mapping[str, Any]) -> None:
     """Refuse JSON whose Python uses helpers that nobody has passed: JSON holds the steps alone."""
-    from tagent_nb.pipeline.needs import listed, missing_names
+    from tagent_nb.pipeline import listed, missing_names
 
     missing = missing_names(pipeline, namespace)
     if missing:
@@ -471,7 +471,7 @@ def _text(file: Path) -> str:
 
 def _namespace(file: Path) -> dict[str, Any]:
     """What a Python file defines. It runs as a module, not as a program: ``__name__`` is its stem."""
-    from tagent_nb.steps.traceback import user_traceback
+    from tagent_nb.runners import user_traceback
 
     _text(file)
     try:

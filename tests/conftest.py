@@ -16,7 +16,7 @@ from kernels import OLDER, kernel_folder
 
 # Before IPython 7 puts a folder on the path that has a package of this name as well, which would win.
 import tests  # noqa: F401
-from tagent_nb.pipeline import secrets
+from tagent_nb import redaction as secrets
 
 CI = os.environ.get("CI") == "true"
 FULL_FAULTS = os.environ.get("TAGENT_FAULTS") == "full"
@@ -123,7 +123,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Start a server with OpenAI's protocol that plays these acts, the last one again and again."""
     from fake_openai import KEY, fake_openai
 
-    from tagent_nb.steps import tools
+    from tagent_nb.runners.tools import registry as tools
 
     monkeypatch.setattr(tools, "_registered", {})
     servers = []

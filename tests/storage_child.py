@@ -22,10 +22,8 @@ from typing import Any
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
 from tagent_nb.errors import LeaseLostError
 from tagent_nb.events import Event, RunFinished, RunStarted, StepFinished, Warned
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
 
 STEPS = 12
 

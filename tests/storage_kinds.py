@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage.codec import read_record
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.storage import FileStorageBackend, RecordStoreBackend, SQLiteStorageBackend, read_record
 from tests.redis_server import RedisServer
 
 KINDS = ["file", "sqlite", pytest.param("redis", marks=pytest.mark.requires("redis-server"))]
@@ -24,7 +21,7 @@ def make_store(kind: str, folder: Path) -> Iterator[RecordStoreBackend]:
     elif kind == "sqlite":
         yield SQLiteStorageBackend(folder / "runs.db", durability="fast")
     else:
-        from tagent_nb.storage.redis import RedisStorageBackend
+        from tagent_nb.storage import RedisStorageBackend
 
         server = RedisServer(folder, "--appendonly", "yes")
         yield RedisStorageBackend(server.url, deadline=60.0)
@@ -57,7 +54,7 @@ async def damage(storage: RecordStoreBackend, run_id: str = "r", pipeline_id: st
             (pipeline_id, run_id),
         )
     else:
-        from tagent_nb.storage.redis import RedisStorageBackend
+        from tagent_nb.storage import RedisStorageBackend
 
         assert isinstance(storage, RedisStorageBackend)
         await storage._here().client.lset(storage._name(pipeline_id, "run", run_id), 0, "damaged")
@@ -94,7 +91,7 @@ async def replace_records(
         rows = [((number << 32) + place, record) for place, record in enumerate(records)]
         connection.executemany("INSERT INTO records(id, record) VALUES (?, ?)", rows)
     else:
-        from tagent_nb.storage.redis import RedisStorageBackend
+        from tagent_nb.storage import RedisStorageBackend
 
         assert isinstance(storage, RedisStorageBackend)
         client, name = storage._here().client, storage._name(pipeline_id, "run", run_id)

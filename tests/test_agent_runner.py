@@ -32,12 +32,11 @@ from tagent_nb.errors import (
     UnknownModelError,
 )
 from tagent_nb.events import Event, StepProgress, StepStreamed, TokenUsage
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps.agent import AgentRunner
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.model_errors import protocol_hint
-from tagent_nb.steps.tools import forget_tool, step_context, tool
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners import AgentRunner, StepContext, step_context, tool
+from tagent_nb.runners.models.errors import protocol_hint
+from tagent_nb.runners.tools import registry as tools_module
+from tagent_nb.runners.tools.registry import forget_tool
 from tests.fake_openai import KEY, Act, FakeOpenAI, error, fake_openai
 
 MODEL = "openai-chat:gpt-4o"

@@ -13,7 +13,7 @@ from pydantic_ai.messages import BinaryContent, FilePart, ModelResponse, TextPar
 from pydantic_ai.usage import RequestUsage
 
 from tagent_nb.errors import CorruptRecordError, OfflineMissError
-from tagent_nb.steps.answers import (
+from tagent_nb.runners.middleware.canonical_response import (
     error_to_plain,
     response_from_plain,
     response_to_plain,

@@ -32,12 +32,12 @@ from tagent_nb import (
     StepWaiting,
     tool,
 )
-from tagent_nb.engine.held import HeldValues
+from tagent_nb.engine.memory.pending_approvals import HeldValues
 from tagent_nb.errors import DefinitionError, OutputValidationError, StepError, StorageUnavailableError
 from tagent_nb.events import Event, StepProgress
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps.tools import marks_of, step_context
-from tagent_nb.steps.toolset import context_parameter
+from tagent_nb.runners import marks_of, step_context
+from tagent_nb.runners.tools import registry as tools_module
+from tagent_nb.runners.tools.adapter import context_parameter
 
 PATIENCE = 30.0
 DONE: list[Any] = []

@@ -32,7 +32,7 @@ from tagent_nb import (
     StepStatus,
     StepWaiting,
 )
-from tagent_nb.engine.loop import submit
+from tagent_nb.engine import submit
 from tagent_nb.errors import DefinitionError, OutputValidationError, StorageUnavailableError
 from tagent_nb.events import Event, StepFailed, StepRetried, TokenUsage
 

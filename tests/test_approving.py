@@ -20,9 +20,9 @@ from tagent_nb import (
     StepWaiting,
 )
 from tagent_nb.errors import OutputValidationError
-from tagent_nb.notebook.approving import MOST_FORMS, ApprovalForm, ApprovalForms
+from tagent_nb.notebook.panel.approval_form import MOST_FORMS, ApprovalForm, ApprovalForms
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.approval import Decision
+from tagent_nb.pipeline import Decision
 
 
 class Tone(Enum):

@@ -27,10 +27,11 @@ from hypothesis.extra import numpy as hnp
 from pandas.tseries.holiday import USFederalHolidayCalendar
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
-from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode
-from tagent_nb.pipeline.encoding import Encoder
-from tagent_nb.pipeline.frames import rows_of
-from tagent_nb.pipeline.frames.dtypes import text_dtype
+from tagent_nb.results import rows_of
+from tagent_nb.serde import StoredValue, digest
+from tagent_nb.serde.dtypes import text_dtype
+from tagent_nb.serde.encoder import Encoder
+from tagent_nb.serde.value import decode, encode
 
 equal_frames = pd.testing.assert_frame_equal
 equal_series = pd.testing.assert_series_equal
@@ -679,7 +680,7 @@ def test_arrays_are_stored_without_loading_pandas() -> None:
     """A pipeline that only knows NumPy does not pay for pandas."""
     code = (
         "import sys, numpy as np\n"
-        "from tagent_nb.pipeline.codec import decode, encode\n"
+        "from tagent_nb.serde.value import decode, encode\n"
         "assert decode(encode([np.int64(1), np.array([1.5])]))[0] == 1\n"
         "try: encode(np.sin)\n"
         "except TypeError: pass\n"

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, StepContext
-from tagent_nb.engine import attempt
+from tagent_nb.engine.unit import attempt
 from tagent_nb.errors import RetryableError
 from tagent_nb.events import Event, StepProgress, StepRetried, StepStreamed, TokenUsage
-from tagent_nb.pipeline import codec
-from tagent_nb.pipeline.copying import is_bulky
+from tagent_nb.serde import is_bulky
+from tagent_nb.serde import value as codec
 
 
 class Runner:

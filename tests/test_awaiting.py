@@ -10,7 +10,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 
-from tagent_nb.notebook.awaiting import AwaitedRuns, rewrite
+from tagent_nb.notebook.shell.await_magic import AwaitedRuns, rewrite
 
 
 def transformed(cell: str) -> str:

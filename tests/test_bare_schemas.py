@@ -20,8 +20,8 @@ from tagent_nb import (
     StepStatus,
     TemplateError,
 )
-from tagent_nb.engine.export import export_module
-from tagent_nb.notebook.display import step_card
+from tagent_nb.display import step_card
+from tagent_nb.export import export_module
 from tagent_nb.notebook.session import Session
 
 

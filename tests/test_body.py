@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tagent_nb.errors import DefinitionError, EncodeError
-from tagent_nb.pipeline.body import CELL_FUNCTION, PROVIDED, PythonBody
-from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline import CELL_FUNCTION, PipelineStep, PythonBody
+from tagent_nb.pipeline.python_body import PROVIDED
 
 THRESHOLD = 3
 

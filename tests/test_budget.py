@@ -17,10 +17,9 @@ from pydantic_ai.usage import RequestUsage
 
 from tagent_nb import Budget, ExecutionMode, Pipeline, PipelineExecutor, Price, StepContext, events
 from tagent_nb.errors import BudgetExceededError, DefinitionError, StepError
-from tagent_nb.pipeline.budget import Share
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.storage.file import FileStorageBackend
+from tagent_nb.pipeline import Share, StepStatus
+from tagent_nb.results import PipelineResult
+from tagent_nb.storage import FileStorageBackend
 from tests.fake_openai import KEY, Act, fake_openai
 
 # -- how they are written -----------------------------------------------------------------------

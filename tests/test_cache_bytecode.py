@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagent_nb.cache.bytecode import Reads, code_digest, code_reads, text_reads
+from tagent_nb.cache import Reads, code_reads, text_reads
+from tagent_nb.cache.fingerprint.bytecode import code_digest
 
 
 def function(source: str) -> FunctionType:

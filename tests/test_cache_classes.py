@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tagent_nb.cache.sources import class_digest
-from tagent_nb.pipeline.schemas import meaning_of
+from tagent_nb.cache.fingerprint.dependencies import class_digest
+from tagent_nb.serde import meaning_of
 from tests.test_fingerprint import agent, changed
 
 HEAD = """
@@ -736,15 +736,15 @@ class R23(BaseModel):
 
 PROCESS = """
 import types, sys, warnings
-from tagent_nb.cache.fingerprint import unit_key
-from tagent_nb.cache.sources import class_digest
-from tagent_nb.pipeline.schemas import meaning_of
+from tagent_nb.cache.fingerprint.components import unit_key
+from tagent_nb.cache.fingerprint.dependencies import class_digest
+from tagent_nb.serde.schemas import meaning_of
 from tests.test_fingerprint import agent, changed
-from tagent_nb.pipeline.schemas import json_schema, schema_hash
+from tagent_nb.serde.schemas import json_schema, schema_hash
 from tests.test_cache_classes import EDITS, HEAD, SETS
 from tests.test_fingerprint import agent, components
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline.python_body import PythonBody
+from tagent_nb.pipeline.pipeline import PipelineStep
 
 warnings.simplefilter("ignore")
 for source in [SETS, *(edit[1] for edit in EDITS)]:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagent_nb.cache.explain import uncompared
-from tagent_nb.cache.fingerprint import explain
+from tagent_nb.cache import explain, uncompared
 
 
 def say(component: str, old: str | None, new: str | None, before: Any = None, after: Any = None) -> str:

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from tagent_nb.cache import sources
-from tagent_nb.cache.bytecode import Reads
-from tagent_nb.cache.sources import Surroundings, is_user_class, is_user_module, package_version
+from tagent_nb.cache import Reads, is_user_module
+from tagent_nb.cache.fingerprint import dependencies as sources
+from tagent_nb.cache.fingerprint.dependencies import Surroundings
+from tagent_nb.cache.fingerprint.modules import is_user_class, package_version
 
 
 def class_digest(kind: type) -> str:

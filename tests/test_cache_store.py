@@ -23,12 +23,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagent_nb.cache import database as database_module
-from tagent_nb.cache.record import MAGIC, pack, unpack
-from tagent_nb.cache.store import CacheStats, ResultCache
+from tagent_nb.cache import CacheStats, ResultCache
+from tagent_nb.cache import diskcache_table as database_module
+from tagent_nb.cache.entry import MAGIC, pack, unpack
 from tagent_nb.errors import CorruptRecordError, DefinitionError, EncodeError, StorageUnavailableError
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.serde import StoredValue
 
 
 def key_of(text: object) -> str:
@@ -568,7 +568,7 @@ READ_ONLY = """
     import os, sys
     from pathlib import Path
     from tagent_nb.cache.store import ResultCache
-    from tagent_nb.pipeline.codec import StoredValue
+    from tagent_nb.serde.value import StoredValue
     if os.geteuid() == 0:
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
     told = []
@@ -606,7 +606,7 @@ def test_a_read_only_folder_is_told_once_and_the_run_goes_on(tmp_path: Path) -> 
 FULL_DISK = """
     import resource, sys
     from tagent_nb.cache.store import ResultCache
-    from tagent_nb.pipeline.codec import StoredValue
+    from tagent_nb.serde.value import StoredValue
     told = []
     cache = ResultCache(sys.argv[1], warn=told.append)
     def key(number): return f"{number:064x}"
@@ -811,7 +811,7 @@ def test_loops_share_a_cache(cache: ResultCache) -> None:
 WRITE_MANY = """
     import sys
     from tagent_nb.cache.store import ResultCache
-    from tagent_nb.pipeline.codec import StoredValue
+    from tagent_nb.serde.value import StoredValue
     cache = ResultCache(sys.argv[1], warn=print)
     number = int(sys.argv[2])
     for turn in range(50):
@@ -865,7 +865,7 @@ def test_sigkill_never_leaves_an_unreadable_cache(
     program = textwrap.dedent("""
         import sys
         from tagent_nb.cache.store import ResultCache
-        from tagent_nb.pipeline.codec import StoredValue
+        from tagent_nb.serde.value import StoredValue
         cache = ResultCache(sys.argv[1])
         number = 0
         while True:

@@ -22,15 +22,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from tagent_nb.cache import values
-from tagent_nb.cache.values import (
-    LargeValue,
-    Memo,
-    refusing_large_values,
-    remember_digest,
-    value_digest,
-    value_text,
-)
+from tagent_nb.cache import LargeValue, refusing_large_values, remember_digest
+from tagent_nb.cache.fingerprint import values
+from tagent_nb.cache.fingerprint.values import Memo, value_digest, value_text
 
 MADE = """
 import array, asyncio, cmath, collections, csv, fractions, functools, ipaddress, json, logging, math, operator
@@ -165,7 +159,7 @@ def space() -> dict[str, Any]:
 
 def components(value: Any, home: dict[str, Any]) -> dict[str, str]:
     """What a step that reads a value depends on."""
-    from tagent_nb.cache.sources import Surroundings
+    from tagent_nb.cache.fingerprint.dependencies import Surroundings
 
     search = Surroundings(home, {})
     search.follow_value("value", value)
@@ -297,7 +291,7 @@ def test_digests_are_the_same_in_another_process() -> None:
         + OWN
         + textwrap.dedent(
             """
-        from tagent_nb.cache.values import value_text
+        from tagent_nb.cache.fingerprint.values import value_text
         made = collections.deque([{clean, "a", "b", "c", 1}, types.SimpleNamespace(b=1, a={"x", "y", "z"})])
         made += [operator.itemgetter("a"), re.compile("a"), functools.partial(clean), np.add, Slots(1)]
         print(value_text(made, {}))

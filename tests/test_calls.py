@@ -10,7 +10,8 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.errors import StepError
-from tagent_nb.steps.calls import CallGate, ModelCall, ToolCall
+from tagent_nb.runners import CallGate, ToolCall
+from tagent_nb.runners.calls import ModelCall
 
 Ask = Callable[[ModelCall], Awaitable[ModelResponse]]
 

@@ -34,15 +34,13 @@ from tagent_nb import (
     cli,
     export_module,
 )
-from tagent_nb.cache.store import ResultCache
+from tagent_nb.cache import ResultCache
+from tagent_nb.display import definition_table
 from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.events import Event
-from tagent_nb.notebook.display import definition_table
 from tagent_nb.notebook.run_view import result_view, run_html, run_text
-from tagent_nb.pipeline.secrets import held_secret, redact
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
+from tagent_nb.redaction import held_secret, redact
+from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
 from tests.fake_openai import Act, error, fake_openai
 from tests.redis_server import RedisServer
 
@@ -412,7 +410,7 @@ def test_what_counts_as_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_definition_that_holds_it_is_not_written(where: dict[str, Any], path: str) -> None:
     """The error names the place; a record of the run has the rest."""
-    from tagent_nb.pipeline.serialization import pipeline_to_dict
+    from tagent_nb.pipeline import pipeline_to_dict
 
     pipeline = Pipeline("p", description=where.get("description", ""))
     pipeline.shared_context = where.get("shared_context", {})

@@ -15,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import StepStreamed
-from tagent_nb.steps.capture import MAX_PIECE, Lines, captured, show, show_error
+from tagent_nb.runners.execution.capture import MAX_PIECE, Lines, captured, show, show_error
 
 
 @pytest.fixture
@@ -145,10 +145,10 @@ def test_an_error_inside_is_passed_on_after_the_last_text(lines: Lines, pieces: 
 
 IN_A_KERNEL = """
 import asyncio, sys
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.python import PythonRunner
+from tagent_nb.pipeline.python_body import PythonBody
+from tagent_nb.pipeline.pipeline import PipelineStep
+from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.python import PythonRunner
 
 before, told = sys.stdout, []
 step = PipelineStep(name="s", goal="g", body=PythonBody.from_cell("s", "print('of the step')"))

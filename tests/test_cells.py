@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from tagent_nb.notebook.cells import DELETED, REWRITTEN, Cells
+from tagent_nb.notebook.shell.cells import DELETED, REWRITTEN, Cells
 
 
 class Front:

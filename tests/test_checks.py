@@ -18,7 +18,8 @@ from tagent_nb import (
     PipelineValidationError,
     UnknownStepError,
 )
-from tagent_nb.engine.checks import agent_problems, part_of, refuse_models, refuse_problems
+from tagent_nb.engine import part_of, refuse_problems
+from tagent_nb.engine.preflight import agent_problems, refuse_models
 
 
 def diamond() -> Pipeline:

@@ -19,7 +19,7 @@ import tagent_nb
 from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, cli
 from tagent_nb.cli import main
 from tagent_nb.notebook.session import STATE_FOLDER
-from tagent_nb.steps import local
+from tagent_nb.runners.models import local
 
 PIPELINE = """
 from pydantic import BaseModel

@@ -10,7 +10,7 @@ import pytest
 import zmq
 from jupyter_client.session import Session
 
-from tagent_nb.notebook.clicks import AnsweredChanges, handle_clicks
+from tagent_nb.notebook.shell.comm import AnsweredChanges, handle_clicks
 
 
 class SixKernel:

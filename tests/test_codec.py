@@ -48,8 +48,10 @@ from pydantic_core import core_schema
 from typing_extensions import TypeAliasType
 
 from tagent_nb.errors import CorruptRecordError, EncodeError
-from tagent_nb.pipeline import codec, encoding
-from tagent_nb.pipeline.codec import StoredValue, decode, digest, encode, from_tree, parse, to_tree
+from tagent_nb.serde import StoredValue, digest, from_tree, parse, to_tree
+from tagent_nb.serde import encoder as encoding
+from tagent_nb.serde import value as codec
+from tagent_nb.serde.value import decode, encode
 
 T = TypeVar("T")
 

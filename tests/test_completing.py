@@ -13,11 +13,11 @@ from pydantic import BaseModel
 
 import tagent_nb
 from tagent_nb.errors import StorageUnavailableError
-from tagent_nb.notebook import completing
-from tagent_nb.notebook.completing import MagicCompleter
+from tagent_nb.notebook.magics import completion as completing
+from tagent_nb.notebook.magics.completion import MagicCompleter
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.storage.base import RunInfo
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.storage import RunInfo
 
 
 class Sentiment(BaseModel):

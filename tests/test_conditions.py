@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tagent_nb.errors import DefinitionError, EncodeError, TemplateError
-from tagent_nb.pipeline.conditions import (
+from tagent_nb.pipeline import (
     And,
     Condition,
     Contains,
@@ -26,11 +26,11 @@ from tagent_nb.pipeline.conditions import (
     IsLessThan,
     Not,
     Or,
-    condition_from_dict,
+    PipelineStep,
     holds,
 )
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.pipeline.template import Reference
+from tagent_nb.pipeline.conditions import condition_from_dict
+from tagent_nb.templating import Reference
 
 
 class Label(Enum):

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from IPython.core.error import UsageError
 
-from tagent_nb.engine.handle import RunHandle
+from tagent_nb.engine import RunHandle
 from tagent_nb.errors import RunFailedError, UnknownStepError
-from tagent_nb.notebook import control as room
-from tagent_nb.notebook.control import Request, RunControl
-from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook import run_control as room
+from tagent_nb.notebook.magics.run import TagentMagics
+from tagent_nb.notebook.run_control import Request, RunControl
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.results import PipelineResult
 
 WAIT = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('gate'): time.sleep(0.01)\n5"
 

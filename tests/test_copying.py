@@ -20,8 +20,8 @@ import pytest
 from pydantic import BaseModel
 
 from tagent_nb import Pipeline, PipelineExecutor, StepContext
-from tagent_nb.cache.store import ResultCache
-from tagent_nb.pipeline.copying import is_bulky, own_copy
+from tagent_nb.cache import ResultCache
+from tagent_nb.serde import is_bulky, own_copy
 
 
 class Note(BaseModel):

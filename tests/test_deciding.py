@@ -8,7 +8,7 @@ import time
 import pytest
 from test_magics import Notebook, book, refused
 
-from tagent_nb.engine.handle import RunHandle
+from tagent_nb.engine import RunHandle
 
 PATIENCE = 30.0
 assert book  # a fixture: pytest finds it by its name

@@ -18,17 +18,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tagent_nb.errors import TemplateError
-from tagent_nb.pipeline.delimiting import (
-    DATA_RULE,
-    MAX_DEPTH,
-    MAX_PARTS,
-    MAX_ROWS,
-    Delimited,
-    delimit,
-    json_text,
-    own_text,
-    plain_text,
-)
+from tagent_nb.templating import DATA_RULE, delimit, plain_text
+from tagent_nb.templating.views import MAX_DEPTH, MAX_PARTS, MAX_ROWS, Delimited, json_text, own_text
 
 
 class Label(enum.Enum):

@@ -11,8 +11,9 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from pydantic import BaseModel
 
-from tagent_nb.notebook.display import (
+from tagent_nb.display import (
     AS_IT_IS,
+    LOOKS,
     Bundle,
     clip,
     definition_table,
@@ -25,10 +26,9 @@ from tagent_nb.notebook.display import (
     table,
     update,
 )
-from tagent_nb.notebook.widget_style import tip
-from tagent_nb.pipeline.looks import LOOKS
-from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
-from tagent_nb.pipeline.result import StepResult
+from tagent_nb.notebook.widgets.widget_style import tip
+from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
+from tagent_nb.results import StepResult
 
 
 class Answer(BaseModel):
@@ -140,13 +140,13 @@ def test_a_card_tells_of_a_single_plan() -> None:
 
 
 def _concurrent():  # type: ignore[no-untyped-def]
-    from tagent_nb.pipeline.models import ExecutionMode
+    from tagent_nb.pipeline import ExecutionMode
 
     return ExecutionMode.CONCURRENT
 
 
 def test_a_condition_object_is_described() -> None:
-    from tagent_nb.pipeline.conditions import DataExists
+    from tagent_nb.pipeline import DataExists
 
     made = pipeline().step("report", "go", when=DataExists("classify.label"), max_retries=5)
     told = facts(made, made.get_step("report"))

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tagent_nb.pipeline.dumping import dump
+from tagent_nb.pipeline.python_body import dump
 
 
 def text(source: str) -> str:

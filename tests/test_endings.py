@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, StepStatus, UnknownStepError
-from tagent_nb.pipeline.endings import no_value
-from tagent_nb.pipeline.result import StepResult
+from tagent_nb.results import StepResult
+from tagent_nb.results.outcomes import no_value
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from test_magics import Notebook, book
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, open_storage, run_agent
 from tagent_nb.cli import main
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline import environment
-from tagent_nb.pipeline.environment import Defaults, defaults
+from tagent_nb.pipeline import Defaults, defaults, environment
 
 assert book  # a fixture: pytest finds it by its name
 

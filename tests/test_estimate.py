@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor
-from tagent_nb.engine.expectation import Durations, Past
-from tagent_nb.notebook.estimate import seconds_left
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.result import StepResult
-from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.engine import Durations, Past
+from tagent_nb.notebook.panel.eta import seconds_left
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.results import StepResult
+from tagent_nb.storage import MemoryStorageBackend
 
 PAST = Durations({"a": 10.0, "b": 20.0, "c": 30.0})
 

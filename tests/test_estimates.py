@@ -24,8 +24,14 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
 from tagent_nb import Price, StepContext
-from tagent_nb.steps.calls import ModelCall
-from tagent_nb.steps.estimates import TOKENS_A_FILE, TOKENS_A_PART, estimate, input_tokens, most_output
+from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.models.accounting import (
+    TOKENS_A_FILE,
+    TOKENS_A_PART,
+    estimate,
+    input_tokens,
+    most_output,
+)
 
 
 def call(

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from tagent_nb import events
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.codec import StoredValue, encode
-from tagent_nb.pipeline.event_codec import STORED, event_from_dict, event_to_dict
+from tagent_nb.serde import StoredValue, event_from_dict, event_to_dict
+from tagent_nb.serde.event_json import STORED
+from tagent_nb.serde.value import encode
 
 
 class Answer(BaseModel):

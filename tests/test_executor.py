@@ -20,7 +20,7 @@ from tagent_nb import (
     errors,
     events,
 )
-from tagent_nb.pipeline.models import Dependency
+from tagent_nb.pipeline import Dependency
 
 
 def statuses(result: Any) -> dict[str, str]:
@@ -573,7 +573,7 @@ class TestControl:
 
 
 def _cell(name: str, expression: str) -> Any:
-    from tagent_nb.pipeline.body import PythonBody
+    from tagent_nb.pipeline import PythonBody
 
     return PythonBody.from_cell(name, expression)
 

@@ -34,9 +34,9 @@ from tagent_nb import (
     export_module,
     tool,
 )
-from tagent_nb.engine.export import is_own
-from tagent_nb.pipeline.serialization import pipeline_to_dict
-from tagent_nb.steps.tools import forget_tool
+from tagent_nb.export import is_own
+from tagent_nb.pipeline import pipeline_to_dict
+from tagent_nb.runners.tools.registry import forget_tool
 
 
 class Sentiment(BaseModel):

@@ -15,7 +15,8 @@ from pydantic_ai.usage import RequestUsage
 
 from tagent_nb import Limit, Pipeline, PipelineExecutor, Price, StepResult, StepStatus
 from tagent_nb.events import TokenUsage
-from tagent_nb.steps.providers import cost_of, model_name, price
+from tagent_nb.runners import model_name, price
+from tagent_nb.runners.models.resolve import cost_of
 from tests.fake_openai import Act, error
 from tests.wire import ONE, Play, Sentiment, executor, run
 

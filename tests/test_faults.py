@@ -18,11 +18,10 @@ import pytest
 from pydantic import BaseModel
 
 from tagent_nb import ExecutionMode, Pipeline, PipelineExecutor, PipelineStep, ResumeConflictError
-from tagent_nb.cache.store import ResultCache
+from tagent_nb.cache import ResultCache
 from tagent_nb.events import Event, StepFinished, Warned
-from tagent_nb.steps.base import StepContext
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.recording import RecordStoreBackend
+from tagent_nb.runners import StepContext
+from tagent_nb.storage import RecordStoreBackend, open_storage
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
 from tests.test_storage_faults import BACKENDS, Child, Repetitions, finished, kind_of, report

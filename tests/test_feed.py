@@ -11,8 +11,8 @@ from tagent_nb.events import (
     StepStreamed,
     Warned,
 )
-from tagent_nb.notebook.feed import MOST_TEXT, Feed, Sitting
-from tagent_nb.pipeline.result import PipelineResult
+from tagent_nb.notebook.panel.feed import MOST_TEXT, Feed, Sitting
+from tagent_nb.results import PipelineResult
 
 RUN = "r1"
 

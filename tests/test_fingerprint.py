@@ -16,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, field_validator
 
-from tagent_nb.cache.fingerprint import definition_components, input_components, tool_code, unit_key
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.pipeline.template import Reference
+from tagent_nb.cache import definition_components, input_components, tool_code, unit_key
+from tagent_nb.pipeline import PipelineStep, PythonBody
+from tagent_nb.serde import StoredValue
+from tagent_nb.templating import Reference
 
 
 def notebook(source: str = "", **values: Any) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def test_values_never_appear_in_components() -> None:
 
 
 def test_a_large_global_is_looked_at_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tagent_nb.pipeline import codec
+    from tagent_nb.serde import value as codec
 
     digest, seen = codec.examine, []
     monkeypatch.setattr(codec, "examine", lambda value: seen.append(value) or digest(value))
@@ -474,7 +473,7 @@ PROCESS = """
     import sys
     sys.path.insert(0, {folder!r})
     from tests.test_fingerprint import HELPERS, Review, agent, cell, notebook, search
-    from tagent_nb.cache.fingerprint import unit_key
+    from tagent_nb.cache.fingerprint.components import unit_key
     import helpers_of_tests
     space = notebook(HELPERS, helpers_of_tests=helpers_of_tests, words={{"a", "b", "c"}})
     found = cell("clean(helpers_of_tests.work(load)) in words", space, inputs=["load"])

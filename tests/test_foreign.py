@@ -28,9 +28,11 @@ from tagent_nb import (
     TokenUsage,
     events,
 )
-from tagent_nb.pipeline import codec
-from tagent_nb.pipeline.copying import own_copy
-from tagent_nb.pipeline.foreign import (
+from tagent_nb.formatting import short_text
+from tagent_nb.runners import user_traceback
+from tagent_nb.serde import own_copy
+from tagent_nb.serde import value as codec
+from tagent_nb.user_objects import (
     Interrupted,
     blame,
     class_name,
@@ -39,8 +41,6 @@ from tagent_nb.pipeline.foreign import (
     safe_repr,
     safe_str,
 )
-from tagent_nb.pipeline.texts import short_text
-from tagent_nb.steps.traceback import user_traceback
 
 METHODS = [
     "__str__",
@@ -296,9 +296,8 @@ def test_a_name_of_a_model_that_raises_costs_the_step_that_asks_it(
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
 def test_what_a_model_raises_in_checks_of_prices_and_plans(error: type[BaseException]) -> None:
     """One that the check of models never sees, since another runner asks it: Ctrl-C counts everywhere."""
-    from tagent_nb.engine.checks import name_warnings, refuse_models
-    from tagent_nb.engine.money import refuse_unpriced
-    from tagent_nb.pipeline.budget import Budget
+    from tagent_nb.engine.preflight import name_warnings, refuse_models, refuse_unpriced
+    from tagent_nb.pipeline import Budget
 
     kind = odd_class(str, "__getattribute__", error)
     pipeline = Pipeline("odd").step("asks", "Say something.", model=kind("odd:model"), max_retries=0)

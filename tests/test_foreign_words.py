@@ -13,8 +13,8 @@ import pytest
 import tagent_nb
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep
 from tagent_nb.cli import main
-from tagent_nb.pipeline import foreign_words
-from tagent_nb.pipeline.foreign_words import EXECUTOR, METHODS, NAMES, PIPELINE, STEP, option_advice
+from tagent_nb.pipeline import EXECUTOR, foreign_words, option_advice
+from tagent_nb.pipeline.foreign_words import METHODS, NAMES, PIPELINE, STEP
 
 
 @pytest.mark.parametrize(

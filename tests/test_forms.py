@@ -11,10 +11,9 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from tagent_nb.errors import OutputValidationError
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps.agent import AgentRunner
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.forms import output_of, read_leniently
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners import AgentRunner, StepContext
+from tagent_nb.runners.models.output import output_of, read_leniently
 
 
 class Word(BaseModel):

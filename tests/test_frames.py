@@ -25,10 +25,9 @@ from pydantic import BaseModel, ConfigDict, RootModel, computed_field
 from tagent_nb import events
 from tagent_nb.errors import UnknownStepError
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.codec import StoredValue, digest
-from tagent_nb.pipeline.frames import is_frame, rows_of, table_text
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult, is_frame, rows_of, table_text
+from tagent_nb.serde import StoredValue, digest
 
 
 class Colour(Enum):
@@ -767,9 +766,9 @@ def test_is_frame_knows_frames_only() -> None:
 def test_items_are_told_without_loading_pandas_or_numpy() -> None:
     code = (
         "import sys\n"
-        "from tagent_nb.pipeline.frames import is_frame, rows_of\n"
+        "from tagent_nb.results import is_frame, rows_of\n"
         "assert rows_of([1]) == [('0', 0, 1)] and not is_frame([1])\n"
-        "from tagent_nb.pipeline.result import PipelineResult\n"
+        "from tagent_nb.results.result import PipelineResult\n"
         "PipelineResult('p', True, 0.0, step_outputs={'a': [1]})._repr_html_()\n"
         "print([one for one in ('pandas', 'numpy', 'pyarrow', 'pydantic') if one in sys.modules])"
     )

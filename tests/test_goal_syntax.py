@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import meta
 
-from tagent_nb.pipeline.goal_syntax import REMOVED_FILTERS, Problem
-from tagent_nb.pipeline.names import RESERVED
-from tagent_nb.pipeline.sandbox import _environment, chains_of, compiled
+from tagent_nb.naming import RESERVED
+from tagent_nb.templating.sandbox import REMOVED_FILTERS, Problem, _environment, chains_of, compiled
 
 NAMES = ("load", "a", "b", "row")
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from tagent_nb.display import LOOKS
 from tagent_nb.errors import DefinitionError, TagentError
+from tagent_nb.events import TokenUsage
+from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
 from tagent_nb.graph import save_picture, save_svg, to_dot, to_svg
-from tagent_nb.pipeline.looks import LOOKS, cost_text, model_label, seconds_text, tokens_text
-from tagent_nb.pipeline.models import Pipeline, StepStatus, TokenUsage
-from tagent_nb.pipeline.result import ItemResult, StepResult
+from tagent_nb.pipeline import Pipeline, StepStatus
+from tagent_nb.results import ItemResult, StepResult
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tagent_nb.events import TokenUsage
-from tagent_nb.notebook.graph_widget import GraphWidget
-from tagent_nb.notebook.step_table import MOST_SHOWN, StepTable, looks, row_of
-from tagent_nb.notebook.widget_style import CSS
-from tagent_nb.pipeline.models import Pipeline, StepStatus
-from tagent_nb.pipeline.result import StepResult
+from tagent_nb.notebook.widgets.graph_widget import GraphWidget
+from tagent_nb.notebook.widgets.step_table import MOST_SHOWN, StepTable, looks, row_of
+from tagent_nb.notebook.widgets.widget_style import CSS
+from tagent_nb.pipeline import Pipeline, StepStatus
+from tagent_nb.results import StepResult
 
 
 def chain() -> Pipeline:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tagent_nb.graph.grouping import groups_of
-from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline import Pipeline
 
 
 def pipeline(**reads: list[str]) -> Pipeline:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, errors
-from tagent_nb.engine.handle import RunHandle
-from tagent_nb.engine.loop import background_loop
+from tagent_nb.engine import RunHandle
+from tagent_nb.engine.background import background_loop
 
 
 class Stage:

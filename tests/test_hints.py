@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
-from tagent_nb.notebook.display import step_card
-from tagent_nb.notebook.listing import plan_table
-from tagent_nb.pipeline.hints import map_warnings, step_hints
+from tagent_nb.display import step_card
+from tagent_nb.notebook.magics.tables import plan_table
+from tagent_nb.pipeline import map_warnings, step_hints
 
 
 def python_hints(code: str) -> list[str]:

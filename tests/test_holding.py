@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tagent_nb import FileStorageBackend, MemoryStorageBackend, Pipeline, PipelineExecutor
-from tagent_nb.engine.holding import holding
+from tagent_nb.engine.lease import holding
 from tagent_nb.errors import LeaseLostError, NotStoredError, StorageUnavailableError
-from tagent_nb.storage.base import Lease
+from tagent_nb.storage import Lease
 
 PID, RUN = "pid", "run-1"
 
@@ -149,7 +149,7 @@ async def test_a_lease_half_written_is_not_taken_for_a_free_one(
             writer.write(whole)
             fcntl.flock(writer, fcntl.LOCK_UN)
 
-        monkeypatch.setattr("tagent_nb.storage.disk.time.sleep", meanwhile)
+        monkeypatch.setattr("tagent_nb.storage.filesystem.time.sleep", meanwhile)
         with pytest.raises(LeaseLostError, match="is being carried on by process"):
             await storage.acquire(PID, RUN)
     await storage.release(lease)

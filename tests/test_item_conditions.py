@@ -28,11 +28,11 @@ from tagent_nb import (
     StepStatus,
     TemplateError,
 )
-from tagent_nb.engine.mapping import AT_ONCE
+from tagent_nb.engine.unit.map import AT_ONCE
 from tagent_nb.graph import to_svg
+from tagent_nb.notebook.panel.details import details_html
 from tagent_nb.notebook.run_view import RunView, items_of, run_html, run_text
-from tagent_nb.notebook.step_details import details_html
-from tagent_nb.pipeline.conditions import of_items
+from tagent_nb.pipeline import of_items
 
 ROWS = [{"text": "Great", "stars": 5}, {"text": "Bad", "stars": 1}, {"text": "Fine", "stars": 4}]
 

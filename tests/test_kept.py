@@ -13,9 +13,9 @@ import pytest
 from html_safety import HOSTILE, assert_safe
 from test_magics import Notebook, book, refused
 
-from tagent_nb.engine.loop import submit
-from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.engine import submit
+from tagent_nb.results import PipelineResult
+from tagent_nb.storage import SQLiteStorageBackend
 
 assert book  # a fixture: pytest finds it by its name
 

@@ -9,9 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tagent_nb.pipeline.codec import from_tree, notes_to_tree
-from tagent_nb.pipeline.frames import levels_of
-from tagent_nb.pipeline.frames.labels import index_of
+from tagent_nb.serde import from_tree, index_of, levels_of, notes_to_tree
 
 
 def stored(value: Any) -> Any:

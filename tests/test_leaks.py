@@ -14,7 +14,8 @@ import pytest
 from kernels import Kernel
 
 from tagent_nb import Pipeline, PipelineExecutor, ResultCache, StepContext
-from tagent_nb.engine.loop import background_loop, submit
+from tagent_nb.engine import submit
+from tagent_nb.engine.background import background_loop
 
 OURS = (
     "Run",

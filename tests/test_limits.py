@@ -17,12 +17,12 @@ from pydantic_ai.usage import RequestUsage
 
 from tagent_nb import ExecutionMode, Limit, Pipeline, PipelineExecutor, events
 from tagent_nb.errors import DefinitionError
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.steps.calls import CallGate, ModelCall
-from tagent_nb.steps.changes import Changes
-from tagent_nb.steps.limits import LONGEST_WAIT, LimitsGate, jittered
-from tagent_nb.steps.pace import WINDOW, Pace
-from tagent_nb.steps.waits import usable_wait
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.runners import CallGate, LimitsGate
+from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.middleware.notify import Changes
+from tagent_nb.runners.middleware.rate_limit import LONGEST_WAIT, WINDOW, Pace, jittered
+from tagent_nb.runners.models.retry_after import usable_wait
 from tests.fake_openai import KEY, Act, error, fake_openai
 
 EPOCH = 1_800_000_000.0

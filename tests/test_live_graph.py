@@ -6,11 +6,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from tagent_nb.display import LOOKS
 from tagent_nb.events import TokenUsage
-from tagent_nb.graph.live import LiveGraph, live_style
-from tagent_nb.pipeline.looks import LOOKS
-from tagent_nb.pipeline.models import Pipeline, StepStatus
-from tagent_nb.pipeline.result import ItemResult, StepResult
+from tagent_nb.graph import LiveGraph, live_style
+from tagent_nb.pipeline import Pipeline, StepStatus
+from tagent_nb.results import ItemResult, StepResult
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from tagent_nb.engine.loop import apart, background_loop, in_thread, submit, unbroken
+from tagent_nb.engine import submit
+from tagent_nb.engine.background import apart, background_loop, in_thread, unbroken
 from tagent_nb.errors import StepError
 
 

@@ -19,18 +19,15 @@ from tagent_nb import PipelineExecutor
 from tagent_nb.errors import RunFailedError
 from tagent_nb.events import RunPaused
 from tagent_nb.notebook import extension
-from tagent_nb.notebook.cells import DELETED
-from tagent_nb.notebook.explaining import MOST_RUNS
-from tagent_nb.notebook.magics import TagentMagics
-from tagent_nb.notebook.picture import Picture
+from tagent_nb.notebook.display import Picture
+from tagent_nb.notebook.magics.explain import MOST_RUNS
+from tagent_nb.notebook.magics.run import TagentMagics
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.budget import Budget
-from tagent_nb.pipeline.limits import Limit
-from tagent_nb.pipeline.models import ExecutionMode, PipelineStep
-from tagent_nb.pipeline.prices import Price
-from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.steps.tools import forget_tool
-from tagent_nb.storage.retention import Retention
+from tagent_nb.notebook.shell.cells import DELETED
+from tagent_nb.pipeline import Budget, ExecutionMode, Limit, PipelineStep, Price
+from tagent_nb.results import PipelineResult
+from tagent_nb.runners.tools.registry import forget_tool
+from tagent_nb.storage.policy import Retention
 
 CELL_MAGICS = ("tagent_ask", "tagent_step")
 

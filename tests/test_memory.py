@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tagent_nb import DefinitionError, StepMemoryEntry, StepStatus, TokenUsage, events
-from tagent_nb.engine.entries import new_run_id
-from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.names import safe_id
+from tagent_nb.engine import PipelineMemory
+from tagent_nb.engine.memory.entries import new_run_id
+from tagent_nb.naming import safe_id
+from tagent_nb.serde import StoredValue
 
 RUN = "run-1"
 

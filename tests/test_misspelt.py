@@ -11,7 +11,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.test import TestModel
 
 from tagent_nb import Limit, Pipeline, PipelineExecutor, PipelineStep, Price
-from tagent_nb.steps.misspelt import misspelt_limits, misspelt_prices
+from tagent_nb.runners import misspelt_limits, misspelt_prices
 
 MINI, MINE, OTHER = "openai:gpt-4o-mini", "openai-chat:mine-8b", "openai-chat:unlike"
 

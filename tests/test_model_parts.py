@@ -22,7 +22,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
 from tagent_nb import Pipeline, PipelineExecutor, ResultCache, StepStatus
-from tagent_nb.steps.model_parts import model_parts
+from tagent_nb.runners import model_parts
 
 
 def said(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:

@@ -24,7 +24,7 @@ from tagent_nb import (
     TemplateError,
     UnknownStepError,
 )
-from tagent_nb.pipeline.body import PythonBody
+from tagent_nb.pipeline import PythonBody
 
 
 class Sentiment(BaseModel):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagent_nb.errors import DefinitionError
-from tagent_nb.pipeline.names import MAX_NAME, RESERVED, pipeline_name, safe_id, step_name, storage_id
+from tagent_nb.naming import MAX_NAME, RESERVED, pipeline_name, safe_id, step_name, storage_id
 
 HOSTILE = [
     "../../x",

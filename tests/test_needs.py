@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
-from tagent_nb.pipeline.needs import listed, missing_names, outside_names
+from tagent_nb.pipeline import listed, missing_names, outside_names
 
 
 def helper(rows: list[int]) -> int:

@@ -29,8 +29,7 @@ from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, 
 from tagent_nb.cli import main
 from tagent_nb.errors import NotStoredError
 from tagent_nb.events import RunFinished, StepFinished
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.recording import RecordStoreBackend
+from tagent_nb.storage import RecordStoreBackend, open_storage
 from tests.redis_server import RedisServer
 from tests.test_foreign import METHODS, MORE, Stop, odd_class, pipeline_with_others
 from tests.test_secrets import forms

@@ -39,14 +39,14 @@ from tagent_nb import (
     StepResult,
     StepStatus,
 )
-from tagent_nb.cache.store import ResultCache
+from tagent_nb.cache import ResultCache
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import Event, StepRetried, StepStreamed, StepWaiting
-from tagent_nb.pipeline.texts import whole_text
-from tagent_nb.steps.finish_reasons import Ending, ending_of
-from tagent_nb.steps.limits import LimitsGate
-from tagent_nb.steps.openai_protocol import tolerant
-from tagent_nb.steps.refusals import refusal, refuses_streaming
+from tagent_nb.formatting import whole_text
+from tagent_nb.runners import LimitsGate
+from tagent_nb.runners.models.finish import Ending, ending_of
+from tagent_nb.runners.models.openai_protocol import tolerant
+from tagent_nb.runners.models.refusals import refusal, refuses_streaming
 from tests import wire
 from tests.fake_openai import KEY, USAGE, Act, FakeOpenAI, completion, error, piece, pieces
 from tests.wire import MODEL, ONE, Play, Sentiment, cost, times, watch

@@ -12,16 +12,16 @@ from html_safety import HOSTILE, assert_safe
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from tagent_nb.engine.expectation import Durations
+from tagent_nb.engine import Durations
 from tagent_nb.errors import StorageUnavailableError, TagentError
 from tagent_nb.events import Event, StepFinished
-from tagent_nb.notebook import panel as room
-from tagent_nb.notebook.feed import Sitting
-from tagent_nb.notebook.panel import INTERVAL, Panel
-from tagent_nb.notebook.panel_view import TWIN_STYLE, PanelView
+from tagent_nb.notebook.panel import controller as room
+from tagent_nb.notebook.panel.controller import INTERVAL, Panel
+from tagent_nb.notebook.panel.feed import Sitting
+from tagent_nb.notebook.panel.view import TWIN_STYLE, PanelView
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.models import PipelineStep, StepStatus
-from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.pipeline import PipelineStep, StepStatus
+from tagent_nb.results import PipelineResult, StepResult
 
 
 @pytest.fixture
@@ -559,7 +559,7 @@ def test_without_graphviz_the_rows_are_there_and_the_panel_says_why(
         raise TagentError("no picture today")
 
     monkeypatch.setattr(room, "Picture", fail)
-    monkeypatch.setattr("tagent_nb.notebook.graph_widget.LiveGraph", fail)
+    monkeypatch.setattr("tagent_nb.notebook.widgets.graph_widget.LiveGraph", fail)
     put(session, cell("load", "1"))
     panel = live(session)
     view = begin(panel)

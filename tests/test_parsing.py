@@ -6,7 +6,7 @@ import pytest
 from IPython.core.error import UsageError
 
 from tagent_nb.errors import DefinitionError
-from tagent_nb.notebook.parsing import (
+from tagent_nb.notebook.magics.parsing import (
     StepBelowComments,
     arguments,
     continued,

@@ -11,7 +11,7 @@ import pytest
 from test_magics import Notebook, book, refused
 
 from tagent_nb import DefinitionError, Pipeline, PipelineResult, RunInProgressError, TagentError, open_storage
-from tagent_nb.pipeline.names import storage_id
+from tagent_nb.naming import storage_id
 
 assert book  # a fixture: pytest finds it by its name
 

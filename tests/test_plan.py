@@ -23,8 +23,8 @@ from tagent_nb import (
     errors,
     tool,
 )
-from tagent_nb.engine import expectation
-from tagent_nb.steps.tools import forget_tool
+from tagent_nb.engine.dry_run import history as expectation
+from tagent_nb.runners.tools.registry import forget_tool
 
 
 class Lab:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tagent_nb.errors import TemplateError
-from tagent_nb.steps.plan_references import filled_in, references, renamed, shown_in, task_id
+from tagent_nb.runners.planner.plan import filled_in, references, renamed, shown_in, task_id
 
 RESULTS: dict[str, Any] = {
     "t1": {"rows": [{"name": "tea", "a b": 3}], "result": "inner"},

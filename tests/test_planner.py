@@ -29,11 +29,11 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.events import Event, StepProgress, StepStreamed, StepWaiting
-from tagent_nb.steps import asking
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps.calls import CallGate, ModelCall
-from tagent_nb.steps.plan_prompts import LONGEST_RESULT
-from tagent_nb.steps.planner import PlanRunner
+from tagent_nb.runners import CallGate, PlanRunner
+from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.planner import ask as asking
+from tagent_nb.runners.planner.prompts import LONGEST_RESULT
+from tagent_nb.runners.tools import registry as tools_module
 
 
 class Total(BaseModel):

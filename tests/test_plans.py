@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tagent_nb.pipeline.state_machine import Task, TaskStatus
-from tagent_nb.steps.plans import MOST_TASKS, PlanError, Proposal, proposal_of, tasks_of
+from tagent_nb.pipeline import Task, TaskStatus
+from tagent_nb.runners.planner.plan import MOST_TASKS, PlanError, Proposal, proposal_of, tasks_of
 
 
 class Tools:

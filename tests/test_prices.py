@@ -13,8 +13,9 @@ from pydantic_ai.usage import RequestUsage
 from tagent_nb import Pipeline, PipelineExecutor, Price
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.prices import checked_prices
-from tagent_nb.steps.providers import cost_of, model_name, price
+from tagent_nb.pipeline import checked_prices
+from tagent_nb.runners import model_name, price
+from tagent_nb.runners.models.resolve import cost_of
 from tests.fake_openai import KEY, Act, fake_openai
 
 MINE = Price(input_per_million=2.0, output_per_million=10.0, cached_input_per_million=0.5)

@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 
 from tagent_nb import Limit, Price
 from tagent_nb.errors import DefinitionError
-from tagent_nb.notebook.provider_options import read_limit, read_price, read_settings
+from tagent_nb.notebook.magics.step_options import read_limit, read_price, read_settings
 from tagent_nb.notebook.session import Session
 
 

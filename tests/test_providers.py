@@ -18,8 +18,9 @@ from pydantic_ai.usage import RequestUsage
 
 from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError
 from tagent_nb.events import TokenUsage
-from tagent_nb.steps import providers
-from tagent_nb.steps.providers import check_model, cost_of, is_local, model_name, price, resolve_model
+from tagent_nb.runners import check_model, model_name, price
+from tagent_nb.runners.models import resolve as providers
+from tagent_nb.runners.models.resolve import cost_of, is_local, resolve_model
 
 USED = TokenUsage(input_tokens=1000, output_tokens=1000)
 
@@ -178,7 +179,8 @@ def test_an_answer_costs_what_the_provider_says_or_its_tokens() -> None:
 
 def test_importing_the_runners_does_not_load_pydantic_ai() -> None:
     code = (
-        "import sys, tagent_nb.steps.agent, tagent_nb.steps.tools, tagent_nb.steps.local\n"
+        "import sys, tagent_nb.runners.agent.runner, tagent_nb.runners.tools.registry\n"
+        "import tagent_nb.runners.models.local\n"
         "print([one for one in ('pydantic_ai', 'openai', 'genai_prices', 'xllamacpp') if one in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,11 +13,9 @@ import pytest
 
 from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.events import Event, StepProgress, StepStreamed
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.python import PythonRunner
-from tagent_nb.steps.worker import Interrupted
+from tagent_nb.pipeline import PipelineStep, PythonBody
+from tagent_nb.runners import PythonRunner, StepContext
+from tagent_nb.user_objects import Interrupted
 
 
 class Seen(list[Event]):
@@ -470,10 +468,10 @@ def test_a_loop_that_closed_meanwhile_is_no_error(context: StepContext) -> None:
 
 TRACED = """
 import asyncio, sys, threading, time
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.python import PythonRunner
+from tagent_nb.pipeline.python_body import PythonBody
+from tagent_nb.pipeline.pipeline import PipelineStep
+from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.python import PythonRunner
 
 ready, release = threading.Event(), threading.Lock()
 release.acquire()

@@ -29,8 +29,8 @@ from tagent_nb import (
     run_agent,
 )
 from tagent_nb.cli import main
-from tagent_nb.pipeline.names import storage_id
-from tagent_nb.pipeline.template import literal, render
+from tagent_nb.naming import storage_id
+from tagent_nb.templating import literal, render
 
 assert book  # a fixture: pytest finds it by its name
 
@@ -187,7 +187,7 @@ def test_an_interrupted_question_says_so(book: Notebook, monkeypatch: pytest.Mon
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tagent_nb.notebook.asking.answered", interrupted)
+    monkeypatch.setattr("tagent_nb.notebook.magics.ask.answered", interrupted)
     assert "the question was stopped" in refused(book, "tagent_ask --model test", "Hello")
 
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, create_model
 from pydantic_ai.models.test import TestModel
 
 from tagent_nb import IsEmpty, IsGreaterThan, PipelineStep
-from tagent_nb.notebook.redefining import MOST_LINES, changes
-from tagent_nb.pipeline.models import ExecutionMode
+from tagent_nb.notebook.magics.redefine import MOST_LINES, changes
+from tagent_nb.pipeline import ExecutionMode
 
 
 def step(goal: str = "Sum up {{ load }}", **options: Any) -> PipelineStep:

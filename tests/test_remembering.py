@@ -11,11 +11,11 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
-from tagent_nb.engine.knowledge import changing
+from tagent_nb.engine.memory.store import changing
 from tagent_nb.errors import DefinitionError, EncodeError, StepError
-from tagent_nb.steps.remembering import SHOWN, remember, told
-from tagent_nb.steps.tools import named_tools
-from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.runners import named_tools
+from tagent_nb.runners.tools.remember import SHOWN, remember, told
+from tagent_nb.storage import MemoryStorageBackend
 
 
 def saving(**memories: Any) -> Pipeline:

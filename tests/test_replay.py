@@ -42,13 +42,13 @@ from tagent_nb import (
     StorageUnavailableError,
     open_storage,
 )
-from tagent_nb.cache.store import ResultCache
-from tagent_nb.engine import recordings, replaying
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.calls import ModelCall, ToolCall
-from tagent_nb.steps.requests import model_request, tool_request
-from tagent_nb.steps.tools import step_context
-from tagent_nb.testing import replay
+from tagent_nb.cache import ResultCache
+from tagent_nb.engine import recordings
+from tagent_nb.engine import recordings as replaying
+from tagent_nb.runners import StepContext, ToolCall, step_context
+from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.middleware.canonical_request import model_request, tool_request
+from tagent_nb.testing.replaying import replay
 
 __all__ = ["replay"]
 
@@ -385,7 +385,9 @@ async def test_offline_needs_neither_key_nor_local_model(
 ) -> None:
     """A stand-in looks like the model, so that requests are the same."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("tagent_nb.steps.local.check", lambda: pytest.fail("the local model was looked for"))
+    monkeypatch.setattr(
+        "tagent_nb.runners.models.local.check", lambda: pytest.fail("the local model was looked for")
+    )
     for model in ("openai:gpt-5-mini", "local"):
         pipeline = Pipeline("p", model=model).step("s", "Say it.", max_retries=0)
         result = await PipelineExecutor(pipeline).execute(offline=True)

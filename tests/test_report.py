@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from tagent_nb.display import LOOKS
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.looks import LOOKS
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.report import MAX_STEPS, result_html
-from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.results import ItemResult, PipelineResult, StepResult, result_html
+from tagent_nb.results.html import MAX_STEPS
+from tagent_nb.serde import StoredValue
 
 
 class Reader(HTMLParser):

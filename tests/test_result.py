@@ -20,9 +20,9 @@ from tagent_nb import (
     events,
 )
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, UnknownStepError
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.serde import StoredValue
 
 
 class Answer(BaseModel):

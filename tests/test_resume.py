@@ -26,10 +26,11 @@ from tagent_nb import (
     StepContext,
     tool,
 )
-from tagent_nb.engine.state import read_memory
+from tagent_nb.engine import read_memory
 from tagent_nb.events import StepFinished
-from tagent_nb.pipeline import decoding
-from tagent_nb.steps.tools import forget_tool, registered_tools
+from tagent_nb.runners import registered_tools
+from tagent_nb.runners.tools.registry import forget_tool
+from tagent_nb.serde import decoder as decoding
 
 
 class Lab:

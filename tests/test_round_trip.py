@@ -23,10 +23,10 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from round_trip_child import typed
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, ResultCache
-from tagent_nb.engine.opening import schemas_of
-from tagent_nb.pipeline import classes, codec
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.codec import StoredValue, from_tree, to_tree
+from tagent_nb.engine import schemas_of
+from tagent_nb.pipeline import PythonBody
+from tagent_nb.serde import StoredValue, classes, from_tree, to_tree
+from tagent_nb.serde import value as codec
 
 CHILD = Path(__file__).parent / "round_trip_child.py"
 
@@ -172,7 +172,7 @@ from pydantic import BaseModel, RootModel, create_model
 from schemas import Answer as A, Circle, Invoice, Item, Line, Res, Square
 from typing import NamedTuple, Optional
 from tagent_nb import Pipeline, PipelineStep
-from tagent_nb.pipeline.body import PythonBody
+from tagent_nb.pipeline.python_body import PythonBody
 
 pipeline = Pipeline("round trip")
 

@@ -8,9 +8,8 @@ from html_safety import HOSTILE, Reader, assert_safe
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import TokenUsage
 from tagent_nb.notebook.run_view import RunView, head_html, items_of, result_view, run_html, run_text
-from tagent_nb.pipeline.budget import Share
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.result import ItemResult, PipelineResult, StepResult
+from tagent_nb.pipeline import Share, StepStatus
+from tagent_nb.results import ItemResult, PipelineResult, StepResult
 
 
 def text_of(html: str) -> str:

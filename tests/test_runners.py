@@ -7,10 +7,8 @@ import sys
 
 import pytest
 
-from tagent_nb.engine.runners import Runners
-from tagent_nb.steps.agent import AgentRunner
-from tagent_nb.steps.planner import PlanRunner
-from tagent_nb.steps.python import PythonRunner
+from tagent_nb.engine.session import Runners
+from tagent_nb.runners import AgentRunner, PlanRunner, PythonRunner
 
 
 def test_each_kind_has_a_runner_which_stays_the_same() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel, computed_field
 
-from tagent_nb.pipeline.sandbox import Problem, compiled
+from tagent_nb.templating.sandbox import Problem, compiled
 
 
 class Label(enum.Enum):

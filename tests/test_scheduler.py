@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagent_nb.errors import CycleError, DefinitionError, IllegalTransitionError, UnknownStepError
-from tagent_nb.pipeline.models import Dependency, DependencyType, Pipeline, StepStatus
-from tagent_nb.pipeline.scheduler import Change, PipelineScheduler, find_cycle
+from tagent_nb.pipeline import (
+    Change,
+    Dependency,
+    DependencyType,
+    Pipeline,
+    PipelineScheduler,
+    StepStatus,
+    find_cycle,
+)
 
 PENDING, READY, RUNNING, WAITING = (
     StepStatus.PENDING,

@@ -18,7 +18,7 @@ from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import FunctionModel
 
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, StepContext, events
-from tagent_nb.pipeline.secrets import HIDDEN, Secrets, held_secret, hide, note_secrets, redact
+from tagent_nb.redaction import HIDDEN, Secrets, held_secret, hide, note_secrets, redact
 
 ODD = "p@ss wörd/'\"\\\n+&"
 

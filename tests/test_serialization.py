@@ -18,27 +18,23 @@ from pydantic import BaseModel, SecretStr
 from tagent_nb import events
 from tagent_nb.errors import CorruptRecordError, DefinitionError, EncodeError, FormatVersionError
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.conditions import And, IsEqualTo, IsGreaterThan, Not
-from tagent_nb.pipeline.models import (
+from tagent_nb.pipeline import (
+    And,
     Dependency,
     DependencyType,
     ExecutionMode,
+    IsEqualTo,
+    IsGreaterThan,
+    Not,
     Pipeline,
     PipelineStep,
     StepStatus,
-)
-from tagent_nb.pipeline.result import ItemResult, OutputMap, PipelineResult, StepResult
-from tagent_nb.pipeline.serialization import (
-    from_pickle,
     pipeline_from_dict,
-    pipeline_from_json,
     pipeline_to_dict,
-    pipeline_to_json,
-    signed_dump,
-    signed_load,
-    to_pickle,
 )
+from tagent_nb.pipeline.json import pipeline_from_json, pipeline_to_json
+from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.serde import StoredValue, from_pickle, signed_dump, signed_load, to_pickle
 
 
 class Sentiment(BaseModel):

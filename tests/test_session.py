@@ -16,8 +16,8 @@ import tagent_nb
 from tagent_nb.errors import DefinitionError, NotStoredError, PipelineValidationError, RunInProgressError
 from tagent_nb.events import Event
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep, StepStatus
-from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.pipeline import ExecutionMode, Pipeline, PipelineStep, StepStatus
+from tagent_nb.storage import MemoryStorageBackend
 
 
 class Sentiment(BaseModel):

@@ -20,16 +20,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, RootModel, SecretStr, computed_field
 
 from tagent_nb.errors import TemplateError
-from tagent_nb.pipeline.shapes import (
-    cells,
-    distinct,
-    fields_of,
-    instance_of,
-    items_of,
-    key_text,
-    unwrap,
-    with_index,
-)
+from tagent_nb.templating import distinct, instance_of, key_text, with_index
+from tagent_nb.templating.coerce import cells, fields_of, items_of, unwrap
 
 
 class Label(enum.Enum):
@@ -270,7 +262,7 @@ def test_a_class_of_a_module_that_is_not_loaded_has_no_instances() -> None:
 def test_recognising_values_imports_nothing() -> None:
     code = (
         "import sys\n"
-        "from tagent_nb.pipeline.views import view\n"
+        "from tagent_nb.templating.views import view\n"
         "str(view({'a': [1, {2}, (3,)]}))\n"
         "print(*sys.modules)"
     )

@@ -21,12 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, ResultCache
-from tagent_nb.cache.explain import explain
-from tagent_nb.cache.fingerprint import input_components
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.needs import missing_names
-from tagent_nb.pipeline.template import Reference
+from tagent_nb.cache import explain, input_components
+from tagent_nb.pipeline import PythonBody, missing_names
+from tagent_nb.serde import StoredValue
+from tagent_nb.templating import Reference
 
 IMPORTS = """
 import dataclasses, enum, functools

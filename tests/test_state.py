@@ -24,18 +24,11 @@ from tagent_nb import (
     errors,
     events,
 )
-from tagent_nb.engine.loop import submit
-from tagent_nb.engine.state import (
-    PipelineMemory,
-    PipelineMemoryManager,
-    PipelineStateMachine,
-    find_run,
-    read_memory,
-    read_previous,
-)
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.names import storage_id
-from tagent_nb.pipeline.state_machine import Phase
+from tagent_nb.engine import PipelineMemory, PipelineMemoryManager, PipelineStateMachine, read_memory, submit
+from tagent_nb.engine.memory.state_machine import find_run, read_previous
+from tagent_nb.naming import storage_id
+from tagent_nb.pipeline import Phase
+from tagent_nb.serde import StoredValue
 
 RUN = "run-1"
 
@@ -97,7 +90,7 @@ class TestMemoryManager:
         program = """
 import asyncio, sys
 from tagent_nb import FileStorageBackend
-from tagent_nb.engine.state import PipelineMemoryManager
+from tagent_nb.engine.memory.state_machine import PipelineMemoryManager
 
 async def main(act, folder):
     manager = PipelineMemoryManager(FileStorageBackend(folder))

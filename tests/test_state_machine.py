@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tagent_nb.errors import DefinitionError, IllegalTransitionError
-from tagent_nb.pipeline.state_machine import Phase, Task, TaskBasedStateMachine, TaskStatus
+from tagent_nb.pipeline import Phase, Task, TaskBasedStateMachine, TaskStatus
 
 TABLE = TaskBasedStateMachine.TRANSITIONS
 PATHS = {

@@ -7,10 +7,10 @@ import pytest
 from html_safety import HOSTILE, Reader, assert_safe
 
 from tagent_nb.events import TokenUsage
-from tagent_nb.notebook.step_details import MOST, details_html
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.models import Pipeline, PipelineStep, StepStatus
-from tagent_nb.pipeline.result import ItemResult, StepResult
+from tagent_nb.notebook.panel.details import MOST, details_html
+from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
+from tagent_nb.results import ItemResult, StepResult
+from tagent_nb.serde import StoredValue
 
 
 def done(name: str, value: object, **fields: object) -> StepResult:

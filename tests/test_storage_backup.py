@@ -22,14 +22,20 @@ from tagent_nb.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from tagent_nb.storage import archive, backup, emptied, open_storage, restoring
-from tagent_nb.storage.backup import BackupSchedule
-from tagent_nb.storage.codec import pack
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
-from tagent_nb.testing import plain, sample_run
+from tagent_nb.storage import (
+    FileStorageBackend,
+    MemoryStorageBackend,
+    RecordStoreBackend,
+    SQLiteStorageBackend,
+    open_storage,
+)
+from tagent_nb.storage.backup import archive
+from tagent_nb.storage.backup import create as backup
+from tagent_nb.storage.backup import create as emptied
+from tagent_nb.storage.backup import restore as restoring
+from tagent_nb.storage.backup.create import BackupSchedule
+from tagent_nb.storage.format.envelope import pack
+from tagent_nb.testing.samples import plain, sample_run
 from tests.storage_kinds import KINDS, damage, make_store, read, record, replace_records, stored_records
 
 

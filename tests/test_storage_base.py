@@ -29,18 +29,22 @@ from tagent_nb.events import (
     StepFinished,
     Warned,
 )
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import leases, open_storage
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.journal import TAIL
-from tagent_nb.storage.leases import Holder, process_start
-from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
-from tagent_nb.storage.records import Summary, decode_events, encode_events, summary_of
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
-from tagent_nb.testing import StorageContract, plain, sample_run
-from tagent_nb.testing.samples import DEAD_PID, holder
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import (
+    FileStorageBackend,
+    Holder,
+    MemoryStorageBackend,
+    RecordStoreBackend,
+    SQLiteStorageBackend,
+    StorageBackend,
+    open_storage,
+)
+from tagent_nb.storage import lease as leases
+from tagent_nb.storage.file.journal import TAIL
+from tagent_nb.storage.format.events import Summary, decode_events, encode_events, summary_of
+from tagent_nb.storage.lease import process_start
+from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.samples import DEAD_PID, holder, plain, sample_run
 from tests.storage_kinds import replace_records, stored_records
 
 # -- open_storage ------------------------------------------------------------------------------
@@ -69,14 +73,14 @@ def test_memory_and_folders_are_named_by_text(tmp_path: Path, monkeypatch: pytes
 
 def test_without_locks_a_folder_holds_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows; whatever else is missing is an error."""
-    monkeypatch.delitem(sys.modules, "tagent_nb.storage.file")
-    monkeypatch.delitem(sys.modules, "tagent_nb.storage.journal")
-    monkeypatch.delitem(sys.modules, "tagent_nb.storage.locks")
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.file.backend")
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.file.journal")
+    monkeypatch.delitem(sys.modules, "tagent_nb.storage.filesystem")
     monkeypatch.setitem(sys.modules, "fcntl", None)
     storage = open_storage(tmp_path / "runs", durability="fast")
     assert isinstance(storage, SQLiteStorageBackend)
     assert (storage.path, storage.durability) == (tmp_path / "runs" / "runs.db", "fast")
-    monkeypatch.setitem(sys.modules, "tagent_nb.storage.journal", None)
+    monkeypatch.setitem(sys.modules, "tagent_nb.storage.file.journal", None)
     with pytest.raises(ModuleNotFoundError, match="journal"):
         open_storage(tmp_path / "runs")
 

@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageError
-from tagent_nb.storage import codec
-from tagent_nb.storage.codec import Draft, Tail, last_record, pack, read_tail, split, tail_line, unpack
+from tagent_nb.storage.format import envelope as codec
+from tagent_nb.storage.format.envelope import (
+    Draft,
+    Tail,
+    last_record,
+    pack,
+    read_tail,
+    split,
+    tail_line,
+    unpack,
+)
 
 OWNERS = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 KEY = b"k" * 32

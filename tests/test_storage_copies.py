@@ -22,7 +22,8 @@ from tagent_nb import (
     PipelineExecutor,
     StorageUnavailableError,
 )
-from tagent_nb.storage import copies, disk
+from tagent_nb.storage import filesystem as disk
+from tagent_nb.storage.file import copies
 
 Files = FileStorageBackend
 
@@ -258,7 +259,7 @@ SAVING = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from tagent_nb import FileStorageBackend
-from tagent_nb.storage import copies
+from tagent_nb.storage.file import copies
 
 where, after = sys.argv[1], int(sys.argv[2])
 store = FileStorageBackend(where, durability="fast")

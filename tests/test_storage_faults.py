@@ -31,11 +31,9 @@ import pytest
 from tagent_nb import PipelineExecutor
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.events import Event, RunFinished, StepFinished, Warned
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
-from tagent_nb.storage.records import time_in
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
+from tagent_nb.storage.format.events import time_in
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
 from tests.storage_kinds import replace_records, stored_records

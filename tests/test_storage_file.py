@@ -22,12 +22,15 @@ import pytest
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, LeaseLostError, StorageUnavailableError
 from tagent_nb.events import Event, StepFinished, Warned
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import disk, file, journal, locks, order
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.codec import Draft, pack
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.testing import StorageContract, plain, sample_run
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import FileStorageBackend, StorageBackend
+from tagent_nb.storage import filesystem as disk
+from tagent_nb.storage import filesystem as locks
+from tagent_nb.storage.file import backend as file
+from tagent_nb.storage.file import journal, order
+from tagent_nb.storage.format.envelope import Draft, pack
+from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.samples import plain, sample_run
 from tests.storage_kinds import replace_records, stored_records
 
 
@@ -162,7 +165,7 @@ def test_calls_come_in_the_order_that_survives_a_loss_of_power(tmp_path: Path) -
     """
     program = (
         "import asyncio, sys\n"
-        "from tagent_nb.storage.file import FileStorageBackend\n"
+        "from tagent_nb.storage.file.backend import FileStorageBackend\n"
         "from tagent_nb.events import Warned\n"
         "async def main():\n"
         "    store = FileStorageBackend(sys.argv[1])\n"

@@ -10,8 +10,7 @@ import pytest
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import StepCached, StepFinished, Warned
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.recording import RecordStoreBackend
+from tagent_nb.storage import RecordStoreBackend, open_storage
 from tests.storage_kinds import replace_records, stored_records
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -6,9 +6,9 @@ import pytest
 
 from tagent_nb.errors import StorageError
 from tagent_nb.events import MemorySaved, StepFinished
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.testing import StorageContract
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import MemoryStorageBackend
+from tagent_nb.testing.contract import StorageContract
 
 
 class TestMemoryStorage(StorageContract):

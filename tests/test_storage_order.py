@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.errors import CorruptRecordError, StorageError, StorageUnavailableError
 from tagent_nb.events import Warned
-from tagent_nb.storage import checked, order
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.order import RunOrder
+from tagent_nb.storage import FileStorageBackend
+from tagent_nb.storage.file import checked, order
+from tagent_nb.storage.file.order import RunOrder
 
 
 @pytest.fixture

@@ -39,10 +39,11 @@ from tagent_nb import (
 )
 from tagent_nb.events import StepFinished
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.serde import StoredValue
 from tagent_nb.storage import open as opening
-from tagent_nb.storage.documents import MAX_HEADS
-from tagent_nb.testing import StorageContract, plain, sample_run
+from tagent_nb.storage.document_backend import MAX_HEADS
+from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.samples import plain, sample_run
 from tests.own_storage import Files, Table
 from tests.storage_kinds import stored_records
 

@@ -12,16 +12,17 @@ import pytest
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, EncodeError, StorageUnavailableError
 from tagent_nb.events import StepCached, StepFinished
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.pickling import signed_dump
-from tagent_nb.storage import pickles
-from tagent_nb.storage.codec import pack
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.pickles import PickledOutput
-from tagent_nb.storage.recording import RecordStoreBackend
-from tagent_nb.storage.records import encode_events
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.serde import StoredValue, signed_dump
+from tagent_nb.storage import (
+    FileStorageBackend,
+    MemoryStorageBackend,
+    RecordStoreBackend,
+    SQLiteStorageBackend,
+)
+from tagent_nb.storage.format import pickled as pickles
+from tagent_nb.storage.format.envelope import pack
+from tagent_nb.storage.format.events import encode_events
+from tagent_nb.storage.format.pickled import PickledOutput
 from tests.storage_kinds import KINDS, make_store
 
 

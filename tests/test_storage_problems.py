@@ -13,11 +13,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from tagent_nb import Pipeline, PipelineExecutor, StorageUnavailableError
 from tagent_nb.cli import main
 from tagent_nb.events import Event, RunFinished, Warned
-from tagent_nb.notebook.magics import TagentMagics
+from tagent_nb.notebook.magics.run import TagentMagics
 from tagent_nb.notebook.session import Session
-from tagent_nb.storage.backup import BackupSchedule
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.memory import MemoryStorageBackend
+from tagent_nb.storage import FileStorageBackend, MemoryStorageBackend
+from tagent_nb.storage.backup.create import BackupSchedule
 from tests.redis_server import RedisServer
 
 

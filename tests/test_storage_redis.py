@@ -26,11 +26,12 @@ from tagent_nb.errors import (
     StorageUnavailableError,
 )
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage import open_storage, redis_link, redis_queue
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.codec import pack
-from tagent_nb.storage.redis import RedisStorageBackend
-from tagent_nb.testing import StorageContract, sample_run
+from tagent_nb.storage import RedisStorageBackend, StorageBackend, open_storage
+from tagent_nb.storage.format.envelope import pack
+from tagent_nb.storage.redis import connection as redis_link
+from tagent_nb.storage.redis import write_queue as redis_queue
+from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.samples import sample_run
 from tests.redis_server import RedisServer, free_port
 
 pytestmark = pytest.mark.requires("redis-server")
@@ -145,7 +146,7 @@ def test_the_password_is_never_shown() -> None:
 
 def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is an extra."""
-    for name in ("tagent_nb.storage.redis", "tagent_nb.storage.redis_link"):
+    for name in ("tagent_nb.storage.redis.backend", "tagent_nb.storage.redis.connection"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(MissingExtraError, match=r"tagent-nb\[redis\]"):

@@ -25,15 +25,18 @@ from tagent_nb.events import (
     StepFinished,
     Warned,
 )
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.storage import base, retention
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.recording import RecordStoreBackend
-from tagent_nb.storage.records import RunInfo
-from tagent_nb.storage.retention import Retention
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import (
+    FileStorageBackend,
+    MemoryStorageBackend,
+    RecordStoreBackend,
+    RunInfo,
+    SQLiteStorageBackend,
+    StorageBackend,
+    base,
+)
+from tagent_nb.storage import policy as retention
+from tagent_nb.storage.policy import Retention
 from tagent_nb.testing.leases import ELSEWHERE
 from tagent_nb.testing.samples import holder
 from tests.storage_kinds import KINDS, damage, make_store, record
@@ -315,7 +318,7 @@ async def forget_order(storage: RecordStoreBackend) -> None:
     if isinstance(storage, FileStorageBackend):
         (storage.base_path / "p" / "runs.order").unlink()
     elif not isinstance(storage, SQLiteStorageBackend):
-        from tagent_nb.storage.redis import RedisStorageBackend
+        from tagent_nb.storage import RedisStorageBackend
 
         assert isinstance(storage, RedisStorageBackend)
         await storage._here().client.delete(storage._name("p", "order"))

@@ -11,13 +11,15 @@ import pytest
 from tagent_nb import Pipeline, PipelineExecutor, cli
 from tagent_nb.errors import DefinitionError, RunInProgressError
 from tagent_nb.notebook.session import Session
-from tagent_nb.storage import open_storage
-from tagent_nb.storage.backup import BackupSchedule
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.file import FileStorageBackend
-from tagent_nb.storage.memory import MemoryStorageBackend
-from tagent_nb.storage.retention import Retention
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
+from tagent_nb.storage import (
+    FileStorageBackend,
+    MemoryStorageBackend,
+    SQLiteStorageBackend,
+    StorageBackend,
+    open_storage,
+)
+from tagent_nb.storage.backup.create import BackupSchedule
+from tagent_nb.storage.policy import Retention
 
 
 @pytest.fixture(autouse=True)

@@ -30,11 +30,14 @@ from tagent_nb.errors import (
     StorageUnavailableError,
 )
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage import database, open_storage, sqlite, sqlite_link, wal
-from tagent_nb.storage.base import StorageBackend
-from tagent_nb.storage.codec import pack
-from tagent_nb.storage.sqlite import SQLiteStorageBackend
-from tagent_nb.testing import StorageContract, plain, sample_run
+from tagent_nb.storage import SQLiteStorageBackend, StorageBackend, open_storage
+from tagent_nb.storage.format.envelope import pack
+from tagent_nb.storage.sqlite import backend as sqlite
+from tagent_nb.storage.sqlite import connection as sqlite_link
+from tagent_nb.storage.sqlite import schema as database
+from tagent_nb.storage.sqlite import wal
+from tagent_nb.testing.contract import StorageContract
+from tagent_nb.testing.samples import plain, sample_run
 
 
 class TestSQLiteStorageFull(StorageContract):
@@ -977,7 +980,7 @@ async def test_two_processes_may_make_the_same_file(tmp_path: Path) -> None:
     """At the same moment: one makes the tables, all of them record."""
     program = (
         "import asyncio, sys\n"
-        "from tagent_nb.storage.sqlite import SQLiteStorageBackend\n"
+        "from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend\n"
         "from tagent_nb.events import Warned\n"
         "store = SQLiteStorageBackend(sys.argv[1], durability='fast')\n"
         "print('ready', flush=True); input()\n"
@@ -1211,7 +1214,7 @@ READER = """
     import asyncio, codecs, os, pydantic_core, sys
     from tagent_nb.errors import StorageUnavailableError
     from tagent_nb.events import Warned
-    from tagent_nb.storage.sqlite import SQLiteStorageBackend
+    from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend
     codecs.lookup("unicode_escape")  # while the modules of Python can be read
     if os.geteuid() == 0:
         os.setgroups([]); os.setgid(65534); os.setuid(65534)

@@ -14,8 +14,8 @@ from redis import Redis
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError, StorageUnavailableError
 from tagent_nb.events import Event, Warned
-from tagent_nb.storage.redis import RedisStorageBackend
-from tagent_nb.testing import sample_run
+from tagent_nb.storage import RedisStorageBackend
+from tagent_nb.testing.samples import sample_run
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.requires("redis-server")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tagent_nb.steps.streaming import Coalesced
+from tagent_nb.runners.models.gateway import Coalesced
 
 
 def test_pieces_are_collected_until_the_interval_has_passed() -> None:

@@ -15,20 +15,18 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, RootModel, computed_field
 
 from tagent_nb.errors import DefinitionError, TemplateError
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.conditions import DataExists
-from tagent_nb.pipeline.models import Pipeline, PipelineStep
-from tagent_nb.pipeline.template import (
+from tagent_nb.pipeline import DataExists, Pipeline, PipelineStep, PythonBody
+from tagent_nb.templating import (
     DATA_RULE,
     Reference,
     evaluate,
-    is_template,
     lookup,
     references_of,
     render,
     unknown_fields,
     view,
 )
+from tagent_nb.templating.template import is_template
 
 
 class Label(Enum):
@@ -175,8 +173,8 @@ def test_a_reference_reads_back_from_its_text(path: list[str]) -> None:
 def test_plain_text_is_returned_as_it_is_without_jinja2() -> None:
     code = (
         "import sys\n"
-        "from tagent_nb.pipeline.models import PipelineStep\n"
-        "from tagent_nb.pipeline.template import render, references_of\n"
+        "from tagent_nb.pipeline.pipeline import PipelineStep\n"
+        "from tagent_nb.templating.template import render, references_of\n"
         "goal = 'Say { hello } }} %} #}'\n"
         "assert render(goal, {}, step='x') is goal\n"
         "assert references_of(PipelineStep('x', goal, map_over='load'))[0].step == 'load'\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.texts import one_line, short_text, terminal_text, value_text
+from tagent_nb.formatting import one_line, short_text, terminal_text, value_text
+from tagent_nb.serde import StoredValue
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,10 @@ from pydantic_ai.models.test import TestModel
 
 from tagent_nb.errors import StepError
 from tagent_nb.events import Event, StepProgress
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.calls import CallGate, ToolCall
-from tagent_nb.steps.toolbox import CallFailedError, Toolbox
-from tagent_nb.steps.tools import tool
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners import CallGate, StepContext, ToolCall, tool
+from tagent_nb.runners.planner.toolbox import CallFailedError, Toolbox
+from tagent_nb.runners.tools import registry as tools_module
 
 
 class Point(BaseModel):

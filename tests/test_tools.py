@@ -13,11 +13,9 @@ from pydantic_ai.exceptions import ModelRetry
 
 from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.events import Event, StepProgress
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.tools import (
-    forget_tool,
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners import (
+    StepContext,
     marks_of,
     named_tools,
     registered_tools,
@@ -26,9 +24,10 @@ from tagent_nb.steps.tools import (
     tool_name,
     tool_problems,
     tools_for,
-    tools_of,
 )
-from tagent_nb.steps.toolset import LONGEST_TEXT, presentable, toolset
+from tagent_nb.runners.tools import registry as tools_module
+from tagent_nb.runners.tools.adapter import LONGEST_TEXT, presentable, toolset
+from tagent_nb.runners.tools.registry import forget_tool, tools_of
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,10 @@ from pydantic_ai.toolsets import FunctionToolset
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, ResultCache, export_module, tools_from
 from tagent_nb.errors import DefinitionError, TagentError
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.steps import tools as tools_module
-from tagent_nb.steps import toolsets
-from tagent_nb.steps.tools import marks_of, registered_tools
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.runners import marks_of, registered_tools
+from tagent_nb.runners.tools import mcp as toolsets
+from tagent_nb.runners.tools import registry as tools_module
 
 
 @pytest.fixture(autouse=True)

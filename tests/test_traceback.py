@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps.base import StepContext
-from tagent_nb.steps.python import PythonRunner
-from tagent_nb.steps.traceback import redact, user_traceback
+from tagent_nb.pipeline import PipelineStep, PythonBody
+from tagent_nb.redaction import redact
+from tagent_nb.runners import PythonRunner, StepContext, user_traceback
 
 
 async def failure(source: str) -> BaseException:

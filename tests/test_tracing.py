@@ -20,9 +20,9 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
 from tagent_nb import Edited, Pipeline, PipelineExecutor, Price, ResultCache, StepContext, events
-from tagent_nb.steps.calls import ModelCall, ToolCall
-from tagent_nb.steps.telemetry import telemetry, traced
-from tagent_nb.steps.tracing import Tracing
+from tagent_nb.runners import ToolCall, Tracing, traced
+from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.middleware.otel import telemetry
 from tests.fake_openai import KEY, Act, error, fake_openai
 
 CANARY = "canary-0123456789abcdef"
@@ -342,7 +342,7 @@ def test_runs_load_opentelemetry_only_where_it_is_set_up() -> None:
         "print('opentelemetry' in sys.modules)\n"
         "os.environ['OTEL_PYTHON_TRACER_PROVIDER'] = 'sdk_tracer_provider'\n"
         "PipelineExecutor(p).run()\n"
-        "print('tagent_nb.steps.tracing' in sys.modules)\n"
+        "print('tagent_nb.runners.middleware.tracing' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]

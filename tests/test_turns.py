@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tagent_nb.engine.turns import Place, Turns
+from tagent_nb.engine.concurrency import Place, Turns
 
 
 def turns(*steps: str) -> tuple[Turns, list[str]]:

@@ -18,7 +18,7 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 
 from tagent_nb import ResultCache, StepStatus
-from tagent_nb.steps.unfinished import ended_early
+from tagent_nb.runners.models.finish import ended_early
 from tests.fake_openai import USAGE, Act
 from tests.wire import ONE, Play, Sentiment, cost, executor, run, times
 

@@ -22,8 +22,8 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.events import StepFinished, TokenUsage
-from tagent_nb.pipeline import codec
-from tagent_nb.pipeline.codec import StoredValue
+from tagent_nb.serde import StoredValue
+from tagent_nb.serde import value as codec
 
 
 class Answers:
@@ -167,7 +167,7 @@ async def test_a_tool_that_goes_during_the_run_is_a_failure_of_its_step(tmp_path
         """It does nothing."""
 
     pipeline = asking("ask", tools_filter=["no_such_tool"], depends_on=["cell"])
-    code = "from tagent_nb.steps.tools import forget_tool; forget_tool('no_such_tool')\n1 + 1"
+    code = "from tagent_nb.runners.tools.registry import forget_tool; forget_tool('no_such_tool')\n1 + 1"
     pipeline.put(PipelineStep.from_cell("cell", code, python=True))
     storage = FileStorageBackend(tmp_path)
     result = await PipelineExecutor(pipeline, storage=storage, runners={"agent": Answers()}).execute()

@@ -30,14 +30,13 @@ from tagent_nb import (
     StepStatus,
 )
 from tagent_nb.cli import main
-from tagent_nb.engine.export import export_module
-from tagent_nb.graph import to_dot, to_svg
-from tagent_nb.graph.live import LiveGraph, live_style
-from tagent_nb.notebook.display import definition_table, step_card
-from tagent_nb.notebook.explaining import explain_step
-from tagent_nb.notebook.listing import plan_table
+from tagent_nb.display import definition_table, step_card
+from tagent_nb.export import export_module
+from tagent_nb.graph import LiveGraph, live_style, to_dot, to_svg
+from tagent_nb.notebook.magics.explain import explain_step
+from tagent_nb.notebook.magics.tables import plan_table
+from tagent_nb.notebook.panel.details import details_html
 from tagent_nb.notebook.session import Session
-from tagent_nb.notebook.step_details import details_html
 
 
 def cell(name: str, code: str, **options: Any) -> PipelineStep:

@@ -27,11 +27,10 @@ from tagent_nb import (
     UnknownStepError,
 )
 from tagent_nb.events import Event, StepProgress, StepStreamed
-from tagent_nb.pipeline.validation import takes_context
-from tagent_nb.steps.agent import AgentRunner
-from tagent_nb.steps.python import PythonRunner
-from tagent_nb.steps.traceback import show_source
-from tagent_nb.steps.verdicts import Checks
+from tagent_nb.pipeline import takes_context
+from tagent_nb.runners import AgentRunner, PythonRunner
+from tagent_nb.runners.execution.traceback import show_source
+from tagent_nb.runners.validators import Checks
 
 
 class Score(BaseModel):

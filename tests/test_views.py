@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from tagent_nb.errors import TemplateError
-from tagent_nb.pipeline.delimiting import plain_text
-from tagent_nb.pipeline.views import MISSING, Record, Rows, Table, join_path, missing, view
+from tagent_nb.templating import MISSING, Record, Rows, Table, plain_text, view
+from tagent_nb.templating.views import join_path, missing
 
 
 class Score(BaseModel):

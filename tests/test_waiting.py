@@ -10,8 +10,8 @@ import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, StepContext, events
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.storage.file import FileStorageBackend
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.storage import FileStorageBackend
 
 
 def statuses_seen(executor: PipelineExecutor) -> list[tuple[StepStatus, str]]:

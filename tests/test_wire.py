@@ -221,7 +221,7 @@ def test_a_planning_step_pays_for_all_its_calls(play: Play) -> None:
 
 def test_a_planning_step_tries_again_where_it_failed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same attempt: its plan and its tools' answers are kept."""
-    monkeypatch.setattr("tagent_nb.steps.asking.DELAY", 0.0)
+    monkeypatch.setattr("tagent_nb.runners.planner.ask.DELAY", 0.0)
     result, fake = planned(play, error(500, "Oops"), PLAN, Act(drop="before"), error(503, "Oh"), WRONG, RIGHT)
     step = result.steps["s"]
     assert step.output.value == Sentiment(label="positive")

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-import tagent_nb.steps.worker as worker_module
-from tagent_nb.steps.capture import Lines
-from tagent_nb.steps.worker import Interrupted, Worker
+import tagent_nb.runners.execution.thread as worker_module
+from tagent_nb.runners.execution.capture import Lines
+from tagent_nb.runners.execution.thread import Worker
+from tagent_nb.user_objects import Interrupted
 
 
 @pytest.fixture

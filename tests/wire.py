@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep, StepResult
 from tagent_nb.events import Event, TokenUsage
-from tagent_nb.steps.providers import price
+from tagent_nb.runners import price
 from tests.fake_openai import FakeOpenAI
 
 MODEL = "openai-chat:gpt-4o"

@@ -19,7 +19,7 @@ schema names with Tab, and is one call on a public object: see `tagent_nb.curren
 
 def magics() -> dict[str, Any]:
     """Every magic as it is written (``%%tagent_step``), with its function, in the order of the code."""
-    from tagent_nb.notebook import magics as module
+    from tagent_nb.notebook.magics import run as module
 
     found: dict[str, Any] = {}
     for _, group in inspect.getmembers(module, inspect.isclass):

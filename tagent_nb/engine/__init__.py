@@ -1,0 +1,53 @@
+"""Runs pipelines: decides, records, retries, resumes."""
+
+from tagent_nb.lazy_face import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "approval.requests": ("checked_approver",),
+        "ask": (
+            "AgentResult",
+            "STEP",
+            "answered",
+            "question",
+            "run_agent",
+        ),
+        "background": ("submit",),
+        "dry_run.history": (
+            "Durations",
+            "Past",
+        ),
+        "dry_run.plan": (
+            "Plan",
+            "StepPlan",
+        ),
+        "executor": ("PipelineExecutor",),
+        "handle": (
+            "CANCEL_GRACE",
+            "RunHandle",
+        ),
+        "inputs": (
+            "expected_names",
+            "looking_in",
+            "taken_names",
+        ),
+        "memory.entries": (
+            "StepMemoryEntry",
+            "inputs_of",
+        ),
+        "memory.memory": ("PipelineMemory",),
+        "memory.state_machine": (
+            "PipelineMemoryManager",
+            "PipelineStateMachine",
+            "read_memory",
+        ),
+        "preflight": (
+            "part_of",
+            "refuse_problems",
+        ),
+        "session": ("schemas_of",),
+        "unit.map": ("source_rows",),
+        "unit.work": ("source_of",),
+    },
+)

@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.checks import (
+from tagent_nb.engine.context import RunOptions
+from tagent_nb.engine.inputs import TakenInputs, expected_names, looking_in, take
+from tagent_nb.engine.preflight import (
     agent_problems,
+    asked_budget,
     missing_warnings,
     name_warnings,
     part_of,
     refuse_models,
     refuse_problems,
 )
-from tagent_nb.engine.equipment import RunOptions
-from tagent_nb.engine.money import asked_budget
-from tagent_nb.engine.taken import TakenInputs, expected_names, looking_in, take
 from tagent_nb.errors import DefinitionError
-from tagent_nb.pipeline.budget import Budget
-from tagent_nb.pipeline.hints import map_warnings
-from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline import Budget, Pipeline, map_warnings
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.memory import PipelineMemory
+    from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.events import CallRecorded
-    from tagent_nb.pipeline.environment import Defaults
-    from tagent_nb.pipeline.prices import Price
-    from tagent_nb.steps.base import StepRunner
-    from tagent_nb.steps.limits import LimitsGate
+    from tagent_nb.pipeline import Defaults, Price
+    from tagent_nb.runners import LimitsGate, StepRunner
 
 
 class Checking:
@@ -132,6 +128,6 @@ class Checking:
         """Whether steps ask models that are known here; a runner of the user has its own."""
         if offline or all(step.is_python for step in pipeline.steps):
             return False
-        from tagent_nb.steps.agent import AgentRunner
+        from tagent_nb.runners import AgentRunner
 
         return isinstance(self.runners["agent"], AgentRunner)

@@ -9,12 +9,11 @@ from inspect import getattr_static
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, get_args
 
-from tagent_nb.cache.bytecode import Reads, code_reads, text_reads
-from tagent_nb.cache.origins import is_user_module
+from tagent_nb.cache import Reads, code_reads, is_user_module, text_reads
 from tagent_nb.errors import TagentError
-from tagent_nb.pipeline.classes import Referred
-from tagent_nb.pipeline.models import PipelineStep
-from tagent_nb.steps.tools import tools_for
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners import tools_for
+from tagent_nb.serde import Referred
 
 
 def of_step(step: PipelineStep, namespace: Mapping[str, Any]) -> Referred:

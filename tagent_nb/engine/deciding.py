@@ -6,22 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.decisions import chosen, given_of, open_requests, unit_of
-from tagent_nb.engine.holding import holding
-from tagent_nb.engine.loop import submit
-from tagent_nb.engine.opening import schemas_of
-from tagent_nb.engine.state import read_memory
+from tagent_nb.engine.approval.requests import chosen, given_of, open_requests, unit_of
+from tagent_nb.engine.background import submit
+from tagent_nb.engine.lease import holding
+from tagent_nb.engine.memory.state_machine import read_memory
+from tagent_nb.engine.session import schemas_of
 from tagent_nb.errors import LeaseLostError, NotStoredError
 from tagent_nb.events import ApprovalGiven
-from tagent_nb.pipeline.approval import ApprovalRequest, Approved, Decision, Edited, Rejected
+from tagent_nb.pipeline import ApprovalRequest, Approved, Decision, Edited, Rejected
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.engine.memory import PipelineMemory
-    from tagent_nb.engine.run import Run
-    from tagent_nb.pipeline.models import Pipeline
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.engine.memory.memory import PipelineMemory
+    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.pipeline import Pipeline
+    from tagent_nb.storage import StorageBackend
 
 
 class Deciding(ABC):

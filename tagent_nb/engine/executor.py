@@ -12,58 +12,57 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tagent_nb.engine.attempt import secret_of_input
+from tagent_nb.engine.approval.requests import checked_approver
+from tagent_nb.engine.background import background_loop, submit
 from tagent_nb.engine.checking import Checking
+from tagent_nb.engine.context import Equipment, RunOptions
 from tagent_nb.engine.deciding import Deciding
-from tagent_nb.engine.decisions import checked_approver
-from tagent_nb.engine.equipment import Equipment, RunOptions
 from tagent_nb.engine.handle import RunHandle
-from tagent_nb.engine.holding import holding
-from tagent_nb.engine.knowledge import save
-from tagent_nb.engine.loop import background_loop, submit
-from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.engine.money import budget_of, ledger_of, paid_gates, refuse_unpriced
-from tagent_nb.engine.opening import definition_of, memory_of, run_id_of, schemas_of
-from tagent_nb.engine.recalling import Recalling
-from tagent_nb.engine.recordings import calls_on
-from tagent_nb.engine.remembering import Remembering
-from tagent_nb.engine.run import Run
-from tagent_nb.engine.runners import Runners
-from tagent_nb.engine.state import (
+from tagent_nb.engine.inputs import TakenInputs, settle
+from tagent_nb.engine.lease import holding
+from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.engine.memory.state_machine import (
     PipelineMemoryManager,
     PipelineStateMachine,
     read_previous,
 )
-from tagent_nb.engine.taken import TakenInputs, settle
+from tagent_nb.engine.memory.store import save
+from tagent_nb.engine.preflight import budget_of, ledger_of, paid_gates, refuse_unpriced
+from tagent_nb.engine.recalling import Recalling
+from tagent_nb.engine.recordings import calls_on
+from tagent_nb.engine.remembering import Remembering
+from tagent_nb.engine.run_loop import Run
+from tagent_nb.engine.session import Runners, definition_of, memory_of, run_id_of, schemas_of
+from tagent_nb.engine.unit.attempt import secret_of_input
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, Output, RunContinued, RunStarted
-from tagent_nb.pipeline.approval import Approver
-from tagent_nb.pipeline.budget import Budget
-from tagent_nb.pipeline.environment import defaults
-from tagent_nb.pipeline.foreign_words import EXECUTOR, own_keywords
-from tagent_nb.pipeline.hints import map_warnings
-from tagent_nb.pipeline.limits import Limit
-from tagent_nb.pipeline.models import Pipeline
-from tagent_nb.pipeline.prices import Price, checked_prices
-from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.pipeline.secrets import note_secrets
-from tagent_nb.pipeline.step import checked_timeout
-from tagent_nb.pipeline.variables import shape_text
-from tagent_nb.steps.ledger import Ledger
-from tagent_nb.steps.limits import LimitsGate
-from tagent_nb.steps.telemetry import traced
+from tagent_nb.pipeline import (
+    EXECUTOR,
+    Approver,
+    Budget,
+    Limit,
+    Pipeline,
+    Price,
+    checked_prices,
+    checked_timeout,
+    defaults,
+    map_warnings,
+    own_keywords,
+    shape_text,
+)
+from tagent_nb.redaction import note_secrets
+from tagent_nb.results import PipelineResult
+from tagent_nb.runners import Ledger, LimitsGate, traced
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.cache.store import ResultCache
-    from tagent_nb.engine.plan import Plan
+    from tagent_nb.cache import ResultCache
+    from tagent_nb.engine.dry_run.plan import Plan
     from tagent_nb.engine.resume import Recorded
-    from tagent_nb.steps.base import StepRunner
-    from tagent_nb.steps.calls import CallGate
-    from tagent_nb.steps.tracing import Tracing
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.runners import CallGate, StepRunner, Tracing
+    from tagent_nb.storage import StorageBackend
 
 
 SECRET_VALUES = ("warn", "fail", "ignore")
@@ -303,9 +302,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         Raises what :meth:`execute` raises before it begins; a resumed run that would be refused
         because steps have changed is planned, with ``conflicts`` set.
         """
-        from tagent_nb.engine.expectation import Past
-        from tagent_nb.engine.plan import Plan
-        from tagent_nb.engine.rehearsal import Rehearsal
+        from tagent_nb.engine.dry_run.dry_run import Rehearsal
+        from tagent_nb.engine.dry_run.history import Past
+        from tagent_nb.engine.dry_run.plan import Plan
         from tagent_nb.engine.resume import judge
 
         options = self._options(resume, force, until, offline, use_cache, on_change)
@@ -408,7 +407,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             return None
         if self.recording is not None:
             return self.recording
-        from tagent_nb.engine.replaying import calls_of_runs
+        from tagent_nb.engine.recordings import calls_of_runs
 
         return await calls_of_runs(self.storage, pipeline.id)
 
@@ -524,7 +523,7 @@ def run_pipeline(pipeline: Pipeline, **options: Any) -> PipelineResult:
 @cache
 def _cache_in(folder: Path) -> ResultCache:
     """The cache of a folder, one for all executors of this process."""
-    from tagent_nb.cache.store import ResultCache
+    from tagent_nb.cache import ResultCache
 
     return ResultCache(folder)
 

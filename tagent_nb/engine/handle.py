@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tagent_nb.engine.executor import PipelineExecutor
-    from tagent_nb.pipeline.result import PipelineResult
+    from tagent_nb.results import PipelineResult
 
 CANCEL_GRACE = 2.0
 """Seconds that an interrupted wait gives the steps of its run to clean up."""

@@ -1,146 +1,156 @@
-"""Other rows for a pipeline: a step that reads a file instead of what it was written to do."""
+"""The inputs of a run: copies of values that no step makes, as they were when it began."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.taken import expected_names, taken_names
-from tagent_nb.errors import DefinitionError, StepError
-from tagent_nb.pipeline.body import CELL_FUNCTION, PythonBody
-from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
+from tagent_nb.engine.background import in_thread
+from tagent_nb.engine.preflight import refuse_problems
+from tagent_nb.errors import DefinitionError, PipelineValidationError, TemplateError, did_you_mean
+from tagent_nb.events import Output
+from tagent_nb.pipeline import Pipeline, checked_inputs, input_value, inputs_by_step
+from tagent_nb.serde import StoredValue, own_copy
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from tagent_nb.engine.memory.memory import PipelineMemory
 
-__all__ = ["feed", "read_lines"]
-
-_FRAME = "# The rows of {file}\nimport pandas as pd\npd.read_{kind}({path!r}{more})"
-_TABLE = (
-    "# The rows of {file}, in which what looks like a number is read as one, 007 as 7;\n"
-    "# with dtype=str all is text.\n"
-    "import pandas as pd\npd.read_{kind}({path!r}{more})"
-)
-_LINES = "# The rows of {file}\nfrom tagent_nb.engine.inputs import read_lines\nread_lines({path!r})"
-_JSON = (
-    "# What {file} says\nimport json\n"
-    "with open({path!r}, encoding='utf-8-sig') as file:\n    value = json.load(file)\nvalue"
-)
-_TEXT = "# The text of {file}\nfrom pathlib import Path\nPath({path!r}).read_text(encoding='utf-8-sig')"
-_READERS = {
-    ".csv": (_TABLE, "csv", ""),
-    ".tsv": (_TABLE, "csv", ", sep='\\t'"),
-    ".jsonl": (_LINES, "", ""),
-    ".parquet": (_FRAME, "parquet", ""),
-    ".json": (_JSON, "", ""),
-    ".txt": (_TEXT, "", ""),
-}
+__all__ = ["TakenInputs", "expected_names", "looking_in", "settle", "take", "taken_names"]
 
 
-def feed(pipeline: Pipeline, source: str | Path) -> PipelineStep | None:
-    """Let a step of the pipeline give what a file holds, or give that to the pipeline as an input.
+class TakenInputs(dict[str, Output]):
+    """Copies of a pipeline's inputs by name, all of one moment. What happens to the originals later does not
+    reach them."""
 
-    A step's own work is not done. A name that steps read and that is no step is an input: the file is read
-    now, into :attr:`Pipeline.inputs`.
 
-    CSV, TSV, JSON lines and Parquet give a DataFrame, a row a line; JSON gives its value, text a string. The
-    step keeps its name, so that others read it as before; it is never answered from the cache, since
-    the file may change.
-
-    JSON lines and JSON have types, which stay: ``"01234"`` is text, and no text is taken for a date. CSV and
-    TSV have none: pandas reads what looks like numbers as numbers (``01234`` as 1234), empty cells, ``NA``
-    and the like as missing, ``True`` and ``False`` as booleans, and dates as text. Where that is wrong, feed
-    JSON lines, or let the step itself read the file with ``pd.read_csv(..., dtype=str)``.
+def looking_in(pipeline: Pipeline, given: Mapping[str, Any], namespace: Mapping[str, Any]) -> Pipeline:
+    """A snapshot of a pipeline that finds inputs where a run does: what it was given, its own, variables.
 
     Args:
-        pipeline: Is changed.
-        source: ``"NAME=FILE"``, the name of a step or an input. Without ``NAME=`` it is the one Python step
-            that reads nothing, or the one input that has no value yet.
+        pipeline: The pipeline.
+        given: Values for this run alone.
+        namespace: Variables, such as the notebook's; those that the pipeline knows of come after them.
+    """
+    found = pipeline.snapshot()
+    found.inputs.update(given)
+    if namespace and pipeline.variables is not None and pipeline.variables is not namespace:
+        found.variables = ChainMap(dict(namespace), dict(pipeline.variables))
+    elif namespace:
+        found.variables = namespace
+    return found
 
-    Returns:
-        The step; ``None`` for an input.
+
+def take(pipeline: Pipeline, given: Mapping[str, Any] | None, namespace: Mapping[str, Any]) -> TakenInputs:
+    """Copy the inputs that steps read, as they are now.
 
     Raises:
-        DefinitionError: The file is not there or of no known kind, cannot be read, or it is not clear what is
-            meant.
-        UnknownStepError: The pipeline has no such step or input.
+        DefinitionError: ``given`` has a name that no step reads as an input.
     """
-    name, separator, file = str(source).partition("=")
-    if not separator:
-        name, file = "", str(source)
-    path = Path(file)
-    if path.suffix not in _READERS:
+    if isinstance(given, TakenInputs):
+        return given
+    own = checked_inputs(given or {}, "inputs")
+    found = looking_in(pipeline, own, namespace)
+    names = taken_names(found)
+    for name in own.keys() - names:
+        if name in pipeline:
+            raise DefinitionError(
+                f"inputs: {name!r} is a step of pipeline {pipeline.name!r}, and its value is what the step "
+                f"makes. Rename one of them, or let the step read a file: feed(pipeline, '{name}=FILE')."
+            )
         raise DefinitionError(
-            f"{file!r} cannot be an input: its name must end in {', '.join(_READERS)}. "
-            "Write STEP=FILE, or FILE alone."
+            f"inputs: no step of pipeline {pipeline.name!r} reads {name!r}.{did_you_mean(name, names)} "
+            f"Steps read as inputs: {', '.join(names) or 'nothing'}."
         )
-    if not path.is_file():
-        raise DefinitionError(f"There is no file {file!r} to read. Look at its path: {path.absolute()}")
-    text, kind, more = _READERS[path.suffix]
-    code = text.format(file=path.name, path=str(path), kind=kind, more=more)
-    name = name or _source(pipeline, file)
-    if name not in pipeline and name in {*expected_names(pipeline), *taken_names(pipeline)}:
-        pipeline.give(**{name: _value(name, file, code)})
-        return None
-    step = pipeline.get_step(name)
-    made = PipelineStep.from_cell(
-        step.name, code, python=True, cache=False, execution_mode=ExecutionMode.CONCURRENT
-    )
-    pipeline.put(made)
-    return made
+    return TakenInputs((name, _copied(input_value(found, name))) for name in names)
 
 
-def read_lines(path: str | Path) -> pd.DataFrame:
-    """The rows of a file of JSON lines, with the types that JSON has; empty lines are left out.
+def taken_names(pipeline: Pipeline) -> list[str]:
+    """The inputs that steps of a pipeline read, each once."""
+    return list(dict.fromkeys(name for names in inputs_by_step(pipeline).values() for name in names))
+
+
+def _copied(value: Any) -> StoredValue:
+    return StoredValue.of(own_copy(value))
+
+
+def expected_names(pipeline: Pipeline) -> list[str]:
+    """Names that steps read and that are neither steps nor inputs: a run that is carried on may have them."""
+    found: dict[str, None] = {}
+    for step in pipeline.steps:
+        try:
+            needed = pipeline.dependencies(step)
+        except TemplateError:  # validate() says so
+            continue
+        found.update(dict.fromkeys(one.name for one in needed if one.name not in pipeline))
+    return list(found)
+
+
+async def settle(
+    pipeline: Pipeline, taken: TakenInputs, memory: PipelineMemory
+) -> tuple[dict[str, Output], list[str]]:
+    """The inputs of a run, and the names of those that have changed since it began.
+
+    Args:
+        pipeline: The snapshot that runs. What neither the caller nor the run has is no input of it any more.
+        taken: Inputs as they are now.
+        memory: What the run has recorded of them.
 
     Raises:
-        StepError: A line is no JSON; the message has its number.
-        OSError: The file cannot be read.
+        PipelineValidationError: A step reads what is neither a step nor an input, or an input that cannot be
+            stored.
     """
-    from tagent_nb.pipeline.frames.rows import frame_of
+    readers = _readers(pipeline)
+    found: dict[str, Output] = {}
+    problems, changed = [], []
+    for name, steps in readers.items():
+        recorded, now = memory.inputs.get(name), taken.get(name)
+        if now is None:
+            if recorded is not None:
+                found[name] = recorded
+            continue
+        problem = await _problem(now)
+        if problem is not None:
+            problems.append(_refusal(name, steps, now, problem))
+        elif recorded is not None and recorded.digest == now.digest:
+            found[name] = recorded
+        else:
+            found[name] = now
+            if recorded is not None:
+                changed.append(name)
+    pipeline.inputs = dict.fromkeys(found)
+    if len(found) + len(problems) < len(readers):
+        pipeline.forget_dependencies()
+        refuse_problems(pipeline, problems)
+    pipeline.variables = None
+    if problems:
+        raise PipelineValidationError(pipeline.name, problems)
+    return found, changed
 
-    rows = []
-    with Path(path).open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise StepError(
-                    f"Line {number} of {str(path)!r} is no JSON: {error}. Each line must be one value, such "
-                    'as {"text": "Great"}.'
-                ) from None
-    return frame_of(rows)
+
+def _readers(pipeline: Pipeline) -> dict[str, list[str]]:
+    """The steps that read each input."""
+    found: dict[str, list[str]] = {}
+    for step, names in inputs_by_step(pipeline).items():
+        for name in names:
+            found.setdefault(name, []).append(step)
+    return found
 
 
-def _value(name: str, file: str, code: str) -> Any:
-    """What the code of a step that reads a file gives."""
-    names: dict[str, Any] = {}
-    try:
-        exec(PythonBody.from_cell(name, code).compile(()), names)
-        return names[CELL_FUNCTION]()
-    except Exception as error:  # pandas and what reads for it raise many kinds
-        raise DefinitionError(f"{file!r} cannot be read for the input {name!r}: {error}") from error
+async def _problem(value: Output) -> str | None:
+    """Why an input cannot be stored; ``None`` if it can."""
+    if isinstance(value, StoredValue) and value.is_heavy:
+        await in_thread(value.sealed)
+    return value.problem
 
 
-def _source(pipeline: Pipeline, file: str) -> str:
-    """The name of what a file is for that comes without one."""
-    steps = [
-        step.name
-        for step in pipeline.steps
-        if step.is_python and not pipeline.dependencies(step) and not pipeline.inputs_of(step)
-    ]
-    found = [*steps, *expected_names(pipeline)]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(found or [step.name for step in pipeline.steps])
-    if len(steps) < len(found):
-        why = "several steps and inputs could be meant"
-    else:
-        why = "several Python steps read no other step" if found else "no Python step reads no other step"
-    raise DefinitionError(
-        f"Which step of {pipeline.name!r} gives the rows of {file!r}? In it, {why}. Write STEP={file}, "
-        f"where STEP is one of: {names}."
+def _refusal(name: str, steps: Iterable[str], value: Output, problem: str) -> str:
+    first, *others = steps
+    more = f" (and {len(others)} more)" if others else ""
+    kind = type(value.value)
+    return (
+        f"Step {first!r}{more} reads {name!r} as an input, a value of type {kind.__module__}."
+        f"{kind.__qualname__}, which cannot be stored with the run: {name}{problem.removeprefix('output')}. "
+        "Put what the step needs of it into a variable that holds data, such as a list, a dict or a "
+        "DataFrame, or make it in a Python step."
     )

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.opening import schemas_of
-from tagent_nb.engine.state import read_memory
+from tagent_nb.engine.memory.state_machine import read_memory
+from tagent_nb.engine.session import schemas_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic import BaseModel
 
-    from tagent_nb.pipeline.models import Pipeline
-    from tagent_nb.pipeline.result import PipelineResult
-    from tagent_nb.storage.base import RunInfo, StorageBackend
+    from tagent_nb.pipeline import Pipeline
+    from tagent_nb.results import PipelineResult
+    from tagent_nb.storage import RunInfo, StorageBackend
 
 
 class Recalling:
@@ -54,8 +54,7 @@ class Recalling:
                 gone.
             StorageError: The file cannot be written.
         """
-        from tagent_nb.engine.recordings import write_recording
-        from tagent_nb.engine.replaying import calls_behind
+        from tagent_nb.engine.recordings import calls_behind, write_recording
 
         calls = await calls_behind(self.storage, self.pipeline, run_id)
         return await asyncio.to_thread(write_recording, path, self.pipeline.name, calls)

@@ -5,10 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import CorruptRecordError, DefinitionError, FormatVersionError
-from tagent_nb.events import CallRecorded
+from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.engine.memory.state_machine import read_memory
+from tagent_nb.errors import (
+    BudgetExceededError,
+    CorruptRecordError,
+    DefinitionError,
+    FormatVersionError,
+    NotStoredError,
+)
+from tagent_nb.events import (
+    ApprovalRequested,
+    CallRecorded,
+    Event,
+    RunContinued,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+)
+from tagent_nb.runners import Unit
+
+if TYPE_CHECKING:
+    from tagent_nb.pipeline import Pipeline
+    from tagent_nb.storage import StorageBackend
+
 
 FORMAT = "tagent-nb recording"
 VERSION = 1
@@ -31,9 +54,9 @@ def write_recording(path: str | Path, pipeline_name: str, calls: Iterable[CallRe
     Raises:
         StorageError: It could not be written.
     """
-    from tagent_nb.pipeline.event_codec import event_to_dict
-    from tagent_nb.steps.requests import plain
-    from tagent_nb.storage.disk import trouble
+    from tagent_nb.runners import plain
+    from tagent_nb.serde import event_to_dict
+    from tagent_nb.storage import trouble
 
     kept = [plain(event_to_dict(call)) for call in calls]
     document = {"format": FORMAT, "version": VERSION, "pipeline": plain(pipeline_name), "calls": kept}
@@ -78,7 +101,7 @@ def read_recording(path: str | Path) -> list[CallRecorded]:
 
 
 def _read_call(file: Path, index: int, data: Any) -> CallRecorded:
-    from tagent_nb.pipeline.event_codec import event_from_dict
+    from tagent_nb.serde import event_from_dict
 
     try:
         event = event_from_dict(data)
@@ -91,3 +114,95 @@ def _read_call(file: Path, index: int, data: Any) -> CallRecorded:
 
 def _damaged(file: Path, why: str) -> CorruptRecordError:
     return CorruptRecordError(f"{file} is no recording that can be replayed: {why}. Record again.")
+
+
+NEWEST = 20
+"""Runs with calls that an offline run gets answers from."""
+
+
+def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
+    """The calls of each unit's attempt that a kill, Stop or a budget ended before its time, by unit."""
+    calls: dict[Unit, list[CallRecorded]] = {}
+    for event in memory.events:
+        match event:
+            case CallRecorded():
+                calls.setdefault((event.step, event.item), []).append(event)
+            case StepFailed(error_type=BudgetExceededError.__name__):
+                pass  # nothing was wrong with its answers, and they are paid
+            case StepRetried() | StepFailed() | StepFinished() | StepCached():
+                calls.pop((event.step, event.item), None)
+            case RunContinued(forced=forced) if forced:
+                # What a step was told before it was forced answers for nothing any more.
+                calls = {unit: made for unit, made in calls.items() if unit[0] not in forced}
+            case ApprovalRequested(call=""):
+                # Its attempt is over: what it gave is held, and need not be computed again.
+                calls.pop((event.step, event.item), None)
+    return calls
+
+
+async def calls_of_runs(storage: StorageBackend, pipeline_id: str) -> list[CallRecorded]:
+    """The calls of the newest stored runs of a pipeline that made any, those of the newest run first."""
+    found: list[CallRecorded] = []
+    left, seen, limit = NEWEST, 0, NEWEST
+    while len(infos := await storage.runs(pipeline_id, limit=limit)) > seen:
+        for info in reversed(infos[: len(infos) - seen]):
+            if left and info.problem is None:
+                calls = _calls(await storage.read_run(pipeline_id, info.run_id))
+                found.extend(calls)
+                left -= bool(calls)
+        if not left or len(infos) < limit:
+            break
+        # So many have made none: look at as many again.
+        seen, limit = len(infos), 2 * limit
+    return found
+
+
+async def calls_behind(
+    storage: StorageBackend, pipeline: Pipeline, run_id: str | None = None
+) -> list[CallRecorded]:
+    """The calls that the values of a run come from. For a value out of the cache they are those of the
+    unit that computed it, in this run or an earlier one.
+
+    Raises:
+        NotStoredError: There is no such run, or the calls behind a cached value are not stored any more.
+    """
+    memory = await read_memory(storage, pipeline.name, run_id)
+    found = _calls(memory.events)
+    agents = {step.name for step in pipeline.steps if not step.is_python}
+    maps = {(step.name, None) for step in pipeline.steps if step.map_over is not None}
+    missing: dict[str, str] = {}
+    for event in memory.events:
+        # A map as a whole calls nobody; its items do.
+        if isinstance(event, StepCached) and (event.step, event.item) not in maps and event.step in agents:
+            missing[event.key] = event.step
+    for info in reversed(await storage.runs(pipeline.id)):
+        if not missing:
+            break
+        events = await storage.read_run(pipeline.id, info.run_id)
+        computed = {
+            (event.step, event.item): event.key
+            for event in events
+            if isinstance(event, StepFinished) and event.key in missing
+        }
+        for call in _calls(events):
+            key = computed.get((call.step, call.item))
+            if key is not None and info.run_id != memory.run_id:
+                found.append(call)
+        for key in computed.values():
+            missing.pop(key, None)
+    if not found and not missing:
+        raise NotStoredError(
+            f"Run {memory.run_id} of pipeline {pipeline.name!r} has recorded no calls: no step asked a "
+            "model, or a recording answered."
+        )
+    if missing:
+        gone = sorted(set(missing.values()))
+        raise NotStoredError(
+            f"The calls behind {', '.join(gone)} are not stored any more: the cache has answered for them. "
+            f"Run once with force={gone!r} (%tagent_run --force {','.join(gone)}), then export again."
+        )
+    return found
+
+
+def _calls(events: Iterable[Event]) -> list[CallRecorded]:
+    return [event for event in events if isinstance(event, CallRecorded)]

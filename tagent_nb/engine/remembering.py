@@ -6,19 +6,18 @@ from abc import ABC
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.knowledge import changing
-from tagent_nb.engine.loop import submit
-from tagent_nb.engine.opening import schemas_of
+from tagent_nb.engine.background import submit
+from tagent_nb.engine.memory.store import changing
+from tagent_nb.engine.session import schemas_of
 from tagent_nb.errors import DefinitionError, did_you_mean
-from tagent_nb.pipeline.classes import Classes
-from tagent_nb.pipeline.codec import to_tree
+from tagent_nb.serde import Classes, to_tree
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.engine.memory import PipelineMemory
-    from tagent_nb.pipeline.models import Pipeline
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.engine.memory.memory import PipelineMemory
+    from tagent_nb.pipeline import Pipeline
+    from tagent_nb.storage import StorageBackend
 
 
 class Remembering(ABC):

@@ -6,20 +6,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.cache.explain import differing, explain
-from tagent_nb.engine.loop import in_thread, is_cancelled
-from tagent_nb.engine.mapping import whole
-from tagent_nb.engine.memory import PipelineMemory
-from tagent_nb.engine.work import inputs_for, is_heavy, prepare
+from tagent_nb.cache import differing, explain
+from tagent_nb.engine.background import in_thread, is_cancelled
+from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.engine.unit.map import whole
+from tagent_nb.engine.unit.work import inputs_for, is_heavy, prepare
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
-from tagent_nb.pipeline.codec import unreadable
-from tagent_nb.pipeline.foreign import blame
-from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.serde import unreadable
+from tagent_nb.user_objects import blame
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.equipment import RunOptions
-    from tagent_nb.engine.run import Run
+    from tagent_nb.engine.context import RunOptions
+    from tagent_nb.engine.run_loop import Run
 
 _TAUGHT = ("facts", "memories")
 _HOW = frozenset(

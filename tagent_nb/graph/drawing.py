@@ -10,23 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tagent_nb.display import INPUT, KIND_LOOKS, LOOKS, MISSING, Look, Paint
 from tagent_nb.errors import DefinitionError
-from tagent_nb.pipeline.endings import skipped_items
-from tagent_nb.pipeline.looks import (
-    INPUT,
-    KIND_LOOKS,
-    LOOKS,
-    MISSING,
-    Look,
-    Paint,
-    cost_text,
-    model_label,
-    seconds_text,
-    tokens_text,
-)
-from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
-from tagent_nb.pipeline.result import StepResult
-from tagent_nb.pipeline.variables import inputs_by_step
+from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
+from tagent_nb.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus, inputs_by_step
+from tagent_nb.results import StepResult, skipped_items
 
 if TYPE_CHECKING:
     import graphviz

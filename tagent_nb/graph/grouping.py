@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tagent_nb.pipeline.models import Pipeline
+from tagent_nb.pipeline import Pipeline
 
 MOST_NODES = 80
 """Nodes from which on steps are drawn in groups."""

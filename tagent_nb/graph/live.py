@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
+from tagent_nb.display import INPUT, KIND_LOOKS, LOOKS, Look
+from tagent_nb.formatting import seconds_text
 from tagent_nb.graph.drawing import Drawing, Edge, Node, about_step, facts_of, short
 from tagent_nb.graph.grouping import Group, groups_of
 from tagent_nb.graph.svg import laid_out
-from tagent_nb.pipeline.looks import INPUT, KIND_LOOKS, LOOKS, Look, seconds_text
-from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
-from tagent_nb.pipeline.result import StepResult
+from tagent_nb.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.results import StepResult
 
 __all__ = ["LiveGraph", "live_style"]
 

@@ -6,10 +6,10 @@ import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 
+from tagent_nb.display import INPUT, LOOKS, MISSING, Look
 from tagent_nb.errors import TagentError
 from tagent_nb.graph.drawing import EDGES, INK, Drawing, short, source, text_width
-from tagent_nb.pipeline.looks import INPUT, LOOKS, MISSING, Look
-from tagent_nb.pipeline.models import DependencyType
+from tagent_nb.pipeline import DependencyType
 
 _SVG = "http://www.w3.org/2000/svg"
 

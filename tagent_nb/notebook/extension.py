@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tagent_nb.notebook.awaiting import AwaitedRuns
-from tagent_nb.notebook.clicks import AnsweredChanges
-from tagent_nb.notebook.completing import MagicCompleter
-from tagent_nb.notebook.magics import TagentMagics
-from tagent_nb.notebook.parsing import StepBelowComments
+from tagent_nb.notebook.magics.completion import MagicCompleter
+from tagent_nb.notebook.magics.parsing import StepBelowComments
+from tagent_nb.notebook.magics.run import TagentMagics
 from tagent_nb.notebook.session import current
+from tagent_nb.notebook.shell.await_magic import AwaitedRuns
+from tagent_nb.notebook.shell.comm import AnsweredChanges
 
 _installed: dict[
     int, tuple[TagentMagics, AwaitedRuns, StepBelowComments, AnsweredChanges, MagicCompleter]

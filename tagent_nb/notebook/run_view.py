@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tagent_nb.notebook.display import (
+from tagent_nb.display import (
     AS_IT_IS,
     FONT,
     LINE,
+    LOOKS,
     MONO,
     MUTED,
     TONES,
@@ -18,11 +19,9 @@ from tagent_nb.notebook.display import (
     state_mark,
     table,
 )
-from tagent_nb.pipeline.budget import Share
-from tagent_nb.pipeline.endings import skipped_items
-from tagent_nb.pipeline.looks import LOOKS, cost_text, seconds_text, tokens_text, total_tokens_text
-from tagent_nb.pipeline.models import StepStatus
-from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.formatting import cost_text, seconds_text, tokens_text, total_tokens_text
+from tagent_nb.pipeline import Share, StepStatus
+from tagent_nb.results import PipelineResult, StepResult, skipped_items
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from tagent_nb.engine.checks import part_of
-from tagent_nb.engine.decisions import checked_approver
-from tagent_nb.engine.executor import PipelineExecutor
-from tagent_nb.engine.handle import RunHandle
-from tagent_nb.engine.loop import submit
+from tagent_nb.engine import PipelineExecutor, RunHandle, checked_approver, part_of, submit
 from tagent_nb.errors import (
     DefinitionError,
     NotStoredError,
@@ -22,24 +18,30 @@ from tagent_nb.errors import (
     did_you_mean,
 )
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.naming import pipeline_name
 from tagent_nb.notebook.workspace import CellNames, RunWatcher, Watch, Workspace
-from tagent_nb.pipeline.approval import Approver
-from tagent_nb.pipeline.bare_schemas import bare_schema, is_expression
-from tagent_nb.pipeline.environment import defaults
-from tagent_nb.pipeline.limits import Limit, checked_limits
-from tagent_nb.pipeline.models import ExecutionMode, Pipeline, PipelineStep
-from tagent_nb.pipeline.names import pipeline_name
-from tagent_nb.pipeline.prices import Price, checked_prices
-from tagent_nb.pipeline.result import PipelineResult
-from tagent_nb.steps.limits import LimitsGate
+from tagent_nb.pipeline import (
+    Approver,
+    ExecutionMode,
+    Limit,
+    Pipeline,
+    PipelineStep,
+    Price,
+    bare_schema,
+    checked_limits,
+    checked_prices,
+    defaults,
+    is_expression,
+)
+from tagent_nb.results import PipelineResult
+from tagent_nb.runners import LimitsGate
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.cache.store import ResultCache
-    from tagent_nb.engine.expectation import Durations
-    from tagent_nb.engine.plan import Plan
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.cache import ResultCache
+    from tagent_nb.engine import Durations, Plan
+    from tagent_nb.storage import StorageBackend
 
 __all__ = ["STATE_FOLDER", "RunWatcher", "Session", "Watch", "Workspace", "current"]
 
@@ -361,7 +363,7 @@ class Session:
 
     def durations(self, workspace: Workspace) -> Future[Durations]:
         """How long the steps of a pipeline took before, read from its newest runs in the background."""
-        from tagent_nb.engine.expectation import Past
+        from tagent_nb.engine import Past
 
         pipeline = workspace.pipeline
         past = Past(workspace.storage, pipeline.id, pipeline.name, most=3)
@@ -374,8 +376,7 @@ class Session:
             NotStoredError: There is none.
             StorageError: It cannot be read.
         """
-        from tagent_nb.engine.opening import schemas_of
-        from tagent_nb.engine.state import read_memory
+        from tagent_nb.engine import read_memory, schemas_of
 
         space = self.workspace
         schemas = schemas_of(space.pipeline, self.schemas().values(), self.namespace)
@@ -421,7 +422,7 @@ class Session:
 
     def storage(self, name: str | None) -> StorageBackend | str | None:
         """The storage that an option names: a storage object of the namespace, else the text itself."""
-        from tagent_nb.storage.base import StorageBackend
+        from tagent_nb.storage import StorageBackend
 
         found = self.namespace.get(name) if name is not None else None
         return found if isinstance(found, StorageBackend) else name
@@ -493,7 +494,7 @@ class Session:
 
     def tools(self, wanted: Iterable[str]) -> dict[str, Callable[..., Any]]:
         """Functions of the namespace among the tools that an option names, but for the registered ones."""
-        from tagent_nb.steps.tools import registered_tools
+        from tagent_nb.runners import registered_tools
 
         registered = registered_tools()
         return {
@@ -584,7 +585,7 @@ class Session:
     def _tools_again(self, names: CellNames, step: PipelineStep, problems: list[str]) -> dict[str, Any]:
         if not names.tools:
             return {}
-        from tagent_nb.steps.tools import registered_tools
+        from tagent_nb.runners import registered_tools
 
         before = {name: value for (option, name), value in names.objects.items() if option == "--tools"}
         after = self.tools(names.tools)
@@ -627,7 +628,7 @@ class Session:
     def cache(self) -> ResultCache:
         """The cache of this notebook's folder, shared by its pipelines."""
         if self._cache is None:
-            from tagent_nb.cache.store import ResultCache
+            from tagent_nb.cache import ResultCache
 
             self._cache = ResultCache(defaults().cache or self.folder / "cache")
         return self._cache

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tagent_nb.engine.executor import PipelineExecutor
-from tagent_nb.engine.handle import RunHandle
+from tagent_nb.engine import PipelineExecutor, RunHandle
 from tagent_nb.events import Event
-from tagent_nb.pipeline.models import Pipeline, PipelineStep
-from tagent_nb.pipeline.result import PipelineResult, StepResult
+from tagent_nb.pipeline import Pipeline, PipelineStep
+from tagent_nb.results import PipelineResult, StepResult
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.base import StorageBackend
+    from tagent_nb.storage import StorageBackend
 
 
 class RunWatcher(Protocol):

@@ -1,0 +1,128 @@
+"""What is to be done, as plain data: steps, their order, conditions, budgets."""
+
+from tagent_nb.lazy_face import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "approval": (
+            "ApprovalRequest",
+            "Approved",
+            "Approver",
+            "Decision",
+            "Edited",
+            "Rejected",
+            "Unit",
+        ),
+        "bare_schemas": (
+            "bare",
+            "bare_schema",
+            "inner_type",
+            "is_bare",
+            "is_expression",
+        ),
+        "budget": (
+            "Budget",
+            "Limit",
+            "Price",
+            "Share",
+            "amount_text",
+            "checked_limits",
+            "checked_prices",
+            "shares",
+            "spent_amounts",
+        ),
+        "conditions": (
+            "And",
+            "Condition",
+            "Contains",
+            "DataExists",
+            "IsEmpty",
+            "IsEqualTo",
+            "IsGreaterThan",
+            "IsLessThan",
+            "Not",
+            "Or",
+            "holds",
+            "of_items",
+        ),
+        "environment": (
+            "Defaults",
+            "defaults",
+        ),
+        "external_names": (
+            "listed",
+            "missing_names",
+            "outside_names",
+        ),
+        "foreign_words": (
+            "ANSWER",
+            "EXECUTOR",
+            "RESULT",
+            "foreign_attribute",
+            "foreign_name",
+            "option_advice",
+            "own_keywords",
+        ),
+        "free_variables": (
+            "QUERIES",
+            "evaluated_names",
+            "free_names",
+            "quoted_attributes",
+            "quoted_names",
+        ),
+        "hints": (
+            "map_warnings",
+            "step_hints",
+        ),
+        "json": (
+            "pipeline_from_dict",
+            "pipeline_to_dict",
+        ),
+        "pipeline": ("Pipeline",),
+        "python_body": (
+            "CELL_FUNCTION",
+            "PythonBody",
+            "source_of",
+        ),
+        "scheduler": (
+            "Change",
+            "PipelineScheduler",
+            "find_cycle",
+        ),
+        "state_machine": (
+            "Phase",
+            "Task",
+            "TaskBasedStateMachine",
+            "TaskStatus",
+            "not_stored",
+        ),
+        "step": (
+            "Dependency",
+            "DependencyType",
+            "ExecutionMode",
+            "PipelineStep",
+            "StepStatus",
+            "checked_timeout",
+            "is_number",
+        ),
+        "step_validation": (
+            "OUTPUT_MODES",
+            "takes_context",
+            "to_schema",
+        ),
+        "tool_schema": (
+            "ToolSchema",
+            "describe",
+            "schema_of",
+        ),
+        "variables": (
+            "checked_inputs",
+            "input_text",
+            "input_value",
+            "inputs_by_step",
+            "is_variable",
+            "shape_text",
+        ),
+    },
+)

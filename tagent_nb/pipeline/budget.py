@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline.looks import cost_text
+from tagent_nb.formatting import cost_text
 
-__all__ = ["Budget", "Share", "amount_text", "shares", "spent_amounts"]
+__all__ = [
+    "Budget",
+    "Limit",
+    "Price",
+    "Share",
+    "amount_text",
+    "checked_limits",
+    "checked_prices",
+    "shares",
+    "spent_amounts",
+]
+
 
 _PART = re.compile(r"\$?\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*(\$|[a-z]*)", re.IGNORECASE)
 _UNITS = {
@@ -137,3 +149,110 @@ def shares(budget: Budget, usage: TokenUsage, cost: float, *, unpriced: bool = F
     exact = {"usd": "at least" if unpriced else "", "tokens": "about" if usage.unmeasured else ""}
     limits = budget.limits().items()
     return [Share(name, round(spent[name], 12), 0.0, limit, exact.get(name, "")) for name, limit in limits]
+
+
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD for a million tokens of a model.
+
+    Attributes:
+        input_per_million: Of what is sent.
+        output_per_million: Of what the model writes, reasoning included.
+        cached_input_per_million: Of the part of the input that the provider serves from its own
+            cache; without a say, as other input.
+
+    Raises:
+        DefinitionError: A price is no number from 0 on.
+    """
+
+    input_per_million: float
+    output_per_million: float
+    cached_input_per_million: float | None = None
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is None and one.name == "cached_input_per_million":
+                continue
+            # NaN and infinity fail the comparison as negative numbers do.
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+                raise DefinitionError(f"Price: {one.name} must be USD from 0 on, not {value!r}.")
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether all tokens are free."""
+        return not (self.input_per_million or self.output_per_million or self.cached_input_per_million)
+
+    def cost(self, usage: TokenUsage) -> float:
+        """USD of these tokens. Cached tokens are a part of the input, reasoning a part of the output."""
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        rate = self.cached_input_per_million
+        return (
+            (usage.input_tokens - cached) * self.input_per_million
+            + cached * (self.input_per_million if rate is None else rate)
+            + usage.output_tokens * self.output_per_million
+        ) / _MILLION
+
+
+def checked_prices(prices: Mapping[str, Price] | None) -> dict[str, Price]:
+    """A copy of a price table.
+
+    Raises:
+        DefinitionError: It does not map names of models to prices.
+    """
+    table = {} if prices is None else prices
+    if not isinstance(table, Mapping) or not all(isinstance(one, str) for one in table):
+        raise DefinitionError(
+            "prices must map names of models to prices, as in "
+            "{'openai:my-model': Price(input_per_million=0.5, output_per_million=1.5)}."
+        )
+    for model, price in table.items():
+        if not isinstance(price, Price):
+            raise DefinitionError(
+                f"prices[{model!r}] must be a Price(input_per_million=..., output_per_million=...), "
+                f"not {price!r}."
+            )
+    return dict(table)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Most that a provider is asked; what is ``None`` is not limited.
+
+    Attributes:
+        concurrency: Requests at the same time. Fewer while the provider asks for fewer.
+        requests_per_minute: Requests within any 60 seconds.
+        tokens_per_minute: Input and output tokens within any 60 seconds.
+
+    Raises:
+        DefinitionError: A limit is no whole number from 1 on.
+    """
+
+    concurrency: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise DefinitionError(f"Limit: {one.name} must be a whole number from 1 on, not {value!r}.")
+
+
+def checked_limits(limits: Mapping[str, Limit] | None) -> dict[str, Limit]:
+    """A copy of limits by provider.
+
+    Raises:
+        DefinitionError: They do not map names of providers to limits.
+    """
+    table = {} if limits is None else limits
+    how = "as in {'openai': Limit(concurrency=8, requests_per_minute=500)}"
+    if not isinstance(table, Mapping) or not all(isinstance(one, str) for one in table):
+        raise DefinitionError(f"limits must map names of providers to limits, {how}.")
+    for provider, limit in table.items():
+        if not isinstance(limit, Limit):
+            raise DefinitionError(f"limits[{provider!r}] must be a Limit, {how}, not {limit!r}.")
+    return dict(table)

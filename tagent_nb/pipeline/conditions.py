@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tagent_nb.errors import DefinitionError, TemplateError, did_you_mean
-from tagent_nb.pipeline.names import RESERVED
-from tagent_nb.pipeline.template import MISSING, Reference, evaluate, lookup, reads_items, view
-from tagent_nb.pipeline.views import Record, Rows, Table
+from tagent_nb.naming import RESERVED
+from tagent_nb.templating import MISSING, Record, Reference, Rows, Table, evaluate, lookup, reads_items, view
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -166,7 +165,7 @@ class _Compared(_About):
         return f"{self.reference} {self.symbol} {self.value!r}"
 
     def to_dict(self) -> dict[str, Any]:
-        from tagent_nb.pipeline.codec import to_tree
+        from tagent_nb.serde import to_tree
 
         path = f"{type(self).__name__}({self.reference!r}).value"
         return {**super().to_dict(), "value": to_tree(self.value, path=path)}
@@ -416,7 +415,7 @@ def _rebuild(data: Mapping[str, Any], schemas: Mapping[str, type[BaseModel]] | N
     if kind in _ABOUT:
         return _ABOUT[kind](data["reference"])
     if kind in _COMPARED:
-        from tagent_nb.pipeline.codec import from_tree
+        from tagent_nb.serde import from_tree
 
         return _COMPARED[kind](data["reference"], from_tree(data["value"], schemas))
     known = [*_ABOUT, *_COMPARED, *_JOINED, "Not"]

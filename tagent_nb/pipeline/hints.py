@@ -7,11 +7,11 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from tagent_nb.pipeline.free_names import own_nodes
+from tagent_nb.pipeline.free_variables import own_nodes
 from tagent_nb.pipeline.variables import is_variable
 
 if TYPE_CHECKING:
-    from tagent_nb.pipeline.models import Pipeline, PipelineStep
+    from tagent_nb.pipeline.pipeline import Pipeline, PipelineStep
 
 __all__ = ["map_warnings", "step_hints"]
 

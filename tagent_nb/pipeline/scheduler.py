@@ -16,7 +16,7 @@ from tagent_nb.errors import (
     UnknownStepError,
     did_you_mean,
 )
-from tagent_nb.pipeline.models import DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus
 
 PENDING, READY = StepStatus.PENDING, StepStatus.READY
 COMPLETED, CACHED = StepStatus.COMPLETED, StepStatus.CACHED
@@ -87,7 +87,7 @@ class PipelineScheduler:
         self.pipeline = pipeline
         self._steps = {step.name: step for step in pipeline.steps}
         if len(self._steps) < len(pipeline.steps):
-            from tagent_nb.pipeline.validation import duplicate_names
+            from tagent_nb.pipeline.step_validation import duplicate_names
 
             counts = Counter(step.name for step in pipeline.steps)
             raise DefinitionError(" ".join(duplicate_names(counts)))

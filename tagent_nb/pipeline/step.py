@@ -5,21 +5,108 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, OutputValidationError, did_you_mean
+from tagent_nb.naming import step_name
 from tagent_nb.pipeline.foreign_words import STEP, advice, own_keywords
-from tagent_nb.pipeline.kinds import Dependency, DependencyType, ExecutionMode
-from tagent_nb.pipeline.names import step_name
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.pipeline.body import PythonBody
     from tagent_nb.pipeline.budget import Budget
     from tagent_nb.pipeline.conditions import Condition
-    from tagent_nb.pipeline.template import Reference
+    from tagent_nb.pipeline.python_body import PythonBody
+    from tagent_nb.templating import Reference
+
+
+class ExecutionMode(Enum):
+    """Whether a step may overlap with others.
+
+    ``SERIAL`` steps never overlap with another SERIAL step and start in definition order when
+    several are ready. ``CONCURRENT`` steps overlap with anything.
+    """
+
+    SERIAL = "serial"
+    CONCURRENT = "concurrent"
+
+
+class DependencyType(Enum):
+    """What a step needs of another.
+
+    ``STRONG``: it must complete, else this step is skipped. ``WEAK``: it must end; a failure or a
+    skip is passed on as ``None``. ``OPTIONAL``: as WEAK, and it may be absent from the pipeline.
+    """
+
+    STRONG = "strong"
+    WEAK = "weak"
+    OPTIONAL = "optional"
+
+
+class StepStatus(Enum):
+    """Where a step stands in a run. ``WAITING`` is between attempts or for an approval."""
+
+    PENDING = "pending"
+    READY = "ready"
+    RUNNING = "running"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    CACHED = "cached"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+    @property
+    def has_value(self) -> bool:
+        """Whether a step in this status has a value that others may read."""
+        return self is StepStatus.COMPLETED or self is StepStatus.CACHED
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the step will not change any more in this run."""
+        return self in _FINAL
+
+
+_FINAL = frozenset(
+    {StepStatus.COMPLETED, StepStatus.CACHED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """One step that another waits for, and how much it needs it."""
+
+    name: str
+    type: DependencyType = DependencyType.STRONG
+
+    @classmethod
+    def parse(cls, text: str | Dependency) -> Dependency:
+        """Read ``"load"`` or ``"load:weak"``.
+
+        Raises:
+            DefinitionError: The part after the colon is not strong, weak or optional.
+        """
+        if isinstance(text, Dependency):
+            return text
+        if not isinstance(text, str):
+            raise DefinitionError(
+                f"A dependency must be a step's name, not {type(text).__name__} ({text!r})."
+            )
+        name, _, kind = text.partition(":")
+        try:
+            return cls(step_name(name.strip()), DependencyType(kind.strip().lower() or "strong"))
+        except ValueError as error:
+            if isinstance(error, DefinitionError):
+                raise
+            raise DefinitionError(
+                f"Dependency {text!r}: {kind!r} is not a type of dependency. Write strong, weak or optional."
+            ) from None
+
+    def __str__(self) -> str:
+        return self.name if self.type is DependencyType.STRONG else f"{self.name}:{self.type.value}"
+
 
 MAX_GOAL = 262_144
 """Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
@@ -48,7 +135,7 @@ class PipelineStep:
         map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
         min_success: Share (0 to 1) of items that must succeed, 1.0 without a say.
         agent: ``"single"``: one conversation with the model. ``"plan"``: the model plans tasks, which
-            are carried out and judged; see :class:`~tagent_nb.steps.planner.PlanRunner`.
+            are carried out and judged; see :class:`~tagent_nb.runners.planner.runner.PlanRunner`.
         max_replans: New plans after the first that a step with ``agent="plan"`` may make.
         model: Model for this step (``"openai:..."``, ``"local"``); else the pipeline's.
         models: Models by role of a planning step, in place of its model: ``"plan"`` (writes plans), ``"act"``
@@ -108,7 +195,7 @@ class PipelineStep:
     models: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from tagent_nb.pipeline.validation import check_step, checked_budget
+        from tagent_nb.pipeline.step_validation import check_step, checked_budget
 
         object.__setattr__(self, "name", step_name(self.name))
         check_step(self)
@@ -140,7 +227,7 @@ class PipelineStep:
             )
         if not python:
             return cls(name=name, goal=text.strip(), **options)
-        from tagent_nb.pipeline.body import PythonBody
+        from tagent_nb.pipeline.python_body import PythonBody
 
         body = PythonBody.from_cell(step_name(name), text)
         return cls(name=name, goal=body.summary, body=body, **options)
@@ -162,7 +249,7 @@ class PipelineStep:
         Raises:
             TemplateError: The goal or the condition cannot be read.
         """
-        from tagent_nb.pipeline.template import references_of
+        from tagent_nb.templating import references_of
 
         return references_of(self)
 
@@ -178,7 +265,7 @@ class PipelineStep:
 
         if isinstance(result, self.output_schema):
             return bare(result)
-        from tagent_nb.pipeline.validation import to_schema
+        from tagent_nb.pipeline.step_validation import to_schema
 
         try:
             return bare(to_schema(self.output_schema, wrapped(self.output_schema, result)))
@@ -195,7 +282,7 @@ class PipelineStep:
         Raises:
             EncodeError: Something cannot be rebuilt from data; the message has the path to it.
         """
-        from tagent_nb.pipeline.serialization import step_to_dict
+        from tagent_nb.pipeline.json import step_to_dict
 
         return step_to_dict(self)
 
@@ -213,13 +300,13 @@ class PipelineStep:
         Raises:
             DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
         """
-        from tagent_nb.pipeline.serialization import step_from_dict
+        from tagent_nb.pipeline.json import step_from_dict
 
         return step_from_dict(data, schemas=schemas, tools=tools, checks=checks)
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """:meth:`to_dict` as JSON text."""
-        from tagent_nb.pipeline.serialization import step_to_json
+        from tagent_nb.pipeline.json import step_to_json
 
         return step_to_json(self, indent=indent)
 
@@ -233,7 +320,7 @@ class PipelineStep:
         checks: Iterable[Callable[..., Any]] = (),
     ) -> PipelineStep:
         """Rebuild a step from :meth:`to_json`. Runs no code of the text."""
-        from tagent_nb.pipeline.serialization import step_from_json
+        from tagent_nb.pipeline.json import step_from_json
 
         return step_from_json(text, schemas=schemas, tools=tools, checks=checks)
 

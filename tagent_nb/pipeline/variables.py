@@ -8,10 +8,10 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, TemplateError, did_you_mean
-from tagent_nb.pipeline.names import step_name
+from tagent_nb.naming import step_name
 
 if TYPE_CHECKING:
-    from tagent_nb.pipeline.models import Pipeline, PipelineStep
+    from tagent_nb.pipeline.pipeline import Pipeline, PipelineStep
 
 __all__ = [
     "checked_inputs",

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, MissingExtraError
-from tagent_nb.pipeline.models import Pipeline
-from tagent_nb.pipeline.schemas import FORMAT
-from tagent_nb.pipeline.serialization import pipeline_from_dict, pipeline_to_dict
+from tagent_nb.pipeline.json import pipeline_from_dict, pipeline_to_dict
+from tagent_nb.pipeline.pipeline import Pipeline
+from tagent_nb.serde import FORMAT
 
 if TYPE_CHECKING:
     pass
@@ -103,8 +103,8 @@ def _with_body(step: Any) -> Any:
     """A step whose ``python`` is the body of a cell."""
     if not isinstance(step, dict) or PYTHON not in step:
         return step
-    from tagent_nb.pipeline.body import PythonBody
-    from tagent_nb.pipeline.names import step_name
+    from tagent_nb.naming import step_name
+    from tagent_nb.pipeline.python_body import PythonBody
 
     source, name = step[PYTHON], step_name(step.get("name"))
     if not isinstance(source, str) or not source.strip():

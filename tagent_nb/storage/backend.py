@@ -3,23 +3,70 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tagent_nb.events import Event, Output
-from tagent_nb.storage.leases import Lease
-from tagent_nb.storage.problems import Hear
-from tagent_nb.storage.records import RunInfo
+from tagent_nb.storage.format.events import RunInfo
+from tagent_nb.storage.lease import Lease
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.archive import BackupInfo
-    from tagent_nb.storage.backup import BackupSchedule
-    from tagent_nb.storage.restoring import RestoreInfo
-    from tagent_nb.storage.retention import Retention
+    from tagent_nb.storage.backup.archive import BackupInfo
+    from tagent_nb.storage.backup.create import BackupSchedule
+    from tagent_nb.storage.backup.restore import RestoreInfo
+    from tagent_nb.storage.policy import Retention
+
+
+Hear = Callable[[str], None]
+
+
+class Reporting:
+    """Notes problems that stop nobody, each once.
+
+    Attributes:
+        problems: What was found wrong and got over, such as a dropped torn record; one sentence each.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._unheard: list[str] = []
+        self._hearers: list[Hear] = []
+        self._telling = threading.Lock()
+
+    @contextmanager
+    def telling(self, hear: Hear) -> Iterator[None]:
+        """Tell ``hear`` each problem as it is found, first those that nobody has heard yet.
+
+        Args:
+            hear: Takes a sentence, on any thread; must return fast.
+        """
+        with self._telling:
+            unheard, self._unheard = self._unheard, []
+            self._hearers.append(hear)
+        try:
+            for message in unheard:
+                hear(message)
+            yield
+        finally:
+            with self._telling:
+                self._hearers.remove(hear)
+
+    def _report(self, message: str) -> None:
+        with self._telling:
+            if message in self.problems:
+                return
+            self.problems.append(message)
+            hearers = tuple(self._hearers)
+            if not hearers:
+                self._unheard.append(message)
+        for hear in hearers:
+            hear(message)
+
 
 LEASES = "leases"
 ORDER = "order"

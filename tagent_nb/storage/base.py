@@ -1,7 +1,7 @@
 """What backends of records and the one in memory share: documents, lists of runs, deleting, tidying up.
 
-What is stored as records of bytes goes through :class:`tagent_nb.storage.recording.RecordStoreBackend`: a
-backend only has to keep bytes, and what they mean is decided once.
+What is stored as records of bytes goes through :class:`tagent_nb.storage.record_backend.RecordStoreBackend`:
+a backend only has to keep bytes, and what they mean is decided once.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
-from tagent_nb.pipeline.names import places_of, safe_id
-from tagent_nb.storage.archive import DOCUMENTS
+from tagent_nb.naming import places_of, safe_id
 from tagent_nb.storage.backend import StorageBackend
-from tagent_nb.storage.codec import pack, unpack
-from tagent_nb.storage.leases import Lease
+from tagent_nb.storage.backup.archive import DOCUMENTS
+from tagent_nb.storage.format.envelope import pack, unpack
+from tagent_nb.storage.format.events import RunInfo
+from tagent_nb.storage.format.pickled import decode_document, encode_document
+from tagent_nb.storage.lease import Lease
 from tagent_nb.storage.leasing import Leasing
-from tagent_nb.storage.pickles import decode_document, encode_document
-from tagent_nb.storage.records import RunInfo
-from tagent_nb.storage.retention import LIMIT, Retention, prune
-from tagent_nb.storage.settings import age_of, size_of
+from tagent_nb.storage.policy import LIMIT, Retention, age_of, prune, size_of
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.backup import BackupSchedule
+    from tagent_nb.storage.backup.create import BackupSchedule
 
 CHUNK = 200
 """Runs that are looked at together."""

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError
-from tagent_nb.pipeline.names import id_of, safe_id
-from tagent_nb.storage.leases import TTL, Holder, Lease
-from tagent_nb.storage.problems import Reporting
+from tagent_nb.naming import id_of, safe_id
+from tagent_nb.storage.backend import Reporting
+from tagent_nb.storage.lease import TTL, Holder, Lease
 
 MAX_TOKEN = 1 << 53
 """Above any token for centuries to come, and exact in every language."""

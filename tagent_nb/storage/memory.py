@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tagent_nb.errors import DefinitionError, StorageError
 from tagent_nb.events import PASSING, Event, Output
-from tagent_nb.pipeline.names import places_of
+from tagent_nb.naming import places_of
 from tagent_nb.storage.backend import LEASES, ORDER
 from tagent_nb.storage.base import RunStorage
-from tagent_nb.storage.leases import Holder
-from tagent_nb.storage.records import RunInfo, Summary
+from tagent_nb.storage.format.events import RunInfo, Summary
+from tagent_nb.storage.lease import Holder
 
 if TYPE_CHECKING:
-    from tagent_nb.storage.archive import BackupInfo
-    from tagent_nb.storage.backup import BackupSchedule
-    from tagent_nb.storage.restoring import RestoreInfo
+    from tagent_nb.storage.backup.archive import BackupInfo
+    from tagent_nb.storage.backup.create import BackupSchedule
+    from tagent_nb.storage.backup.restore import RestoreInfo
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from tagent_nb.errors import DefinitionError, did_you_mean
-from tagent_nb.storage.settings import Settings, refuse_unknown, shown, split_url
+from tagent_nb.storage.policy import Settings, refuse_unknown, shown, split_url
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -121,7 +121,7 @@ def _with_runs(backend: StorageBackend) -> RunStorage:
 
     if isinstance(backend, RunStorage):
         return backend
-    from tagent_nb.storage.documents import opened
+    from tagent_nb.storage.document_backend import opened
 
     return opened(backend)
 
@@ -207,26 +207,26 @@ def _opened(where: object, durability: Any) -> RunStorage:
         return _folder(Path(unquote(url.path)), durability)
     if scheme == "sqlite":
         return _sqlite(refuse_unknown(where, "SQLite file"), durability)
-    from tagent_nb.storage.redis import RedisStorageBackend
+    from tagent_nb.storage.redis.backend import RedisStorageBackend
 
     return RedisStorageBackend(where, durability=durability)
 
 
 def _folder(path: Path, durability: Durability) -> RunStorage:
     try:
-        from tagent_nb.storage.file import FileStorageBackend
+        from tagent_nb.storage.file.backend import FileStorageBackend
     except ModuleNotFoundError as error:
         if error.name != "fcntl":
             raise
         # Windows lacks the locks that the folder needs; a database within it does without.
-        from tagent_nb.storage.sqlite import SQLiteStorageBackend
+        from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend
 
         return SQLiteStorageBackend(path / "runs.db", durability=durability)
     return FileStorageBackend(path, durability=durability)
 
 
 def _sqlite(url: str, durability: Durability) -> RunStorage:
-    from tagent_nb.storage.sqlite import SQLiteStorageBackend
+    from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend
 
     # As everywhere: three slashes and a relative path, or four and an absolute one.
     path = unquote(url.removeprefix("sqlite:").removeprefix("///"))

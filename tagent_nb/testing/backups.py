@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tagent_nb.errors import DefinitionError, NotStoredError, StorageError
-from tagent_nb.storage.backend import BACKUPS
-from tagent_nb.storage.base import RunStorage
+from tagent_nb.storage import BACKUPS, RunStorage
 from tagent_nb.testing.samples import plain, require, sample_run
 
 

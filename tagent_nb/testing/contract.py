@@ -25,12 +25,9 @@ from tagent_nb.events import (
     StepStreamed,
     Warned,
 )
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.names import storage_id
-from tagent_nb.storage.backend import ENDS, ORDER, StorageBackend
-from tagent_nb.storage.base import RunStorage
-from tagent_nb.storage.codec import read_record
-from tagent_nb.storage.recording import RecordStoreBackend
+from tagent_nb.naming import storage_id
+from tagent_nb.serde import StoredValue
+from tagent_nb.storage import ENDS, ORDER, RecordStoreBackend, RunStorage, StorageBackend, read_record
 from tagent_nb.testing.backups import BackupContract
 from tagent_nb.testing.leases import LeaseContract
 from tagent_nb.testing.samples import plain, require, sample_run

@@ -9,10 +9,7 @@ import pytest
 
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError
 from tagent_nb.events import Warned
-from tagent_nb.storage.backend import LEASES, StorageBackend
-from tagent_nb.storage.base import RunStorage
-from tagent_nb.storage.documents import DocumentStore
-from tagent_nb.storage.open import open_storage
+from tagent_nb.storage import LEASES, DocumentStore, RunStorage, StorageBackend, open_storage
 from tagent_nb.testing.samples import DEAD_PID, holder, plain, require, sample_run
 
 ELSEWHERE: dict[str, Any] = {"host": "elsewhere", "machine": "another"}

@@ -30,10 +30,8 @@ from tagent_nb.events import (
     TokenUsage,
     Warned,
 )
-from tagent_nb.pipeline.codec import StoredValue
-from tagent_nb.pipeline.event_codec import event_to_dict
-from tagent_nb.storage.backend import StorageBackend
-from tagent_nb.storage.leases import Holder
+from tagent_nb.serde import StoredValue, event_to_dict
+from tagent_nb.storage import Holder, StorageBackend
 
 DEAD_PID = 2**22 + 1
 """A process id above what Linux and macOS give out."""

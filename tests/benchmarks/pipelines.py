@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from tagent_nb import ExecutionMode, Pipeline
-from tagent_nb.pipeline.body import PythonBody
-from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline import PipelineStep, PythonBody
 from tests.benchmarks.graphs import Graph
 
 RECORDS = 1000

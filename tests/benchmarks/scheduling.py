@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tagent_nb import Pipeline, PipelineScheduler
-from tagent_nb.pipeline.models import PipelineStep
+from tagent_nb.pipeline import PipelineStep
 from tests.benchmarks.graphs import scattered
 from tests.benchmarks.limits import kahn
 from tests.benchmarks.measure import Sides, benchmark

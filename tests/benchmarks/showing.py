@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from tagent_nb import ExecutionMode
 from tagent_nb.graph import to_dot, to_svg
-from tagent_nb.notebook.panel import Panel
+from tagent_nb.notebook.panel.controller import Panel
 from tagent_nb.notebook.session import Session
 from tests.benchmarks.graphs import layered, scattered
 from tests.benchmarks.measure import Sides, benchmark

@@ -27,7 +27,7 @@ def _census():
     import asyncio, gc, json, os, threading, tracemalloc
     from collections import Counter
     from pathlib import Path
-    from tagent_nb.engine.loop import background_loop, submit
+    from tagent_nb.engine.background import background_loop, submit
 
     # The last run's task ends on the loop a moment after its result is there.
     for _ in range(3):

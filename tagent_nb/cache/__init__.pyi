@@ -1,0 +1,23 @@
+# Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.cache.diskcache_table import CacheStats as CacheStats
+from tagent_nb.cache.entry import CacheEntry as CacheEntry
+from tagent_nb.cache.fingerprint.bytecode import Reads as Reads
+from tagent_nb.cache.fingerprint.bytecode import code_reads as code_reads
+from tagent_nb.cache.fingerprint.bytecode import text_reads as text_reads
+from tagent_nb.cache.fingerprint.components import add_components as add_components
+from tagent_nb.cache.fingerprint.components import class_components as class_components
+from tagent_nb.cache.fingerprint.components import definition_components as definition_components
+from tagent_nb.cache.fingerprint.components import input_components as input_components
+from tagent_nb.cache.fingerprint.components import text_digest as text_digest
+from tagent_nb.cache.fingerprint.components import tool_code as tool_code
+from tagent_nb.cache.fingerprint.components import unit_key as unit_key
+from tagent_nb.cache.fingerprint.explain import GENERATION as GENERATION
+from tagent_nb.cache.fingerprint.explain import differing as differing
+from tagent_nb.cache.fingerprint.explain import explain as explain
+from tagent_nb.cache.fingerprint.explain import is_earlier as is_earlier
+from tagent_nb.cache.fingerprint.explain import uncompared as uncompared
+from tagent_nb.cache.fingerprint.modules import is_user_module as is_user_module
+from tagent_nb.cache.fingerprint.values import LargeValue as LargeValue
+from tagent_nb.cache.fingerprint.values import refusing_large_values as refusing_large_values
+from tagent_nb.cache.fingerprint.values import remember_digest as remember_digest
+from tagent_nb.cache.store import ResultCache as ResultCache

@@ -1,0 +1,115 @@
+"""What one cache entry is as bytes: a checksum, a small header, metadata, and the value as it was encoded.
+
+A hit reads these bytes, checks them, and decodes none of the value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tagent_nb.errors import CorruptRecordError
+from tagent_nb.events import Output, TokenUsage
+from tagent_nb.serde import StoredValue
+from tagent_nb.serde import value as codec
+
+MAGIC = b"tagent-nb cache 1\n"
+"""Marks an entry and its format; another number is an entry of another version, and so a miss."""
+
+_LENGTHS = struct.Struct(">II")
+_CHECKSUM = 32
+_START = len(MAGIC) + _CHECKSUM
+_USAGE = TokenUsage.__slots__
+_TOLD = _USAGE.index("assumed_input_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """An answer from the cache.
+
+    Attributes:
+        output: The value, decoded when it is first read.
+        usage: Tokens and calls that computing it took.
+        cost: USD that computing it took; ``None`` when the price is unknown.
+        metadata: Plain data that was stored with it.
+    """
+
+    output: StoredValue
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    cost: float | None = 0.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pack(
+    key: str, output: Output, usage: TokenUsage, cost: float | None, metadata: Mapping[str, Any]
+) -> bytes:
+    """The bytes of an entry. The checksum covers the key: an entry moved to another key is damaged.
+
+    Raises:
+        EncodeError: The value or the metadata cannot be stored; the message has the path.
+    """
+    stored = output if isinstance(output, StoredValue) else StoredValue.of(output.value)
+    blob = stored.blob
+    more = codec.encode(dict(metadata), path="metadata") if metadata else b""
+    # Assumed tokens, which are rare, are left out: an older version reads all other entries.
+    names = _USAGE if usage.unmeasured else _USAGE[:_TOLD]
+    spent = [getattr(usage, name) for name in names] if usage else None
+    header = json.dumps([stored.digest, spent, cost], separators=(",", ":")).encode()
+    body = b"".join((_LENGTHS.pack(len(header), len(more)), header, more, blob))
+    return b"".join((MAGIC, _checksum(key, body), body))
+
+
+def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> CacheEntry:
+    """The entry that :func:`pack` made of the same key.
+
+    Raises:
+        CorruptRecordError: The bytes are not what was written under this key.
+    """
+    start = _START + _LENGTHS.size
+    if not record.startswith(MAGIC) or len(record) < start:
+        raise CorruptRecordError("it is not an entry of this version of tagent-nb")
+    if _checksum(key, memoryview(record)[_START:]) != record[len(MAGIC) : _START]:
+        raise CorruptRecordError("its checksum does not match")
+    header, more = _LENGTHS.unpack_from(record, _START)
+    try:
+        digest, spent, cost = json.loads(record[start : start + header])
+        usage = TokenUsage() if spent is None else _counts(spent)
+        output = StoredValue.from_blob(record[start + header + more :], _text(digest), schemas)
+        metadata = codec.decode(record[start + header : start + header + more], schemas) if more else {}
+        if not isinstance(metadata, dict):
+            raise TypeError("metadata is no dict")
+        return CacheEntry(output, usage, _price(cost), metadata)
+    except (ValueError, TypeError, RecursionError) as error:
+        # Right checksum, wrong content: somebody else wrote it.
+        raise CorruptRecordError(f"its header cannot be read: {error}") from None
+
+
+def _checksum(key: str, body: bytes | memoryview) -> bytes:
+    found = hashlib.sha256(key.encode())
+    found.update(body)
+    return found.digest()
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no digest")
+    return value
+
+
+def _counts(spent: Sequence[object]) -> TokenUsage:
+    if len(spent) not in (_TOLD, len(_USAGE)) or not all(type(one) is int and one >= 0 for one in spent):
+        raise TypeError(f"{spent!r} is no usage")
+    return TokenUsage(**dict(zip(_USAGE, spent, strict=False)))  # type: ignore[arg-type]
+
+
+def _price(value: object) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise TypeError(f"{value!r} is no cost")
+    return float(value)  # type: ignore[arg-type]

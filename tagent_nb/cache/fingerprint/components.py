@@ -1,0 +1,307 @@
+"""Why a step runs again: its fingerprint, in named components.
+
+A unit's key is the SHA-256 of its components. Those of its definition are the same for all items
+of a step in a run; those of its inputs are digests of exactly the parts that it reads. Components
+hold digests, versions and names of types, never a value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from tagent_nb.cache.fingerprint.bytecode import text_reads
+from tagent_nb.cache.fingerprint.dependencies import Memo, Surroundings, class_digest, value_text
+from tagent_nb.cache.fingerprint.explain import explain
+from tagent_nb.cache.fingerprint.values import users_classes, value_digest
+from tagent_nb.errors import EncodeError, TemplateError
+from tagent_nb.events import Output
+from tagent_nb.pipeline import PipelineStep, PythonBody, schema_of
+from tagent_nb.serde import value as codec
+from tagent_nb.templating import Reference, lookup, shown_text
+
+__all__ = ["definition_components", "explain", "input_components", "text_digest", "tool_code", "unit_key"]
+
+FORMAT = b"tagent-nb fingerprint 1\n"
+"""Raised when equal components mean something else than before."""
+
+NO_VALUE, MISSING = "none", "missing"
+_NO_CLASSES: frozenset[type] = frozenset()
+
+
+def definition_components(
+    step: PipelineStep,
+    *,
+    constraints: Sequence[str],
+    shared: Mapping[str, Any],
+    model: str | None,
+    settings: Mapping[str, Any],
+    tools: Sequence[Callable[..., Any]],
+    runner_version: str,
+    namespace: Mapping[str, Any],
+    inputs: Collection[str] = (),
+    memo: Memo | None = None,
+    model_parts: Mapping[str, Any] | None = None,
+    instructions: str | None = None,
+    roles: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+) -> dict[str, str]:
+    """The components of a step that do not depend on what it reads.
+
+    Args:
+        step: The step.
+        constraints: All constraints it must keep, the pipeline's and its own.
+        shared: The pipeline's ``shared_context``. It counts for agent steps, and for Python steps
+            that read ``shared`` or ``context``.
+        model: Name of the model of an agent step.
+        settings: Model settings of an agent step.
+        tools: Functions that an agent step may call.
+        runner_version: Version of the runner.
+        namespace: Globals that the Python of a cell sees, such as the notebook's.
+        inputs: Names that a cell reads as steps, not as globals.
+        memo: Digests of globals and schemas, to be shared by the steps of one run: a large frame
+            that many steps read is then looked at once.
+        roles: By role of a planning step, name and parts of the model that it has of its own.
+        instructions: System prompt of an agent step, its own or the pipeline's.
+        model_parts: What a model object brings besides its name: values, lists of functions, a class.
+
+    Returns:
+        Component name to digest: ``goal``, ``instructions``, ``constraints``, ``model``, ``model_PART``,
+        ``settings``, ``output_mode``, ``output_schema``, ``tool:NAME``, ``check:NAME``, ``code``,
+        ``function:NAME``, ``class:NAME``, ``global:NAME``, ``package:NAME``, ``module:NAME``,
+        ``shared:NAME``, ``runner``.
+    """
+    memo = {} if memo is None else memo
+    found = {"runner": runner_version}
+    body = step.body
+    if step.output_schema is not None:
+        found["output_schema"] = class_digest(step.output_schema, memo)
+    found.update(_checks(step.checks, namespace, memo))
+    if body is None:
+        found["goal"] = text_digest(step.goal)
+        if instructions is not None:
+            found["instructions"] = text_digest(instructions)
+        if step.output_mode is not None:
+            found["output_mode"] = step.output_mode
+        found["model"] = text_digest(str(model))
+        for name, part in (model_parts or {}).items():
+            found[name] = _model_part(part, namespace, memo)
+        for role, (called, of_role) in (roles or {}).items():
+            found[f"models:{role}"] = text_digest(called)
+            for name, part in of_role.items():
+                found[f"models:{role} {name}"] = _model_part(part, namespace, memo)
+        if settings:
+            found["settings"] = value_text(dict(settings), {})
+        found.update(_tools(tools, namespace, memo))
+    else:
+        found["code"] = text_digest(body.normalised())
+        found.update(_surroundings(body, namespace, inputs, memo))
+    if constraints and (body is None or body.wants_context):
+        found["constraints"] = text_digest(*constraints)
+    if body is None or {"shared", "context"} & body.provided:
+        for name, value in shared.items():
+            text, code = value_digest(value, memo)
+            found[f"shared:{name}"] = text
+            classes = frozenset(kind for _, kind in code if isinstance(kind, type))
+            if classes:
+                more = class_components(f"shared.{name}", value, classes, step, namespace, memo)
+                add_components(found, more)
+    return found
+
+
+def _model_part(part: Any, namespace: Mapping[str, Any], memo: Memo) -> str:
+    if isinstance(part, type):
+        return class_digest(part, memo)
+    if isinstance(part, list):
+        return text_digest(*(_model_code(function, namespace, memo) for function in part))
+    return value_text(part, memo)
+
+
+def _model_code(function: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo) -> str:
+    """Digest of a function that answers for a model: its code, and what is fixed of all that it uses.
+
+    What it may change, such as a list of its calls, is no other answer.
+    """
+    search = Surroundings(getattr(function, "__globals__", namespace), memo)
+    search.follow_value("model", function)
+    return text_digest(tool_code(function, namespace, memo), *map(repr, sorted(search.fixed.items())))
+
+
+def _surroundings(
+    body: PythonBody, namespace: Mapping[str, Any], inputs: Collection[str], memo: Memo
+) -> dict[str, str]:
+    """All that a Python body refers to in its globals."""
+    if body.function is not None:
+        search = Surroundings(getattr(inspect.unwrap(body.function), "__globals__", namespace), memo)
+        search.follow_function(body.function)
+    else:
+        reads = text_reads(body.names, body.normalised(), body.quoted)
+        if not (reads.names or reads.imports or reads.quoted):
+            return {}
+        search = Surroundings(namespace, memo)
+        search.follow_reads(reads, namespace, skip=inputs)
+    return search.found
+
+
+def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], memo: Memo) -> dict[str, str]:
+    """Tools by name, with what they refer to. The model reads a tool's docstring: it counts."""
+    found: dict[str, str] = {}
+    for tool in tools:
+        name = getattr(tool, "__name__", type(tool).__name__)
+        known = schema_of(tool)
+        if known is not None:  # its code is elsewhere, behind a server
+            schema = json.dumps(known.parameters, sort_keys=True, default=str)
+            found[f"tool:{name}"] = text_digest(known.description, schema)
+            continue
+        search = Surroundings(getattr(tool, "__globals__", namespace), memo)
+        search.follow_value(name, tool)
+        annotations = search.follow_signature(name, tool)
+        own = search.found.pop(f"function:{name}", "")
+        found[f"tool:{name}"] = text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
+        found.update(search.found)
+    return found
+
+
+def tool_code(tool: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo | None = None) -> str:
+    """Digest of a tool's own code and of the functions that it calls; not of values, which it may change.
+
+    Args:
+        tool: The function.
+        namespace: Globals of a tool that has none of its own.
+        memo: As in :func:`definition_components`.
+    """
+    memo = {} if memo is None else memo
+    known = memo.get(("tool", id(tool)))
+    if known is None:
+        parts = _tools([tool], namespace, memo)
+        code = {name: digest for name, digest in parts.items() if name.startswith(("tool:", "function:"))}
+        known = memo["tool", id(tool)] = (tool, unit_key(code), ())
+    return known[1]
+
+
+def _checks(checks: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], memo: Memo) -> dict[str, str]:
+    """Checks by name, with what they refer to. Those of one name, such as lambdas, count in their order."""
+    found: dict[str, str] = {}
+    for check in checks:
+        name = getattr(check, "__name__", type(check).__name__)
+        search = Surroundings(getattr(check, "__globals__", namespace), memo)
+        search.follow_value(name, check)
+        own = search.found.pop(f"function:{name}", "")
+        found[f"check:{name}"] = text_digest(found.get(f"check:{name}", ""), own)
+        found.update(search.found)
+    return found
+
+
+def input_components(
+    references: Sequence[Reference],
+    outputs: Mapping[str, Output | None],
+    *,
+    step: PipelineStep | None = None,
+    namespace: Mapping[str, Any] | None = None,
+    memo: Memo | None = None,
+) -> dict[str, str]:
+    """Digests of the parts of other steps' values that a unit reads, by ``input:load.text``.
+
+    A whole value is not decoded: its digest is known. A step without a value counts as ``"none"``,
+    a part that the value lacks as ``"missing"``. A part that cannot be stored gets a digest of its
+    own each time, so that nothing is taken for equal that was never compared.
+
+    Classes of values count with all they do for Python steps (``class:NAME`` and what it refers to), and for
+    goals by what these can print (``shown:load``).
+
+    Args:
+        references: The parts.
+        outputs: Values by the name of their step.
+        step: The step that reads them; without it, classes do not count.
+        namespace: Globals that the Python of a cell sees.
+        memo: As in :func:`definition_components`.
+    """
+    found: dict[str, str] = {}
+    memo = {} if memo is None else memo
+    for reference in references:
+        name = f"input:{reference.text}"
+        if name in found:
+            continue
+        output = outputs.get(reference.step)
+        if output is None:
+            found[name] = NO_VALUE
+            continue
+        if reference.path:
+            found[name], part, classes = _part(output.value, reference.path)
+        else:
+            found[name], part, classes = output.digest, None, _NO_CLASSES if step is None else output.classes
+        if classes and step is not None:
+            value = part if reference.path else output.value
+            more = class_components(reference.text, value, classes, step, namespace or {}, memo)
+            add_components(found, more)
+    return found
+
+
+def class_components(
+    name: str,
+    value: Any,
+    classes: frozenset[type],
+    step: PipelineStep,
+    namespace: Mapping[str, Any],
+    memo: Memo,
+) -> Mapping[str, str]:
+    """What the classes in a value that a step reads do for it, beyond the fields that are in its digest.
+
+    Args:
+        name: What the value is called, such as ``load``.
+        value: The value.
+        classes: Classes of its models, dataclasses, enums and named tuples.
+        step: The step that reads it.
+        namespace: Globals that the Python of a cell sees.
+        memo: As in :func:`definition_components`.
+    """
+    if step.body is None:
+        if not any(getattr(kind, "model_computed_fields", None) for kind in classes):
+            return {}
+        try:
+            return {f"shown:{name}": text_digest(shown_text(value))}
+        except Exception:  # computed fields are the user's code; and some values are too long
+            pass
+    home = getattr(getattr(step.body, "function", None), "__globals__", namespace)
+    known = memo.get(("classes", (id(home), classes)))
+    if known is None:
+        search = Surroundings(home, memo, documented=False)
+        for called, kind in users_classes(classes):
+            search.follow_value(called, kind)
+        known = memo["classes", (id(home), classes)] = search.found
+    found: Mapping[str, str] = known
+    return found
+
+
+def add_components(found: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add components to others; two of one name both count."""
+    for name, text in more.items():
+        before = found.get(name, text)
+        found[name] = text if before == text else text_digest(before, text)
+
+
+def _part(value: Any, path: tuple[str, ...]) -> tuple[str, Any, frozenset[type]]:
+    """Digest of a part of a value, the part, and the classes in it."""
+    try:
+        part = lookup(value, path)
+        digest, classes = codec.examine(part)
+        return digest, part, classes
+    except TemplateError:
+        return MISSING, None, _NO_CLASSES
+    except EncodeError:
+        return f"unstorable-{uuid.uuid4().hex}", None, _NO_CLASSES
+
+
+def unit_key(components: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over the named components, in whatever order they come."""
+    # ASCII text of the pairs: no two different sets of components share it, and it is quick.
+    text = ascii(sorted(components.items()))
+    return hashlib.sha256(FORMAT + text.encode()).hexdigest()
+
+
+def text_digest(*texts: str) -> str:
+    """SHA-256 (hex) of texts, in their order."""
+    return hashlib.sha256(ascii(texts).encode()).hexdigest()

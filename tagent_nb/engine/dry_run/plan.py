@@ -1,0 +1,195 @@
+"""What a run would do, and why, before it costs anything: a rehearsal that calls no runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.formatting import cost_text, seconds_text, tokens_text
+from tagent_nb.results import plan_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUNS = ("run", "may run")
+"""Actions for which a runner is called, or may be."""
+
+_WORDS = {
+    "run": ("runs", "run"),
+    "may run": ("may run", "may run"),
+    "cached": ("is cached", "are cached"),
+    "recorded": ("is recorded", "are recorded"),
+    "skip": ("is skipped", "are skipped"),
+    "fail": ("fails", "fail"),
+}
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a run would do with one step.
+
+    Attributes:
+        step: Its name.
+        action: ``"recorded"`` or ``"cached"``: it is not run, the record of the resumed run or the
+            cache answers. ``"run"``: it runs. ``"may run"``: it reads a step that runs before it, and
+            is answered if that step's value turns out as before, or the run is offline, and recorded
+            calls may answer. ``"skip"``: it is not run, and has no
+            value. ``"fail"``: it would fail at once, such as one whose condition cannot be decided.
+        why: In words.
+        items: Items of a mapped step; ``None`` for others, and while its source is yet to run.
+        items_done: Items that record or cache answer for.
+        seconds: Expected seconds, from the last recorded run in which the step ran; ``None`` when
+            there is none, and 0 only for a step that calls no runner.
+        tokens: Expected input and output tokens, as ``seconds``.
+        cost: Expected USD, as ``seconds``; ``None`` as well when the price was unknown.
+    """
+
+    step: str
+    action: str
+    why: str = ""
+    items: int | None = None
+    items_done: int | None = None
+    seconds: float | None = 0.0
+    tokens: int | None = 0
+    cost: float | None = 0.0
+
+    @property
+    def state(self) -> str:
+        """The action, and for a mapped step how many of its items are answered without a run."""
+        if self.items is None:
+            return self.action
+        return f"{self.action} ({self.items_done:,} of {self.items:,} items cached)"
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What a run would do: one :class:`StepPlan` a step, in the order in which they would start.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        steps: The steps.
+        run_id: The recorded run that would be carried on; ``None`` for a new one.
+        conflicts: Recorded steps that have changed, with what changed: the run would be refused
+            unless ``on_change="rerun"``.
+        inputs: What no step makes and the run would take, by name, in a few words.
+        warnings: What is probably not meant, such as a mapped step that asks the same for every item.
+    """
+
+    pipeline: str
+    steps: Sequence[StepPlan]
+    run_id: str | None = None
+    conflicts: Mapping[str, list[str]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[StepPlan]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: str) -> StepPlan:
+        """The plan of one step.
+
+        Raises:
+            UnknownStepError: The plan has no such step.
+        """
+        for one in self.steps:
+            if one.step == step:
+                return one
+        known = [one.step for one in self.steps]
+        raise UnknownStepError(
+            f"The plan has no step {step!r}.{did_you_mean(step, known)} Steps: {', '.join(known)}."
+        )
+
+    @property
+    def running(self) -> list[StepPlan]:
+        """The steps that run or may run."""
+        return [one for one in self.steps if one.action in RUNS]
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all steps that run or may run, one after the other; ``None`` if one is unknown."""
+        known = [one.seconds for one in self.running if one.seconds is not None]
+        return sum(known) if len(known) == len(self.running) else None
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of all steps that run or may run; ``None`` if one is unknown."""
+        known = [one.tokens for one in self.running if one.tokens is not None]
+        return sum(known) if len(known) == len(self.running) else None
+
+    @property
+    def cost(self) -> float | None:
+        """USD of all steps that run or may run; ``None`` if one is unknown."""
+        known = [one.cost for one in self.running if one.cost is not None]
+        return sum(known) if len(known) == len(self.running) else None
+
+    @property
+    def total(self) -> str:
+        """All of it in one line."""
+        counts = {action: sum(one.action == action for one in self.steps) for action in _WORDS}
+        told = ", ".join(
+            f"{number} {_WORDS[action][number != 1]}" for action, number in counts.items() if number
+        )
+        head = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}: {told or 'nothing to do'}"
+        return f"{head}. {self._expected()}" if self.running else f"{head}. It costs nothing."
+
+    def _expected(self) -> str:
+        """What is known of time, tokens and cost, and for which steps nothing is."""
+        running = self.running
+        bound = "At most" if any(one.action == "may run" for one in running) else "About"
+        known = [one for one in running if one.seconds is not None]
+        costs = [one.cost for one in known if one.cost is not None]
+        parts = [seconds_text(sum(one.seconds or 0.0 for one in known))]
+        parts += [f"{tokens_text(sum(one.tokens or 0 for one in known))} tokens"]
+        parts += [cost_text(sum(costs))] if costs else []
+        unknown = [one.step for one in running if one.seconds is None]
+        unpriced = [one.step for one in known if one.cost is None]
+        told = f"{bound} {', '.join(parts)}, going by earlier runs" if known else ""
+        gaps = []
+        if unknown:
+            gaps.append(f"no run of {_listed(unknown)} is recorded to go by")
+        if unpriced:
+            gaps.append(f"the price of {_listed(unpriced)} is unknown")
+        text = "; ".join([*([told] if told else []), *gaps])
+        return f"{text[0].upper()}{text[1:]}."
+
+    @property
+    def reads(self) -> str:
+        """The inputs in one line: ``reads input:df (DataFrame, 3 rows)``; empty without any."""
+        told = ", ".join(f"input:{name} ({words})" for name, words in self.inputs.items())
+        return f"reads {told}" if told else ""
+
+    @property
+    def refusal(self) -> str:
+        """Why the run would be refused; empty if it would not."""
+        if not self.conflicts:
+            return ""
+        lines = "\n".join(f"  - {step}: {'; '.join(why)}" for step, why in self.conflicts.items())
+        return (
+            f"Run {self.run_id} would not be resumed as it is: these recorded steps have changed since\n"
+            f"{lines}\nWith on_change='rerun' (--on-change rerun) the run goes as planned here."
+        )
+
+    def __repr__(self) -> str:
+        about = f"resuming {self.run_id}" if self.run_id else "a new run"
+        lines = [f"Plan of {self.pipeline} ({about})", *([f"  {self.reads}"] if self.inputs else [])]
+        for one in self.steps:
+            lines.append(f"  {one.step}: {one.state}" + (f"; {one.why}" if one.why else ""))
+        lines += [self.total, *([self.refusal] if self.refusal else [])]
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step, indexed by step name, with the fields of :class:`StepPlan` as columns.
+
+        What is unknown is missing (``NaN`` or ``<NA>``), never 0.
+        """
+        return plan_frame(self.steps)
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

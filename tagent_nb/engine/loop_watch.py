@@ -1,0 +1,134 @@
+"""Notices when a step that is async blocks, and so holds the loop that all runs of the kernel share."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from inspect import iscoroutinefunction
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tagent_nb.pipeline import PipelineStep
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.runners import StepContext
+
+HELD = 1.0
+"""Seconds for which the loop may be held before its user is told."""
+
+PERIOD = 0.25
+"""Seconds from one look to the next."""
+
+_CALLERS = {
+    ("tagent_nb.runners.python", "_value"): "its code",
+    ("tagent_nb.runners.tools.adapter", "_called"): "a tool of it",
+    ("tagent_nb.runners.validators", "_verdict"): "a check of it",
+}
+"""What calls code of users on the loop. (A tool has a task of its own: its step is not below it.)"""
+
+
+def may_block(step: PipelineStep) -> bool:
+    """Whether code of a user runs on the loop: async Python, async checks, async tools of an agent."""
+    return step.body is None or step.body.is_async or any(map(iscoroutinefunction, step.checks or ()))
+
+
+class LoopWatch:
+    """Asks a run's loop for a sign of life now and then, and looks at its stack if none comes.
+
+    One thread does so for all runs; what runs on the loop pays nothing for it. Made on the loop, by whoever
+    calls :meth:`end`.
+
+    Args:
+        run: It is warned, once for each of its steps that holds the loop.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._loop_thread = threading.get_ident()
+        self._told: set[tuple[str, str]] = set()
+        self._sign: threading.Event | None = None
+        self._asked = 0.0
+        _watcher.add(self)
+
+    def end(self) -> None:
+        """Watch no longer."""
+        _watcher.remove(self)
+
+    def tick(self, now: float) -> None:
+        """Ask, or see whether there was a sign. ``now`` is that of a monotonic clock, in seconds.
+
+        Raises:
+            RuntimeError: The loop is closed.
+        """
+        if self._sign is None or self._sign.is_set():
+            self._sign, self._asked = threading.Event(), now
+            self._run.from_anywhere(self._sign.set)
+        elif now - self._asked >= HELD:
+            self._look()  # again at each tick: another step may hold it before there is a sign
+
+    def _look(self) -> None:
+        found = self.holder()
+        if found is None or found in self._told:
+            return
+        self._told.add(found)
+        step, what = found
+        self._run.warn_from_anywhere(
+            f"Step {step!r} held up everything for more than {HELD:g} s: {what} is async, but blocks. "
+            "Meanwhile no other step goes on, no timeout ends it, and Stop has to wait. Write it with def "
+            "instead of async def, or await what takes long: asyncio.sleep instead of time.sleep, "
+            "asyncio.to_thread for other calls.",
+            step,
+        )
+
+    def holder(self) -> tuple[str, str] | None:
+        """The step of this run whose code is on the loop's stack just now, and what of it."""
+        frame: FrameType | None = sys._current_frames().get(self._loop_thread)
+        while frame is not None:
+            what = _CALLERS.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+            if what is not None:
+                names = frame.f_locals
+                context: StepContext = names["context"] if "context" in names else names["self"].context
+                if context.run_id == self._run.memory.run_id:
+                    return context.step, what
+            frame = frame.f_back
+        return None
+
+
+class _Watcher:
+    """The thread that ticks; it ends when there is nothing left to watch."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: set[LoopWatch] = set()
+        self._thread: threading.Thread | None = None
+
+    def add(self, watch: LoopWatch) -> None:
+        with self._lock:
+            self._watches.add(watch)
+            # A forked child inherits the object, but the thread is dead in it.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._serve, name="tagent-nb loop watch", daemon=True)
+                self._thread.start()
+
+    def remove(self, watch: LoopWatch) -> None:
+        with self._lock:
+            self._watches.discard(watch)
+
+    def _serve(self) -> None:
+        while True:
+            time.sleep(PERIOD)
+            with self._lock:
+                watches = tuple(self._watches)
+                if not watches:
+                    self._thread = None
+                    return
+            for watch in watches:
+                try:
+                    watch.tick(time.monotonic())
+                except RuntimeError:
+                    self.remove(watch)  # its loop is closed
+
+
+_watcher = _Watcher()

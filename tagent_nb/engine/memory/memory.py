@@ -1,0 +1,533 @@
+"""What is known about one run: a fold over its events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from tagent_nb.engine.memory.entries import (
+    ExecutionHistory,
+    ItemTimes,
+    StepMemoryEntry,
+    StepResults,
+    error_text,
+    history_entry,
+    inputs_of,
+    metadata_of,
+    new_run_id,
+    order_items,
+    reset,
+)
+from tagent_nb.engine.memory.pending_approvals import HeldValues
+from tagent_nb.errors import CorruptRecordError
+from tagent_nb.events import (
+    NO_USAGE,
+    ApprovalGiven,
+    ApprovalRequested,
+    CallRecorded,
+    Event,
+    FactLearned,
+    InputTaken,
+    MemorySaved,
+    Output,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+    RunUnpaused,
+    SharedDataSaved,
+    StepCached,
+    StepCancelled,
+    StepEvent,
+    StepFailed,
+    StepFinished,
+    StepGoesOn,
+    StepRetried,
+    StepSkipped,
+    StepStarted,
+    StepStreamed,
+    StepWaiting,
+    TokenUsage,
+    Warned,
+)
+from tagent_nb.formatting import is_lost
+from tagent_nb.pipeline import Pipeline, StepStatus
+from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.serde import StoredValue
+
+
+class PipelineMemory:
+    """What is known about one run: a fold over its events.
+
+    Args:
+        pipeline_id: The pipeline's storage id.
+        run_id: The run; a new id if none is given.
+        steps: Step names in definition order; others are added when an event names them.
+
+    Attributes:
+        steps: One :class:`StepResult` by name.
+        shared_data: Values shared by all steps.
+        inputs: Values that no step makes, by name, as this run took them.
+        facts: Facts learned in this run.
+        memories: Memories saved by this or an earlier run.
+        began_with: The memories of the pipeline when this run started.
+        held: What waits for a decision.
+        events: Everything applied so far but streamed text, in order.
+        pipeline: The definition that ran, in the process that ran it.
+        reads_of: Gives the names of the steps that a step reads, where the definition is at hand.
+        budget: The run's budget as text; empty without one.
+        forced: Steps that the run was to force and that have not ended since.
+        use_cache: Whether the cache is asked and filled.
+        offline: Whether no model is asked.
+    """
+
+    def __init__(self, pipeline_id: str, run_id: str | None = None, steps: Iterable[str] = ()) -> None:
+        self.pipeline_id = pipeline_id
+        self.run_id = run_id or new_run_id()
+        self.pipeline_name = pipeline_id
+        self.steps: dict[str, StepResult] = {name: StepResult(name) for name in steps}
+        self.shared_data: dict[str, Any] = {}
+        self.inputs: dict[str, Output] = {}
+        self.facts: dict[str, Any] = {}
+        self.memories: dict[str, Any] = {}
+        self.began_with: Mapping[str, Any] = {}
+        self.held = HeldValues()
+        self.events: list[Event] = []
+        self.warnings: list[str] = []
+        self.current_step: str | None = None
+        self.definition: Mapping[str, Any] = {}
+        self.pipeline: Pipeline | None = None
+        self.reads_of: Callable[[str], list[str]] | None = None
+        self.finished: RunFinished | None = None
+        self.paused = False
+        self.budget = ""
+        self.forced: set[str] = set()
+        self.use_cache, self.offline = True, False
+        # Steps that this sitting does not have, such as those after ``until``: a later one may.
+        self._left_out: dict[str, StepResult] = {}
+        # Calls of attempts that have not ended.
+        self._under_way: dict[tuple[str, str | None], tuple[TokenUsage, float | None]] = {}
+        self._times = ItemTimes()
+        self._began: float | None = None
+        self._seconds = 0.0
+
+    # -- the specified surface --------------------------------------------------------------
+
+    def save_step_result(self, step_name: str, result: Any) -> None:
+        """Record a value for a step, as if a run had computed it."""
+        self.apply(StepFinished(run_id=self.run_id, step=step_name, output=StoredValue.of(result)))
+
+    def get_step_result(self, step_name: str) -> Any:
+        """The step's value; ``None`` if it has none (see :meth:`has_step_result`)."""
+        step = self.steps.get(step_name)
+        return step.value if step is not None else None
+
+    def has_step_result(self, step_name: str) -> bool:
+        """Whether the step has completed with a value, falsy ones too."""
+        step = self.steps.get(step_name)
+        return step is not None and step.output is not None
+
+    @property
+    def step_results(self) -> StepResults:
+        """The recorded results by step name; to set an entry records its value for the step."""
+        return StepResults(
+            self._entry, lambda: [name for name in self.steps if self.has_step_result(name)], self._save_entry
+        )
+
+    def _entry(self, name: str) -> StepMemoryEntry:
+        if not self.has_step_result(name):
+            raise KeyError(name)
+        step = self.steps[name]
+        return StepMemoryEntry(
+            step_name=name,
+            pipeline_id=self.pipeline_id,
+            data=step.value,
+            timestamp=datetime.fromtimestamp(step.ended_at or 0.0, UTC),
+            execution_id=self.run_id,
+            dependencies_used=self._dependencies_used(step),
+            metadata=dict(step.metadata),
+        )
+
+    def _dependencies_used(self, step: StepResult) -> list[str]:
+        """Steps whose values a step read: as its fingerprint names them, else as its definition does."""
+        if step.components or self.reads_of is None:
+            return [name for name in inputs_of(step.components) if name not in self.inputs]
+        return [name for name in self.reads_of(step.name) if self.has_step_result(name)]
+
+    def _save_entry(self, name: str, entry: StepMemoryEntry) -> None:
+        self.apply(
+            StepFinished(
+                run_id=self.run_id,
+                at=entry.timestamp.timestamp(),
+                step=name,
+                output=StoredValue.of(entry.data),
+                metadata=dict(entry.metadata),
+            )
+        )
+
+    @property
+    def execution_history(self) -> ExecutionHistory:
+        """What happened, in order: ``event``, ``step`` (also as ``step_name``), ``status`` (a word such as
+        ``"completed"``), ``item`` and ``timestamp`` (UTC)."""
+        return ExecutionHistory(map(history_entry, self.events))
+
+    # -- the fold ---------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Take one event in."""
+        kind = type(event)
+        if kind is StepStreamed:
+            return
+        self.events.append(event)
+        fold = _FOLDS.get(kind)
+        if fold is not None:
+            fold(self, event)
+
+    def step(self, name: str) -> StepResult:
+        """The state of a step, added if it is new."""
+        found = self.steps.get(name)
+        if found is None:
+            # One that the last sitting left out is known, with what it has cost.
+            found = self.steps[name] = self._left_out.pop(name, StepResult(name))
+        return found
+
+    def _unit(self, event: StepEvent) -> StepResult | ItemResult:
+        step = self.steps.get(event.step) or self.step(event.step)
+        if event.item is None:
+            return step
+        if step.items is None:
+            step.items = {}
+        found = step.items.get(event.item)
+        if found is None:
+            found = step.items[event.item] = ItemResult(event.item, event.item)
+        return found
+
+    def _call_recorded(self, event: CallRecorded) -> None:
+        # What an attempt spends counts when it ends. If its process dies before, this is what is known.
+        usage, cost = self._under_way.get((event.step, event.item), (NO_USAGE, 0.0))
+        total = None if cost is None or event.cost is None else cost + event.cost
+        self._under_way[event.step, event.item] = (usage + event.usage, total)
+
+    def _spend(self, event: StepEvent, usage: TokenUsage, cost: float | None) -> None:
+        self._under_way.pop((event.step, event.item), None)
+        if cost == 0.0 and not usage:
+            return
+        units: list[StepResult | ItemResult] = [self.step(event.step)]
+        if event.item is not None:
+            units.append(self._unit(event))
+        for unit in units:
+            unit.usage = unit.usage + usage
+            unit.cost = None if cost is None or unit.cost is None else unit.cost + cost
+
+    def _run_started(self, event: RunStarted) -> None:
+        self.run_id = event.run_id
+        self.pipeline_name = event.pipeline
+        self.definition = event.definition
+        self.began_with = event.memories
+        self.budget = event.budget
+        self.forced = set(event.forced)
+        self.use_cache, self.offline = event.use_cache, event.offline
+        self._began = event.at
+        for name in event.steps:
+            self.step(name)
+
+    def _run_continued(self, event: RunContinued) -> None:
+        for (name, item), (usage, cost) in list(self._under_way.items()):
+            self._spend(StepEvent(run_id=event.run_id, step=name, item=item), usage, cost)
+        self._times.sitting_ended()
+        self._settle(self.events[-2].at if len(self.events) > 1 else event.at)
+        self._began = event.at
+        self.finished = None
+        self.paused = False
+        self.definition = event.definition or self.definition
+        self.budget = event.budget
+        self.forced.update(event.forced)
+        self.use_cache, self.offline = event.use_cache, event.offline
+        known = self._left_out | self.steps
+        self.steps = {name: known[name] if name in known else StepResult(name) for name in event.steps}
+        self._left_out = {name: step for name, step in known.items() if name not in self.steps}
+        for step in self.steps.values():
+            if step.name not in event.kept:
+                reset(step)
+
+    def _input_taken(self, event: InputTaken) -> None:
+        self.inputs[event.name] = event.output
+
+    def _run_paused(self, event: RunPaused) -> None:
+        self.paused = True
+
+    def _run_unpaused(self, event: RunUnpaused) -> None:
+        self.paused = False
+
+    def _run_finished(self, event: RunFinished) -> None:
+        self.finished = event
+        for held in self.held.undecided() if event.waiting else []:
+            self._unit(held.request).status = StepStatus.WAITING
+        for name in event.waiting:
+            step = self.step(name)
+            step.status, step.waits_for = StepStatus.WAITING, step.waits_for or "approval"
+        self.paused = False
+        self._settle(event.at, event.seconds)
+        self.current_step = None
+
+    def _took(self, event: StepFinished | StepFailed | StepCancelled, unit: StepResult | ItemResult) -> None:
+        if isinstance(unit, StepResult):
+            self._times.step_ended(unit, event.seconds)
+        else:
+            unit.seconds += event.seconds
+            if type(event) is not StepCancelled:  # its step says it as well
+                self._times.item_ended(self.step(event.step), event.at, event.seconds)
+
+    def _settle(self, until: float, seconds: float = 0.0) -> None:
+        """End a sitting: it took so many ``seconds``, or else the time between its first and last event."""
+        if self._began is not None:
+            self._seconds += seconds or max(0.0, until - self._began)
+            self._began = None
+
+    def _step_started(self, event: StepStarted) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.RUNNING
+        self.current_step = event.step
+        if isinstance(unit, StepResult):
+            if event.items is not None:
+                unit.items_total = event.items
+                unit.items = unit.items if unit.items is not None else {}
+            else:
+                unit.attempts += 1
+            if unit.started_at is None or unit.ended_at is not None:
+                unit.started_at, unit.ended_at = event.at, None
+            unit.output = None
+            unit.error_type = unit.error = unit.traceback = ""
+            unit.reason = event.why or unit.reason
+        else:
+            unit.attempts += 1
+            self.step(event.step).attempts += 1
+            unit.output = None
+            unit.error_type = unit.error = ""
+
+    def _step_waiting(self, event: StepWaiting) -> None:
+        self._unit(event).status = StepStatus.WAITING
+        self.step(event.step).waits_for = event.reason
+
+    def _step_goes_on(self, event: StepGoesOn) -> None:
+        self._unit(event).status = StepStatus.RUNNING
+        self.step(event.step).waits_for = ""
+
+    def _approval_requested(self, event: ApprovalRequested) -> None:
+        self.held.asked(event)
+        self._unit(event).status = StepStatus.WAITING
+        if not event.call:  # an attempt whose tool waits goes on, and says at its end what it used
+            self._spend(event, event.usage, event.cost)
+
+    def _approval_given(self, event: ApprovalGiven) -> None:
+        self.held.answered(event)
+
+    def _step_retried(self, event: StepRetried) -> None:
+        if self.held:
+            self.held.let_go(event, over=False)
+        unit = self._unit(event)
+        unit.status = StepStatus.WAITING
+        unit.error_type, unit.error = event.error_type, event.message
+        self._spend(event, event.usage, event.cost)
+
+    def _step_finished(self, event: StepFinished) -> None:
+        if self.held:
+            self.held.let_go(event, over=True)
+        unit = self._unit(event)
+        self._tried(event, unit)
+        unit.status = StepStatus.COMPLETED
+        unit.output = event.output
+        self._took(event, unit)
+        unit.error_type = unit.error = ""
+        self._spend(event, event.usage, event.cost)
+        if isinstance(unit, StepResult):
+            self._valued(unit, event)
+
+    def _step_cached(self, event: StepCached) -> None:
+        if self.held:
+            self.held.let_go(event, over=True)
+        unit = self._unit(event)
+        unit.status = StepStatus.CACHED
+        unit.output = event.output
+        step = self.step(event.step)
+        # A mapped step's own event repeats what its items have said already.
+        if event.item is not None or step.items is None:
+            known = step.saved_cost is not None and event.saved_cost is not None
+            step.saved_cost = (step.saved_cost or 0.0) + (event.saved_cost or 0.0) if known else None
+        if isinstance(unit, StepResult):
+            self._times.step_ended(unit, 0.0)
+            self._valued(unit, event)
+        else:
+            self._times.item_ended(step, event.at, 0.0)
+
+    def _tried(self, event: StepFinished | StepFailed, unit: StepResult | ItemResult) -> None:
+        """Count the attempts of a stored run, which does not have the events of their starts."""
+        missing = event.attempt - unit.attempts
+        # A mapped step as a whole makes no attempts; its items do.
+        if unit.status is StepStatus.RUNNING or missing <= 0 or "item_keys" in event.metadata:
+            return
+        unit.attempts += missing
+        if event.item is not None:
+            self.step(event.step).attempts += missing
+
+    def _valued(self, step: StepResult, event: StepFinished | StepCached) -> None:
+        if self.forced:
+            self.forced.discard(step.name)
+        step.traceback = ""
+        step.key = event.key
+        step.components = event.components
+        step.metadata = event.metadata
+        if step.started_at is None:
+            step.started_at = event.at
+        step.ended_at = event.at
+        if step.items is not None:
+            order_items(step, event.metadata)
+
+    def _step_failed(self, event: StepFailed) -> None:
+        if self.held:
+            self.held.let_go(event, over=True)
+        unit = self._unit(event)
+        self._tried(event, unit)
+        unit.status = StepStatus.FAILED
+        unit.error_type, unit.error = event.error_type, event.message
+        self._took(event, unit)
+        self._spend(event, event.usage, event.cost)
+        if isinstance(unit, StepResult):
+            unit.traceback = event.traceback
+            unit.metadata = event.metadata
+            unit.ended_at = event.at
+            if unit.items is not None:
+                order_items(unit, event.metadata)
+
+    def _step_skipped(self, event: StepSkipped) -> None:
+        unit = self._unit(event)
+        unit.status = StepStatus.SKIPPED
+        unit.reason = event.reason
+        if isinstance(unit, StepResult):
+            unit.ended_at = event.at
+        else:
+            unit.output = None
+            unit.error_type = unit.error = ""
+
+    def _step_cancelled(self, event: StepCancelled) -> None:
+        unit = self._unit(event)
+        if unit.status.has_value:
+            return  # it was recorded in the moment it was stopped, and nobody could know
+        unit.status = StepStatus.CANCELLED
+        self._took(event, unit)
+        self._spend(event, event.usage, event.cost)
+        if isinstance(unit, StepResult):
+            unit.ended_at = event.at
+
+    def _fact_learned(self, event: FactLearned) -> None:
+        self.facts.pop(event.key, None)  # the newest last
+        self.facts[event.key] = event.value
+
+    def _memory_saved(self, event: MemorySaved) -> None:
+        self.memories.pop(event.key, None)
+        self.memories[event.key] = event.value
+
+    def _shared_data_saved(self, event: SharedDataSaved) -> None:
+        self.shared_data = dict(event.shared)
+
+    def _warned(self, event: Warned) -> None:
+        self.warnings.append(event.message)
+
+    # -- results ----------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this run until now, all its sittings together."""
+        return self._seconds + (max(0.0, time.time() - self._began) if self._began is not None else 0.0)
+
+    def spent(self) -> dict[str, tuple[TokenUsage, float | None]]:
+        """Tokens and USD by step, of all sittings of the run."""
+        found = {name: (step.usage, step.cost) for name, step in (self._left_out | self.steps).items()}
+        for (name, _), (more, price) in self._under_way.items():
+            usage, cost = found.get(name, (NO_USAGE, 0.0))
+            found[name] = (usage + more, None if cost is None or price is None else cost + price)
+        return found
+
+    def to_result(self) -> PipelineResult:
+        """The result as it stands now. Steps are the live ones: they change while the run goes on."""
+        steps = self.steps
+        failed = [name for name, step in steps.items() if step.status is StepStatus.FAILED]
+        ran = [step for step in steps.values() if step.status is not StepStatus.PENDING or step.attempts]
+        outputs = {name: step.output for name, step in steps.items() if step.output is not None}
+        unpriced = [step.name for step in ran if step.cost is None]
+        ended = self.finished
+        final = self._final_step()
+        return PipelineResult(
+            pipeline_name=self.pipeline_name,
+            success=not failed and ended is not None and ended.success,
+            execution_time=self.seconds,
+            total_cost=_usd(sum(step.cost for step in ran if step.cost is not None)),
+            cost_per_step={step.name: None if step.cost is None else _usd(step.cost) for step in ran},
+            token_usage={step.name: step.usage for step in ran},
+            step_outputs=OutputMap(outputs),
+            step_metadata={step.name: metadata_of(step) for step in ran},
+            inputs=OutputMap(self.inputs),
+            learned_facts=dict(self.facts),
+            saved_memories=dict(self.memories),
+            failed_steps=failed,
+            error_details={name: error_text(steps[name]) for name in failed},
+            run_id=self.run_id,
+            cancelled=ended is not None and ended.cancelled,
+            timed_out=ended is not None and ended.timed_out,
+            unpriced_steps=unpriced,
+            steps=steps,
+            events=self.events,
+            warnings=self.warnings,
+            budget=self.budget,
+            final_step=final,
+            final_output=_readable(outputs.get(final)),
+        )
+
+    def _final_step(self) -> str:
+        """Name of the step whose value is the final output; empty if there is none."""
+        if self.pipeline is not None:
+            return self.pipeline.final_step or ""
+        steps = self.definition.get("steps", ())
+        marked = next((step["name"] for step in steps if step.get("final")), None)
+        return str(marked or self.definition.get("final", ""))
+
+
+def _readable(output: Output | None) -> Any:
+    """A value; ``None`` where it was lost or cannot be read, which ``result[step]`` says."""
+    try:
+        return None if output is None or is_lost(output) else output.value
+    except CorruptRecordError:
+        return None
+
+
+def _usd(cost: float) -> float:
+    """A sum of USD without the last digits of its float, which say nothing: 0.3, not 0.30000000000000004."""
+    return round(cost, 12)
+
+
+_FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
+    RunStarted: PipelineMemory._run_started,
+    RunContinued: PipelineMemory._run_continued,
+    InputTaken: PipelineMemory._input_taken,
+    CallRecorded: PipelineMemory._call_recorded,
+    RunPaused: PipelineMemory._run_paused,
+    RunUnpaused: PipelineMemory._run_unpaused,
+    RunFinished: PipelineMemory._run_finished,
+    StepStarted: PipelineMemory._step_started,
+    StepWaiting: PipelineMemory._step_waiting,
+    StepGoesOn: PipelineMemory._step_goes_on,
+    ApprovalRequested: PipelineMemory._approval_requested,
+    ApprovalGiven: PipelineMemory._approval_given,
+    StepRetried: PipelineMemory._step_retried,
+    StepFinished: PipelineMemory._step_finished,
+    StepCached: PipelineMemory._step_cached,
+    StepFailed: PipelineMemory._step_failed,
+    StepSkipped: PipelineMemory._step_skipped,
+    StepCancelled: PipelineMemory._step_cancelled,
+    FactLearned: PipelineMemory._fact_learned,
+    MemorySaved: PipelineMemory._memory_saved,
+    SharedDataSaved: PipelineMemory._shared_data_saved,
+    Warned: PipelineMemory._warned,
+}

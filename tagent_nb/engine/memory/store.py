@@ -1,0 +1,117 @@
+"""What runs know from each other and steps from each other: saved memories, and facts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.events import Event, FactLearned, MemorySaved
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.serde import StoredValue
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.storage import StorageBackend
+
+
+def not_stored(memory: PipelineMemory, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run has recorded of its memories, but was stopped before it could store it for other runs.
+
+    All else that is stored is newer than what the run saved in an earlier sitting: each memory was stored
+    when it was saved.
+    """
+    if memory.finished is not None:
+        return {}  # it came to its end: what is missing now, somebody has deleted
+    began = memory.began_with
+    return {
+        key: value
+        for key, value in memory.memories.items()
+        if key not in stored or (key in began and _same(stored[key], began[key]))
+    }
+
+
+def _same(one: object, other: object) -> bool:
+    return StoredValue.of(one).digest == StoredValue.of(other).digest
+
+
+async def save(run: Run, saved: Mapping[str, Any]) -> None:
+    """Store memories that a step saved, beside what other runs have stored meanwhile.
+
+    Raises:
+        StorageError: They could not be stored.
+    """
+    storage, pipeline_id = run.equipment.storage, run.memory.pipeline_id
+    async with changing(storage, pipeline_id):
+        stored = await storage.memories(pipeline_id, run.equipment.schemas)
+        # The newest last: of many, prompts show the newest.
+        older = {key: value for key, value in stored.items() if key not in saved}
+        await storage.save_memories(pipeline_id, {**older, **saved})
+
+
+_changing: WeakKeyDictionary[StorageBackend, dict[str, threading.Lock]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def changing(storage: StorageBackend, pipeline_id: str) -> AsyncIterator[None]:
+    """Change the memories of a pipeline: of two who read and write them in this process, one waits."""
+    lock = _changing.setdefault(storage, {}).setdefault(pipeline_id, threading.Lock())
+    # They may be on different loops, and what they do is short.
+    while not lock.acquire(blocking=False):
+        await asyncio.sleep(0.005)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def taught(run: Run, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts and memories that reach a unit of this step.
+
+    Items of a map know what was known before the map: were each to know what items before it taught,
+    its fingerprint would depend on which of them happened to end first.
+    """
+    memory = run.memory
+    if step.map_over is None:
+        return (
+            dict(memory.facts) if memory.facts and wants(step, "facts") else {},
+            dict(memory.memories) if memory.memories and wants(step, "memories") else {},
+        )
+    found = run.taught.get(step.name)
+    if found is None:
+        found = run.taught[step.name] = (
+            _without(step.name, memory.facts, {}, FactLearned, memory.events),
+            _without(step.name, memory.memories, memory.began_with, MemorySaved, memory.events),
+        )
+    return (found[0] if wants(step, "facts") else {}, found[1] if wants(step, "memories") else {})
+
+
+def _without(
+    step: str,
+    now: Mapping[str, Any],
+    began: Mapping[str, Any],
+    kind: type[FactLearned | MemorySaved],
+    events: list[Event],
+) -> dict[str, Any]:
+    """What would be known if the items of a step had said nothing in an earlier sitting of this run."""
+    before = dict(began)
+    own: set[str] = set()
+    for event in events:
+        if isinstance(event, kind):
+            if event.step == step:
+                own.add(event.key)
+            else:
+                before[event.key] = event.value
+    known = {key: value for key, value in now.items() if key not in own}
+    known.update((key, before[key]) for key in own if key in before)
+    return known
+
+
+def wants(step: PipelineStep, name: str) -> bool:
+    """Whether facts or memories reach this step: every agent, and Python that asks for them."""
+    body = step.body
+    return body is None or body.wants_context or name in body.provided or name in body.params

@@ -1,0 +1,251 @@
+"""What is refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationError, TagentError, did_you_mean
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline import Budget, Pipeline, PipelineStep, Price, listed, missing_names
+from tagent_nb.runners import Ledger
+from tagent_nb.user_objects import ends_program
+
+if TYPE_CHECKING:
+    from tagent_nb.engine.context import RunOptions
+    from tagent_nb.runners import CallGate, LimitsGate
+
+
+def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
+    """A snapshot, of ``until`` and what it depends on if that is given.
+
+    Raises:
+        UnknownStepError: ``until`` names no step.
+    """
+    if until is None:
+        return pipeline.snapshot()
+    wanted: set[str] = set()
+    waiting = [pipeline.get_step(until).name]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted and name in pipeline:
+            wanted.add(name)
+            waiting.extend(dependency.name for dependency in pipeline.dependencies(name))
+    return pipeline.snapshot(wanted)
+
+
+def refuse_problems(pipeline: Pipeline, more: Iterable[str] = ()) -> None:
+    """Raise if the definition has problems, or there are ``more``.
+
+    Raises:
+        PipelineValidationError: It names all of them.
+    """
+    problems = [*pipeline.validate(), *more]
+    if problems:
+        raise PipelineValidationError(pipeline.name, problems)
+
+
+def agent_problems(pipeline: Pipeline, *, settings: bool) -> list[str]:
+    """What is wrong with the tools and settings of agent steps: a run pays for nothing before they are right.
+
+    It is no part of :meth:`Pipeline.validate`, since a cell may name a tool that a later cell registers.
+
+    Args:
+        pipeline: What is to run.
+        settings: Whether the steps ask models whose settings are known; a runner of the user has its own.
+    """
+    asking = [step for step in pipeline.steps if not step.is_python]
+    found: list[str] = []
+    if asking:
+        from tagent_nb.runners import tool_problems
+
+        found += [one for step in asking for one in tool_problems(step)]
+    if settings and any(step.settings for step in asking):
+        from tagent_nb.runners import settings_problems
+
+        found += [one for step in asking for one in settings_problems(step)]
+    return found
+
+
+def refuse_models(pipeline: Pipeline, default: Any) -> None:
+    """Raise if the model of some agent step cannot be used; ``default`` is the run's own.
+
+    Raises:
+        ModelError: It names the step or the model, and the remedy.
+    """
+    from tagent_nb.runners import check_model
+
+    seen: list[Any] = []
+    for step in pipeline.steps:
+        if step.is_python:
+            continue
+        main = next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+        if main is None:
+            raise ModelError(
+                f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
+                "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
+            )
+        for model in (main, *step.models.values()):
+            try:
+                if any(model is one or (isinstance(model, str) and model == one) for one in seen):
+                    continue
+                check_model(model)
+            except TagentError:
+                raise
+            except BaseException as error:  # the model's own code: it fails the step that asks it only
+                if ends_program(error):
+                    raise
+                continue
+            seen.append(model)
+
+
+def name_warnings(
+    pipeline: Pipeline, default: Any, prices: Mapping[str, Price], limits: Iterable[str]
+) -> list[str]:
+    """A sentence for names in prices and limits that look misspelt: what they say would count for nothing.
+
+    It is no error: a table may hold more than one pipeline needs.
+
+    Args:
+        pipeline: What is to run.
+        default: The run's own model.
+        prices: The user's own, by model.
+        limits: Providers that the user limits.
+    """
+    models = [
+        next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+        for step in pipeline.steps
+        if not step.is_python
+    ] + [model for step in pipeline.steps for model in step.models.values()]
+    limited = list(limits)
+    if not models or not (prices or limited):
+        return []
+    from tagent_nb.runners import misspelt_limits, misspelt_prices
+
+    try:
+        return [*misspelt_prices(prices, models), *misspelt_limits(limited, models)]
+    except BaseException as error:  # as in refuse_models: the step that asks the model says so
+        if ends_program(error):
+            raise
+        return []
+
+
+def missing_warnings(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[str]:
+    """A sentence for each step whose Python uses names that nothing defines.
+
+    It is no error: the code may never come to them, or somebody may define them in time.
+    """
+    known = [step.name for step in pipeline.steps] + list(map(str, namespace))
+    return [
+        f"Step {step!r} uses {listed(names)}, which nothing defines: it fails where it comes to that."
+        f"{''.join(did_you_mean(name, known) for name in names)} Define it in the notebook, or pass "
+        "PipelineExecutor(..., namespace={...})."
+        for step, names in missing_names(pipeline, namespace).items()
+    ]
+
+
+def asked_budget(value: Any) -> Budget | Literal[False] | None:
+    """The budget that a run was asked to keep; ``False`` for none, ``None`` without a say.
+
+    Raises:
+        DefinitionError: It cannot be read.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip().lower() == "none":
+        return False
+    return Budget.of(value)
+
+
+def budget_of(options: RunOptions, default: Budget | None, memory: PipelineMemory) -> Budget | None:
+    """The budget of a run: what it was asked to keep, else the executor's, else what it had before."""
+    if options.budget is not None:
+        return options.budget or None
+    if default is not None or not memory.budget:
+        return default
+    return Budget.of(memory.budget)
+
+
+def refuse_unpriced(
+    pipeline: Pipeline, default: Any, budget: Budget | None, prices: Mapping[str, Price]
+) -> None:
+    """Raise if a step under a budget in USD has a model whose price nobody knows.
+
+    Args:
+        pipeline: What is to run.
+        default: The run's own model.
+        budget: The run's.
+        prices: The user's own.
+
+    Raises:
+        DefinitionError: It names the step, the model and the remedy.
+    """
+    for step in pipeline.steps:
+        if step.is_python:
+            continue
+        own = None if step.budget is None else Budget.of(step.budget)
+        limits = [one for one in (budget, own) if one is not None and one.usd is not None]
+        if not limits:
+            continue
+        from tagent_nb.runners import unpriced
+
+        try:
+            asked = (_model(pipeline, step, default), *step.models.values())
+            names = [name for model in asked for name in unpriced(model, prices)]
+        except BaseException as error:  # the model's own code: the step that asks it fails
+            if ends_program(error):
+                raise
+            continue
+        if names:
+            raise DefinitionError(
+                f"Step {step.name!r} cannot run under a budget of {limits[0]}: nobody knows the price of "
+                f"model {names[0]!r}. Give it one: prices={{{names[0]!r}: Price(input_per_million=..., "
+                f'output_per_million=...)}} or %tagent_pipeline --price "{names[0]} input=... output=..."; '
+                'or set a budget of "5000 tokens" or "20 requests".'
+            )
+
+
+def paid_gates(pipeline: Pipeline, ledger: Ledger, limits: LimitsGate | None) -> tuple[CallGate, ...]:
+    """What a call passes that is paid: the budget, and behind it the limits, where there are any."""
+    gates: tuple[CallGate, ...] = () if limits is None else (limits,)
+    if not ledger or all(step.is_python for step in pipeline.steps):
+        return gates
+    from tagent_nb.runners import BudgetGate
+
+    return (BudgetGate(ledger), *gates)
+
+
+def ledger_of(
+    pipeline: Pipeline,
+    default: Any,
+    budget: Budget | None,
+    prices: Mapping[str, Price],
+    memory: PipelineMemory,
+) -> Ledger:
+    """The accounts of a run, with what its earlier sittings have spent."""
+    steps = {step.name: Budget.of(step.budget) for step in pipeline.steps if step.budget is not None}
+    return Ledger(budget, steps, _before(pipeline, default, prices, memory))
+
+
+def _before(
+    pipeline: Pipeline, default: Any, prices: Mapping[str, Price], memory: PipelineMemory
+) -> dict[str, tuple[TokenUsage, float | None]]:
+    found: dict[str, tuple[TokenUsage, float | None]] = {}
+    for name, (usage, cost) in memory.spent().items():
+        if cost is None and name in pipeline:
+            from tagent_nb.runners import models_behind, price
+
+            # Its price may have been told since; tokens that nobody told count as assumed. Which of the
+            # models behind a fallback answered is not recorded: the dearest counts.
+            step = pipeline.get_step(name)
+            asked = (_model(pipeline, step, default), *step.models.values())
+            behind = [one for model in asked for one in models_behind(model)]
+            costs = [price(one, usage.counted, prices) for one in behind]
+            cost = None if None in costs else max(one or 0.0 for one in costs)
+        found[name] = (usage, cost)
+    return found
+
+
+def _model(pipeline: Pipeline, step: PipelineStep, default: Any) -> Any:
+    return next((one for one in (step.model, default, pipeline.model) if one is not None), None)

@@ -1,0 +1,288 @@
+"""Reading the line of a magic: words, options and their mistakes, each told in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.inputtransformer2 import TransformerManager
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
+from tagent_nb.pipeline import option_advice
+from tagent_nb.redaction import redact
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+"""Characters that look like ``-``; word processors put them into copied commands."""
+QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb"
+BACKSLASH = "\\"
+_parsers: dict[str, argparse.ArgumentParser] = {}
+"""What reads the line of each magic, by the magic as it is written."""
+
+SHELL = ("|", ">", ">>", "<", "&", "&&", "||", ";")
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """One argument of a magic, as for ``argparse``."""
+    return argument(*names, **settings)  # type: ignore[no-untyped-call]
+
+
+def arguments(written: str | None = None) -> Callable[[F], F]:
+    """A magic that reads options (see :func:`option`) and shows mistakes as one message.
+
+    Args:
+        written: How help writes it, if not by the function's name after one percent sign.
+    """
+    add_parser: Callable[[F], F] = magic_arguments(written)  # type: ignore[no-untyped-call]
+
+    def add(function: F) -> F:
+        magic = add_parser(function)
+        _parsers[_called(magic)] = magic.parser  # type: ignore[attr-defined]
+        return one_clear_message(magic)
+
+    return add
+
+
+help_option = option("--help", action="store_true", help="Show this text.")
+
+
+def split(line: str, magic: str) -> list[str]:
+    r"""The words of a line, without a trailing ``# comment``. Quotes keep blanks in a word.
+
+    A backslash stays as it was typed, as in ``out\graph.svg``. Only one before a quote makes that quote a
+    part of the text; two of them there are one backslash.
+
+    Raises:
+        UsageError: A quote is not closed.
+    """
+    words: list[str] = []
+    word: str | None = None
+    quote = ""
+    place = 0
+    while place < len(line):
+        letter = line[place]
+        if letter == BACKSLASH and quote != "'":
+            slashes = len(line) - place - len(line[place:].lstrip(BACKSLASH))
+            place += slashes
+            before_quote = line[place : place + 1] in (('"',) if quote else ('"', "'"))
+            word = (word or "") + BACKSLASH * (slashes // 2 if before_quote else slashes)
+            if before_quote and slashes % 2:
+                word += line[place]
+                place += 1
+            continue
+        place += 1
+        if quote:
+            if letter == quote:
+                quote = ""
+            else:
+                word = (word or "") + letter
+        elif letter in "'\"":
+            quote, word = letter, word or ""
+        elif letter == "#" and word is None:
+            break
+        elif letter.isspace():
+            words += [] if word is None else [word]
+            word = None
+        else:
+            word = (word or "") + letter
+    if quote:
+        slash = (
+            f"\nA backslash before {quote} makes it a part of the text: write two."
+            if "\\" + quote in line
+            else ""
+        )
+        raise UsageError(
+            f"{magic}: a quote is not closed in: {line.strip()}\n"
+            f"Close it, or put text that has an apostrophe into double quotes.{slash}"
+        )
+    return words if word is None else [*words, word]
+
+
+def continued(line: str, cell: str) -> tuple[str, str]:
+    r"""The line of a cell magic with those that it goes on in, and the rest of the cell.
+
+    IPython joins lines that end in ``\`` for line magics only.
+    """
+    while line.rstrip().endswith("\\"):
+        following, _, cell = cell.partition("\n")
+        line = f"{line.rstrip()[:-1]} {following}"
+    return line, cell
+
+
+_STEP = re.compile(r"\s*%%tagent_step\b")
+
+
+class StepBelowComments:
+    """Input transformer: ``%%tagent_step`` may stand below comments, and is refused below code.
+
+    IPython knows a cell magic in the first line only; elsewhere it takes the goal of a step for Python.
+    """
+
+    has_side_effects = True
+    """It may raise, which IPython does not expect while it asks whether a cell is complete."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+
+    def __call__(self, lines: list[str]) -> list[str]:
+        place = next((number for number, line in enumerate(lines) if _STEP.match(line)), 0)
+        above = [number for number, line in enumerate(lines[:place]) if line.strip()]
+        code = [number for number in above if not lines[number].lstrip().startswith("#")]
+        first = code[0] if code else place
+        if lines[first:] and lines[first].lstrip().startswith("%%"):
+            return lines[first:] if above else lines
+        if place and _is_python("".join(lines[:place])):
+            raise UsageError(
+                f"{lines[place].strip()}\n%%tagent_step must be the first line of its cell, with nothing but "
+                "comments above it. Put the code above it into a cell of its own."
+            )
+        return lines
+
+    def install(self) -> None:
+        """Begin to look at cells."""
+        self.shell.input_transformers_cleanup.insert(0, self)
+
+    def remove(self) -> None:
+        """Leave cells as they are."""
+        self.shell.input_transformers_cleanup.remove(self)
+
+
+def _is_python(source: str) -> bool:
+    """Whether lines of a cell are whole statements: else what follows may be in the middle of a string."""
+    try:
+        manager: Any = TransformerManager  # IPython does not annotate it
+        ast.parse(manager().transform_cell(source))
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def refuse_second_step(cell: str) -> None:
+    """Refuse a cell that has another ``%%tagent_step`` below its first line.
+
+    Raises:
+        UsageError: It has one.
+    """
+    second = next((line.strip() for line in cell.splitlines() if _STEP.match(line)), None)
+    if second is not None:
+        raise UsageError(f"%%tagent_step: a cell defines one step. Put {second!r} into a cell of its own.")
+
+
+def parse(function: Any, line: str) -> argparse.Namespace | None:
+    """Read the line of a magic that was made with ``magic_arguments``.
+
+    Returns ``None`` after ``--help``, which prints the help text.
+
+    Raises:
+        UsageError: The line cannot be read; the message says how to write it.
+    """
+    parser: argparse.ArgumentParser = function.parser
+    magic = _called(function)
+    words = split(line, magic)
+    _check_letters(words, magic)
+    if "--help" in words:
+        print(parser.format_help())
+        return None
+    parser.allow_abbrev = False
+    _check_repeated(parser, words, magic)
+    try:
+        args, rest = parser.parse_known_args(words)
+    except UsageError as error:
+        raise UsageError(f"{magic}: {error}. {_hint(magic)}") from None
+    if rest:
+        raise UsageError(f"{magic}: {_unknown(parser, rest[0])} {_hint(magic)}")
+    return args
+
+
+def _called(function: Any) -> str:
+    name = function.__name__
+    return f"%%{name}" if name in ("tagent_ask", "tagent_step") else f"%{name}"
+
+
+def _hint(magic: str) -> str:
+    return f"See {magic} --help"
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def _check_letters(words: list[str], magic: str) -> None:
+    for word in words:
+        if word.startswith(tuple(DASHES)):
+            plain = re.sub(f"^[{DASHES}]+", "--", word)
+            raise UsageError(f"{magic}: {word!r} begins with a dash that is not ASCII. Write {plain!r}.")
+        if word.startswith(tuple(QUOTES)):
+            raise UsageError(f"{magic}: {word!r} begins with a curly quote. Write \" or ' instead.")
+
+
+def _check_repeated(parser: argparse.ArgumentParser, words: list[str], magic: str) -> None:
+    given = [word.partition("=")[0] for word in words]
+    for action in parser._actions:
+        if not isinstance(action, argparse._AppendAction):
+            count = sum(given.count(option) for option in action.option_strings)
+            if count > 1:
+                raise UsageError(
+                    f"{magic}: option {action.option_strings[0]} is given {count} times. Keep one."
+                )
+
+
+def _unknown(parser: argparse.ArgumentParser, word: str) -> str:
+    if word in SHELL:
+        return f"{word!r} means nothing here: a magic is no shell command."
+    options = _options(parser)
+    if not word.startswith("-"):
+        what = f"there is nothing to do with {word!r}."
+        if "--until" in options:
+            return (
+                f"{what} For one step and what it needs write --until {word}, to run it again --force {word}."
+            )
+        return f"{what} Text of several words needs quotes."
+    option = word.partition("=")[0]
+    own = [name for name in options if name != "--help"]
+    hint = option_advice(option, options)
+    elsewhere = [magic for magic, other in _parsers.items() if option in _options(other)]
+    if elsewhere and not hint:
+        hint = f" It is an option of {', '.join(elsewhere)}."
+    hint = hint or did_you_mean(option, own) or did_you_mean(f"--{option.lstrip('-')}", own)
+    return f"there is no option {option}.{hint} Options: {', '.join(options)}."
+
+
+def names(text: str | None) -> list[str]:
+    """``"a, b:weak"`` as ``["a", "b:weak"]``."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def no_leftovers(magic: str, **values: str | None) -> None:
+    """Refuse ``$name`` and ``{name}`` that IPython could not fill in.
+
+    Raises:
+        UsageError: One of the values still holds such a name.
+    """
+    for option, value in values.items():
+        found = re.search(r"\$\{?([^\W\d]\w*)|^\{(.+)\}$", value or "")
+        if found:
+            name = found.group(1) or found.group(2)
+            raise UsageError(f"{magic}: {option} is {value!r}, but there is no variable {name!r}.")
+
+
+def one_clear_message(function: F) -> F:
+    """Show the user's mistakes as one message without a traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except RunFailedError:
+            raise  # a program that runs notebooks must see it, and it shows itself as one message
+        except TagentError as error:
+            raise UsageError(redact(str(error))) from None
+
+    return wrapper  # type: ignore[return-value]

@@ -1,0 +1,119 @@
+"""Tables of what a session has: pipelines, recorded runs, cached answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tagent_nb.cache import CacheStats
+from tagent_nb.display import FONT, LOOKS, MUTED, Bundle, count, escape, table
+from tagent_nb.engine import Plan
+from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
+from tagent_nb.notebook.run_view import done_words, phase_of
+from tagent_nb.notebook.session import Session
+from tagent_nb.notebook.workspace import Workspace
+from tagent_nb.pipeline import StepStatus
+
+
+def _bundle(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], wide: int
+) -> Bundle:
+    """The rows as an HTML table and as lines of text."""
+    cells = [[escape(cell) for cell in row] for row in rows]
+    body = table(head, cells, right=numbers, wide=wide) if rows else ""
+    lines = ["  ".join(cell for cell in row if cell) for row in rows]
+    head = f'<div style="{FONT};{MUTED};white-space:pre-line">{escape(title)}</div>'
+    return Bundle(f"{head}{body}", "\n".join([title, *lines]))
+
+
+def pipelines_table(session: Session) -> Bundle:
+    """The pipelines of this notebook; the current one is marked."""
+    rows = []
+    current = session.workspace.pipeline.name if session.workspaces else None
+    for name, space in session.workspaces.items():
+        model = space.pipeline.model
+        ended = "has run" if space.result is not None else ""
+        state = "paused" if space.paused else "running" if space.running else ended
+        rows.append(
+            [
+                "▸" if name == current else "",
+                name,
+                count(len(space.pipeline), "step"),
+                "" if model is None else model_label(model),
+                state,
+                space.pipeline.description,
+            ]
+        )
+    title = f"{count(len(rows), 'pipeline')}; %tagent_pipeline NAME makes one current, or a new one"
+    return _bundle(title, ["", "pipeline", "steps", "model", "state", ""], rows, [2], 5)
+
+
+def last_run(space: Workspace) -> str:
+    """How the last run of this kernel stands, in words; empty before the first."""
+    result = space.result
+    if result is None:
+        return ""
+    phase = "paused" if space.paused else "running" if space.running else phase_of(result)
+    return f"{phase}, {done_words(result.steps.values())}"
+
+
+_PLANNED = {
+    "run": StepStatus.RUNNING,
+    "may run": StepStatus.WAITING,
+    "cached": StepStatus.CACHED,
+    "recorded": StepStatus.COMPLETED,
+    "skip": StepStatus.SKIPPED,
+    "fail": StepStatus.FAILED,
+}
+
+
+def plan_table(plan: Plan) -> Bundle:
+    """What a run would do with each step, and what it is expected to take; ``?`` where nothing is known."""
+    rows = []
+    for one in plan:
+        runs = one in plan.running
+        took = "?" if one.seconds is None else seconds_text(one.seconds)
+        used = "?" if one.tokens is None else tokens_text(one.tokens) if one.tokens else ""
+        paid = cost_text(one.cost) if used and used != "?" else used
+        mark = LOOKS[_PLANNED[one.action]].mark
+        rows.append(
+            [one.step, f"{mark} {one.state}", one.why, *((took, used, paid) if runs else ("", "", ""))]
+        )
+    rows += [[step, "✗ changed", "; ".join(told), "", "", ""] for step, told in plan.conflicts.items()]
+    reads = f" It {plan.reads}." if plan.inputs else ""
+    refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
+    warned = "".join(f"\nWarning: {warning}" for warning in plan.warnings)
+    return _bundle(
+        f"{plan.pipeline}: {plan.total}{reads}{refused}{warned}",
+        ["step", "would", "why", "time", "tokens", "cost"],
+        rows,
+        [3, 4, 5],
+        2,
+    )
+
+
+def cache_table(stats: CacheStats) -> Bundle:
+    """What the cache holds, by step."""
+    rows = [
+        [
+            one.step,
+            one.pipeline,
+            str(one.entries),
+            _size(one.size),
+            f"{seconds_text(max(0.0, time.time() - one.last_used))} ago",
+        ]
+        for one in stats.steps
+    ]
+    title = (
+        f"{count(stats.entries, 'answer')}, {_size(stats.size)} of {_size(stats.size_limit)} "
+        f"in {stats.directory}; {count(stats.hits, 'hit')} and {stats.misses} misses in this kernel"
+    )
+    return _bundle(title, ["step", "pipeline", "answers", "size", "last used"], rows, [2, 3, 4], 1)
+
+
+def _size(size: int) -> str:
+    if size < 1024:
+        return f"{size} B"
+    if size < 1024**2:
+        return f"{size / 1024:.0f} kB"
+    return f"{size / 1024**2:.1f} MB" if size < 1024**3 else f"{size / 1024**3:.1f} GB"

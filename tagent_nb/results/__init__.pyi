@@ -1,0 +1,25 @@
+# Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.results.frames import events_frame as events_frame
+from tagent_nb.results.frames import output_frame as output_frame
+from tagent_nb.results.frames import steps_frame as steps_frame
+from tagent_nb.results.frames import table_text as table_text
+from tagent_nb.results.frames import usage_frame as usage_frame
+from tagent_nb.results.frames import write_frame as write_frame
+from tagent_nb.results.html import result_html as result_html
+from tagent_nb.results.json import result_from_dict as result_from_dict
+from tagent_nb.results.json import result_from_json as result_from_json
+from tagent_nb.results.json import result_to_dict as result_to_dict
+from tagent_nb.results.json import result_to_json as result_to_json
+from tagent_nb.results.lists import plan_frame as plan_frame
+from tagent_nb.results.lists import runs_frame as runs_frame
+from tagent_nb.results.outcomes import ending as ending
+from tagent_nb.results.outcomes import failed_items as failed_items
+from tagent_nb.results.outcomes import failure as failure
+from tagent_nb.results.outcomes import skipped_items as skipped_items
+from tagent_nb.results.result import ItemResult as ItemResult
+from tagent_nb.results.result import OutputMap as OutputMap
+from tagent_nb.results.result import PipelineResult as PipelineResult
+from tagent_nb.results.result import StepResult as StepResult
+from tagent_nb.results.rows import frame_of as frame_of
+from tagent_nb.results.rows import is_frame as is_frame
+from tagent_nb.results.rows import rows_of as rows_of

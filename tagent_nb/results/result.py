@@ -1,0 +1,411 @@
+"""What came out of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, KeysView, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tagent_nb.errors import NotStoredError, UnknownStepError, did_you_mean
+from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
+from tagent_nb.formatting import is_lost
+from tagent_nb.pipeline import StepStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from pydantic import BaseModel
+
+    from tagent_nb.pipeline import Share
+
+T = TypeVar("T")
+
+
+class OutputMap(Mapping[str, Any]):
+    """Step name to value. A stored value is decoded when it is first read.
+
+    To read one that could not be stored raises :class:`NotStoredError`, except in the process that made it.
+    """
+
+    def __init__(self, outputs: Mapping[str, Output]) -> None:
+        self._outputs = outputs
+
+    def __getitem__(self, name: str) -> Any:
+        output = self._outputs[name]
+        if is_lost(output):
+            raise NotStoredError(
+                f"The value of step {name!r} was not stored, so only the process that ran it had it "
+                f"({output.problem}). Run the step again: force=[{name!r}], or %tagent_run --force {name}."
+            )
+        return output.value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._outputs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __repr__(self) -> str:
+        shown = {
+            name: f"(not stored: {one.problem})" if is_lost(one) else repr(one.value)
+            for name, one in self._outputs.items()
+        }
+        return "{" + ", ".join(f"{name!r}: {text}" for name, text in shown.items()) + "}"
+
+
+@dataclass(slots=True)
+class ItemResult:
+    """One item of a mapped step: its key, its label in the source's index, and how it ended.
+
+    ``reason`` says why it was skipped.
+    """
+
+    key: str
+    index: Any
+    status: StepStatus = StepStatus.PENDING
+    output: Output | None = None
+    error_type: str = ""
+    error: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+    usage: TokenUsage = NO_USAGE
+    cost: float | None = 0.0
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """How one step ended, and what it took.
+
+    Attributes:
+        status: Its last status.
+        attempts: Attempts made in this run, those of its items together for a mapped step.
+        seconds: Wall time of the step in seconds, retries included.
+        usage: Tokens and calls, failed attempts included.
+        cost: USD; ``None`` when a price is unknown.
+        saved_cost: USD that the cache saved; ``None`` when unknown.
+        reason: Why it was skipped, or why it ran again.
+        waits_for: What it waits for now, such as a rate limit; empty while it works.
+        items: The items of a mapped step by key, in the source's order.
+    """
+
+    name: str
+    status: StepStatus = StepStatus.PENDING
+    output: Output | None = None
+    attempts: int = 0
+    seconds: float = 0.0
+    usage: TokenUsage = NO_USAGE
+    cost: float | None = 0.0
+    saved_cost: float | None = 0.0
+    error_type: str = ""
+    error: str = ""
+    traceback: str = ""
+    reason: str = ""
+    waits_for: str = ""
+    key: str = ""
+    components: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    started_at: float | None = None
+    ended_at: float | None = None
+    items: dict[str, ItemResult] | None = None
+    items_total: int | None = None
+
+    @property
+    def value(self) -> Any:
+        """The step's value; ``None`` when it has none."""
+        return self.output.value if self.output is not None else None
+
+
+@dataclass(repr=False)
+class PipelineResult:
+    """The result of a run: values, costs, facts and errors by step.
+
+    Attributes:
+        pipeline_name: Name of the pipeline.
+        success: Whether no step failed and the run was not cancelled.
+        execution_time: Seconds that the run took, earlier sittings of a resumed run included.
+        total_cost: USD, the sum of the known prices.
+        cost_per_step: USD by step; ``None`` where the price is unknown.
+        token_usage: Tokens and calls by step.
+        step_outputs: Validated value by step, of the steps that have one.
+        step_metadata: By step ``attempts``, ``seconds``, ``cached``, ``input_tokens``, ``output_tokens``,
+            ``tool_calls``, for agent steps ``model``, and what its runner noted besides.
+        final_output: The value of the pipeline's final step; see :meth:`get_final_output_or_last_step`.
+        inputs: Values that no step made, by name, as the run took them when it began.
+        learned_facts: Facts that steps recorded in this run.
+        saved_memories: Memories of this pipeline that survive runs.
+        failed_steps: Names of the steps that failed.
+        error_details: Type, message and the user's own traceback lines by failed step.
+        run_id: The run's id, under which storage knows it.
+        cancelled: Whether the run was stopped; it can be resumed.
+        timed_out: Whether the run was stopped by its timeout; it can be resumed.
+        unpriced_steps: Steps whose price is unknown, and which ``total_cost`` leaves out.
+        steps: One :class:`StepResult` by name, in definition order.
+        events: What happened, in order.
+        warnings: What the user should know.
+        budget: The run's budget as text; empty without one. See :meth:`budget_shares`.
+        final_step: Name of the step whose value is the final output; empty where no step is.
+    """
+
+    pipeline_name: str
+    success: bool
+    execution_time: float
+    total_cost: float = 0.0
+    cost_per_step: dict[str, float | None] = field(default_factory=dict)
+    token_usage: dict[str, TokenUsage] = field(default_factory=dict)
+    step_outputs: Mapping[str, Any] = field(default_factory=dict)
+    step_metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    final_output: Any = None
+    learned_facts: dict[str, Any] = field(default_factory=dict)
+    saved_memories: dict[str, Any] = field(default_factory=dict)
+    failed_steps: list[str] = field(default_factory=list)
+    error_details: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
+    cancelled: bool = False
+    unpriced_steps: list[str] = field(default_factory=list)
+    steps: dict[str, StepResult] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    budget: str = ""
+    final_step: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    timed_out: bool = False
+
+    def __repr__(self) -> str:
+        ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
+        if self.timed_out:
+            ended = "timed out"
+        elif self.waiting_steps and not self.cancelled and not self.failed_steps:
+            ended = f"waiting for approval of {', '.join(self.waiting_steps)}"
+        known = [f"${self.total_cost:.4f}"] if self.total_cost or not self.unpriced_steps else []
+        cost = " and ".join([*known, *(["unknown prices"] if self.unpriced_steps else [])])
+        return (
+            f"<PipelineResult {self.pipeline_name!r}: {ended}, {len(self.step_outputs)} values, "
+            f"{self.execution_time:.1f} s, {cost}, run {self.run_id or 'not recorded'}"
+            f"{self._final_text()}>"
+        )
+
+    def _final_text(self) -> str:
+        if not self.final_step:
+            return ""
+        if self.final_step not in self.step_outputs:
+            return f", no final output: step {self.final_step!r} has no value"
+        from tagent_nb.formatting import value_text
+
+        step = self.steps.get(self.final_step)
+        return f", final output {value_text(None if step is None else step.output)}"
+
+    def get_step_output(self, step_name: str, expected_type: type[T] = object) -> T | None:  # type: ignore[assignment]
+        """The step's value if it is of ``expected_type``, falsy values too; else ``None``."""
+        if step_name not in self.step_outputs:
+            return None
+        output = self.step_outputs[step_name]
+        return output if isinstance(output, expected_type) else None
+
+    def get_final_output_or_last_step(self) -> Any:
+        """``final_output`` if there is one, falsy ones too; else the value of the step that ended last."""
+        if self.final_output is not None or self.final_step in self.step_outputs:
+            return self.final_output
+        last: str | None = None
+        latest = float("-inf")
+        for name in self.step_outputs:
+            step = self.steps.get(name)
+            ended = step.ended_at if step is not None and step.ended_at is not None else latest
+            if ended >= latest:
+                last, latest = name, ended
+        return None if last is None else self.step_outputs[last]
+
+    def __getitem__(self, step: str) -> Any:
+        """The value of a step.
+
+        Raises:
+            UnknownStepError: The step has no value in this result; the message says why.
+            NotStoredError: It had one, which could not be stored.
+        """
+        if step not in self.step_outputs:
+            from tagent_nb.results.frames import steps_of
+            from tagent_nb.results.outcomes import no_value
+
+            raise UnknownStepError(no_value(steps_of(self), step, self.run_id or self.pipeline_name))
+        return self.step_outputs[step]
+
+    def keys(self) -> KeysView[str]:
+        """Names of the steps that have a value, in their order: so that ``dict(result)`` maps them."""
+        return self.step_outputs.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.step_outputs)
+
+    def __len__(self) -> int:
+        """How many steps have a value."""
+        return len(self.step_outputs)
+
+    def __bool__(self) -> bool:
+        """A result is true, whatever it holds; ask :attr:`success` how the run ended."""
+        return True
+
+    def __contains__(self, step: object) -> bool:
+        return step in self.step_outputs
+
+    if not TYPE_CHECKING:  # pragma: no branch: checkers would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """The value of a step; one that is called as an attribute is read as ``result[name]`` only."""
+            outputs = self.__dict__.get("step_outputs", {})
+            if name in outputs:
+                return outputs[name]
+            raise self._no_attribute(name)
+
+    def _no_attribute(self, name: str) -> AttributeError:
+        if name.startswith("_"):
+            return AttributeError(f"'PipelineResult' object has no attribute {name!r}")
+        from tagent_nb.pipeline import RESULT, foreign_attribute
+        from tagent_nb.results.frames import steps_of
+        from tagent_nb.results.outcomes import no_value
+
+        if name in RESULT:
+            return foreign_attribute(self, name, RESULT)
+        steps = steps_of(self)
+        if name in steps:
+            return AttributeError(no_value(steps, name, self.run_id or self.pipeline_name))
+        known = [*steps, *(one for one in dir(type(self)) if not one.startswith("_"))]
+        listed = ", ".join(steps) or "none"
+        return AttributeError(
+            f"A result has neither a step nor an attribute {name!r}.{did_you_mean(name, known)} "
+            f"Steps: {listed}."
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.step_outputs})
+
+    def summary(self) -> str:
+        """The run in words, one line a step: status, seconds, tokens, USD, and what went wrong."""
+        from tagent_nb.results.summary import summary
+
+        return summary(self)
+
+    @property
+    def waiting_steps(self) -> list[str]:
+        """Steps that wait, in a run that has ended: for somebody's approval. See
+        :meth:`PipelineExecutor.pending_approvals`."""
+        return [name for name, step in self.steps.items() if step.status is StepStatus.WAITING]
+
+    @property
+    def saved_cost(self) -> float:
+        """USD that the cache saved, as far as prices are known."""
+        return sum(step.saved_cost or 0.0 for step in self.steps.values())
+
+    def budget_shares(self) -> list[Share]:
+        """How far each measure of the run's budget is used up; nothing without a budget."""
+        from tagent_nb.pipeline import Budget, shares
+
+        if not self.budget:
+            return []
+        usage = sum(self.token_usage.values(), TokenUsage())
+        return shares(Budget.of(self.budget), usage, self.total_cost, unpriced=bool(self.unpriced_steps))
+
+    # -- frames (see results.py) ----------------------------------------------------
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step, indexed by step name.
+
+        Columns: ``status``, ``value`` (a short text), ``attempts``, ``seconds``,
+        ``input_tokens``, ``output_tokens`` (missing where a provider told none), ``cost`` (USD, NaN when
+        unknown), ``saved_cost``, ``error``.
+        """
+        from tagent_nb.results import steps_frame
+
+        return steps_frame(self)
+
+    def output_frame(self, step: str) -> pd.DataFrame:
+        """A step's value as rows and columns with dtypes; an item a row for a mapped step.
+
+        Raises:
+            UnknownStepError: The step has neither a value nor items.
+        """
+        from tagent_nb.results import output_frame
+
+        return output_frame(self, step)
+
+    def usage_frame(self) -> pd.DataFrame:
+        """Tokens, calls, USD and USD saved by step, with a ``total`` row."""
+        from tagent_nb.results import usage_frame
+
+        return usage_frame(self)
+
+    def events_frame(self) -> pd.DataFrame:
+        """One row an event: ``at`` (UTC), ``event``, ``step``, ``item``, ``attempt``, ``detail``."""
+        from tagent_nb.results import events_frame
+
+        return events_frame(self)
+
+    def to_csv(self, path: str | Path, step: str | None = None) -> None:
+        """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as CSV."""
+        from tagent_nb.results import write_frame
+
+        write_frame(self, path, step, "csv")
+
+    def to_parquet(self, path: str | Path, step: str | None = None) -> None:
+        """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as Parquet."""
+        from tagent_nb.results import write_frame
+
+        write_frame(self, path, step, "parquet")
+
+    # -- storing ----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data (events left out).
+
+        Raises:
+            EncodeError: A value cannot be stored; the message has the path to it.
+        """
+        from tagent_nb.results.json import result_to_dict
+
+        return result_to_dict(self)
+
+    def to_json(self, path: str | Path | None = None, *, indent: int | None = 2) -> str:
+        """:meth:`to_dict` as JSON text, also written to ``path`` if one is given."""
+        from tagent_nb.results.json import result_to_json
+
+        return result_to_json(self, path, indent=indent)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, schemas: Iterable[type[BaseModel]] = ()) -> PipelineResult:
+        """Rebuild a result from :meth:`to_dict`; values of models that ``schemas`` lacks come back as dicts.
+
+        Raises:
+            CorruptRecordError: The data is not that of a result.
+            FormatVersionError: It was written by a newer version of tagent-nb.
+        """
+        from tagent_nb.results.json import result_from_dict
+
+        return result_from_dict(data, schemas=schemas)
+
+    @classmethod
+    def from_json(cls, text: str, *, schemas: Iterable[type[BaseModel]] = ()) -> PipelineResult:
+        """Rebuild a result; values of models that ``schemas`` lacks come back as dicts."""
+        from tagent_nb.results.json import result_from_json
+
+        return result_from_json(text, schemas=schemas)
+
+    def to_pickle(self) -> bytes:
+        """The result as a pickle. See :meth:`from_pickle`."""
+        from tagent_nb.serde import to_pickle
+
+        return to_pickle(self)
+
+    @classmethod
+    def from_pickle(cls, blob: bytes) -> PipelineResult:
+        """Rebuild from :meth:`to_pickle`. A pickle can run code: load only what you wrote yourself."""
+        from tagent_nb.serde import from_pickle
+
+        return from_pickle(blob, cls)
+
+    def _repr_html_(self) -> str:
+        from tagent_nb.results import result_html
+
+        return result_html(self)

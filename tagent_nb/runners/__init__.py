@@ -1,0 +1,71 @@
+"""How a step gets its value: Python, agents, planners, tools and models."""
+
+from tagent_nb.lazy_face import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "agent.runner": ("AgentRunner",),
+        "base": (
+            "Quirks",
+            "Refusal",
+            "StepContext",
+            "StepRunner",
+            "UNKNOWN_REASON",
+        ),
+        "calls": (
+            "CallGate",
+            "ToolCall",
+            "call_refused",
+            "edited_call",
+            "edited_failure",
+        ),
+        "execution.traceback": ("user_traceback",),
+        "middleware.budget": ("BudgetGate",),
+        "middleware.canonical_request": ("plain",),
+        "middleware.ledger": ("Ledger",),
+        "middleware.otel": ("traced",),
+        "middleware.rate_limit": ("LimitsGate",),
+        "middleware.replay": (
+            "ReplayGate",
+            "Tape",
+            "Unit",
+        ),
+        "middleware.tracing": ("Tracing",),
+        "models.clients": (
+            "Models",
+            "settings_problems",
+        ),
+        "models.identity": ("model_parts",),
+        "models.local": (
+            "ABOUT",
+            "install_model",
+            "model_status",
+        ),
+        "models.resolve": (
+            "check_model",
+            "model_name",
+            "models_behind",
+            "price",
+            "unpriced",
+        ),
+        "models.settings": (
+            "misspelt_limits",
+            "misspelt_prices",
+        ),
+        "planner.runner": ("PlanRunner",),
+        "python": ("PythonRunner",),
+        "tools.mcp": ("tools_from",),
+        "tools.registry": (
+            "Marks",
+            "marks_of",
+            "named_tools",
+            "registered_tools",
+            "step_context",
+            "tool",
+            "tool_name",
+            "tool_problems",
+            "tools_for",
+        ),
+    },
+)

@@ -1,0 +1,251 @@
+"""How a step gets its value: the protocol of runners, and the context of one attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tagent_nb.events import (
+    NO_USAGE,
+    Event,
+    FactLearned,
+    MemorySaved,
+    StepGoesOn,
+    StepProgress,
+    StepStreamed,
+    StepWaiting,
+    TokenUsage,
+)
+from tagent_nb.pipeline import PipelineStep, Price
+from tagent_nb.redaction import hide, redact
+from tagent_nb.serde import own_copy, to_tree
+
+if TYPE_CHECKING:
+    from tagent_nb.runners.calls import CallGate
+
+
+def _ignore(event: Event) -> None:
+    """Where nobody listens."""
+
+
+def _uncounted(step: str, usage: TokenUsage, cost: float | None) -> None:
+    """Where nobody counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A value of an earlier attempt that the user sent back, and her reason."""
+
+    value: Any
+    reason: str
+
+
+UNKNOWN_REASON = "unknown_finish_reason"
+"""Where the metadata of an attempt, and of an answer, has a finish reason whose meaning is not known."""
+
+
+@dataclass
+class Quirks:
+    """What a run has learnt of the servers of its models.
+
+    Attributes:
+        unstreamed: Models that are asked without streaming; see
+            :func:`~tagent_nb.runners.models.openai_protocol.unstreamed_key`.
+        unusable: Steps and items whose last answer had to be paid and could not be used.
+    """
+
+    unstreamed: set[str] = field(default_factory=set)
+    unusable: set[tuple[str, str | None]] = field(default_factory=set)
+
+
+@dataclass
+class StepContext:
+    """Everything one attempt of a step may see and say. Python steps get it as ``context``.
+
+    Attributes:
+        run_id: The run.
+        pipeline: The pipeline's name.
+        step: The step's name.
+        item: The row's key in a mapped step, else ``None``.
+        attempt: Counted from 1.
+        inputs: Values of the steps it reads, by name. In a mapped step the name of the source
+            stands for the current item.
+        shared: The pipeline's ``shared_context``.
+        constraints: The pipeline's constraints and the step's own.
+        instructions: System prompt of the user's own: the step's, else the pipeline's.
+        facts: Facts learned earlier in this run.
+        memories: Saved memories of this pipeline.
+        namespace: Names that a Python body sees, such as the notebook's.
+        model: Model of this step: a string or a pydantic-ai model object.
+        idempotency_key: The same for every attempt at the same work; give it to services that
+            accept one, since an effect may happen more than once.
+        emit: Takes an event; usable from any thread.
+        usage: Tokens and calls spent by this attempt, failed ones included.
+        cost: USD spent by this attempt; ``None`` when a price is unknown.
+        metadata: Plain data that ends in ``result.step_metadata``.
+        gates: What each call to a model or a tool passes; see :mod:`tagent_nb.runners.calls`.
+        offline: Whether no model may be asked: every answer comes from a gate.
+        prices: The user's own prices by model.
+        refusals: Values of earlier attempts that the user sent back, oldest first.
+        on_spend: Told of everything that is spent, with the step's name; on any thread.
+        learned: Facts and memories of this attempt so far, as events.
+        limit: The timeout of the attempt, where it has one.
+        watched: Whether somebody listens to what the step prints; else it is printed where all is, and
+            answers are not streamed.
+        quirks: What the run has learnt of the servers of its models.
+    """
+
+    run_id: str
+    pipeline: str
+    step: str
+    item: str | None = None
+    attempt: int = 1
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    constraints: list[str] = field(default_factory=list)
+    instructions: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    memories: Mapping[str, Any] = field(default_factory=dict)
+    namespace: Mapping[str, Any] = field(default_factory=dict)
+    model: Any = None
+    idempotency_key: str = ""
+    emit: Callable[[Event], None] = _ignore
+    usage: TokenUsage = NO_USAGE
+    cost: float | None = 0.0
+    metadata: dict[str, Any] = field(default_factory=dict)
+    gates: Sequence[CallGate] = ()
+    offline: bool = False
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
+    refusals: Sequence[Refusal] = ()
+    learned: Sequence[Event] = ()
+    limit: asyncio.Timeout | None = None
+    watched: bool = True
+    quirks: Quirks = field(default_factory=Quirks)
+    tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
+    _waits: int = field(default=0, init=False, repr=False)
+    _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)
+
+    @cached_property
+    def stop(self) -> threading.Event:
+        """Set when the attempt is cancelled or timed out; long loops may look at it."""
+        return threading.Event()
+
+    def learn(self, key: str, value: Any) -> None:
+        """Record a fact for the later steps of this run, once this attempt succeeds.
+
+        Raises:
+            EncodeError: The value cannot be stored; the message has the path to it.
+        """
+        to_tree(value, path=f"fact {key!r}")
+        value = own_copy(value)
+        self.emit(FactLearned(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
+
+    def save_memory(self, key: str, value: Any) -> None:
+        """Save a memory that later runs of this pipeline see, once this attempt succeeds.
+
+        Raises:
+            EncodeError: The value cannot be stored; the message has the path to it.
+        """
+        to_tree(value, path=f"memory {key!r}")
+        value = own_copy(value)
+        self.emit(MemorySaved(run_id=self.run_id, step=self.step, item=self.item, key=key, value=value))
+
+    def write(self, text: str) -> None:
+        """Show text in this step's area while it runs, without secrets of the environment."""
+        self.emit(StepStreamed(run_id=self.run_id, step=self.step, item=self.item, text=redact(text)))
+
+    def progress(self, kind: str, **detail: Any) -> None:
+        """Report something that happened, such as a tool call, without secrets of the environment."""
+        shown = hide(detail)[0]
+        self.emit(StepProgress(run_id=self.run_id, step=self.step, item=self.item, kind=kind, detail=shown))
+
+    def spend(self, usage: TokenUsage, cost: float | None, *, counts: float | None = None) -> None:
+        """Add tokens and USD to what this attempt used. ``None`` makes the whole cost unknown.
+
+        Args:
+            usage: Tokens and calls.
+            cost: USD.
+            counts: USD that count against budgets in place of ``cost``, where that is only assumed.
+        """
+        self.usage = self.usage + usage
+        self.cost = None if cost is None or self.cost is None else self.cost + cost
+        self.on_spend(self.step, usage, cost if counts is None else counts)
+
+    @contextmanager
+    def waiting(self, reason: str, seconds: float | None = None) -> Iterator[None]:
+        """Wait for somebody else inside this block: the step shows as WAITING, and its timeout stands still.
+
+        On the run's loop only.
+
+        Args:
+            reason: What it waits for, in words.
+            seconds: How long at least; ``None`` when nobody can say.
+        """
+        if not self._waits:
+            self._stop_clock()
+        self._waits += 1
+        self.emit(
+            StepWaiting(run_id=self.run_id, step=self.step, item=self.item, reason=reason, seconds=seconds)
+        )
+        try:
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                self._start_clock()
+                self.emit(StepGoesOn(run_id=self.run_id, step=self.step, item=self.item))
+
+    def _stop_clock(self) -> None:
+        ends = None if self.limit is None or self.limit.expired() else self.limit.when()
+        if self.limit is not None and ends is not None:
+            self._stopped = (ends, asyncio.get_running_loop().time())
+            self.limit.reschedule(None)
+
+    def _start_clock(self) -> None:
+        if self.limit is not None and self._stopped is not None:
+            ends, began = self._stopped
+            self._stopped = None
+            self.limit.reschedule(ends + asyncio.get_running_loop().time() - began)
+
+
+class ToolContext(StepContext):
+    """The context of a step as one call of a tool sees it: the same one, with a key of the call's own."""
+
+    _key: str
+    __slots__ = ("_key",)
+
+    @classmethod
+    def of(cls, context: StepContext, key: str) -> ToolContext:
+        """A view of ``context``: what is spent, learned and noted on one of them is on both."""
+        found = object.__new__(cls)
+        found.__dict__ = context.__dict__
+        found._key = key
+        return found
+
+    @property
+    def idempotency_key(self) -> str:  # type: ignore[override]  # nobody sets a step's key
+        """The same whenever the same call is made for the same work."""
+        return self._key
+
+
+class StepRunner(Protocol):
+    """Turns a step into its value. ``version`` is part of the fingerprint: raise it when equal
+    inputs may give another value than before. A runner whose calls all pass the context's gates says
+    so by an attribute ``replays = True``; an offline run asks no other."""
+
+    version: str
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        """Return the value of one attempt.
+
+        Raises:
+            StepError: Another attempt cannot help.
+            Exception: Anything else is retried as the step says.
+        """
+        ...

@@ -1,0 +1,54 @@
+"""The gate that keeps calls within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tagent_nb.runners.calls import CallGate, ModelCall
+from tagent_nb.runners.middleware.ledger import Estimate, Ledger
+from tagent_nb.runners.models.accounting import counted, estimate, input_tokens
+from tagent_nb.runners.models.resolve import model_name
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
+
+
+class BudgetGate(CallGate):
+    """Lets a request to a model pass when it fits into the budgets of its run and its step.
+
+    While a request is under way, what it may take is reserved: its question, by the rule of
+    :func:`~tagent_nb.runners.models.accounting.input_tokens`, and the longest answer that its ``max_tokens``
+    allow or, without these, that the model has given so far. Before the first answer of such a model nobody
+    knows, and its first request is made alone. Where questions have taken more than the rule says, as in
+    a language of other letters, more is reserved from then on.
+
+    Args:
+        ledger: Knows the budgets and what is spent.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._longest: dict[str, int] = {}
+        self._factors: dict[str, float] = {}
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Ask when the budget allows it.
+
+        Raises:
+            BudgetExceededError: It does not.
+        """
+        name = model_name(call.context.model)
+        sent = input_tokens(call)
+
+        def expected() -> Estimate:
+            return estimate(call, sent, self._longest.get(name), self._factors.get(name, 1.0))
+
+        async with self.ledger.reserved(call.context, expected):
+            response = await proceed(call)
+        used = counted(response)
+        self._longest[name] = max(self._longest.get(name, 0), used.output_tokens)
+        self._factors[name] = max(self._factors.get(name, 1.0), used.input_tokens / max(1, sent))
+        return response

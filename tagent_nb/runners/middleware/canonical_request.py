@@ -1,0 +1,145 @@
+"""Calls to models and tools in a form that is the same whenever the same is asked.
+
+Two calls are the same if model, settings, tools, form of the answer, instructions and conversation are.
+What differs from run to run (times, ids, tokens, a provider's own notes) does not count, and secrets of
+the environment are replaced before anything is hashed or kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.runners.calls import ModelCall, ToolCall
+from tagent_nb.runners.execution.traceback import redact
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+    from pydantic_ai.tools import ToolDefinition
+
+SHOWN = 4_000
+"""Characters of a question that are kept to tell how another one differs."""
+
+_SILENT = frozenset({"max_retries", "timeout", "extra_headers", "stream"})
+"""Settings that are about the connection, and may hold a key."""
+
+_PART = ("part_kind", "content", "tool_name", "args", "tool_call_id", "outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call in canonical form.
+
+    Attributes:
+        key: SHA-256 over the components.
+        components: Named parts of the call and their SHA-256, to tell what differs.
+        says: The end of the question, as text.
+    """
+
+    key: str
+    components: Mapping[str, str]
+    says: str
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Plain data that tells this call from others."""
+        return {"components": dict(self.components), "says": self.says}
+
+
+def model_request(call: ModelCall, model: str) -> Request:
+    """The canonical form of a request to the model of this name."""
+    messages, says = _conversation(call.messages)
+    parameters = call.parameters
+    settings = {
+        name: value
+        for name, value in {**(call.model.settings or {}), **(call.settings or {})}.items()
+        if name not in _SILENT
+    }
+    form = parameters.output_object
+    return _request(
+        {
+            "model": model,
+            "settings": settings,
+            "tools": [_tool(tool) for tool in parameters.function_tools],
+            "answer": [
+                parameters.output_mode,
+                parameters.allow_text_output,
+                [_tool(tool) for tool in parameters.output_tools],
+                None if form is None else [form.name, form.description, form.json_schema],
+            ],
+            "instructions": [getattr(message, "instructions", None) for message in call.messages],
+            "messages": messages,
+        },
+        says,
+    )
+
+
+def tool_request(call: ToolCall) -> Request:
+    """The canonical form of a call of a tool."""
+    arguments = plain(call.arguments)
+    return _request({"tool": call.tool, "arguments": arguments}, f"{call.tool}({_json(arguments)})")
+
+
+def plain(value: Any) -> Any:
+    """``value`` as a model sees it: JSON-able data, without secrets of the environment."""
+    from pydantic_core import to_jsonable_python
+
+    return _clean(to_jsonable_python(value, fallback=repr, inf_nan_mode="null", bytes_mode="base64"))
+
+
+def _request(parts: Mapping[str, Any], says: str) -> Request:
+    components = {name: _digest(plain(part)) for name, part in parts.items()}
+    key = _digest(components)
+    return Request(key, components, redact(says)[-SHOWN:])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_json(value).encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(str(name)): _clean(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_clean(one) for one in value]
+    return value
+
+
+def _tool(tool: ToolDefinition) -> list[Any]:
+    return [tool.name, tool.description, tool.parameters_json_schema]
+
+
+def _conversation(messages: Sequence[ModelMessage]) -> tuple[list[Any], str]:
+    """What was said, by whom, with ids of calls counted from 1; and the last question as text."""
+    from pydantic_ai.messages import ModelMessagesTypeAdapter
+
+    numbers: dict[str, int] = {}
+    said = []
+    for message in ModelMessagesTypeAdapter.dump_python(list(messages), mode="json"):
+        parts = []
+        for part in message["parts"]:
+            kept = {name: part[name] for name in _PART if part.get(name) is not None}
+            if "tool_call_id" in kept:
+                kept["tool_call_id"] = numbers.setdefault(kept["tool_call_id"], len(numbers) + 1)
+            if isinstance(kept.get("args"), str):
+                kept["args"] = _parsed(kept["args"])
+            parts.append(kept)
+        said.append([message["kind"], parts])
+    asked = [part.get("content") for part in (said[-1][1] if said else ())]
+    return said, "\n".join(one if isinstance(one, str) else _json(plain(one)) for one in asked)
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments

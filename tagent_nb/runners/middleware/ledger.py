@@ -1,0 +1,200 @@
+"""What a run has spent and may still spend, while its steps spend it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from tagent_nb.errors import BudgetExceededError
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline import Budget, Share, amount_text, spent_amounts
+from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.middleware.notify import Changes
+
+TINY = 1e-9
+"""Part of an amount that is no amount: sums of USD are never exact."""
+
+Estimate = Mapping[str, tuple[float, float | None]]
+"""Of a call, by measure: what it takes at least (its question), and at most as far as anybody knows."""
+
+
+@dataclass
+class Account:
+    """One budget: the run's, or that of a step.
+
+    Attributes:
+        budget: Most that may be spent.
+        step: The step; empty for the whole run.
+        spent: What is spent, by measure.
+        unpriced: Steps that spent USD which nobody knows.
+        assumed: Whether ``spent`` has tokens that no provider told, and what they cost.
+    """
+
+    budget: Budget
+    step: str = ""
+    spent: dict[str, float] = field(default_factory=lambda: spent_amounts(TokenUsage(), 0.0))
+    unpriced: list[str] = field(default_factory=list)
+    assumed: bool = False
+    _open: list[Estimate] = field(default_factory=list)
+
+    def spend(self, step: str, usage: TokenUsage, cost: float | None) -> None:
+        """Count what was spent."""
+        for measure, amount in spent_amounts(usage, cost).items():
+            self.spent[measure] += amount
+        self.assumed = self.assumed or usage.unmeasured
+        if cost is None and step not in self.unpriced:
+            self.unpriced.append(step)
+
+    def reserved(self, measure: str) -> float:
+        """What calls under way are expected to take."""
+        return sum(least if most is None else most for least, most in (one[measure] for one in self._open))
+
+    def fits(self, step: str, estimate: Estimate) -> bool:
+        """Whether a call may be made now; else it may be when a call under way has ended.
+
+        A call that would be the only one may be made if its question fits: then nothing but its own
+        answer can exceed the budget. Beside others it may be made if it fits with the most that all
+        of them may take.
+
+        Raises:
+            BudgetExceededError: It does not fit, whatever the calls under way take.
+        """
+        if self.unpriced and self.budget.usd is not None:
+            raise self._unknown(step)
+        fits = True
+        for measure, limit in self.budget.limits().items():
+            least, most = estimate[measure]
+            spent = self.spent[measure]
+            if spent + least > limit + TINY or (spent > limit - TINY and most != 0):
+                raise self._exceeded(step, measure, least)
+            if self._open:
+                known = most is not None and all(one[measure][1] is not None for one in self._open)
+                fits = fits and known and spent + self.reserved(measure) + (most or 0.0) <= limit + TINY
+        return fits
+
+    def open(self, estimate: Estimate) -> None:
+        """Reserve what a call may take."""
+        self._open.append(estimate)
+
+    def close(self, estimate: Estimate) -> None:
+        """Give back what was reserved; what the call took is spent by now."""
+        # By identity: two calls may be expected to take the same.
+        self._open = [one for one in self._open if one is not estimate]
+
+    def shares(self) -> list[Share]:
+        """How far each measure is used up."""
+        exact = dict.fromkeys(("usd", "tokens"), "about") if self.assumed else {}
+        return [
+            Share(measure, self.spent[measure], self.reserved(measure), limit, exact.get(measure, ""))
+            for measure, limit in self.budget.limits().items()
+        ]
+
+    def _whose(self, step: str) -> str:
+        return f"the budget of step {self.step!r}" if self.step else f"step {step!r}: the run's budget"
+
+    def _exceeded(self, step: str, measure: str, least: float) -> BudgetExceededError:
+        limit = self.budget.limits()[measure]
+        spent = self.spent[measure]
+        says = self._whose(step)
+        about = " (in part assumed: not every answer came with its tokens)" if self.assumed else ""
+        asked = f", and the question alone takes about {amount_text(measure, least)}" if least else ""
+        return BudgetExceededError(
+            f"{says[0].upper()}{says[1:]} is used up: {amount_text(measure, spent)} of "
+            f"{amount_text(measure, limit)} spent{about}{asked}. What is finished is kept. {self._remedy()}",
+            step=step,
+            spent=spent,
+            limit=limit,
+            measure=measure,
+        )
+
+    def _remedy(self) -> str:
+        if self.step:
+            return f"Give step {self.step!r} a higher budget, and resume the run."
+        return (
+            "Resume with a higher budget: execute(resume=True, budget=...), "
+            "or %tagent_run --resume --budget AMOUNT."
+        )
+
+    def _unknown(self, step: str) -> BudgetExceededError:
+        says = self._whose(step)
+        return BudgetExceededError(
+            f"{says[0].upper()}{says[1:]} is {amount_text('usd', self.budget.usd or 0.0)}, but what step "
+            f"{self.unpriced[0]!r} spent has no known price, so nobody can say what is left. Give its "
+            "model a price (prices={...}), or set a budget of tokens or requests.",
+            step=step,
+            spent=self.spent["usd"],
+            limit=self.budget.usd or 0.0,
+            measure="usd",
+        )
+
+
+class Ledger:
+    """The accounts of one run.
+
+    Args:
+        run: The run's budget, if it has one.
+        steps: Budgets by step.
+        before: What earlier sittings of the run spent, by step; USD ``None`` when unknown.
+    """
+
+    def __init__(
+        self,
+        run: Budget | None = None,
+        steps: Mapping[str, Budget] | None = None,
+        before: Mapping[str, tuple[TokenUsage, float | None]] | None = None,
+    ) -> None:
+        self.run = None if run is None else Account(run)
+        self.steps = {name: Account(budget, name) for name, budget in (steps or {}).items()}
+        self._changes = Changes()
+        for name, (usage, cost) in (before or {}).items():
+            self.spend(name, usage, cost)
+
+    def __bool__(self) -> bool:
+        """Whether anything is limited."""
+        return self.run is not None or bool(self.steps)
+
+    def spend(self, step: str, usage: TokenUsage, cost: float | None) -> None:
+        """Count what a step spent. On the run's loop only."""
+        for account in self._accounts(step):
+            account.spend(step, usage, cost)
+
+    def shares(self) -> list[Share]:
+        """How far the run's budget is used up; nothing without one."""
+        return [] if self.run is None else self.run.shares()
+
+    @asynccontextmanager
+    async def reserved(self, context: StepContext, expected: Callable[[], Estimate]) -> AsyncIterator[None]:
+        """Wait until a call fits into the budgets of its run and step; reserve what it may take meanwhile.
+
+        Args:
+            context: Of the attempt that makes the call.
+            expected: What the call takes, as far as is known at the moment.
+
+        Raises:
+            BudgetExceededError: It does not fit.
+        """
+        accounts = self._accounts(context.step)
+        estimate = expected()
+        if not self._fits(accounts, context.step, estimate):
+            with context.waiting("the rest of the budget, which calls under way may use up"):
+                while not self._fits(accounts, context.step, estimate):
+                    await self._changes.wait()
+                    estimate = expected()
+        for account in accounts:
+            account.open(estimate)
+        try:
+            yield
+        finally:
+            for account in accounts:
+                account.close(estimate)
+            self._changes.tell()
+
+    def _accounts(self, step: str) -> list[Account]:
+        return [one for one in (self.run, self.steps.get(step)) if one is not None]
+
+    @staticmethod
+    def _fits(accounts: list[Account], step: str, estimate: Estimate) -> bool:
+        # All are asked, not only until one says no: one behind it may know that waiting is in vain.
+        answers = [account.fits(step, estimate) for account in accounts]
+        return all(answers)

@@ -1,0 +1,292 @@
+"""Models by name: which there are, whether they can be used, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
+from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline import Price
+from tagent_nb.runners.execution.traceback import redact
+from tagent_nb.runners.models import local
+from tagent_nb.user_objects import class_name, message_of, safe_repr
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
+    from pydantic_ai.models import Model
+
+OLLAMA_URL = "http://localhost:11434/v1"
+"""Where Ollama listens unless ``OLLAMA_BASE_URL`` says otherwise."""
+
+_VARIABLE = re.compile(r"`([A-Z][A-Z0-9_]*)`")
+_EXTRA = re.compile(r"pydantic-ai-slim\[([a-z-]+)\]")
+_WITHOUT_KEY = "Without a key there are model='local' (see `tagent-nb model install`) and model='test'."
+
+
+def is_local(model: object) -> bool:
+    """Whether this names the model that comes with tagent-nb."""
+    return model in ("local", local.NAME) if isinstance(model, str) else False
+
+
+def model_name(model: Any) -> str:
+    """The name of a model as results and fingerprints show it; empty without one."""
+    if model is None:
+        return ""
+    if isinstance(model, str):
+        return local.NAME if is_local(model) else model
+    behind = models_behind(model)
+    if len(behind) > 1:
+        return f"fallback:{','.join(model_name(one) for one in behind)}"
+    system, name = getattr(model, "system", ""), getattr(model, "model_name", "")
+    if system == local.SYSTEM:
+        return str(name)
+    return f"{system}:{name}" if name else type(model).__name__
+
+
+def check_model(model: Any) -> None:
+    """Check that a model can be used, without asking it anything and without the network.
+
+    Raises:
+        UnknownModelError: There is no such provider, or no model at all.
+        MissingKeyError: The provider's key, or another setting of it, is not in the environment.
+        MissingExtraError: The provider's package, or the local model, is not installed.
+    """
+    if is_local(model):
+        local.check()
+    else:
+        resolve_model(model)
+
+
+def resolve_model(model: Any) -> Model[Any]:
+    """The pydantic-ai model for a name such as ``"openai:gpt-5"``, ``"local"`` or ``"test"``.
+
+    A pydantic-ai model object comes back as it is. ``"local"`` starts the local model, which takes
+    about a second the first time. Keys are read from the environment now.
+
+    Raises:
+        ModelError: As :func:`check_model`.
+    """
+    from pydantic_ai.exceptions import UserError
+    from pydantic_ai.models import Model, infer_model
+
+    if isinstance(model, Model):
+        return model
+    if is_local(model):
+        return local.model()
+    if model is None:
+        raise UnknownModelError(
+            "No model is set. Give the pipeline one: Pipeline(..., model='local') or "
+            "%tagent_pipeline NAME --model local."
+        )
+    if not isinstance(model, str):
+        raise UnknownModelError(
+            f"A model must be a name such as 'openai:gpt-5' or a pydantic-ai model, "
+            f"not {class_name(model)} ({safe_repr(model)})."
+        )
+    try:
+        return infer_model(model, _provider) if model.startswith("ollama:") else infer_model(model)
+    except UserError as error:
+        raise _refused(model, str(error)) from None
+    except ImportError as error:
+        raise _not_installed(model, str(error)) from None
+    except Exception as error:  # providers of other packages check their settings in their own ways
+        raise ModelError(f"Model {model!r} cannot be used: {redact(message_of(error))}") from error
+
+
+def _provider(name: str) -> Any:
+    """Ollama, which needs neither a key nor an address when it runs on this machine."""
+    from pydantic_ai.providers.ollama import OllamaProvider
+
+    return OllamaProvider(base_url=os.environ.get("OLLAMA_BASE_URL") or OLLAMA_URL)
+
+
+def stand_in(model: Any) -> Model[Any]:
+    """A model that looks like the one of this name, for runs that ask nobody. It needs no key.
+
+    Raises:
+        ModelError: There is no such provider or model, or its package is not installed.
+    """
+    from pydantic_ai.models import infer_model
+
+    if is_local(model):
+        return local.stand_in()
+    try:
+        return resolve_model(model)
+    except MissingKeyError:
+        try:
+            return infer_model(model, _keyless)
+        except Exception as error:  # each provider asks for its settings in its own way
+            raise ModelError(f"Model {model!r} cannot be replayed without its settings: {error}") from error
+
+
+def _keyless(name: str) -> Any:
+    from pydantic_ai.providers import infer_provider_class
+
+    provider: Any = infer_provider_class(name)
+    return provider(api_key="offline")
+
+
+def _refused(model: str, message: str) -> ModelError:
+    if message.startswith("Unknown model"):
+        return UnknownModelError(_unknown(model))
+    variables = _VARIABLE.findall(message)
+    if not variables:
+        return MissingKeyError(f"Model {model!r} cannot be used: {message} {_WITHOUT_KEY}")
+    name = variables[0]
+    return MissingKeyError(
+        f"Model {model!r} needs the environment variable {name}, which is not set. Set it before the run, "
+        f"for example: import os, getpass; os.environ[{name!r}] = getpass.getpass('{name}: '). {_WITHOUT_KEY}"
+    )
+
+
+def _unknown(model: str) -> str:
+    provider, colon, _ = model.partition(":")
+    if provider.startswith("local"):
+        return f"There is no model {model!r}. The local model is 'local' (its full name is {local.NAME!r})."
+    if not colon:
+        return f"There is no model {model!r}. Name its provider too, as in 'openai:gpt-5'."
+    known = provider_names()
+    return (
+        f"Model {model!r}: there is no provider {provider!r}.{did_you_mean(provider, known)} "
+        f"Known: {', '.join(known)}."
+    )
+
+
+def _not_installed(model: str, message: str) -> MissingExtraError:
+    found = _EXTRA.search(message)
+    remedy = f'Run: pip install "pydantic-ai-slim[{found[1]}]"' if found else message
+    return MissingExtraError(f"Model {model!r} needs a package that is not installed. {remedy}")
+
+
+def provider_names() -> list[str]:
+    """Names of providers, for messages."""
+    import pydantic_ai.providers
+
+    files = (one.name for one in pkgutil.iter_modules(pydantic_ai.providers.__path__))
+    return sorted(name.replace("_", "-") for name in files if not name.startswith("_"))
+
+
+# -- prices -----------------------------------------------------------------------------------
+
+
+def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = None) -> float | None:
+    """USD that these tokens cost with this model; ``None`` when its price is unknown.
+
+    The user's own ``prices`` come first. The local model and ``"test"`` cost 0. Other prices are those
+    that come with the installed ``genai-prices``; nothing is downloaded.
+    """
+    own = (prices or {}).get(model_name(model))
+    if own is not None:
+        return own.cost(usage)
+    if not usage or _is_free(model):
+        return 0.0
+    from genai_prices import Usage, calc_price
+
+    provider, _, name = model_name(model).partition(":")
+    tokens = Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cached_tokens,
+    )
+    try:
+        return float(calc_price(tokens, name, provider_id=provider or None).total_price)
+    except (LookupError, ValueError):
+        return None
+
+
+def models_behind(model: Any) -> list[Any]:
+    """The models that may answer: those behind a fallback, else the model itself."""
+    behind = getattr(model, "models", None) or ()
+    return [one for each in behind for one in models_behind(each)] or [model]
+
+
+def profiles_behind(model: Model[Any]) -> list[Any]:
+    """What the models that may answer can do, as pydantic-ai's profiles. A fallback has none of its own."""
+    return [one.profile for one in models_behind(model)]
+
+
+def supports(model: Model[Any], feature: str, default: bool) -> bool:
+    """Whether all models that may answer can do something, by its name in pydantic-ai's profiles."""
+    return all(profile.get(feature, default) for profile in profiles_behind(model))
+
+
+def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]:
+    """Names of the models that may answer and whose price nobody knows."""
+    used = TokenUsage(input_tokens=1, output_tokens=1)
+    return [model_name(one) for one in models_behind(model) if price(one, used, prices) is None]
+
+
+ASSUMED_INPUT, ASSUMED_OUTPUT = "assumed_input_tokens", "assumed_output_tokens"
+"""Details of an answer's usage that are noted where its provider told none."""
+
+
+def is_measured(response: ModelResponse) -> bool:
+    """Whether the provider told how many tokens an answer took."""
+    used = response.usage
+    return not used.unmeasured_requests and bool(used.input_tokens or used.output_tokens)
+
+
+def usage_of(response: ModelResponse) -> TokenUsage:
+    """Tokens that one answer took; where its provider told none, those that are assumed."""
+    used = response.usage
+    return TokenUsage(
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        cached_tokens=used.cache_read_tokens,
+        reasoning_tokens=used.output_reasoning_tokens,
+        requests=1,
+        assumed_input_tokens=used.details.get(ASSUMED_INPUT, 0),
+        assumed_output_tokens=used.details.get(ASSUMED_OUTPUT, 0),
+    )
+
+
+def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | None = None) -> float | None:
+    """USD of one answer; ``None`` when nobody knows, as where its provider does not tell its tokens.
+
+    Its tokens at the user's own price of the model (or of the one that answered, as behind a fallback),
+    else what the provider says that it costs, else its tokens at the known price.
+    """
+    answered = _answered(model, response)
+    names = (model_name(model), f"{response.provider_name}:{response.model_name}", model_name(answered))
+    own = next((prices[name] for name in names if name in prices), None) if prices else None
+    told = is_measured(response)
+    if own is not None and (told or own.is_nothing):
+        return own.cost(usage_of(response))
+    if _is_free(answered):
+        return 0.0
+    if response.usage.cost is not None:
+        return float(response.usage.cost)
+    if not told:
+        return None
+    if response.model_name:
+        try:
+            return float(response.cost().total_price)
+        except (LookupError, ValueError):
+            pass  # the provider may call it by a name of its own: the one that was asked may be known
+    return None if answered is None else price(answered, usage_of(response))
+
+
+def _answered(model: Any, response: ModelResponse) -> Any:
+    """The one that answered of the models behind a fallback; ``None`` where the answer names none of them.
+
+    Providers may answer under a longer name than they were asked by, such as ``gpt-4o-2024-08-06``.
+    """
+    behind = models_behind(model)
+    if len(behind) == 1:
+        return behind[0]
+    told = response.model_name or ""
+    named = [
+        one
+        for one in behind
+        if told.startswith(one.model_name) and response.provider_name in (None, one.system)
+    ]
+    return max(named, key=lambda one: len(one.model_name), default=None)
+
+
+def _is_free(model: Any) -> bool:
+    """The local model, and the test model, which asks nobody."""
+    return model == "test" or getattr(model, "system", "") == "test" or model_name(model) == local.NAME

@@ -1,0 +1,109 @@
+"""The tools of a planning step, which calls them itself. Imports pydantic-ai: load it late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_ai import RunContext
+from pydantic_ai.exceptions import ModelRetry, ToolFailed
+from pydantic_ai.models import Model
+from pydantic_ai.toolsets import AbstractToolset, FunctionToolset, ToolsetTool
+from pydantic_ai.usage import RunUsage
+
+from tagent_nb.errors import did_you_mean
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.tools.adapter import told, toolset
+from tagent_nb.runners.tools.registry import marks_of, named_tools
+
+
+class CallFailedError(Exception):
+    """A tool's call gave no result.
+
+    Attributes:
+        passing: Whether the same call may succeed a moment later.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class Toolbox:
+    """The tools of one attempt, by name."""
+
+    def __init__(
+        self,
+        tools: AbstractToolset[Any],
+        known: Mapping[str, ToolsetTool[Any]],
+        call: RunContext[Any],
+        pure: frozenset[str] = frozenset(),
+    ) -> None:
+        self._tools = tools
+        self._known = known
+        self._call = call
+        self._pure = pure
+
+    @classmethod
+    async def of(cls, step: PipelineStep, context: StepContext, model: Model[Any]) -> Toolbox:
+        """The tools that a step may use.
+
+        Raises:
+            StepError: ``tools_filter`` names a tool that does not exist, or one has a reserved name.
+            DefinitionError: A tool cannot be described to a model.
+        """
+        named = named_tools(step)
+        pure = frozenset(name for name, one in named.items() if marks_of(one).effect == "pure")
+        tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named, context))
+        call = RunContext(deps=context, model=model, usage=RunUsage())
+        return cls(tools, await tools.get_tools(call), call, pure)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Their names."""
+        return list(self._known)
+
+    def is_pure(self, tool: str) -> bool:
+        """Whether the same call may be made again as often as somebody likes."""
+        return tool in self._pure
+
+    def described(self) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """Name, description and JSON schema of the arguments of each."""
+        found = [one.tool_def for one in self._known.values()]
+        return [(one.name, one.description or "", one.parameters_json_schema) for one in found]
+
+    def problems(self, tool: str, arguments: Mapping[str, Any], *, complete: bool) -> str:
+        """What is wrong with a call, in words; without ``complete``, with the names of its arguments."""
+        schema = self._known[tool].tool_def.parameters_json_schema
+        known = schema.get("properties", {})
+        wrong = [f"it lacks {name!r}" for name in schema.get("required", ()) if name not in arguments]
+        if schema.get("additionalProperties", True) is False:
+            wrong += [
+                f"it has no {name!r}.{did_you_mean(name, known)}" for name in arguments if name not in known
+            ]
+        if complete and not wrong:
+            try:
+                self._known[tool].args_validator.validate_python(dict(arguments))
+            except ValidationError as error:
+                wrong = [told(error)]
+        return f"wrong arguments for {tool!r}: {'; '.join(wrong)}." if wrong else ""
+
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> Any:
+        """What the tool gives.
+
+        Raises:
+            CallFailedError: It gives nothing; the message is for the model.
+            StepError: The tool ends the step.
+        """
+        known = self._known[tool]
+        try:
+            given = known.args_validator.validate_python(dict(arguments))
+        except ValidationError as error:
+            raise CallFailedError(f"wrong arguments for {tool!r}: {told(error)}.") from error
+        try:
+            return await self._tools.call_tool(tool, given, self._call, known)
+        except (ModelRetry, ToolFailed) as error:
+            passing = isinstance(error.__cause__, ConnectionError | TimeoutError)
+            raise CallFailedError(str(error), passing=passing) from error

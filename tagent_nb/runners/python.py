@@ -1,0 +1,183 @@
+"""Python steps: a body gets its inputs, runs, and can be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from types import CodeType
+from typing import Any
+
+from tagent_nb.errors import StepError
+from tagent_nb.pipeline import CELL_FUNCTION, PipelineStep, PythonBody
+from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.execution.capture import Lines, captured, show, show_error
+from tagent_nb.runners.execution.thread import in_thread
+from tagent_nb.runners.execution.traceback import show_source
+from tagent_nb.runners.validators import checked
+from tagent_nb.user_objects import blame, class_name, raising_method
+
+
+class PythonRunner:
+    """Runs the bodies of Python steps.
+
+    An async body is awaited where the run lives. A sync body gets a daemon thread of its own with a
+    copy of the context variables. What a body prints goes to ``context.write``.
+
+    **Stopping.** When the task that awaits :meth:`run` is cancelled, by a timeout or by Stop,
+    ``context.stop`` is set and a sync body is ended as :func:`tagent_nb.runners.execution.thread.in_thread`
+    says: at its next Python instruction. A body that is inside a call that does not return to Python (a long
+    query, ``time.sleep``) is left alone after ``grace`` seconds, which is reported as progress of kind
+    ``"left_running"``. It ends when that call returns; its late value and prints are dropped.
+
+    Args:
+        grace: Seconds to wait for a stopped body to end.
+    """
+
+    version = "1"
+
+    def __init__(self, *, grace: float = 1.0) -> None:
+        self.grace = grace
+
+    async def run(self, step: PipelineStep, context: StepContext) -> Any:
+        """Return what the body returns, as it is; with ``checks``, as its schema has it.
+
+        Raises:
+            OutputValidationError: A check refuses the value.
+            StepError: An input is missing, the body ended the program or cancelled itself, or it
+                assigns a notebook variable that it also reads.
+            Exception: What the body raises.
+        """
+        value = await self._value(step, context)
+        return await checked(step, context, value) if step.checks else value
+
+    async def _value(self, step: PipelineStep, context: StepContext) -> Any:
+        function = _bind(step, context)
+        target = function.func
+        lines = Lines(context.write) if context.watched else Lines(show, errors=show_error)
+        try:
+            if _is_async(target):
+                with captured(lines):
+                    return await function()
+            polite = step.body is not None and step.body.wants_context
+            value = await in_thread(
+                step.name, function, context, lines, stop=context.stop, grace=self.grace, polite=polite
+            )
+            if inspect.isawaitable(value):
+                with captured(lines):
+                    return await value
+            return value
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                context.stop.set()
+                raise
+            raise StepError(
+                f"Step {step.name!r} awaited something that was cancelled. "
+                "Catch asyncio.CancelledError in the step if that is expected."
+            ) from error
+        except UnboundLocalError as error:
+            remedy = _remedy(step, error)
+            if remedy is None:
+                raise
+            raise StepError(remedy) from error
+        except Exception:
+            raise
+        except BaseException as error:
+            # An object that the step handles may have raised it.
+            method = raising_method(error)
+            what = f"Step {step.name!r} raised {class_name(error)}" if not method else blame(error)
+            remedy = " (sys.exit or exit?). Return a value, or raise" if not method else ". Let it raise"
+            raise StepError(f"{what}, which would end the program{remedy} an ordinary error.") from error
+
+
+# -- inputs -----------------------------------------------------------------------------------
+
+
+def _bind(step: PipelineStep, context: StepContext) -> partial[Any]:
+    """The body's function with its arguments."""
+    body = step.body
+    if body is None:
+        raise StepError(f"Step {step.name!r} has no Python body. Only Python steps are run as Python.")
+    if body.takes_nothing and body.function is not None:
+        return partial(body.function)
+    known = _known(step, context)
+    if body.kind == "cell":
+        given = {name: known[name] for name in sorted((body.names | body.provided) & known.keys())}
+        return partial(_made(body, tuple(given), context.namespace)[CELL_FUNCTION], **given)
+    given = {}
+    for name in (*body.params, *sorted(body.provided)):
+        if name in known:
+            given[name] = known[name]
+        elif name not in body.optional:
+            raise StepError(_missing(step, name))
+    function = body.function or _made(body, (), context.namespace)[body.name]
+    return partial(function, **given)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
+        return True
+    return inspect.iscoroutinefunction(function)
+
+
+def _known(step: PipelineStep, context: StepContext) -> dict[str, Any]:
+    """What a body may read by name: the steps, what every body may ask for, and ``item`` if mapped."""
+    known = {
+        **context.inputs,
+        "context": context,
+        "shared": context.shared,
+        "facts": context.facts,
+        "memories": context.memories,
+    }
+    source = (step.map_over or "").partition(".")[0]
+    if source in context.inputs:
+        known["item"] = context.inputs[source]
+    return known
+
+
+def _missing(step: PipelineStep, name: str) -> str:
+    if name == "item":
+        return (
+            f"Step {step.name!r} asks for 'item', but it is not mapped. Set map_over, "
+            "or name the step that it reads."
+        )
+    return (
+        f"Step {step.name!r} reads {name!r}, which has no value in this run. "
+        f"Add a step {name!r}, or give the parameter a default."
+    )
+
+
+def _made(body: PythonBody, inputs: tuple[str, ...], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The names after the body's definition ran. A copy: what a step assigns never reaches the notebook."""
+    names = {"__name__": "__main__", **namespace}
+    show_source(body.filename, body.source)
+    exec(_compiled(body, inputs), names)
+    return names
+
+
+@lru_cache(maxsize=256)
+def _compiled(body: PythonBody, inputs: tuple[str, ...]) -> CodeType:
+    return body.compile(inputs)
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def _remedy(step: PipelineStep, error: UnboundLocalError) -> str | None:
+    """What to do when a cell assigns a name that it reads from outside; ``None`` for other cases."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    found = re.search(r"'([^']+)'", str(error))
+    if trace is None or found is None or trace.tb_frame.f_code.co_name != CELL_FUNCTION:
+        return None
+    name = found[1]
+    return (
+        f"Step {step.name!r}, line {trace.tb_lineno}: {name!r} is read before it has a value. The cell "
+        f"assigns {name!r}, so for Python it is a name of the step's own and not the notebook's variable. "
+        f"Write the result to another name, such as 'new_{name} = ...'."
+    )

@@ -1,0 +1,22 @@
+# Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.storage.backend import BACKUPS as BACKUPS
+from tagent_nb.storage.backend import ENDS as ENDS
+from tagent_nb.storage.backend import LEASES as LEASES
+from tagent_nb.storage.backend import ORDER as ORDER
+from tagent_nb.storage.backend import StorageBackend as StorageBackend
+from tagent_nb.storage.backup.archive import BackupInfo as BackupInfo
+from tagent_nb.storage.backup.restore import RestoreInfo as RestoreInfo
+from tagent_nb.storage.base import RunStorage as RunStorage
+from tagent_nb.storage.document_backend import DocumentStore as DocumentStore
+from tagent_nb.storage.file.backend import FileStorageBackend as FileStorageBackend
+from tagent_nb.storage.filesystem import trouble as trouble
+from tagent_nb.storage.format.envelope import read_record as read_record
+from tagent_nb.storage.format.events import RunInfo as RunInfo
+from tagent_nb.storage.lease import Holder as Holder
+from tagent_nb.storage.lease import Lease as Lease
+from tagent_nb.storage.memory import MemoryStorageBackend as MemoryStorageBackend
+from tagent_nb.storage.open import open_storage as open_storage
+from tagent_nb.storage.open import register_storage as register_storage
+from tagent_nb.storage.record_backend import RecordStoreBackend as RecordStoreBackend
+from tagent_nb.storage.redis.backend import RedisStorageBackend as RedisStorageBackend
+from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend as SQLiteStorageBackend

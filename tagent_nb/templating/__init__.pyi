@@ -1,0 +1,24 @@
+# Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.templating.coerce import distinct as distinct
+from tagent_nb.templating.coerce import instance_of as instance_of
+from tagent_nb.templating.coerce import is_array as is_array
+from tagent_nb.templating.coerce import key_text as key_text
+from tagent_nb.templating.coerce import short_floats as short_floats
+from tagent_nb.templating.coerce import with_index as with_index
+from tagent_nb.templating.template import Reference as Reference
+from tagent_nb.templating.template import evaluate as evaluate
+from tagent_nb.templating.template import literal as literal
+from tagent_nb.templating.template import lookup as lookup
+from tagent_nb.templating.template import reads_items as reads_items
+from tagent_nb.templating.template import references_of as references_of
+from tagent_nb.templating.template import render as render
+from tagent_nb.templating.template import unknown_fields as unknown_fields
+from tagent_nb.templating.views import DATA_RULE as DATA_RULE
+from tagent_nb.templating.views import MISSING as MISSING
+from tagent_nb.templating.views import Record as Record
+from tagent_nb.templating.views import Rows as Rows
+from tagent_nb.templating.views import Table as Table
+from tagent_nb.templating.views import delimit as delimit
+from tagent_nb.templating.views import plain_text as plain_text
+from tagent_nb.templating.views import shown_text as shown_text
+from tagent_nb.templating.views import view as view
