@@ -1,6 +1,4 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
-from typing import Any
-
 from tagent_nb.cache import ResultCache as ResultCache
 from tagent_nb.engine import AgentResult as AgentResult
 from tagent_nb.engine import PipelineExecutor as PipelineExecutor
@@ -121,8 +119,7 @@ from tagent_nb.storage import SQLiteStorageBackend as SQLiteStorageBackend
 from tagent_nb.storage import StorageBackend as StorageBackend
 from tagent_nb.storage import open_storage as open_storage
 from tagent_nb.storage import register_storage as register_storage
-
+from typing import Any
 __version__: str
-
 def load_ipython_extension(shell: Any) -> None: ...
 def unload_ipython_extension(shell: Any) -> None: ...

@@ -249,7 +249,13 @@ async def views(lab: Lab) -> bytes:
     """Panel and tables, as HTML and as text."""
     view = result_view(lab.result)
     return "\n".join(
-        [run_html(view), run_text(view), repr(definition_table(lab.pipeline, lab.result.steps))]
+        [
+            run_html(view),
+            run_text(view),
+            repr(
+                definition_table(lab.pipeline, {name: step.status for name, step in lab.result.steps.items()})
+            ),
+        ]
     ).encode()
 
 

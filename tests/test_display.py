@@ -18,17 +18,14 @@ from tagent_nb.display import (
     clip,
     definition_table,
     escape,
-    place,
-    show,
     state_mark,
     step_card,
     step_facts,
     table,
-    update,
 )
+from tagent_nb.notebook.display import place, show, update
 from tagent_nb.notebook.widgets.widget_style import tip
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
-from tagent_nb.results import StepResult
 
 
 class Answer(BaseModel):
@@ -162,7 +159,7 @@ def test_an_agent_step_without_a_model_says_how_to_get_one() -> None:
 def test_hostile_texts_stay_text_in_cards_and_tables() -> None:
     made = Pipeline("<b onclick=x>", HOSTILE.strip(), model=HOSTILE)
     made.step("a", HOSTILE, constraints=[HOSTILE], model=HOSTILE)
-    states = {"a": StepResult("a", StepStatus.FAILED, error=HOSTILE)}
+    states = {"a": StepStatus.FAILED}
     for bundle in (step_card(made, made.get_step("a")), definition_table(made, states)):
         assert_safe(bundle.html)
         assert "alert(1)" in bundle.html
@@ -179,7 +176,7 @@ def test_long_text_is_clipped_to_one_line() -> None:
 
 def test_the_table_of_steps_shows_states_and_broken_definitions() -> None:
     made = pipeline()
-    bundle = definition_table(made, {"load": StepResult("load", StepStatus.CACHED)})
+    bundle = definition_table(made, {"load": StepStatus.CACHED})
     assert bundle.text.splitlines() == [
         "reviews: 2 steps",
         "↺ load: python; reads nothing; cached",

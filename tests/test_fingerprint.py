@@ -137,7 +137,7 @@ def test_values_never_appear_in_components() -> None:
 
 
 def test_a_large_global_is_looked_at_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tagent_nb.serde import value as codec
+    from tagent_nb import serde as codec
 
     digest, seen = codec.examine, []
     monkeypatch.setattr(codec, "examine", lambda value: seen.append(value) or digest(value))

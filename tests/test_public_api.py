@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import subprocess
 import sys
@@ -11,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import tagent_nb
+from tests.stubs import faces, stub
+
+ROOT = Path(tagent_nb.__file__).parents[1]
 
 
 def words(text: str) -> list[str]:
@@ -80,24 +82,22 @@ def test_every_public_name_can_be_imported_and_says_what_it_is(name: str) -> Non
 
 
 def test_type_checkers_see_the_same_names_as_the_lazy_lookup() -> None:
-    """The imports under TYPE_CHECKING and the table that ``__getattr__`` uses cannot drift apart."""
-    tree = ast.parse(Path(tagent_nb.__file__).read_text(encoding="utf-8"))
-    static = {
-        alias.name: node.module
-        for node in _type_checking_block(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    lazy = {name: f"tagent_nb.{room}" for room, names in tagent_nb._ROOMS.items() for name in names}
-    assert static == lazy
-    assert set(lazy) == set(tagent_nb.__all__) - set(MODULE)
-
-
-def _type_checking_block(tree: ast.Module) -> list[ast.stmt]:
-    for node in tree.body:
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return node.body
-    raise AssertionError("no TYPE_CHECKING block")
+    """Each package has one table of what others import from it; its stub is made from that table, and each
+    name is there."""
+    tables = faces()
+    assert {path.parent.name for path in tables} >= {"tagent_nb", "pipeline", "storage", "engine", "runners"}
+    for path, table in tables.items():
+        assert path.with_suffix(".pyi").read_text(encoding="utf-8") == stub(path, table), (
+            f"{path.parent.name}: run python -m tests.stubs"
+        )
+        package = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+        names = {name for names in table.values() for name in names}
+        assert names <= set(package.__all__)
+        for name in names:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="has no attribute 'nothing_of_this_name'"):
+            _ = package.nothing_of_this_name
+        assert names <= set(dir(package))
 
 
 def test_every_error_and_event_that_exists_is_public() -> None:

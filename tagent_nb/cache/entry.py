@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tagent_nb import serde
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import Output, TokenUsage
 from tagent_nb.serde import StoredValue
-from tagent_nb.serde import value as codec
 
 MAGIC = b"tagent-nb cache 1\n"
 """Marks an entry and its format; another number is an entry of another version, and so a miss."""
@@ -55,7 +55,7 @@ def pack(
     """
     stored = output if isinstance(output, StoredValue) else StoredValue.of(output.value)
     blob = stored.blob
-    more = codec.encode(dict(metadata), path="metadata") if metadata else b""
+    more = serde.encode(dict(metadata), path="metadata") if metadata else b""
     # Assumed tokens, which are rare, are left out: an older version reads all other entries.
     names = _USAGE if usage.unmeasured else _USAGE[:_TOLD]
     spent = [getattr(usage, name) for name in names] if usage else None
@@ -80,7 +80,7 @@ def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Cache
         digest, spent, cost = json.loads(record[start : start + header])
         usage = TokenUsage() if spent is None else _counts(spent)
         output = StoredValue.from_blob(record[start + header + more :], _text(digest), schemas)
-        metadata = codec.decode(record[start + header : start + header + more], schemas) if more else {}
+        metadata = serde.decode(record[start + header : start + header + more], schemas) if more else {}
         if not isinstance(metadata, dict):
             raise TypeError("metadata is no dict")
         return CacheEntry(output, usage, _price(cost), metadata)

@@ -11,21 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from IPython.display import DisplayHandle, display
-
 from tagent_nb.display.theme import KIND_LOOKS, LOOKS
 from tagent_nb.errors import TagentError
 from tagent_nb.formatting import model_label
-from tagent_nb.pipeline import (
-    ExecutionMode,
-    Pipeline,
-    PipelineStep,
-    StepStatus,
-    input_text,
-    is_bare,
-    step_hints,
-)
-from tagent_nb.results import StepResult
+from tagent_nb.pipeline import ExecutionMode, Pipeline, PipelineStep, StepStatus, input_text, step_hints
+from tagent_nb.serde import is_bare
 
 MUTED = "color:var(--jp-ui-font-color2,#757575)"
 FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;line-height:1.45"
@@ -294,7 +284,7 @@ def state_mark(status: StepStatus) -> str:
 
 def definition_table(
     pipeline: Pipeline,
-    states: Mapping[str, StepResult] | None = None,
+    states: Mapping[str, StepStatus] | None = None,
     gone: Mapping[str, str] | None = None,
     run: str = "",
 ) -> Bundle:
@@ -316,7 +306,7 @@ def definition_table(
         warning = ""
         if gone and step.name in gone:
             warning = f"⚠ {gone[step.name]}; %tagent_pipeline --remove {step.name} takes the step out"
-        status = StepStatus.PENDING if states is None or step.name not in states else states[step.name].status
+        status = StepStatus.PENDING if states is None else states.get(step.name, StepStatus.PENDING)
         rows.append(
             [
                 f"<b>{escape(step.name)}</b>",
@@ -346,34 +336,3 @@ def definition_table(
 def count(number: int, word: str) -> str:
     """``"1 step"``, ``"2 steps"``."""
     return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-# -- the cell's output --------------------------------------------------------------------
-
-
-def show(content: Any) -> None:
-    """Display in the output of the current cell."""
-    display(content)  # type: ignore[no-untyped-call]
-
-
-def place(content: Any) -> DisplayHandle:
-    """Display in the output of the current cell; :func:`update` replaces it later, from any thread."""
-    shown = _WidgetView(content) if hasattr(content, "_ipython_display_") else content
-    handle: DisplayHandle = display(shown, display_id=True)  # type: ignore[no-untyped-call]
-    return handle
-
-
-class _WidgetView:
-    """A widget of ipywidgets 7, which would display itself where nothing could replace it."""
-
-    def __init__(self, widget: Any) -> None:
-        self._widget = widget
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        return {"text/plain": repr(self._widget), "application/vnd.jupyter.widget-view+json": view}
-
-
-def update(handle: DisplayHandle, content: Any) -> None:
-    """Replace what :func:`place` has displayed."""
-    handle.update(content)  # type: ignore[no-untyped-call]

@@ -46,6 +46,7 @@ __getattr__, __dir__, __all__ = face(
             "part_of",
             "refuse_problems",
         ),
+        "recordings": ("read_recording",),
         "session": ("schemas_of",),
         "unit.map": ("source_rows",),
         "unit.work": ("source_of",),

@@ -1,7 +1,7 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.engine.approval.requests import checked_approver as checked_approver
-from tagent_nb.engine.ask import STEP as STEP
 from tagent_nb.engine.ask import AgentResult as AgentResult
+from tagent_nb.engine.ask import STEP as STEP
 from tagent_nb.engine.ask import answered as answered
 from tagent_nb.engine.ask import question as question
 from tagent_nb.engine.ask import run_agent as run_agent
@@ -24,6 +24,7 @@ from tagent_nb.engine.memory.state_machine import PipelineStateMachine as Pipeli
 from tagent_nb.engine.memory.state_machine import read_memory as read_memory
 from tagent_nb.engine.preflight import part_of as part_of
 from tagent_nb.engine.preflight import refuse_problems as refuse_problems
+from tagent_nb.engine.recordings import read_recording as read_recording
 from tagent_nb.engine.session import schemas_of as schemas_of
 from tagent_nb.engine.unit.map import source_rows as source_rows
 from tagent_nb.engine.unit.work import source_of as source_of

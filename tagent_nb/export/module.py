@@ -16,25 +16,30 @@ from tagent_nb.export.globals import PACKAGE, Surroundings, function_source, hom
 from tagent_nb.pipeline import (
     And,
     Condition,
+    Contains,
+    DataExists,
     ExecutionMode,
+    IsEmpty,
+    IsEqualTo,
+    IsGreaterThan,
+    IsLessThan,
     Not,
     Or,
     Pipeline,
     PipelineStep,
     PythonBody,
-    conditions,
     input_text,
     input_value,
-    is_bare,
     schema_of,
 )
 from tagent_nb.runners import Marks, marks_of, named_tools, registered_tools, tool_name
+from tagent_nb.serde import is_bare
 
 MARK = "# Written by tagent-nb "
 """How an exported module begins; a digest of what follows is behind it."""
 
 _OWN = ("name", "goal", "body")
-_CONDITIONS = ("DataExists", "IsEmpty", "IsEqualTo", "IsGreaterThan", "IsLessThan", "Contains")
+_CONDITIONS = (DataExists, IsEmpty, IsEqualTo, IsGreaterThan, IsLessThan, Contains)
 
 _MAIN = '''
 def {main}() -> int:
@@ -292,7 +297,7 @@ class _Writer:
             return f"tagent_nb.{kind}{_call(self._condition(path, one) for one in condition.conditions)}"
         if isinstance(condition, Not):
             return f"tagent_nb.Not({self._condition(path, condition.condition)})"
-        if kind not in _CONDITIONS or type(condition) is not getattr(conditions, kind):
+        if type(condition) not in _CONDITIONS:
             self.problems[path] = f"a condition of the class {kind} cannot be written; use one of tagent_nb's"
             return ""
         words = [repr(vars(condition)["reference"])]

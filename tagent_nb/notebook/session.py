@@ -27,14 +27,13 @@ from tagent_nb.pipeline import (
     Pipeline,
     PipelineStep,
     Price,
-    bare_schema,
     checked_limits,
     checked_prices,
     defaults,
-    is_expression,
 )
 from tagent_nb.results import PipelineResult
 from tagent_nb.runners import LimitsGate
+from tagent_nb.serde import bare_schema, is_expression
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

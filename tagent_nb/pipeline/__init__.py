@@ -14,13 +14,6 @@ __getattr__, __dir__, __all__ = face(
             "Rejected",
             "Unit",
         ),
-        "bare_schemas": (
-            "bare",
-            "bare_schema",
-            "inner_type",
-            "is_bare",
-            "is_expression",
-        ),
         "budget": (
             "Budget",
             "Limit",

@@ -6,11 +6,6 @@ from tagent_nb.pipeline.approval import Decision as Decision
 from tagent_nb.pipeline.approval import Edited as Edited
 from tagent_nb.pipeline.approval import Rejected as Rejected
 from tagent_nb.pipeline.approval import Unit as Unit
-from tagent_nb.pipeline.bare_schemas import bare as bare
-from tagent_nb.pipeline.bare_schemas import bare_schema as bare_schema
-from tagent_nb.pipeline.bare_schemas import inner_type as inner_type
-from tagent_nb.pipeline.bare_schemas import is_bare as is_bare
-from tagent_nb.pipeline.bare_schemas import is_expression as is_expression
 from tagent_nb.pipeline.budget import Budget as Budget
 from tagent_nb.pipeline.budget import Limit as Limit
 from tagent_nb.pipeline.budget import Price as Price

@@ -22,45 +22,21 @@ from tagent_nb.pipeline.foreign_words import STEP, advice
 from tagent_nb.pipeline.pipeline import ExecutionMode, Pipeline, PipelineStep
 from tagent_nb.pipeline.variables import checked_inputs
 from tagent_nb.redaction import hide
-from tagent_nb.results import result_from_dict, result_from_json, result_to_dict, result_to_json
 from tagent_nb.serde import (
     FORMAT,
     check_format,
     clean,
-    from_pickle,
     from_tree,
     json_schema,
     parse,
     registry,
     schema_hash,
-    signed_dump,
-    signed_load,
-    to_pickle,
     to_tree,
 )
 from tagent_nb.user_objects import class_name
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.conditions import Condition
-
-__all__ = [
-    "from_pickle",
-    "pipeline_from_dict",
-    "pipeline_from_json",
-    "pipeline_to_dict",
-    "pipeline_to_json",
-    "result_from_dict",
-    "result_from_json",
-    "result_to_dict",
-    "result_to_json",
-    "signed_dump",
-    "signed_load",
-    "step_from_dict",
-    "step_from_json",
-    "step_to_dict",
-    "step_to_json",
-    "to_pickle",
-]
 
 _HEAD = (
     "format",

@@ -462,14 +462,14 @@ class Pipeline:
 
     def to_pickle(self) -> bytes:
         """The pipeline as a pickle, functions and classes by reference. See :meth:`from_pickle`."""
-        from tagent_nb.pipeline.json import to_pickle
+        from tagent_nb.serde import to_pickle
 
         return to_pickle(self)
 
     @classmethod
     def from_pickle(cls, blob: bytes) -> Pipeline:
         """Rebuild from :meth:`to_pickle`. A pickle can run code: load only what you wrote yourself."""
-        from tagent_nb.pipeline.json import from_pickle
+        from tagent_nb.serde import from_pickle
 
         return from_pickle(blob, cls)
 

@@ -261,7 +261,7 @@ class PipelineStep:
         """
         if self.output_schema is None:
             return result
-        from tagent_nb.pipeline.bare_schemas import bare, wrapped
+        from tagent_nb.serde import bare, wrapped
 
         if isinstance(result, self.output_schema):
             return bare(result)

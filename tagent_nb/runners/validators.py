@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from tagent_nb.errors import OutputValidationError, StepError
-from tagent_nb.pipeline import PipelineStep, bare, takes_context
+from tagent_nb.pipeline import PipelineStep, takes_context
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.execution.capture import Lines, captured
 from tagent_nb.runners.execution.thread import in_thread
 from tagent_nb.runners.execution.traceback import redact
 from tagent_nb.runners.tools.registry import tool_name
+from tagent_nb.serde import bare
 from tagent_nb.user_objects import class_name, message_of
 
 SHOWN = 500

@@ -7,6 +7,14 @@ __getattr__, __dir__, __all__ = face(
     {
         "annotations": ("is_model",),
         "arrow_tables": ("polars_rows",),
+        "bare_schemas": (
+            "bare",
+            "bare_schema",
+            "wrapped",
+            "inner_type",
+            "is_bare",
+            "is_expression",
+        ),
         "classes": (
             "Classes",
             "Referred",
@@ -48,7 +56,10 @@ __getattr__, __dir__, __all__ = face(
             "LARGE",
             "StoredValue",
             "clean",
+            "decode",
             "digest",
+            "encode",
+            "examine",
             "from_tree",
             "notes_to_tree",
             "parse",

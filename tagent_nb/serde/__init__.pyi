@@ -1,6 +1,12 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.serde.annotations import is_model as is_model
 from tagent_nb.serde.arrow_tables import polars_rows as polars_rows
+from tagent_nb.serde.bare_schemas import bare as bare
+from tagent_nb.serde.bare_schemas import bare_schema as bare_schema
+from tagent_nb.serde.bare_schemas import inner_type as inner_type
+from tagent_nb.serde.bare_schemas import is_bare as is_bare
+from tagent_nb.serde.bare_schemas import is_expression as is_expression
+from tagent_nb.serde.bare_schemas import wrapped as wrapped
 from tagent_nb.serde.classes import Classes as Classes
 from tagent_nb.serde.classes import Referred as Referred
 from tagent_nb.serde.copies import is_bulky as is_bulky
@@ -29,7 +35,10 @@ from tagent_nb.serde.signed_pickle import to_pickle as to_pickle
 from tagent_nb.serde.value import LARGE as LARGE
 from tagent_nb.serde.value import StoredValue as StoredValue
 from tagent_nb.serde.value import clean as clean
+from tagent_nb.serde.value import decode as decode
 from tagent_nb.serde.value import digest as digest
+from tagent_nb.serde.value import encode as encode
+from tagent_nb.serde.value import examine as examine
 from tagent_nb.serde.value import from_tree as from_tree
 from tagent_nb.serde.value import notes_to_tree as notes_to_tree
 from tagent_nb.serde.value import parse as parse

@@ -4,6 +4,7 @@ one can run any code. The codec and the JSON forms never use it."""
 from __future__ import annotations
 
 import hmac
+import io
 import pickle
 from typing import Any, TypeVar
 
@@ -15,6 +16,38 @@ _MAGIC = b"tagent-nb signed pickle 1\n"
 _SEAL = 32
 MIN_KEY = 16
 """Fewest bytes of a key."""
+
+
+_MOVED = {
+    "tagent_nb.engine.entries": "tagent_nb.engine.memory.entries",
+    "tagent_nb.engine.plan": "tagent_nb.engine.dry_run.plan",
+    "tagent_nb.engine.question": "tagent_nb.engine.ask",
+    "tagent_nb.pipeline.body": "tagent_nb.pipeline.python_body",
+    "tagent_nb.pipeline.classes": "tagent_nb.serde.classes",
+    "tagent_nb.pipeline.codec": "tagent_nb.serde.value",
+    "tagent_nb.pipeline.kinds": "tagent_nb.pipeline.step",
+    "tagent_nb.pipeline.limits": "tagent_nb.pipeline.budget",
+    "tagent_nb.pipeline.models": "tagent_nb.pipeline.pipeline",
+    "tagent_nb.pipeline.prices": "tagent_nb.pipeline.budget",
+    "tagent_nb.pipeline.result": "tagent_nb.results.result",
+    "tagent_nb.pipeline.schemas": "tagent_nb.serde.schemas",
+    "tagent_nb.pipeline.template": "tagent_nb.templating.template",
+    "tagent_nb.pipeline.views": "tagent_nb.templating.views",
+    "tagent_nb.steps.tools": "tagent_nb.runners.tools.registry",
+    "tagent_nb.storage.archive": "tagent_nb.storage.backup.archive",
+    "tagent_nb.storage.records": "tagent_nb.storage.format.events",
+    "tagent_nb.storage.restoring": "tagent_nb.storage.backup.restore",
+}
+"""Modules of ours whose classes stand in pickles, by the names that they had when these were written."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(_MOVED.get(module, module), name)
+
+
+def _loads(blob: bytes) -> Any:
+    return _Unpickler(io.BytesIO(blob)).load()
 
 
 def to_pickle(value: Any) -> bytes:
@@ -36,7 +69,7 @@ def from_pickle(blob: bytes, expected: type[T]) -> T:
         CorruptRecordError: The bytes are no pickle, or one of something else than ``expected``.
     """
     try:
-        value = pickle.loads(blob)
+        value = _loads(blob)
     except Exception as error:  # a damaged pickle may raise whatever the classes in it raise
         raise CorruptRecordError(f"This pickle cannot be read: {type(error).__name__}: {error}") from None
     if not isinstance(value, expected):

@@ -10,19 +10,18 @@ import ast
 import re
 import unicodedata
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol, Union, get_args, get_origin
 
 from tagent_nb.errors import TemplateError, did_you_mean
-from tagent_nb.pipeline import inner_type, is_bare
+from tagent_nb.serde import inner_type, is_bare
 from tagent_nb.templating.views import DATA_RULE, MISSING, View, join_path, missing, view
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.pipeline import PipelineStep
     from tagent_nb.templating.sandbox import Problem
 
 __all__ = [
@@ -98,7 +97,28 @@ def is_template(goal: str) -> bool:
     return any(mark in goal for mark in _MARKS)
 
 
-def references_of(step: PipelineStep) -> tuple[Reference, ...]:
+class Conditioned(Protocol):
+    """A condition as an object, which says itself what it reads."""
+
+    def references(self) -> Iterable[Reference]: ...
+
+
+class Templated(Protocol):
+    """A step, as far as its templates go."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def goal(self) -> str: ...
+    @property
+    def body(self) -> object: ...
+    @property
+    def when(self) -> str | Conditioned | None: ...
+    @property
+    def map_over(self) -> str | None: ...
+
+
+def references_of(step: Templated) -> tuple[Reference, ...]:
     """What a step's goal, condition and ``map_over`` read of other steps, in that order.
 
     The goal of a Python step is its description, and reads nothing.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tagent_nb.engine import recordings
+from tagent_nb.engine import read_recording
 
 
 @pytest.fixture
@@ -20,6 +20,6 @@ def replay(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | Path], None]:
     """
 
     def play(path: str | Path) -> None:
-        monkeypatch.setattr(recordings, "default", recordings.read_recording(path))
+        monkeypatch.setattr("tagent_nb.engine.recordings.default", read_recording(path))
 
     return play

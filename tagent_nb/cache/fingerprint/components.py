@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from tagent_nb import serde
 from tagent_nb.cache.fingerprint.bytecode import text_reads
 from tagent_nb.cache.fingerprint.dependencies import Memo, Surroundings, class_digest, value_text
 from tagent_nb.cache.fingerprint.explain import explain
@@ -21,7 +22,6 @@ from tagent_nb.cache.fingerprint.values import users_classes, value_digest
 from tagent_nb.errors import EncodeError, TemplateError
 from tagent_nb.events import Output
 from tagent_nb.pipeline import PipelineStep, PythonBody, schema_of
-from tagent_nb.serde import value as codec
 from tagent_nb.templating import Reference, lookup, shown_text
 
 __all__ = ["definition_components", "explain", "input_components", "text_digest", "tool_code", "unit_key"]
@@ -287,7 +287,7 @@ def _part(value: Any, path: tuple[str, ...]) -> tuple[str, Any, frozenset[type]]
     """Digest of a part of a value, the part, and the classes in it."""
     try:
         part = lookup(value, path)
-        digest, classes = codec.examine(part)
+        digest, classes = serde.examine(part)
         return digest, part, classes
     except TemplateError:
         return MISSING, None, _NO_CLASSES

@@ -24,9 +24,9 @@ from types import (
 )
 from typing import Any, get_origin
 
+from tagent_nb import serde
 from tagent_nb.cache.fingerprint.modules import is_user_class, is_user_module, name_of
 from tagent_nb.serde import is_bulky
-from tagent_nb.serde import value as codec
 
 BY_TYPE = "type "
 """How the text of a value begins that counts by its type only."""
@@ -109,7 +109,7 @@ def remember_digest(value: Any, memo: Memo) -> None:
     :func:`value_digest`.
     """
     try:
-        text, classes = codec.examine(value)
+        text, classes = serde.examine(value)
     except Exception:  # as in _digest
         return
     memo["value", id(value)] = (value, text, tuple(users_classes(classes)))
@@ -134,7 +134,7 @@ def value_digest(value: Any, memo: Memo) -> tuple[str, tuple[Code, ...]]:
 
 def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
     try:
-        text, classes = codec.examine(value)
+        text, classes = serde.examine(value)
         return text, tuple(users_classes(classes))
     except Exception:  # it cannot be stored, or its own code runs and raises whatever it likes
         walk = _Walk()
@@ -229,7 +229,7 @@ class _Walk:
         if named:
             return named
         try:
-            text, classes = codec.examine(value)
+            text, classes = serde.examine(value)
             self.code.update({id(kind): (name, kind) for name, kind in users_classes(classes)})
             return text
         except Exception:  # it cannot be stored; its parts may

@@ -9,9 +9,10 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
-from tagent_nb.display import Bundle, clip, escape, show, table
+from tagent_nb.display import Bundle, clip, escape, table
 from tagent_nb.engine import PipelineExecutor
 from tagent_nb.formatting import short_text
+from tagent_nb.notebook.display import show
 from tagent_nb.notebook.magics.export import KeptMagics
 from tagent_nb.notebook.magics.parsing import arguments, help_option, no_leftovers, option, parse
 

@@ -8,10 +8,11 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, magics_class
 
-from tagent_nb.display import MUTED, Bundle, escape, show
+from tagent_nb.display import MUTED, Bundle, escape
 from tagent_nb.engine import STEP, AgentResult, answered, question
 from tagent_nb.errors import DefinitionError
 from tagent_nb.formatting import value_text
+from tagent_nb.notebook.display import show
 from tagent_nb.notebook.magics.parsing import (
     arguments,
     continued,

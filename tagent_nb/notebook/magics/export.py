@@ -10,11 +10,11 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from tagent_nb.display import count, show
+from tagent_nb.display import count
 from tagent_nb.engine import submit, taken_names
 from tagent_nb.errors import did_you_mean
 from tagent_nb.export import export_module, is_own
-from tagent_nb.notebook.display import Picture
+from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.magics.parsing import arguments, help_option, no_leftovers, option, parse
 from tagent_nb.notebook.magics.tables import cache_table
 from tagent_nb.notebook.run_control import RunControl

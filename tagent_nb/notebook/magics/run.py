@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
-from tagent_nb.display import definition_table, show, step_card
+from tagent_nb.display import definition_table, step_card
 from tagent_nb.errors import DefinitionError, RunFailedError, TagentError
 from tagent_nb.graph import save_picture
-from tagent_nb.notebook.display import Picture
+from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.magics.approve import DecidingMagics
 from tagent_nb.notebook.magics.ask import AskingMagics
 from tagent_nb.notebook.magics.explain import explain_step
@@ -380,7 +380,9 @@ class TagentMagics(DecidingMagics, AskingMagics):
         if args is not None:
             space = self.session.workspace
             gone = self.cells.gone(space.pipeline.name)
-            show(definition_table(space.pipeline, space.states(), gone, last_run(space)))
+            states = space.states()
+            statuses = None if states is None else {name: state.status for name, state in states.items()}
+            show(definition_table(space.pipeline, statuses, gone, last_run(space)))
 
     @line_magic
     @arguments()

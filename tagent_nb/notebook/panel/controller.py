@@ -12,10 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from tagent_nb.display import Bundle, show
+from tagent_nb.display import Bundle
 from tagent_nb.engine import Durations, RunHandle
 from tagent_nb.errors import BudgetExceededError, TagentError
-from tagent_nb.notebook.display import Picture
+from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.panel.details import details_html
 from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.notebook.panel.extension import PARTS

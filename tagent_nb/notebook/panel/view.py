@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from tagent_nb.display import Bundle, place, update
-from tagent_nb.notebook.display import Picture
+from tagent_nb.display import Bundle
+from tagent_nb.notebook.display import Picture, place, update
 from tagent_nb.notebook.panel.extension import Part
 from tagent_nb.notebook.widgets.graph_widget import GraphWidget
 from tagent_nb.notebook.widgets.step_table import StepTable

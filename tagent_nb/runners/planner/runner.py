@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_ai import ModelRetry
 from pydantic_ai.models import Model
 
+from tagent_nb import serde
 from tagent_nb.errors import EncodeError, OutputValidationError, StepError, TemplateError
 from tagent_nb.pipeline import Phase, PipelineStep, Task, TaskBasedStateMachine, TaskStatus
 from tagent_nb.runners.agent.prompt import instructions, prompt
@@ -38,7 +39,6 @@ from tagent_nb.runners.planner.plan import (
 from tagent_nb.runners.planner.toolbox import CallFailedError, Toolbox
 from tagent_nb.runners.tools.registry import LLM, tools_of
 from tagent_nb.runners.validators import Checks
-from tagent_nb.serde import value as codec
 
 BRIEF = 200
 """Characters of an argument or a message that a report shows at most."""
@@ -378,7 +378,7 @@ class Planning:
 
 def _digest(arguments: dict[str, Any]) -> str:
     try:
-        return codec.digest(arguments)
+        return serde.digest(arguments)
     except EncodeError:  # an object of the user's, which is the same as long as it is shown the same
         return repr(arguments)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tagent_nb import serde
 from tagent_nb.errors import DefinitionError, EncodeError, StorageUnavailableError
 from tagent_nb.serde import signed_dump, signed_load
-from tagent_nb.serde import value as values
 from tagent_nb.storage.filesystem import make_folder, open_file, read_file, trouble, write_all
 
 KEY_BYTES = 32
@@ -71,7 +71,7 @@ def encode_document(data: dict[str, Any], name: str, key: bytes | None) -> bytes
         EncodeError: It cannot be stored; the message has the path to what is in the way.
     """
     try:
-        return values.encode(data, path=name)
+        return serde.encode(data, path=name)
     except EncodeError:
         if key is None:
             raise
@@ -86,7 +86,7 @@ def decode_document(body: bytes, schemas: Mapping[str, type] | None, key: bytes 
     """
     if key is not None and body.startswith(_SIGN):
         return signed_load(body, key)
-    return values.decode(body, schemas)
+    return serde.decode(body, schemas)
 
 
 def key_from(path: Path) -> bytes:
