@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -514,6 +514,7 @@ async def test_who_stops_early_says_so(store: StorageBackend, monkeypatch: pytes
     clock = iter([0.0, 1.0, 2.0, 6.0])
     with monkeypatch.context() as patch:
         patch.setattr(retention, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(clock)))
+        patch.setattr(retention, "TOGETHER_BYTES", 0)  # one after the other
         assert len(await store.prune("p", keep_last=1, limit=5.0)) == 2
     (problem,) = store.problems
     assert "stopped after 5 s: 2 runs were deleted, and about 6 more may go" in problem
@@ -553,3 +554,43 @@ async def test_a_run_that_a_process_elsewhere_left_goes_after_it_was_watched(sto
     assert await store.prune("p", keep_last=2, limit=60.0) == []
     assert [info.run_id for info in await store.prune("p", keep_last=2)] == ["r0"]
     assert store.problems == []
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+async def test_sqlite_removes_many_runs_in_one_transaction(
+    store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that are still unclaimed then: compared and removed in one, so that nothing falls between. If it
+    fails, the next pruning removes them."""
+    for n in range(8):
+        await run(store, f"r{n}", at=100.0 + n, outcome="failed")
+    real, batches = store._remove_unclaimed_runs, list[list[str]]()
+
+    async def remove(pipeline_id: str, tokens: Mapping[str, int]) -> list[str]:
+        batches.append(list(tokens))
+        if len(batches) == 1:
+            await store.acquire("p", "r1")
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_write", once(store._write, fails=len(batches) == 2))
+            return await real(pipeline_id, tokens)
+
+    def once(write: Any, *, fails: bool) -> Any:
+        calls = []
+
+        async def call(function: Any) -> Any:
+            calls.append(function)
+            assert len(calls) == 1
+            if fails:
+                raise StorageUnavailableError("busy")
+            return await write(function)
+
+        return call
+
+    monkeypatch.setattr(store, "_removed_at_once", 4)
+    monkeypatch.setattr(store, "_remove_unclaimed_runs", remove)
+    gone = await store.prune("p", keep_last=1)
+    assert batches == [["r0", "r1", "r2", "r3"], ["r4", "r5", "r6"]]
+    assert [info.run_id for info in gone] == ["r0", "r2", "r3"]
+    assert store.problems == ["busy"]
+    await store.prune("p", keep_last=1, limit=60.0)
+    assert await left(store) == ["r1", "r7"]

@@ -36,6 +36,9 @@ __all__ = ["Lease", "RunInfo", "RunStorage", "StorageBackend"]
 class RunStorage(Leasing, StorageBackend):
     """Everything that does not depend on how the events of a run are kept."""
 
+    _removed_at_once: int = 1
+    """How many runs are removed together by :meth:`_remove_unclaimed_runs`, where that is quicker."""
+
     def __init__(self) -> None:
         super().__init__()
         self.retention: Retention | None = None
@@ -239,6 +242,22 @@ class RunStorage(Leasing, StorageBackend):
         """Remove a run unless a process has claimed it since its lease had this token."""
         self._forget(pipeline_id, run_id)
         return await self._remove_run(pipeline_id, run_id, token)
+
+    async def _remove_unclaimed_runs(self, pipeline_id: str, tokens: Mapping[str, int]) -> list[str]:
+        """Remove the runs that no process has claimed since their leases had these tokens; their ids.
+
+        One that cannot be removed is reported, and the others still are.
+        """
+        removed = []
+        for run_id, token in tokens.items():
+            try:
+                if await self._remove_unclaimed(pipeline_id, run_id, token):
+                    removed.append(run_id)
+            except NotStoredError:
+                continue
+            except StorageError as error:
+                self._report(str(error))
+        return removed
 
     async def delete(self, pipeline_id: str) -> None:
         """Delete all of a pipeline. See :meth:`StorageBackend.delete`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import takewhile
@@ -231,6 +231,21 @@ class Retention:
 
 _UNFINISHED = ("running", "waiting")
 
+TOGETHER_BYTES = 4_000_000
+"""Bytes of runs that are deleted at once: who records meanwhile waits no longer than for these."""
+
+
+def _batches(runs: Sequence[RunInfo], most: int) -> Iterator[tuple[int, list[RunInfo]]]:
+    """Runs that are deleted at once, at most so many, and the place of the first of them."""
+    place = 0
+    while place < len(runs):
+        end, size = place + 1, runs[place].size
+        while end < min(len(runs), place + most) and size + runs[end].size <= TOGETHER_BYTES:
+            size += runs[end].size
+            end += 1
+        yield place, list(runs[place:end])
+        place = end
+
 
 async def prune(
     storage: RunStorage, pipeline_id: str, rules: Retention, limit: float, ended: str | None = None
@@ -283,13 +298,14 @@ class _Pruning:
             doomed = await self._doomed(sizes)
             # Oldest first: those behind one that has not been looked at have time.
             seen = list(takewhile(lambda run: run.run_id in self.seen, doomed))
-            for place, run in enumerate(seen):
+            for place, batch in _batches(seen, self.storage._removed_at_once):
                 if time.monotonic() > self.deadline:
                     self._stopped(len(doomed) - place)
                     return
-                if await self._delete(run.run_id):
-                    self.deleted.append(run)
-                    del sizes[run.run_id]
+                deleted = await self._delete([run.run_id for run in batch])
+                self.deleted += [run for run in batch if run.run_id in deleted]
+                for run_id in deleted:
+                    del sizes[run_id]
             if len(seen) == len(doomed) and not self._old_ones_may_follow(part):
                 return
 
@@ -332,24 +348,27 @@ class _Pruning:
                 return doomed
         return []
 
-    async def _delete(self, run_id: str) -> bool:
-        """Delete a run if nothing has happened to it since it was looked at; say whether that was done."""
-        storage, (_, token, held) = self.storage, self.seen[run_id]
-        try:
-            keeper = storage._keeper(self.pipeline_id, run_id, token, held, await storage._now())
-            if keeper is None:
-                return await storage._remove_unclaimed(self.pipeline_id, run_id, token)
-            if math.isinf(self.limit):
+    async def _delete(self, run_ids: Sequence[str]) -> set[str]:
+        """Delete those runs to which nothing has happened since they were looked at; their ids."""
+        storage, now = self.storage, await self.storage._now()
+        unclaimed: dict[str, int] = {}
+        deleted: set[str] = set()
+        for run_id in run_ids:
+            _, token, held = self.seen[run_id]
+            if storage._keeper(self.pipeline_id, run_id, token, held, now) is None:
+                unclaimed[run_id] = token
+            elif math.isinf(self.limit):
                 # It takes the time that it takes to see that nothing is heard of its process.
-                await storage.delete_run(self.pipeline_id, run_id)
-                return True
-        except NotStoredError:
-            # Another process prunes as well.
-            return False
-        except StorageError as error:
-            # It is carried on, or it cannot be deleted: the others still can.
-            storage._report(str(error))
-        return False
+                try:
+                    await storage.delete_run(self.pipeline_id, run_id)
+                    deleted.add(run_id)
+                except NotStoredError:
+                    # Another process prunes as well.
+                    pass
+                except StorageError as error:
+                    # It is carried on, or it cannot be deleted: the others still can.
+                    storage._report(str(error))
+        return deleted.union(await storage._remove_unclaimed_runs(self.pipeline_id, unclaimed))
 
     def _old_ones_may_follow(self, part: Sequence[str]) -> bool:
         """Whether runs behind a part may be too old, too: its last one is, or time is no matter."""

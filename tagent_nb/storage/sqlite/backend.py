@@ -7,15 +7,17 @@ import contextlib
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from tagent_nb.errors import (
     CorruptRecordError,
     LeaseLostError,
+    StorageError,
 )
 from tagent_nb.storage.filesystem import trouble as file_trouble
 from tagent_nb.storage.format.envelope import Draft, Tail, tail_line, unpack
@@ -78,6 +80,8 @@ class SQLiteStorageBackend(SQLiteLink):
     Raises:
         DefinitionError: ``durability`` is neither of the two.
     """
+
+    _removed_at_once = 50
 
     def _start(self) -> None:
         super()._start()
@@ -291,19 +295,23 @@ class SQLiteStorageBackend(SQLiteLink):
         ]
 
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
-        def remove(connection: sqlite3.Connection) -> bool:
-            query = f"SELECT number, CAST(token AS INTEGER) FROM runs WHERE {_RUN}"
-            for number, present in connection.execute(query, (pipeline_id, run_id)).fetchall():
-                if present != token:
-                    return False
-                connection.execute(
-                    "DELETE FROM records WHERE id BETWEEN :number << 32 AND ((:number + 1) << 32) - 1",
-                    {"number": number},
-                )
-                connection.execute("DELETE FROM runs WHERE number = ?", (number,))
-            return True
+        return await self._write(partial(_remove, pipeline_id, run_id, token))
 
-        return await self._write(remove)
+    async def _remove_unclaimed_runs(self, pipeline_id: str, tokens: Mapping[str, int]) -> list[str]:
+        for run_id in tokens:
+            self._forget(pipeline_id, run_id)
+
+        def remove(connection: sqlite3.Connection) -> list[str]:
+            return [
+                run_id for run_id, token in tokens.items() if _remove(pipeline_id, run_id, token, connection)
+            ]
+
+        try:
+            # In one transaction: they share one flush.
+            return await self._write(remove) if tokens else []
+        except StorageError as error:
+            self._report(str(error))
+            return []
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         super()._forget(pipeline_id, run_id)
@@ -414,6 +422,20 @@ class SQLiteStorageBackend(SQLiteLink):
 
     def _where(self, pipeline_id: str, name: str) -> str:
         return f"{self.path}, {name} of pipeline {pipeline_id}"
+
+
+def _remove(pipeline_id: str, run_id: str, token: int, connection: sqlite3.Connection) -> bool:
+    """Remove a run, within a transaction, if its lease has this token."""
+    query = f"SELECT number, CAST(token AS INTEGER) FROM runs WHERE {_RUN}"
+    for number, present in connection.execute(query, (pipeline_id, run_id)).fetchall():
+        if present != token:
+            return False
+        connection.execute(
+            "DELETE FROM records WHERE id BETWEEN :number << 32 AND ((:number + 1) << 32) - 1",
+            {"number": number},
+        )
+        connection.execute("DELETE FROM runs WHERE number = ?", (number,))
+    return True
 
 
 def _bytes(value: object) -> bytes:
