@@ -25,7 +25,7 @@ from tagent_nb import (
     events,
 )
 from tagent_nb.engine import PipelineMemory, PipelineMemoryManager, PipelineStateMachine, read_memory, submit
-from tagent_nb.engine.memory.state_machine import find_run, read_previous
+from tagent_nb.engine.memory.load import find_run, read_previous
 from tagent_nb.naming import storage_id
 from tagent_nb.pipeline import Phase
 from tagent_nb.serde import StoredValue
@@ -90,7 +90,7 @@ class TestMemoryManager:
         program = """
 import asyncio, sys
 from tagent_nb import FileStorageBackend
-from tagent_nb.engine.memory.state_machine import PipelineMemoryManager
+from tagent_nb.engine.memory.load import PipelineMemoryManager
 
 async def main(act, folder):
     manager = PipelineMemoryManager(FileStorageBackend(folder))

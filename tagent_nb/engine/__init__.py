@@ -36,19 +36,19 @@ __getattr__, __dir__, __all__ = face(
             "StepMemoryEntry",
             "inputs_of",
         ),
-        "memory.memory": ("PipelineMemory",),
-        "memory.state_machine": (
+        "memory.load": (
             "PipelineMemoryManager",
-            "PipelineStateMachine",
             "read_memory",
+            "schemas_of",
         ),
+        "memory.memory": ("PipelineMemory",),
+        "memory.state_machine": ("PipelineStateMachine",),
         "preflight": (
             "part_of",
             "refuse_problems",
         ),
         "recordings": ("read_recording",),
-        "session": ("schemas_of",),
+        "step_reads": ("source_of",),
         "unit.map": ("source_rows",),
-        "unit.work": ("source_of",),
     },
 )

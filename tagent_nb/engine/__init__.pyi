@@ -18,13 +18,13 @@ from tagent_nb.engine.inputs import looking_in as looking_in
 from tagent_nb.engine.inputs import taken_names as taken_names
 from tagent_nb.engine.memory.entries import StepMemoryEntry as StepMemoryEntry
 from tagent_nb.engine.memory.entries import inputs_of as inputs_of
+from tagent_nb.engine.memory.load import PipelineMemoryManager as PipelineMemoryManager
+from tagent_nb.engine.memory.load import read_memory as read_memory
+from tagent_nb.engine.memory.load import schemas_of as schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory as PipelineMemory
-from tagent_nb.engine.memory.state_machine import PipelineMemoryManager as PipelineMemoryManager
 from tagent_nb.engine.memory.state_machine import PipelineStateMachine as PipelineStateMachine
-from tagent_nb.engine.memory.state_machine import read_memory as read_memory
 from tagent_nb.engine.preflight import part_of as part_of
 from tagent_nb.engine.preflight import refuse_problems as refuse_problems
 from tagent_nb.engine.recordings import read_recording as read_recording
-from tagent_nb.engine.session import schemas_of as schemas_of
+from tagent_nb.engine.step_reads import source_of as source_of
 from tagent_nb.engine.unit.map import source_rows as source_rows
-from tagent_nb.engine.unit.work import source_of as source_of

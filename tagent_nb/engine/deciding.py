@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approval.requests import chosen, given_of, open_requests, unit_of
 from tagent_nb.engine.background import submit
 from tagent_nb.engine.lease import holding
-from tagent_nb.engine.memory.state_machine import read_memory
-from tagent_nb.engine.session import schemas_of
+from tagent_nb.engine.memory.load import read_memory, schemas_of
 from tagent_nb.errors import LeaseLostError, NotStoredError
 from tagent_nb.events import ApprovalGiven
 from tagent_nb.pipeline import ApprovalRequest, Approved, Decision, Edited, Rejected

@@ -20,19 +20,16 @@ from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.inputs import TakenInputs, settle
 from tagent_nb.engine.lease import holding
+from tagent_nb.engine.memory.load import PipelineMemoryManager, read_previous, schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.memory.state_machine import (
-    PipelineMemoryManager,
-    PipelineStateMachine,
-    read_previous,
-)
+from tagent_nb.engine.memory.state_machine import PipelineStateMachine
 from tagent_nb.engine.memory.store import save
 from tagent_nb.engine.preflight import budget_of, ledger_of, paid_gates, refuse_unpriced
 from tagent_nb.engine.recalling import Recalling
 from tagent_nb.engine.recordings import calls_on
 from tagent_nb.engine.remembering import Remembering
 from tagent_nb.engine.run_loop import Run
-from tagent_nb.engine.session import Runners, definition_of, memory_of, run_id_of, schemas_of
+from tagent_nb.engine.session import Runners, definition_of, memory_of, run_id_of
 from tagent_nb.engine.unit.attempt import secret_of_input
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
 from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, Output, RunContinued, RunStarted

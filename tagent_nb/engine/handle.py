@@ -6,20 +6,47 @@ import asyncio
 import time
 from collections.abc import Callable, Generator
 from concurrent import futures
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.executor import PipelineExecutor
+    from tagent_nb.engine.memory.memory import PipelineMemory
+    from tagent_nb.events import Observer
+    from tagent_nb.pipeline import ApprovalRequest
     from tagent_nb.results import PipelineResult
 
 CANCEL_GRACE = 2.0
 """Seconds that an interrupted wait gives the steps of its run to clean up."""
 
 
-class RunHandle:
-    """A run in the background."""
+class Controls(Protocol):
+    """What a handle needs of the executor whose run it stands for."""
 
-    def __init__(self, executor: PipelineExecutor, future: futures.Future[PipelineResult]) -> None:
+    memory: PipelineMemory | None
+
+    def subscribe(self, observer: Observer) -> None:
+        """Call ``observer`` with every event from now on."""
+
+    def pending_approvals(self) -> list[ApprovalRequest]:
+        """What waits for a decision."""
+
+    def cancel(self) -> None:
+        """Stop the run."""
+
+    def pause(self) -> None:
+        """Start nothing further."""
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+
+
+class RunHandle:
+    """A run in the background.
+
+    Attributes:
+        executor: The :class:`PipelineExecutor` whose run it is.
+    """
+
+    def __init__(self, executor: Controls, future: futures.Future[PipelineResult]) -> None:
         self.executor = executor
         self._future = future
 

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.memory.state_machine import read_memory
-from tagent_nb.engine.session import schemas_of
+from tagent_nb.engine.memory.load import read_memory, schemas_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.engine.memory.load import read_memory
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.memory.state_machine import read_memory
 from tagent_nb.errors import (
     BudgetExceededError,
     CorruptRecordError,

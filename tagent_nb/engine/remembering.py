@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.background import submit
+from tagent_nb.engine.memory.load import schemas_of
 from tagent_nb.engine.memory.store import changing
-from tagent_nb.engine.session import schemas_of
 from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.serde import Classes, to_tree
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.memory.entries import new_run_id
+from tagent_nb.engine.memory.load import find_run, read_memory
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.memory.state_machine import find_run, read_memory
 from tagent_nb.engine.memory.store import not_stored
-from tagent_nb.pipeline import Pipeline, PipelineStep
+from tagent_nb.pipeline import Pipeline
 from tagent_nb.runners import PythonRunner, StepRunner
-from tagent_nb.serde import Classes, Referred
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunOptions
@@ -30,36 +28,6 @@ async def run_id_of(storage: StorageBackend, pipeline: Pipeline, options: RunOpt
         return new_run_id()
     wanted = options.resume if isinstance(options.resume, str) else None
     return await find_run(storage, pipeline.name, wanted)
-
-
-def schemas_of(pipeline: Pipeline, given: Iterable[type], namespace: Mapping[str, Any]) -> Classes:
-    """Classes that stored values may become: those that a step's schema and code refer to, those that the
-    user passed, and those of the namespace.
-
-    Args:
-        pipeline: Its steps say whose values are read.
-        given: Classes that the user passed.
-        namespace: Globals of the notebook's cells.
-    """
-    passed = list(given)
-    classes = {name: value for name, value in list(namespace.items()) if isinstance(value, type)}
-    classes.update({schema.__name__: schema for schema in passed})
-    classes.update(
-        {step.output_schema.__name__: step.output_schema for step in pipeline.steps if step.output_schema}
-    )
-
-    def referred(step: PipelineStep) -> Referred:
-        from tagent_nb.engine.class_lookup import of_step
-
-        return of_step(step, namespace)
-
-    def around() -> Referred:
-        from tagent_nb.engine.class_lookup import of_namespace
-
-        return of_namespace(passed, namespace)
-
-    steps = {step.name: partial(referred, step) for step in pipeline.steps}
-    return Classes(classes, steps, around, live=True)
 
 
 async def memory_of(

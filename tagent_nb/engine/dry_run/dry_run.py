@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import Past
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
-from tagent_nb.engine.memory.store import wants
+from tagent_nb.engine.step_reads import reads, source_of, wants
 from tagent_nb.engine.unit.execute import held_back
 from tagent_nb.engine.unit.map import item_fates, source_rows, whole
 from tagent_nb.engine.unit.work import (
@@ -20,8 +20,6 @@ from tagent_nb.engine.unit.work import (
     asked_cache,
     inputs_for,
     prepare,
-    reads,
-    source_of,
     static_components,
     still_answers,
 )

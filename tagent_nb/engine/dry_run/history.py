@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tagent_nb.engine.dry_run.plan import StepPlan
 from tagent_nb.engine.memory.entries import last_time
-from tagent_nb.engine.memory.state_machine import read_memory
+from tagent_nb.engine.memory.load import read_memory
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
 from tagent_nb.events import FactLearned, MemorySaved
 from tagent_nb.pipeline import PipelineStep, StepStatus

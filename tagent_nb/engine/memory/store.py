@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.engine.step_reads import wants
 from tagent_nb.events import Event, FactLearned, MemorySaved
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.serde import StoredValue
@@ -109,9 +110,3 @@ def _without(
     known = {key: value for key, value in now.items() if key not in own}
     known.update((key, before[key]) for key in own if key in before)
     return known
-
-
-def wants(step: PipelineStep, name: str) -> bool:
-    """Whether facts or memories reach this step: every agent, and Python that asks for them."""
-    body = step.body
-    return body is None or body.wants_context or name in body.provided or name in body.params

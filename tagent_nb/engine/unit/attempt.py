@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approval.gate import ApprovalGate
 from tagent_nb.engine.background import apart, in_thread
 from tagent_nb.engine.concurrency import Place
-from tagent_nb.engine.unit.work import (
-    Work,
-    instructions_of,
-    read_names,
-    runner_of,
-    source_of,
-    step_model,
-    why_it_runs,
-)
+from tagent_nb.engine.step_reads import source_of
+from tagent_nb.engine.unit.work import Work, instructions_of, read_names, runner_of, step_model, why_it_runs
 from tagent_nb.errors import (
     DefinitionError,
     RejectedError,

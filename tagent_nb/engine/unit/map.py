@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import StepHeld
 from tagent_nb.engine.background import in_thread, is_cancelled
+from tagent_nb.engine.step_reads import reads, source_of
 from tagent_nb.engine.unit.attempt import encoded
 from tagent_nb.engine.unit.execute import decided, guarded, unprepared
-from tagent_nb.engine.unit.work import Work, prepare, read_heavy, reads, source_of, step_model, why_it_runs
+from tagent_nb.engine.unit.work import Work, prepare, read_heavy, step_model, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
 from tagent_nb.pipeline import PipelineStep, StepStatus, of_items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from tagent_nb.engine.background import in_thread
 from tagent_nb.engine.concurrency import Place
 from tagent_nb.engine.memory.entries import last_time
 from tagent_nb.engine.memory.store import taught
+from tagent_nb.engine.step_reads import reads
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
 from tagent_nb.pipeline import PipelineStep
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is not asked"
 """Why a step runs that has not changed."""
-
-_ITEM = re.compile(r"\bitem\b")
 
 
 @dataclass(slots=True)
@@ -205,27 +203,6 @@ def runner_of(run: Run, step: PipelineStep) -> StepRunner:
     """The runner for this kind of step."""
     agent = "plan" if step.agent == "plan" else "agent"
     return run.equipment.runners["python" if step.is_python else agent]
-
-
-def source_of(step: PipelineStep) -> Reference:
-    """What a mapped step maps over."""
-    return Reference.parse(step.map_over or "", "map")
-
-
-def reads(step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[Reference]:
-    """The parts of its inputs that a unit of this step reads."""
-    source = source_of(step).step if step.map_over is not None else ""
-    body = step.body
-    if body is None:
-        found = [one for one in step.references if one.kind == "goal"]
-        if source and _ITEM.search(step.goal):
-            found.append(Reference(source, (), "goal"))
-        return found
-    read = {*body.params, *body.names, *body.provided}
-    names = [name for name in outputs if name in read]
-    if source and source not in names and "item" in read:
-        names.append(source)
-    return [Reference(name, (), "goal") for name in names]
 
 
 def read_names(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> frozenset[str]:
