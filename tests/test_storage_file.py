@@ -1091,3 +1091,60 @@ async def test_a_listed_run_may_be_gone_a_moment_later(
     monkeypatch.setattr(order, "os", SimpleNamespace(**{**vars(os), "scandir": lambda path: os.close(-1)}))
     with pytest.raises(StorageUnavailableError, match="Cannot read"):
         await store.runs("p")
+
+
+async def test_a_run_deleted_during_the_look_is_left_out(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, between the order of the runs and the look at each: not even its size counts."""
+    other = FileStorageBackend(store.base_path, durability="fast")
+    for run_id in ("r0", "r1", "r2"):
+        await record(store, "x", run_id=run_id)
+    in_order = store._in_order
+
+    def in_order_then_deleted(folder: Path) -> Iterator[tuple[str, str]]:
+        found = list(in_order(folder))
+        asyncio.run(other.delete_run("p", "r1"))
+        return iter(found)
+
+    monkeypatch.setattr(store, "_in_order", in_order_then_deleted)
+    assert [run_id for run_id, size in await store._runs("p") if size] == ["r0", "r2"]
+
+
+async def test_a_lease_that_cannot_be_read_says_of_no_run_that_it_was_lost(store: FileStorageBackend) -> None:
+    """Without its journal nothing is left to list; the pipeline has no other run."""
+    await record(store, "x")
+    journal_of(store).unlink()
+    lease = store.base_path / "p" / "r.lease"
+    lease.unlink(missing_ok=True)
+    lease.mkdir()
+    assert await FileStorageBackend(store.base_path).runs("p") == []
+    assert await FileStorageBackend(store.base_path).list_pipelines() == []
+
+
+async def test_a_disk_that_fails_while_runs_are_listed_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of storage, with the file's name: it is no run without records."""
+    await record(store, "x")
+
+    def fail(*arguments: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(journal, "os", SimpleNamespace(**{**vars(os), "pread": fail}))
+    with pytest.raises(StorageUnavailableError, match=r"Cannot read .*r\.journal: Input/output error"):
+        await store.runs("p")
+
+
+async def test_a_folder_that_cannot_be_listed_is_an_error(
+    store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no folder without pipelines."""
+    await record(store, "x")
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(file, "os", SimpleNamespace(**{**vars(os), "scandir": fail}))
+    with pytest.raises(StorageUnavailableError, match=r"Cannot read .*runs: Input/output error"):
+        await store.list_pipelines()

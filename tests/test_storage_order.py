@@ -393,3 +393,18 @@ def test_the_newest_runs_are_those_of_a_look_at_all(operations: list[tuple[str, 
 
     with tempfile.TemporaryDirectory() as base:
         asyncio.run(check(Path(base)))
+
+
+async def test_what_changes_between_a_look_and_its_note_is_looked_at_again(store: FileStorageBackend) -> None:
+    """Another process put a run there after the folder was listed: the note would hide it."""
+    await begin(store, "r0")
+    folder = folder_of(store)
+    note = checked.Checked(folder, folder / "runs.order")
+    (folder / "runs.checked").unlink(missing_ok=True)
+    before = b""
+    while not before:
+        # With a slow clock the look may fall into the tick of the change.
+        before = note.looking()
+    (folder / "r1.journal").touch()
+    note.looked(before)
+    assert not note.holds()
