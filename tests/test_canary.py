@@ -38,8 +38,8 @@ from tagent_nb.cache import ResultCache
 from tagent_nb.display import definition_table
 from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.events import Event
-from tagent_nb.notebook.run_view import result_view, run_html, run_text
 from tagent_nb.redaction import held_secret, redact
+from tagent_nb.results import result_view, run_html, run_text
 from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
 from tests.fake_openai import Act, error, fake_openai
 from tests.redis_server import RedisServer

@@ -6,7 +6,7 @@ import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, PipelineStep, StepStatus, UnknownStepError
 from tagent_nb.results import StepResult
-from tagent_nb.results.outcomes import no_value
+from tagent_nb.results.records import no_value
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from test_magics import Notebook, book
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineResult, open_storage
 from tagent_nb.cli import main
 from tagent_nb.engine.background import background_loop
-from tagent_nb.notebook.run_view import phase_of
-from tagent_nb.results import failure
+from tagent_nb.results import failure, phase_of
 
 assert book  # a fixture: pytest finds it by its name
 

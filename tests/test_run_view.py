@@ -7,9 +7,18 @@ from html_safety import HOSTILE, Reader, assert_safe
 
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import TokenUsage
-from tagent_nb.notebook.run_view import RunView, head_html, items_of, result_view, run_html, run_text
 from tagent_nb.pipeline import Share, StepStatus
-from tagent_nb.results import ItemResult, PipelineResult, StepResult
+from tagent_nb.results import (
+    ItemResult,
+    PipelineResult,
+    RunView,
+    StepResult,
+    head_html,
+    item_counts,
+    result_view,
+    run_html,
+    run_text,
+)
 
 
 def text_of(html: str) -> str:
@@ -136,7 +145,7 @@ def test_items_are_counted_by_how_they_ended() -> None:
     mapped = step("m", StepStatus.RUNNING, items=items, items_total=5)
     empty = step("e", StepStatus.RUNNING, items_total=5)
     plain = step("p", StepStatus.RUNNING)
-    assert items_of({"m": mapped, "e": empty, "p": plain}) == {"m": (3, 1, 5), "e": (0, 0, 5)}
+    assert item_counts({"m": mapped, "e": empty, "p": plain}) == {"m": (3, 1, 5), "e": (0, 0, 5)}
 
 
 @pytest.mark.parametrize(

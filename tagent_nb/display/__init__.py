@@ -5,6 +5,11 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "cards": (
+            "definition_table",
+            "step_card",
+            "step_facts",
+        ),
         "html": (
             "AS_IT_IS",
             "Bundle",
@@ -15,12 +20,9 @@ __getattr__, __dir__, __all__ = face(
             "TONES",
             "clip",
             "count",
-            "definition_table",
             "escape",
             "plain",
             "state_mark",
-            "step_card",
-            "step_facts",
             "table",
         ),
         "theme": (

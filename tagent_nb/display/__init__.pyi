@@ -1,4 +1,7 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.display.cards import definition_table as definition_table
+from tagent_nb.display.cards import step_card as step_card
+from tagent_nb.display.cards import step_facts as step_facts
 from tagent_nb.display.html import AS_IT_IS as AS_IT_IS
 from tagent_nb.display.html import Bundle as Bundle
 from tagent_nb.display.html import FONT as FONT
@@ -8,12 +11,9 @@ from tagent_nb.display.html import MUTED as MUTED
 from tagent_nb.display.html import TONES as TONES
 from tagent_nb.display.html import clip as clip
 from tagent_nb.display.html import count as count
-from tagent_nb.display.html import definition_table as definition_table
 from tagent_nb.display.html import escape as escape
 from tagent_nb.display.html import plain as plain
 from tagent_nb.display.html import state_mark as state_mark
-from tagent_nb.display.html import step_card as step_card
-from tagent_nb.display.html import step_facts as step_facts
 from tagent_nb.display.html import table as table
 from tagent_nb.display.theme import INPUT as INPUT
 from tagent_nb.display.theme import KIND_LOOKS as KIND_LOOKS

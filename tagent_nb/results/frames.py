@@ -13,12 +13,10 @@ from tagent_nb import events
 from tagent_nb.errors import UnknownStepError
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import short_text, value_text
-from tagent_nb.pipeline import StepStatus
 from tagent_nb.redaction import redact
-from tagent_nb.results.outcomes import no_value
-from tagent_nb.results.result import PipelineResult, StepResult
+from tagent_nb.results.records import RunRecord, StepResult, error_line, no_value, steps_of
 from tagent_nb.results.rows import column_of, frame_of, is_frame, items_of, plain, record_of
-from tagent_nb.serde import StoredValue, clean, index_from, index_of, plain_attributes
+from tagent_nb.serde import clean, index_from, index_of, plain_attributes
 from tagent_nb.templating import distinct
 from tagent_nb.user_objects import safe_repr, safe_str
 
@@ -31,35 +29,7 @@ _COUNTS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens",
 # -- one row a step -----------------------------------------------------------------------------
 
 
-def steps_of(result: PipelineResult) -> dict[str, StepResult]:
-    """The steps of a result; made of its other fields where it was put together by hand."""
-    if result.steps:
-        return result.steps
-    found = {}
-    for name in dict.fromkeys([*result.step_outputs, *result.failed_steps, *result.cost_per_step]):
-        step = found[name] = StepResult(name)
-        if name in result.step_outputs:
-            step.status = StepStatus.COMPLETED
-            step.output = StoredValue.of(result.step_outputs[name])
-        elif name in result.failed_steps:
-            step.status = StepStatus.FAILED
-        step.error = result.error_details.get(name, "")
-        step.usage = result.token_usage.get(name, TokenUsage())
-        step.cost = result.cost_per_step.get(name, 0.0)
-        step.metadata = result.step_metadata.get(name, {})
-    return found
-
-
-def error_line(step: StepResult) -> str:
-    """Type and message of what went wrong, on one line; the reason of a skipped step."""
-    if step.status is StepStatus.SKIPPED:
-        return step.reason
-    if not step.error and not step.error_type:
-        return ""
-    return short_text(f"{step.error_type}: {step.error}" if step.error_type else step.error, 300)
-
-
-def steps_frame(result: PipelineResult) -> pd.DataFrame:
+def steps_frame(result: RunRecord) -> pd.DataFrame:
     """See :meth:`PipelineResult.to_frame`."""
     import pandas as pd
 
@@ -98,7 +68,7 @@ def _dtype_of_counts(usages: Iterable[TokenUsage]) -> str:
     return "Int64" if any(usage.unmeasured for usage in usages) else "int64"
 
 
-def usage_frame(result: PipelineResult) -> pd.DataFrame:
+def usage_frame(result: RunRecord) -> pd.DataFrame:
     """See :meth:`PipelineResult.usage_frame`. Unknown counts and prices are missing, and not in the total."""
     import pandas as pd
 
@@ -119,7 +89,7 @@ def usage_frame(result: PipelineResult) -> pd.DataFrame:
     return pd.concat([frame, total.astype(frame.dtypes)])
 
 
-def events_frame(result: PipelineResult) -> pd.DataFrame:
+def events_frame(result: RunRecord) -> pd.DataFrame:
     """See :meth:`PipelineResult.events_frame`."""
     import pandas as pd
 
@@ -177,7 +147,7 @@ def _detail(event: events.Event) -> str:
 # -- one step's value -----------------------------------------------------------------------------
 
 
-def output_frame(result: PipelineResult, step: str) -> pd.DataFrame:
+def output_frame(result: RunRecord, step: str) -> pd.DataFrame:
     """See :meth:`PipelineResult.output_frame`.
 
     A list gives a row an item, a single record one row, a DataFrame is returned as it is, and
@@ -248,7 +218,7 @@ def _items_frame(step: StepResult) -> pd.DataFrame:
 # -- files ----------------------------------------------------------------------------------------
 
 
-def write_frame(result: PipelineResult, path: str | Path, step: str | None, kind: str) -> None:
+def write_frame(result: RunRecord, path: str | Path, step: str | None, kind: str) -> None:
     """Write :func:`steps_frame`, or a step's :func:`output_frame`, as ``"csv"`` or ``"parquet"``.
 
     Cells that such a file cannot hold, such as lists, are written as JSON, and columns and labels of types

@@ -12,7 +12,7 @@ from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.events import Output, TokenUsage
 from tagent_nb.formatting import is_lost
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results.result import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.results.records import ItemResult, OutputMap, RunRecord, StepResult
 from tagent_nb.serde import (
     FORMAT,
     StoredValue,
@@ -20,7 +20,6 @@ from tagent_nb.serde import (
     clean,
     from_tree,
     notes_to_tree,
-    parse,
     registry,
     to_tree,
 )
@@ -41,7 +40,7 @@ _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
 # -- writing ------------------------------------------------------------------------------------
 
 
-def result_to_dict(result: PipelineResult) -> dict[str, Any]:
+def result_to_dict(result: RunRecord) -> dict[str, Any]:
     """A result as JSON-able data, without its events. Do not change it: plain parts may be the
     result's own.
 
@@ -65,7 +64,7 @@ def _values(values: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {name: to_tree(value, path=f"{path}.{name}") for name, value in values.items()}
 
 
-def _outputs(result: PipelineResult) -> dict[str, Any]:
+def _outputs(result: RunRecord) -> dict[str, Any]:
     for step in result.steps.values():
         if step.output is not None:
             _check_kept(step.output, step.name)
@@ -115,7 +114,7 @@ def _plain(value: Any, path: str) -> Any:
     return value
 
 
-def result_to_json(result: PipelineResult, path: str | Path | None = None, *, indent: int | None = 2) -> str:
+def result_to_json(result: RunRecord, path: str | Path | None = None, *, indent: int | None = 2) -> str:
     """:func:`result_to_dict` as JSON text, also written to ``path`` (UTF-8) if one is given.
 
     Raises:
@@ -131,23 +130,18 @@ def result_to_json(result: PipelineResult, path: str | Path | None = None, *, in
 # -- reading ------------------------------------------------------------------------------------
 
 
-def result_from_json(text: str, *, schemas: Iterable[type] | Schemas = ()) -> PipelineResult:
-    """Rebuild a result. Values of models that ``schemas`` lacks come back as dicts.
+def result_fields(data: Any, schemas: Iterable[type] | Schemas = ()) -> dict[str, Any]:
+    """The fields of a result from the data of :func:`result_to_dict`.
 
     Raises:
-        CorruptRecordError: It is not the JSON of a result.
+        CorruptRecordError: It is not the data of a result.
         FormatVersionError: It was written by a newer version of tagent-nb.
     """
-    return result_from_dict(parse(text.encode("utf-8", "surrogatepass")), schemas=schemas)
-
-
-def result_from_dict(data: Any, *, schemas: Iterable[type] | Schemas = ()) -> PipelineResult:
-    """As :func:`result_from_json`, of the data of :func:`result_to_dict`."""
     if not isinstance(data, Mapping):
         raise CorruptRecordError(f"A stored result must be an object, not {type(data).__name__}.")
     check_format(data, "result", CorruptRecordError)
     try:
-        return _result(data, registry(schemas))
+        return _fields(data, registry(schemas))
     except CorruptRecordError:
         raise
     except _MALFORMED as error:
@@ -156,10 +150,9 @@ def result_from_dict(data: Any, *, schemas: Iterable[type] | Schemas = ()) -> Pi
         ) from None
 
 
-def _result(data: Mapping[str, Any], schemas: Schemas) -> PipelineResult:
+def _fields(data: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
     outputs = {name: StoredValue.of(from_tree(tree, schemas)) for name, tree in data["step_outputs"].items()}
-    steps = {one["name"]: _step(one, outputs, schemas) for one in data["steps"]}
-    fields: dict[str, Any] = {
+    return {
         **{name: data[name] for name in _SCALARS},
         **{name: data[name] for name in _LATER if name in data},
         **{name: from_tree(data[name]) for name in _PLAIN},
@@ -168,8 +161,9 @@ def _result(data: Mapping[str, Any], schemas: Schemas) -> PipelineResult:
         "token_usage": {name: TokenUsage(**counts) for name, counts in data["token_usage"].items()},
         "step_metadata": {name: _from_trees(notes, schemas) for name, notes in data["step_metadata"].items()},
         "final_output": from_tree(data["final_output"], schemas),
+        "step_outputs": OutputMap(outputs),
+        "steps": {step["name"]: _step(step, outputs, schemas) for step in data["steps"]},
     }
-    return PipelineResult(**fields, step_outputs=OutputMap(outputs), steps=steps)
 
 
 def _from_trees(trees: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
@@ -186,7 +180,7 @@ def _step(data: Mapping[str, Any], outputs: Mapping[str, Output], schemas: Schem
         usage=TokenUsage(**data["usage"]),
         components=dict(data["components"]),
         metadata=_from_trees(data["metadata"], schemas),
-        items=None if items is None else {one["key"]: _item(one, schemas) for one in items},
+        items=None if items is None else {item["key"]: _item(item, schemas) for item in items},
     )
 
 

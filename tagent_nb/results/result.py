@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import NotStoredError, UnknownStepError, did_you_mean
-from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
-from tagent_nb.formatting import is_lost
+from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.events import Event, TokenUsage
 from tagent_nb.pipeline import StepStatus
+from tagent_nb.results.records import StepResult, no_value, steps_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,104 +20,6 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline import Share
 
 T = TypeVar("T")
-
-
-class OutputMap(Mapping[str, Any]):
-    """Step name to value. A stored value is decoded when it is first read.
-
-    To read one that could not be stored raises :class:`NotStoredError`, except in the process that made it.
-    """
-
-    def __init__(self, outputs: Mapping[str, Output]) -> None:
-        self._outputs = outputs
-
-    def __getitem__(self, name: str) -> Any:
-        output = self._outputs[name]
-        if is_lost(output):
-            raise NotStoredError(
-                f"The value of step {name!r} was not stored, so only the process that ran it had it "
-                f"({output.problem}). Run the step again: force=[{name!r}], or %tagent_run --force {name}."
-            )
-        return output.value
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._outputs
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._outputs)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
-    def __repr__(self) -> str:
-        shown = {
-            name: f"(not stored: {one.problem})" if is_lost(one) else repr(one.value)
-            for name, one in self._outputs.items()
-        }
-        return "{" + ", ".join(f"{name!r}: {text}" for name, text in shown.items()) + "}"
-
-
-@dataclass(slots=True)
-class ItemResult:
-    """One item of a mapped step: its key, its label in the source's index, and how it ended.
-
-    ``reason`` says why it was skipped.
-    """
-
-    key: str
-    index: Any
-    status: StepStatus = StepStatus.PENDING
-    output: Output | None = None
-    error_type: str = ""
-    error: str = ""
-    attempts: int = 0
-    seconds: float = 0.0
-    usage: TokenUsage = NO_USAGE
-    cost: float | None = 0.0
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class StepResult:
-    """How one step ended, and what it took.
-
-    Attributes:
-        status: Its last status.
-        attempts: Attempts made in this run, those of its items together for a mapped step.
-        seconds: Wall time of the step in seconds, retries included.
-        usage: Tokens and calls, failed attempts included.
-        cost: USD; ``None`` when a price is unknown.
-        saved_cost: USD that the cache saved; ``None`` when unknown.
-        reason: Why it was skipped, or why it ran again.
-        waits_for: What it waits for now, such as a rate limit; empty while it works.
-        items: The items of a mapped step by key, in the source's order.
-    """
-
-    name: str
-    status: StepStatus = StepStatus.PENDING
-    output: Output | None = None
-    attempts: int = 0
-    seconds: float = 0.0
-    usage: TokenUsage = NO_USAGE
-    cost: float | None = 0.0
-    saved_cost: float | None = 0.0
-    error_type: str = ""
-    error: str = ""
-    traceback: str = ""
-    reason: str = ""
-    waits_for: str = ""
-    key: str = ""
-    components: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    started_at: float | None = None
-    ended_at: float | None = None
-    items: dict[str, ItemResult] | None = None
-    items_total: int | None = None
-
-    @property
-    def value(self) -> Any:
-        """The step's value; ``None`` when it has none."""
-        return self.output.value if self.output is not None else None
 
 
 @dataclass(repr=False)
@@ -227,9 +129,6 @@ class PipelineResult:
             NotStoredError: It had one, which could not be stored.
         """
         if step not in self.step_outputs:
-            from tagent_nb.results.frames import steps_of
-            from tagent_nb.results.outcomes import no_value
-
             raise UnknownStepError(no_value(steps_of(self), step, self.run_id or self.pipeline_name))
         return self.step_outputs[step]
 
@@ -264,15 +163,13 @@ class PipelineResult:
         if name.startswith("_"):
             return AttributeError(f"'PipelineResult' object has no attribute {name!r}")
         from tagent_nb.pipeline import RESULT, foreign_attribute
-        from tagent_nb.results.frames import steps_of
-        from tagent_nb.results.outcomes import no_value
 
         if name in RESULT:
             return foreign_attribute(self, name, RESULT)
         steps = steps_of(self)
         if name in steps:
             return AttributeError(no_value(steps, name, self.run_id or self.pipeline_name))
-        known = [*steps, *(one for one in dir(type(self)) if not one.startswith("_"))]
+        known = [*steps, *(attribute for attribute in dir(type(self)) if not attribute.startswith("_"))]
         listed = ", ".join(steps) or "none"
         return AttributeError(
             f"A result has neither a step nor an attribute {name!r}.{did_you_mean(name, known)} "
@@ -308,7 +205,7 @@ class PipelineResult:
         usage = sum(self.token_usage.values(), TokenUsage())
         return shares(Budget.of(self.budget), usage, self.total_cost, unpriced=bool(self.unpriced_steps))
 
-    # -- frames (see results.py) ----------------------------------------------------
+    # -- frames (see frames.py) -----------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:
         """One row a step, indexed by step name.
@@ -317,7 +214,7 @@ class PipelineResult:
         ``input_tokens``, ``output_tokens`` (missing where a provider told none), ``cost`` (USD, NaN when
         unknown), ``saved_cost``, ``error``.
         """
-        from tagent_nb.results import steps_frame
+        from tagent_nb.results.frames import steps_frame
 
         return steps_frame(self)
 
@@ -327,31 +224,31 @@ class PipelineResult:
         Raises:
             UnknownStepError: The step has neither a value nor items.
         """
-        from tagent_nb.results import output_frame
+        from tagent_nb.results.frames import output_frame
 
         return output_frame(self, step)
 
     def usage_frame(self) -> pd.DataFrame:
         """Tokens, calls, USD and USD saved by step, with a ``total`` row."""
-        from tagent_nb.results import usage_frame
+        from tagent_nb.results.frames import usage_frame
 
         return usage_frame(self)
 
     def events_frame(self) -> pd.DataFrame:
         """One row an event: ``at`` (UTC), ``event``, ``step``, ``item``, ``attempt``, ``detail``."""
-        from tagent_nb.results import events_frame
+        from tagent_nb.results.frames import events_frame
 
         return events_frame(self)
 
     def to_csv(self, path: str | Path, step: str | None = None) -> None:
         """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as CSV."""
-        from tagent_nb.results import write_frame
+        from tagent_nb.results.frames import write_frame
 
         write_frame(self, path, step, "csv")
 
     def to_parquet(self, path: str | Path, step: str | None = None) -> None:
         """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as Parquet."""
-        from tagent_nb.results import write_frame
+        from tagent_nb.results.frames import write_frame
 
         write_frame(self, path, step, "parquet")
 
@@ -381,16 +278,16 @@ class PipelineResult:
             CorruptRecordError: The data is not that of a result.
             FormatVersionError: It was written by a newer version of tagent-nb.
         """
-        from tagent_nb.results.json import result_from_dict
+        from tagent_nb.results.json import result_fields
 
-        return result_from_dict(data, schemas=schemas)
+        return cls(**result_fields(data, schemas))
 
     @classmethod
     def from_json(cls, text: str, *, schemas: Iterable[type[BaseModel]] = ()) -> PipelineResult:
         """Rebuild a result; values of models that ``schemas`` lacks come back as dicts."""
-        from tagent_nb.results.json import result_from_json
+        from tagent_nb.serde import parse
 
-        return result_from_json(text, schemas=schemas)
+        return cls.from_dict(parse(text.encode("utf-8", "surrogatepass")), schemas=schemas)
 
     def to_pickle(self) -> bytes:
         """The result as a pickle. See :meth:`from_pickle`."""
@@ -406,6 +303,6 @@ class PipelineResult:
         return from_pickle(blob, cls)
 
     def _repr_html_(self) -> str:
-        from tagent_nb.results import result_html
+        from tagent_nb.results.html import result_html
 
         return result_html(self)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from tagent_nb.display import LOOKS
 from tagent_nb.formatting import cost_text, seconds_text, terminal_text, tokens_text, total_tokens_text
-from tagent_nb.results.outcomes import outcome
-from tagent_nb.results.result import PipelineResult, StepResult
+from tagent_nb.results.records import RunRecord, StepResult, error_line, outcome, steps_of
 
 MOST_STEPS = 200
 """Most steps that a summary lists."""
 
 
-def summary(result: PipelineResult) -> str:
+def summary(result: RunRecord) -> str:
     """See :meth:`PipelineResult.summary`."""
-    from tagent_nb.results.frames import steps_of
-
     steps = list(steps_of(result).values())
     rows = [_row(step) for step in steps[:MOST_STEPS]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -28,7 +25,7 @@ def summary(result: PipelineResult) -> str:
     return terminal_text("\n".join(lines))
 
 
-def _head(result: PipelineResult) -> str:
+def _head(result: RunRecord) -> str:
     _, word = outcome(result)
     tokens = total_tokens_text(result.token_usage.values()) or "0"
     facts = [seconds_text(result.execution_time), f"{tokens} tokens", costs(result)]
@@ -36,8 +33,8 @@ def _head(result: PipelineResult) -> str:
     return f"{result.pipeline_name}: {word}, {', '.join(facts)}"
 
 
-def costs(result: PipelineResult) -> str:
-    """What a run cost, in words; steps of unknown price are told."""
+def costs(result: RunRecord) -> str:
+    """What a run cost, in words; steps of unknown price are counted."""
     unknown = len(result.unpriced_steps)
     parts = [cost_text(result.total_cost)] if result.total_cost or not unknown else []
     if unknown:
@@ -46,8 +43,6 @@ def costs(result: PipelineResult) -> str:
 
 
 def _row(step: StepResult) -> tuple[str, ...]:
-    from tagent_nb.results.frames import error_line
-
     return (
         step.name,
         LOOKS[step.status].word,

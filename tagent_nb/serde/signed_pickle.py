@@ -41,9 +41,17 @@ _MOVED = {
 """Modules of ours whose classes stand in pickles, by the names that they had when these were written."""
 
 
+_MOVED_CLASSES = {
+    ("tagent_nb.pipeline.result", name): "tagent_nb.results.records"
+    for name in ("OutputMap", "ItemResult", "StepResult")
+}
+"""As :data:`_MOVED`, of classes that have left their module's others."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(_MOVED.get(module, module), name)
+        home = _MOVED_CLASSES.get((module, name)) or _MOVED.get(module, module)
+        return super().find_class(home, name)
 
 
 def _loads(blob: bytes) -> Any:

@@ -9,10 +9,10 @@ from tagent_nb.cache import CacheStats
 from tagent_nb.display import FONT, LOOKS, MUTED, Bundle, count, escape, table
 from tagent_nb.engine import Plan
 from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
-from tagent_nb.notebook.run_view import done_words, phase_of
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline import StepStatus
+from tagent_nb.results import done_words, phase_of
 
 
 def _bundle(

@@ -21,12 +21,20 @@ from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.notebook.panel.extension import PARTS
 from tagent_nb.notebook.panel.feed import Sitting
 from tagent_nb.notebook.panel.view import PanelView
-from tagent_nb.notebook.run_view import RunView, head_html, items_of, result_view, run_html, run_text
 from tagent_nb.notebook.session import Session, Workspace
 from tagent_nb.notebook.widgets.step_table import row_of
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.redaction import redact
-from tagent_nb.results import PipelineResult, StepResult
+from tagent_nb.results import (
+    PipelineResult,
+    RunView,
+    StepResult,
+    head_html,
+    item_counts,
+    result_view,
+    run_html,
+    run_text,
+)
 
 __all__ = ["Panel"]
 
@@ -230,7 +238,7 @@ class Panel:
             return RunView(self.workspace.pipeline.name, steps, "not run yet", 0.0, self._note)
         phase = "failed" if outcome is not None else "paused" if memory and memory.paused else "running"
         steps = {} if memory is None else dict(memory.steps)
-        counts = items_of(steps)
+        counts = item_counts(steps)
         return RunView(
             self.workspace.pipeline.name,
             steps,
@@ -317,7 +325,7 @@ class Panel:
             stale, self._stale = self._stale or list(states) != self._shown, False
             whole, self._reset = stale or self._reset, False
             names = states if whole else [n for n, s in states.items() if n in touched or s.status in _BUSY]
-            counts = items_of({name: states[name] for name in names})
+            counts = item_counts({name: states[name] for name in names})
             rows = {
                 name: row_of(states[name], counts.get(name, _NO_ITEMS), texts.get(name, ""), now)
                 for name in names

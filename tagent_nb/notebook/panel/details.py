@@ -10,10 +10,9 @@ from tagent_nb.engine import source_of, source_rows
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
 from tagent_nb.formatting import cost_text, seconds_text, tokens_text, value_text
-from tagent_nb.notebook.run_view import about_words, error_line
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
 from tagent_nb.redaction import redact
-from tagent_nb.results import ItemResult, StepResult
+from tagent_nb.results import ItemResult, StepResult, about_words, error_text
 from tagent_nb.templating import render
 
 __all__ = ["details_html"]
@@ -180,5 +179,5 @@ def _wrong(state: StepResult) -> Iterator[tuple[str, str]]:
     if state.error:
         yield (
             "error",
-            error_line(state) if not state.traceback else f"{error_line(state)}\n\n{state.traceback}",
+            error_text(state) if not state.traceback else f"{error_text(state)}\n\n{state.traceback}",
         )

@@ -14,10 +14,9 @@ import traitlets
 
 from tagent_nb.display import LOOKS, plain
 from tagent_nb.formatting import cost_text, seconds_text, tokens_text
-from tagent_nb.notebook.run_view import about_words, error_line
 from tagent_nb.notebook.widgets.widget_style import CSS, script
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import StepResult
+from tagent_nb.results import StepResult, about_words, error_text
 
 __all__ = ["StepTable", "looks", "row_of"]
 
@@ -51,7 +50,7 @@ def row_of(state: StepResult, items: tuple[int, int, int], text: str, now: float
         seconds_text(seconds) if seconds or state.status is StepStatus.RUNNING else "",
         tokens_text(state.usage.known_tokens) if spent else "",
         cost_text(state.cost) if spent or state.cost is None else "",
-        plain(error_line(state)) if state.error else "",
+        plain(error_text(state)) if state.error else "",
         plain(state.traceback) if state.status is StepStatus.FAILED else "",
         plain(text[-MOST_SHOWN:]) if state.status in _BUSY else "",
     ]
