@@ -29,7 +29,7 @@ from pandas.tseries.holiday import USFederalHolidayCalendar
 from tagent_nb.errors import CorruptRecordError, EncodeError
 from tagent_nb.results import rows_of
 from tagent_nb.serde import StoredValue, digest
-from tagent_nb.serde.dtypes import text_dtype
+from tagent_nb.serde.arrow import text_dtype
 from tagent_nb.serde.encoder import Encoder
 from tagent_nb.serde.value import decode, encode
 

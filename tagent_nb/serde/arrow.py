@@ -16,19 +16,25 @@ from zoneinfo import ZoneInfo
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.serde.arrow_stream import from_stream, to_stream
-from tagent_nb.serde.dtypes import parts_of_text, text_dtype
-from tagent_nb.serde.encoder import Encoder, RefusedError, field_part, refusal
+from tagent_nb.serde.errors import (
+    RefusedError,
+    array_refusal,
+    dtype_refusal,
+    field_part,
+    refusal,
+    zone_refusal,
+)
 from tagent_nb.serde.labels import plain_attributes
+from tagent_nb.serde.nodes import TAG, Node, Walk
 from tagent_nb.serde.offsets import freq_node, offset_node, offset_of
-from tagent_nb.serde.scalars import TAG, Node, fixed_zone, own_float, zone_from, zone_of
-from tagent_nb.serde.unstorable import array_refusal, dtype_refusal, zone_refusal
+from tagent_nb.serde.scalars import fixed_zone, own_float, zone_from, zone_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 
-def to_node(value: Any, walk: Encoder, depth: int) -> Any:
+def to_node(value: Any, walk: Walk, depth: int) -> Any:
     """The node of a value whose class is pandas' or NumPy's.
 
     Raises:
@@ -86,7 +92,7 @@ _NUMBERS = {"b": bool, "i": int, "u": int, "f": float, "U": str, "S": bytes}
 """Python's classes of what NumPy's scalars hold, by kind of dtype."""
 
 
-def _numpy_scalar(value: Any, walk: Encoder, depth: int) -> Any:
+def _numpy_scalar(value: Any, walk: Walk, depth: int) -> Any:
     # A number of NumPy counts and fails otherwise than Python's: 1 / np.int64(0) is infinite.
     node = {TAG: "numpy", "dtype": value.dtype.str}
     if value.dtype.kind in "mM":
@@ -115,7 +121,7 @@ def _to_numpy_scalar(node: Node) -> Any:
     return dtype.type(value)
 
 
-def _pandas_scalar(value: Any, walk: Encoder, depth: int) -> Node:
+def _pandas_scalar(value: Any, walk: Walk, depth: int) -> Node:
     import numpy as np
     import pandas as pd
 
@@ -169,7 +175,7 @@ def _missing(name: str) -> Any:
 _KINDS = "biufcmMUS"
 
 
-def _array(value: np.ndarray, walk: Encoder, depth: int) -> Node:
+def _array(value: np.ndarray, walk: Walk, depth: int) -> Node:
     import pyarrow as pa
 
     walk.enter(depth, value.size if value.dtype.kind == "O" else 1)
@@ -218,7 +224,7 @@ def _checked_dtype(text: Any, kinds: str) -> np.dtype:
 # -- frames -------------------------------------------------------------------------------------
 
 
-def _frame(value: pd.DataFrame, walk: Encoder, depth: int) -> Node:
+def _frame(value: pd.DataFrame, walk: Walk, depth: int) -> Node:
     walk.enter(depth, value.shape[1])
     labels = [field_part(label) for label in value.columns]
     node = {
@@ -247,7 +253,7 @@ def _to_series(node: Node) -> pd.Series:
     return series.rename(node["name"])
 
 
-def _index(index: pd.Index, walk: Encoder, depth: int, part: str = ".index") -> Node:
+def _index(index: pd.Index, walk: Walk, depth: int, part: str = ".index") -> Node:
     import pandas as pd
 
     names = [walk.tree(name, depth + 1) for name in index.names]
@@ -269,7 +275,7 @@ def _index(index: pd.Index, walk: Encoder, depth: int, part: str = ".index") -> 
     return node if freq is None else node | {"freq": freq}
 
 
-def _multi(index: pd.MultiIndex, walk: Encoder, depth: int) -> Node:
+def _multi(index: pd.MultiIndex, walk: Walk, depth: int) -> Node:
     """By its levels, which have dtypes, orders and frequencies that the labels alone do not tell."""
     import pandas as pd
 
@@ -309,9 +315,7 @@ def _unnamed_index(node: Node) -> Any:
 # -- vectors: the columns of a frame, without their labels ----------------------------------------
 
 
-def _vectors(
-    frame: pd.DataFrame, labels: list[str], walk: Encoder, depth: int, accessor: str = ".dt"
-) -> Node:
+def _vectors(frame: pd.DataFrame, labels: list[str], walk: Walk, depth: int, accessor: str = ".dt") -> Node:
     """Columns by position: typed ones in an Arrow stream, those of objects as trees.
 
     ``accessor`` is what methods for times are called by, in messages: an index has none.
@@ -359,7 +363,7 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: s
         if isinstance(dtype, pd.ArrowDtype):
             node.setdefault("arrow", []).append(place)
         elif isinstance(dtype, pd.StringDtype):
-            node.setdefault("strings", {})[place] = parts_of_text(dtype)
+            node.setdefault("strings", {})[place] = _parts_of_text(dtype)
         elif isinstance(dtype, pd.DatetimeTZDtype) and _is_named_utc(dtype.tz):
             node.setdefault("named_utc", []).append(place)
         elif isinstance(dtype, pd.DatetimeTZDtype) and _is_of_pytz(dtype.tz):
@@ -462,6 +466,40 @@ def _to_vectors(node: Node, rows: int, count: int) -> pd.DataFrame:
     frame = pd.DataFrame({place: columns[place] for place in places}, index=pd.RangeIndex(rows))
     frame.columns = pd.RangeIndex(count)
     return frame
+
+
+# -- text columns ----------------------------------------------------------------------------------
+#
+# pandas 3 has ``str``, with NaN where a text is missing. pandas 2 keeps texts as objects unless it is
+# asked for ``string``; 2.3 knows ``str`` by another name, and 2.2 has it with Arrow's storage only. A frame
+# of a newer pandas is read by an older one with the nearest that it has, which for ``str`` may be ``object``.
+
+_OLD = "_numpy"
+"""At the end of a storage's name: how pandas 2 spells that NaN is what is missing."""
+
+
+def _parts_of_text(dtype: pd.StringDtype) -> list[str]:
+    """A dtype for texts as ``["python" or "pyarrow", "NA" or "nan"]``: its storage, and what is missing."""
+    import pandas as pd
+
+    return [dtype.storage.removesuffix(_OLD), "NA" if dtype.na_value is pd.NA else "nan"]
+
+
+def text_dtype(storage: str, missing: str) -> Any:
+    """The dtype with these parts; the nearest one where this pandas has none.
+
+    Raises:
+        ValueError: There is no such storage.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if missing == "NA":
+        return pd.StringDtype(storage)
+    try:
+        return pd.StringDtype(storage, np.nan)
+    except TypeError:  # pandas 2.2
+        return pd.StringDtype(storage + _OLD) if storage == "pyarrow" else object
 
 
 _READERS: dict[str, Callable[[Node], Any]] = {

@@ -7,22 +7,19 @@ a polars object again.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.serde.arrow_stream import from_stream, to_stream
-from tagent_nb.serde.encoder import RefusedError, refusal
-from tagent_nb.serde.scalars import TAG, Node
-
-if TYPE_CHECKING:
-    from tagent_nb.serde.encoder import Encoder
+from tagent_nb.serde.errors import RefusedError, refusal
+from tagent_nb.serde.nodes import TAG, Node, Walk
 
 PACKAGES = frozenset({"polars", "pyarrow"})
 """Top-level modules of the objects that are stored here."""
 _COLUMN = "values"
 
 
-def to_arrow_node(value: Any, walk: Encoder, depth: int) -> Node:
+def to_arrow_node(value: Any, walk: Walk, depth: int) -> Node:
     """The node of a polars DataFrame or Series, or of an Arrow table.
 
     Raises:

@@ -31,7 +31,7 @@ from tagent_nb.serde.annotations import (
     shape_hash,
     tag_of,
 )
-from tagent_nb.serde.scalars import TAG
+from tagent_nb.serde.nodes import TAG
 from tagent_nb.serde.schemas import schema_hash
 
 __all__ = ["MARKS", "Classes", "Match", "Referred", "marks_of", "member_of", "remember"]

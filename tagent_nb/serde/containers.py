@@ -5,12 +5,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tagent_nb.serde.scalars import TAG, Node, parts_of
-
-if TYPE_CHECKING:
-    from tagent_nb.serde.encoder import Encoder
+from tagent_nb.serde.nodes import TAG, Node, Walk, parts_of
 
 _FACTORIES: dict[str, Callable[[], Any]] = {
     one.__name__: one for one in (bool, int, float, str, bytes, tuple, list, dict, set, Counter, deque)
@@ -26,7 +23,7 @@ VIEWS: dict[type, tuple[str, str]] = {
 """Classes of the views of dicts: what they show, and of which kind of dict."""
 
 
-def view_node(value: Any, walk: Encoder, depth: int) -> Node:
+def view_node(value: Any, walk: Walk, depth: int) -> Node:
     """The node of what ``keys()``, ``values()`` or ``items()`` of a dict return.
 
     Raises:
@@ -37,7 +34,7 @@ def view_node(value: Any, walk: Encoder, depth: int) -> Node:
     return {TAG: "view", "of": holder, "shows": view, "v": walk.items(value, depth)}
 
 
-def container_node(value: Any, walk: Encoder, depth: int) -> Node | None:
+def container_node(value: Any, walk: Walk, depth: int) -> Node | None:
     """The node of a Counter, an OrderedDict, a defaultdict or a deque; ``None`` for anything else.
 
     Raises:

@@ -15,7 +15,8 @@ from typing import Any
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.serde import containers
 from tagent_nb.serde.classes import Classes, member_of
-from tagent_nb.serde.scalars import FROM_NODE, TAG, Node, parts_of
+from tagent_nb.serde.nodes import TAG, Node, parts_of
+from tagent_nb.serde.scalars import FROM_NODE
 
 _MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 

@@ -10,20 +10,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import io
 import json
 import types
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MappingView
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from math import isfinite
 from typing import Any
 
-from tagent_nb.errors import EncodeError
 from tagent_nb.serde.annotations import is_model
 from tagent_nb.serde.classes import MARKS, marks_of, remember
 from tagent_nb.serde.containers import VIEWS, container_node, view_node
-from tagent_nb.serde.scalars import TAG, TO_NODE, Node
+from tagent_nb.serde.errors import RefusedError, field_part, refusal
+from tagent_nb.serde.nodes import TAG, Node
+from tagent_nb.serde.scalars import TO_NODE
 from tagent_nb.user_objects import blame
 
 MAX_DEPTH = 200
@@ -49,46 +48,6 @@ to_json: Callable[[Any], str] = _ordered.encode
 """A tree as JSON text; dicts keep their order."""
 to_canonical: Callable[[Any], str] = _sorted.encode
 """A tree as JSON text with sorted keys: equal for equal trees."""
-
-
-class RefusedError(Exception):
-    """A value that cannot be stored, on its way up to where its path is known."""
-
-    def __init__(self, what: str, *, unknown_type: bool = False) -> None:
-        super().__init__(what)
-        self.what = what
-        self.unknown_type = unknown_type
-        self._parts: list[str] = []
-        self._holders: list[int] = []
-
-    def inside(self, part: str, holder: object) -> RefusedError:
-        """Note one part of the path on the way up."""
-        self._parts.append(part)
-        self._holders.append(id(holder))
-        return self
-
-    def to_error(self, path: str) -> EncodeError:
-        """The error with the whole path; short where the value holds itself."""
-        parts, holders = self._parts[::-1], self._holders[::-1]
-        for place, holder in enumerate(holders):
-            if holder in holders[:place]:
-                return EncodeError(
-                    path + "".join(parts[:place]), "an object that holds itself cannot be stored"
-                )
-        if len(parts) > 12:
-            parts = [*parts[:6], "...", *parts[-3:]]
-        return EncodeError(path + "".join(parts), self.what)
-
-
-def field_part(key: object) -> str:
-    """``.name``, or ``['some key']``, of a path."""
-    if isinstance(key, str) and key.isidentifier():
-        return f".{key}"
-    try:
-        shown = repr(key)[:40]
-    except Exception:  # __repr__ is the user's code, and a long integer has none
-        shown = type(key).__name__
-    return f"[{shown}]"
 
 
 class Encoder:
@@ -475,44 +434,3 @@ def _as_json(model: Any, name: str, refused: RefusedError) -> Any:
         return model.model_dump(mode="json", include={name}, warnings=False)[name]
     except Exception:  # serializers are the user's code, and pydantic has errors of its own
         raise refused from None
-
-
-def _known_refusal(value: object) -> str | None:
-    if hasattr(value, "get_secret_value"):
-        return "a secret cannot be stored. Read it where it is used, and leave it out of the value"
-    if inspect.isroutine(value) or isinstance(value, functools.partial):
-        return "a function cannot be stored"
-    if isinstance(value, type):
-        return "a class cannot be stored"
-    if isinstance(value, types.ModuleType):
-        return "a module cannot be stored"
-    if inspect.isgenerator(value) or inspect.isasyncgen(value):
-        return "a generator cannot be stored. Return a list of what it yields"
-    if inspect.isawaitable(value):
-        return "a coroutine cannot be stored. Await it in the step"
-    if isinstance(value, io.IOBase):
-        return "an open file cannot be stored. Return its content or its path"
-    return None
-
-
-def refusal(value: object) -> RefusedError:
-    """Says what a value is that cannot be stored, and what to return in its place."""
-    known = _known_refusal(value)
-    if known is not None:
-        return RefusedError(known)
-    return RefusedError(_unknown(value, type(value)), unknown_type=True)
-
-
-def _unknown(value: object, kind: type) -> str:
-    if isinstance(value, Iterator):
-        return (
-            f"a {kind.__name__} object, whose items can be taken once only, cannot be stored. "
-            "Return list(...) of it"
-        )
-    if isinstance(value, MappingView | memoryview | array):
-        plain = "bytes" if isinstance(value, memoryview) else "list"
-        return f"an object of class {kind.__name__} cannot be stored. Return {plain}(...) of it"
-    return (
-        f"an object of class {kind.__module__}.{kind.__qualname__} cannot be stored. "
-        "Return plain data, a dataclass, a pydantic model or a DataFrame"
-    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.serde.encoder import Encoder, RefusedError
-from tagent_nb.serde.scalars import TAG, Node
+from tagent_nb.serde.errors import RefusedError
+from tagent_nb.serde.nodes import TAG, Node, Walk
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def offset_node(offset: Any, walk: Encoder, depth: int) -> Node:
+def offset_node(offset: Any, walk: Walk, depth: int) -> Node:
     """The node of an offset of pandas' own classes.
 
     Raises:
@@ -70,7 +70,7 @@ def offset_of(node: Node) -> pd.offsets.BaseOffset:
     return found
 
 
-def freq_node(index: Any, labels: Any, walk: Encoder, depth: int) -> Any:
+def freq_node(index: Any, labels: Any, walk: Walk, depth: int) -> Any:
     """The frequency of an index: its name where that says all of it, else a node; ``None`` without one.
 
     Args:

@@ -11,10 +11,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-TAG = "$t"
-"""The key that marks a tagged value. A user's dict with this key is tagged itself."""
-
-Node = dict[str, Any]
+from tagent_nb.serde.nodes import TAG, Node
 
 
 def own_float(value: Any) -> float:
@@ -23,14 +20,6 @@ def own_float(value: Any) -> float:
     ``value.item()`` would give 0.10000000149011612. To ``float32``, both are the same number.
     """
     return float(value) if value.dtype.itemsize == 8 else float(str(value))
-
-
-def parts_of(node: Mapping[str, Any]) -> list[Any]:
-    """The parts of a node that has a list of them; a ``TypeError`` for anything else."""
-    parts = node["v"]
-    if not isinstance(parts, list):
-        raise TypeError("its parts are no list")
-    return parts
 
 
 # -- times --------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from tagent_nb.events import Output
 from tagent_nb.serde.classes import Classes
 from tagent_nb.serde.copies import is_bulky
 from tagent_nb.serde.decoder import resolve, value_of
-from tagent_nb.serde.encoder import MAX_DEPTH, MAX_DIGITS, Encoder, RefusedError, to_canonical, to_json
-from tagent_nb.serde.scalars import TAG
+from tagent_nb.serde.encoder import MAX_DEPTH, MAX_DIGITS, Encoder, to_canonical, to_json
+from tagent_nb.serde.errors import RefusedError
+from tagent_nb.serde.nodes import TAG
 from tagent_nb.user_objects import blame, raising_method, safe_str
 
 __all__ = [
