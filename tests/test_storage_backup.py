@@ -31,10 +31,10 @@ from tagent_nb.storage import (
 )
 from tagent_nb.storage.backup import archive
 from tagent_nb.storage.backup import create as backup
-from tagent_nb.storage.backup import create as emptied
+from tagent_nb.storage.backup import lost_store as emptied
 from tagent_nb.storage.backup import restore as restoring
-from tagent_nb.storage.backup.create import BackupSchedule
 from tagent_nb.storage.format.envelope import pack
+from tagent_nb.storage.policy import BackupSchedule
 from tagent_nb.testing.samples import plain, sample_run
 from tests.storage_kinds import KINDS, damage, make_store, read, record, replace_records, stored_records
 

@@ -33,7 +33,7 @@ from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError, S
 from tagent_nb.events import Event, RunFinished, StepFinished, Warned
 from tagent_nb.serde import StoredValue
 from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
-from tagent_nb.storage.format.events import time_in
+from tagent_nb.storage.run_info import time_in
 from tests.redis_server import RedisServer
 from tests.storage_child import STEPS, steps
 from tests.storage_kinds import replace_records, stored_records

@@ -16,7 +16,7 @@ from tagent_nb.events import Event, RunFinished, Warned
 from tagent_nb.notebook.magics.run import TagentMagics
 from tagent_nb.notebook.session import Session
 from tagent_nb.storage import FileStorageBackend, MemoryStorageBackend
-from tagent_nb.storage.backup.create import BackupSchedule
+from tagent_nb.storage.policy import BackupSchedule
 from tests.redis_server import RedisServer
 
 

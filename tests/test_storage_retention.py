@@ -35,7 +35,7 @@ from tagent_nb.storage import (
     StorageBackend,
     base,
 )
-from tagent_nb.storage import policy as retention
+from tagent_nb.storage import prune as retention
 from tagent_nb.storage.policy import Retention
 from tagent_nb.testing.leases import ELSEWHERE
 from tagent_nb.testing.samples import holder

@@ -18,8 +18,7 @@ from tagent_nb.storage import (
     StorageBackend,
     open_storage,
 )
-from tagent_nb.storage.backup.create import BackupSchedule
-from tagent_nb.storage.policy import Retention
+from tagent_nb.storage.policy import BackupSchedule, Retention
 
 
 @pytest.fixture(autouse=True)

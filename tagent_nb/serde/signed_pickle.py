@@ -34,9 +34,9 @@ _MOVED = {
     "tagent_nb.pipeline.template": "tagent_nb.templating.template",
     "tagent_nb.pipeline.views": "tagent_nb.templating.views",
     "tagent_nb.steps.tools": "tagent_nb.runners.tools.registry",
-    "tagent_nb.storage.archive": "tagent_nb.storage.backup.archive",
-    "tagent_nb.storage.records": "tagent_nb.storage.format.events",
-    "tagent_nb.storage.restoring": "tagent_nb.storage.backup.restore",
+    "tagent_nb.storage.archive": "tagent_nb.storage.run_info",
+    "tagent_nb.storage.records": "tagent_nb.storage.run_info",
+    "tagent_nb.storage.restoring": "tagent_nb.storage.run_info",
 }
 """Modules of ours whose classes stand in pickles, by the names that they had when these were written."""
 

@@ -9,18 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeVar
 
 from tagent_nb.events import Event, Output
-from tagent_nb.storage.format.events import RunInfo
 from tagent_nb.storage.lease import Lease
-
-if TYPE_CHECKING:
-    from tagent_nb.storage.backup.archive import BackupInfo
-    from tagent_nb.storage.backup.create import BackupSchedule
-    from tagent_nb.storage.backup.restore import RestoreInfo
-    from tagent_nb.storage.policy import Retention
-
+from tagent_nb.storage.policy import BackupSchedule, Retention
+from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo
 
 Hear = Callable[[str], None]
 
@@ -33,6 +27,7 @@ class Reporting:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.problems: list[str] = []
         self._unheard: list[str] = []
         self._hearers: list[Hear] = []
@@ -399,7 +394,20 @@ OPENED = "_tagent_opened"
 """The attribute in which a backend of four methods has what keeps runs in it."""
 
 
-def _opened(backend: StorageBackend) -> StorageBackend:
-    from tagent_nb.storage.open import open_storage
+Opener = TypeVar("Opener", bound="Callable[[StorageBackend], StorageBackend]")
 
-    return open_storage(backend)
+_openers: list[Callable[[StorageBackend], StorageBackend]] = []
+
+
+def opens_backends(function: Opener) -> Opener:
+    """Let ``function`` make what keeps runs in a backend of four methods.
+
+    The face of this package has :class:`StorageBackend` from the module that calls this, so it is called
+    before there is a backend.
+    """
+    _openers[:] = [function]
+    return function
+
+
+def _opened(backend: StorageBackend) -> StorageBackend:
+    return _openers[0](backend)

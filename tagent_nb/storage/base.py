@@ -11,29 +11,24 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
 from tagent_nb.naming import places_of, safe_id
-from tagent_nb.storage.backend import StorageBackend
+from tagent_nb.storage.backend import Reporting, StorageBackend
 from tagent_nb.storage.backup.archive import DOCUMENTS
 from tagent_nb.storage.format.envelope import pack, unpack
-from tagent_nb.storage.format.events import RunInfo
 from tagent_nb.storage.format.pickled import decode_document, encode_document
-from tagent_nb.storage.lease import Lease
-from tagent_nb.storage.leasing import Leasing
-from tagent_nb.storage.policy import LIMIT, Retention, age_of, prune, size_of
-
-if TYPE_CHECKING:
-    from tagent_nb.storage.backup.create import BackupSchedule
+from tagent_nb.storage.lease import Lease, Leasing
+from tagent_nb.storage.policy import BackupSchedule, Retention, age_of, size_of
+from tagent_nb.storage.prune import LIMIT, prune
+from tagent_nb.storage.run_info import RunInfo
 
 CHUNK = 200
 """Runs that are looked at together."""
 
-__all__ = ["Lease", "RunInfo", "RunStorage", "StorageBackend"]
 
-
-class RunStorage(Leasing, StorageBackend):
+class RunStorage(Reporting, Leasing, StorageBackend):
     """Everything that does not depend on how the events of a run are kept."""
 
     _removed_at_once: int = 1

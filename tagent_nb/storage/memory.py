@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from tagent_nb.errors import DefinitionError, StorageError
 from tagent_nb.events import PASSING, Event, Output
 from tagent_nb.naming import places_of
 from tagent_nb.storage.backend import LEASES, ORDER
 from tagent_nb.storage.base import RunStorage
-from tagent_nb.storage.format.events import RunInfo, Summary
 from tagent_nb.storage.lease import Holder
-
-if TYPE_CHECKING:
-    from tagent_nb.storage.backup.archive import BackupInfo
-    from tagent_nb.storage.backup.create import BackupSchedule
-    from tagent_nb.storage.backup.restore import RestoreInfo
+from tagent_nb.storage.policy import BackupSchedule
+from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo, Summary
 
 
 @dataclass

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.storage.backend import StorageBackend, opens_backends
 from tagent_nb.storage.policy import Settings, refuse_unknown, shown, split_url
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from tagent_nb.storage.backend import StorageBackend
     from tagent_nb.storage.base import RunStorage
 
+__all__ = ["StorageBackend", "open_storage", "register_storage"]
+
 Durability = Literal["full", "fast"]
-Factory = Callable[..., "StorageBackend"]
+Factory = Callable[..., StorageBackend]
 SCHEMES = ("memory", "file", "sqlite", "redis", "rediss", "unix")
 FOUR = ("save", "load", "delete", "list_pipelines")
 GROUP = "tagent_nb.storage"
@@ -97,24 +99,40 @@ def open_storage(
         DefinitionError: ``where`` is not understood, or a value is not allowed.
         MissingExtraError: It is a Redis server, and the package for that is not installed.
     """
-    from tagent_nb.storage.backend import StorageBackend
-
-    said = Settings(durability, keep_last, older_than, max_bytes, backup_every, backup_keep, backup_folder)
+    settings = Settings(
+        durability, keep_last, older_than, max_bytes, backup_every, backup_keep, backup_folder
+    )
     if isinstance(where, StorageBackend):
         if durability is not None:
             raise DefinitionError(f"Say durability where {where!r} is made; it cannot change now.")
-        return said.apply(_with_runs(where))
+        return _applied(settings, _with_runs(where))
     if where is None:
         where = "memory:"
     if isinstance(where, str) and (scheme := _scheme(where)):
         where, written = split_url(where)
-        said = said.over(written)
+        settings = settings.over(written)
         if scheme not in SCHEMES:
-            return said.apply(_with_runs(_own(where, scheme, said.durability)))
-    level = "full" if said.durability is None else said.durability
-    return said.apply(_opened(where, level))
+            return _applied(settings, _with_runs(_own(where, scheme, settings.durability)))
+    level = "full" if settings.durability is None else settings.durability
+    return _applied(settings, _opened(where, level))
 
 
+def _applied(settings: Settings, storage: RunStorage) -> RunStorage:
+    """Let a storage keep to the settings; what is not set stays as it is there.
+
+    Raises:
+        DefinitionError: A value is not allowed, or the storage cannot do that.
+    """
+    retention, schedule = settings.retention(), settings.schedule()
+    if retention is not None:
+        storage.retention = retention
+    if schedule is not None:
+        storage._refuse_schedule(schedule)
+        storage.backup_schedule = schedule
+    return storage
+
+
+@opens_backends
 def _with_runs(backend: StorageBackend) -> RunStorage:
     """A backend, or what keeps runs in one of four methods."""
     from tagent_nb.storage.base import RunStorage
@@ -128,8 +146,6 @@ def _with_runs(backend: StorageBackend) -> RunStorage:
 
 def _own(url: str, scheme: str, durability: Any) -> StorageBackend:
     """What the factory of somebody's scheme makes of a URL."""
-    from tagent_nb.storage.backend import StorageBackend
-
     factory = _registered.get(scheme)
     entries = {entry.name: entry for entry in entry_points(group=GROUP)} if factory is None else {}
     if factory is None and scheme not in entries:

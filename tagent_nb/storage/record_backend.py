@@ -20,11 +20,9 @@ from tagent_nb.errors import (
 from tagent_nb.events import PASSING, Event, Output, RunFinished, StepEvent, Warned
 from tagent_nb.naming import id_of, places_of
 from tagent_nb.storage.backend import BACKUPS, ENDS, LEASES, ORDER
-from tagent_nb.storage.backup import create as backups
-from tagent_nb.storage.backup import create as emptied
-from tagent_nb.storage.backup import restore as restoring
-from tagent_nb.storage.backup.archive import BackupInfo, Item, inspect, open_archive, paths
-from tagent_nb.storage.backup.create import BackupSchedule
+from tagent_nb.storage.backup import create, lost_store, restore
+from tagent_nb.storage.backup.archive import inspect, open_archive, paths
+from tagent_nb.storage.backup.store import folder_of
 from tagent_nb.storage.base import RunStorage
 from tagent_nb.storage.filesystem import user_path
 from tagent_nb.storage.format.envelope import (
@@ -39,16 +37,11 @@ from tagent_nb.storage.format.envelope import (
     split,
     unpack,
 )
-from tagent_nb.storage.format.events import (
-    RunInfo,
-    Summary,
-    damaged,
-    decode_events,
-    encode_events,
-    summary_of,
-)
+from tagent_nb.storage.format.events import decode_events, encode_events, summary_of
 from tagent_nb.storage.format.pickled import key_from, seal
 from tagent_nb.storage.lease import Holder, Lease
+from tagent_nb.storage.policy import BackupSchedule
+from tagent_nb.storage.run_info import BackupInfo, Item, RestoreInfo, RunInfo, Summary, damaged
 
 LONG = 1 << 16
 """Bytes of a last record from which on a list of runs reads it by itself."""
@@ -279,7 +272,7 @@ class RecordStoreBackend(RunStorage):
     async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
         """Become the one who records a run, new or interrupted. See :meth:`StorageBackend.acquire`."""
         async with self._offering():
-            lost = await emptied.keep(self)
+            lost = await lost_store.keep_backups(self)
             if lost:
                 self._report(lost)
             return await super().acquire(pipeline_id, run_id)
@@ -287,7 +280,7 @@ class RecordStoreBackend(RunStorage):
     async def emptied(self) -> str:
         """Which backup holds the runs that the store lacks. See :meth:`StorageBackend.emptied`."""
         async with self._offering():
-            return await emptied.told(self)
+            return await lost_store.lost_runs(self)
 
     async def close(self) -> None:
         """Give back files and connections. The backend opens them again when it is used again."""
@@ -317,11 +310,11 @@ class RecordStoreBackend(RunStorage):
 
     async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
         """Copy the store into one file. See :meth:`StorageBackend.backup`."""
-        return await backups.backup(self, backups.folder_of(self, folder), keep)
+        return await create.backup(self, folder_of(self, folder), keep)
 
     async def backups(self, folder: str | Path | None = None) -> list[BackupInfo]:
         """The backups in a folder, newest first. See :meth:`StorageBackend.backups`."""
-        place = backups.folder_of(self, folder)
+        place = folder_of(self, folder)
         return await asyncio.to_thread(lambda: [inspect(path, self._key) for path in paths(place)])
 
     async def verify(self, which: str | Path) -> BackupInfo:
@@ -332,10 +325,10 @@ class RecordStoreBackend(RunStorage):
 
     async def restore(
         self, which: str | Path | None = None, *, folder: str | Path | None = None, replace: bool = False
-    ) -> restoring.RestoreInfo:
+    ) -> RestoreInfo:
         """Take from a backup what is damaged or missing here. See :meth:`StorageBackend.restore`."""
-        info = await restoring.restore(self, which, folder, replace=replace)
-        await asyncio.to_thread(emptied.let_go, self, info.backup)
+        info = await restore.restore(self, which, folder, replace=replace)
+        await asyncio.to_thread(lost_store.let_go, self, info.backup)
         self._summaries.clear()
         return info
 
@@ -347,11 +340,11 @@ class RecordStoreBackend(RunStorage):
     async def _backup_if_due(self, pipeline_id: str) -> None:
         ended = self._ended.pop(pipeline_id, 0)
         if self.backup_schedule is not None and ended:
-            await backups.backup_if_due(self, self.backup_schedule, pipeline_id, ended)
+            await create.backup_if_due(self, self.backup_schedule, pipeline_id, ended)
 
     def _refuse_schedule(self, schedule: BackupSchedule) -> None:
         """Say before the first run ends that there is no folder."""
-        backups.folder_of(self, schedule.folder)
+        folder_of(self, schedule.folder)
 
     @asynccontextmanager
     async def _offering(self, item: Item | None = None) -> AsyncIterator[None]:
@@ -359,7 +352,7 @@ class RecordStoreBackend(RunStorage):
         try:
             yield
         except CorruptRecordError as error:
-            raise await restoring.offer(self, error, item) from None
+            raise await restore.offer(self, error, item) from None
 
     def _refuse_half(self, marked: bytes | None) -> None:
         """Refuse to use a store that a restore has only begun to fill.
@@ -368,7 +361,7 @@ class RecordStoreBackend(RunStorage):
             CorruptRecordError: So it is, and nobody restores it through this object.
         """
         if marked is not None and not self._restoring:
-            raise restoring.half_restored(marked)
+            raise restore.half_restored(marked)
 
     @property
     def _label(self) -> str:

@@ -23,6 +23,7 @@ from tagent_nb.naming import safe_id
 from tagent_nb.storage.filesystem import make_folder, open_file, sync_folder, trouble, write_all
 from tagent_nb.storage.format.envelope import pack, read_record, split, unpack
 from tagent_nb.storage.format.events import FIRST, begun
+from tagent_nb.storage.run_info import BackupInfo, Item
 
 DOCUMENTS = ("snapshot", "memories")
 SUFFIX = ".backup"
@@ -30,30 +31,6 @@ PART = 64 << 20
 """Bytes of one part of a run."""
 
 _TICK = timedelta(microseconds=1)
-
-Item = tuple[str, str, str]
-"""Pipeline, kind (``"run"`` or ``"document"``) and name."""
-
-
-@dataclass(frozen=True, slots=True)
-class BackupInfo:
-    """What is known about a backup.
-
-    Attributes:
-        path: The file.
-        made_at: When it was made, in seconds since the epoch.
-        size: Bytes.
-        pipelines: Pipelines in it.
-        runs: Runs in it.
-        problem: Why it must not be used, or ``None`` if it was verified.
-    """
-
-    path: Path
-    made_at: float
-    size: int
-    pipelines: int = 0
-    runs: int = 0
-    problem: str | None = None
 
 
 @dataclass(slots=True)

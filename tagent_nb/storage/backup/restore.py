@@ -9,44 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tagent_nb.errors import CorruptRecordError, NotStoredError, StorageError, StorageUnavailableError
-from tagent_nb.storage.backup.archive import Archive, Item, Writer, open_archive, paths, tag_of
-from tagent_nb.storage.backup.create import UNLISTED, Short, folder_of, known, own_folder, stored
+from tagent_nb.storage.backup.archive import Archive, Writer, open_archive, paths, tag_of
+from tagent_nb.storage.backup.create import UNLISTED, Short, stored
+from tagent_nb.storage.backup.store import BackedUpStore, folder_of, own_backups, own_folder
 from tagent_nb.storage.filesystem import user_path
-
-if TYPE_CHECKING:
-    from tagent_nb.storage.record_backend import RecordStoreBackend
-
+from tagent_nb.storage.run_info import Item, RestoreInfo
 
 MERGED = "restore-{}.merged"
 """Name of the file that holds what the store is to hold."""
 
 
-@dataclass(slots=True)
-class RestoreInfo:
-    """What a restore did.
-
-    Attributes:
-        backup: The backup that was used, or the file with which a restore that had been stopped went on.
-        aside: Where the store as it was before is kept.
-        restored: What came from the backup, or else from an older one.
-        kept: What was intact and stayed.
-        problems: What was found damaged, one sentence each.
-    """
-
-    backup: Path
-    aside: str
-    restored: list[Item] = field(default_factory=list)
-    kept: list[Item] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-async def newest(storage: RecordStoreBackend, found: list[Path], item: Item | None = None) -> Archive | None:
+async def newest(storage: BackedUpStore, found: list[Path], item: Item | None = None) -> Archive | None:
     """The newest of some backups that is intact (and has an item); damaged ones before it are reported."""
     for path in found:
         try:
@@ -60,14 +37,12 @@ async def newest(storage: RecordStoreBackend, found: list[Path], item: Item | No
     return None
 
 
-async def offer(
-    storage: RecordStoreBackend, error: CorruptRecordError, item: Item | None
-) -> CorruptRecordError:
+async def offer(storage: BackedUpStore, error: CorruptRecordError, item: Item | None) -> CorruptRecordError:
     """The same error, with the newest intact backup (that has the item), if there is one."""
     folder = own_folder(storage)
     if folder is None or storage._restoring:
         return error
-    found = await asyncio.to_thread(known, storage, folder)
+    found = await asyncio.to_thread(own_backups, storage, folder)
     archive = await newest(storage, found, item)
     if archive is not None:
         archive.close()
@@ -83,9 +58,9 @@ async def offer(
 
 
 async def restore(
-    storage: RecordStoreBackend, which: str | Path | None, folder: str | Path | None, *, replace: bool
+    storage: BackedUpStore, which: str | Path | None, folder: str | Path | None, *, replace: bool
 ) -> RestoreInfo:
-    """Put a backup in the place of what is damaged or missing; see :meth:`RecordStoreBackend.restore`."""
+    """Put a backup in the place of what is damaged or missing; see :meth:`StorageBackend.restore`."""
     path = None if which is None else user_path(which, "A backup")
     storage._restoring = True
     try:
@@ -100,9 +75,7 @@ async def restore(
         storage._restoring = False
 
 
-async def _restore(
-    storage: RecordStoreBackend, which: Path | None, folder: Path, *, replace: bool
-) -> RestoreInfo:
+async def _restore(storage: BackedUpStore, which: Path | None, folder: Path, *, replace: bool) -> RestoreInfo:
     older: list[Path] = []
     if which is None:
         older = await asyncio.to_thread(_candidates, storage, folder)
@@ -135,7 +108,7 @@ async def _restore(
     return info
 
 
-async def _is_needed(storage: RecordStoreBackend, content: Path) -> bool:
+async def _is_needed(storage: BackedUpStore, content: Path) -> bool:
     """Whether a restore that was stopped half-way goes on with a file, as far as the store can say."""
     try:
         marked = await storage._marked()
@@ -144,9 +117,9 @@ async def _is_needed(storage: RecordStoreBackend, content: Path) -> bool:
     return marked is not None and _marks(marked)[0] == content
 
 
-def _candidates(storage: RecordStoreBackend, folder: Path) -> list[Path]:
+def _candidates(storage: BackedUpStore, folder: Path) -> list[Path]:
     """The store's own backups; without any, those of another store, such as it was elsewhere."""
-    own = known(storage, folder)
+    own = own_backups(storage, folder)
     if own:
         return own
     found = paths(folder)
@@ -162,7 +135,7 @@ def _candidates(storage: RecordStoreBackend, folder: Path) -> list[Path]:
 
 
 async def _merge(
-    storage: RecordStoreBackend,
+    storage: BackedUpStore,
     archive: Archive,
     older: list[Path],
     merged: Path,
@@ -207,7 +180,7 @@ async def _merge(
         await asyncio.to_thread(writer.finish)
 
 
-async def _earlier(storage: RecordStoreBackend, archive: Archive) -> dict[Item, list[Item]]:
+async def _earlier(storage: BackedUpStore, archive: Archive) -> dict[Item, list[Item]]:
     """For runs of the store those that only the archive has and that were begun before them.
 
     What the store holds afterwards is in the order in which it is written.
@@ -233,7 +206,7 @@ async def _earlier(storage: RecordStoreBackend, archive: Archive) -> dict[Item, 
 
 
 async def _add_from(
-    storage: RecordStoreBackend, older: list[Path], item: Item, writer: Writer, info: RestoreInfo
+    storage: BackedUpStore, older: list[Path], item: Item, writer: Writer, info: RestoreInfo
 ) -> None:
     archive = await newest(storage, older, item)
     if archive is None:
@@ -249,7 +222,7 @@ async def _add_from(
 # -- filling the store ---------------------------------------------------------------------------
 
 
-async def _fill(storage: RecordStoreBackend, content: Path) -> str:
+async def _fill(storage: BackedUpStore, content: Path) -> str:
     """Move the store aside and fill it with what a file holds; where it was moved to."""
     archive = await asyncio.to_thread(open_archive, content, storage._key)
     before, aside, whole = await _pipelines(storage), "", False
@@ -276,7 +249,7 @@ async def _fill(storage: RecordStoreBackend, content: Path) -> str:
     return aside
 
 
-async def _go_on(storage: RecordStoreBackend, which: Path | None) -> RestoreInfo | None:
+async def _go_on(storage: BackedUpStore, which: Path | None) -> RestoreInfo | None:
     """End a restore that was stopped half-way, if there was one."""
     marked = await storage._marked()
     if marked is None:
@@ -322,7 +295,7 @@ def _stamp() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
 
 
-async def _put_back(storage: RecordStoreBackend, item: Item, data: bytes) -> None:
+async def _put_back(storage: BackedUpStore, item: Item, data: bytes) -> None:
     pipeline_id, kind, name = item
     if kind == "document":
         await storage._put(pipeline_id, name, data)
@@ -330,7 +303,7 @@ async def _put_back(storage: RecordStoreBackend, item: Item, data: bytes) -> Non
         await storage._put_run(pipeline_id, name, data)
 
 
-async def _pipelines(storage: RecordStoreBackend) -> list[str]:
+async def _pipelines(storage: BackedUpStore) -> list[str]:
     """Pipelines of a store, none if it is so damaged that it cannot say."""
     try:
         return await storage.list_pipelines()
@@ -341,7 +314,7 @@ async def _pipelines(storage: RecordStoreBackend) -> list[str]:
         return []
 
 
-async def _refuse_active(storage: RecordStoreBackend) -> None:
+async def _refuse_active(storage: BackedUpStore) -> None:
     for pipeline_id in await _pipelines(storage):
         try:
             await storage._refuse_active("be restored", pipeline_id, await storage._run_ids(pipeline_id))
