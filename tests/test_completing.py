@@ -35,7 +35,7 @@ def session(tmp_path: Path) -> Session:
 
 
 def offered(session: Session, text: str) -> list[str]:
-    fragment, words, _ = MagicCompleter(session).words(text)
+    fragment, words, _ = MagicCompleter(session, None).words(text)
     assert text.endswith(fragment)
     return [word for word in words if word.startswith(fragment)]
 

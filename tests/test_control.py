@@ -17,9 +17,10 @@ from IPython.core.error import UsageError
 from tagent_nb.engine import RunHandle
 from tagent_nb.errors import RunFailedError, UnknownStepError
 from tagent_nb.notebook import run_control as room
-from tagent_nb.notebook.magics.run import TagentMagics
-from tagent_nb.notebook.run_control import Request, RunControl
+from tagent_nb.notebook.magics.run import RunMagics
+from tagent_nb.notebook.run_control import RunControl, RunRequest
 from tagent_nb.notebook.session import Session
+from tagent_nb.notebook.shell.cells import Cells
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.results import PipelineResult
 
@@ -49,7 +50,7 @@ def open_gate() -> None:
 
 def test_polling_waits_for_the_result_and_keeps_it(control: RunControl) -> None:
     open_gate()
-    result = control.polling(Request())
+    result = control.polling(RunRequest())
     assert isinstance(result, PipelineResult)
     assert result["slow"] == 5
     assert control.shell.user_ns["result"].run_id == result.run_id
@@ -61,13 +62,13 @@ async def test_awaiting_lets_the_loop_go_on(control: RunControl) -> None:
             await asyncio.sleep(0.01)
         open_gate()
 
-    result, _ = await asyncio.gather(control.awaited(Request()), opener())
+    result, _ = await asyncio.gather(control.awaited(RunRequest()), opener())
     assert isinstance(result, PipelineResult)
     assert result["slow"] == 5
 
 
 def test_a_background_run_gives_a_handle_at_once(control: RunControl) -> None:
-    handle = control.polling(Request(background=True))
+    handle = control.polling(RunRequest(background=True))
     assert isinstance(handle, RunHandle)
     assert not handle.done()
     open_gate()
@@ -78,7 +79,7 @@ def test_a_refused_run_raises_and_shows_nothing(
     control: RunControl, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UnknownStepError, match="Did you mean 'slow'"):
-        control.polling(Request({"until": "slw"}))
+        control.polling(RunRequest({"until": "slw"}))
     assert capsys.readouterr().out == ""
     assert control.shell.user_ns == {}
 
@@ -96,10 +97,10 @@ def test_a_strict_run_that_fails_raises_when_its_result_is_there(
 ) -> None:
     control.session.put(PipelineStep.from_cell("slow", code, python=True, max_retries=0))
     control.session.put(PipelineStep.from_cell("behind", "slow", python=True))
-    assert isinstance(lenient := control.polling(Request()), PipelineResult)
+    assert isinstance(lenient := control.polling(RunRequest()), PipelineResult)
     assert not lenient.success
     with pytest.raises(RunFailedError) as caught:
-        control.polling(Request(strict=True))
+        control.polling(RunRequest(strict=True))
     assert message in str(caught.value)
     assert "of pipeline 'reviews'" in str(caught.value)
     assert caught.value.result is control.shell.user_ns["result"]
@@ -111,10 +112,10 @@ async def test_a_strict_run_raises_where_it_is_awaited_too(control: RunControl) 
     control.session.put(PipelineStep.from_cell("slow", "1 / 0", python=True, max_retries=0))
     control.session.put(PipelineStep.from_cell("other", "slow", python=True))
     with pytest.raises(RunFailedError, match="ZeroDivisionError"):
-        await control.awaited(Request(strict=True))
-    magics = SimpleNamespace(control=control, _request=lambda line: Request(strict=True))
+        await control.awaited(RunRequest(strict=True))
+    magics = RunMagics(None, control.session, control, Cells(None))
     with pytest.raises(RunFailedError, match="ZeroDivisionError"):
-        await TagentMagics.run_awaited(magics, "--strict", used=False)  # type: ignore[arg-type]
+        await magics.run_awaited("--strict", used=False)
 
 
 def test_what_is_no_failure_does_not_raise(control: RunControl) -> None:
@@ -127,7 +128,7 @@ def test_what_is_no_failure_does_not_raise(control: RunControl) -> None:
             "shares", "1 / slow", python=True, map_over="slow", min_success=0.5, max_retries=0
         )
     )
-    result = control.polling(Request(strict=True))
+    result = control.polling(RunRequest(strict=True))
     assert isinstance(result, PipelineResult)
     assert result.success
 
@@ -135,9 +136,9 @@ def test_what_is_no_failure_does_not_raise(control: RunControl) -> None:
 def test_a_strict_run_that_waits_is_refused_or_stopped_raises(control: RunControl) -> None:
     control.session.put(PipelineStep.from_cell("slow", "5", python=True, approve=True))
     with pytest.raises(RunFailedError, match="is not complete.\n  slow: waits for an approval"):
-        control.polling(Request(strict=True))
+        control.polling(RunRequest(strict=True))
     with pytest.raises(RunFailedError, match="has no step 'nowhere'") as caught:
-        control.polling(Request({"until": "nowhere"}, strict=True))
+        control.polling(RunRequest({"until": "nowhere"}, strict=True))
     assert caught.value.result is None
     control.session.put(PipelineStep.from_cell("slow", WAIT, python=True))
 
@@ -147,11 +148,11 @@ def test_a_strict_run_that_waits_is_refused_or_stopped_raises(control: RunContro
 
     threading.Thread(target=stop).start()
     with pytest.raises(RunFailedError, match="of pipeline 'reviews' was stopped"):
-        control.polling(Request(strict=True))
+        control.polling(RunRequest(strict=True))
     Path("begun").unlink()
     threading.Thread(target=lambda: (begun(), os.kill(os.getpid(), signal.SIGINT))).start()
     with pytest.raises(RunFailedError, match="The run was stopped. %tagent_run --resume"):
-        control.polling(Request({"resume": True}, strict=True))
+        control.polling(RunRequest({"resume": True}, strict=True))
 
 
 def test_an_interrupt_of_a_polled_run_cancels_it(control: RunControl) -> None:
@@ -161,13 +162,13 @@ def test_an_interrupt_of_a_polled_run_cancels_it(control: RunControl) -> None:
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(UsageError, match="The run was stopped. %tagent_run --resume carries it on"):
-        control.polling(Request())
+        control.polling(RunRequest())
     assert control.shell.user_ns["result"].cancelled
     assert not control.session.workspace.running
 
 
 async def test_cancelling_an_awaited_run_cancels_it(control: RunControl) -> None:
-    task = asyncio.ensure_future(control.awaited(Request()))
+    task = asyncio.ensure_future(control.awaited(RunRequest()))
     while not Path("begun").exists():
         await asyncio.sleep(0.01)
     task.cancel()
@@ -175,7 +176,7 @@ async def test_cancelling_an_awaited_run_cancels_it(control: RunControl) -> None
         await task
     assert control.shell.user_ns["result"].cancelled
     open_gate()
-    resumed = await control.awaited(Request({"resume": True}))
+    resumed = await control.awaited(RunRequest({"resume": True}))
     assert isinstance(resumed, PipelineResult)
     assert resumed["slow"] == 5
 
@@ -196,7 +197,7 @@ def test_a_step_that_does_not_end_in_time_is_told(
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(UsageError, match="'slow' has not ended yet.*restart the kernel"):
-        control.polling(Request())
+        control.polling(RunRequest())
     handle = control.session.workspace.handle
     assert handle is not None
     assert not handle.done()
@@ -206,8 +207,7 @@ def test_a_step_that_does_not_end_in_time_is_told(
 
 
 async def test_the_awaited_magic_gives_its_value_only_where_it_is_used(control: RunControl) -> None:
-    magics = TagentMagics(None, control.session)
-    magics.control = control
+    magics = RunMagics(None, control.session, control, Cells(None))
     open_gate()
     assert await magics.run_awaited("", used=False) is None
     used: Any = await magics.run_awaited("--until slow", used=True)
@@ -224,9 +224,9 @@ def test_each_pipeline_has_one_panel_and_one_live_run(control: RunControl) -> No
     first = control.panel()
     second = control.panel()
     assert control.session.workspace.watches == [second.watch]
-    control.polling(Request())
+    control.polling(RunRequest())
     assert second.sitting is not None
     assert second.sitting.drawn.wait(10)
     assert first.sitting is None
-    control.polling(Request())
+    control.polling(RunRequest())
     assert control.session.workspace.watches == [second.watch]

@@ -21,9 +21,9 @@ from tagent_nb.events import RunPaused
 from tagent_nb.notebook import extension
 from tagent_nb.notebook.display import Picture
 from tagent_nb.notebook.magics.explain import MOST_RUNS
-from tagent_nb.notebook.magics.run import TagentMagics
+from tagent_nb.notebook.magics.registry import magic_functions, register
 from tagent_nb.notebook.session import Session
-from tagent_nb.notebook.shell.cells import DELETED
+from tagent_nb.notebook.shell.cells import DELETED, Cells
 from tagent_nb.pipeline import Budget, ExecutionMode, Limit, PipelineStep, Price
 from tagent_nb.results import PipelineResult
 from tagent_nb.runners.tools.registry import forget_tool
@@ -39,7 +39,7 @@ class Notebook:
         self.shell = InteractiveShell.instance()
         self.shell.reset(new_session=False)
         self.session = Session(self.shell.user_ns, folder)
-        self.shell.register_magics(TagentMagics(self.shell, self.session))
+        register(self.shell, self.session, Cells(self.shell))
         self.published = CapturingDisplayPublisher()
         self.shell.display_pub = self.published
 
@@ -921,10 +921,7 @@ def test_explain_names_the_run_in_which_a_step_or_items_failed(
 
 
 def all_magics() -> list[tuple[str, Callable[..., Any]]]:
-    found = [
-        (name, getattr(TagentMagics, name)) for kind in ("line", "cell") for name in TagentMagics.magics[kind]
-    ]
-    return sorted(found)
+    return sorted(magic_functions().items())
 
 
 def test_the_current_pipeline_has_one_panel(
@@ -986,7 +983,7 @@ def test_a_question_mark_shows_what_it_does_and_its_options(
     percent = "%%" if name in CELL_MAGICS else "%"
     book.shell.run_cell(f"{percent}{name}?").raise_error()
     (text,) = (one["text/plain"] if isinstance(one, dict) else one for one in shown)
-    assert getattr(TagentMagics, name).__doc__.split("\n")[0][:30] in text
+    assert magic_functions()[name].__doc__.split("\n")[0][:30] in text
     assert "--help" in text
 
 

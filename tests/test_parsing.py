@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 from IPython.core.error import UsageError
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.notebook.magics.parsing import (
-    StepBelowComments,
     arguments,
     continued,
-    help_option,
     names,
     no_leftovers,
     option,
     parse,
-    refuse_second_step,
     split,
 )
+from tagent_nb.notebook.shell.step_cell import StepBelowComments, refuse_second_step
 
 
 @arguments()
@@ -26,10 +26,9 @@ from tagent_nb.notebook.magics.parsing import (
 @option("--resume", action="store_true")
 @option("--timeout", type=float)
 @option("--constraint", action="append")
-@help_option
-def tagent_thing(line: str) -> None:
+def tagent_thing(self: object, args: Namespace) -> None:
     """Do a thing."""
-    raise DefinitionError(f"no {line}")
+    raise DefinitionError(f"no {args.name}")
 
 
 def test_words_quotes_and_a_comment() -> None:
@@ -175,7 +174,7 @@ def test_help_is_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[str])
 
 def test_errors_of_the_library_become_usage_errors_without_a_traceback() -> None:
     with pytest.raises(UsageError, match="no load") as caught:
-        tagent_thing("load")
+        tagent_thing(None, "load")
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 

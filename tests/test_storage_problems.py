@@ -13,8 +13,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from tagent_nb import Pipeline, PipelineExecutor, StorageUnavailableError
 from tagent_nb.cli import main
 from tagent_nb.events import Event, RunFinished, Warned
-from tagent_nb.notebook.magics.run import TagentMagics
+from tagent_nb.notebook.magics.registry import register
 from tagent_nb.notebook.session import Session
+from tagent_nb.notebook.shell.cells import Cells
 from tagent_nb.storage import FileStorageBackend, MemoryStorageBackend
 from tagent_nb.storage.policy import BackupSchedule
 from tests.redis_server import RedisServer
@@ -174,7 +175,7 @@ def test_the_notebook_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shell = InteractiveShell.instance()
     shell.reset(new_session=False)
     session = Session(shell.user_ns, tmp_path / ".tagent")
-    shell.register_magics(TagentMagics(shell, session))
+    register(shell, session, Cells(shell))
     published = CapturingDisplayPublisher()
     before, shell.display_pub = shell.display_pub, published
     try:

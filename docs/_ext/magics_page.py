@@ -7,7 +7,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from IPython.core.magic import Magics
 from sphinx.application import Sphinx
 
 INTRO = """# Magics
@@ -18,21 +17,11 @@ schema names with Tab, and is one call on a public object: see `tagent_nb.curren
 
 
 def magics() -> dict[str, Any]:
-    """Every magic as it is written (``%%tagent_step``), with its function, in the order of the code."""
-    from tagent_nb.notebook.magics import run as module
+    """Every magic as it is written (``%%tagent_step``), with its function, group by group."""
+    from tagent_nb.notebook.magics.parsing import written
+    from tagent_nb.notebook.magics.registry import magic_functions
 
-    found: dict[str, Any] = {}
-    for _, group in inspect.getmembers(module, inspect.isclass):
-        if issubclass(group, Magics) and group is not Magics and group.__module__ == module.__name__:
-            for kind, mark in (("line", "%"), ("cell", "%%")):
-                for name, attribute in group.magics[kind].items():
-                    found[mark + name] = getattr(group, attribute)
-
-    def place(one: tuple[str, Any]) -> tuple[bool, int]:
-        code = inspect.unwrap(one[1]).__code__
-        return code.co_filename != module.__file__, code.co_firstlineno
-
-    return dict(sorted(found.items(), key=place))
+    return {written(function): function for function in magic_functions().values()}
 
 
 def described(written: str, parser: argparse.ArgumentParser) -> str:

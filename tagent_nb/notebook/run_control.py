@@ -29,7 +29,7 @@ Course = Generator[float, None, PipelineResult | RunHandle]
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """One run, as a magic asks for it. ``options`` go to :meth:`Session.start`.
 
     With ``strict``, a run that fails raises when all of it is shown.
@@ -54,7 +54,7 @@ class RunControl:
         self._runs: dict[str, Panel] = {}
         self._panels: dict[str, Panel] = {}
 
-    def polling(self, request: Request) -> PipelineResult | RunHandle:
+    def polling(self, request: RunRequest) -> PipelineResult | RunHandle:
         """Run and block this thread, awake ten times a second for an interrupt.
 
         Raises:
@@ -76,7 +76,7 @@ class RunControl:
             except StopIteration as end:
                 return self._value(end)
 
-    async def awaited(self, request: Request) -> PipelineResult | RunHandle:
+    async def awaited(self, request: RunRequest) -> PipelineResult | RunHandle:
         """As :meth:`polling`, and the loop goes on meanwhile; cancelling is an interrupt."""
         course = self._course(request, answers=True)
         with strictly(request.strict):
@@ -98,7 +98,7 @@ class RunControl:
         value: PipelineResult | RunHandle = end.value
         return value
 
-    def _course(self, request: Request, *, answers: bool) -> Course:
+    def _course(self, request: RunRequest, *, answers: bool) -> Course:
         """What happens between two beats; yields the seconds until the next one.
 
         ``answers`` is whether a click arrives while this goes on.

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from keyword import iskeyword
 from typing import Any
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, magics_class
+from IPython.core.magic import cell_magic, magics_class
 
 from tagent_nb.display import MUTED, Bundle, escape
 from tagent_nb.engine import STEP, AgentResult, answered, question
 from tagent_nb.errors import DefinitionError
 from tagent_nb.formatting import value_text
 from tagent_nb.notebook.display import show
-from tagent_nb.notebook.magics.parsing import (
-    arguments,
-    continued,
-    help_option,
-    names,
-    no_leftovers,
-    option,
-    parse,
-)
+from tagent_nb.notebook.magics.base import NotebookMagics
+from tagent_nb.notebook.magics.parsing import arguments, names, no_leftovers, option
 from tagent_nb.notebook.magics.step_options import read_settings
 from tagent_nb.notebook.session import Session
 from tagent_nb.redaction import redact
@@ -33,14 +27,11 @@ VARIABLE = "answer"
 
 
 @magics_class
-class AskingMagics(Magics):
-    """The part of the magics that asks one question."""
-
-    session: Session
-    shell: Any
+class AskMagics(NotebookMagics):
+    """Ask one question."""
 
     @cell_magic
-    @arguments("%tagent_ask")
+    @arguments(cell=True)
     @option("name", nargs="?", help="Variable that gets the answer; 'answer' without it.")
     @option("--model", help="Who is asked; the current pipeline's model without it.")
     @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")
@@ -55,16 +46,11 @@ class AskingMagics(Magics):
     @option("--budget", metavar="AMOUNT", help="Most that the answer may cost: 0.10 (USD), '5000 tokens'.")
     @option("--offline", action="store_true", help="Answer from the cache only.")
     @option("--no-cache", action="store_true", help="Ask again what was asked before.")
-    @help_option
-    def tagent_ask(self, line: str, cell: str) -> None:
+    def tagent_ask(self, args: Namespace, cell: str) -> None:
         """Ask one question: the cell is the goal. The same question is not paid twice.
 
         It is a step of its own, in no pipeline.
         """
-        line, cell = continued(line, cell)
-        args = parse(AskingMagics.tagent_ask, line)
-        if args is None:
-            return
         no_leftovers("%%tagent_ask", NAME=args.name, **{"--model": args.model})
         name = args.name or VARIABLE
         if not name.isidentifier() or iskeyword(name):
@@ -79,7 +65,7 @@ class AskingMagics(Magics):
         show(_card(answer, name))
 
 
-def ask(session: Session, goal: str, args: Any) -> AgentResult[Any]:
+def ask(session: Session, goal: str, args: Namespace) -> AgentResult[Any]:
     """Ask in a notebook: with its prices, limits, cache and storage.
 
     Args:

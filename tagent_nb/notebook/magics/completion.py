@@ -10,7 +10,7 @@ from IPython.core import completer
 
 from tagent_nb.engine import submit
 from tagent_nb.errors import TagentError
-from tagent_nb.notebook.magics.run import TagentMagics
+from tagent_nb.notebook.magics.registry import magic_functions
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import is_variable
 
@@ -34,23 +34,25 @@ class MagicCompleter:
 
     Args:
         session: Knows steps, pipelines and schemas.
+        shell: The IPython shell.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, shell: Any) -> None:
         self.session = session
+        self.shell = shell
 
-    def install(self, shell: Any) -> None:
-        """Add :meth:`complete` to a shell's matchers, if its IPython has these."""
+    def install(self) -> None:
+        """Add :meth:`complete` to the shell's matchers, if its IPython has these."""
         if HAS_MATCHERS:
             self._matcher = completer.context_matcher(identifier="tagent_nb")(
-                lambda asked: self.complete(asked)
+                lambda context: self.complete(context)
             )
-            shell.Completer.custom_matchers.append(self._matcher)
+            self.shell.Completer.custom_matchers.append(self._matcher)
 
-    def remove(self, shell: Any) -> None:
+    def remove(self) -> None:
         """Take it away again."""
         if HAS_MATCHERS:
-            shell.Completer.custom_matchers.remove(self._matcher)
+            self.shell.Completer.custom_matchers.remove(self._matcher)
 
     def complete(self, context: Any) -> dict[str, Any]:
         """What IPython asks, with the whole text and the place of the cursor in it."""
@@ -82,7 +84,7 @@ class MagicCompleter:
         return found["word"], self._fields(found["step"][:-1]), True
 
     def _in_line(self, magic: str, rest: str) -> tuple[str, list[str], bool]:
-        parser = getattr(getattr(TagentMagics, magic, None), "parser", None)
+        parser = getattr(magic_functions().get(magic), "parser", None)
         if parser is None:
             return "", [], True
         words = re.split(r"\s", rest)

@@ -1,16 +1,15 @@
-"""Reading the line of a magic: words, options and their mistakes, each told in one sentence."""
+"""Reading the line of a magic: words, options and their mistakes, each reported in one sentence."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
-from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
@@ -34,23 +33,60 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
     return argument(*names, **settings)  # type: ignore[no-untyped-call]
 
 
-def arguments(written: str | None = None) -> Callable[[F], F]:
-    """A magic that reads options (see :func:`option`) and shows mistakes as one message.
+def arguments(*, cell: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a method the function of a magic that reads options (see :func:`option`).
+
+    The method is called with the options in place of the line, a cell magic's with the cell as well.
+    ``--help`` is added, and prints the method's docstring and its options. The user's mistakes are shown as
+    one message without a traceback.
 
     Args:
-        written: How help writes it, if not by the function's name after one percent sign.
+        cell: Whether it is a cell magic. Its line may go on in the next one after a backslash.
     """
-    add_parser: Callable[[F], F] = magic_arguments(written)  # type: ignore[no-untyped-call]
 
-    def add(function: F) -> F:
-        magic = add_parser(function)
-        _parsers[_called(magic)] = magic.parser  # type: ignore[attr-defined]
-        return one_clear_message(magic)
+    def add(method: Callable[..., Any]) -> Callable[..., Any]:
+        add_parser = magic_arguments(f"%{method.__name__}" if cell else None)  # type: ignore[no-untyped-call]
+        method = add_parser(method)
+        parser: argparse.ArgumentParser = method.parser  # type: ignore[attr-defined]
+        parser.add_argument("--help", action="store_true", help="Show this text.")
+        method.__doc__ = parser.format_help()  # IPython shows it for a question mark
+        _parsers[written(method)] = parser
+
+        @functools.wraps(method)
+        def magic(self: Any, line: str, body: str = "") -> Any:
+            with clear_messages():
+                if cell:
+                    line, body = continued(line, body)
+                args = parse(method, line)
+                if args is None:
+                    return None
+                return method(self, args, body) if cell else method(self, args)
+
+        return magic
 
     return add
 
 
-help_option = option("--help", action="store_true", help="Show this text.")
+@contextmanager
+def clear_messages() -> Iterator[None]:
+    """Let the user's mistakes be one message without a traceback.
+
+    Raises:
+        UsageError: In place of an error of the library.
+        RunFailedError: As it is: a program that runs notebooks must see it, and it shows itself as one
+            message.
+    """
+    try:
+        yield
+    except RunFailedError:
+        raise
+    except TagentError as error:
+        raise UsageError(redact(str(error))) from None
+
+
+def written(function: Any) -> str:
+    """How a magic is written: with one percent sign, or two for a whole cell."""
+    return f"%{function.parser.prog}"
 
 
 def split(line: str, magic: str) -> list[str]:
@@ -116,67 +152,8 @@ def continued(line: str, cell: str) -> tuple[str, str]:
     return line, cell
 
 
-_STEP = re.compile(r"\s*%%tagent_step\b")
-
-
-class StepBelowComments:
-    """Input transformer: ``%%tagent_step`` may stand below comments, and is refused below code.
-
-    IPython knows a cell magic in the first line only; elsewhere it takes the goal of a step for Python.
-    """
-
-    has_side_effects = True
-    """It may raise, which IPython does not expect while it asks whether a cell is complete."""
-
-    def __init__(self, shell: Any) -> None:
-        self.shell = shell
-
-    def __call__(self, lines: list[str]) -> list[str]:
-        place = next((number for number, line in enumerate(lines) if _STEP.match(line)), 0)
-        above = [number for number, line in enumerate(lines[:place]) if line.strip()]
-        code = [number for number in above if not lines[number].lstrip().startswith("#")]
-        first = code[0] if code else place
-        if lines[first:] and lines[first].lstrip().startswith("%%"):
-            return lines[first:] if above else lines
-        if place and _is_python("".join(lines[:place])):
-            raise UsageError(
-                f"{lines[place].strip()}\n%%tagent_step must be the first line of its cell, with nothing but "
-                "comments above it. Put the code above it into a cell of its own."
-            )
-        return lines
-
-    def install(self) -> None:
-        """Begin to look at cells."""
-        self.shell.input_transformers_cleanup.insert(0, self)
-
-    def remove(self) -> None:
-        """Leave cells as they are."""
-        self.shell.input_transformers_cleanup.remove(self)
-
-
-def _is_python(source: str) -> bool:
-    """Whether lines of a cell are whole statements: else what follows may be in the middle of a string."""
-    try:
-        manager: Any = TransformerManager  # IPython does not annotate it
-        ast.parse(manager().transform_cell(source))
-    except (SyntaxError, ValueError):
-        return False
-    return True
-
-
-def refuse_second_step(cell: str) -> None:
-    """Refuse a cell that has another ``%%tagent_step`` below its first line.
-
-    Raises:
-        UsageError: It has one.
-    """
-    second = next((line.strip() for line in cell.splitlines() if _STEP.match(line)), None)
-    if second is not None:
-        raise UsageError(f"%%tagent_step: a cell defines one step. Put {second!r} into a cell of its own.")
-
-
 def parse(function: Any, line: str) -> argparse.Namespace | None:
-    """Read the line of a magic that was made with ``magic_arguments``.
+    """Read the line of a magic that was made with :func:`arguments`.
 
     Returns ``None`` after ``--help``, which prints the help text.
 
@@ -184,7 +161,7 @@ def parse(function: Any, line: str) -> argparse.Namespace | None:
         UsageError: The line cannot be read; the message says how to write it.
     """
     parser: argparse.ArgumentParser = function.parser
-    magic = _called(function)
+    magic = written(function)
     words = split(line, magic)
     _check_letters(words, magic)
     if "--help" in words:
@@ -199,11 +176,6 @@ def parse(function: Any, line: str) -> argparse.Namespace | None:
     if rest:
         raise UsageError(f"{magic}: {_unknown(parser, rest[0])} {_hint(magic)}")
     return args
-
-
-def _called(function: Any) -> str:
-    name = function.__name__
-    return f"%%{name}" if name in ("tagent_ask", "tagent_step") else f"%{name}"
 
 
 def _hint(magic: str) -> str:
@@ -271,18 +243,3 @@ def no_leftovers(magic: str, **values: str | None) -> None:
         if found:
             name = found.group(1) or found.group(2)
             raise UsageError(f"{magic}: {option} is {value!r}, but there is no variable {name!r}.")
-
-
-def one_clear_message(function: F) -> F:
-    """Show the user's mistakes as one message without a traceback."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except RunFailedError:
-            raise  # a program that runs notebooks must see it, and it shows itself as one message
-        except TagentError as error:
-            raise UsageError(redact(str(error))) from None
-
-    return wrapper  # type: ignore[return-value]

@@ -1,17 +1,18 @@
-"""Tables of what a session has: pipelines, recorded runs, cached answers."""
+"""Tables of what a session has: pipelines, plans, cached answers, pending approvals, memories."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tagent_nb.cache import CacheStats
-from tagent_nb.display import FONT, LOOKS, MUTED, Bundle, count, escape, table
+from tagent_nb.display import FONT, LOOKS, MUTED, Bundle, clip, count, escape, table
 from tagent_nb.engine import Plan
-from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
+from tagent_nb.formatting import cost_text, model_label, seconds_text, short_text, tokens_text
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.workspace import Workspace
-from tagent_nb.pipeline import StepStatus
+from tagent_nb.pipeline import ApprovalRequest, StepStatus
 from tagent_nb.results import done_words, phase_of
 
 
@@ -117,3 +118,31 @@ def _size(size: int) -> str:
     if size < 1024**2:
         return f"{size / 1024:.0f} kB"
     return f"{size / 1024**2:.1f} MB" if size < 1024**3 else f"{size / 1024**3:.1f} GB"
+
+
+def approvals_table(requests: Sequence[ApprovalRequest]) -> Bundle:
+    """What waits for approval."""
+    if not requests:
+        return _line("Nothing waits for approval.")
+    rows = [
+        (request.step, request.item or "", request.tool, short_text(repr(request.value), 300))
+        for request in requests
+    ]
+    return _plain_table(["step", "item", "tool", "value"], rows)
+
+
+def memories_table(memories: Mapping[str, Any]) -> Bundle:
+    """What is remembered of a pipeline from run to run."""
+    if not memories:
+        return _line("Nothing is remembered of this pipeline.")
+    rows = [(key, short_text(repr(memory), 300)) for key, memory in memories.items()]
+    return _plain_table(["memory", "value"], rows)
+
+
+def _line(text: str) -> Bundle:
+    return Bundle(f"<div>{escape(text)}</div>", text)
+
+
+def _plain_table(head: list[str], rows: Sequence[tuple[str, ...]]) -> Bundle:
+    html = table(head, [[escape(clip(cell, 300)) for cell in row] for row in rows], wide=len(head) - 1)
+    return Bundle(html, "\n".join(["  ".join(head), *("  ".join(row) for row in rows)]))
