@@ -47,7 +47,7 @@ async def damage(storage: RecordStoreBackend, run_id: str = "r", pipeline_id: st
         path = storage.base_path / pipeline_id / f"{run_id}.journal"
         path.write_bytes(path.read_bytes().replace(b"message", b"massage", 1))
     elif isinstance(storage, SQLiteStorageBackend):
-        connection = storage._open()
+        connection = storage._file.open()
         connection.execute(
             "UPDATE records SET record = x'00' WHERE id = "
             "(SELECT number << 32 FROM runs WHERE pipeline = ? AND run = ?)",
@@ -83,7 +83,7 @@ async def replace_records(
         if not records:
             path.unlink()
     elif isinstance(storage, SQLiteStorageBackend):
-        connection = storage._open()
+        connection = storage._file.open()
         (number,) = connection.execute(
             "SELECT number FROM runs WHERE pipeline = ? AND run = ?", (pipeline_id, run_id)
         ).fetchone()

@@ -154,7 +154,7 @@ async def test_the_log_is_flushed_as_asked(
     """FULL survives a loss of power, NORMAL the death of the process; both use the write-ahead log."""
     store = SQLiteStorageBackend(tmp_path / "x.db", durability=durability)
     await record(store, "x")
-    connection = store._open()
+    connection = store._file.open()
     assert connection.execute("PRAGMA synchronous").fetchone() == (synchronous,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -166,7 +166,7 @@ async def test_the_log_is_emptied_now_and_then(
     monkeypatch.setattr(sqlite, "CHECKPOINT", 100_000)
     for n in range(40):
         await store.append("p", "r", [Warned(run_id="r", message="x" * 20_000 + str(n))])
-        await store._select("SELECT 1")
+        await store._file.select("SELECT 1")
     assert store.path.with_name("runs.db-wal").stat().st_size < 400_000
     assert len(await read(store)) == 40
     await store.close()
@@ -183,11 +183,11 @@ async def test_trouble_with_emptying_the_log_stops_nothing(
         raise StorageUnavailableError("no")
 
     await record(store, "one")
-    await store._read_in_thread(store._close_reader)
+    await store._file.in_reader(store._file._close_reader)
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_link, "connect", refuse)
         await record(store, "two")
-        await store._read_in_thread(lambda: None)
+        await store._file.in_reader(lambda: None)
     assert store.problems == ["The log could not be emptied. no"]
     assert await read(store) == ["one", "two"]
 
@@ -691,7 +691,7 @@ async def test_rows_deleted_after_a_kill_are_told(
     for number in range(4):
         await record(store, str(number), token=lease.token)
     # Nobody gives the lease back, as after a kill.
-    store._open().execute(
+    store._file.open().execute(
         "DELETE FROM records WHERE id IN (SELECT id FROM records ORDER BY id DESC LIMIT ?)", (gone,)
     )
     again = SQLiteStorageBackend(store.path)
@@ -865,7 +865,7 @@ async def test_a_store_that_somebody_has_restored_is_used_anew(store: SQLiteStor
 async def test_a_full_disk_is_an_error_that_can_be_mended(store: SQLiteStorageBackend) -> None:
     """What was stored before stays, and recording goes on when there is space."""
     await record(store, "one")
-    connection = store._open()
+    connection = store._file.open()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageUnavailableError, match="free some space"):
@@ -880,7 +880,7 @@ async def test_a_full_disk_is_an_error_that_can_be_mended(store: SQLiteStorageBa
 async def test_too_big_a_record_is_an_error(store: SQLiteStorageBackend) -> None:
     """With what to do instead."""
     await record(store, "one")
-    store._open().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+    store._file.open().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
     with pytest.raises(StorageUnavailableError, match="return its path"):
         await record(store, "x" * 2000)
     with pytest.raises(StorageUnavailableError, match="return its path"):
@@ -954,7 +954,7 @@ async def test_a_record_that_was_cancelled_while_it_waited_is_not_written(
 ) -> None:
     """The others of its batch are."""
     await record(store, "one")
-    with store._lock:
+    with store._file.lock:
         tasks = [asyncio.ensure_future(record(store, text)) for text in ("two", "three", "four")]
         # The thread that writes cannot begin: all of them wait.
         while len(store._waiting) < len(tasks):
@@ -1356,7 +1356,7 @@ async def test_a_look_for_the_newest_run_takes_few_steps(store: SQLiteStorageBac
         connection.execute("INSERT INTO records SELECT number << 32, x'00' FROM runs WHERE number > 1")
         connection.commit()
     assert await store.newest_run("p") == "r19998"
-    reader = store._reader
+    reader = store._file._reading
     assert reader is not None
     steps = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import time
 from collections import deque
@@ -12,18 +13,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from tagent_nb.errors import (
-    CorruptRecordError,
-    LeaseLostError,
-    StorageError,
-)
+from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, StorageError
 from tagent_nb.storage.filesystem import trouble as file_trouble
+from tagent_nb.storage.filesystem import user_path
 from tagent_nb.storage.format.envelope import Draft, Tail, tail_line, unpack
 from tagent_nb.storage.lease import Lease
-from tagent_nb.storage.record_backend import LONG, Row
-from tagent_nb.storage.sqlite.connection import SQLiteLink
+from tagent_nb.storage.record_backend import LONG, RecordStoreBackend, Row
+from tagent_nb.storage.sqlite.connection import SQLiteFile
 from tagent_nb.storage.sqlite.schema import backups_of, is_busy, transaction, translated, waiting
 
 T = TypeVar("T")
@@ -69,7 +67,7 @@ class _Entry:
     lost: LeaseLostError | None = None
 
 
-class SQLiteStorageBackend(SQLiteLink):
+class SQLiteStorageBackend(RecordStoreBackend):
     """Keeps everything in one file (0600) with a write-ahead log.
 
     Args:
@@ -83,8 +81,16 @@ class SQLiteStorageBackend(SQLiteLink):
 
     _removed_at_once = 50
 
-    def _start(self) -> None:
-        super()._start()
+    def __init__(self, path: str | Path, *, durability: Literal["full", "fast"] = "full") -> None:
+        super().__init__()
+        if durability not in ("full", "fast"):
+            raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
+        self.path = user_path(path, "Storage")
+        self.durability = durability
+        self._file = SQLiteFile(self.path, sync=durability == "full", owner=self)
+        self._forked()
+
+    def _forked(self) -> None:
         self._ends: _Ends = {}
         self._noted: dict[tuple[str, str], float] = {}
         self._waiting: deque[_Entry] = deque()
@@ -97,33 +103,38 @@ class SQLiteStorageBackend(SQLiteLink):
     def __repr__(self) -> str:
         return f"SQLiteStorageBackend({str(self.path)!r}, durability={self.durability!r})"
 
+    async def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        await super().close()
+        await self._file.close()
+
     # -- runs -------------------------------------------------------------------------------
 
     async def _append(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> None:
-        self._notice_fork()
-        if self._sync or not self._append_now(pipeline_id, run_id, record, token):
+        self._file.notice_fork()
+        if self._file.sync or not self._append_now(pipeline_id, run_id, record, token):
             entry = _Entry(pipeline_id, run_id, record, token)
             self._waiting.append(entry)
-            self._writer_pool().submit(self._append_waiting)
+            self._file.writer().submit(self._append_waiting)
             await asyncio.wrap_future(entry.done)
         self._unmoved += len(record)
         if self._unmoved > CHECKPOINT:
             self._unmoved = 0
-            self._reader_pool().submit(self._checkpoint)
+            self._file.reader().submit(self._checkpoint)
 
     def _append_now(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> bool:
         """Insert without a thread if nobody is in the way: that takes less time than to wake one."""
         key = (pipeline_id, run_id)
         if token is None or key not in self._ends or self._is_due(key):
             return False
-        if not self._lock.acquire(blocking=False):
+        if not self._file.lock.acquire(blocking=False):
             return False
         try:
-            if self._connection is None or not self._is_there():
+            if self._file.connection is None or not self._file.is_there():
                 return False
             with translated(self.path):
                 try:
-                    return self._insert_at_end(self._connection, key, record, token, self._ends)
+                    return self._insert_at_end(self._file.connection, key, record, token, self._ends)
                 except sqlite3.IntegrityError:
                     return False
                 except sqlite3.Error as error:
@@ -131,19 +142,19 @@ class SQLiteStorageBackend(SQLiteLink):
                         return False
                     raise
         finally:
-            self._lock.release()
+            self._file.lock.release()
 
     def _append_waiting(self) -> None:
         """Insert all that wait, in one transaction: they share one flush."""
         batch: list[_Entry] = []
         try:
-            with self._lock, translated(self.path):
+            with self._file.lock, translated(self.path):
                 while self._waiting:
                     entry = self._waiting.popleft()
                     if entry.done.set_running_or_notify_cancel():
                         batch.append(entry)
                 if batch:
-                    connection = self._open()
+                    connection = self._file.open()
                     ends: _Ends = {}
                     with waiting(connection), transaction(connection):
                         for entry in batch:
@@ -217,11 +228,11 @@ class SQLiteStorageBackend(SQLiteLink):
 
     async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
         # A store of before has none, and nothing is wrong.
-        rows = await self._select(f"SELECT state FROM runs WHERE {_RUN}", pipeline_id, run_id)
+        rows = await self._file.select(f"SELECT state FROM runs WHERE {_RUN}", pipeline_id, run_id)
         return (_bytes(rows[0][0]) if rows else b"") or None
 
     async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
-        records = await self._select(
+        records = await self._file.select(
             f"SELECT id - (number << 32), record FROM records, runs WHERE {_RUN} AND {_RANGE} ORDER BY id",
             pipeline_id,
             run_id,
@@ -235,7 +246,7 @@ class SQLiteStorageBackend(SQLiteLink):
         return b"".join(_bytes(record) for _, record in records) if records else None
 
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
-        records = await self._select(
+        records = await self._file.select(
             f"SELECT record FROM records, runs WHERE {_RUN} AND {_RANGE} ORDER BY id DESC LIMIT 1",
             pipeline_id,
             run_id,
@@ -246,20 +257,20 @@ class SQLiteStorageBackend(SQLiteLink):
     # from the end (the plus keeps SQLite from sorting all of them instead).
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
-        return await self._select(
+        return await self._file.select(
             f"SELECT run, coalesce((SELECT sum(length(record)) FROM records WHERE {_RANGE}), 0) FROM runs "
             f"WHERE pipeline = ? AND {_RECORDED} ORDER BY number",
             pipeline_id,
         )
 
     async def _ordered(self, pipeline_id: str) -> list[str]:
-        rows = await self._select(
+        rows = await self._file.select(
             f"SELECT run FROM runs WHERE pipeline = ? AND {_RECORDED} ORDER BY number", pipeline_id
         )
         return [run_id for (run_id,) in rows]
 
     async def _newest(self, pipeline_id: str, count: int) -> list[str]:
-        rows = await self._select(
+        rows = await self._file.select(
             f"SELECT run FROM runs WHERE +pipeline = ? AND {_RECORDED} ORDER BY number DESC LIMIT ?",
             pipeline_id,
             count,
@@ -268,12 +279,12 @@ class SQLiteStorageBackend(SQLiteLink):
 
     async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
         return bool(
-            await self._select(f"SELECT 1 FROM runs WHERE {_RUN} AND {_RECORDED}", pipeline_id, run_id)
+            await self._file.select(f"SELECT 1 FROM runs WHERE {_RUN} AND {_RECORDED}", pipeline_id, run_id)
         )
 
     async def _rows(self, pipeline_id: str, run_ids: Sequence[str]) -> list[Row]:
         places = ", ".join("?" * len(run_ids))
-        rows = await self._select(
+        rows = await self._file.select(
             f"SELECT run, coalesce((SELECT sum(length(record)) FROM records WHERE {_RANGE}), 0), "
             "CAST(token AS INTEGER), holder, state, (SELECT CASE WHEN length(record) <= ? THEN record END "
             f"FROM records WHERE {_RANGE} ORDER BY id DESC LIMIT 1) "
@@ -295,7 +306,7 @@ class SQLiteStorageBackend(SQLiteLink):
         ]
 
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
-        return await self._write(partial(_remove, pipeline_id, run_id, token))
+        return await self._file.write(partial(_remove, pipeline_id, run_id, token))
 
     async def _remove_unclaimed_runs(self, pipeline_id: str, tokens: Mapping[str, int]) -> list[str]:
         for run_id in tokens:
@@ -308,7 +319,7 @@ class SQLiteStorageBackend(SQLiteLink):
 
         try:
             # In one transaction: they share one flush.
-            return await self._write(remove) if tokens else []
+            return await self._file.write(remove) if tokens else []
         except StorageError as error:
             self._report(str(error))
             return []
@@ -323,11 +334,11 @@ class SQLiteStorageBackend(SQLiteLink):
     async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
         """Become the one who records a run. See :meth:`StorageBackend.acquire`."""
         # A run that begins may use a file that has been restored; one that goes on is told of it.
-        await self._write_in_thread(self._close_stale)
+        await self._file.in_writer(self._file.close_stale)
         return await super().acquire(pipeline_id, run_id)
 
     async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
-        rows = await self._select(
+        rows = await self._file.select(
             f"SELECT CAST(token AS INTEGER), holder FROM runs WHERE {_RUN}", pipeline_id, run_id
         )
         return (rows[0][0], _bytes(rows[0][1])) if rows else (0, b"")
@@ -350,7 +361,7 @@ class SQLiteStorageBackend(SQLiteLink):
             values = (token, holder, end is not None, state, *key, expected)
             return connection.execute(update, values).rowcount == 1
 
-        done = await self._write(swap)
+        done = await self._file.write(swap)
         if not holder:
             self._ends.pop((pipeline_id, run_id), None)
             self._noted.pop((pipeline_id, run_id), None)
@@ -360,7 +371,7 @@ class SQLiteStorageBackend(SQLiteLink):
         await super()._tidy_after(lease)
         # What is in the database is out of reach of damage to the log.
         self._unmoved = 0
-        self._reader_pool().submit(self._checkpoint, "TRUNCATE")
+        self._file.reader().submit(self._checkpoint, "TRUNCATE")
 
     # -- documents --------------------------------------------------------------------------
 
@@ -371,10 +382,10 @@ class SQLiteStorageBackend(SQLiteLink):
                 (pipeline_id, name, record),
             )
 
-        await self._write(put)
+        await self._file.write(put)
 
     async def _get(self, pipeline_id: str, name: str) -> bytes | None:
-        rows = await self._select(
+        rows = await self._file.select(
             "SELECT record FROM documents WHERE pipeline = ? AND name = ?", pipeline_id, name
         )
         return _bytes(rows[0][0]) if rows else None
@@ -383,10 +394,10 @@ class SQLiteStorageBackend(SQLiteLink):
         def remove(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM documents WHERE pipeline = ?", (pipeline_id,))
 
-        await self._write(remove)
+        await self._file.write(remove)
 
     async def _pipelines(self) -> list[str]:
-        rows = await self._select(
+        rows = await self._file.select(
             f"SELECT pipeline FROM documents UNION SELECT pipeline FROM runs WHERE {_RECORDED}"
         )
         return [name for (name,) in rows]
@@ -397,6 +408,16 @@ class SQLiteStorageBackend(SQLiteLink):
     def backup_folder(self) -> Path:
         """A folder beside the file; copy what is in it to another disk."""
         return backups_of(self.path)
+
+    @property
+    def _label(self) -> str:
+        return os.path.realpath(self.path)
+
+    async def _mark(self, text: bytes | None) -> None:
+        await self._file.mark(text)
+
+    async def _marked(self) -> bytes | None:
+        return await self._file.marked()
 
     def _holds(self, path: Path) -> bool:
         places = (self.path, self.path.parent.resolve() / self.path.name)
@@ -415,10 +436,13 @@ class SQLiteStorageBackend(SQLiteLink):
             except OSError as error:
                 raise file_trouble(error, "move", self.path) from error
 
-        await self._write_in_thread(move)
+        await self._file.in_writer(move)
         return str(self.path.with_name(aside))
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _checkpoint(self, how: str = "PASSIVE") -> None:
+        self._file.checkpoint(how)
 
     def _where(self, pipeline_id: str, name: str) -> str:
         return f"{self.path}, {name} of pipeline {pipeline_id}"

@@ -1,4 +1,4 @@
-"""A SQLite file as the SQLite backend uses it: a connection to write and one to read, each in its thread."""
+"""The file of a SQLite backend: a connection to write and one to read, each in its thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import ref
 
-from tagent_nb.errors import DefinitionError, StorageError, StorageUnavailableError
-from tagent_nb.storage.filesystem import MAX_MARK, is_regular, mark_file, read_file, user_path
-from tagent_nb.storage.record_backend import RecordStoreBackend
+from tagent_nb.errors import StorageError, StorageUnavailableError
+from tagent_nb.storage.filesystem import MAX_MARK, is_regular, mark_file, read_file
 from tagent_nb.storage.sqlite.schema import (
     connect,
     connect_to_read,
@@ -36,155 +36,190 @@ _left_to_parent: list[sqlite3.Connection] = []
 """Connections of before a fork. To close one here could end the parent's locks."""
 
 
-class SQLiteLink(RecordStoreBackend):
-    """The part of the backend that opens and closes the file."""
+class Owner(Protocol):
+    """What the connections to a file need of the backend that has them."""
 
-    def __init__(self, path: str | Path, *, durability: Literal["full", "fast"] = "full") -> None:
-        super().__init__()
-        if durability not in ("full", "fast"):
-            raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
-        self.path = user_path(path, "Storage")
-        self.durability = durability
-        self._sync = durability == "full"
+    _key: bytes | None
+
+    def _report(self, message: str, /) -> None:
+        """Note a problem that stops nothing."""
+
+    def _refuse_half(self, marked: bytes | None, /) -> None:
+        """Refuse a store that a restore has only begun to fill."""
+
+    def _opened(self) -> None:
+        """The connection that writes is made, perhaps to another file."""
+
+    def _forked(self) -> None:
+        """This is a child process, in which nothing is under way."""
+
+
+class SQLiteFile:
+    """A file with two connections, each opened when it is needed: one to write and one to read, each in its
+    thread.
+
+    Attributes:
+        path: The file.
+        sync: Whether a record is flushed before it counts as recorded.
+        lock: Held by what uses the connection that writes.
+        connection: That connection, ``None`` if it is not open.
+
+    Args:
+        owner: The backend. A backend that is dropped closes its file, so there is no way back to it that
+            keeps it alive.
+    """
+
+    def __init__(self, path: Path, *, sync: bool, owner: Owner) -> None:
+        self.path = path
+        self.sync = sync
+        self._backend = ref(owner)
         self._start()
+
+    @property
+    def _owner(self) -> Owner:
+        owner = self._backend()
+        # It waits for what it has called.
+        assert owner is not None
+        return owner
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
+        self.lock = threading.Lock()
+        self.connection: sqlite3.Connection | None = None
+        self._reading: sqlite3.Connection | None = None
         self._writers: ThreadPoolExecutor | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._reads = self._writes = _NOWHERE
 
-    def _opened(self) -> None:
-        """Called when the connection that writes was made, perhaps to another file."""
-
     async def close(self) -> None:
         """Close the file; it is opened again when it is needed."""
-        await super().close()
-        await self._read_in_thread(self._close_reader)
-        await self._write_in_thread(self._close_writer)
-        self._reader_pool().shutdown(wait=False)
-        self._writer_pool().shutdown(wait=False)
+        await self.in_reader(self._close_reader)
+        await self.in_writer(self._close_writer)
+        self.reader().shutdown(wait=False)
+        self.writer().shutdown(wait=False)
         self._readers = self._writers = None
 
     # -- marks of a restore -----------------------------------------------------------------
 
     @property
-    def _label(self) -> str:
-        return os.path.realpath(self.path)
-
-    @property
     def _mark_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.restoring")
 
-    async def _mark(self, text: bytes | None) -> None:
-        await self._write_in_thread(partial(mark_file, self._mark_path, text))
+    async def mark(self, text: bytes | None) -> None:
+        """Keep a text beside the file, or with ``None`` none."""
+        await self.in_writer(partial(mark_file, self._mark_path, text))
 
-    async def _marked(self) -> bytes | None:
-        return await self._read_in_thread(partial(read_file, self._mark_path, MAX_MARK))
+    async def marked(self) -> bytes | None:
+        """The text that :meth:`mark` keeps."""
+        return await self.in_reader(partial(read_file, self._mark_path, MAX_MARK))
 
     # -- connections ------------------------------------------------------------------------
 
-    def _notice_fork(self) -> None:
+    def notice_fork(self) -> None:
         """After a fork, start afresh: neither connections nor threads go over to a child."""
         if self._pid != os.getpid():
-            _left_to_parent.extend(one for one in (self._connection, self._reader) if one is not None)
+            _left_to_parent.extend(filter(None, (self.connection, self._reading)))
             self._start()
+            self._owner._forked()
 
-    def _writer_pool(self) -> ThreadPoolExecutor:
+    def writer(self) -> ThreadPoolExecutor:
+        """The thread of the connection that writes."""
         if self._writers is None:
             self._writers = ThreadPoolExecutor(1, "tagent-nb-sqlite-write")
         return self._writers
 
-    def _reader_pool(self) -> ThreadPoolExecutor:
+    def reader(self) -> ThreadPoolExecutor:
+        """The thread of the connection that reads."""
         if self._readers is None:
             self._readers = ThreadPoolExecutor(1, "tagent-nb-sqlite-read")
         return self._readers
 
     def _connect(self) -> sqlite3.Connection:
-        self._refuse_half(read_file(self._mark_path, MAX_MARK))
-        connection = connect(self.path, sync=self._sync)
+        self._owner._refuse_half(read_file(self._mark_path, MAX_MARK))
+        connection = connect(self.path, sync=self.sync)
         try:
             with translated(self.path):
-                lost = recover(connection, self.path, self._key)
+                lost = recover(connection, self.path, self._owner._key)
         except BaseException:
             connection.close()
             raise
         if lost is not None:
-            self._report(lost)
+            self._owner._report(lost)
         return connection
 
-    def _open(self) -> sqlite3.Connection:
-        """The connection that writes. The lock must be held."""
-        if self._connection is not None and not self._is_there():
+    def open(self) -> sqlite3.Connection:
+        """The connection that writes. :attr:`lock` must be held."""
+        if self.connection is not None and not self.is_there():
             # SQLite would go on to write into a file that has no name any more.
-            self._connection.close()
-            self._connection = None
+            self.connection.close()
+            self.connection = None
             raise StorageUnavailableError(
                 f"{self.path} was deleted or replaced while it was in use. Start the run again."
             )
-        if self._connection is None:
-            self._opened()
-            self._connection = self._connect()
+        if self.connection is None:
+            self._owner._opened()
+            self.connection = self._connect()
             self._writes = _identity(self.path)
-        return self._connection
+        return self.connection
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
+        """Whether the file that the connection writes to still has its name."""
         return _identity(self.path) == self._writes
 
-    def _close_stale(self) -> None:
-        with self._lock:
-            if self._connection is not None and not self._is_there():
-                self._connection.close()
-                self._connection = None
+    def close_stale(self) -> None:
+        """Close the connection that writes if another file has taken the place of its own."""
+        with self.lock:
+            if self.connection is not None and not self.is_there():
+                self.connection.close()
+                self.connection = None
 
-    async def _write_in_thread(self, function: Callable[[], T]) -> T:
-        self._notice_fork()
-        return await asyncio.get_running_loop().run_in_executor(self._writer_pool(), function)
+    async def in_writer(self, function: Callable[[], T]) -> T:
+        """Call ``function`` in the thread that writes."""
+        self.notice_fork()
+        return await asyncio.get_running_loop().run_in_executor(self.writer(), _call, function, self._owner)
 
-    async def _read_in_thread(self, function: Callable[[], T]) -> T:
-        self._notice_fork()
-        return await asyncio.get_running_loop().run_in_executor(self._reader_pool(), function)
+    async def in_reader(self, function: Callable[[], T]) -> T:
+        """Call ``function`` in the thread that reads."""
+        self.notice_fork()
+        return await asyncio.get_running_loop().run_in_executor(self.reader(), _call, function, self._owner)
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Call ``function`` within a transaction, in the thread that writes."""
 
         def call() -> T:
-            with self._lock, translated(self.path):
-                connection = self._open()
+            with self.lock, translated(self.path):
+                connection = self.open()
                 with waiting(connection), transaction(connection):
                     return function(connection)
 
-        return await self._write_in_thread(call)
+        return await self.in_writer(call)
 
-    async def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
+    async def select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Rows of a query, read beside whoever writes; none if there is no file yet."""
 
         def call() -> list[tuple[Any, ...]]:
-            if self._reader is not None and _identity(self.path) != self._reads:
+            if self._reading is not None and _identity(self.path) != self._reads:
                 # Somebody has restored it, or put another in its place.
                 self._close_reader()
-            if self._reader is None:
+            if self._reading is None:
                 if not is_regular(self.path):
-                    self._refuse_half(read_file(self._mark_path, MAX_MARK))
+                    self._owner._refuse_half(read_file(self._mark_path, MAX_MARK))
                     return []
                 if is_read_only(self.path):
-                    self._refuse_half(read_file(self._mark_path, MAX_MARK))
+                    self._owner._refuse_half(read_file(self._mark_path, MAX_MARK))
                     with closing(connect_to_read(self.path)) as once, translated(self.path):
                         return once.execute(query, values).fetchall()
                 try:
-                    self._reader = self._connect()
+                    self._reading = self._connect()
                 except StorageUnavailableError as error:
                     if not lacks_space(error):
                         raise
                     return self._select_without_space(error, query, values)
                 self._reads = _identity(self.path)
-            with translated(self.path), waiting(self._reader):
-                return self._reader.execute(query, values).fetchall()
+            with translated(self.path), waiting(self._reading):
+                return self._reading.execute(query, values).fetchall()
 
-        return await self._read_in_thread(call)
+        return await self.in_reader(call)
 
     def _select_without_space(
         self, error: StorageError, query: str, values: tuple[str | int, ...]
@@ -197,28 +232,33 @@ class SQLiteLink(RecordStoreBackend):
             # It is not for want of space.
             raise error from error.__cause__
 
-    def _checkpoint(self, how: str = "PASSIVE") -> None:
+    def checkpoint(self, how: str = "PASSIVE") -> None:
         """Move what is in the log into the database, beside whoever writes."""
         try:
-            if self._reader is None:
-                self._reader = self._connect()
+            if self._reading is None:
+                self._reading = self._connect()
                 self._reads = _identity(self.path)
             with translated(self.path):
-                self._reader.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+                self._reading.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
         except StorageError as error:
             # What is in the log is safe; if the trouble lasts, the next record will say so.
-            self._report(f"The log could not be emptied. {error}")
+            self._owner._report(f"The log could not be emptied. {error}")
 
     def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
 
     def _close_writer(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        with self.lock:
+            if self.connection is not None:
+                self.connection.close()
+                self.connection = None
+
+
+def _call(function: Callable[[], T], owner: Owner) -> T:
+    """Call ``function``, and keep the backend until then, also if what waits for this is cancelled."""
+    return function()
 
 
 def _identity(path: Path) -> tuple[int, int]:
