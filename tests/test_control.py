@@ -225,8 +225,8 @@ def test_each_pipeline_has_one_panel_and_one_live_run(control: RunControl) -> No
     second = control.panel()
     assert control.session.workspace.watches == [second.watch]
     control.polling(RunRequest())
-    assert second.sitting is not None
-    assert second.sitting.drawn.wait(10)
-    assert first.sitting is None
+    assert second.feed is not None
+    assert second.feed.drawn.wait(10)
+    assert first.feed is None
     control.polling(RunRequest())
     assert control.session.workspace.watches == [second.watch]

@@ -11,14 +11,14 @@ from tagent_nb.events import (
     StepStreamed,
     Warned,
 )
-from tagent_nb.notebook.panel.feed import MOST_TEXT, Feed, Sitting
+from tagent_nb.notebook.panel.feed import MOST_TEXT, RunFeed
 from tagent_nb.results import PipelineResult
 
 RUN = "r1"
 
 
 def test_text_goes_to_its_step_and_only_its_end_is_kept() -> None:
-    feed = Feed()
+    feed = RunFeed()
     feed(StepStreamed(run_id=RUN, step="a", text="one "))
     feed(StepStreamed(run_id=RUN, step="b", text="other"))
     feed(StepStreamed(run_id=RUN, step="a", text="two"))
@@ -30,14 +30,14 @@ def test_text_goes_to_its_step_and_only_its_end_is_kept() -> None:
 
 def test_a_progress_bar_writes_over_its_line() -> None:
     """As in a terminal; Windows' line ends are none of that."""
-    feed = Feed()
+    feed = RunFeed()
     for text in ("begin\r\n", "\r10%", "\r20%", "\r\r30% \r", "done\n", "end\r"):
         feed(StepStreamed(run_id=RUN, step="a", text=text))
     assert feed.texts["a"] == "begin\r\ndone\nend\r"
 
 
 def test_text_of_items_says_whose_line_it_is() -> None:
-    feed = Feed()
+    feed = RunFeed()
     for item, text in (
         ("0", "po"),
         ("0", "sitive\n"),
@@ -51,7 +51,7 @@ def test_text_of_items_says_whose_line_it_is() -> None:
 
 
 def test_calls_of_tools_stand_on_lines_of_their_own_among_the_text() -> None:
-    feed = Feed()
+    feed = RunFeed()
     feed(StepStreamed(run_id=RUN, step="a", text="Looking"))
     call = {"tool": "find", "arguments": {"q": "'tea'", "n": "2"}}
     feed(StepProgress(run_id=RUN, step="a", kind="tool_call", detail=call))
@@ -67,7 +67,7 @@ def test_calls_of_tools_stand_on_lines_of_their_own_among_the_text() -> None:
 
 
 def test_a_run_has_begun_with_its_first_event_and_every_event_is_a_change() -> None:
-    feed = Feed()
+    feed = RunFeed()
     feed(Warned(run_id=RUN, message="careful"))
     assert feed.changed.is_set()
     assert not feed.began.is_set()
@@ -76,7 +76,7 @@ def test_a_run_has_begun_with_its_first_event_and_every_event_is_a_change() -> N
 
 
 def test_touched_steps_are_told_once() -> None:
-    feed = Feed()
+    feed = RunFeed()
     feed(StepStarted(run_id=RUN, step="a"))
     feed(StepStreamed(run_id=RUN, step="b", text="x"))
     feed(StepStreamed(run_id=RUN, step="b", text="y"))
@@ -86,23 +86,23 @@ def test_touched_steps_are_told_once() -> None:
 
 def test_all_steps_are_new_when_a_run_begins_or_goes_on() -> None:
     """A view that was drawn before its run was opened shows what is recorded of steps that run no more."""
-    feed = Feed()
+    feed = RunFeed()
     feed(RunStarted(run_id=RUN, pipeline="p", steps=("a", "b")))
     assert feed.touched() == {"a", "b"}
     feed(RunContinued(run_id=RUN, steps=("a", "b"), kept=("a",)))
     assert feed.touched() == {"a", "b"}
 
 
-def test_a_sitting_tells_observers_and_keeps_the_outcome() -> None:
+def test_a_feed_tells_observers_and_keeps_the_outcome() -> None:
     seen: list[Event] = []
-    sitting = Sitting([seen.append])
+    feed = RunFeed([seen.append])
     event = Warned(run_id=RUN, message="careful")
-    sitting(event)
+    feed(event)
     assert seen == [event]
-    assert sitting.result is None
-    sitting.end(ValueError("refused"))
-    assert sitting.over.is_set()
-    assert sitting.result is None
+    assert feed.result is None
+    feed.end(ValueError("refused"))
+    assert feed.over.is_set()
+    assert feed.result is None
     result = PipelineResult("p", True, 1.0)
-    sitting.end(result)
-    assert sitting.result is result
+    feed.end(result)
+    assert feed.result is result

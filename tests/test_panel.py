@@ -17,7 +17,7 @@ from tagent_nb.errors import StorageUnavailableError, TagentError
 from tagent_nb.events import Event, StepFinished
 from tagent_nb.notebook.panel import controller as room
 from tagent_nb.notebook.panel.controller import INTERVAL, Panel
-from tagent_nb.notebook.panel.feed import Sitting
+from tagent_nb.notebook.panel.feed import RunFeed
 from tagent_nb.notebook.panel.view import TWIN_STYLE, PanelView
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import PipelineStep, StepStatus
@@ -57,8 +57,8 @@ def live(session: Session, **fields: Any) -> Panel:
 def begin(panel: Panel, **options: Any) -> PanelView:
     """Start a run, and show the panel as soon as it has begun."""
     panel.start(**options)
-    assert panel.sitting is not None
-    assert panel.sitting.began.wait(10)
+    assert panel.feed is not None
+    assert panel.feed.began.wait(10)
     panel.show()
     return view_of(panel)
 
@@ -70,8 +70,8 @@ def view_of(panel: Panel) -> PanelView:
 
 def ended(panel: Panel) -> None:
     """Wait for the last drawing of the run that the panel shows, and until another can begin."""
-    assert panel.sitting is not None
-    assert panel.sitting.drawn.wait(10)
+    assert panel.feed is not None
+    assert panel.feed.drawn.wait(10)
     until(lambda: not panel.workspace.running)
 
 
@@ -173,8 +173,8 @@ def test_thousands_of_events_are_drawn_a_few_times(
     put(session, cell("chatty", "for n in range(5000): print(n)"))
     panel = live(session)
     panel.start()
-    assert panel.sitting is not None
-    assert panel.sitting.began.wait(10)
+    assert panel.feed is not None
+    assert panel.feed.began.wait(10)
     began = time.monotonic()
     panel.show()
     drawings: list[object] = []
@@ -192,7 +192,7 @@ def test_stop_stops_and_resume_goes_on_in_the_same_place(
     view = begin(panel)
     until(lambda: effects.exists() and "second" in effects.read_text())
     view.buttons["stop"].click()
-    assert view.buttons["stop"].disabled or panel.sitting is None or panel.sitting.over.is_set()
+    assert view.buttons["stop"].disabled or panel.feed is None or panel.feed.over.is_set()
     ended(panel)
     text, _, svg = left(shown)
     assert "cancelled" in text
@@ -288,7 +288,7 @@ def test_force_runs_the_chosen_step_anew_and_nothing_without_a_choice(
     view = view_of(panel)
     assert "not run yet" in view.head.value
     view.buttons["force"].click()
-    assert panel.sitting is None
+    assert panel.feed is None
     view.buttons["run"].click()
     ended(panel)
     view.step.value = "second"
@@ -380,8 +380,8 @@ def test_a_run_that_cannot_be_recorded_says_so_in_the_panel(
     monkeypatch.setattr(storage, "append", fail_later)
     panel = live(session)
     handle = panel.start()
-    assert panel.sitting is not None
-    assert panel.sitting.began.wait(10)
+    assert panel.feed is not None
+    assert panel.feed.began.wait(10)
     panel.show()
     ended(panel)
     text = left(shown)[0]
@@ -525,13 +525,13 @@ def test_a_closed_panel_is_taken_away_and_hears_no_more(
     panel.follow()
     begin(panel)
     ended(panel)
-    before = panel.sitting
+    before = panel.feed
     panel.close()
     assert updates(shown)[-1]["transient"] == shown.outputs[0]["transient"]
     assert updates(shown)[-1]["data"] == {"text/html": "", "text/plain": ""}
     put(session, cell("load", "2"))
     session.start().result(10)
-    assert panel.sitting is before
+    assert panel.feed is before
     assert panel.view is None
 
 
@@ -603,8 +603,8 @@ def test_a_run_that_needs_its_user_says_how_to_go_on(
     put(session, cell("ask", "1"))
     panel = live(session)
     panel.show()
-    panel.sitting = Sitting()
-    panel.sitting.end(PipelineResult("reviews", False, 1.0, steps={"ask": step}, failed_steps=failed))
+    panel.feed = RunFeed()
+    panel.feed.end(PipelineResult("reviews", False, 1.0, steps={"ask": step}, failed_steps=failed))
     panel._refresh()
     assert told in view_of(panel).head.value
     assert offered(view_of(panel)) == ["run", button, "force"]

@@ -106,11 +106,11 @@ class RunControl:
         panel = self._panel()
         waits = answers and self._somebody_is_there()
         handle = panel.start(approver="wait" if waits else None, **request.options)
-        sitting = panel.sitting
-        assert sitting is not None
+        feed = panel.feed
+        assert feed is not None
         try:
-            yield from _until(lambda: handle.done() or sitting.began.is_set())
-            if not sitting.began.is_set():
+            yield from _until(lambda: handle.done() or feed.began.is_set())
+            if not feed.began.is_set():
                 return handle.result()  # it was refused: this raises why
             self._only(self._runs, panel)
             panel.show()
@@ -119,10 +119,10 @@ class RunControl:
             yield from _until(handle.done)
         except (asyncio.CancelledError, KeyboardInterrupt):
             yield from _until(lambda: _cancelled(handle), CANCEL_GRACE)
-            yield from _until(sitting.drawn.is_set, SETTLE)
+            yield from _until(feed.drawn.is_set, SETTLE)
             panel.settle()
             raise UsageError(_stopped(handle)) from None
-        yield from _until(sitting.drawn.is_set, SETTLE)
+        yield from _until(feed.drawn.is_set, SETTLE)
         panel.settle()
         result = handle.result()
         if request.strict and not result.success:

@@ -19,7 +19,7 @@ from tagent_nb.errors import (
 )
 from tagent_nb.events import Event, Observer, RunContinued, RunStarted
 from tagent_nb.naming import pipeline_name
-from tagent_nb.notebook.workspace import CellNames, RunWatcher, Watch, Workspace
+from tagent_nb.notebook.workspace import CellNames, Watch, Workspace
 from tagent_nb.pipeline import (
     Approver,
     ExecutionMode,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine import Durations, Plan
     from tagent_nb.storage import StorageBackend
 
-__all__ = ["STATE_FOLDER", "RunWatcher", "Session", "Watch", "Workspace", "current"]
+__all__ = ["STATE_FOLDER", "Session", "current"]
 
 STATE_FOLDER = ".tagent"
 """Folder beside the notebook for runs and cached answers, unless ``--storage`` says otherwise."""

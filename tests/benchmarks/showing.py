@@ -50,8 +50,8 @@ def panel() -> Sides:
         began = time.perf_counter()
         assert start(max_concurrency=16).result().success
         taken = time.perf_counter() - began
-        if view is not None and view.sitting is not None:
-            view.sitting.drawn.wait()
+        if view is not None and view.feed is not None:
+            view.feed.drawn.wait()
             view.close()
         return taken
 

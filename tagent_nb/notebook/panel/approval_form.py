@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagent_nb.display import FONT, LINE, MUTED, TONES, clip, escape
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Event
 from tagent_nb.notebook.widgets.widget_style import close_tree, tip
+from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline import ApprovalRequest, Approved, Decision, Edited, Rejected, StepStatus
 from tagent_nb.redaction import redact
 from tagent_nb.user_objects import safe_repr
-
-if TYPE_CHECKING:
-    from tagent_nb.notebook.session import Workspace
 
 MOST_FORMS = 5
 """Forms that are shown at a time; the next one comes when one of them is answered."""

@@ -19,10 +19,11 @@ from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.panel.details import details_html
 from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.notebook.panel.extension import PARTS
-from tagent_nb.notebook.panel.feed import Sitting
+from tagent_nb.notebook.panel.feed import RunFeed
 from tagent_nb.notebook.panel.view import PanelView
-from tagent_nb.notebook.session import Session, Workspace
+from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.widgets.step_table import row_of
+from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.redaction import redact
 from tagent_nb.results import (
@@ -58,7 +59,7 @@ class Panel:
         on_result: Called with the result of every run that is started here, on a thread of the panel's.
 
     Attributes:
-        sitting: The run that it shows; ``None`` before the first.
+        feed: The run that it shows; ``None`` before the first.
         view: The widgets, once shown.
         selected: The step whose details are open, or an empty string.
     """
@@ -75,7 +76,7 @@ class Panel:
         self.workspace = workspace
         self.live = live
         self.on_result = on_result
-        self.sitting: Sitting | None = None
+        self.feed: RunFeed | None = None
         self.view: PanelView | None = None
         self.selected = ""
         self.parts = [make(self) for make in PARTS] if live else []
@@ -103,28 +104,28 @@ class Panel:
         options.setdefault("approver", "wait" if self.live else None)
         return self.session.start(self.workspace, watches=[self.watch], **options)
 
-    def watch(self) -> Sitting:
+    def watch(self) -> RunFeed:
         """Show the run that begins now."""
-        sitting = Sitting([part.observe for part in self.parts])
+        feed = RunFeed([part.observe for part in self.parts])
         with self._lock:
-            self.sitting = sitting
+            self.feed = feed
             self._note = ""
             self._stopping = False
             self._reset = True
             if self.view is not None:
                 self.view.take_back()
         # From here on a run always comes to its last drawing, also when an interrupt hits what follows.
-        threading.Thread(target=self._draw, args=(sitting,), name="tagent-nb panel", daemon=True).start()
-        return sitting
+        threading.Thread(target=self._draw, args=(feed,), name="tagent-nb panel", daemon=True).start()
+        return feed
 
     def follow(self) -> None:
         """Show every run of the pipeline, whoever starts it."""
         handle = self.workspace.handle
         if handle is not None and self.workspace.running:
-            sitting = self.watch()
-            sitting.began.set()
-            handle.executor.subscribe(sitting)
-            handle.when_done(sitting.end)
+            feed = self.watch()
+            feed.began.set()
+            handle.executor.subscribe(feed)
+            handle.when_done(feed.end)
         self.workspace.watches.append(self.watch)
         self._undo.append(lambda: self.workspace.watches.remove(self.watch))
 
@@ -204,12 +205,12 @@ class Panel:
             self._undo.append(self.workspace.pipeline.subscribe(self._defined))
             self.view = view
             self._refresh()
-            if self.sitting is not None and self.sitting.drawn.is_set():
+            if self.feed is not None and self.feed.drawn.is_set():
                 view.leave(*self._twins())
 
     def settle(self) -> None:
         """After a run, show its table where no widget has shown it."""
-        if self.view is None and self.sitting is not None and self.sitting.over.is_set():
+        if self.view is None and self.feed is not None and self.feed.over.is_set():
             show(self._twins()[0])
 
     def close(self) -> None:
@@ -224,14 +225,12 @@ class Panel:
 
     def run_view(self) -> RunView:
         """The run as it is now, the last one at rest, or the steps before the first."""
-        sitting, executor = self.sitting, self.workspace.executor
-        outcome = None if sitting is None else sitting.outcome
+        feed, executor = self.feed, self.workspace.executor
+        outcome = None if feed is None else feed.outcome
         if isinstance(outcome, PipelineResult):
-            return result_view(
-                outcome, self._note or _how_to_go_on(outcome), sitting.texts if sitting else None
-            )
+            return result_view(outcome, self._note or _how_to_go_on(outcome), feed.texts if feed else None)
         memory = executor.memory if executor is not None else None
-        if sitting is None and not self.workspace.running:
+        if feed is None and not self.workspace.running:
             if self.workspace.result is not None:
                 return result_view(self.workspace.result, self._note or _how_to_go_on(self.workspace.result))
             steps = {step.name: StepResult(step.name) for step in self.workspace.pipeline.steps}
@@ -245,7 +244,7 @@ class Panel:
             phase,
             0.0 if memory is None else memory.seconds,
             self._note or ("" if outcome is None else redact(str(outcome))),
-            {} if sitting is None else dict(sitting.texts),
+            {} if feed is None else dict(feed.texts),
             counts,
             None if outcome is not None else self._left(steps, counts),
             () if memory is None else tuple(memory.warnings),
@@ -267,7 +266,7 @@ class Panel:
             return ""
         executor = self.workspace.executor
         memory = executor.memory if executor is not None else None
-        text = "" if self.sitting is None else self.sitting.texts.get(self.selected, "")
+        text = "" if self.feed is None else self.feed.texts.get(self.selected, "")
         known = ({}, {}, {}) if memory is None else (memory.facts, memory.memories, memory.inputs)
         return details_html(self.workspace.pipeline, self.selected, self._states(), text, *known)
 
@@ -285,20 +284,20 @@ class Panel:
 
     # -- drawing ----------------------------------------------------------------------------
 
-    def _draw(self, sitting: Sitting) -> None:
+    def _draw(self, feed: RunFeed) -> None:
         """Draw until the run is over, and then what stays."""
-        while not sitting.over.is_set():
+        while not feed.over.is_set():
             self._refresh()
-            sitting.over.wait(INTERVAL)
-            sitting.changed.wait(IDLE)
-            sitting.changed.clear()
-        if sitting.result is not None:
-            self.on_result(sitting.result)
+            feed.over.wait(INTERVAL)
+            feed.changed.wait(IDLE)
+            feed.changed.clear()
+        if feed.result is not None:
+            self.on_result(feed.result)
         with self._lock:
             self._refresh()
-            if self.view is not None and sitting.began.is_set():
+            if self.view is not None and feed.began.is_set():
                 self.view.leave(*self._twins())
-            sitting.drawn.set()
+            feed.drawn.set()
 
     def _defined(self) -> None:
         """The definition has changed: lay out again, once for many changes."""
@@ -316,12 +315,12 @@ class Panel:
     def _refresh(self) -> None:
         """Bring the widgets up to date."""
         with self._lock:
-            view, sitting = self.view, self.sitting
+            view, feed = self.view, self.feed
             if view is None:
                 return
-            touched = set() if sitting is None else sitting.touched()
+            touched = set() if feed is None else feed.touched()
             states, now = self._states(), time.time()
-            texts = {} if sitting is None else sitting.texts
+            texts = {} if feed is None else feed.texts
             stale, self._stale = self._stale or list(states) != self._shown, False
             whole, self._reset = stale or self._reset, False
             names = states if whole else [n for n, s in states.items() if n in touched or s.status in _BUSY]
@@ -355,7 +354,7 @@ class Panel:
             self._note = redact(str(error))
 
     def _offer(self, view: PanelView, phase: str) -> None:
-        if self.sitting is not None and not self.sitting.over.is_set():
+        if self.feed is not None and not self.feed.over.is_set():
             view.offer(["stop", "go_on" if phase == "paused" else "pause"], enabled=not self._stopping)
             return
         more = {

@@ -1,4 +1,4 @@
-"""Parts of the panel that others bring: a budget bar, forms that ask for an approval.
+"""What a panel and its parts know of each other. Others bring parts: a budget bar, forms for approvals.
 
 A part is made once for each live panel, before its first run, by a callable in :data:`PARTS`. It has
 
@@ -9,21 +9,39 @@ A part is made once for each live panel, before its first run, by a callable in 
 - ``draw()``: called at most ten times a second on the panel's drawing thread after something has
   happened, and once when a run has ended; here widgets are changed.
 
-The maker is called with the panel; ``panel.workspace`` has the pipeline, its executor and its handle.
+The maker is called with the panel (see :class:`PanelActions`); ``panel.workspace`` has the pipeline, its
+executor and its handle.
 Clicks on a part's own buttons may come on the main thread or on a subshell's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tagent_nb.events import Event
+from tagent_nb.notebook.panel.approval_form import ApprovalForms
+from tagent_nb.notebook.workspace import Workspace
 
-if TYPE_CHECKING:
-    from tagent_nb.notebook.panel.controller import Panel
+__all__ = ["PARTS", "PanelActions", "Part", "PartMaker"]
 
-__all__ = ["PARTS", "Part", "PartMaker"]
+
+class PanelActions(Protocol):
+    """What the buttons and the parts of a panel may ask of it.
+
+    Clicks may come on the main thread or on a subshell's.
+    """
+
+    workspace: Workspace
+
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+    def pause(self) -> None: ...
+    def go_on(self) -> None: ...
+    def retry(self) -> None: ...
+    def force(self) -> None: ...
+    def select(self, name: str) -> None: ...
+    def open_group(self, key: str) -> None: ...
 
 
 class Part(Protocol):
@@ -38,14 +56,12 @@ class Part(Protocol):
         """Bring the widget up to date."""
 
 
-PartMaker = Callable[["Panel"], Part]
+PartMaker = Callable[[PanelActions], Part]
 """Makes a part for a panel."""
 
 
-def approval_forms(panel: Panel) -> Part:
-    """Forms for what the runs of the panel's pipeline hold."""
-    from tagent_nb.notebook.panel.approval_form import ApprovalForms
-
+def approval_forms(panel: PanelActions) -> Part:
+    """Forms for what waits for approval in the runs of the panel's pipeline."""
     return ApprovalForms(panel.workspace)
 
 

@@ -1,4 +1,4 @@
-"""What a view folds from the events of a run, besides the run's memory: texts, and what is new."""
+"""A run as a panel watches it: what its events add to the run's memory, and how it ended."""
 
 from __future__ import annotations
 
@@ -18,40 +18,52 @@ from tagent_nb.events import (
 )
 from tagent_nb.results import PipelineResult
 
-__all__ = ["MOST_TEXT", "Feed", "Sitting"]
+__all__ = ["MOST_TEXT", "RunFeed"]
 
 MOST_TEXT = 10_000
 """Characters kept of what a step printed or streamed, counted from the end."""
 
 _OVERWRITTEN = re.compile(r"[^\r\n]*\r+(?=[^\r\n])")
 
-TOLD = ("tool_call", "tool_edited", "tool_error", "tool_rejected")
+SHOWN_PROGRESS = ("tool_call", "tool_edited", "tool_error", "tool_rejected")
 """Kinds of progress that stand among the text of a step."""
 
 
-class Feed:
-    """What the panel needs besides the memory of the run: texts, and what is new.
+class RunFeed:
+    """One run, from its start to its last drawing: texts, what is new, and the outcome.
+
+    Args:
+        observers: Called with every event too.
 
     Attributes:
         texts: The end of what each step printed or streamed, by name.
         began: Set when the run has begun: it was not refused.
         changed: Set when there is something new to draw.
+        over: Set when the run has ended.
+        drawn: Set when the static twin is there.
+        outcome: The result or the error, once it is over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = list(observers)
         self.texts: dict[str, str] = {}
         self.began = threading.Event()
         self.changed = threading.Event()
+        self.over = threading.Event()
+        self.drawn = threading.Event()
+        self.outcome: PipelineResult | BaseException | None = None
         self._writing: dict[str, str] = {}
         self._touched: deque[str] = deque()
 
     def __call__(self, event: Event) -> None:
+        for observer in self._observers:
+            observer(event)
         if isinstance(event, StepEvent):
             self._touched.append(event.step)
         if isinstance(event, StepStreamed):
             self._write(event.step, event.item, event.text)
-        elif isinstance(event, StepProgress) and event.kind in TOLD:
-            self._tell(event)
+        elif isinstance(event, StepProgress) and event.kind in SHOWN_PROGRESS:
+            self._write_tool(event)
         elif isinstance(event, RunStarted | RunContinued):
             # A view that was drawn before the run was opened did not know what is recorded of these.
             self._touched.extend(event.steps)
@@ -60,10 +72,21 @@ class Feed:
 
     def touched(self) -> set[str]:
         """The steps with events since the last call."""
-        found: set[str] = set()
+        steps: set[str] = set()
         while self._touched:
-            found.add(self._touched.popleft())
-        return found
+            steps.add(self._touched.popleft())
+        return steps
+
+    def end(self, outcome: PipelineResult | BaseException) -> None:
+        """Take the outcome; called once, on the run's loop."""
+        self.outcome = outcome
+        self.over.set()
+        self.changed.set()
+
+    @property
+    def result(self) -> PipelineResult | None:
+        """The result; ``None`` before the end, and for a run that was refused or not recorded."""
+        return self.outcome if isinstance(self.outcome, PipelineResult) else None
 
     def _write(self, step: str, item: str | None, written: str) -> None:
         text = self.texts.get(step, "")
@@ -78,52 +101,16 @@ class Feed:
         # A progress bar writes over its line.
         self.texts[step] = (_OVERWRITTEN.sub("", text) if "\r" in text else text)[-MOST_TEXT:]
 
-    def _tell(self, event: StepProgress) -> None:
+    def _write_tool(self, event: StepProgress) -> None:
         """What a tool does, on a line of its own."""
         tool, detail = event.detail.get("tool", ""), event.detail.get("message", "")
         if event.kind in ("tool_call", "tool_edited"):
-            given = event.detail.get("arguments", {})
+            arguments = event.detail.get("arguments", {})
             sign = "→" if event.kind == "tool_call" else "✎"
-            line = f"{sign} {tool}({', '.join(f'{name}={value}' for name, value in given.items())})"
+            line = f"{sign} {tool}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
         else:
             line = f"✗ {tool}: {detail}"
         text = self.texts.get(event.step, "")
         if text and not text.endswith("\n"):
             self.texts[event.step] = text + "\n"
         self._write(event.step, event.item, line + "\n")
-
-
-class Sitting(Feed):
-    """One run as a panel watches it, from its start to its last drawing.
-
-    Args:
-        observers: Called with every event too.
-
-    Attributes:
-        over: Set when the run has ended.
-        drawn: Set when the static twin is there.
-        outcome: The result or the error, once it is over.
-    """
-
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        super().__init__()
-        self._observers = list(observers)
-        self.over = threading.Event()
-        self.drawn = threading.Event()
-        self.outcome: PipelineResult | BaseException | None = None
-
-    def __call__(self, event: Event) -> None:
-        for observer in self._observers:
-            observer(event)
-        super().__call__(event)
-
-    def end(self, outcome: PipelineResult | BaseException) -> None:
-        """Take the outcome; called once, on the run's loop."""
-        self.outcome = outcome
-        self.over.set()
-        self.changed.set()
-
-    @property
-    def result(self) -> PipelineResult | None:
-        """The result; ``None`` before the end, and for a run that was refused or not recorded."""
-        return self.outcome if isinstance(self.outcome, PipelineResult) else None

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from tagent_nb.display import Bundle
 from tagent_nb.notebook.display import Picture, place, update
-from tagent_nb.notebook.panel.extension import Part
+from tagent_nb.notebook.panel.extension import PanelActions, Part
 from tagent_nb.notebook.widgets.graph_widget import GraphWidget
 from tagent_nb.notebook.widgets.step_table import StepTable
 from tagent_nb.notebook.widgets.widget_style import close_tree, tip
 
-__all__ = ["Actions", "PanelView"]
+__all__ = ["PanelView"]
 
 _NOTHING = Bundle("", "")
 TWIN_STYLE = (
@@ -26,19 +26,6 @@ TWIN_STYLE = (
     ">.jp-OutputArea-output:not(:has(*)){display:none}</style>"
 )
 """Hides the place of a widget that is not there, above the table that stands for it."""
-
-
-class Actions(Protocol):
-    """What the buttons do. Clicks may come on the main thread or on a subshell's."""
-
-    def run(self) -> None: ...
-    def stop(self) -> None: ...
-    def pause(self) -> None: ...
-    def go_on(self) -> None: ...
-    def retry(self) -> None: ...
-    def force(self) -> None: ...
-    def select(self, name: str) -> None: ...
-    def open_group(self, key: str) -> None: ...
 
 
 class PanelView:
@@ -54,7 +41,7 @@ class PanelView:
         table: The rows.
     """
 
-    def __init__(self, actions: Actions, parts: Sequence[Part]) -> None:
+    def __init__(self, actions: PanelActions, parts: Sequence[Part]) -> None:
         from ipywidgets import HTML, Button, Checkbox, Dropdown, HBox, Layout, VBox
 
         self.head = HTML()
