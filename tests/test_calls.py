@@ -11,7 +11,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.errors import StepError
 from tagent_nb.runners import CallGate, ToolCall
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import ModelCall
 
 Ask = Callable[[ModelCall], Awaitable[ModelResponse]]
 

@@ -24,7 +24,7 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
 from tagent_nb import Price, StepContext
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.models.accounting import (
     TOKENS_A_FILE,
     TOKENS_A_PART,

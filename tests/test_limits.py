@@ -19,7 +19,7 @@ from tagent_nb import ExecutionMode, Limit, Pipeline, PipelineExecutor, events
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.runners import CallGate, LimitsGate
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.middleware.notify import Changes
 from tagent_nb.runners.middleware.rate_limit import LONGEST_WAIT, WINDOW, Pace, jittered
 from tagent_nb.runners.models.retry_after import usable_wait

@@ -30,7 +30,7 @@ from tagent_nb import (
 )
 from tagent_nb.events import Event, StepProgress, StepStreamed, StepWaiting
 from tagent_nb.runners import CallGate, PlanRunner
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.planner import ask as asking
 from tagent_nb.runners.planner.prompts import LONGEST_RESULT
 from tagent_nb.runners.tools import registry as tools_module

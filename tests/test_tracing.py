@@ -21,7 +21,7 @@ from pydantic_ai.usage import RequestUsage
 
 from tagent_nb import Edited, Pipeline, PipelineExecutor, Price, ResultCache, StepContext, events
 from tagent_nb.runners import ToolCall, Tracing, traced
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.middleware.otel import telemetry
 from tests.fake_openai import KEY, Act, error, fake_openai
 

@@ -7,15 +7,15 @@ __getattr__, __dir__, __all__ = face(
     {
         "agent.runner": ("AgentRunner",),
         "base": (
+            "CallGate",
             "Quirks",
             "Refusal",
             "StepContext",
             "StepRunner",
+            "ToolCall",
             "UNKNOWN_REASON",
         ),
         "calls": (
-            "CallGate",
-            "ToolCall",
             "call_refused",
             "edited_call",
             "edited_failure",

@@ -1,12 +1,12 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.runners.agent.runner import AgentRunner as AgentRunner
+from tagent_nb.runners.base import CallGate as CallGate
 from tagent_nb.runners.base import Quirks as Quirks
 from tagent_nb.runners.base import Refusal as Refusal
 from tagent_nb.runners.base import StepContext as StepContext
 from tagent_nb.runners.base import StepRunner as StepRunner
+from tagent_nb.runners.base import ToolCall as ToolCall
 from tagent_nb.runners.base import UNKNOWN_REASON as UNKNOWN_REASON
-from tagent_nb.runners.calls import CallGate as CallGate
-from tagent_nb.runners.calls import ToolCall as ToolCall
 from tagent_nb.runners.calls import call_refused as call_refused
 from tagent_nb.runners.calls import edited_call as edited_call
 from tagent_nb.runners.calls import edited_failure as edited_failure

@@ -1,10 +1,15 @@
-"""How a step gets its value: the protocol of runners, and the context of one attempt."""
+"""How a step gets its value: the protocol of runners, the context of one attempt, and its calls.
+
+Every request to a model and every call of a tool passes the middleware of its context, the first one
+outermost, and then leaves. Middleware may answer by itself (a record of an earlier call), wait (a limit),
+refuse (a budget) or look on (a trace). No middleware knows the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +31,9 @@ from tagent_nb.redaction import hide, redact
 from tagent_nb.serde import own_copy, to_tree
 
 if TYPE_CHECKING:
-    from tagent_nb.runners.calls import CallGate
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import Model, ModelRequestParameters
+    from pydantic_ai.settings import ModelSettings
 
 
 def _ignore(event: Event) -> None:
@@ -249,3 +256,61 @@ class StepRunner(Protocol):
             Exception: Anything else is retried as the step says.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One request to a model.
+
+    Attributes:
+        context: Of the attempt that asks.
+        model: Whom it asks.
+        messages: The conversation so far; the last one is the question.
+        settings: Such as temperature and max_tokens.
+        parameters: Tools and the form of the answer.
+    """
+
+    context: StepContext
+    model: Model[Any]
+    messages: list[ModelMessage]
+    settings: ModelSettings | None
+    parameters: ModelRequestParameters
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool by a model.
+
+    Attributes:
+        context: Of the attempt whose model calls.
+        tool: The tool's name.
+        arguments: As the tool's function takes them.
+        id: The model's id of this call; empty where it gives none.
+        function: The user's function; ``None`` for a tool of a server.
+        parameters: JSON Schema of the arguments; empty where nobody knows it.
+        single: The one parameter whose fields these are, as they are for a model; empty if they are all.
+        check: Gives other arguments as the tool takes them, or raises :class:`ValueError`.
+    """
+
+    context: StepContext
+    tool: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+    function: Callable[..., Any] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    single: str = ""
+    check: Callable[[Any], Mapping[str, Any]] | None = None
+
+
+class CallGate:
+    """Stands between a step and what it calls. By itself it lets everything pass."""
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Answer a request to a model, usually by ``await proceed(call)``."""
+        return await proceed(call)
+
+    async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
+        """Answer a call of a tool, usually by ``await proceed(call)``."""
+        return await proceed(call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from tagent_nb.runners.calls import CallGate, ModelCall
+from tagent_nb.runners.base import CallGate, ModelCall
 from tagent_nb.runners.middleware.ledger import Estimate, Ledger
 from tagent_nb.runners.models.accounting import counted, estimate, input_tokens
 from tagent_nb.runners.models.resolve import model_name

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.runners.calls import ModelCall, ToolCall
+from tagent_nb.runners.base import ModelCall, ToolCall
 from tagent_nb.runners.execution.traceback import redact
 
 if TYPE_CHECKING:

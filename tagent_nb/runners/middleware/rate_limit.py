@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING
 
 from tagent_nb.errors import StepError
 from tagent_nb.pipeline import Limit, checked_limits
-from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.calls import CallGate, ModelCall
+from tagent_nb.runners.base import CallGate, ModelCall, StepContext
 from tagent_nb.runners.middleware.notify import Changes
-from tagent_nb.runners.models.retry_after import usable_wait
+from tagent_nb.runners.models.retry_after import LONGEST_WAIT, usable_wait
 
 if TYPE_CHECKING:
     from pydantic_ai.exceptions import ModelRateLimitError
     from pydantic_ai.messages import ModelResponse
 
 
-LONGEST_WAIT = 300.0
-"""Most seconds that one request waits because its provider asks for fewer requests."""
 FIRST_WAIT, MOST_WAIT = 1.0, 30.0
 """Seconds to wait at most where the provider does not say: doubled each time, up to the second."""
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import OfflineMissError
 from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
-from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.calls import CallGate, ModelCall, ToolCall
+from tagent_nb.runners.base import CallGate, ModelCall, StepContext, ToolCall
 from tagent_nb.runners.middleware.canonical_request import Request, model_request, plain, tool_request
 from tagent_nb.runners.models.accounting import take_back
 from tagent_nb.runners.models.resolve import model_name, usage_of

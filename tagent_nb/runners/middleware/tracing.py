@@ -30,7 +30,8 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.redaction import redact
-from tagent_nb.runners.calls import CallGate, ModelCall, ToolCall, edited_arguments
+from tagent_nb.runners.base import CallGate, ModelCall, ToolCall
+from tagent_nb.runners.calls import edited_arguments
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse

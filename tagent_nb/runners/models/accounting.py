@@ -9,8 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.events import TokenUsage
-from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import ModelCall, StepContext
 from tagent_nb.runners.models.resolve import (
     ASSUMED_INPUT,
     ASSUMED_OUTPUT,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import ModelRequestParameters
 
-    from tagent_nb.runners.calls import ModelCall
+    from tagent_nb.runners.base import ModelCall
 
 
 def assume(call: ModelCall, response: ModelResponse) -> None:

@@ -11,9 +11,8 @@ from tagent_nb.errors import OutputValidationError, RetryableError, StepError, T
 from tagent_nb.pipeline import PipelineStep, to_schema
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.execution.traceback import redact
-from tagent_nb.runners.middleware.rate_limit import LONGEST_WAIT
 from tagent_nb.runners.models.resolve import model_name
-from tagent_nb.runners.models.retry_after import usable_wait
+from tagent_nb.runners.models.retry_after import LONGEST_WAIT, usable_wait
 from tagent_nb.user_objects import message_of
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from pydantic_ai.exceptions import (
 
 from tagent_nb.errors import RetryableError, TagentError
 from tagent_nb.formatting import short_text
-from tagent_nb.runners.base import UNKNOWN_REASON
-from tagent_nb.runners.calls import ModelCall
+from tagent_nb.runners.base import UNKNOWN_REASON, ModelCall
 from tagent_nb.runners.execution.traceback import redact
 from tagent_nb.runners.models.errors import SHOWN, protocol_hint
 from tagent_nb.runners.models.output import first_json

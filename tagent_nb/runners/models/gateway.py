@@ -13,8 +13,8 @@ from pydantic_ai.settings import ModelSettings
 
 from tagent_nb.errors import OutputValidationError, RetryableError, StepError
 from tagent_nb.formatting import whole_text
-from tagent_nb.runners.base import UNKNOWN_REASON, StepContext
-from tagent_nb.runners.calls import ModelCall, through_model
+from tagent_nb.runners.base import UNKNOWN_REASON, ModelCall, StepContext
+from tagent_nb.runners.calls import through_model
 from tagent_nb.runners.middleware.canonical_response import tidy_answer
 from tagent_nb.runners.models.accounting import account, assume
 from tagent_nb.runners.models.finish import ended_early, is_empty, read_ending, readable, refuse_cut

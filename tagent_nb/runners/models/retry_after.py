@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 SHORTEST_WAIT = 0.1
 """Seconds. A wait that is shorter says nothing: a server that means it would not have refused."""
 
+LONGEST_WAIT = 300.0
+"""Most seconds that one request waits because its provider asks for fewer requests."""
+
 MOST_RESET = 30.0
 """Most seconds that are waited because of a header such as ``x-ratelimit-reset-requests``: it says when a
 limit is whole again, and the next request may be allowed long before."""

@@ -16,8 +16,8 @@ from tagent_nb.errors import DefinitionError, StepError, TemplateError
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import whole_text
 from tagent_nb.pipeline import schema_of
-from tagent_nb.runners.base import StepContext, ToolContext
-from tagent_nb.runners.calls import ToolCall, through_tool
+from tagent_nb.runners.base import StepContext, ToolCall, ToolContext
+from tagent_nb.runners.calls import through_tool
 from tagent_nb.runners.execution.capture import Lines
 from tagent_nb.runners.execution.thread import in_thread
 from tagent_nb.runners.execution.traceback import redact
