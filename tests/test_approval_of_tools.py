@@ -35,7 +35,7 @@ from tagent_nb import (
 from tagent_nb.engine.memory.pending_approvals import HeldValues
 from tagent_nb.errors import DefinitionError, OutputValidationError, StepError, StorageUnavailableError
 from tagent_nb.events import Event, StepProgress
-from tagent_nb.runners import marks_of, step_context
+from tagent_nb.runners import options_of, step_context
 from tagent_nb.runners.tools import registry as tools_module
 from tagent_nb.runners.tools.adapter import context_parameter
 
@@ -560,8 +560,8 @@ def test_what_has_no_signature_takes_no_context() -> None:
 def test_a_tool_is_pure_or_not() -> None:
     with pytest.raises(DefinitionError, match="either pure or has a side effect"):
         tool(pure=True, side_effect=True)
-    assert marks_of(tool(side_effect=True)(send)).effect == "side_effect"
-    assert marks_of(order).effect == ""
+    assert options_of(tool(side_effect=True)(send)).effect == "side_effect"
+    assert options_of(order).effect == ""
 
 
 def test_a_decision_on_what_was_never_asked_changes_nothing() -> None:

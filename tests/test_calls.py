@@ -1,4 +1,4 @@
-"""The gates that every call to a model or a tool passes."""
+"""The middleware that every call to a model or a tool passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.errors import StepError
-from tagent_nb.runners import CallGate, ToolCall
+from tagent_nb.runners import CallMiddleware, ToolCall
 from tagent_nb.runners.base import ModelCall
 
 Ask = Callable[[ModelCall], Awaitable[ModelResponse]]
@@ -37,7 +37,7 @@ def pipeline() -> Pipeline:
     return Pipeline("gates", model=adding()).step("sum", "Add 2 and 3.", tools=[add], max_retries=0)
 
 
-class Noting(CallGate):
+class Noting(CallMiddleware):
     """Notes what passes it, in and out."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
@@ -57,9 +57,11 @@ class Noting(CallGate):
         return value
 
 
-async def test_each_call_passes_all_gates_the_first_one_outermost() -> None:
+async def test_each_call_passes_all_middleware_the_first_one_outermost() -> None:
     notes: list[str] = []
-    executor = PipelineExecutor(pipeline(), gates=[CallGate(), Noting("a", notes), Noting("b", notes)])
+    executor = PipelineExecutor(
+        pipeline(), middleware=[CallMiddleware(), Noting("a", notes), Noting("b", notes)]
+    )
     result = await executor.execute()
     assert result["sum"] == "It is 5."
     assert notes == [
@@ -69,41 +71,41 @@ async def test_each_call_passes_all_gates_the_first_one_outermost() -> None:
     ]
 
 
-async def test_a_gate_may_answer_by_itself() -> None:
+async def test_middleware_may_answer_by_itself() -> None:
     """Neither model nor tool is asked then; what the answer says it took is counted."""
 
-    class Recorded(CallGate):
+    class Recorded(CallMiddleware):
         async def model_call(
             self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
         ) -> ModelResponse:
             return ModelResponse(parts=[TextPart("as before")])
 
-    result = await PipelineExecutor(pipeline(), gates=[Recorded()]).execute()
+    result = await PipelineExecutor(pipeline(), middleware=[Recorded()]).execute()
     assert result["sum"] == "as before"
     assert result.steps["sum"].usage.requests == 1
     assert result.steps["sum"].usage.tool_calls == 0
 
 
-async def test_a_gate_may_change_what_a_tool_gets_and_gives() -> None:
-    class Doubling(CallGate):
+async def test_middleware_may_change_what_a_tool_gets_and_gives() -> None:
+    class Doubling(CallMiddleware):
         async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
             arguments = {name: 2 * value for name, value in call.arguments.items()}
             return -await proceed(ToolCall(call.context, call.tool, arguments))
 
-    result = await PipelineExecutor(pipeline(), gates=[Doubling()]).execute()
+    result = await PipelineExecutor(pipeline(), middleware=[Doubling()]).execute()
     assert result["sum"] == "It is -10."
 
 
-async def test_a_gate_may_refuse() -> None:
+async def test_middleware_may_refuse() -> None:
     """Its error is the step's; nothing is asked."""
 
-    class Refusing(CallGate):
+    class Refusing(CallMiddleware):
         async def model_call(
             self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
         ) -> ModelResponse:
             raise StepError("no more today")
 
-    result = await PipelineExecutor(pipeline(), gates=[Refusing()]).execute()
+    result = await PipelineExecutor(pipeline(), middleware=[Refusing()]).execute()
     assert not result.success
     assert "no more today" in result.error_details["sum"]
     assert result.steps["sum"].usage.requests == 0
@@ -112,7 +114,7 @@ async def test_a_gate_may_refuse() -> None:
 async def test_every_answer_of_a_model_counts_also_one_that_a_gate_throws_away() -> None:
     """And what a gate answers after that is not counted on top."""
 
-    class Twice(CallGate):
+    class Twice(CallMiddleware):
         async def model_call(
             self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
         ) -> ModelResponse:
@@ -123,7 +125,14 @@ async def test_every_answer_of_a_model_counts_also_one_that_a_gate_throws_away()
             return ModelResponse(parts=[TextPart("neither")])
 
     spent: list[int] = []
-    result = await PipelineExecutor(pipeline(), gates=[Twice()]).execute()
+    result = await PipelineExecutor(pipeline(), middleware=[Twice()]).execute()
     assert result["sum"] == "neither"
     assert spent == [1, 2]
     assert result.steps["sum"].usage.requests == 2
+
+
+async def test_the_earlier_keyword_for_middleware_still_counts() -> None:
+    notes: list[str] = []
+    executor = PipelineExecutor(pipeline(), middleware=[Noting("a", notes)], gates=[Noting("b", notes)])
+    await executor.execute()
+    assert notes[:2] == ["a asks for sum", "b asks for sum"]

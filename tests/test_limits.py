@@ -18,7 +18,7 @@ from pydantic_ai.usage import RequestUsage
 from tagent_nb import ExecutionMode, Limit, Pipeline, PipelineExecutor, events
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.runners import CallGate, LimitsGate
+from tagent_nb.runners import CallMiddleware, RateLimiter
 from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.middleware.notify import Changes
 from tagent_nb.runners.middleware.rate_limit import LONGEST_WAIT, WINDOW, Pace, jittered
@@ -49,8 +49,8 @@ class Clock:
         self.slept.append(seconds)
         self.now += seconds
 
-    def gate(self, **limits: Limit) -> LimitsGate:
-        return LimitsGate(
+    def gate(self, **limits: Limit) -> RateLimiter:
+        return RateLimiter(
             limits, clock=self, sleep=self.sleep, now=lambda: self.now + EPOCH, jitter=lambda ceiling: ceiling
         )
 
@@ -178,7 +178,7 @@ async def test_requests_pass_in_the_order_in_which_they_came() -> None:
 
 async def test_a_limit_may_be_named_as_the_model_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or as its provider is called: ``openai-chat:`` and ``openai:`` models are OpenAI's."""
-    gate = LimitsGate({"my-gateway": Limit(concurrency=1)})
+    gate = RateLimiter({"my-gateway": Limit(concurrency=1)})
     assert set(gate.paces) == {"my-gateway"}
     clock = Clock()
     provider = Provider(clock)
@@ -296,7 +296,7 @@ async def test_waiting_for_a_provider_is_no_part_of_a_timeout() -> None:
     limits: list[asyncio.Timeout] = []
     stood_still: list[bool] = []
 
-    class Looking(CallGate):
+    class Looking(CallMiddleware):
         async def model_call(
             self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
         ) -> ModelResponse:
@@ -310,8 +310,8 @@ async def test_waiting_for_a_provider_is_no_part_of_a_timeout() -> None:
 
     pipeline = steps(provider.model, 1, timeout=100)
     seen: list[StepStatus] = []
-    gate = LimitsGate(clock=clock, sleep=sleep)
-    executor = PipelineExecutor(pipeline, limits=gate, gates=[Looking()])
+    gate = RateLimiter(clock=clock, sleep=sleep)
+    executor = PipelineExecutor(pipeline, limits=gate, middleware=[Looking()])
     executor.subscribe(
         lambda event: (
             seen.append(executor.memory.steps["s0"].status)

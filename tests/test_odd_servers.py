@@ -43,7 +43,7 @@ from tagent_nb.cache import ResultCache
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import Event, StepRetried, StepStreamed, StepWaiting
 from tagent_nb.formatting import whole_text
-from tagent_nb.runners import LimitsGate
+from tagent_nb.runners import RateLimiter
 from tagent_nb.runners.models.finish import Ending, ending_of
 from tagent_nb.runners.models.openai_protocol import tolerant
 from tagent_nb.runners.models.refusals import refusal, refuses_streaming
@@ -844,7 +844,7 @@ def test_a_rate_limit_with_http_200_waits(play: Play, code: Any, kind: str) -> N
         slept.append(seconds)
 
     moments = iter(range(1000))
-    gate = LimitsGate(sleep=sleep, clock=lambda: next(moments) / 10, jitter=lambda ceiling: ceiling)
+    gate = RateLimiter(sleep=sleep, clock=lambda: next(moments) / 10, jitter=lambda ceiling: ceiling)
     body = {"error": {"message": "Slow down", "code": code}}
     fake = play(pieces("hel", body) if kind == "piece" else Act(body=json.dumps(body)), HELLO)
     pipeline = Pipeline("p", model=MODEL).step("s", "Say hello.")

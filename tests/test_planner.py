@@ -29,7 +29,7 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.events import Event, StepProgress, StepStreamed, StepWaiting
-from tagent_nb.runners import CallGate, PlanRunner
+from tagent_nb.runners import CallMiddleware, PlanRunner
 from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.planner import ask as asking
 from tagent_nb.runners.planner.prompts import LONGEST_RESULT
@@ -701,10 +701,10 @@ async def test_models_without_tool_calls_can_plan_and_use_tools(
     assert script.phases() == ["plan", "plan", "last"]
 
 
-async def test_every_request_passes_the_gates(context: StepContext, shop: Shop) -> None:
+async def test_every_request_passes_the_middleware(context: StepContext, shop: Shop) -> None:
     asked: list[str] = []
 
-    class Gate(CallGate):
+    class Middleware(CallMiddleware):
         async def model_call(
             self, one: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
         ) -> ModelResponse:
@@ -715,7 +715,7 @@ async def test_every_request_passes_the_gates(context: StepContext, shop: Shop) 
             asked.append(one.tool)
             return await proceed(one)
 
-    context.gates = [Gate()]
+    context.middleware = [Middleware()]
     script = Script(plan=[plan(call("f", "find", word="a"), think("x"))], last=["7"], judge=[GOOD])
     await run(script, context, tools=shop.tools)
     assert asked == ["model", "find", "model", "model"]

@@ -14,7 +14,7 @@ from pydantic_ai.models.test import TestModel
 from tagent_nb.errors import StepError
 from tagent_nb.events import Event, StepProgress
 from tagent_nb.pipeline import PipelineStep
-from tagent_nb.runners import CallGate, StepContext, ToolCall, tool
+from tagent_nb.runners import CallMiddleware, StepContext, ToolCall, tool
 from tagent_nb.runners.planner.toolbox import CallFailedError, Toolbox
 from tagent_nb.runners.tools import registry as tools_module
 
@@ -53,16 +53,16 @@ async def test_tools_are_described_by_name_docstring_and_schema() -> None:
 
 
 async def test_a_call_takes_the_way_of_every_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It passes the gates, is counted, and is reported; values become what the function's types say."""
+    """It passes the middleware, is counted, and is reported; values become what the function's types say."""
     seen: list[Event] = []
     passed: list[str] = []
 
-    class Gate(CallGate):
+    class Middleware(CallMiddleware):
         async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
             passed.append(call.tool)
             return await proceed(call)
 
-    context = StepContext("run", "demo", "s", emit=seen.append, gates=[Gate()])
+    context = StepContext("run", "demo", "s", emit=seen.append, middleware=[Middleware()])
     tools = await box(search, move, context=context)
     assert await tools.call("search", {"query": "a", "limit": "2"}) == ["a", "a"]
     assert await tools.call("move", {"point": {"x": 4}}) == 4

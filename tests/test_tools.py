@@ -16,8 +16,8 @@ from tagent_nb.events import Event, StepProgress
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners import (
     StepContext,
-    marks_of,
     named_tools,
+    options_of,
     registered_tools,
     step_context,
     tool,
@@ -55,7 +55,7 @@ def test_a_tool_is_registered_bare_or_with_arguments() -> None:
     assert tool(search) is search
     assert tool(timeout=2.5)(fetch) is fetch
     assert registered_tools() == {"search": search, "fetch": fetch}
-    assert (marks_of(search).timeout, marks_of(fetch).timeout) == (None, 2.5)
+    assert (options_of(search).timeout, options_of(fetch).timeout) == (None, 2.5)
 
 
 def test_the_same_name_again_replaces_the_function() -> None:
@@ -68,8 +68,8 @@ def test_the_same_name_again_replaces_the_function() -> None:
     again.__name__ = "search"
     tool(again)
     assert registered_tools() == {"search": again}
-    assert marks_of(again).timeout is None
-    assert marks_of(search).timeout is None
+    assert options_of(again).timeout is None
+    assert options_of(search).timeout is None
 
 
 def test_a_tool_can_be_forgotten() -> None:

@@ -21,7 +21,7 @@ from pydantic_ai.toolsets import FunctionToolset
 from tagent_nb import Pipeline, PipelineExecutor, PipelineResult, ResultCache, export_module, tools_from
 from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.runners import marks_of, registered_tools
+from tagent_nb.runners import options_of, registered_tools
 from tagent_nb.runners.tools import mcp as toolsets
 from tagent_nb.runners.tools import registry as tools_module
 
@@ -80,7 +80,7 @@ def test_the_tools_of_an_mcp_server_are_tools_like_others() -> None:
     assert [one.__name__ for one in made] == ["which-process", "price"]
     assert registered_tools() == dict(zip(["which-process", "price"], made, strict=True))
     assert made[1].__doc__ == "The price of a product in euros."
-    assert marks_of(made[1]).effect == "pure"
+    assert options_of(made[1]).effect == "pure"
     result = ask("price", product="tea")
     assert result["s"] == "3.5"
     assert result.steps["s"].metadata["tools_called"] == ["price"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.events import CallRecorded
     from tagent_nb.pipeline import Defaults, Price
-    from tagent_nb.runners import LimitsGate, StepRunner
+    from tagent_nb.runners import RateLimiter, StepRunner
 
 
 class Checking:
@@ -34,7 +34,7 @@ class Checking:
     namespace: Mapping[str, Any]
     runners: dict[str, StepRunner]
     prices: dict[str, Price]
-    limits: LimitsGate
+    limits: RateLimiter
     defaults: Defaults
     recording: list[CallRecorded] | None
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tagent_nb.cache import ResultCache
     from tagent_nb.events import CallRecorded, Observer
     from tagent_nb.pipeline import Approver, Budget, Price
-    from tagent_nb.runners import CallGate, StepRunner
+    from tagent_nb.runners import CallMiddleware, StepRunner
     from tagent_nb.storage import StorageBackend
 
 
@@ -59,8 +59,8 @@ class Equipment:
     schemas: Mapping[str, type]
     max_concurrency: int
     retry_delay: float
-    gates: Sequence[CallGate] = ()
-    paid: Sequence[CallGate] = ()
+    middleware: Sequence[CallMiddleware] = ()
+    paid: Sequence[CallMiddleware] = ()
     prices: Mapping[str, Price] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     recorded: Sequence[CallRecorded] | None = None

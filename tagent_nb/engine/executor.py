@@ -24,7 +24,7 @@ from tagent_nb.engine.memory.load import PipelineMemoryManager, read_previous, s
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.memory.state_machine import PipelineStateMachine
 from tagent_nb.engine.memory.store import save
-from tagent_nb.engine.preflight import budget_of, ledger_of, paid_gates, refuse_unpriced
+from tagent_nb.engine.preflight import budget_of, ledger_of, paid_middleware, refuse_unpriced
 from tagent_nb.engine.recalling import Recalling
 from tagent_nb.engine.recordings import calls_on
 from tagent_nb.engine.remembering import Remembering
@@ -49,7 +49,7 @@ from tagent_nb.pipeline import (
 )
 from tagent_nb.redaction import note_secrets
 from tagent_nb.results import PipelineResult
-from tagent_nb.runners import Ledger, LimitsGate, traced
+from tagent_nb.runners import Ledger, RateLimiter, traced
 from tagent_nb.storage import open_storage
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tagent_nb.cache import ResultCache
     from tagent_nb.engine.dry_run.plan import Plan
     from tagent_nb.engine.resume import Recorded
-    from tagent_nb.runners import CallGate, StepRunner, Tracing
+    from tagent_nb.runners import CallMiddleware, StepRunner, Tracing
     from tagent_nb.storage import StorageBackend
 
 
@@ -83,7 +83,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         schemas: Model classes that stored values are turned back into.
         retry_delay: Seconds; the ceiling of the first wait between attempts, doubled each time.
         runners: Other runners by kind (``"python"``, ``"agent"``, ``"plan"``).
-        gates: What each call to a model or a tool passes on its way, the first one outermost.
+        middleware: What each call to a model or a tool passes on its way, the first one outermost.
+        gates: The earlier name of ``middleware``.
         trace_content: Whether OpenTelemetry spans, where that is set up, hold what is sent and answered.
         prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
             come before the known ones.
@@ -120,12 +121,13 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         schemas: Iterable[type[BaseModel]] = (),
         retry_delay: float = 0.5,
         runners: Mapping[str, StepRunner] | None = None,
-        gates: Iterable[CallGate] = (),
+        middleware: Iterable[CallMiddleware] = (),
+        gates: Iterable[CallMiddleware] = (),
         trace_content: bool = False,
         prices: Mapping[str, Price] | None = None,
         approver: Approver | None = None,
         budget: Budget | float | str | None = None,
-        limits: Mapping[str, Limit] | LimitsGate | None = None,
+        limits: Mapping[str, Limit] | RateLimiter | None = None,
         recording: str | Path | None = None,
         secret_values: str = "warn",
     ) -> None:
@@ -146,7 +148,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self.retry_delay = retry_delay
         self.runners: dict[str, StepRunner] = Runners()
         self.runners.update(runners or {})
-        self.gates = list(gates)
+        self.middleware = [*middleware, *gates]
         self.trace_content = trace_content
         if secret_values not in SECRET_VALUES:
             raise DefinitionError(
@@ -158,7 +160,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self.approver = checked_approver(approver)
         self.budget = self.defaults.budget if budget is None else Budget.of(budget)
         self.ledger = Ledger()
-        self.limits = limits if isinstance(limits, LimitsGate) else LimitsGate(limits)
+        self.limits = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
         self.recording = calls_on(recording)
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
@@ -486,9 +488,9 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             schemas=schemas,
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
-            gates=tuple(self.gates if self._tracing is None else [self._tracing, *self.gates]),
+            middleware=tuple(self.middleware if self._tracing is None else [self._tracing, *self.middleware]),
             # Who asks nobody offline waits for nobody.
-            paid=paid_gates(pipeline, ledger, None if options.offline else self.limits),
+            paid=paid_middleware(pipeline, ledger, None if options.offline else self.limits),
             prices=self.prices,
             ledger=ledger,
             recorded=calls,

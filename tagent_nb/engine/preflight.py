@@ -14,7 +14,7 @@ from tagent_nb.user_objects import ends_program
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunOptions
-    from tagent_nb.runners import CallGate, LimitsGate
+    from tagent_nb.runners import CallMiddleware, RateLimiter
 
 
 def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
@@ -206,14 +206,16 @@ def refuse_unpriced(
             )
 
 
-def paid_gates(pipeline: Pipeline, ledger: Ledger, limits: LimitsGate | None) -> tuple[CallGate, ...]:
+def paid_middleware(
+    pipeline: Pipeline, ledger: Ledger, limits: RateLimiter | None
+) -> tuple[CallMiddleware, ...]:
     """What a call passes that is paid: the budget, and behind it the limits, where there are any."""
-    gates: tuple[CallGate, ...] = () if limits is None else (limits,)
+    middleware: tuple[CallMiddleware, ...] = () if limits is None else (limits,)
     if not ledger or all(step.is_python for step in pipeline.steps):
-        return gates
-    from tagent_nb.runners import BudgetGate
+        return middleware
+    from tagent_nb.runners import BudgetMiddleware
 
-    return (BudgetGate(ledger), *gates)
+    return (BudgetMiddleware(ledger), *middleware)
 
 
 def ledger_of(

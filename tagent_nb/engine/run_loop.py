@@ -42,7 +42,7 @@ from tagent_nb.user_objects import safe_repr
 if TYPE_CHECKING:
     from tagent_nb.engine.context import Equipment, RunOptions
     from tagent_nb.engine.loop_watch import LoopWatch
-    from tagent_nb.runners import CallGate, StepContext
+    from tagent_nb.runners import CallMiddleware, StepContext
 
 BREATH = 0.01
 """Seconds after which a chain of steps that never waits lets the rest of the loop run."""
@@ -126,22 +126,24 @@ class Run:
         self.broken = False
 
     @cached_property
-    def gates(self) -> tuple[CallGate, ...]:
+    def middleware(self) -> tuple[CallMiddleware, ...]:
         """What the calls of agent steps pass, the first one outermost.
 
         What an interrupted attempt has recorded is neither paid again nor slowed down. What answers an
         offline run counts as it did when it was recorded, so that a budget stops the run where it did then.
         """
         from tagent_nb.engine.recordings import interrupted_calls
-        from tagent_nb.runners import ReplayGate, Tape
+        from tagent_nb.runners import Cassette, ReplayMiddleware
 
         recorded = self.equipment.recorded
         before = interrupted_calls(self.memory) if self.options.resume is not False else {}
         open_calls = {unit: calls for unit, calls in before.items() if not self.options.forces(unit[0])}
-        tape = None if recorded is None else Tape(recorded)
-        replay = ReplayGate(self._keep_call, open_calls, tape, self.equipment.schemas, self._code_of)
-        inner = (replay, *self.equipment.paid) if tape is None else (*self.equipment.paid, replay)
-        return (*self.equipment.gates, *inner)
+        cassette = None if recorded is None else Cassette(recorded)
+        replay = ReplayMiddleware(
+            self._keep_call, open_calls, cassette, self.equipment.schemas, self._code_of
+        )
+        inner = (replay, *self.equipment.paid) if cassette is None else (*self.equipment.paid, replay)
+        return (*self.equipment.middleware, *inner)
 
     def schemas_of(self, step: str) -> Classes:
         """Classes that stored values of a step may become."""

@@ -32,7 +32,7 @@ from tagent_nb.pipeline import (
     input_value,
     schema_of,
 )
-from tagent_nb.runners import Marks, marks_of, named_tools, registered_tools, tool_name
+from tagent_nb.runners import ToolOptions, named_tools, options_of, registered_tools, tool_name
 from tagent_nb.serde import is_bare
 
 MARK = "# Written by tagent-nb "
@@ -344,17 +344,17 @@ class _Writer:
         lines = []
         for name, function in registered_tools().items():
             if used.get(name) is function and name not in done and schema_of(function) is None:
-                settings = _settings(marks_of(function))
+                settings = _settings(options_of(function))
                 lines.append(f"tagent_nb.tool{settings}({tool_name(function)})")
         return ["\n".join(lines)]
 
 
-def _settings(marks: Marks) -> str:
-    """The arguments of ``tool`` that make these marks, in parentheses if there are any."""
-    said = {"timeout": marks.timeout, "approval_required": marks.approval_required or None}
-    if marks.effect:
-        said[marks.effect] = True
-    words = ", ".join(f"{name}={value!r}" for name, value in said.items() if value is not None)
+def _settings(options: ToolOptions) -> str:
+    """The arguments of ``tool`` that make these options, in parentheses if there are any."""
+    settings = {"timeout": options.timeout, "approval_required": options.approval_required or None}
+    if options.effect:
+        settings[options.effect] = True
+    words = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
     return f"({words})" if words else ""
 
 

@@ -32,7 +32,7 @@ from tagent_nb.pipeline import (
     defaults,
 )
 from tagent_nb.results import PipelineResult
-from tagent_nb.runners import LimitsGate
+from tagent_nb.runners import RateLimiter
 from tagent_nb.serde import bare_schema, is_expression
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Session:
         self.folder = Path(folder)
         self.workspaces: dict[str, Workspace] = {}
         self.prices: dict[str, Price] = {}
-        self.limits = LimitsGate()
+        self.limits = RateLimiter()
         self._approver: Approver | None = None
         self._current: str | None = None
         self._bare_schemas: dict[str, tuple[list[type[BaseModel]], type[BaseModel]]] = {}

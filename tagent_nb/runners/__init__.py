@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "agent.runner": ("AgentRunner",),
         "base": (
-            "CallGate",
+            "CallMiddleware",
             "Quirks",
             "Refusal",
             "StepContext",
@@ -21,14 +21,14 @@ __getattr__, __dir__, __all__ = face(
             "edited_failure",
         ),
         "execution.traceback": ("user_traceback",),
-        "middleware.budget": ("BudgetGate",),
+        "middleware.budget": ("BudgetMiddleware",),
         "middleware.canonical_request": ("plain",),
         "middleware.ledger": ("Ledger",),
         "middleware.otel": ("traced",),
-        "middleware.rate_limit": ("LimitsGate",),
+        "middleware.rate_limit": ("RateLimiter",),
         "middleware.replay": (
-            "ReplayGate",
-            "Tape",
+            "ReplayMiddleware",
+            "Cassette",
             "Unit",
         ),
         "middleware.tracing": ("Tracing",),
@@ -57,8 +57,8 @@ __getattr__, __dir__, __all__ = face(
         "python": ("PythonRunner",),
         "tools.mcp": ("tools_from",),
         "tools.registry": (
-            "Marks",
-            "marks_of",
+            "ToolOptions",
+            "options_of",
             "named_tools",
             "registered_tools",
             "step_context",

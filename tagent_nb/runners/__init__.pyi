@@ -1,6 +1,6 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.runners.agent.runner import AgentRunner as AgentRunner
-from tagent_nb.runners.base import CallGate as CallGate
+from tagent_nb.runners.base import CallMiddleware as CallMiddleware
 from tagent_nb.runners.base import Quirks as Quirks
 from tagent_nb.runners.base import Refusal as Refusal
 from tagent_nb.runners.base import StepContext as StepContext
@@ -11,13 +11,13 @@ from tagent_nb.runners.calls import call_refused as call_refused
 from tagent_nb.runners.calls import edited_call as edited_call
 from tagent_nb.runners.calls import edited_failure as edited_failure
 from tagent_nb.runners.execution.traceback import user_traceback as user_traceback
-from tagent_nb.runners.middleware.budget import BudgetGate as BudgetGate
+from tagent_nb.runners.middleware.budget import BudgetMiddleware as BudgetMiddleware
 from tagent_nb.runners.middleware.canonical_request import plain as plain
 from tagent_nb.runners.middleware.ledger import Ledger as Ledger
 from tagent_nb.runners.middleware.otel import traced as traced
-from tagent_nb.runners.middleware.rate_limit import LimitsGate as LimitsGate
-from tagent_nb.runners.middleware.replay import ReplayGate as ReplayGate
-from tagent_nb.runners.middleware.replay import Tape as Tape
+from tagent_nb.runners.middleware.rate_limit import RateLimiter as RateLimiter
+from tagent_nb.runners.middleware.replay import Cassette as Cassette
+from tagent_nb.runners.middleware.replay import ReplayMiddleware as ReplayMiddleware
 from tagent_nb.runners.middleware.replay import Unit as Unit
 from tagent_nb.runners.middleware.tracing import Tracing as Tracing
 from tagent_nb.runners.models.clients import Models as Models
@@ -36,9 +36,9 @@ from tagent_nb.runners.models.settings import misspelt_prices as misspelt_prices
 from tagent_nb.runners.planner.runner import PlanRunner as PlanRunner
 from tagent_nb.runners.python import PythonRunner as PythonRunner
 from tagent_nb.runners.tools.mcp import tools_from as tools_from
-from tagent_nb.runners.tools.registry import Marks as Marks
-from tagent_nb.runners.tools.registry import marks_of as marks_of
+from tagent_nb.runners.tools.registry import ToolOptions as ToolOptions
 from tagent_nb.runners.tools.registry import named_tools as named_tools
+from tagent_nb.runners.tools.registry import options_of as options_of
 from tagent_nb.runners.tools.registry import registered_tools as registered_tools
 from tagent_nb.runners.tools.registry import step_context as step_context
 from tagent_nb.runners.tools.registry import tool as tool

@@ -95,8 +95,8 @@ class StepContext:
         usage: Tokens and calls spent by this attempt, failed ones included.
         cost: USD spent by this attempt; ``None`` when a price is unknown.
         metadata: Plain data that ends in ``result.step_metadata``.
-        gates: What each call to a model or a tool passes; see :mod:`tagent_nb.runners.calls`.
-        offline: Whether no model may be asked: every answer comes from a gate.
+        middleware: What each call to a model or a tool passes, the first one outermost.
+        offline: Whether no model may be asked: every answer comes from middleware.
         prices: The user's own prices by model.
         refusals: Values of earlier attempts that the user sent back, oldest first.
         on_spend: Told of everything that is spent, with the step's name; on any thread.
@@ -125,7 +125,7 @@ class StepContext:
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
-    gates: Sequence[CallGate] = ()
+    middleware: Sequence[CallMiddleware] = ()
     offline: bool = False
     prices: Mapping[str, Price] = field(default_factory=dict)
     on_spend: Callable[[str, TokenUsage, float | None], None] = _uncounted
@@ -243,7 +243,7 @@ class ToolContext(StepContext):
 
 class StepRunner(Protocol):
     """Turns a step into its value. ``version`` is part of the fingerprint: raise it when equal
-    inputs may give another value than before. A runner whose calls all pass the context's gates says
+    inputs may give another value than before. A runner whose calls all pass the context's middleware says
     so by an attribute ``replays = True``; an offline run asks no other."""
 
     version: str
@@ -302,7 +302,7 @@ class ToolCall:
     check: Callable[[Any], Mapping[str, Any]] | None = None
 
 
-class CallGate:
+class CallMiddleware:
     """Stands between a step and what it calls. By itself it lets everything pass."""
 
     async def model_call(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.runners.base import CallGate, ModelCall, ToolCall
+from tagent_nb.runners.base import CallMiddleware, ModelCall, ToolCall
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
@@ -17,21 +17,23 @@ EDITED = "tagent_nb_edited"
 """Where a tool's value keeps the arguments that a person put in place of the model's."""
 
 
-async def through_model(
-    gates: Sequence[CallGate], call: ModelCall, last: Callable[[ModelCall], Awaitable[ModelResponse]]
+async def model_chain(
+    middleware: Sequence[CallMiddleware],
+    call: ModelCall,
+    last: Callable[[ModelCall], Awaitable[ModelResponse]],
 ) -> ModelResponse:
-    """Send a request through the gates; behind the last of them is ``last``."""
-    for gate in reversed(gates):
-        last = partial(gate.model_call, proceed=last)
+    """Send a request through its middleware; behind the last of them is ``last``."""
+    for layer in reversed(middleware):
+        last = partial(layer.model_call, proceed=last)
     return await last(call)
 
 
-async def through_tool(
-    gates: Sequence[CallGate], call: ToolCall, last: Callable[[ToolCall], Awaitable[Any]]
+async def tool_chain(
+    middleware: Sequence[CallMiddleware], call: ToolCall, last: Callable[[ToolCall], Awaitable[Any]]
 ) -> Any:
-    """Send a call of a tool through the gates; behind the last of them is ``last``."""
-    for gate in reversed(gates):
-        last = partial(gate.tool_call, proceed=last)
+    """Send a call of a tool through its middleware; behind the last of them is ``last``."""
+    for layer in reversed(middleware):
+        last = partial(layer.tool_call, proceed=last)
     return await last(call)
 
 
@@ -45,11 +47,13 @@ def edited_call(call: ToolCall, value: Any, arguments: Mapping[str, Any]) -> Any
     """
     from pydantic_ai.messages import ToolReturn
 
-    given = value if isinstance(value, ToolReturn) else ToolReturn(value)
-    said = _edited(call, arguments)
-    more = [given.content] if isinstance(given.content, str) else list(given.content or ())
-    known = given.metadata if isinstance(given.metadata, dict) else {}
-    return replace(given, content=[said, *more] if more else said, metadata={**known, EDITED: arguments})
+    returned = value if isinstance(value, ToolReturn) else ToolReturn(value)
+    note = _edited(call, arguments)
+    more = [returned.content] if isinstance(returned.content, str) else list(returned.content or ())
+    metadata = returned.metadata if isinstance(returned.metadata, dict) else {}
+    return replace(
+        returned, content=[note, *more] if more else note, metadata={**metadata, EDITED: arguments}
+    )
 
 
 def edited_failure(call: ToolCall, error: Exception, arguments: Mapping[str, Any]) -> Exception:
@@ -58,15 +62,15 @@ def edited_failure(call: ToolCall, error: Exception, arguments: Mapping[str, Any
 
     if not isinstance(error, ModelRetry | ToolFailed):
         return error
-    told = type(error)(f"{error.message}\n{_edited(call, arguments)}")
-    told.__cause__ = error.__cause__
-    return told
+    failure = type(error)(f"{error.message}\n{_edited(call, arguments)}")
+    failure.__cause__ = error.__cause__
+    return failure
 
 
 def edited_arguments(value: Any) -> Mapping[str, Any] | None:
     """The user's arguments behind a value of :func:`edited_call`; ``None`` for any other value."""
-    known = getattr(value, "metadata", None)
-    return known.get(EDITED) if isinstance(known, dict) else None
+    metadata = getattr(value, "metadata", None)
+    return metadata.get(EDITED) if isinstance(metadata, dict) else None
 
 
 def _edited(call: ToolCall, arguments: Mapping[str, Any]) -> str:
@@ -75,7 +79,7 @@ def _edited(call: ToolCall, arguments: Mapping[str, Any]) -> str:
 
 
 def call_refused(message: str) -> Exception:
-    """What a gate raises to refuse a call of a tool: the model reads ``message``, and the step goes on."""
+    """What middleware raises to refuse a call of a tool: the model reads ``message``."""
     from pydantic_ai.exceptions import ToolFailed
 
     return ToolFailed(message)

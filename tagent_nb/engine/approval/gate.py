@@ -29,13 +29,13 @@ from tagent_nb.events import (
 from tagent_nb.pipeline import ApprovalRequest, Approver, Unit
 from tagent_nb.redaction import redact
 from tagent_nb.runners import (
-    CallGate,
+    CallMiddleware,
     Refusal,
     ToolCall,
     call_refused,
     edited_call,
     edited_failure,
-    marks_of,
+    options_of,
     plain,
 )
 from tagent_nb.serde import StoredValue, unreadable
@@ -305,7 +305,7 @@ class Approvals:
             answer.set_result(replace(given, used=True))
 
 
-class ApprovalGate(CallGate):
+class ApprovalGate(CallMiddleware):
     """Lets a call of a tool pass when it needs no approval, or has it.
 
     Args:
@@ -340,7 +340,7 @@ class ApprovalGate(CallGate):
         return edited_call(call, value, used)
 
     def _needs(self, call: ToolCall) -> bool:
-        if call.function is not None and marks_of(call.function).approval_required:
+        if call.function is not None and options_of(call.function).approval_required:
             return True
         return any(fnmatchcase(call.tool, one) for one in self._work.step.approve_tools)
 

@@ -171,7 +171,7 @@ def _context(
         model=step_model(run, step),
         idempotency_key=f"{run.memory.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
         emit=emit,
-        gates=() if step.is_python else (*run.gates, ApprovalGate(run.approvals, work)),
+        middleware=() if step.is_python else (*run.middleware, ApprovalGate(run.approvals, work)),
         offline=run.options.offline,
         prices=run.equipment.prices,
         refusals=run.approvals.refusals(work) if run.memory.held else (),

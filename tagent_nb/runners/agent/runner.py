@@ -61,13 +61,13 @@ class AgentRunner:
 def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: Checks) -> Agent[Any, Any]:
     from pydantic_ai import Agent
 
-    from tagent_nb.runners.models.gateway import GatedModel
+    from tagent_nb.runners.models.gateway import ModelGateway
     from tagent_nb.runners.models.output import output_of
 
     output, hint = output_of(model, step.output_schema, step.output_mode)
     streamed = streams(step, context, model)
     agent: Agent[Any, Any] = Agent(
-        GatedModel(
+        ModelGateway(
             model, context, context.write if streamed else None, structured=step.output_schema is not None
         ),
         output_type=output,

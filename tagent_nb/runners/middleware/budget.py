@@ -1,11 +1,11 @@
-"""The gate that keeps calls within a budget."""
+"""The middleware that keeps calls within a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from tagent_nb.runners.base import CallGate, ModelCall
+from tagent_nb.runners.base import CallMiddleware, ModelCall
 from tagent_nb.runners.middleware.ledger import Estimate, Ledger
 from tagent_nb.runners.models.accounting import counted, estimate, input_tokens
 from tagent_nb.runners.models.resolve import model_name
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
 
 
-class BudgetGate(CallGate):
+class BudgetMiddleware(CallMiddleware):
     """Lets a request to a model pass when it fits into the budgets of its run and its step.
 
     While a request is under way, what it may take is reserved: its question, by the rule of

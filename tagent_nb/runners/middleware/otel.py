@@ -24,7 +24,7 @@ def traced(observers: list[Observer], pipeline: str, content: bool = False) -> I
         content: Whether spans hold what is sent and answered.
 
     Yields:
-        The gate that traces calls, or ``None``.
+        The middleware that traces calls, or ``None``.
     """
     tracing = telemetry(pipeline, content)
     if tracing is None:

@@ -1,4 +1,4 @@
-"""The gate that keeps providers from being asked too much at once."""
+"""The middleware that keeps providers from being asked too much at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tagent_nb.errors import StepError
 from tagent_nb.pipeline import Limit, checked_limits
-from tagent_nb.runners.base import CallGate, ModelCall, StepContext
+from tagent_nb.runners.base import CallMiddleware, ModelCall, StepContext
 from tagent_nb.runners.middleware.notify import Changes
 from tagent_nb.runners.models.retry_after import LONGEST_WAIT, usable_wait
 
@@ -33,7 +33,7 @@ def jittered(ceiling: float) -> float:
     return random.uniform(ceiling / 2, ceiling)
 
 
-class LimitsGate(CallGate):
+class RateLimiter(CallMiddleware):
     """Lets a request to a model pass when its provider may be asked; asks again when it was too much.
 
     An answer 429 is no failed attempt: all requests to that provider wait as long as it says
@@ -42,7 +42,7 @@ class LimitsGate(CallGate):
     again less than :data:`FIRST_WAIT`, they wait longer each time. A request that has waited
     :data:`LONGEST_WAIT` seconds in all is given up.
 
-    Requests are let through in the order in which they came. Executors on one loop may share a gate.
+    Requests are let through in the order in which they came. Executors on one loop may share one.
 
     Args:
         limits: By provider, such as ``"openai"``; what is not named is limited only when it complains.
@@ -183,7 +183,7 @@ class Request:
     """One request that was let through.
 
     Attributes:
-        at: When, in seconds of the gate's clock.
+        at: When, in seconds of the clock.
         tokens: What it takes: expected at first, and known once it is answered.
         cuts: How often the places had been cut by then.
     """
@@ -204,7 +204,7 @@ class Pace:
         limit: What the user allows.
         places: Requests at the same time; ``None`` for any number, until the provider complains.
         under_way: Requests that are not answered yet.
-        closed_until: When the provider may be asked again, by the gate's clock.
+        closed_until: When the provider may be asked again, by the clock.
         queue: Who waits, in order.
     """
 

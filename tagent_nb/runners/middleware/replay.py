@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import OfflineMissError
 from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
-from tagent_nb.runners.base import CallGate, ModelCall, StepContext, ToolCall
+from tagent_nb.runners.base import CallMiddleware, ModelCall, StepContext, ToolCall
 from tagent_nb.runners.middleware.canonical_request import Request, model_request, plain, tool_request
 from tagent_nb.runners.models.accounting import take_back
 from tagent_nb.runners.models.resolve import model_name, usage_of
@@ -24,7 +24,7 @@ MODEL, TOOL, CODE = "model", "tool", "code"
 ONE_CALL = TokenUsage(tool_calls=1)
 
 
-class Tape:
+class Cassette:
     """Recorded calls, played in the order in which they were made.
 
     A call is looked for among those of its own step and item first, then among all others. One that was
@@ -74,27 +74,27 @@ class Tape:
 
 
 @dataclass
-class ReplayGate(CallGate):
-    """Records each answer before anybody acts on it, and answers by itself what is recorded.
+class ReplayMiddleware(CallMiddleware):
+    """Records each answer before anything acts on it, and answers by itself what is recorded.
 
-    A failed tool is recorded as well: what a model was told about it is part of the conversation.
+    A failed tool is recorded as well: what a model reads of it is part of the conversation.
 
     Args:
         record: Keeps a record; returns when it is kept.
         interrupted: Attempts that were interrupted, by unit. The next attempt at the unit gets the
             answers, which were counted when it was interrupted; whatever it asks beyond them, or in other
             words, is asked anew.
-        tape: Answers everything; what is not on it is an error. ``None``: models are asked.
+        cassette: Answers everything; what is not on it is an error. ``None``: models are asked.
         schemas: Classes by name that recorded values of tools become.
         code: The digest of a tool's code. What a tool answered before its code changed, it is asked again.
     """
 
     record: Callable[[CallRecorded], Awaitable[object]]
     interrupted: dict[Unit, list[CallRecorded]] = field(default_factory=dict)
-    tape: Tape | None = None
+    cassette: Cassette | None = None
     schemas: Mapping[str, type] = field(default_factory=dict)
     code: Callable[[Callable[..., Any]], str] | None = None
-    _going_on: dict[Unit, tuple[StepContext, Tape]] = field(default_factory=dict)
+    _going_on: dict[Unit, tuple[StepContext, Cassette]] = field(default_factory=dict)
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
@@ -138,16 +138,16 @@ class ReplayGate(CallGate):
             if counted:
                 call.context.spend(-ONE_CALL, 0.0)
             schemas = Classes.of(self.schemas, call.context.step)
-            _teach(call.context, recorded.answer, schemas)
+            _learn_again(call.context, recorded.answer, schemas)
             return value_from_plain(recorded.answer, schemas)
-        taught = len(call.context.learned)
+        before_call = len(call.context.learned)
         try:
             value = await proceed(call)
         except (ToolFailed, ModelRetry) as error:
-            answer = {**error_to_plain(error), **_taught(call.context, taught)}
+            answer = {**error_to_plain(error), **_learned(call.context, before_call)}
             await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0, code)
             raise
-        answer = {**value_to_plain(value), **_taught(call.context, taught)}
+        answer = {**value_to_plain(value), **_learned(call.context, before_call)}
         await self._keep(call.context, TOOL, request, answer, ONE_CALL, 0.0, code)
         return value
 
@@ -156,26 +156,26 @@ class ReplayGate(CallGate):
     ) -> tuple[CallRecorded | None, bool]:
         """The record of this call, and whether what it took is counted already."""
         unit = (context.step, context.item)
-        if self.tape is not None:
-            found = self.tape.play(unit, request.key)
-            if found is None:
-                nearest = self.tape.nearest(unit, kind, request)
+        if self.cassette is not None:
+            record = self.cassette.play(unit, request.key)
+            if record is None:
+                nearest = self.cassette.nearest(unit, kind, request)
                 raise OfflineMissError(_missing(context, kind, request, nearest))
-            return found, False
+            return record, False
         before = self.interrupted.pop(unit, None)
         if before is not None:
             # For this attempt only: should it fail, the next one asks for another answer.
-            self._going_on[unit] = (context, Tape(before))
+            self._going_on[unit] = (context, Cassette(before))
         going_on = self._going_on.get(unit)
         if going_on is None or going_on[0] is not context:
             return None, False
-        found = going_on[1].take(unit, request.key)
-        if found is None and kind == MODEL and not going_on[1].begun:
+        record = going_on[1].take(unit, request.key)
+        if record is None and kind == MODEL and not going_on[1].begun:
             # It begins with another question: its tools are not those of the conversation before either.
             del self._going_on[unit]
-        if found is not None and found.request.get(CODE, code) != code:
-            found = None
-        return found, True
+        if record is not None and record.request.get(CODE, code) != code:
+            record = None
+        return record, True
 
     async def _keep(
         self,
@@ -203,17 +203,17 @@ class ReplayGate(CallGate):
         )
 
 
-def _taught(context: StepContext, known: int) -> dict[str, Any]:
+def _learned(context: StepContext, before: int) -> dict[str, Any]:
     """The facts and memories that came with a call of a tool, as a part of its answer."""
-    found = [
+    learned = [
         [type(event) is MemorySaved, plain(event.key), plain(to_tree(event.value))]
-        for event in context.learned[known:]
+        for event in context.learned[before:]
         if isinstance(event, FactLearned | MemorySaved)
     ]
-    return {"learned": found} if found else {}
+    return {"learned": learned} if learned else {}
 
 
-def _teach(context: StepContext, answer: Mapping[str, Any], schemas: Mapping[str, type]) -> None:
+def _learn_again(context: StepContext, answer: Mapping[str, Any], schemas: Mapping[str, type]) -> None:
     """Learn what was learned when the call was made."""
     for is_memory, key, tree in answer.get("learned", ()):
         (context.save_memory if is_memory else context.learn)(key, from_tree(tree, schemas))

@@ -1,6 +1,6 @@
 """Spans of a run by the OpenTelemetry API: of the run, its steps, their attempts, and their calls.
 
-Runs, steps and attempts are told by events, calls by a gate; this is both. Names and attributes are those
+Runs, steps and attempts come as events, calls as middleware; this is both. Names and attributes are those
 of the semantic conventions for generative AI (https://opentelemetry.io/docs/specs/semconv/gen-ai/), and
 ``tagent.*`` where these have none. What is sent and answered, and the messages of errors, which may quote
 it, are left out unless asked for.
@@ -30,7 +30,7 @@ from tagent_nb.events import (
     TokenUsage,
 )
 from tagent_nb.redaction import redact
-from tagent_nb.runners.base import CallGate, ModelCall, ToolCall
+from tagent_nb.runners.base import CallMiddleware, ModelCall, ToolCall
 from tagent_nb.runners.calls import edited_arguments
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ _ENDS: dict[type[Event], str] = {
 }
 
 
-class Tracing(CallGate):
-    """Traces one run: an observer of its events, and the outermost gate of its calls.
+class Tracing(CallMiddleware):
+    """Traces one run: an observer of its events, and the outermost middleware of its calls.
 
     Args:
         pipeline: The pipeline's name.

@@ -1,4 +1,4 @@
-"""A model whose requests pass the gates of a step's context. Imports pydantic-ai: load it late."""
+"""A model whose requests pass the middleware of a step's context. Imports pydantic-ai: load it late."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_ai.settings import ModelSettings
 from tagent_nb.errors import OutputValidationError, RetryableError, StepError
 from tagent_nb.formatting import whole_text
 from tagent_nb.runners.base import UNKNOWN_REASON, ModelCall, StepContext
-from tagent_nb.runners.calls import through_model
+from tagent_nb.runners.calls import model_chain
 from tagent_nb.runners.middleware.canonical_response import tidy_answer
 from tagent_nb.runners.models.accounting import account, assume
 from tagent_nb.runners.models.finish import ended_early, is_empty, read_ending, readable, refuse_cut
@@ -22,11 +22,11 @@ from tagent_nb.runners.models.openai_protocol import tolerant, unstreamed_key
 from tagent_nb.runners.models.resolve import model_name
 
 
-class GatedModel(WrapperModel):
-    """Sends each request through the context's gates, and spends what the answer took on the context.
+class ModelGateway(WrapperModel):
+    """Sends each request through the middleware of the context, and counts there what the answer took.
 
     Args:
-        model: The model behind the gates.
+        model: The model behind the middleware.
         context: Of the attempt that asks.
         write: Takes the text of answers while it comes; ``None`` waits for whole answers.
         structured: Whether the answer has a schema.
@@ -51,9 +51,9 @@ class GatedModel(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Ask, and account for every answer, also for one that a gate throws away, or that is not whole.
+        """Ask, and account for every answer, also for one that middleware throws away, or that is not whole.
 
-        What a gate answers by itself takes what it says, unless a model was asked as well.
+        What middleware answers by itself counts with its usage, unless a model was asked as well.
 
         Raises:
             RetryableError: The answer ended early, or its service was interrupted.
@@ -75,7 +75,7 @@ class GatedModel(WrapperModel):
             return response
 
         call = ModelCall(context, self.wrapped, messages, model_settings, model_request_parameters)
-        response = await through_model(context.gates, call, ask)
+        response = await model_chain(context.middleware, call, ask)
         if not answered:
             account(context, response)
         settings = {**(self.wrapped.settings or {}), **(model_settings or {})}
@@ -93,7 +93,7 @@ class GatedModel(WrapperModel):
         return response
 
     async def _ask(self, call: ModelCall) -> ModelResponse:
-        """Ask, and refuse an answer that ended early: no gate takes it for one that may be kept."""
+        """Ask, and refuse an answer that ended early: no middleware takes it for one that may be kept."""
         with readable(call):
             response, stream = await self._answer(call)
             early = ended_early(call.model, response, stream)

@@ -22,7 +22,7 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models.clients import model_settings, streams
 from tagent_nb.runners.models.errors import explained, last_answer
-from tagent_nb.runners.models.gateway import GatedModel
+from tagent_nb.runners.models.gateway import ModelGateway
 from tagent_nb.runners.models.output import output_of
 from tagent_nb.runners.validators import Checks
 
@@ -149,7 +149,7 @@ class Asker:
         streamed = checks is not None and streams(step, context, model)
         output, hint = output_of(model, form, step.output_mode)
         agent: Agent[Any, Any] = Agent(
-            GatedModel(model, context, context.write if streamed else None, structured=form is not None),
+            ModelGateway(model, context, context.write if streamed else None, structured=form is not None),
             output_type=output,
             instructions="\n\n".join([system, *hint]),
             name=step.name,

@@ -16,7 +16,7 @@ from tagent_nb.errors import did_you_mean
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.tools.adapter import told, toolset
-from tagent_nb.runners.tools.registry import marks_of, named_tools
+from tagent_nb.runners.tools.registry import named_tools, options_of
 
 
 class CallFailedError(Exception):
@@ -55,7 +55,7 @@ class Toolbox:
             DefinitionError: A tool cannot be described to a model.
         """
         named = named_tools(step)
-        pure = frozenset(name for name, one in named.items() if marks_of(one).effect == "pure")
+        pure = frozenset(name for name, one in named.items() if options_of(one).effect == "pure")
         tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named, context))
         call = RunContext(deps=context, model=model, usage=RunUsage())
         return cls(tools, await tools.get_tools(call), call, pure)

@@ -17,11 +17,11 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import whole_text
 from tagent_nb.pipeline import schema_of
 from tagent_nb.runners.base import StepContext, ToolCall, ToolContext
-from tagent_nb.runners.calls import through_tool
+from tagent_nb.runners.calls import tool_chain
 from tagent_nb.runners.execution.capture import Lines
 from tagent_nb.runners.execution.thread import in_thread
 from tagent_nb.runners.execution.traceback import redact
-from tagent_nb.runners.tools.registry import marks_of, tools_of
+from tagent_nb.runners.tools.registry import options_of, tools_of
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import plain_text
 from tagent_nb.user_objects import class_name, message_of, safe_repr
@@ -59,7 +59,7 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
 
     taken = context_parameter(function)
     plain = _described(name, function, taken)
-    schema, pure = plain.function_schema, marks_of(function).effect == "pure"
+    schema, pure = plain.function_schema, options_of(function).effect == "pure"
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         async def leave(one: ToolCall) -> Any:
@@ -81,7 +81,7 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
             check=partial(_validated, schema.validator),
         )
         with _keyed(context, name, args, kwargs) as key:
-            return await through_tool(context.gates, one, leave)
+            return await tool_chain(context.middleware, one, leave)
 
     shown = replace(schema, function=call, is_async=True)
     return Tool(call, name=name, description=plain.description, function_schema=shown)
@@ -174,7 +174,7 @@ def _keyed(
 async def _reported(name: str, call: partial[Any], context: StepContext) -> Any:
     from pydantic_ai.exceptions import ApprovalRequired, CallDeferred, ModelRetry, ToolFailed
 
-    seconds = marks_of(call.func).timeout
+    seconds = options_of(call.func).timeout
     limit = asyncio.timeout(seconds)
     try:
         async with limit:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.pipeline import ToolSchema, describe
-from tagent_nb.runners.tools.registry import Marks, marks, refuse_reserved, register
+from tagent_nb.runners.tools.registry import ToolOptions, checked_options, refuse_reserved, register
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
@@ -67,7 +67,9 @@ def tools_from(
             f"tools_from takes a toolset of pydantic-ai, not {type(toolset).__name__}. For an MCP server: "
             "from pydantic_ai.mcp import MCPToolset (pip install 'tagent-nb[mcp]')."
         )
-    said = marks(timeout=timeout, approval_required=approval_required, pure=pure, side_effect=side_effect)
+    options = checked_options(
+        timeout=timeout, approval_required=approval_required, pure=pure, side_effect=side_effect
+    )
     connection = Connection(toolset)
     try:
         found = _submitted(connection.tools()).result()
@@ -78,10 +80,12 @@ def tools_from(
         ) from error
     for name in found:
         refuse_reserved(name)
-    return [_registered(connection, name, one, said) for name, one in found.items()]
+    return [_registered(connection, name, one, options) for name, one in found.items()]
 
 
-def _registered(connection: Connection, name: str, tool: ToolsetTool[Any], said: Marks) -> Callable[..., Any]:
+def _registered(
+    connection: Connection, name: str, tool: ToolsetTool[Any], options: ToolOptions
+) -> Callable[..., Any]:
     async def call(**arguments: Any) -> Any:
         return await asyncio.wrap_future(_submitted(connection.call(name, arguments)))
 
@@ -89,7 +93,7 @@ def _registered(connection: Connection, name: str, tool: ToolsetTool[Any], said:
     call.__name__ = call.__qualname__ = name
     call.__doc__ = known.description
     describe(call, ToolSchema(known.description or "", known.parameters_json_schema))
-    register(name, call, said)
+    register(name, call, options)
     return call
 
 

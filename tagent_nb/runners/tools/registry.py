@@ -24,12 +24,12 @@ LLM = "llm"
 """What does a task of a plan that no tool does: the model itself."""
 
 _registered: dict[str, Callable[..., Any]] = {}
-_marks: dict[str, Marks] = {}
+_options: dict[str, ToolOptions] = {}
 _current: ContextVar[StepContext | None] = ContextVar("tagent_nb_tool_context", default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class ToolOptions:
     """What is known of a tool besides its function.
 
     Attributes:
@@ -87,7 +87,9 @@ def tool(
     Raises:
         DefinitionError: It is no named function, its name is reserved, or an argument is not allowed.
     """
-    said = marks(timeout=timeout, approval_required=approval_required, pure=pure, side_effect=side_effect)
+    options = checked_options(
+        timeout=timeout, approval_required=approval_required, pure=pure, side_effect=side_effect
+    )
 
     def registered(target: Any) -> Any:
         name = getattr(target, "__name__", "")
@@ -95,14 +97,16 @@ def tool(
             raise DefinitionError(
                 f"A tool must be a function with a name, not {target!r}. Write @tool above a def."
             )
-        register(name, target, said)
+        register(name, target, options)
         return target
 
     return registered if function is None else registered(function)
 
 
-def marks(*, timeout: float | None, approval_required: bool, pure: bool, side_effect: bool) -> Marks:
-    """The marks of a tool that is registered so.
+def checked_options(
+    *, timeout: float | None, approval_required: bool, pure: bool, side_effect: bool
+) -> ToolOptions:
+    """The options of a tool that is registered so.
 
     Raises:
         DefinitionError: An argument is not allowed.
@@ -111,7 +115,9 @@ def marks(*, timeout: float | None, approval_required: bool, pure: bool, side_ef
         raise DefinitionError(f"A tool's timeout must be a number of seconds above 0, not {timeout!r}.")
     if pure and side_effect:
         raise DefinitionError("A tool is either pure or has a side effect. Keep one of pure, side_effect.")
-    return Marks(timeout, bool(approval_required), "pure" if pure else "side_effect" if side_effect else "")
+    return ToolOptions(
+        timeout, bool(approval_required), "pure" if pure else "side_effect" if side_effect else ""
+    )
 
 
 def refuse_reserved(name: str) -> None:
@@ -127,7 +133,7 @@ def refuse_reserved(name: str) -> None:
         )
 
 
-def register(name: str, function: Callable[..., Any], said: Marks) -> None:
+def register(name: str, function: Callable[..., Any], options: ToolOptions) -> None:
     """Make a function the tool of this name.
 
     Raises:
@@ -135,16 +141,16 @@ def register(name: str, function: Callable[..., Any], said: Marks) -> None:
     """
     refuse_reserved(name)
     _registered[name] = function
-    _marks[name] = said
+    _options[name] = options
 
 
-def marks_of(function: Callable[..., Any]) -> Marks:
+def options_of(function: Callable[..., Any]) -> ToolOptions:
     """What its registration says of a tool; the defaults for a function that is not registered."""
     name = tool_name(function)
-    return _marks.get(name, _UNMARKED) if _registered.get(name) is function else _UNMARKED
+    return _options.get(name, _NO_OPTIONS) if _registered.get(name) is function else _NO_OPTIONS
 
 
-_UNMARKED = Marks()
+_NO_OPTIONS = ToolOptions()
 
 
 def registered_tools() -> dict[str, Callable[..., Any]]:
@@ -158,7 +164,7 @@ def forget_tool(name: str) -> None:
     Raises:
         DefinitionError: There is none of this name.
     """
-    _marks.pop(name, None)
+    _options.pop(name, None)
     if _registered.pop(name, None) is None:
         raise DefinitionError(
             f"There is no tool {name!r}.{did_you_mean(name, _registered)} "
