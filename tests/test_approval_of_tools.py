@@ -47,7 +47,7 @@ ASKED: Counter[str] = Counter()
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools_module, "_registered", {})
-    monkeypatch.setattr(tools_module, "_marks", {})
+    monkeypatch.setattr(tools_module, "_options", {})
     DONE.clear()
     ASKED.clear()
 

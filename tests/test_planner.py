@@ -379,7 +379,7 @@ async def test_a_model_that_cannot_plan_gets_the_goal_as_one_task(
         "no usable plan, so the goal is one task: Step 's': no answer matched Plan"
     )
     assert context.metadata["plan_fallback"] is True
-    assert context.metadata["evaluation"] == {"by": "nobody", "achieved": None}
+    assert context.metadata["evaluation"] == {"by": "none", "achieved": None}
 
 
 async def test_the_one_task_of_a_later_plan_knows_what_was_done(context: StepContext, shop: Shop) -> None:
@@ -601,7 +601,7 @@ async def test_a_judgement_that_cannot_be_used_is_none(context: StepContext, see
     script = Script(plan=[plan(think("a"))], last=["Seven."], judge=["well"])
     assert await run(script, context, output_retries=0) == "Seven."
     assert len(progress(seen, "no_judgement")) == 1
-    assert context.metadata["evaluation"] == {"by": "nobody", "achieved": None}
+    assert context.metadata["evaluation"] == {"by": "none", "achieved": None}
 
 
 def positive(value: Total) -> None:

@@ -33,7 +33,7 @@ from tagent_nb.runners.tools.registry import forget_tool, tools_of
 @pytest.fixture(autouse=True)
 def _no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools_module, "_registered", {})
-    monkeypatch.setattr(tools_module, "_marks", {})
+    monkeypatch.setattr(tools_module, "_options", {})
 
 
 def search(q: str) -> str:

@@ -29,7 +29,7 @@ from tagent_nb.runners.tools import registry as tools_module
 @pytest.fixture(autouse=True)
 def _no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools_module, "_registered", {})
-    monkeypatch.setattr(tools_module, "_marks", {})
+    monkeypatch.setattr(tools_module, "_options", {})
 
 
 def shop() -> MCPToolset[Any]:

@@ -60,7 +60,7 @@ class Evaluation:
     """What came of a plan.
 
     Attributes:
-        by: Who judged: ``"tasks"``, ``"checks"``, ``"schema"``, ``"model"`` or ``"nobody"``.
+        by: Who judged: ``"tasks"``, ``"checks"``, ``"schema"``, ``"model"`` or ``"none"``.
         settled: Whether the last result is the value of the step.
         value: That value.
         missing: Why another plan is needed; empty if none is.
@@ -278,7 +278,7 @@ class Planning:
         found = await self._judged()
         told: dict[str, Any] = {
             "by": found.by,
-            "achieved": None if found.by == "nobody" else not found.missing,
+            "achieved": None if found.by == "none" else not found.missing,
         }
         if found.missing:
             told["message"] = found.missing[: 2 * BRIEF]
@@ -302,7 +302,7 @@ class Planning:
             if self.step.checks or self.step.output_schema is not None:
                 return Evaluation("checks" if self.step.checks else "schema", True, value)
         if self._fell_back:
-            return Evaluation("nobody", fits, value)
+            return Evaluation("none", fits, value)
         done = [one for one in self.machine.tasks if one.status is TaskStatus.COMPLETED]
         try:
             verdict = await self._ask.about(
@@ -310,7 +310,7 @@ class Planning:
             )
         except UnusableError as error:
             self.context.progress("no_judgement", message=str(error)[:BRIEF])
-            return Evaluation("nobody", fits, value)
+            return Evaluation("none", fits, value)
         missing = "" if verdict.achieved else verdict.reason or "The goal is not achieved."
         return Evaluation("model", fits, value, missing)
 
