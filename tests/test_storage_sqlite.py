@@ -467,6 +467,29 @@ async def test_one_bit_of_the_log_is_enough(store: SQLiteStorageBackend, tmp_pat
     assert f"Lost: {lost} of run r of pipeline p." in other.problems[0]
 
 
+@pytest.mark.parametrize("bit", [0, 3, 7])
+async def test_a_bit_in_the_very_name_of_what_is_lost(
+    store: SQLiteStorageBackend, tmp_path: Path, bit: int
+) -> None:
+    """The checksum of the frame tells which bit it was: no record goes unnamed, and none by another name."""
+    lease = await store.acquire("p", "r3")
+    for text in ("one", "two"):
+        await store.append("p", "r3", [Warned(run_id="r3", message=text)], token=lease.token)
+    log = log_of(store).read_bytes()
+    head = log.rindex(b"tagent-nb 2 json")
+    for offset in (0, 1, 2, 3, log.index(b" r3 ", head) - head + 2):
+        other = await crashed(store, tmp_path / f"copy{offset}")
+        flip(other, head + offset, bit if offset < 4 else min(bit, 3))
+        assert [info.problem is None for info in await other.runs("p")] == [False]
+        assert "Lost: record 2 of run r3 of pipeline p." in other.problems[0]
+    for offset in (24, 25, 26, 27):
+        # The stored checksum itself: nothing else is wrong.
+        other = await crashed(store, tmp_path / f"copy-{offset}")
+        flip(other, len(log) - FRAME + offset - 8, bit)
+        await other.runs("p")
+        assert "Lost: record 2 of run r3 of pipeline p." in other.problems[0]
+
+
 async def test_of_saved_data_only_what_is_lost_is_named(store: SQLiteStorageBackend, tmp_path: Path) -> None:
     """Other data stands beside it in the same page."""
     await store.save("p", {"saved": 1})
@@ -494,7 +517,7 @@ async def test_a_log_of_one_frame_whose_head_is_damaged(store: SQLiteStorageBack
 async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
     store: SQLiteStorageBackend, tmp_path: Path
 ) -> None:
-    """What is damaged are the very lines that would say it."""
+    """What is damaged are the very lines that would say it, by more bits than a checksum puts right."""
     await store.save("q", {"saved": 1})
     # Both connections are there, and neither empties the log as it comes.
     assert await store.load("q") == {"saved": 1}
@@ -506,6 +529,7 @@ async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
     assert len(places) == 2
     for place in places:
         flip(other, place)
+        flip(other, place + 1)
     assert await other.runs("p") == []
     assert "Lost: run r (2 records or more)." in other.problems[0]
 

@@ -25,6 +25,7 @@ _FRAME = struct.Struct(">6I")
 """Page, size of the database after a commit (else 0), two salts, two checksums; then the page."""
 
 _MAGIC = 0x377F0682
+_WORD = 1 << 32
 _RECORD = re.compile(
     rb"tagent-nb 2 json(?:-signed)? events ([\w-]{1,64}) \S+ \d+ (\d{1,10}) \S+ \d+ ([0-9a-f]{64})\n"
 )
@@ -51,7 +52,8 @@ def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> st
     with waiting(connection), transaction(connection):
         # Now nobody writes; before, a transaction may have been half-way.
         data = _read(log)
-        lost = _lost(data, _intact(data)) if len(data) >= _HEAD.size + _FRAME.size else []
+        whole_head = len(data) >= _HEAD.size + _FRAME.size
+        lost = _lost(_mended(data), _intact(data)) if whole_head else []
         if not lost:
             return None
         aside = log.with_name(f"{log.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
@@ -104,13 +106,68 @@ def _intact(data: bytes) -> int:
     sums, in_use = (first, second), 0
     for number, place in enumerate(range(_HEAD.size, len(data) - size + 1, size), 1):
         _, commit, _, _, first, second = _FRAME.unpack_from(data, place)
-        sums = _checksum(data[place : place + 8], magic & 1, sums)
-        sums = _checksum(data[place + _FRAME.size : place + size], magic & 1, sums)
+        sums = _checksum(_summed(data, place, size), magic & 1, sums)
         if sums != (first, second) or data[place + 8 : place + 16] != data[16:24]:
             break
         if commit:
             in_use = number
     return in_use
+
+
+def _summed(data: bytes, place: int, size: int) -> bytes:
+    """What the checksum of a frame is of: page, size and the page's bytes."""
+    return data[place : place + 8] + data[place + _FRAME.size : place + size]
+
+
+def _mended(data: bytes) -> bytes:
+    """The log with its first damaged frame as it was, if one bit of it is wrong: its checksum tells which.
+
+    That bit may be in the name of the run that is lost with the frame.
+    """
+    magic, _, page, *_, first, second = _HEAD.unpack_from(data)
+    size = _FRAME.size + page
+    sums = (first, second)
+    for place in range(_HEAD.size, len(data) - size + 1, size) if _has_whole_head(data) else ():
+        _, _, _, _, first, second = _FRAME.unpack_from(data, place)
+        summed = _summed(data, place, size)
+        sums = _checksum(summed, magic & 1, sums)
+        if sums != (first, second):
+            missing = ((first - sums[0]) % _WORD, (second - sums[1]) % _WORD)
+            best, mended = (-1, False), data
+            for byte, mask in _wrong_bits(summed, magic & 1, missing):
+                at = byte if byte < 8 else byte - 8 + _FRAME.size
+                frame = bytearray(data[place : place + size])
+                frame[at] ^= mask
+                heads = [head.span() for kind in (_RECORD, _DOCUMENT) for head in kind.finditer(frame)]
+                # The highest bits of several words count the same. What matters is a bit of a head: that one
+                # is right which makes most of them readable, and is in one.
+                rank = (len(heads), any(start <= at < end for start, end in heads))
+                if rank > best:
+                    best, mended = rank, data[:place] + bytes(frame) + data[place + size :]
+            return mended
+    return data
+
+
+def _wrong_bits(data: bytes, big: int, missing: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Bytes, and bits in them, whose change adds this much to the two sums of some bytes.
+
+    What is added to a word comes into the sums as often as the words behind it pass it on.
+    """
+    words = struct.unpack(f"{'>' if big else '<'}{len(data) // 4}I", data)
+    of_first, of_second = (1, 1), (0, 1)
+    for pair in range(len(words) - 2, -1, -2):
+        for number, times in ((pair, of_first), (pair + 1, of_second)):
+            for bit in range(32):
+                change = -(1 << bit) if words[number] >> bit & 1 else 1 << bit
+                if change * times[0] % _WORD == missing[0] and change * times[1] % _WORD == missing[1]:
+                    byte = bit // 8
+                    yield 4 * number + (3 - byte if big else byte), 1 << bit % 8
+        of_first, of_second = _passed_on(of_first), _passed_on(of_second)
+
+
+def _passed_on(times: tuple[int, int]) -> tuple[int, int]:
+    first = (times[0] + times[1]) % _WORD
+    return first, (first + times[1]) % _WORD
 
 
 def _has_whole_head(data: bytes) -> bool:
