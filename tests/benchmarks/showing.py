@@ -58,7 +58,7 @@ def panel() -> Sides:
     return Sides(lambda: side(True), lambda: side(False))
 
 
-@benchmark("graph", "static graph, 1,000 nodes", limit="dot", promised=1.5, reach=1.2, dream=1.05, large=True)
+@benchmark("graph", "static graph, 1,000 nodes", limit="dot", promised=1.1, reach=1.2, dream=1.05, large=True)
 def graph() -> Sides:
     pipeline = no_ops(scattered(1000))
 
