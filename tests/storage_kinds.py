@@ -57,7 +57,7 @@ async def damage(storage: RecordStoreBackend, run_id: str = "r", pipeline_id: st
         from tagent_nb.storage import RedisStorageBackend
 
         assert isinstance(storage, RedisStorageBackend)
-        await storage._here().client.lset(storage._name(pipeline_id, "run", run_id), 0, "damaged")
+        await storage._connection.here().client.lset(storage._name(pipeline_id, "run", run_id), 0, "damaged")
 
 
 async def stored_records(
@@ -94,7 +94,7 @@ async def replace_records(
         from tagent_nb.storage import RedisStorageBackend
 
         assert isinstance(storage, RedisStorageBackend)
-        client, name = storage._here().client, storage._name(pipeline_id, "run", run_id)
+        client, name = storage._connection.here().client, storage._name(pipeline_id, "run", run_id)
         await client.delete(name)
         for record in records:
             await client.rpush(name, record)

@@ -60,7 +60,7 @@ class TestRedisStorage(StorageContract):
 
     def another(self, storage: StorageBackend) -> StorageBackend:
         assert isinstance(storage, RedisStorageBackend)
-        return RedisStorageBackend(storage._url, prefix=storage.prefix, deadline=60.0)
+        return RedisStorageBackend(storage._connection.url, prefix=storage.prefix, deadline=60.0)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ async def read(store: StorageBackend, run_id: str = "r") -> list[str]:
 
 def raw(store: RedisStorageBackend) -> Redis:
     """A client that does what the backend does not."""
-    return store._here().client
+    return store._connection.here().client
 
 
 # -- names -------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ async def test_an_unknown_error_of_the_server_is_passed_on(store: RedisStorageBa
         await client.execute_command("NO_SUCH_COMMAND")
 
     with pytest.raises(StorageUnavailableError, match="(?i)unknown command"):
-        await store._try(fail)
+        await store._connection.call(fail)
 
 
 # -- connections that break --------------------------------------------------------------------
@@ -473,7 +473,7 @@ async def test_a_list_of_runs_that_the_server_has_lost_is_made_again(
     else:
         keys = await raw(store).keys(f"{store.prefix}:*")
         await raw(store).delete(*(key for key in keys if b":run:" not in key))
-    other = RedisStorageBackend(store._url, prefix=store.prefix)
+    other = RedisStorageBackend(store._connection.url, prefix=store.prefix)
     expected = ["a", "b", "c"]
     if then == "a new run":
         await record(store, "new", run_id="d")
@@ -501,7 +501,7 @@ async def test_a_run_whose_records_the_server_has_lost_is_told(
     await record(store, "one", "two")
     names = [store._name("p", name, *(["r"] if name == "lease" else [])) for name in beside]
     await raw(store).delete(store._name("p", "run", "r"), *names)
-    other = RedisStorageBackend(store._url, prefix=store.prefix)
+    other = RedisStorageBackend(store._connection.url, prefix=store.prefix)
     assert await other.newest_run("p") == "r"
     assert {info.run_id: info.status for info in await other.runs("p")} == {
         "old": "interrupted", "r": "damaged"
@@ -534,7 +534,7 @@ async def test_a_running_run_that_the_server_has_lost_is_recorded_again(
     with pytest.raises(StorageUnavailableError, match="State lost: .* has lost 4 records of run r"):
         await record(store, "five", token=lease.token)
     runs = {info.run_id: info.status for info in await RedisStorageBackend(
-        store._url, prefix=store.prefix
+        store._connection.url, prefix=store.prefix
     ).runs("p")}  # fmt: skip
     assert runs == {"old": "interrupted", "r": "damaged"}
 
@@ -608,7 +608,7 @@ async def test_records_that_do_not_follow_what_the_server_has_are_not_recorded(
     """It has lost the last ones, and what is before them is not what was there."""
     lease = await store.acquire("p", "r")
     await record(store, "one", "two", "three", token=lease.token)
-    other = RedisStorageBackend(store._url, prefix=f"{store.prefix}-other")
+    other = RedisStorageBackend(store._connection.url, prefix=f"{store.prefix}-other")
     await record(other, "another one")
     records = await raw(store).lrange(other._name("p", "run", "r"), 0, 0)
     await raw(store).delete(store._name("p", "run", "r"))
@@ -619,7 +619,7 @@ async def test_records_that_do_not_follow_what_the_server_has_are_not_recorded(
 
 async def test_two_writers_without_a_lease_lose_nothing(store: RedisStorageBackend) -> None:
     """Each finds that the other has recorded meanwhile."""
-    again = RedisStorageBackend(store._url, prefix=store.prefix)
+    again = RedisStorageBackend(store._connection.url, prefix=store.prefix)
     for n in range(5):
         await record(store, f"a{n}")
         await record(again, f"b{n}")
@@ -633,7 +633,7 @@ async def test_few_records_are_remembered(
     monkeypatch.setattr(redis_queue, "REMEMBERED_BYTES", 5000)
     for n in range(20):
         await record(store, "x" * 1000 + str(n))
-    queue = store._here().runs["p", "r"]
+    queue = store._connection.here().runs["p", "r"]
     assert 3000 < queue.size == sum(len(one) for _, one in queue.recent) <= 5000
 
 
@@ -777,7 +777,7 @@ async def test_a_store_of_before_is_read_where_nothing_can_be_written(
     if full:
         await client.config_set("maxmemory", 1)
     else:
-        monkeypatch.setattr(storage, "_script", refuse)
+        monkeypatch.setattr(storage._connection, "script", refuse)
     for _ in range(2):
         assert await storage.newest_run("p") == "r2"
         assert [info.run_id for info in await storage.runs("p")] == ["r0", "r1", "r2"]
@@ -796,7 +796,7 @@ async def test_an_order_that_others_have_changed_is_left_to_them(store: RedisSto
     key = store._name("p", "order")
     keys = [store._name("p", "runs"), key]
     for run_ids in (["other"], ["r", "other"], []):
-        assert await store._script(redis_queue.REORDER, keys, run_ids) == 0
+        assert await store._connection.script(redis_queue.REORDER, keys, run_ids) == 0
     assert await raw(store).zrange(key, 0, -1) == [b"r"]
     await raw(store).zadd(key, {"gone": 9})
     # What is in order and has no records was lost: it is listed, and no older run is taken for the newest.
@@ -848,7 +848,7 @@ async def test_a_run_deleted_while_runs_are_listed_stays_deleted(
 ) -> None:
     """Between the look at the runs and the correction of what is not whole, another process deletes one: it
     does not come back as a run that has lost its records."""
-    other = RedisStorageBackend(store._url, prefix=store.prefix)
+    other = RedisStorageBackend(store._connection.url, prefix=store.prefix)
     for number in range(3):
         await record(store, "x", run_id=f"r{number}")
     await raw(store).delete(store._name("p", "order" if look == "_sizes" else "runs"))
@@ -862,7 +862,7 @@ async def test_a_run_deleted_while_runs_are_listed_stays_deleted(
 
     setattr(store, look, find_and_delete)
     await store.runs("p")
-    again = RedisStorageBackend(store._url, prefix=store.prefix)
+    again = RedisStorageBackend(store._connection.url, prefix=store.prefix)
     runs = {info.run_id: info.status for info in await again.runs("p")}
     assert runs == {"r0": "interrupted", "r2": "interrupted"}
     assert not any("lost" in problem for problem in (*again.problems, *store.problems, *other.problems))

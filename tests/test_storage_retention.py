@@ -321,7 +321,7 @@ async def forget_order(storage: RecordStoreBackend) -> None:
         from tagent_nb.storage import RedisStorageBackend
 
         assert isinstance(storage, RedisStorageBackend)
-        await storage._here().client.delete(storage._name("p", "order"))
+        await storage._connection.here().client.delete(storage._name("p", "order"))
 
 
 async def test_a_store_of_before_is_put_in_order_once(durable: RecordStoreBackend) -> None:
@@ -350,7 +350,7 @@ async def test_runs_of_an_older_version_beside_newer_ones_find_their_place(
     elif isinstance(durable, SQLiteStorageBackend):
         return
     else:
-        client = durable._here().client  # type: ignore[attr-defined]
+        client = durable._connection.here().client  # type: ignore[attr-defined]
         await client.zrem(durable._name("p", "order"), "r1")  # type: ignore[attr-defined]
     assert await durable.newest_run("p") == "r2"
     assert await left(durable) == ["r0", "r1", "r2"]
@@ -571,7 +571,7 @@ async def test_sqlite_removes_many_runs_in_one_transaction(
         if len(batches) == 1:
             await store.acquire("p", "r1")
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_write", once(store._write, fails=len(batches) == 2))
+            patch.setattr(store._file, "write", once(store._file.write, fails=len(batches) == 2))
             return await real(pipeline_id, tokens)
 
     def once(write: Any, *, fails: bool) -> Any:

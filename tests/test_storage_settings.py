@@ -95,7 +95,7 @@ def test_a_server_gets_the_rest_of_its_url() -> None:
     """Its own settings are not ours."""
     pytest.importorskip("redis")
     storage: Any = open_storage("redis://h:6379/0?socket_keepalive=yes&keep_last=2&health_check_interval=3")
-    assert storage._url == "redis://h:6379/0?socket_keepalive=yes&health_check_interval=3"
+    assert storage._connection.url == "redis://h:6379/0?socket_keepalive=yes&health_check_interval=3"
     assert storage.retention == Retention(2)
 
 

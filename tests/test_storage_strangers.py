@@ -225,8 +225,8 @@ async def test_records_in_the_place_of_others_are_named(store: RedisStorageBacke
         await record(store, text, token=lease.token)
     mine = client.lrange("tagent-nb:pipeline:p:run:r", 0, -1)
     client.flushall()
-    await record(RedisStorageBackend(store._url, durability="fast"), "another one")
-    await record(RedisStorageBackend(store._url, durability="fast"), "another two")
+    await record(RedisStorageBackend(store._connection.url, durability="fast"), "another one")
+    await record(RedisStorageBackend(store._connection.url, durability="fast"), "another two")
     client.hset("tagent-nb:pipeline:p:lease:r", "token", lease.token)
     theirs = client.lrange("tagent-nb:pipeline:p:run:r", 0, -1)
     assert theirs != mine
@@ -248,7 +248,7 @@ async def test_a_changed_end_of_a_run_is_put_right(
         client.hset("tagent-nb:pipeline:p:lease:r", "tail", tail)
     await record(store, "two", token=lease.token)
     assert "what says where the run ends was gone or changed" in store.problems[-1]
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     assert await read(again) == ["one", "two"]
     assert again.problems == store.problems[:-1]
 
@@ -290,14 +290,14 @@ async def test_the_newest_run_that_has_lost_all_its_keys_is_listed(
     for number in range(3):
         await store.append("p", f"r{number}", sample_run(f"r{number}", at=float(number)))
     lose(client, "r2")
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     assert await again.newest_run("p") == "r2"
     assert [info.status for info in await again.runs("p")] == ["completed", "completed", "damaged"]
     assert any("State lost: of r2 no record is left" in problem for problem in again.problems)
     with pytest.raises(CorruptRecordError, match="state lost"):
         await again.read_run("p", "r2")
     await again.delete_run("p", "r2")
-    fresh = RedisStorageBackend(store._url, durability="fast")
+    fresh = RedisStorageBackend(store._connection.url, durability="fast")
     assert [info.run_id for info in await fresh.runs("p")] == ["r0", "r1"]
     assert fresh.problems == []
 
@@ -307,7 +307,7 @@ async def test_all_runs_that_have_lost_all_their_keys(store: RedisStorageBackend
     for number in range(3):
         await record(store, "one", f"r{number}")
     lose(client, "r0", "r1", "r2")
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     assert [(info.run_id, info.status) for info in await again.runs("p")] == [("r2", "damaged")]
     assert any(
         "3 runs were begun and not deleted, and of 2 of them nothing" in text for text in again.problems
@@ -323,7 +323,7 @@ async def test_an_older_run_that_has_lost_all_its_keys_is_counted(
         await record(store, "one", f"r{number}")
     await store.delete_run("p", "r0")
     lose(client, "r1")
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     expected = ["r2", "r3"]
     if then == "a new run":
         await record(again, "one", "r4")
@@ -332,7 +332,7 @@ async def test_an_older_run_that_has_lost_all_its_keys_is_counted(
     lost = [problem for problem in again.problems if "State lost" in problem]
     assert len(lost) == 1
     assert "3 runs were begun and not deleted, and of 1 of them nothing is left" in lost[0]
-    fresh = RedisStorageBackend(store._url, durability="fast")
+    fresh = RedisStorageBackend(store._connection.url, durability="fast")
     assert len(await fresh.runs("p")) == len(expected)
     assert not any("State lost" in problem for problem in fresh.problems)
 
@@ -343,7 +343,7 @@ async def test_a_store_without_a_count_gets_one(store: RedisStorageBackend, clie
         await record(store, "one", run_id)
         client.hdel(key_of("lease", "p", run_id), "counted")
     client.delete("tagent-nb:last-runs")
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     assert await again.newest_run("p") == "r1"
     await again.delete_run("p", "r1")
     assert not client.exists("tagent-nb:last-runs")
@@ -364,12 +364,12 @@ async def test_a_lost_count_is_told_and_made_again(
         await record(store, "one", f"r{number}")
     lose(client, "r1")
     client.delete("tagent-nb:last-runs", *[key_of(besides, "p", "")] * bool(besides))
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     assert await again.newest_run("p") == "r2"
     [lost] = [problem for problem in again.problems if "the count of runs" in problem]
     assert "State lost: runs of which nothing is left were not noticed" in lost
     assert client.hget("tagent-nb:last-runs", "p") == b"2 r2"
-    fresh = RedisStorageBackend(store._url, durability="fast")
+    fresh = RedisStorageBackend(store._connection.url, durability="fast")
     assert [info.run_id for info in await fresh.runs("p")] == ["r0", "r2"]
     assert not any("lost" in problem for problem in fresh.problems)
 
@@ -379,13 +379,13 @@ async def test_a_pipeline_of_which_nothing_is_left_is_told(store: RedisStorageBa
     await record(store, "one", "r0")
     keys = [key for key in client.keys("tagent-nb:*") if key != b"tagent-nb:pipelines"]
     client.delete(*keys)
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     assert await again.runs("p") == []
     [lost] = [problem for problem in again.problems if "state lost" in problem]
     assert "pipeline p: state lost" in lost
     assert "storage.delete('p')" in lost
     await again.delete("p")
-    fresh = RedisStorageBackend(store._url, durability="fast")
+    fresh = RedisStorageBackend(store._connection.url, durability="fast")
     assert await fresh.runs("p") == []
     await record(fresh, "one", "r1")
     await fresh.delete_run("p", "r1")
@@ -398,7 +398,7 @@ async def test_an_order_of_strangers_is_made_again(store: RedisStorageBackend, c
     await record(store, "one", "r0")
     await record(store, "one", "r1")
     replace(client, "order", "same size", key_of("order", "p", ""), "")
-    again = RedisStorageBackend(store._url, durability="fast")
+    again = RedisStorageBackend(store._connection.url, durability="fast")
     statuses = {info.run_id: info.status for info in await again.runs("p")}
     assert statuses == {"r0": "interrupted", "r1": "interrupted", "mine0": "damaged", "mine1": "damaged"}
 

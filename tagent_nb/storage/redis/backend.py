@@ -17,8 +17,8 @@ from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageUnavaila
 from tagent_nb.naming import safe_id
 from tagent_nb.storage.format.envelope import Draft, Tail, has_begun, read_record, unpack
 from tagent_nb.storage.format.events import begun, completed
-from tagent_nb.storage.record_backend import Row
-from tagent_nb.storage.redis.connection import DEADLINE, RedisLink
+from tagent_nb.storage.record_backend import RecordStoreBackend, Row
+from tagent_nb.storage.redis.connection import DEADLINE, RedisConnection
 from tagent_nb.storage.redis.write_queue import (
     APPEND,
     NOTE,
@@ -45,7 +45,7 @@ lost the list has lost this, too."""
 _LEASE_DAYS = 7
 
 
-class RedisStorageBackend(RedisLink):
+class RedisStorageBackend(RecordStoreBackend):
     """Keeps everything in a Redis server.
 
     Args:
@@ -70,17 +70,34 @@ class RedisStorageBackend(RedisLink):
         prefix: str = "tagent-nb",
         deadline: float = DEADLINE,
     ) -> None:
-        super().__init__(url, durability=durability, deadline=deadline)
+        super().__init__()
+        self._connection = RedisConnection(url, durability=durability, deadline=deadline, owner=self)
+        self._server = self._connection.server
+        self.durability = durability
         self.prefix = safe_id(prefix, "prefix")
         self._empty: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<RedisStorageBackend {self._server}, prefix {self.prefix!r}>"
 
+    @property
+    def deadline(self) -> float:
+        """Seconds after which an operation fails, if the server is away or does not answer."""
+        return self._connection.deadline
+
+    @deadline.setter
+    def deadline(self, seconds: float) -> None:
+        self._connection.deadline = seconds
+
+    async def close(self) -> None:
+        """Close the connections of this event loop; they are opened again when they are needed."""
+        await super().close()
+        await self._connection.close()
+
     # -- runs -------------------------------------------------------------------------------
 
     async def _append(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> None:
-        here = self._here()
+        here = self._connection.here()
         queue = here.runs.setdefault((pipeline_id, run_id), RunQueue())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.waiting.append(Entry(record, token, done))
@@ -133,7 +150,7 @@ class RedisStorageBackend(RedisLink):
             then = batch[0].record.state(after)
             # The very same bytes at the very same place, until we know whether they are there.
             values = [pipeline_id, run_id, token, end.count, end.digest, state, then, *records]
-            outcome, *more = await self._script(APPEND, keys, values)
+            outcome, *more = await self._connection.script(APPEND, keys, values)
             if outcome == b"lost":
                 raise self._lost(pipeline_id, run_id, more[0])
             if outcome == b"unleased":
@@ -221,7 +238,7 @@ class RedisStorageBackend(RedisLink):
 
     async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
         key = self._name(pipeline_id, "lease", run_id)
-        return await self._try(lambda client: client.hget(key, "tail")) or b""
+        return await self._connection.call(lambda client: client.hget(key, "tail")) or b""
 
     async def _read(self, pipeline_id: str, run_id: str) -> bytes | None:
         parts: list[bytes] = []
@@ -229,14 +246,16 @@ class RedisStorageBackend(RedisLink):
         # In chunks, so that a long run does not keep the server from others.
         while len(parts) % CHUNK == 0:
             start, end = len(parts), len(parts) + CHUNK - 1
-            chunk = await self._try(partial(_slice, key, start, end))
+            chunk = await self._connection.call(partial(_slice, key, start, end))
             parts.extend(chunk)
             if not chunk:
                 break
         return b"".join(parts) if parts else None
 
     async def _tail(self, pipeline_id: str, run_id: str) -> bytes:
-        return b"".join(await self._try(partial(_slice, self._name(pipeline_id, "run", run_id), -1, -1)))
+        return b"".join(
+            await self._connection.call(partial(_slice, self._name(pipeline_id, "run", run_id), -1, -1))
+        )
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
         sizes = await self._sizes(pipeline_id)
@@ -265,7 +284,9 @@ class RedisStorageBackend(RedisLink):
         return [run_id for run_id, _ in await self._runs(pipeline_id)][-count:]
 
     async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
-        if await self._try(lambda client: client.hexists(self._name(pipeline_id, "runs"), run_id)):
+        if await self._connection.call(
+            lambda client: client.hexists(self._name(pipeline_id, "runs"), run_id)
+        ):
             return True
         return run_id in await self._ordered(pipeline_id)
 
@@ -281,16 +302,18 @@ class RedisStorageBackend(RedisLink):
         if missing:
             starts: dict[str, float] = {}
             for run_id in [*missing, *order]:
-                first = await self._try(partial(_slice, self._name(pipeline_id, "run", run_id), 0, 0))
+                first = await self._connection.call(
+                    partial(_slice, self._name(pipeline_id, "run", run_id), 0, 0)
+                )
                 starts[run_id] = begun(b"".join(first), run_id, self._key)
             order = completed(order, missing, starts.__getitem__)
         # A server whose memory is full, or a replica, is read all the same.
         with contextlib.suppress(StorageUnavailableError):
             if order != there:
-                await self._script(REORDER, [self._name(pipeline_id, "runs"), key], order)
+                await self._connection.script(REORDER, [self._name(pipeline_id, "runs"), key], order)
             if noted is not None and Note.from_bytes(noted) != Note.of(order):
                 keys = [self._name(pipeline_id, "runs"), key, self._last_runs_name()]
-                await self._script(NOTE, keys, [pipeline_id, noted])
+                await self._connection.script(NOTE, keys, [pipeline_id, noted])
         if noted is None and order:
             await self._note_again(pipeline_id, order[-1])
         return order
@@ -298,12 +321,12 @@ class RedisStorageBackend(RedisLink):
     async def _note_again(self, pipeline_id: str, newest: str) -> None:
         """There is no note of the runs: tell it and make one, unless a version without notes began them."""
         lease = self._name(pipeline_id, "lease", newest)
-        if not await self._try(lambda client: client.hexists(lease, "counted")):
+        if not await self._connection.call(lambda client: client.hexists(lease, "counted")):
             return
         keys = [self._name(pipeline_id, "runs"), self._name(pipeline_id, "order"), self._last_runs_name()]
         made = True
         with contextlib.suppress(StorageUnavailableError):
-            made = bool(await self._script(NOTE, keys, [pipeline_id, ""]))
+            made = bool(await self._connection.script(NOTE, keys, [pipeline_id, ""]))
         if made:
             self._report(
                 f"{self._where(pipeline_id, 'the count of runs')} was gone, and was made again from those "
@@ -399,7 +422,7 @@ class RedisStorageBackend(RedisLink):
             self._last_runs_name(),
         ]
         try:
-            return bool(await self._script(RELIST, keys, [pipeline_id, run_id, size]))
+            return bool(await self._connection.script(RELIST, keys, [pipeline_id, run_id, size]))
         except StorageUnavailableError:
             # A server whose memory is full, or a replica, is read all the same.
             return True
@@ -412,7 +435,7 @@ class RedisStorageBackend(RedisLink):
             return [key async for key in client.scan_iter(match=f"{start}*", count=CHUNK)]
 
         # A key may come twice.
-        return sorted({text(key) for key in await self._try(look)})
+        return sorted({text(key) for key in await self._connection.call(look)})
 
     def _is_empty(self, pipeline_id: str) -> bool:
         """Whether a look at all keys has just shown that there is no run."""
@@ -431,7 +454,7 @@ class RedisStorageBackend(RedisLink):
             row, (lease, tail) = Row(run_id, 0), answers[2 * place : 2 * place + 2]
             problems = [answer for answer in (sizes, lease, tail) if isinstance(answer, Exception)]
             if problems:
-                row.problem = self._trouble(problems[0])
+                row.problem = self._connection.trouble(problems[0])
             elif sizes[place] is None and not tail and not has_begun(lease[2]):
                 # Another process has deleted it.
                 continue
@@ -453,7 +476,7 @@ class RedisStorageBackend(RedisLink):
                 answers: list[Any] = await together.execute(raise_on_error=refuse)
                 return answers
 
-        found: list[Any] = await self._try(look)
+        found: list[Any] = await self._connection.call(look)
         return found
 
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
@@ -469,18 +492,17 @@ class RedisStorageBackend(RedisLink):
             self._name(pipeline_id, "order"),
             self._last_runs_name(),
         ]
-        return bool(await self._script(REMOVE, keys, [pipeline_id, run_id, token]))
+        return bool(await self._connection.script(REMOVE, keys, [pipeline_id, run_id, token]))
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
         super()._forget(pipeline_id, run_id)
-        for here in list(self._loops.values()):
-            here.runs.pop((pipeline_id, run_id), None)
+        self._connection.forget(pipeline_id, run_id)
 
     # -- leases -----------------------------------------------------------------------------
 
     async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
         key = self._name(pipeline_id, "lease", run_id)
-        token, holder = await self._try(lambda client: client.hmget(key, "token", "holder"))
+        token, holder = await self._connection.call(lambda client: client.hmget(key, "token", "holder"))
         return number(token), holder or b""
 
     async def _swap_lease(
@@ -489,14 +511,14 @@ class RedisStorageBackend(RedisLink):
         key = self._name(pipeline_id, "lease", run_id)
         # Without heartbeats for a week nobody needs the token any more: new ones grow with time.
         seconds = _LEASE_DAYS * 86_400
-        swapped = await self._script(SWAP, [key], [str(expected), str(token), holder, seconds])
+        swapped = await self._connection.script(SWAP, [key], [str(expected), str(token), holder, seconds])
         if not holder:
             self._forget(pipeline_id, run_id)
         return bool(swapped)
 
     async def _now(self) -> float:
         """The server's time: clocks of several machines may differ."""
-        seconds, microseconds = await self._try(lambda client: client.time())
+        seconds, microseconds = await self._connection.call(lambda client: client.time())
         return float(seconds) + float(microseconds) / 1e6
 
     # -- documents --------------------------------------------------------------------------
@@ -508,18 +530,18 @@ class RedisStorageBackend(RedisLink):
                 together.sadd(self._pipelines_name(), pipeline_id)
                 await together.execute()
 
-        await self._try(put)
+        await self._connection.call(put)
 
     async def _get(self, pipeline_id: str, name: str) -> bytes | None:
         key = self._name(pipeline_id, "documents")
-        found: bytes | None = await self._try(lambda client: client.hget(key, name))
+        found: bytes | None = await self._connection.call(lambda client: client.hget(key, name))
         return found
 
     async def _remove_documents(self, pipeline_id: str) -> None:
         await self._remove(pipeline_id, "", 0)
 
     async def _pipelines(self) -> list[str]:
-        found = await self._try(lambda client: client.smembers(self._pipelines_name()))
+        found = await self._connection.call(lambda client: client.smembers(self._pipelines_name()))
         names = {text(name) for name in found}
         if WHOLE not in names and not self._is_empty(WHOLE):
             start = f"{self.prefix}:pipeline:"
@@ -530,7 +552,7 @@ class RedisStorageBackend(RedisLink):
                 self._empty[WHOLE] = time.monotonic()
                 return []
             with contextlib.suppress(StorageUnavailableError):
-                await self._try(partial(_add, self._pipelines_name(), [*missing, WHOLE]))
+                await self._connection.call(partial(_add, self._pipelines_name(), [*missing, WHOLE]))
             if missing:
                 self._report(
                     f"Redis at {self._server}, the list of pipelines was gone or not whole; {len(missing)} "
@@ -542,7 +564,7 @@ class RedisStorageBackend(RedisLink):
 
     @property
     def _label(self) -> str:
-        return f"{self._server} {self._database} {self.prefix}"
+        return f"{self._server} {self._connection.database} {self.prefix}"
 
     @property
     def _mark_name(self) -> str:
@@ -550,12 +572,12 @@ class RedisStorageBackend(RedisLink):
 
     async def _mark(self, text: bytes | None) -> None:
         if text is None:
-            await self._try(lambda client: client.delete(self._mark_name))
+            await self._connection.call(lambda client: client.delete(self._mark_name))
         else:
-            await self._try(lambda client: client.set(self._mark_name, text))
+            await self._connection.call(lambda client: client.set(self._mark_name, text))
 
     async def _marked(self) -> bytes | None:
-        found: bytes | None = await self._try(lambda client: client.get(self._mark_name))
+        found: bytes | None = await self._connection.call(lambda client: client.get(self._mark_name))
         return found
 
     async def _refuse_marked(self, client: Any) -> None:
@@ -570,7 +592,7 @@ class RedisStorageBackend(RedisLink):
                 names += [self._name(pipeline_id, "run", run_id), self._name(pipeline_id, "lease", run_id)]
                 self._forget(pipeline_id, run_id)
         for name in names:
-            await self._try(partial(_rename, name, aside + name.removeprefix(self.prefix)))
+            await self._connection.call(partial(_rename, name, aside + name.removeprefix(self.prefix)))
         return f"Redis at {self._server}, prefix {aside}"
 
     # -- inside -----------------------------------------------------------------------------

@@ -1,26 +1,24 @@
-"""A Redis server as the Redis backend reaches it: a client for each loop, a deadline, and errors in words."""
+"""The server of a Redis backend: a client for each event loop, a deadline, and errors in words."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import SplitResult, urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from tagent_nb.errors import DefinitionError, MissingExtraError, StorageError, StorageUnavailableError
-from tagent_nb.storage.record_backend import RecordStoreBackend
 from tagent_nb.storage.redis.write_queue import (
     SIGNS,
     UNKNOWN_HOST,
     UNTRUSTED,
     RunQueue,
     losing,
-    said,
+    text_of,
     wrong_url,
 )
 
@@ -51,8 +49,8 @@ _TLS = {
 
 
 @dataclass(slots=True)
-class _Loop:
-    """A client, which belongs to one event loop."""
+class LoopClient:
+    """A client, which belongs to one event loop, and the runs that are recorded through it."""
 
     client: redis.asyncio.Redis
     runs: dict[tuple[str, str], RunQueue] = field(default_factory=dict)
@@ -61,11 +59,37 @@ class _Loop:
     away: bool = False
 
 
-class RedisLink(RecordStoreBackend):
-    """The part of the backend that knows how to reach the server."""
+class Owner(Protocol):
+    """What the connection to a server needs of the backend that has it."""
 
-    def __init__(self, url: str, *, durability: Literal["full", "fast"], deadline: float) -> None:
-        super().__init__()
+    def _report(self, message: str, /) -> None:
+        """Note a problem that stops nothing."""
+
+    async def _refuse_marked(self, client: redis.asyncio.Redis, /) -> None:
+        """Refuse a store that a restore has only begun to fill; asked once per loop."""
+
+
+class RedisConnection:
+    """A server, reached through a client for each event loop.
+
+    Attributes:
+        url: As it was given, with its password.
+        server: Host and port or socket, for messages.
+        database: The number of the database.
+        deadline: Seconds after which an operation fails.
+
+    Args:
+        url: As for :class:`RedisStorageBackend`, and so are ``durability`` and ``deadline``.
+        owner: The backend, which this does not keep alive.
+
+    Raises:
+        DefinitionError: An argument is not allowed.
+        MissingExtraError: The package for Redis is not installed.
+    """
+
+    def __init__(
+        self, url: str, *, durability: Literal["full", "fast"], deadline: float, owner: Owner
+    ) -> None:
         if _missing is not None:
             raise MissingExtraError(
                 "Storage in Redis needs the package redis. Install it: pip install 'tagent-nb[redis]'"
@@ -74,9 +98,10 @@ class RedisLink(RecordStoreBackend):
             raise DefinitionError(f"durability must be 'full' or 'fast', not {durability!r}.")
         if not deadline > 0:
             raise DefinitionError(f"deadline must be a number of seconds above 0, not {deadline!r}.")
-        self.durability = durability
+        self.url = url
+        self._full = durability == "full"
         self.deadline = float(deadline)
-        self._url = url
+        self._backend = ref(owner)
         self._refuse_place(urlsplit(url))
         try:
             pool = self._pool()
@@ -88,17 +113,16 @@ class RedisLink(RecordStoreBackend):
                 "Write redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path."
             ) from None
         # Never with the password: this is in messages.
-        self._server = getattr(options, "path", None) or f"{options.host}:{options.port}"
-        self._database = options.db
+        self.server = getattr(options, "path", None) or f"{options.host}:{options.port}"
+        self.database = options.db
         self._pid = os.getpid()
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopClient] = WeakKeyDictionary()
 
     async def close(self) -> None:
         """Close the connections of this event loop; they are opened again when they are needed."""
-        await super().close()
-        found = self._loops.pop(asyncio.get_running_loop(), None)
-        if found is not None:
-            await found.client.aclose()
+        here = self._loops.pop(asyncio.get_running_loop(), None)
+        if here is not None:
+            await here.client.aclose()
 
     @staticmethod
     def _refuse_place(url: SplitResult) -> None:
@@ -114,32 +138,44 @@ class RedisLink(RecordStoreBackend):
     def _pool(self) -> redis.asyncio.ConnectionPool:
         timeout = min(self.deadline, 5.0)
         return redis.asyncio.ConnectionPool.from_url(
-            self._url,
+            self.url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             # We retry ourselves, within one deadline.
             retry=Retry(NoBackoff(), 0),
         )
 
-    def _here(self) -> _Loop:
+    @property
+    def _owner(self) -> Owner:
+        owner = self._backend()
+        # It waits for what it has called.
+        assert owner is not None
+        return owner
+
+    def here(self) -> LoopClient:
         """The client of the running loop; neither loops nor forked processes share one."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._loops = WeakKeyDictionary()
         loop = asyncio.get_running_loop()
-        found = self._loops.get(loop)
-        if found is None:
-            found = self._loops[loop] = _Loop(redis.asyncio.Redis.from_pool(self._pool()))
-        return found
+        client = self._loops.get(loop)
+        if client is None:
+            client = self._loops[loop] = LoopClient(redis.asyncio.Redis.from_pool(self._pool()))
+        return client
 
-    async def _script(self, script: str, keys: list[str], values: list[Any]) -> Any:
+    def forget(self, pipeline_id: str, run_id: str) -> None:
+        """Drop what each loop remembers of a run: others may have changed it."""
+        for client in list(self._loops.values()):
+            client.runs.pop((pipeline_id, run_id), None)
+
+    async def script(self, script: str, keys: list[str], values: list[Any]) -> Any:
         """Run a script, sent whole only when the server does not have it yet."""
-        return await self._try(lambda client: client.register_script(script)(keys, values))
+        return await self.call(lambda client: client.register_script(script)(keys, values))
 
-    async def _try(self, action: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def call(self, action: Callable[[Any], Awaitable[Any]]) -> Any:
         """Do something that may be done twice, again and again until the deadline."""
-        here = self._here()
-        # Whoever has waited in vain just now must not wait as long for the rest of what a failing run does.
+        here = self.here()
+        # After a wait in vain, a failing run must not wait as long for the rest of what it does.
         deadline = time.monotonic() + (min(self.deadline, AWAY) if here.away else self.deadline)
         pause = 0.02
         while True:
@@ -147,38 +183,35 @@ class RedisLink(RecordStoreBackend):
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())), here.slots:
                     if not here.checked:
                         await self._check_server(here.client)
-                        await self._refuse_marked(here.client)
+                        await self._owner._refuse_marked(here.client)
                         here.checked = True
                     answer = await action(here.client)
                     here.away = False
                     return answer
             except (problems.RedisError, OSError, TimeoutError) as error:
                 # A host that was there once may come back.
-                hopeless = not _may_pass(error) or (not here.checked and UNKNOWN_HOST.search(str(error)))
-                if hopeless or time.monotonic() + pause >= deadline:
-                    here.away = not hopeless
-                    raise self._trouble(error) from error
+                permanent = not _may_pass(error) or (not here.checked and UNKNOWN_HOST.search(str(error)))
+                if permanent or time.monotonic() + pause >= deadline:
+                    here.away = not permanent
+                    raise self.trouble(error) from error
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
-
-    @abstractmethod
-    async def _refuse_marked(self, client: redis.asyncio.Redis) -> None:
-        """Refuse a store that a restore has only begun to fill; asked once per loop."""
 
     async def _check_server(self, client: redis.asyncio.Redis) -> None:
         """Note settings of the server with which stored runs may vanish."""
         try:
             settings = await client.config_get("maxmemory-policy", "appendonly")
         except problems.ResponseError:
-            self._report(
-                f"Redis at {self._server} does not show its settings; nobody checked that it keeps data."
+            self._owner._report(
+                f"Redis at {self.server} does not show its settings; it was not checked that it keeps data."
             )
             return
-        for problem in losing(settings, full=self.durability == "full"):
-            self._report(f"Redis at {self._server} {problem}")
+        for problem in losing(settings, full=self._full):
+            self._owner._report(f"Redis at {self.server} {problem}")
 
-    def _trouble(self, error: BaseException) -> StorageError:
-        what = f"Redis at {self._server}: {said(error)}."
+    def trouble(self, error: BaseException) -> StorageError:
+        """What an error of the server or on the way to it says, and the remedy."""
+        what = f"Redis at {self.server}: {text_of(error)}."
         if isinstance(error, problems.AuthenticationError | problems.NoPermissionError) or "NOAUTH" in str(
             error
         ):
@@ -191,9 +224,9 @@ class RedisLink(RecordStoreBackend):
         if UNKNOWN_HOST.search(str(error)):
             return StorageUnavailableError(f"{what} There is no such host: look at the URL.")
         if _may_pass(error):
-            tls = _TLS.get(self._url.partition("://")[0], "")
+            tls = _TLS.get(self.url.partition("://")[0], "")
             return StorageUnavailableError(
-                f"Redis at {self._server} did not answer within {self.deadline:g} s ({said(error)}). Check "
+                f"Redis at {self.server} did not answer within {self.deadline:g} s ({text_of(error)}). Check "
                 f"that it runs and can be reached{tls}; what was recorded before is kept."
             )
         return StorageUnavailableError(f"{what} What was recorded before is kept.")

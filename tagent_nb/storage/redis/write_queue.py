@@ -260,7 +260,8 @@ def number(value: bytes | None) -> int:
     return int(value) if value is not None and value.isdigit() and len(value) <= 20 else 0
 
 
-def said(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an error says, without a full stop."""
     return str(error).rstrip(".") or type(error).__name__
 
 
@@ -288,4 +289,4 @@ def wrong_url(error: Exception) -> str:
     if "port" in str(error).lower():
         # What it takes for the port may be a part of the password.
         return "its port is no number, or the password has letters to be written as %XX."
-    return f"{said(error)}."
+    return f"{text_of(error)}."
