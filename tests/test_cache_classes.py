@@ -744,7 +744,7 @@ from tagent_nb.serde.schemas import json_schema, schema_hash
 from tests.test_cache_classes import EDITS, HEAD, SETS
 from tests.test_fingerprint import agent, components
 from tagent_nb.pipeline.python_body import PythonBody
-from tagent_nb.pipeline.pipeline import PipelineStep
+from tagent_nb.pipeline import PipelineStep
 
 warnings.simplefilter("ignore")
 for source in [SETS, *(edit[1] for edit in EDITS)]:

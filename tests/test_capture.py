@@ -146,7 +146,7 @@ def test_an_error_inside_is_passed_on_after_the_last_text(lines: Lines, pieces: 
 IN_A_KERNEL = """
 import asyncio, sys
 from tagent_nb.pipeline.python_body import PythonBody
-from tagent_nb.pipeline.pipeline import PipelineStep
+from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.python import PythonRunner
 

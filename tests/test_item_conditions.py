@@ -31,7 +31,6 @@ from tagent_nb import (
 from tagent_nb.engine.unit.map import AT_ONCE
 from tagent_nb.graph import to_svg
 from tagent_nb.notebook.panel.details import details_html
-from tagent_nb.pipeline import of_items
 from tagent_nb.results import RunView, item_counts, run_html, run_text
 
 ROWS = [{"text": "Great", "stars": 5}, {"text": "Bad", "stars": 1}, {"text": "Fine", "stars": 4}]
@@ -114,9 +113,9 @@ def test_a_condition_on_other_things_decides_on_the_whole_step(kind: str) -> Non
 @pytest.mark.parametrize("kind", WHOLE)
 def test_such_a_condition_is_none_of_items(kind: str) -> None:
     when, source = WHOLE[kind]
-    assert of_items(flow(when, source).get_step("each")) is None
-    assert of_items(cell("plain", "1", when="rows.stars > 3")) is None
-    assert of_items(cell("plain", "1", map_over="rows")) is None
+    assert flow(when, source).get_step("each").item_condition is None
+    assert cell("plain", "1", when="rows.stars > 3").item_condition is None
+    assert cell("plain", "1", map_over="rows").item_condition is None
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_a_condition_of_ones_own_decides_on_the_whole_step() -> None:
 
 def test_a_condition_that_cannot_be_read_is_refused_with_its_step() -> None:
     with pytest.raises(TemplateError, match="Step 'each', when: unexpected 'end of template'"):
-        of_items(cell("each", "item", map_over="rows", when="rows.stars >"))
+        _ = cell("each", "item", map_over="rows", when="rows.stars >").item_condition
 
 
 def test_items_cost_nothing_and_do_not_count_as_failures() -> None:

@@ -469,7 +469,7 @@ def test_a_loop_that_closed_meanwhile_is_no_error(context: StepContext) -> None:
 TRACED = """
 import asyncio, sys, threading, time
 from tagent_nb.pipeline.python_body import PythonBody
-from tagent_nb.pipeline.pipeline import PipelineStep
+from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.python import PythonRunner
 

@@ -29,10 +29,8 @@ from tagent_nb.pipeline import (
     Pipeline,
     PipelineStep,
     StepStatus,
-    pipeline_from_dict,
     pipeline_to_dict,
 )
-from tagent_nb.pipeline.json import pipeline_from_json, pipeline_to_json
 from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult
 from tagent_nb.serde import StoredValue, from_pickle, signed_dump, signed_load, to_pickle
 
@@ -118,8 +116,8 @@ def test_a_pipeline_comes_back_as_it_was() -> None:
     for back in (
         Pipeline.from_json(pipeline.to_json(), schemas=[Sentiment], tools=[search], checks=[short]),
         Pipeline.from_dict(pipeline.to_dict(), schemas=[Sentiment], tools=[search], checks=[short]),
-        pipeline_from_json(
-            pipeline_to_json(pipeline, indent=None),
+        Pipeline.from_json(
+            pipeline.to_json(indent=None),
             schemas={"Sentiment": Sentiment},
             tools=[search],
             checks=[short],
@@ -223,7 +221,7 @@ def test_a_definition_that_is_only_compared_may_lack_what_cannot_be_rebuilt() ->
     assert "return held" in data["steps"][0]["body"]["source"]
     assert json.dumps(data, ensure_ascii=False).encode()
     with pytest.raises(DefinitionError, match=r"not stored as a whole:\n  - model: a model object"):
-        pipeline_from_dict(data)
+        Pipeline.from_dict(data)
 
 
 def test_a_schema_that_was_not_passed_is_named() -> None:
@@ -248,7 +246,7 @@ def test_reading_runs_nothing(tmp_path: Path) -> None:
     made = tmp_path / "made"
     data = Pipeline("p").step("a", "x").to_dict()
     data["steps"][0]["body"] = {"kind": "cell", "name": "a", "source": f"open({str(made)!r}, 'w')"}
-    pipeline_from_dict(data)
+    Pipeline.from_dict(data)
     assert not made.exists()
 
 
@@ -278,7 +276,7 @@ MINIMAL = {"format": 1, "kind": "pipeline", "name": "p", "steps": [{"name": "a",
 )
 def test_a_malformed_pipeline_gets_one_clear_message(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DefinitionError) as caught:
-        pipeline_from_dict({**MINIMAL, **change})
+        Pipeline.from_dict({**MINIMAL, **change})
     assert message in str(caught.value)
 
 
@@ -309,7 +307,7 @@ def test_a_malformed_pipeline_gets_one_clear_message(change: dict[str, Any], mes
 )
 def test_a_malformed_step_gets_one_clear_message(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DefinitionError) as caught:
-        pipeline_from_dict({**MINIMAL, "steps": [{"name": "a", "goal": "x", **change}]})
+        Pipeline.from_dict({**MINIMAL, "steps": [{"name": "a", "goal": "x", **change}]})
     assert message in str(caught.value)
 
 
@@ -352,7 +350,7 @@ def test_a_newer_format_is_refused_by_name() -> None:
 )
 def test_any_other_data_gives_the_right_error(data: Any) -> None:
     with pytest.raises((DefinitionError, FormatVersionError)):
-        pipeline_from_dict(data)
+        Pipeline.from_dict(data)
 
 
 # -- results --------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_a_reference_reads_back_from_its_text(path: list[str]) -> None:
 def test_plain_text_is_returned_as_it_is_without_jinja2() -> None:
     code = (
         "import sys\n"
-        "from tagent_nb.pipeline.pipeline import PipelineStep\n"
+        "from tagent_nb.pipeline import PipelineStep\n"
         "from tagent_nb.templating.template import render, references_of\n"
         "goal = 'Say { hello } }} %} #}'\n"
         "assert render(goal, {}, step='x') is goal\n"

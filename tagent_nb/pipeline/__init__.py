@@ -37,7 +37,12 @@ __getattr__, __dir__, __all__ = face(
             "Not",
             "Or",
             "holds",
-            "of_items",
+        ),
+        "enums": (
+            "Dependency",
+            "DependencyType",
+            "ExecutionMode",
+            "StepStatus",
         ),
         "environment": (
             "Defaults",
@@ -64,14 +69,17 @@ __getattr__, __dir__, __all__ = face(
             "quoted_attributes",
             "quoted_names",
         ),
+        "graph": (
+            "find_cycle",
+            "input_text",
+            "input_value",
+            "inputs_by_step",
+        ),
         "hints": (
             "map_warnings",
             "step_hints",
         ),
-        "json": (
-            "pipeline_from_dict",
-            "pipeline_to_dict",
-        ),
+        "json": ("pipeline_to_dict",),
         "pipeline": ("Pipeline",),
         "python_body": (
             "CELL_FUNCTION",
@@ -81,7 +89,6 @@ __getattr__, __dir__, __all__ = face(
         "scheduler": (
             "Change",
             "PipelineScheduler",
-            "find_cycle",
         ),
         "state_machine": (
             "Phase",
@@ -90,17 +97,11 @@ __getattr__, __dir__, __all__ = face(
             "TaskStatus",
             "not_stored",
         ),
-        "step": (
-            "Dependency",
-            "DependencyType",
-            "ExecutionMode",
-            "PipelineStep",
-            "StepStatus",
-            "checked_timeout",
-            "is_number",
-        ),
+        "step": ("PipelineStep",),
         "step_validation": (
             "OUTPUT_MODES",
+            "checked_timeout",
+            "is_number",
             "takes_context",
             "to_schema",
         ),
@@ -111,9 +112,6 @@ __getattr__, __dir__, __all__ = face(
         ),
         "variables": (
             "checked_inputs",
-            "input_text",
-            "input_value",
-            "inputs_by_step",
             "is_variable",
             "shape_text",
         ),

@@ -25,8 +25,6 @@ from tagent_nb.templating import MISSING, Record, Reference, Rows, Table, evalua
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tagent_nb.pipeline.step import PipelineStep
-
 __all__ = [
     "And",
     "Condition",
@@ -315,7 +313,8 @@ def holds(
     """Whether a step's ``when`` lets it run; without one it does.
 
     Conditions may also refer to ``shared``, ``facts``, ``memories`` and ``item``. With ``mapped``, what the
-    step maps over, an expression reads fields of that from ``item``; see :func:`of_items`.
+    step maps over, an expression reads fields of that from ``item``; see
+    :attr:`PipelineStep.item_condition`.
 
     Raises:
         TemplateError: It cannot be decided; the message names the step.
@@ -334,23 +333,18 @@ def holds(
         raise TemplateError(f"Step {step!r}, when: {error}") from error.__cause__
 
 
-def of_items(step: PipelineStep) -> str | Condition | None:
-    """The condition of a mapped step if it is one for each item; ``None`` if it decides on the whole step.
+def of_items(when: str | Condition, mapped: Reference, step: str) -> str | Condition | None:
+    """See :attr:`PipelineStep.item_condition`.
 
-    It is one for each item if it reads ``item``, or a field of what the step maps over: beside
-    ``map_over="rows"``, ``rows.stars > 3`` is about the stars of each row. ``rows`` by itself is the whole.
-
-    Raises:
-        TemplateError: It cannot be read.
+    Args:
+        when: The condition of a mapped step.
+        mapped: What the step maps over.
+        step: Its name, for messages.
     """
-    when = step.when
-    if when is None or step.map_over is None:
-        return None
-    mapped = Reference.parse(step.map_over, "map")
     if isinstance(when, str):
-        return when if reads_items(when, mapped, step=step.name) else None
-    found = _of_items(when, mapped)
-    return found if _reads_items(found) else None
+        return when if reads_items(when, mapped, step=step) else None
+    condition = _of_items(when, mapped)
+    return condition if _reads_items(condition) else None
 
 
 def _of_items(condition: Condition, mapped: Reference) -> Condition:

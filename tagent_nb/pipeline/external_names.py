@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from tagent_nb.errors import TemplateError
 
 if TYPE_CHECKING:
-    from tagent_nb.pipeline.pipeline import Pipeline, PipelineStep
+    from tagent_nb.pipeline.pipeline import Pipeline
+    from tagent_nb.pipeline.step import PipelineStep
 
 _BUILT_IN = frozenset(dir(builtins)) | {"__name__"}
 _CATCH = frozenset({"NameError", "Exception", "BaseException"})

@@ -11,7 +11,8 @@ from tagent_nb.pipeline.free_variables import own_nodes
 from tagent_nb.pipeline.variables import is_variable
 
 if TYPE_CHECKING:
-    from tagent_nb.pipeline.pipeline import Pipeline, PipelineStep
+    from tagent_nb.pipeline.pipeline import Pipeline
+    from tagent_nb.pipeline.step import PipelineStep
 
 __all__ = ["map_warnings", "step_hints"]
 

@@ -7,33 +7,18 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError, TagentError, UnknownStepError, did_you_mean
-from tagent_nb.events import TokenUsage
 from tagent_nb.naming import pipeline_name, step_name, storage_id
+from tagent_nb.pipeline.enums import Dependency, ExecutionMode
 from tagent_nb.pipeline.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
-from tagent_nb.pipeline.step import (
-    Dependency,
-    DependencyType,
-    ExecutionMode,
-    PipelineStep,
-    StepStatus,
-    checked_timeout,
-    unknown_option,
-)
+from tagent_nb.pipeline.graph import check_fields, dependencies_of, inputs_of, problems
+from tagent_nb.pipeline.step import PipelineStep, step_of, unknown_option
+from tagent_nb.pipeline.step_validation import checked_instructions, checked_timeout
+from tagent_nb.pipeline.variables import checked_inputs, is_variable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.results import PipelineResult
-
-__all__ = [
-    "Dependency",
-    "DependencyType",
-    "ExecutionMode",
-    "Pipeline",
-    "PipelineStep",
-    "StepStatus",
-    "TokenUsage",
-]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,8 +63,6 @@ class Pipeline:
         instructions: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        from tagent_nb.pipeline.variables import checked_inputs
-
         self.name = pipeline_name(name)
         self.description = description
         self.default_mode = default_mode
@@ -116,8 +99,6 @@ class Pipeline:
 
     @instructions.setter
     def instructions(self, text: str | None) -> None:
-        from tagent_nb.pipeline.step_validation import checked_instructions
-
         self._instructions = checked_instructions(f"Pipeline {self.name!r}", text)
 
     @property
@@ -219,8 +200,6 @@ class Pipeline:
         Raises:
             DefinitionError: A goal or condition reads a field that its upstream's schema lacks.
         """
-        from tagent_nb.pipeline.step_validation import check_fields
-
         check_fields(self, step)
         place = self._position(step.name)
         if place is None:
@@ -274,8 +253,6 @@ class Pipeline:
         Raises:
             DefinitionError: A name is none that a step could read.
         """
-        from tagent_nb.pipeline.variables import checked_inputs
-
         self.inputs.update(checked_inputs(values, "give()"))
         self._changed()
         return self
@@ -308,8 +285,6 @@ class Pipeline:
         Explicit ones come first; then those that the goal, the condition, ``map_over`` and the
         Python body imply. An explicit type wins over an implied one.
         """
-        from tagent_nb.pipeline.step_validation import dependencies_of
-
         found = self.get_step(step) if isinstance(step, str) else step
         if self._known is None:
             return dependencies_of(self, found)
@@ -326,20 +301,14 @@ class Pipeline:
             return True
         if self.variables is None:
             return False
-        from tagent_nb.pipeline.variables import is_variable
-
         return is_variable(name, self.variables)
 
     def inputs_of(self, step: PipelineStep | str) -> list[str]:
         """Names of the inputs that a step reads, each once."""
-        from tagent_nb.pipeline.variables import inputs_of
-
         return inputs_of(self, self.get_step(step) if isinstance(step, str) else step)
 
     def validate(self) -> list[str]:
         """All problems of the definition, one sentence each with the remedy; empty if it can run."""
-        from tagent_nb.pipeline.step_validation import problems
-
         return problems(self)
 
     def snapshot(self, only: Container[str] | None = None) -> Pipeline:
@@ -411,15 +380,24 @@ class Pipeline:
         Raises:
             DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
         """
-        from tagent_nb.pipeline.json import pipeline_from_dict
+        from tagent_nb.pipeline.json import pipeline_fields
+        from tagent_nb.pipeline.step_json import Reader
 
-        return pipeline_from_dict(data, schemas=schemas, tools=tools, checks=checks)
+        reader = Reader(schemas, tools, checks)
+        stored = pipeline_fields(data, reader)
+        steps, constraints = stored.pop("steps"), stored.pop("global_constraints")
+        shared = stored.pop("shared_context")
+        stored["inputs"] = checked_inputs(stored["inputs"], "Stored pipeline: inputs")
+        pipeline = cls(**stored)
+        pipeline.global_constraints, pipeline.shared_context = constraints, shared
+        pipeline.steps = [step_of(step, reader) for step in steps]
+        return pipeline
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """:meth:`to_dict` as JSON text."""
-        from tagent_nb.pipeline.json import pipeline_to_json
+        from tagent_nb.pipeline.step_json import json_text
 
-        return pipeline_to_json(self, indent=indent)
+        return json_text(self.to_dict(), indent)
 
     @classmethod
     def from_json(
@@ -431,9 +409,9 @@ class Pipeline:
         checks: Iterable[Callable[..., Any]] = (),
     ) -> Pipeline:
         """Rebuild a pipeline from :meth:`to_json`. Runs no code of the text."""
-        from tagent_nb.pipeline.json import pipeline_from_json
+        from tagent_nb.pipeline.step_json import parsed
 
-        return pipeline_from_json(text, schemas=schemas, tools=tools, checks=checks)
+        return cls.from_dict(parsed(text, "pipeline"), schemas=schemas, tools=tools, checks=checks)
 
     def to_yaml(self) -> str:
         """The content of :meth:`to_json` as YAML, which people read and write; needs the extra ``yaml``."""
@@ -458,7 +436,9 @@ class Pipeline:
         """
         from tagent_nb.pipeline.yaml_text import pipeline_from_yaml
 
-        return pipeline_from_yaml(text, schemas=schemas, tools=tools, checks=checks)
+        # Read more than once: the head, then each step by itself.
+        passed: dict[str, Any] = {"schemas": list(schemas), "tools": list(tools), "checks": list(checks)}
+        return pipeline_from_yaml(text, lambda data: cls.from_dict(data, **passed))
 
     def to_pickle(self) -> bytes:
         """The pipeline as a pickle, functions and classes by reference. See :meth:`from_pickle`."""

@@ -16,7 +16,10 @@ from tagent_nb.errors import (
     UnknownStepError,
     did_you_mean,
 )
-from tagent_nb.pipeline.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline.enums import DependencyType, StepStatus
+from tagent_nb.pipeline.graph import duplicate_names, find_cycle, unknown_name
+from tagent_nb.pipeline.pipeline import Pipeline
+from tagent_nb.pipeline.step import PipelineStep
 
 PENDING, READY = StepStatus.PENDING, StepStatus.READY
 COMPLETED, CACHED = StepStatus.COMPLETED, StepStatus.CACHED
@@ -87,8 +90,6 @@ class PipelineScheduler:
         self.pipeline = pipeline
         self._steps = {step.name: step for step in pipeline.steps}
         if len(self._steps) < len(pipeline.steps):
-            from tagent_nb.pipeline.step_validation import duplicate_names
-
             counts = Counter(step.name for step in pipeline.steps)
             raise DefinitionError(" ".join(duplicate_names(counts)))
         self._statuses: dict[str, StepStatus] = dict.fromkeys(self._steps, PENDING)
@@ -135,8 +136,6 @@ class PipelineScheduler:
         above = self._implied[name] = []
         for dependency in self.pipeline.dependencies(step):
             if dependency.name not in self._steps:
-                from tagent_nb.pipeline.variables import unknown_name
-
                 raise UnknownStepError(
                     f"Step {name!r} depends on unknown step {dependency.name!r}."
                     f"{unknown_name(self.pipeline, dependency.name)}"
@@ -367,35 +366,3 @@ def _illegal(step: str, before: StepStatus, after: StepStatus, remedy: str) -> I
     return IllegalTransitionError(
         f"Step {step!r} is {before.value} and cannot become {after.value}. {remedy}"
     )
-
-
-def find_cycle(graph: Mapping[str, Iterable[str]]) -> list[str] | None:
-    """A path such as ``a -> b -> a``, or ``None``.
-
-    Args:
-        graph: Names that each name waits for; names outside the graph are passed over.
-
-    Returns:
-        Names, each after one it waits for; first and last is the one that ``graph`` has first.
-    """
-    finished: set[str] = set()
-    for start in graph:
-        path = {} if start in finished else {start: iter(graph[start])}
-        while path:
-            name = next(reversed(path))
-            above = next(path[name], None)
-            if above is None:
-                finished.add(name)
-                path.popitem()
-            elif above in path:
-                walked = list(path)
-                return _turned(walked[walked.index(above) :][::-1], graph)
-            elif above in graph and above not in finished:
-                path[above] = iter(graph[above])
-    return None
-
-
-def _turned(around: list[str], graph: Mapping[str, Iterable[str]]) -> list[str]:
-    members = set(around)
-    first = around.index(next(name for name in graph if name in members))
-    return [*around[first:], *around[:first], around[first]]

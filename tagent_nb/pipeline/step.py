@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, OutputValidationError, did_you_mean
 from tagent_nb.naming import step_name
+from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
 from tagent_nb.pipeline.foreign_words import STEP, advice, own_keywords
+from tagent_nb.pipeline.step_validation import check_step, checked_budget, to_schema
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,97 +19,8 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline.budget import Budget
     from tagent_nb.pipeline.conditions import Condition
     from tagent_nb.pipeline.python_body import PythonBody
+    from tagent_nb.pipeline.step_json import Reader
     from tagent_nb.templating import Reference
-
-
-class ExecutionMode(Enum):
-    """Whether a step may overlap with others.
-
-    ``SERIAL`` steps never overlap with another SERIAL step and start in definition order when
-    several are ready. ``CONCURRENT`` steps overlap with anything.
-    """
-
-    SERIAL = "serial"
-    CONCURRENT = "concurrent"
-
-
-class DependencyType(Enum):
-    """What a step needs of another.
-
-    ``STRONG``: it must complete, else this step is skipped. ``WEAK``: it must end; a failure or a
-    skip is passed on as ``None``. ``OPTIONAL``: as WEAK, and it may be absent from the pipeline.
-    """
-
-    STRONG = "strong"
-    WEAK = "weak"
-    OPTIONAL = "optional"
-
-
-class StepStatus(Enum):
-    """Where a step stands in a run. ``WAITING`` is between attempts or for an approval."""
-
-    PENDING = "pending"
-    READY = "ready"
-    RUNNING = "running"
-    WAITING = "waiting"
-    COMPLETED = "completed"
-    CACHED = "cached"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    CANCELLED = "cancelled"
-
-    @property
-    def has_value(self) -> bool:
-        """Whether a step in this status has a value that others may read."""
-        return self is StepStatus.COMPLETED or self is StepStatus.CACHED
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the step will not change any more in this run."""
-        return self in _FINAL
-
-
-_FINAL = frozenset(
-    {StepStatus.COMPLETED, StepStatus.CACHED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Dependency:
-    """One step that another waits for, and how much it needs it."""
-
-    name: str
-    type: DependencyType = DependencyType.STRONG
-
-    @classmethod
-    def parse(cls, text: str | Dependency) -> Dependency:
-        """Read ``"load"`` or ``"load:weak"``.
-
-        Raises:
-            DefinitionError: The part after the colon is not strong, weak or optional.
-        """
-        if isinstance(text, Dependency):
-            return text
-        if not isinstance(text, str):
-            raise DefinitionError(
-                f"A dependency must be a step's name, not {type(text).__name__} ({text!r})."
-            )
-        name, _, kind = text.partition(":")
-        try:
-            return cls(step_name(name.strip()), DependencyType(kind.strip().lower() or "strong"))
-        except ValueError as error:
-            if isinstance(error, DefinitionError):
-                raise
-            raise DefinitionError(
-                f"Dependency {text!r}: {kind!r} is not a type of dependency. Write strong, weak or optional."
-            ) from None
-
-    def __str__(self) -> str:
-        return self.name if self.type is DependencyType.STRONG else f"{self.name}:{self.type.value}"
-
-
-MAX_GOAL = 262_144
-"""Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +60,7 @@ class PipelineStep:
         checks: Functions ``check(value)`` or ``check(value, context)``, sync or async, that raise
             ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
             then asked for another answer; a Python step fails.
-        approve: Whether the step's value waits until somebody has approved it.
+        approve: Whether the step's value waits for approval.
         approve_tools: Names or globs of tools whose calls wait for approval, besides the tools that say
             so themselves.
         remember: Whether the model gets a tool to remember facts for later steps, and memories for later
@@ -195,8 +106,6 @@ class PipelineStep:
     models: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from tagent_nb.pipeline.step_validation import check_step, checked_budget
-
         object.__setattr__(self, "name", step_name(self.name))
         check_step(self)
         # Copies: what the caller does to its lists afterwards must not reach a definition.
@@ -204,7 +113,7 @@ class PipelineStep:
             object.__setattr__(self, name, list(getattr(self, name)))
         object.__setattr__(self, "settings", dict(self.settings))
         object.__setattr__(self, "models", dict(self.models))
-        object.__setattr__(self, "depends_on", [_plain(Dependency.parse(one)) for one in self.depends_on])
+        object.__setattr__(self, "depends_on", [_plain(Dependency.parse(text)) for text in self.depends_on])
         if self.budget is not None:
             object.__setattr__(self, "budget", checked_budget(self.name, self.budget))
         if self.tools_filter is not None:
@@ -217,7 +126,7 @@ class PipelineStep:
         Raises:
             DefinitionError: The cell is blank, is not valid Python, or an option is not allowed.
         """
-        unknown = set(options) - {one.name for one in fields(cls)}
+        unknown = set(options) - {field.name for field in fields(cls)}
         if unknown:
             raise DefinitionError(unknown_option(step_name(name), sorted(unknown)[0]))
         text = cell.strip("\n")
@@ -240,7 +149,7 @@ class PipelineStep:
     @cached_property
     def dependencies(self) -> tuple[Dependency, ...]:
         """The dependencies written in ``depends_on``, parsed."""
-        return tuple(Dependency.parse(one) for one in self.depends_on)
+        return tuple(Dependency.parse(text) for text in self.depends_on)
 
     @cached_property
     def references(self) -> tuple[Reference, ...]:
@@ -252,6 +161,23 @@ class PipelineStep:
         from tagent_nb.templating import references_of
 
         return references_of(self)
+
+    @property
+    def item_condition(self) -> str | Condition | None:
+        """The condition of a mapped step if it is one for each item, ``None`` if it decides on the whole.
+
+        It is one for each item if it reads ``item``, or a field of what the step maps over: beside
+        ``map_over="rows"``, ``rows.stars > 3`` is about the stars of each row. ``rows`` by itself is all.
+
+        Raises:
+            TemplateError: It cannot be read.
+        """
+        if self.when is None or self.map_over is None:
+            return None
+        from tagent_nb.pipeline.conditions import of_items
+        from tagent_nb.templating import Reference
+
+        return of_items(self.when, Reference.parse(self.map_over, "map"), self.name)
 
     def validate_output(self, result: Any) -> Any:
         """Return ``result`` as an instance of ``output_schema``, or as it is without a schema.
@@ -265,8 +191,6 @@ class PipelineStep:
 
         if isinstance(result, self.output_schema):
             return bare(result)
-        from tagent_nb.pipeline.step_validation import to_schema
-
         try:
             return bare(to_schema(self.output_schema, wrapped(self.output_schema, result)))
         except ValueError as error:
@@ -282,7 +206,7 @@ class PipelineStep:
         Raises:
             EncodeError: Something cannot be rebuilt from data; the message has the path to it.
         """
-        from tagent_nb.pipeline.json import step_to_dict
+        from tagent_nb.pipeline.step_json import step_to_dict
 
         return step_to_dict(self)
 
@@ -300,15 +224,15 @@ class PipelineStep:
         Raises:
             DefinitionError: Something cannot be rebuilt; the message says what and how to mend it.
         """
-        from tagent_nb.pipeline.json import step_from_dict
+        from tagent_nb.pipeline.step_json import Reader, stored_step
 
-        return step_from_dict(data, schemas=schemas, tools=tools, checks=checks)
+        return step_of(stored_step(data), Reader(schemas, tools, checks))
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """:meth:`to_dict` as JSON text."""
-        from tagent_nb.pipeline.json import step_to_json
+        from tagent_nb.pipeline.step_json import json_text
 
-        return step_to_json(self, indent=indent)
+        return json_text(self.to_dict(), indent)
 
     @classmethod
     def from_json(
@@ -320,9 +244,9 @@ class PipelineStep:
         checks: Iterable[Callable[..., Any]] = (),
     ) -> PipelineStep:
         """Rebuild a step from :meth:`to_json`. Runs no code of the text."""
-        from tagent_nb.pipeline.json import step_from_json
+        from tagent_nb.pipeline.step_json import parsed
 
-        return step_from_json(text, schemas=schemas, tools=tools, checks=checks)
+        return cls.from_dict(parsed(text, "step"), schemas=schemas, tools=tools, checks=checks)
 
     def with_(self, **changes: Any) -> PipelineStep:
         """A copy of this step with some fields changed."""
@@ -338,26 +262,13 @@ def _plain(dependency: Dependency) -> str | Dependency:
     return dependency.name if dependency.type is DependencyType.STRONG else dependency
 
 
+def step_of(data: Any, reader: Reader) -> PipelineStep:
+    """A step from its data, as it stands in that of a pipeline."""
+    return PipelineStep(**reader.step(data, [field.name for field in fields(PipelineStep)]))
+
+
 def unknown_option(step: str, option: str) -> str:
     """The message for a keyword that a step does not have."""
-    known = [one.name for one in fields(PipelineStep)]
-    hint = advice(option, STEP) or did_you_mean(option, known)
-    return f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(known[2:])}."
-
-
-def is_number(value: object) -> bool:
-    """Whether this is a finite int or float, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def checked_timeout(where: str, seconds: Any) -> float | None:
-    """Seconds, or ``None`` for no limit.
-
-    Raises:
-        DefinitionError: It is no number above 0.
-    """
-    if seconds is not None and (not is_number(seconds) or seconds <= 0):
-        raise DefinitionError(
-            f"{where}: timeout must be a number of seconds above 0, or None, not {seconds!r}."
-        )
-    return seconds  # type: ignore[no-any-return]
+    options = [field.name for field in fields(PipelineStep)]
+    hint = advice(option, STEP) or did_you_mean(option, options)
+    return f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(options[2:])}."

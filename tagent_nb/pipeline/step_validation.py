@@ -1,13 +1,14 @@
-"""Checks of definitions: each problem is one sentence that names step, field and remedy."""
+"""Checks of the fields of one step: each problem is one sentence that names step, field and remedy."""
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+import math
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import CycleError, DefinitionError, TemplateError, did_you_mean
-from tagent_nb.pipeline.variables import unknown_name
+from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.pipeline.enums import ExecutionMode
+from tagent_nb.pipeline.foreign_words import ROLE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,24 +16,29 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.pipeline.budget import Budget
-    from tagent_nb.pipeline.pipeline import Dependency, Pipeline, PipelineStep
-    from tagent_nb.templating import Reference
 
 
 AGENTS = ("single", "plan")
-OUTPUT_MODES = ("tool", "native", "prompted")
-ROLES = ("plan", "act", "judge", "answer")
-"""What a planning step asks models for."""
 """Kinds of agent steps."""
 
+OUTPUT_MODES = ("tool", "native", "prompted")
 
-def check_step(step: PipelineStep) -> None:
+ROLES = ("plan", "act", "judge", "answer")
+"""What a planning step asks models for."""
+
+MAX_GOAL = 262_144
+"""Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
+
+
+def check_step(step: Any) -> None:
     """Check the fields of one step by themselves.
+
+    Args:
+        step: A :class:`PipelineStep` whose fields hold what was passed, of whatever type.
 
     Raises:
         DefinitionError: The first field that is not allowed.
     """
-    from tagent_nb.pipeline.step import MAX_GOAL, ExecutionMode, is_number
 
     def fail(field: str, problem: str) -> None:
         raise DefinitionError(f"Step {step.name!r}: {field} {problem}")
@@ -113,8 +119,6 @@ def check_step(step: PipelineStep) -> None:
 
 def role_hint(role: object) -> str:
     """What a role that does not exist was meant for: another tool's word, or a misspelt one."""
-    from tagent_nb.pipeline.foreign_words import ROLE_WORDS
-
     ours = ROLE_WORDS.get(str(role))
     return f" Write {ours!r}." if ours else did_you_mean(str(role), ROLES)
 
@@ -176,7 +180,7 @@ def takes_context(check: Callable[..., Any]) -> bool | None:
     return None
 
 
-def _check_when(step: PipelineStep) -> None:
+def _check_when(step: Any) -> None:
     from tagent_nb.pipeline.conditions import Condition
 
     if not isinstance(step.when, Condition) and not (isinstance(step.when, str) and step.when.strip()):
@@ -204,153 +208,19 @@ def to_schema(schema: type[BaseModel], result: Any) -> BaseModel:
         raise ValueError("; ".join(lines)) from None
 
 
-def check_fields(pipeline: Pipeline, step: PipelineStep) -> None:
-    """Check the fields that a step reads of steps that have a schema, and those that read it.
+def is_number(value: object) -> bool:
+    """Whether this is a finite int or float, and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def checked_timeout(where: str, seconds: Any) -> float | None:
+    """Seconds, or ``None`` for no limit.
 
     Raises:
-        TemplateError: A goal or condition cannot be read, or names a field its upstream lacks.
+        DefinitionError: It is no number above 0.
     """
-    wrong = _wrong_fields(pipeline, step)
-    if wrong:
-        raise TemplateError(wrong[0])
-
-
-def _wrong_fields(pipeline: Pipeline, step: PipelineStep) -> list[str]:
-    from tagent_nb.templating import unknown_fields
-
-    wrong = []
-    for reference in step.references:
-        if not reference.path or reference.step not in pipeline:
-            continue
-        source = pipeline.get_step(reference.step)
-        # A mapped step's value is a list of its schema; only its own items have the fields.
-        if source.output_schema is None or source.map_over is not None:
-            continue
-        if step.map_over is not None and reference.kind == "goal" and _source(step) == source.name:
-            continue
-        problem = unknown_fields(source.output_schema, reference.path)
-        if problem:
-            wrong.append(f"Step {step.name!r}: {{{{ {reference.text} }}}}: {problem}")
-    return wrong
-
-
-def _source(step: PipelineStep) -> str:
-    return next((one.step for one in step.references if one.kind == "map"), "")
-
-
-def dependencies_of(pipeline: Pipeline, step: PipelineStep) -> list[Dependency]:
-    """See :meth:`Pipeline.dependencies`."""
-    from tagent_nb.pipeline.pipeline import Dependency, DependencyType
-
-    found: dict[str, Dependency] = {}
-    for dependency in step.dependencies:
-        if dependency.type is not DependencyType.OPTIONAL or dependency.name in pipeline:
-            found.setdefault(dependency.name, dependency)
-    for reference in step.references:
-        found.setdefault(reference.step, Dependency(reference.step))
-    body = step.body
-    if body is not None and (body.params or body.kind == "cell"):
-        declared = {dependency.name for dependency in step.dependencies}
-        for name in body.params:
-            if name == "item" or name in declared:
-                continue
-            if name not in body.optional:
-                found.setdefault(name, Dependency(name))
-            elif name in pipeline:
-                found.setdefault(name, Dependency(name, DependencyType.OPTIONAL))
-        # A function reads steps by its parameters only: a global name may be another step's function.
-        for name in sorted(body.names) if body.kind == "cell" else ():
-            if name != step.name and name in pipeline:
-                found.setdefault(name, Dependency(name))
-    return [dependency for dependency in found.values() if not pipeline.is_input(dependency.name)]
-
-
-def duplicate_names(counts: Counter[str]) -> list[str]:
-    """A sentence with the remedy for each name that several steps have."""
-    return [
-        f"Duplicate step names found: {count} steps are named {name!r}. Rename all but one, "
-        "or use pipeline.put(...) to replace a step."
-        for name, count in counts.items()
-        if count > 1
-    ]
-
-
-def _final_problems(pipeline: Pipeline, counts: Counter[str]) -> list[str]:
-    """What is wrong with the choice of the step whose value is the final output."""
-    marked = [step.name for step in pipeline.steps if step.final]
-    named = [] if pipeline.final is None else [pipeline.final]
-    problems = []
-    if pipeline.final is not None and pipeline.final not in counts:
-        problems.append(
-            f"Pipeline {pipeline.name!r}: its final output is that of unknown step {pipeline.final!r}."
-            f"{did_you_mean(pipeline.final, counts)} Name one of its steps."
+    if seconds is not None and (not is_number(seconds) or seconds <= 0):
+        raise DefinitionError(
+            f"{where}: timeout must be a number of seconds above 0, or None, not {seconds!r}."
         )
-    several = list(dict.fromkeys([*marked, *named]))
-    if len(several) > 1:
-        problems.append(
-            f"Pipeline {pipeline.name!r} has several final steps: {', '.join(map(repr, several))}. "
-            "Leave final (--final) to one of them."
-        )
-    return problems
-
-
-def problems(pipeline: Pipeline) -> list[str]:
-    """See :meth:`Pipeline.validate`."""
-    if not pipeline.steps:
-        return [
-            f"Pipeline {pipeline.name!r} has no steps. "
-            "Add one with pipeline.step(...) or a %%tagent_step cell."
-        ]
-    counts = Counter(step.name for step in pipeline.steps)
-    found = duplicate_names(counts) + _final_problems(pipeline, counts)
-    graph: dict[str, list[str]] = {}
-    forward = False
-    for step in pipeline.steps:
-        try:
-            needed = pipeline.dependencies(step)
-        except TemplateError as error:
-            found.append(str(error))
-            continue
-        found.extend(_step_problems(pipeline, step, needed, counts))
-        # A step that waits for itself has been told already.
-        above = [dependency.name for dependency in needed if dependency.name != step.name]
-        forward = forward or not all(name in graph for name in above)
-        graph[step.name] = above
-    if forward:
-        # Steps that wait only for steps before them cannot wait for each other.
-        from tagent_nb.pipeline.scheduler import find_cycle
-
-        cycle = find_cycle(graph)
-        if cycle is not None:
-            found.append(str(CycleError(cycle)))
-    return found
-
-
-def _step_problems(
-    pipeline: Pipeline, step: PipelineStep, needed: list[Dependency], known: Counter[str]
-) -> list[str]:
-    references = step.references
-    found = []
-    for dependency in needed:
-        if dependency.name == step.name:
-            found.append(
-                f"Step {step.name!r} depends on itself. "
-                f"Take its name out of its own {_where(step, step.name, references)}."
-            )
-        elif dependency.name not in known:
-            found.append(
-                f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
-                f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
-            )
-    return found + _wrong_fields(pipeline, step) if references else found
-
-
-def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:
-    """The field of ``step`` that names ``name``, as the user wrote it."""
-    if any(dependency.name == name for dependency in step.dependencies):
-        return "depends_on"
-    kinds = {"goal": "goal", "when": "condition (when)", "map": "map_over"}
-    for reference in references:
-        if reference.step == name:
-            return kinds[reference.kind]
-    return "parameters"
+    return seconds  # type: ignore[no-any-return]

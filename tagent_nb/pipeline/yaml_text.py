@@ -7,17 +7,20 @@ What a plain word means is what it means in JSON: ``no``, ``on`` and ``2026-01-0
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError, MissingExtraError
-from tagent_nb.pipeline.json import pipeline_from_dict, pipeline_to_dict
-from tagent_nb.pipeline.pipeline import Pipeline
+from tagent_nb.naming import step_name
+from tagent_nb.pipeline.json import pipeline_to_dict
+from tagent_nb.pipeline.python_body import PythonBody
 from tagent_nb.serde import FORMAT
 
 if TYPE_CHECKING:
-    pass
+    from tagent_nb.pipeline.graph import Definition
+
+P = TypeVar("P", bound="Definition")
 
 DEEPEST = 100
 """Nesting that is read at most: a definition has no more, and deeper text would exhaust the stack."""
@@ -26,7 +29,7 @@ PYTHON = "python"
 """Field of a step in YAML: the text of a Python cell, for which JSON has ``body``."""
 
 
-def pipeline_to_yaml(pipeline: Pipeline) -> str:
+def pipeline_to_yaml(pipeline: Definition) -> str:
     """A pipeline as YAML text.
 
     Raises:
@@ -59,16 +62,12 @@ def pipeline_to_yaml(pipeline: Pipeline) -> str:
     return written
 
 
-def pipeline_from_yaml(
-    text: str,
-    *,
-    schemas: Iterable[type] | Mapping[str, type] = (),
-    tools: Iterable[Callable[..., Any]] = (),
-    checks: Iterable[Callable[..., Any]] = (),
-) -> Pipeline:
+def pipeline_from_yaml(text: str, make: Callable[[dict[str, Any]], P]) -> P:
     """Rebuild a pipeline from YAML; ``format`` and ``kind`` may be left out.
 
-    Arguments as in :func:`pipeline_from_dict`.
+    Args:
+        text: The YAML.
+        make: Rebuilds a pipeline from its data.
 
     Raises:
         DefinitionError: It cannot be read; the message has the line and the remedy.
@@ -78,24 +77,17 @@ def pipeline_from_yaml(
     data, lines = _read(text)
     if not isinstance(data, dict):
         raise DefinitionError("Line 1: a pipeline is a mapping. Begin with: name: my pipeline")
-    given: dict[str, Any] = {"format": FORMAT, "kind": "pipeline", **data}
-    steps = given.get("steps", [])
-    classes = list(schemas.values() if isinstance(schemas, Mapping) else schemas)
-    known_tools, known_checks = list(tools), list(checks)
-
-    def made(steps: list[Any], **head: Any) -> Pipeline:
-        whole = {**head, "steps": steps}
-        return pipeline_from_dict(whole, schemas=classes, tools=known_tools, checks=known_checks)
-
-    pipeline = _at(lines, (), lambda: made(**{**given, "steps": []}))
+    stored: dict[str, Any] = {"format": FORMAT, "kind": "pipeline", **data}
+    steps = stored.get("steps", [])
+    pipeline = _at(lines, (), lambda: make({**stored, "steps": []}))
     if not isinstance(steps, list):
         raise DefinitionError(
             f"Line {lines[('steps',)]}: steps must be a list: a line that begins with '- name:' for each."
         )
     head = {"format": FORMAT, "kind": "pipeline", "name": pipeline.name}
     for number, step in enumerate(steps):
-        make = partial(lambda step: made([_with_body(step)], **head), step)
-        pipeline.steps += _at(lines, ("steps", number), make).steps
+        made = partial(lambda step: make({**head, "steps": [_with_body(step)]}), step)
+        pipeline.steps += _at(lines, ("steps", number), made).steps
     return pipeline
 
 
@@ -103,9 +95,6 @@ def _with_body(step: Any) -> Any:
     """A step whose ``python`` is the body of a cell."""
     if not isinstance(step, dict) or PYTHON not in step:
         return step
-    from tagent_nb.naming import step_name
-    from tagent_nb.pipeline.python_body import PythonBody
-
     source, name = step[PYTHON], step_name(step.get("name"))
     if not isinstance(source, str) or not source.strip():
         raise DefinitionError(f"Stored step {name!r}: python must be the text of a cell. Write: python: |")
@@ -120,14 +109,14 @@ Lines = dict[tuple[Any, ...], int]
 """Line (from 1) by path, of every value in a text."""
 
 
-def _at(lines: Lines, path: tuple[Any, ...], make: Callable[[], Pipeline]) -> Pipeline:
+def _at(lines: Lines, path: tuple[Any, ...], make: Callable[[], P]) -> P:
     """Make something; an error gets the line of the field that it names, else of the whole."""
     try:
         return make()
     except DefinitionError as error:
-        fields = [one for one in lines if len(one) == len(path) + 1 and one[: len(path)] == path]
+        fields = [field for field in lines if len(field) == len(path) + 1 and field[: len(path)] == path]
         words = set(re.findall(r"\w+", str(error)))
-        named = next((lines[one] for one in fields if one[-1] in words and one[-1] != "name"), None)
+        named = next((lines[field] for field in fields if field[-1] in words and field[-1] != "name"), None)
         raise type(error)(f"Line {lines[path] if named is None else named}: {error}") from None
 
 
@@ -200,12 +189,12 @@ _PLAIN = (
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    found: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, pattern, letters in _PLAIN:
         for letter in letters:
             entry = (f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"))
-            found.setdefault("" if letter == "\0" else letter, []).append(entry)
-    return found
+            resolvers.setdefault("" if letter == "\0" else letter, []).append(entry)
+    return resolvers
 
 
 def _yaml() -> Any:

@@ -25,7 +25,7 @@ _MOVED = {
     "tagent_nb.pipeline.body": "tagent_nb.pipeline.python_body",
     "tagent_nb.pipeline.classes": "tagent_nb.serde.classes",
     "tagent_nb.pipeline.codec": "tagent_nb.serde.value",
-    "tagent_nb.pipeline.kinds": "tagent_nb.pipeline.step",
+    "tagent_nb.pipeline.kinds": "tagent_nb.pipeline.enums",
     "tagent_nb.pipeline.limits": "tagent_nb.pipeline.budget",
     "tagent_nb.pipeline.models": "tagent_nb.pipeline.pipeline",
     "tagent_nb.pipeline.prices": "tagent_nb.pipeline.budget",

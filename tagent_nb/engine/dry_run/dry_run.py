@@ -25,7 +25,7 @@ from tagent_nb.engine.unit.work import (
 )
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepSkipped
-from tagent_nb.pipeline import DependencyType, PipelineStep, of_items
+from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
@@ -139,7 +139,7 @@ class Rehearsal:
         if step.when is None:
             return ""
         sources = [one.step for one in step.references if one.kind == "when"]
-        if of_items(step) is not None:
+        if step.item_condition is not None:
             # Whether the items are certain is another question: without them nothing is decided.
             sources = [name for name in sources if name != source_of(step).step]
         unsure = [name for name in dict.fromkeys(sources) if not self.fates[name].known]

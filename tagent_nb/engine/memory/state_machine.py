@@ -234,12 +234,10 @@ class PipelineStateMachine(TaskBasedStateMachine):
                 message says what to pass, or how to mend it. A machine of the pipeline itself can
                 :meth:`restore` the data.
         """
-        from tagent_nb.pipeline import pipeline_from_dict
-
         if not isinstance(data, Mapping) or "definition" not in data:
             raise not_stored("state machine of a pipeline", KeyError("definition"))
         classes = list(schemas)
-        pipeline = pipeline_from_dict(data["definition"], schemas=classes, tools=tools, checks=checks)
+        pipeline = Pipeline.from_dict(data["definition"], schemas=classes, tools=tools, checks=checks)
         machine = cls(pipeline, memory_manager or PipelineMemoryManager())
         return machine.restore(data, schemas=registry(classes))
 

@@ -118,10 +118,8 @@ def held_back(
     """
     if step.when is None:
         return None
-    from tagent_nb.pipeline import of_items
-
     try:
-        if of_items(step) is not None:
+        if step.item_condition is not None:
             return None
         values = {name: None if output is None else output.value for name, output in outputs.items()}
     except BaseException as error:

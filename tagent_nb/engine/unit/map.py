@@ -17,7 +17,7 @@ from tagent_nb.engine.unit.execute import decided, guarded, unprepared
 from tagent_nb.engine.unit.work import Work, prepare, read_heavy, step_model, why_it_runs
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
-from tagent_nb.pipeline import PipelineStep, StepStatus, of_items
+from tagent_nb.pipeline import PipelineStep, StepStatus
 from tagent_nb.results import ending
 from tagent_nb.serde import LARGE, StoredValue, is_bulky
 from tagent_nb.templating import Reference, lookup
@@ -76,7 +76,7 @@ async def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | Non
     """The fingerprint of the mapped step as a whole, over the whole of its source."""
     source = source_of(step)
     references = [one for one in reads(step, outputs) if one.step != source.step]
-    condition = of_items(step)
+    condition = step.item_condition
     if condition is None:
         return await prepare(run, step, outputs, references=[*references, source])
     # Which items have a value depends on it; each item's own does not.
@@ -126,7 +126,7 @@ def item_fates(
     Raises:
         TemplateError: The condition cannot be read.
     """
-    when = of_items(step)
+    when = step.item_condition
     if when is None:
         return lambda key, item: None
     values = {name: None if output is None else output.value for name, output in outputs.items()}
@@ -137,7 +137,7 @@ async def _wanted(
     run: Run, step: PipelineStep, outputs: Mapping[str, Output | None], rows: list[Row]
 ) -> list[Row]:
     """The items whose condition holds. Others are recorded: skipped, or failed if it cannot be decided."""
-    if step.when is None or of_items(step) is None:
+    if step.when is None or step.item_condition is None:
         return rows
     fate_of = item_fates(run, step, outputs)
     wanted: list[Row] = []

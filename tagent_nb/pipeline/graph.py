@@ -1,0 +1,322 @@
+"""What steps read of each other and of inputs: dependencies, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tagent_nb.errors import CycleError, TemplateError, did_you_mean
+from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
+from tagent_nb.pipeline.variables import is_variable, shape_text, why_no_input
+
+if TYPE_CHECKING:
+    from tagent_nb.pipeline.step import PipelineStep
+    from tagent_nb.templating import Reference
+
+
+class Definition(Protocol):
+    """What is read here, and by the writers of JSON and YAML, of a :class:`~tagent_nb.Pipeline`."""
+
+    name: str
+    description: str
+    default_mode: ExecutionMode
+    model: Any
+    final: str | None
+    steps: list[PipelineStep]
+    global_constraints: list[str]
+    shared_context: dict[str, Any]
+    inputs: dict[str, Any]
+    variables: Mapping[str, Any] | None
+
+    @property
+    def instructions(self) -> str | None: ...
+
+    @property
+    def timeout(self) -> float | None: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def get_step(self, name: str) -> PipelineStep: ...
+
+    def dependencies(self, step: PipelineStep | str) -> list[Dependency]: ...
+
+    def is_input(self, name: str) -> bool: ...
+
+
+# -- dependencies ------------------------------------------------------------------------------
+
+
+def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency]:
+    """See :meth:`Pipeline.dependencies`."""
+    found: dict[str, Dependency] = {}
+    for dependency in step.dependencies:
+        if dependency.type is not DependencyType.OPTIONAL or dependency.name in pipeline:
+            found.setdefault(dependency.name, dependency)
+    for reference in step.references:
+        found.setdefault(reference.step, Dependency(reference.step))
+    body = step.body
+    if body is not None and (body.params or body.kind == "cell"):
+        declared = {dependency.name for dependency in step.dependencies}
+        for name in body.params:
+            if name == "item" or name in declared:
+                continue
+            if name not in body.optional:
+                found.setdefault(name, Dependency(name))
+            elif name in pipeline:
+                found.setdefault(name, Dependency(name, DependencyType.OPTIONAL))
+        # A function reads steps by its parameters only: a global name may be another step's function.
+        for name in sorted(body.names) if body.kind == "cell" else ():
+            if name != step.name and name in pipeline:
+                found.setdefault(name, Dependency(name))
+    return [dependency for dependency in found.values() if not pipeline.is_input(dependency.name)]
+
+
+def find_cycle(graph: Mapping[str, Iterable[str]]) -> list[str] | None:
+    """A path such as ``a -> b -> a``, or ``None``.
+
+    Args:
+        graph: Names that each name waits for; names outside the graph are passed over.
+
+    Returns:
+        Names, each after one it waits for; first and last is the one that ``graph`` has first.
+    """
+    finished: set[str] = set()
+    for start in graph:
+        path = {} if start in finished else {start: iter(graph[start])}
+        while path:
+            name = next(reversed(path))
+            above = next(path[name], None)
+            if above is None:
+                finished.add(name)
+                path.popitem()
+            elif above in path:
+                walked = list(path)
+                return _turned(walked[walked.index(above) :][::-1], graph)
+            elif above in graph and above not in finished:
+                path[above] = iter(graph[above])
+    return None
+
+
+def _turned(around: list[str], graph: Mapping[str, Iterable[str]]) -> list[str]:
+    members = set(around)
+    first = around.index(next(name for name in graph if name in members))
+    return [*around[first:], *around[:first], around[first]]
+
+
+# -- inputs ------------------------------------------------------------------------------------
+
+
+def inputs_of(pipeline: Definition, step: PipelineStep, known: Iterable[str] | None = None) -> list[str]:
+    """Names of the inputs that a step reads, each once.
+
+    They are written as those of steps are: in its goal, its condition, ``map_over``, ``depends_on`` and the
+    parameters of its Python. The code of a cell reads what is an input of the pipeline by its name; its other
+    variables are the notebook's own.
+
+    Args:
+        pipeline: Where the step is.
+        step: The step.
+        known: Inputs of the pipeline that the code of a cell may read; those of all steps without it.
+    """
+    found = _named(pipeline, step)
+    body = step.body
+    if body is not None and body.kind == "cell":
+        names = body.names - found.keys()
+        if names:
+            readable = {*pipeline.inputs, *(_all_named(pipeline) if known is None else known)}
+            found.update(dict.fromkeys(name for name in sorted(names & readable) if name not in pipeline))
+    return list(found)
+
+
+def inputs_by_step(pipeline: Definition) -> dict[str, list[str]]:
+    """The inputs that each step reads, of those that read any, in definition order.
+
+    A step whose goal or condition cannot be read counts as one that reads none.
+    """
+    named = _all_named(pipeline)
+    found = {}
+    for step in pipeline.steps:
+        try:
+            found[step.name] = inputs_of(pipeline, step, named)
+        except TemplateError:
+            continue
+    return {name: inputs for name, inputs in found.items() if inputs}
+
+
+def _all_named(pipeline: Definition) -> set[str]:
+    """What all steps name as inputs."""
+    found: set[str] = set()
+    for step in pipeline.steps:
+        try:
+            found.update(_named(pipeline, step))
+        except TemplateError:  # validate() says so
+            continue
+    return found
+
+
+def _named(pipeline: Definition, step: PipelineStep) -> dict[str, None]:
+    """What of a step's own fields names inputs."""
+    body = step.body
+    names = [dependency.name for dependency in step.dependencies]
+    names += [reference.step for reference in step.references]
+    if body is not None:
+        # A default is a value already: a variable that happens to have this name must not take its place.
+        wanted = (one for one in body.params if one not in body.optional or one in pipeline.inputs)
+        names += [name for name in wanted if name != "item"]
+    return {name: None for name in names if pipeline.is_input(name)}
+
+
+def unknown_name(pipeline: Definition, name: str) -> str:
+    """What is to be said of a name that is neither a step nor an input: what may be meant, and the remedy."""
+    variables = pipeline.variables
+    steps = [step.name for step in pipeline.steps]
+    if variables is None:
+        near = did_you_mean(name, [*steps, *pipeline.inputs])
+        remedy = "Add a step of that name or correct the name."
+        return f"{near} {remedy} For a value that no step makes, pass inputs={{{name!r}: ...}} (--input)."
+    why = why_no_input(name, variables)
+    if why:
+        return f" The variable {name!r} {why}, so it is no input. Name a step, or a variable that holds data."
+    names = list(variables)  # at once: a cell may be running
+    near = did_you_mean(
+        name, [*steps, *pipeline.inputs, *(one for one in names if is_variable(one, variables))]
+    )
+    return f"{near} Add a step or a variable of that name or correct the name."
+
+
+def input_text(pipeline: Definition, name: str) -> str:
+    """An input for people: ``input:df (DataFrame, 3 rows)``."""
+    return f"input:{name} ({shape_text(input_value(pipeline, name))})"
+
+
+def input_value(pipeline: Definition, name: str) -> Any:
+    """The value of an input as it is now; ``None`` if it is gone."""
+    values = pipeline.inputs if name in pipeline.inputs else pipeline.variables or {}
+    return values.get(name)
+
+
+# -- problems ----------------------------------------------------------------------------------
+
+
+def check_fields(pipeline: Definition, step: PipelineStep) -> None:
+    """Check the fields that a step reads of steps that have a schema, and those that read it.
+
+    Raises:
+        TemplateError: A goal or condition cannot be read, or names a field its upstream lacks.
+    """
+    wrong = _wrong_fields(pipeline, step)
+    if wrong:
+        raise TemplateError(wrong[0])
+
+
+def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
+    from tagent_nb.templating import unknown_fields
+
+    wrong = []
+    for reference in step.references:
+        if not reference.path or reference.step not in pipeline:
+            continue
+        source = pipeline.get_step(reference.step)
+        # A mapped step's value is a list of its schema; only its own items have the fields.
+        if source.output_schema is None or source.map_over is not None:
+            continue
+        if step.map_over is not None and reference.kind == "goal" and _source(step) == source.name:
+            continue
+        problem = unknown_fields(source.output_schema, reference.path)
+        if problem:
+            wrong.append(f"Step {step.name!r}: {{{{ {reference.text} }}}}: {problem}")
+    return wrong
+
+
+def _source(step: PipelineStep) -> str:
+    return next((one.step for one in step.references if one.kind == "map"), "")
+
+
+def duplicate_names(counts: Counter[str]) -> list[str]:
+    """A sentence with the remedy for each name that several steps have."""
+    return [
+        f"Duplicate step names found: {count} steps are named {name!r}. Rename all but one, "
+        "or use pipeline.put(...) to replace a step."
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def _final_problems(pipeline: Definition, counts: Counter[str]) -> list[str]:
+    """What is wrong with the choice of the step whose value is the final output."""
+    marked = [step.name for step in pipeline.steps if step.final]
+    named = [] if pipeline.final is None else [pipeline.final]
+    problems = []
+    if pipeline.final is not None and pipeline.final not in counts:
+        problems.append(
+            f"Pipeline {pipeline.name!r}: its final output is that of unknown step {pipeline.final!r}."
+            f"{did_you_mean(pipeline.final, counts)} Name one of its steps."
+        )
+    several = list(dict.fromkeys([*marked, *named]))
+    if len(several) > 1:
+        problems.append(
+            f"Pipeline {pipeline.name!r} has several final steps: {', '.join(map(repr, several))}. "
+            "Leave final (--final) to one of them."
+        )
+    return problems
+
+
+def problems(pipeline: Definition) -> list[str]:
+    """See :meth:`Pipeline.validate`."""
+    if not pipeline.steps:
+        return [
+            f"Pipeline {pipeline.name!r} has no steps. "
+            "Add one with pipeline.step(...) or a %%tagent_step cell."
+        ]
+    counts = Counter(step.name for step in pipeline.steps)
+    found = duplicate_names(counts) + _final_problems(pipeline, counts)
+    graph: dict[str, list[str]] = {}
+    forward = False
+    for step in pipeline.steps:
+        try:
+            needed = pipeline.dependencies(step)
+        except TemplateError as error:
+            found.append(str(error))
+            continue
+        found.extend(_step_problems(pipeline, step, needed, counts))
+        # A step that waits for itself has been told already.
+        above = [dependency.name for dependency in needed if dependency.name != step.name]
+        forward = forward or not all(name in graph for name in above)
+        graph[step.name] = above
+    if forward:
+        # Steps that wait only for steps before them cannot wait for each other.
+        cycle = find_cycle(graph)
+        if cycle is not None:
+            found.append(str(CycleError(cycle)))
+    return found
+
+
+def _step_problems(
+    pipeline: Definition, step: PipelineStep, needed: list[Dependency], known: Counter[str]
+) -> list[str]:
+    references = step.references
+    found = []
+    for dependency in needed:
+        if dependency.name == step.name:
+            found.append(
+                f"Step {step.name!r} depends on itself. "
+                f"Take its name out of its own {_where(step, step.name, references)}."
+            )
+        elif dependency.name not in known:
+            found.append(
+                f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
+                f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
+            )
+    return found + _wrong_fields(pipeline, step) if references else found
+
+
+def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:
+    """The field of ``step`` that names ``name``, as the user wrote it."""
+    if any(dependency.name == name for dependency in step.dependencies):
+        return "depends_on"
+    kinds = {"goal": "goal", "when": "condition (when)", "map": "map_over"}
+    for reference in references:
+        if reference.step == name:
+            return kinds[reference.kind]
+    return "parameters"
