@@ -57,7 +57,7 @@ def test_a_decision_during_a_run_without_anybody_to_ask_says_what_goes_on_with_i
     wait_for_a_request(handle)
     book("tagent_approve draft")
     told = capsys.readouterr().out
-    assert "Approved. The run under way asks nobody" in told
+    assert "Approved. The run under way waits for no decision" in told
     assert "%tagent_run --resume" in told
     gate.set()
     assert handle.result().waiting_steps == ["draft"]

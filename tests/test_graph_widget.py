@@ -8,7 +8,7 @@ import pytest
 
 from tagent_nb.events import TokenUsage
 from tagent_nb.notebook.widgets.graph_widget import GraphWidget
-from tagent_nb.notebook.widgets.step_table import MOST_SHOWN, StepTable, looks, row_of
+from tagent_nb.notebook.widgets.step_table import MOST_SHOWN, StepTable, row_of, status_styles
 from tagent_nb.notebook.widgets.widget_style import CSS
 from tagent_nb.pipeline import Pipeline, StepStatus
 from tagent_nb.results import StepResult
@@ -33,14 +33,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_layout_is_sent_as_a_whole(sent: list[Any]) -> None:
     widget = GraphWidget()
-    widget.tell(["load"], {}, 0.0)  # nothing is laid out yet
+    widget.send_changes(["load"], {}, 0.0)  # nothing is laid out yet
     widget.lay_out(chain(), {"load": step("load", StepStatus.COMPLETED)}, 0.0)
     state = widget.get_state()
     assert state["picture"] == 1
     assert state["svg"].startswith("<svg")
     assert state["names"] == {"node-0": "load", "node-1": "more"}
-    assert [one[0] for one in state["says"].values()] == ["completed", "pending"]
-    assert state["looks"]["failed"] == ["✗", "failed"]
+    assert [one[0] for one in state["labels"].values()] == ["completed", "pending"]
+    assert state["styles"]["failed"] == ["✗", "failed"]
     assert sent == []
 
 
@@ -48,10 +48,12 @@ def test_only_what_is_new_of_a_node_is_sent_and_later_views_see_it_too(sent: lis
     widget = GraphWidget()
     widget.lay_out(chain(), {}, 0.0)
     done = {"load": step("load", StepStatus.COMPLETED)}
-    widget.tell(["load", "more", "gone"], done, 0.0)
-    widget.tell(["load", "more"], done, 0.0)
-    assert sent == [{"picture": 1, "says": {"node-0": ["completed", "✓ load", "", "load: completed\nagent"]}}]
-    assert widget.get_state("says")["says"]["node-0"][0] == "completed"
+    widget.send_changes(["load", "more", "gone"], done, 0.0)
+    widget.send_changes(["load", "more"], done, 0.0)
+    assert sent == [
+        {"picture": 1, "labels": {"node-0": ["completed", "✓ load", "", "load: completed\nagent"]}}
+    ]
+    assert widget.get_state("labels")["labels"]["node-0"][0] == "completed"
 
 
 def test_rows_are_sent_as_a_whole_once_and_then_one_by_one(sent: list[Any]) -> None:
@@ -60,8 +62,8 @@ def test_rows_are_sent_as_a_whole_once_and_then_one_by_one(sent: list[Any]) -> N
     table.rebuild({"a": pending, "b": pending})
     assert table.get_state("rows")["rows"] == {"0": pending, "1": pending}
     failed = row_of(step("b", StepStatus.FAILED, error="no"), (0, 0, 0), "", 0.0)
-    table.tell({"a": pending, "b": failed})
-    table.tell({"b": failed})
+    table.send_changes({"a": pending, "b": failed})
+    table.send_changes({"b": failed})
     assert sent == [{"rows": {"1": failed}}]
     assert table.get_state("rows")["rows"]["1"] == failed
 
@@ -87,7 +89,7 @@ def test_a_running_row_has_a_clock_and_the_end_of_its_text() -> None:
 
 
 def test_every_state_has_a_mark_a_word_and_a_style() -> None:
-    assert set(looks()) == {status.value for status in StepStatus}
+    assert set(status_styles()) == {status.value for status in StepStatus}
     for status in StepStatus:
         assert f".tagent-{status.value}" in CSS
 

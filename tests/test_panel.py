@@ -108,7 +108,7 @@ def row(view: PanelView, name: str) -> list[str]:
 
 def node(view: PanelView, name: str) -> list[str]:
     (found,) = [ident for ident, step in view.graph.names.items() if step == name]
-    said: list[str] = view.graph.says[found]
+    said: list[str] = view.graph.labels[found]
     return said
 
 
@@ -153,7 +153,7 @@ def test_while_it_runs_the_panel_is_a_widget_and_it_leaves_a_table_and_a_picture
     until(lambda: node(view, "load")[0] == "running")
     assert "0 of 2 steps" in view.head.value
     assert offered(view) == ["stop", "pause"]
-    assert view.table.said == "reviews: running"
+    assert view.table.announcement == "reviews: running"
     gate.touch()
     ended(panel)
     text, html, svg = left(shown)
@@ -164,7 +164,7 @@ def test_while_it_runs_the_panel_is_a_widget_and_it_leaves_a_table_and_a_picture
     assert results[0]["more"] == 6
     assert (row(view, "more")[1], node(view, "more")[0]) == ("completed", "completed")
     assert offered(view) == ["run", "force"]
-    assert view.table.said == "reviews: completed"
+    assert view.table.announcement == "reviews: completed"
 
 
 def test_thousands_of_events_are_drawn_a_few_times(
@@ -261,7 +261,7 @@ def test_a_failed_run_offers_to_retry_and_says_what_refuses_it(
     assert "tries the failed steps again" in text
     assert "ZeroDivisionError" in row(view, "load")[6]
     assert "1 / 0" in row(view, "load")[7]
-    assert view.table.said == "reviews: failed; failed: load"
+    assert view.table.announcement == "reviews: failed; failed: load"
     assert offered(view) == ["run", "retry", "force"]
     session.put(PipelineStep("report", "{{ nowhere }}"))
     view.buttons["retry"].click()

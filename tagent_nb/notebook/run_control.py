@@ -104,7 +104,7 @@ class RunControl:
         ``answers`` is whether a click arrives while this goes on.
         """
         panel = self._panel()
-        waits = answers and self._somebody_is_there()
+        waits = answers and self._can_answer()
         handle = panel.start(approver="wait" if waits else None, **request.options)
         feed = panel.feed
         assert feed is not None
@@ -146,14 +146,14 @@ class RunControl:
         return Panel(self.session, self.session.workspace, live=live, on_result=self.keep)
 
     @staticmethod
-    def _only(kept: dict[str, Panel], panel: Panel) -> None:
+    def _only(panels: dict[str, Panel], panel: Panel) -> None:
         """Each pipeline has one live view of a kind; what an earlier one put into the notebook stays."""
         name = panel.workspace.pipeline.name
-        if name in kept:
-            kept[name].close()
-        kept[name] = panel
+        if name in panels:
+            panels[name].close()
+        panels[name] = panel
 
-    def _somebody_is_there(self) -> bool:
+    def _can_answer(self) -> bool:
         """Whether a person can answer: a front end says that it takes input, nbconvert and nbval that
         they do not."""
         return bool(getattr(getattr(self.shell, "kernel", None), "_allow_stdin", False))
@@ -201,7 +201,7 @@ def _stopped(handle: RunHandle) -> str:
         steps = memory.steps.values() if memory is not None else ()
         running = [repr(step.name) for step in steps if step.status is StepStatus.RUNNING]
         return (
-            f"The run was told to stop, and {', '.join(running) or 'a step'} has not ended yet. Nothing "
+            f"The run is to stop, and {', '.join(running) or 'a step'} has not ended yet. Nothing "
             "further starts. Async code that blocks holds up all runs of the kernel; if it never ends, "
             "restart the kernel and run with --resume."
         )

@@ -78,7 +78,7 @@ class Session:
 
     @property
     def approver(self) -> Approver | None:
-        """Decides on what steps and tools hold, in place of forms; see :class:`PipelineExecutor`.
+        """Decides on what waits for approval, in place of forms; see :class:`PipelineExecutor`.
 
         Setting it raises :class:`DefinitionError` for what is neither a function nor ``"wait"`` nor ``None``.
         """
@@ -118,32 +118,32 @@ class Session:
         if max_concurrency is not None and max_concurrency < 1:
             raise DefinitionError(f"max_concurrency must be 1 or more, not {max_concurrency}.")
         key = pipeline_name(name)
-        found = self.workspaces.get(key)
+        space = self.workspaces.get(key)
         elsewhere = storage is not None or keep_last is not None
-        if found is not None and elsewhere and found.running:
+        if space is not None and elsewhere and space.running:
             raise RunInProgressError(f"Pipeline {key!r} is running: its storage cannot change now.")
-        if found is None:
-            found = self.workspaces[key] = self._workspace(Pipeline(key), storage, keep_last)
+        if space is None:
+            space = self.workspaces[key] = self._workspace(Pipeline(key), storage, keep_last)
         elif elsewhere:
             made = self._workspace(
-                found.pipeline,
-                found.where if storage is None else storage,
-                found.keep_last if keep_last is None else keep_last,
+                space.pipeline,
+                space.where if storage is None else storage,
+                space.keep_last if keep_last is None else keep_last,
             )
-            found.storage, found.where, found.keep_last = made.storage, made.where, made.keep_last
-        found.pipeline.model = found.pipeline.model if model is None else model
-        found.pipeline.description = found.pipeline.description if description is None else description
-        found.pipeline.default_mode = default_mode or found.pipeline.default_mode
+            space.storage, space.where, space.keep_last = made.storage, made.where, made.keep_last
+        space.pipeline.model = space.pipeline.model if model is None else model
+        space.pipeline.description = space.pipeline.description if description is None else description
+        space.pipeline.default_mode = default_mode or space.pipeline.default_mode
         if instructions is not None:
-            found.pipeline.instructions = None if instructions == "none" else instructions
+            space.pipeline.instructions = None if instructions == "none" else instructions
         if timeout is not None:
-            found.pipeline.timeout = timeout or None
-        found.cached = found.cached if cached is None else cached
+            space.pipeline.timeout = timeout or None
+        space.cached = space.cached if cached is None else cached
         if recording is not None:
-            found.recording = None if recording == "none" else recording
-        found.max_concurrency = max_concurrency or found.max_concurrency
+            space.recording = None if recording == "none" else recording
+        space.max_concurrency = max_concurrency or space.max_concurrency
         self._current = key
-        return found.pipeline
+        return space.pipeline
 
     def rename(self, name: str, to: str) -> Pipeline:
         """Give a pipeline another name. Its recorded runs and memories stay under the old one.
@@ -160,7 +160,9 @@ class Session:
             raise DefinitionError(f"There is a pipeline {key!r} already. Choose another name.")
         old, space.pipeline.name = space.pipeline.name, key
         space.executor = space.handle = None  # its result is of a run under the old name
-        self.workspaces = {key if known == old else known: found for known, found in self.workspaces.items()}
+        self.workspaces = {
+            key if other == old else other: workspace for other, workspace in self.workspaces.items()
+        }
         self._current = key if self._current == old else self._current
         return space.pipeline
 
@@ -186,20 +188,20 @@ class Session:
 
     def stored_runs(self, name: str) -> int:
         """How many runs are recorded of a pipeline of this notebook."""
-        space = self._known(name)
+        space = self._named(name)
         return len(submit(space.storage.runs(space.pipeline.id)).result())
 
-    def _known(self, name: str) -> Workspace:
+    def _named(self, name: str) -> Workspace:
         key = pipeline_name(name)
         if key not in self.workspaces:
-            known = ", ".join(self.workspaces) or "none"
+            names = ", ".join(self.workspaces) or "none"
             raise DefinitionError(
-                f"There is no pipeline {key!r}.{did_you_mean(key, self.workspaces)} Pipelines: {known}."
+                f"There is no pipeline {key!r}.{did_you_mean(key, self.workspaces)} Pipelines: {names}."
             )
         return self.workspaces[key]
 
     def _idle(self, name: str) -> Workspace:
-        space = self._known(name)
+        space = self._named(name)
         if space.running:
             raise RunInProgressError(
                 f"Pipeline {space.pipeline.name!r} is running. Wait for it, or stop it first."
@@ -229,10 +231,10 @@ class Session:
         Raises:
             RunInProgressError: The pipeline of this name is running.
         """
-        found = self.workspaces.get(pipeline.name)
-        if found is not None and found.running:
+        replaced = self.workspaces.get(pipeline.name)
+        if replaced is not None and replaced.running:
             raise RunInProgressError(f"Pipeline {pipeline.name!r} is running. Wait for it, or stop it first.")
-        where, keep_last = (found.where, found.keep_last) if found else (None, None)
+        where, keep_last = (replaced.where, replaced.keep_last) if replaced else (None, None)
         self.workspaces[pipeline.name] = self._workspace(pipeline, where, keep_last)
         self._current = pipeline.name
         return self.workspaces[pipeline.name]
@@ -388,9 +390,9 @@ class Session:
         Raises:
             NotStoredError: The pipeline has not run yet.
         """
-        found = self.workspace.result
-        if found is not None:
-            return found
+        result = self.workspace.result
+        if result is not None:
+            return result
         try:
             return self.stored_result()
         except NotStoredError:
@@ -404,31 +406,31 @@ class Session:
         """Pydantic model classes of the namespace by name, besides those that the steps use."""
         from pydantic import BaseModel
 
-        found: dict[str, type[BaseModel]] = {}
+        schemas: dict[str, type[BaseModel]] = {}
         for name, value in list(self.namespace.items()):
             if inspect.isclass(value) and issubclass(value, BaseModel) and value is not BaseModel:
-                found.setdefault(name, value)
+                schemas.setdefault(name, value)
         for workspace in self.workspaces.values():
             for step in workspace.pipeline.steps:
                 if step.output_schema is not None:
-                    found.setdefault(step.output_schema.__name__, step.output_schema)
-        return found
+                    schemas.setdefault(step.output_schema.__name__, step.output_schema)
+        return schemas
 
     def model(self, name: str | None) -> Any:
         """The model that an option names: a model object of the namespace, else the text itself."""
-        found = self.namespace.get(name) if name is not None else None
-        return found if hasattr(found, "model_name") else name
+        value = self.namespace.get(name) if name is not None else None
+        return value if hasattr(value, "model_name") else name
 
     def storage(self, name: str | None) -> StorageBackend | str | None:
         """The storage that an option names: a storage object of the namespace, else the text itself."""
         from tagent_nb.storage import StorageBackend
 
-        found = self.namespace.get(name) if name is not None else None
-        return found if isinstance(found, StorageBackend) else name
+        value = self.namespace.get(name) if name is not None else None
+        return value if isinstance(value, StorageBackend) else name
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Functions of the namespace by name."""
-        return {name: one for name, one in list(self.namespace.items()) if inspect.isfunction(one)}
+        return {name: value for name, value in list(self.namespace.items()) if inspect.isfunction(value)}
 
     def function(self, name: str) -> Callable[..., Any]:
         """The function that an option names.
@@ -436,12 +438,12 @@ class Session:
         Raises:
             DefinitionError: There is none of this name, or it cannot be called.
         """
-        found: Any = self.namespace.get(name)
-        if callable(found):
-            return cast("Callable[..., Any]", found)
-        if found is not None:
+        value: Any = self.namespace.get(name)
+        if callable(value):
+            return cast("Callable[..., Any]", value)
+        if value is not None:
             raise DefinitionError(
-                f"{name!r} is {_what(found)}, not a function. Write: def {name}(value): ..."
+                f"{name!r} is {_what(value)}, not a function. Write: def {name}(value): ..."
             )
         raise DefinitionError(
             f"There is no function {name!r}.{did_you_mean(name, self.functions())} "
@@ -471,10 +473,10 @@ class Session:
                 f"Schema {name!r} is {_what(value)}, not a pydantic model. "
                 f"Write: class {name.split('.')[-1]}(pydantic.BaseModel): ..."
             )
-        known = [one for one in self.schemas() if one in self.namespace]
+        models = [schema for schema in self.schemas() if schema in self.namespace]
         raise DefinitionError(
-            f"There is no schema {name!r}.{did_you_mean(name, known)} "
-            f"Define it in a cell above; pydantic models here: {', '.join(sorted(known)) or 'none'}."
+            f"There is no schema {name!r}.{did_you_mean(name, models)} "
+            f"Define it in a cell above; pydantic models here: {', '.join(sorted(models)) or 'none'}."
         )
 
     def _bare_schema(self, text: str) -> type[BaseModel]:
@@ -486,10 +488,10 @@ class Session:
             return models[-1]
 
         made = bare_schema(text, find)
-        known = self._bare_schemas.get(text)
-        if known is None or known[0] != models:
-            self._bare_schemas[text] = known = (models, made)
-        return known[1]
+        earlier = self._bare_schemas.get(text)
+        if earlier is None or earlier[0] != models:
+            self._bare_schemas[text] = earlier = (models, made)
+        return earlier[1]
 
     def tools(self, wanted: Iterable[str]) -> dict[str, Callable[..., Any]]:
         """Functions of the namespace among the tools that an option names, but for the registered ones."""
@@ -513,7 +515,9 @@ class Session:
             return
         part = part_of(space.pipeline, until if until in space.pipeline else None)
         asks = any(not step.is_python and step.model is None for step in part.steps)
-        problems = [one for step, texts in gone.items() if (step in part if step else asks) for one in texts]
+        problems = [
+            text for step, texts in gone.items() if (step in part if step else asks) for text in texts
+        ]
         if problems:
             raise PipelineValidationError(space.pipeline.name, problems)
 
@@ -601,7 +605,7 @@ class Session:
         for name in before.keys() | after.keys():
             names.objects.pop(("--tools", name), None)
         names.objects.update({("--tools", name): value for name, value in after.items()})
-        kept = [one for one in step.tools if not any(one is value for value in before.values())]
+        kept = [tool for tool in step.tools if not any(tool is value for value in before.values())]
         own = [after[name] for name in names.tools if name in after]
         same = len(own) + len(kept) == len(step.tools) and all(
             a is b for a, b in zip([*own, *kept], step.tools, strict=True)
@@ -613,12 +617,11 @@ class Session:
         after = self.model(name)
         if after is not name or isinstance(before, str):
             return after, ""
-        objects = [one for one, value in list(self.namespace.items()) if hasattr(value, "model_name")]
+        models = [other for other, value in list(self.namespace.items()) if hasattr(value, "model_name")]
         other = self.namespace.get(name)
         what = "there is no model" if other is None else f"it is {_what(other)}, not a model: there is none"
         return before, (
-            f"{what} {name!r} any more.{did_you_mean(name, objects)} "
-            "Make it in a cell above, or name another."
+            f"{what} {name!r} any more.{did_you_mean(name, models)} Make it in a cell above, or name another."
         )
 
     # -- where things are kept --------------------------------------------------------------

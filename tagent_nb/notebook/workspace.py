@@ -62,14 +62,14 @@ class Workspace:
     Attributes:
         pipeline: The definition.
         storage: Where its runs are recorded.
-        where: What was said of that: a folder, a URL or a backend; ``None`` is the notebook's own folder.
+        where: As it was named: a folder, a URL or a backend; ``None`` is the notebook's own folder.
         keep_last: How many runs are kept when one ends; ``None`` is what ``where`` says, else all.
         cached: Whether unchanged steps are answered from the cache.
         recording: File whose calls answer agent steps; then every run is offline.
         max_concurrency: Most attempts at the same time.
         executor: The executor of the last run; ``None`` before the first.
         handle: The last run, which may still go on.
-        watches: Called at the start of every run of this pipeline, whoever starts it.
+        watches: Called at the start of every run of this pipeline, however it is started.
         redefined: Steps put since the last run began: the states of them are no longer true.
         names: What the cells of steps name, by step.
         model_name: What ``%tagent_pipeline --model`` names, and what that stood for; ``None`` without it.

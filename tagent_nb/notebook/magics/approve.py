@@ -34,8 +34,8 @@ class ApproveMagics(NotebookMagics):
             show(approvals_table(executor.pending_approvals()))
             return
         no_leftovers("%tagent_approve", STEP=args.step, **{"--value": args.value})
-        given = [args.value, args.reject, args.retry]
-        if sum(one is not None for one in given) > 1:
+        decisions = [args.value, args.reject, args.retry]
+        if sum(decision is not None for decision in decisions) > 1:
             raise UsageError("%tagent_approve: --value, --reject and --retry exclude each other. Keep one.")
         reason = args.reject if args.reject is not None else args.retry
         if reason is not None:
@@ -46,7 +46,7 @@ class ApproveMagics(NotebookMagics):
         else:
             executor.approve(args.step, args.item, tool=args.tool)
         word = "Rejected" if reason is not None else "Approved"
-        print(f"{word}. {_goes_on(executor)}".strip())
+        print(f"{word}. {_next_step(executor)}".strip())
 
     def _named(self, name: str) -> Any:
         if name not in self.session.namespace:
@@ -60,10 +60,10 @@ class ApproveMagics(NotebookMagics):
         return space.executor if space.executor is not None else self.session.executor()
 
 
-def _goes_on(executor: PipelineExecutor) -> str:
+def _next_step(executor: PipelineExecutor) -> str:
     """What becomes of a decision, where the run does not go on with it at once."""
     if not executor.running:
         return "%tagent_run --resume goes on with it."
     if executor.approver == "wait":
         return ""
-    return "The run under way asks nobody: when it has ended, %tagent_run --resume goes on with it."
+    return "The run under way waits for no decision: when it has ended, %tagent_run --resume goes on with it."

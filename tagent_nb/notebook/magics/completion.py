@@ -25,7 +25,7 @@ _MOST_RUNS = 1000
 """Newest runs that Tab offers."""
 
 _RUN_PATIENCE = 1.0
-"""Seconds that a storage may take to list runs: somebody waits at the keyboard."""
+"""Seconds that a storage may take to list runs while the keyboard waits."""
 _MODELS = ("local", "test", "openai:", "anthropic:", "google:", "ollama:")
 
 
@@ -76,12 +76,12 @@ class MagicCompleter:
         return self._in_line(line.group(2), line.group(3))
 
     def _in_goal(self, body: str) -> tuple[str, list[str], bool]:
-        found = _REFERENCE.search(body)
-        if found is None:
+        reference = _REFERENCE.search(body)
+        if reference is None:
             return "", [], True
-        if found["step"] is None:
-            return found["word"], [*self._steps(), *self._variables()], True
-        return found["word"], self._fields(found["step"][:-1]), True
+        if reference["step"] is None:
+            return reference["word"], [*self._steps(), *self._variables()], True
+        return reference["word"], self._fields(reference["step"][:-1]), True
 
     def _in_line(self, magic: str, rest: str) -> tuple[str, list[str], bool]:
         parser = getattr(magic_functions().get(magic), "parser", None)
@@ -132,7 +132,7 @@ class MagicCompleter:
         try:
             return [run.run_id for run in reversed(listing.result(_RUN_PATIENCE))]
         except (TagentError, TimeoutError):
-            # The magic itself tells what is wrong; Tab has no place for it.
+            # The magic itself reports what is wrong; Tab has no place for it.
             listing.cancel()
             return []
 
@@ -144,4 +144,4 @@ class MagicCompleter:
             return [field for schema in schemas if schema is not None for field in schema.model_fields]
         value = self.session.namespace.get(name)
         columns = value if isinstance(value, dict) else getattr(value, "columns", ())
-        return [one for one in columns if isinstance(one, str) and one.isidentifier()]
+        return [column for column in columns if isinstance(column, str) and column.isidentifier()]

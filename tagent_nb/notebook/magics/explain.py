@@ -1,4 +1,4 @@
-"""Why a step ran or did not, in words: its last two fingerprints, told apart by name."""
+"""Why a step ran or did not, in words: its last two fingerprints, compared by name."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def explain_step(session: Session, name: str) -> str:
         lines += map(blind.format, uncompared(state.components))
     taken = [name for name in inputs_of(state.components) if name in last.inputs]
     if taken:
-        told = ", ".join(f"input:{name} ({shape_text(last.inputs[name].value)})" for name in taken)
-        lines.append(f"It read {told}, as taken when the run began.")
+        inputs = ", ".join(f"input:{name} ({shape_text(last.inputs[name].value)})" for name in taken)
+        lines.append(f"It read {inputs}, as taken when the run began.")
     if step.body is not None:
         hidden = "Names behind @ in the text of {} are not noticed: the text is not written in the step."
         lines += map(hidden.format, step.body.unseen_queries(session.namespace))
@@ -59,28 +59,28 @@ def _what_happened(state: StepResult) -> str:
         saved = f", which saved {cost_text(state.saved_cost)}" if state.saved_cost else ""
         return f"not run: the answer was in the cache{saved}"
     why = f" ({clip(state.reason, 300)})" if state.reason else ""
-    told = {
+    words = {
         StepStatus.COMPLETED: f"ran{why}",
         StepStatus.FAILED: f"ran and failed: {state.error_type}: {clip(state.error, 300)}",
         StepStatus.SKIPPED: f"skipped: {state.reason}",
         StepStatus.CANCELLED: "stopped before it ended; it runs again with --resume",
         StepStatus.PENDING: "has not run in the last run",
     }
-    return told.get(state.status, f"{state.status.value}{why}")
+    return words.get(state.status, f"{state.status.value}{why}")
 
 
 def _differences(last: PipelineMemory, before: PipelineMemory, name: str) -> list[str]:
-    found = explain(
+    differences = explain(
         before.steps[name].components,
         last.steps[name].components,
         _definition(before, name),
         _definition(last, name),
     )
-    if not found:
+    if not differences:
         bad = failed_items(before.steps[name])
-        told = f", in which {bad}" if bad else ""
-        return [f"Nothing that it depends on differs from run {before.run_id}{told}."]
-    return [f"Different from run {before.run_id}:", *(f"- {sentence}" for sentence in found)]
+        where = f", in which {bad}" if bad else ""
+        return [f"Nothing that it depends on differs from run {before.run_id}{where}."]
+    return [f"Different from run {before.run_id}:", *(f"- {sentence}" for sentence in differences)]
 
 
 def _definition(memory: PipelineMemory, name: str) -> Mapping[str, Any] | None:
@@ -107,18 +107,18 @@ def _before(session: Session, last: PipelineMemory, name: str) -> list[PipelineM
         if last.run_id not in runs:
             runs = [run.run_id for run in await space.storage.runs(space.pipeline.id)]
         earlier = runs[: runs.index(last.run_id)] if last.run_id in runs else runs
-        found = []
+        memories = []
         for run_id in reversed(earlier[-MOST_RUNS:]):
             try:
                 memory = await read_memory(space.storage, space.pipeline.name, run_id)
             except (CorruptRecordError, FormatVersionError, NotStoredError):
-                # One that cannot be read, or that somebody has just deleted: an older one does as well.
+                # Unreadable, or deleted just now: an older one does as well.
                 continue
             if name not in memory.steps:
                 continue
-            found.append(memory)
+            memories.append(memory)
             if memory.steps[name].components:
                 break
-        return found
+        return memories
 
     return submit(search()).result()

@@ -68,16 +68,16 @@ class ExportMagics(NotebookMagics):
         except OSError as error:
             raise UsageError(f"%tagent_export: {path} cannot be written: {error.strerror}.") from None
         print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
-        names = [one for one in taken_names(pipeline) if one not in pipeline.inputs]
+        names = [name for name in taken_names(pipeline) if name not in pipeline.inputs]
         if path.suffix in (".json", ".yaml") and names:
             print(
                 f"It does not hold these inputs, which are variables of the notebook: {', '.join(names)}. "
                 f"Give them: tagent-nb run {path} --input {names[0]}=FILE"
             )
         if path.suffix in (".json", ".yaml") and (needs := outside_names(pipeline)):
-            told = ", ".join(f"{name} ({', '.join(steps)})" for name, steps in _users(needs).items())
+            uses = ", ".join(f"{name} ({', '.join(steps)})" for name, steps in _users(needs).items())
             print(
-                f"It does not hold these names of the notebook, which its Python uses: {told}. "
+                f"It does not hold these names of the notebook, which its Python uses: {uses}. "
                 f"Put them into a Python file: tagent-nb run {path} --schemas FILE.py"
             )
 
@@ -99,8 +99,8 @@ def _is_ours(path: Path) -> bool:
 
 def _users(needs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The steps that use a name, by name."""
-    found: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = {}
     for step, names in needs.items():
         for name in names:
-            found.setdefault(name, []).append(step)
-    return dict(sorted(found.items()))
+            users.setdefault(name, []).append(step)
+    return dict(sorted(users.items()))

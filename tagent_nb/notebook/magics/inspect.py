@@ -100,22 +100,22 @@ class InspectMagics(NotebookMagics):
         self.control.keep(result)
         return result
 
-    def _run_id(self, text: str, known: list[str]) -> str:
-        if text in known:
+    def _run_id(self, text: str, run_ids: list[str]) -> str:
+        if text in run_ids:
             return text
-        found = [one for one in known if one.startswith(text) or one.endswith(text)]
-        if len(found) == 1:
-            return found[0]
+        matches = [run_id for run_id in run_ids if run_id.startswith(text) or run_id.endswith(text)]
+        if len(matches) == 1:
+            return matches[0]
         name = self.session.pipeline.name
-        if found:
+        if matches:
             raise UsageError(
-                f"%tagent_history: {text!r} may be any of {count(len(found), 'run')} of pipeline {name!r}: "
-                f"{', '.join(found[-5:])}. Write more of it."
+                f"%tagent_history: {text!r} may be any of {count(len(matches), 'run')} of pipeline {name!r}: "
+                f"{', '.join(matches[-5:])}. Write more of it."
             )
-        newest = f"The newest is {known[-1]}." if known else "It has none yet."
+        newest = f"The newest is {run_ids[-1]}." if run_ids else "It has none yet."
         raise UsageError(
             f"%tagent_history: pipeline {name!r} has no recorded run {text!r}."
-            f"{did_you_mean(text, known)} {newest}"
+            f"{did_you_mean(text, run_ids)} {newest}"
         )
 
     @line_magic
@@ -149,12 +149,12 @@ class InspectMagics(NotebookMagics):
 
     def _check_answered(self, step: str) -> None:
         """Refuse a step that has no answers, unless the pipeline has it."""
-        answered = sorted({one.step for one in self.session.cache.stats().steps})
+        answered = sorted({entry.step for entry in self.session.cache.stats().steps})
         defined = self.session.pipeline.steps if self.session.workspaces else []
-        known = [*answered, *(one.name for one in defined)]
-        if step not in known:
+        steps = [*answered, *(definition.name for definition in defined)]
+        if step not in steps:
             raise UsageError(
-                f"%tagent_cache: there is no cached answer of a step {step!r}.{did_you_mean(step, known)} "
+                f"%tagent_cache: there is no cached answer of a step {step!r}.{did_you_mean(step, steps)} "
                 f"Steps with answers: {', '.join(answered) or 'none'}."
             )
 
@@ -180,8 +180,8 @@ class InspectMagics(NotebookMagics):
         else:
             memories = executor.memories()
             if args.key not in memories:
-                known = ", ".join(memories) or "none"
-                raise UsageError(f"%tagent_memory: there is no memory {args.key!r}. Saved: {known}.")
+                saved = ", ".join(memories) or "none"
+                raise UsageError(f"%tagent_memory: there is no memory {args.key!r}. Saved: {saved}.")
             return memories[args.key]
         return None
 

@@ -196,10 +196,10 @@ def _check_letters(words: list[str], magic: str) -> None:
 
 
 def _check_repeated(parser: argparse.ArgumentParser, words: list[str], magic: str) -> None:
-    given = [word.partition("=")[0] for word in words]
+    options = [word.partition("=")[0] for word in words]
     for action in parser._actions:
         if not isinstance(action, argparse._AppendAction):
-            count = sum(given.count(option) for option in action.option_strings)
+            count = sum(options.count(option) for option in action.option_strings)
             if count > 1:
                 raise UsageError(
                     f"{magic}: option {action.option_strings[0]} is given {count} times. Keep one."
@@ -239,7 +239,7 @@ def no_leftovers(magic: str, **values: str | None) -> None:
         UsageError: One of the values still holds such a name.
     """
     for option, value in values.items():
-        found = re.search(r"\$\{?([^\W\d]\w*)|^\{(.+)\}$", value or "")
-        if found:
-            name = found.group(1) or found.group(2)
+        reference = re.search(r"\$\{?([^\W\d]\w*)|^\{(.+)\}$", value or "")
+        if reference:
+            name = reference.group(1) or reference.group(2)
             raise UsageError(f"{magic}: {option} is {value!r}, but there is no variable {name!r}.")

@@ -23,15 +23,15 @@ def changes(before: PipelineStep, after: PipelineStep) -> list[str]:
 
     A changed line begins with ``-`` or ``+``, as in a diff. Empty if the two are the same step.
     """
-    told = []
+    lines = []
     if before.is_python is not after.is_python:
-        told.append(f"was {'a Python' if before.is_python else 'an agent'} step")
+        lines.append(f"was {'a Python' if before.is_python else 'an agent'} step")
     for field in fields(PipelineStep):
         if field.name not in _TEXTS:
             old, new = getattr(before, field.name), getattr(after, field.name)
             if _comparable(old) != _comparable(new):
-                told.append(_change(field.name, *(_shown(field.name, one) for one in (old, new))))
-    return [*told, *_diff(_source(before), _source(after))]
+                lines.append(_change(field.name, *(_shown(field.name, value) for value in (old, new))))
+    return [*lines, *_diff(_source(before), _source(after))]
 
 
 def _source(step: PipelineStep) -> list[str]:
@@ -39,14 +39,14 @@ def _source(step: PipelineStep) -> list[str]:
 
 
 def _diff(before: list[str], after: list[str]) -> list[str]:
-    found = [
+    lines = [
         f"{line[0]} {one_line(line[1:], 110)}"
         for line in list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]
         if not line.startswith("@@")
     ]
-    if len(found) <= MOST_LINES:
-        return found
-    return [*found[: MOST_LINES - 1], f"… and {len(found) - MOST_LINES + 1} more lines"]
+    if len(lines) <= MOST_LINES:
+        return lines
+    return [*lines[: MOST_LINES - 1], f"… and {len(lines) - MOST_LINES + 1} more lines"]
 
 
 def _change(name: str, old: str, new: str) -> str:
@@ -76,7 +76,7 @@ def _text(value: Any) -> str:
     if any(value == default and type(value) is type(default) for default in _DEFAULTS):
         return ""
     if isinstance(value, list):
-        return one_line(", ".join(_text(one) for one in value), 80)
+        return one_line(", ".join(_text(part) for part in value), 80)
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, Condition):

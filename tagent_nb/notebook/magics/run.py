@@ -146,7 +146,7 @@ class RunMagics(NotebookMagics):
     def tagent_panel(self, args: Namespace) -> None:
         """Show the current pipeline's panel: buttons, progress, a live graph, and all about each step.
 
-        It follows all runs of the pipeline, whoever starts them, and every cell that defines a step anew.
+        It follows all runs of the pipeline, however they start, and every cell that redefines a step.
         """
         if not self.control.panel().live:
             print("A panel needs a notebook. Here %tagent_run shows a table, %tagent_status a run's state.")

@@ -22,17 +22,17 @@ def read_roles(session: Session, texts: list[str]) -> dict[str, Any]:
     Raises:
         DefinitionError: One is not written so, or a role is given twice.
     """
-    found: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     for text in texts:
         role, sign, model = (part.strip() for part in text.partition("="))
         if not role or not sign or not model:
             raise DefinitionError(
                 f"--model-for {text!r} cannot be read. Write: --model-for plan=openai:gpt-5"
             )
-        if role in found:
+        if role in models:
             raise DefinitionError(f"--model-for: {role} is given twice. Keep one.")
-        found[role] = session.model(model)
-    return found
+        models[role] = session.model(model)
+    return models
 
 
 def build_step(
@@ -45,7 +45,7 @@ def build_step(
     Raises:
         DefinitionError: Something is not written right; the message names the step and the remedy.
     """
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "constraints": args.constraint,
         "instructions": args.instructions,
         "output_mode": args.output_mode,
@@ -59,7 +59,7 @@ def build_step(
         "when": args.when,
         "model": session.model(args.model),
     }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in values.items() if value is not None}
     if args.model_for:
         options["models"] = read_roles(session, args.model_for)
     options["depends_on"] = [name for text in args.depends_on or () for name in names(text)]
@@ -118,11 +118,11 @@ def read_price(text: str) -> tuple[str, Price]:
         UsageError: It is not written so.
         DefinitionError: A price is not allowed.
     """
-    model, found = _read("--price", text, _PRICE, float, "openai:my-model input=0.5 output=1.5")
+    model, prices = _read("--price", text, _PRICE, float, "openai:my-model input=0.5 output=1.5")
     for name in ("input", "output"):
-        if _PRICE[name] not in found:
+        if _PRICE[name] not in prices:
             raise UsageError(f"--price {text!r}: {name}=... is missing, in USD for a million tokens.")
-    return model, Price(**found)
+    return model, Price(**prices)
 
 
 def read_limit(text: str) -> tuple[str, Limit]:
@@ -132,8 +132,8 @@ def read_limit(text: str) -> tuple[str, Limit]:
         UsageError: It is not written so.
         DefinitionError: A limit is not allowed.
     """
-    provider, found = _read("--limit", text, _LIMIT, int, "openai concurrency=8 requests=500")
-    return provider, Limit(**found)
+    provider, limits = _read("--limit", text, _LIMIT, int, "openai concurrency=8 requests=500")
+    return provider, Limit(**limits)
 
 
 def read_settings(texts: Iterable[str]) -> dict[str, Any]:
@@ -144,18 +144,18 @@ def read_settings(texts: Iterable[str]) -> dict[str, Any]:
     Raises:
         UsageError: One is not written so, or a name is given twice.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for text in texts:
         name, sign, value = (part.strip() for part in text.partition("="))
         if not name.isidentifier() or not sign or not value:
             raise UsageError(f"--setting {text!r} cannot be read. Write: --setting max_tokens=200")
-        if name in found:
+        if name in settings:
             raise UsageError(f"--setting: {name} is given twice. Keep one.")
         try:
-            found[name] = ast.literal_eval(value)
+            settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = {"true": True, "false": False}.get(value.lower(), value)
-    return found
+            settings[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return settings
 
 
 def _read(
@@ -165,16 +165,16 @@ def _read(
     name, *parts = text.split() or [""]
     if not name or "=" in name or not parts:
         raise UsageError(f"{option} {text!r} cannot be read. {how}")
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for part in parts:
         key, _, value = part.partition("=")
         if key not in fields:
-            known = ", ".join(f"{one}=" for one in fields)
+            keys = ", ".join(f"{name}=" for name in fields)
             raise UsageError(
-                f"{option} {text!r}: there is no {key!r}.{did_you_mean(key, fields)} Known: {known}."
+                f"{option} {text!r}: there is no {key!r}.{did_you_mean(key, fields)} Known: {keys}."
             )
         try:
-            found[fields[key]] = kind(value)
+            numbers[fields[key]] = kind(value)
         except ValueError:
             raise UsageError(f"{option} {text!r}: {value!r} is no number. {how}") from None
-    return name, found
+    return name, numbers

@@ -71,16 +71,21 @@ _PLANNED = {
 def plan_table(plan: Plan) -> Bundle:
     """What a run would do with each step, and what it is expected to take; ``?`` where nothing is known."""
     rows = []
-    for one in plan:
-        runs = one in plan.running
-        took = "?" if one.seconds is None else seconds_text(one.seconds)
-        used = "?" if one.tokens is None else tokens_text(one.tokens) if one.tokens else ""
-        paid = cost_text(one.cost) if used and used != "?" else used
-        mark = LOOKS[_PLANNED[one.action]].mark
+    for forecast in plan:
+        runs = forecast in plan.running
+        took = "?" if forecast.seconds is None else seconds_text(forecast.seconds)
+        used = "?" if forecast.tokens is None else tokens_text(forecast.tokens) if forecast.tokens else ""
+        paid = cost_text(forecast.cost) if used and used != "?" else used
+        mark = LOOKS[_PLANNED[forecast.action]].mark
         rows.append(
-            [one.step, f"{mark} {one.state}", one.why, *((took, used, paid) if runs else ("", "", ""))]
+            [
+                forecast.step,
+                f"{mark} {forecast.state}",
+                forecast.why,
+                *((took, used, paid) if runs else ("", "", "")),
+            ]
         )
-    rows += [[step, "✗ changed", "; ".join(told), "", "", ""] for step, told in plan.conflicts.items()]
+    rows += [[step, "✗ changed", "; ".join(reasons), "", "", ""] for step, reasons in plan.conflicts.items()]
     reads = f" It {plan.reads}." if plan.inputs else ""
     refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
     warned = "".join(f"\nWarning: {warning}" for warning in plan.warnings)
@@ -97,13 +102,13 @@ def cache_table(stats: CacheStats) -> Bundle:
     """What the cache holds, by step."""
     rows = [
         [
-            one.step,
-            one.pipeline,
-            str(one.entries),
-            _size(one.size),
-            f"{seconds_text(max(0.0, time.time() - one.last_used))} ago",
+            step_stats.step,
+            step_stats.pipeline,
+            str(step_stats.entries),
+            _size(step_stats.size),
+            f"{seconds_text(max(0.0, time.time() - step_stats.last_used))} ago",
         ]
-        for one in stats.steps
+        for step_stats in stats.steps
     ]
     title = (
         f"{count(stats.entries, 'answer')}, {_size(stats.size)} of {_size(stats.size_limit)} "

@@ -1,6 +1,6 @@
 """Forms for what waits for approval: a field for each field of the schema, and Approve, Try again, Reject.
 
-A part of the panel (see :mod:`tagent_nb.notebook.panel.extension`). What is said in a form goes through
+A part of the panel (see :mod:`tagent_nb.notebook.panel.extension`). A decision in a form goes through
 :meth:`PipelineExecutor.decide`; what is wrong with an edited value stands in the form, which stays.
 """
 
@@ -48,7 +48,7 @@ class Field:
     Args:
         name: What it is called; empty for a value without a name.
         value: As JSON.
-        schema: Its JSON Schema; empty if nobody knows it.
+        schema: Its JSON Schema; empty if it is unknown.
     """
 
     def __init__(self, name: str, value: Any, schema: Mapping[str, Any]) -> None:
@@ -65,7 +65,9 @@ class Field:
             **tip(Text, clip(str(schema.get("description", "")), 200)),
         }
         if choices and value in choices:
-            self.widget = Dropdown(options=[(str(one), one) for one in choices], value=value, **common)
+            self.widget = Dropdown(
+                options=[(str(choice), choice) for choice in choices], value=value, **common
+            )
         elif kind == "boolean" and isinstance(value, bool):
             self.widget = Checkbox(value=value, indent=False, **common)
         elif kind == "integer" and type(value) is int and abs(value) < MOST_DIGITS:
@@ -97,7 +99,7 @@ class Field:
 
     @property
     def changed(self) -> bool:
-        """Whether somebody has edited it."""
+        """Whether it was edited."""
         return bool(self.widget.value != self._before)
 
     def read(self) -> Any:
@@ -147,16 +149,16 @@ class ApprovalForm:
         self.reason = Text(
             placeholder="Reason (to reject or try again)", layout=Layout(width="95%"), **tip(Text, "Reason")
         )
-        # A call that is not allowed is told to the model, which goes on by itself.
-        offers = [one for one in _OFFERS if one[0] != "retry" or not request.tool]
-        self.buttons = DecisionButtons([*(one.widget for one in self.fields), self.reason], offers)
-        self.buttons.on_msg(lambda _, content, buffers: self._said(content))
+        # The model learns that a call is not allowed, and goes on by itself.
+        offers = [offer for offer in _OFFERS if offer[0] != "retry" or not request.tool]
+        self.buttons = DecisionButtons([*(field.widget for field in self.fields), self.reason], offers)
+        self.buttons.on_msg(lambda _, content, buffers: self._clicked(content))
         goal = f'<div style="{MUTED}">{escape(clip(request.goal, 200))}</div>' if request.goal else ""
         head = f'<div style="{FONT}"><b>Approve {escape(request.title)}?</b>{goal}{shown}</div>'
         self.box = VBox(
             [
                 HTML(value=head),
-                *(one.widget for one in self.fields),
+                *(field.widget for field in self.fields),
                 self.error,
                 self.reason,
                 self.buttons,
@@ -167,45 +169,45 @@ class ApprovalForm:
     def approve(self) -> None:
         """Approve the value as it stands in the form."""
         try:
-            edited = any(one.changed for one in self.fields)
-            self._say(Edited(self._read()) if edited else Approved())
+            edited = any(field.changed for field in self.fields)
+            self._send(Edited(self._read()) if edited else Approved())
         except ValueError as error:
-            self._tell(str(error))
+            self._show_problem(str(error))
 
     def reject(self, *, retry: bool = False) -> None:
         """Reject the value for the reason in the form."""
         reason = self.reason.value.strip()
         if not reason:
-            self._tell("Say why, in the line for the reason.")
+            self._show_problem("Say why, in the line for the reason.")
             return
-        self._say(Rejected(reason, retry))
+        self._send(Rejected(reason, retry))
 
-    def _said(self, content: Mapping[str, Any]) -> None:
-        """Somebody pressed a button; with it comes what the page says."""
+    def _clicked(self, content: Mapping[str, Any]) -> None:
+        """A button was pressed; with it come the values in the page."""
         if self.buttons.decided:
             return  # pressed twice
         *entered, self.reason.value = content["values"]
         try:
-            for field, one in zip(self.fields, entered, strict=True):
-                field.take(one)
+            for field, value in zip(self.fields, entered, strict=True):
+                field.take(value)
         except ValueError as error:
-            self._tell(str(error))
+            self._show_problem(str(error))
             return
         if content["say"] == "approve":
             self.approve()
         else:
             self.reject(retry=content["say"] == "retry")
 
-    def _say(self, decision: Decision) -> None:
+    def _send(self, decision: Decision) -> None:
         try:
             self._decide(self.request, decision)
         except TagentError as error:
-            self._tell(str(error))
+            self._show_problem(str(error))
             return
         self.error.value = ""
         self.buttons.decided = True
 
-    def _tell(self, problem: str) -> None:
+    def _show_problem(self, problem: str) -> None:
         tone = TONES[StepStatus.FAILED]
         self.error.value = (
             f'<div role="alert" style="{FONT};color:{tone};overflow-wrap:anywhere">'
@@ -214,7 +216,7 @@ class ApprovalForm:
 
     def _read(self) -> Any:
         if self._is_record:
-            return {one.name: one.read() for one in self.fields}
+            return {field.name: field.read() for field in self.fields}
         return self.fields[0].read()
 
     def _fields(self) -> tuple[list[Field], str]:
@@ -235,7 +237,8 @@ class ApprovalForm:
             return [Field("", plain, {})], ""
         self._is_record = True
         fields = [
-            Field(name, one, _resolved(properties.get(name, {}), schema)) for name, one in plain.items()
+            Field(name, content, _resolved(properties.get(name, {}), schema))
+            for name, content in plain.items()
         ]
         return fields, ""
 
@@ -259,8 +262,8 @@ def _as_json(value: Any) -> Any:
 def _resolved(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """A field's schema with its reference looked up, such as that of an Enum."""
     name = str(field.get("$ref", "")).removeprefix("#/$defs/")
-    found: Mapping[str, Any] = schema.get("$defs", {}).get(name, field)
-    return found
+    definition: Mapping[str, Any] = schema.get("$defs", {}).get(name, field)
+    return definition
 
 
 class ApprovalForms:
@@ -290,11 +293,11 @@ class ApprovalForms:
         executor = self.workspace.executor
         asks = executor is not None and executor.running and executor.memory and executor.approver == "wait"
         waiting = executor.pending_approvals() if executor is not None and asks else []
-        kept = {(form.request.unit, form.request.digest): form for form in self.forms}
+        earlier = {(form.request.unit, form.request.digest): form for form in self.forms}
         forms = []
-        for one in waiting[:MOST_FORMS]:
-            known = (one.unit, one.digest)
-            forms.append(kept.pop(known) if known in kept else ApprovalForm(one, self._decide))
+        for request in waiting[:MOST_FORMS]:
+            key = (request.unit, request.digest)
+            forms.append(earlier.pop(key) if key in earlier else ApprovalForm(request, self._decide))
         more = len(waiting) - len(forms)
         text = f"and {more} more after these" if more else ""
         self._more.value = f'<div style="{FONT};{MUTED}">{text}</div>' if text else ""
@@ -302,8 +305,8 @@ class ApprovalForms:
             self.forms = forms
             self.widget.children = [*(form.box for form in forms), self._more]
             self.widget.layout.display = None if forms else "none"
-            for gone in kept.values():
-                gone.close()
+            for form in earlier.values():
+                form.close()
 
     def _decide(self, request: ApprovalRequest, decision: Decision) -> None:
         executor = self.workspace.executor

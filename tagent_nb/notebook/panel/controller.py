@@ -82,7 +82,7 @@ class Panel:
         self.parts = [make(self) for make in PARTS] if live else []
         self._lock = threading.RLock()
         self._note = ""
-        self._said = ""
+        self._announced = ""
         self._opened: set[str] = set()
         self._stale = True  # the definition is not the one that was laid out
         self._shown: list[str] = []
@@ -100,7 +100,7 @@ class Panel:
         Raises:
             RunInProgressError: The pipeline is running already.
         """
-        # Its buttons are pressed by somebody, who can answer in its forms.
+        # A person presses its buttons, and can answer in its forms.
         options.setdefault("approver", "wait" if self.live else None)
         return self.session.start(self.workspace, watches=[self.watch], **options)
 
@@ -119,7 +119,7 @@ class Panel:
         return feed
 
     def follow(self) -> None:
-        """Show every run of the pipeline, whoever starts it."""
+        """Show every run of the pipeline, however it is started."""
         handle = self.workspace.handle
         if handle is not None and self.workspace.running:
             feed = self.watch()
@@ -173,7 +173,7 @@ class Panel:
             try:
                 self.start(offline=offline, **options)
             except TagentError as error:
-                # A button has nobody to raise to: say it where it was pressed.
+                # A button cannot raise: show it where it was pressed.
                 self._note = redact(str(error))
                 self._refresh()
 
@@ -252,8 +252,8 @@ class Panel:
         )
 
     def _left(self, steps: dict[str, StepResult], counts: dict[str, tuple[int, int, int]]) -> float | None:
-        known = self._past.done() and self._past.exception() is None
-        return seconds_left(steps, counts, self._past.result() if known else Durations(), time.time())
+        is_read = self._past.done() and self._past.exception() is None
+        return seconds_left(steps, counts, self._past.result() if is_read else Durations(), time.time())
 
     def _states(self) -> dict[str, StepResult]:
         """States that are true, of the steps as they are defined now."""
@@ -267,8 +267,8 @@ class Panel:
         executor = self.workspace.executor
         memory = executor.memory if executor is not None else None
         text = "" if self.feed is None else self.feed.texts.get(self.selected, "")
-        known = ({}, {}, {}) if memory is None else (memory.facts, memory.memories, memory.inputs)
-        return details_html(self.workspace.pipeline, self.selected, self._states(), text, *known)
+        values = ({}, {}, {}) if memory is None else (memory.facts, memory.memories, memory.inputs)
+        return details_html(self.workspace.pipeline, self.selected, self._states(), text, *values)
 
     def _twins(self) -> tuple[Bundle, Picture | None]:
         view = self.run_view()
@@ -335,12 +335,12 @@ class Panel:
                 view.table.rebuild(rows)
                 self._lay_out(view, states, now)
             else:
-                view.table.tell(rows)
-                view.graph.tell(names, states, now)
+                view.table.send_changes(rows)
+                view.graph.send_changes(names, states, now)
             shown = self.run_view()
             view.head.value = head_html(shown)
             self._offer(view, shown.phase)
-            self._say(view, shown)
+            self._announce(view, shown)
             if self.selected and (whole or self.selected in touched):
                 view.choose(self.selected, self._details())
             for part in self.parts:
@@ -365,12 +365,12 @@ class Panel:
         }.get(phase, [])
         view.offer(["run", *more, "force"])
 
-    def _say(self, view: PanelView, shown: RunView) -> None:
+    def _announce(self, view: PanelView, shown: RunView) -> None:
         """Tell screen readers what has changed in the whole, and what failed."""
         failed = [name for name, step in shown.steps.items() if step.status is StepStatus.FAILED]
-        told = f"{shown.title}: {shown.phase}" + (f"; failed: {', '.join(failed[:5])}" if failed else "")
-        if told != self._said:
-            self._said = view.table.said = told
+        news = f"{shown.title}: {shown.phase}" + (f"; failed: {', '.join(failed[:5])}" if failed else "")
+        if news != self._announced:
+            self._announced = view.table.announcement = news
 
 
 def _how_to_go_on(result: PipelineResult) -> str:

@@ -47,17 +47,17 @@ def details_html(
         return ""
     step, state = pipeline.get_step(name), steps.get(name) or StepResult(name)
     read = _read(pipeline, step, steps, inputs or {})
-    known = {one: output for one, output in read.items() if one in steps or output is not None}
+    available = {source: output for source, output in read.items() if source in steps or output is not None}
     lines = [
-        f"{one}: {'(nothing yet)' if output is None else value_text(output, 300)}"
-        for one, output in read.items()
+        f"{source}: {'(nothing yet)' if output is None else value_text(output, 300)}"
+        for source, output in read.items()
     ]
     blocks = [
-        *_asked(pipeline, step, known, dict(facts or {}), dict(memories or {})),
+        *_prompt(pipeline, step, available, dict(facts or {}), dict(memories or {})),
         *([("inputs", "\n".join(lines))] if lines else []),
-        *_given(state),
+        *_outputs(state),
         *([("printed", text[-MOST:])] if text else []),
-        *_wrong(state),
+        *_error(state),
     ]
     body = "".join(_block(label, content) for label, content in blocks)
     about = " · ".join(f"{label} {fact}" for label, fact in step_facts(pipeline, step))
@@ -65,12 +65,12 @@ def details_html(
         f'<div class="{AS_IT_IS}" style="{FONT};color:var(--jp-ui-font-color1,inherit);'
         f'border:1px solid {LINE};border-radius:4px;padding:6px 10px;margin:4px 0">'
         f"<div><b>{escape(name)}</b> {state_mark(state.status)} "
-        f'<span style="{MUTED}">{escape(_took(state))}</span></div>'
+        f'<span style="{MUTED}">{escape(_effort(state))}</span></div>'
         f'<div style="{MUTED};overflow-wrap:anywhere">{escape(about)}</div>{body}</div>'
     )
 
 
-def _took(state: StepResult) -> str:
+def _effort(state: StepResult) -> str:
     words = [seconds_text(state.seconds)] if state.seconds else []
     words += [count(state.attempts, "attempt")] if state.attempts else []
     if state.usage.known_tokens != 0:
@@ -92,7 +92,7 @@ def _block(label: str, content: str) -> str:
     )
 
 
-def _asked(
+def _prompt(
     pipeline: Pipeline,
     step: PipelineStep,
     read: Mapping[str, Output | None],
@@ -104,7 +104,7 @@ def _asked(
         yield "code", step.body.source or "(its source is not known)"
         return
     try:
-        values = {one: None if output is None else output.value for one, output in read.items()}
+        values = {name: None if output is None else output.value for name, output in read.items()}
         whose = ""
         if step.map_over is not None:
             source = source_of(step)
@@ -117,7 +117,7 @@ def _asked(
             extra = {"item": values[source.step]}
         else:
             extra = {}
-        asked = render(
+        prompt = render(
             step.goal,
             values,
             step=step.name,
@@ -130,7 +130,7 @@ def _asked(
         # What it reads is not there yet.
         yield "goal", step.goal
         return
-    yield f"prompt{whose}", asked
+    yield f"prompt{whose}", prompt
 
 
 def _read(
@@ -138,17 +138,17 @@ def _read(
 ) -> dict[str, Output | None]:
     """What the step reads, by name; ``None`` where nothing is there yet."""
     above = [dependency.name for dependency in pipeline.dependencies(step)]
-    found = {name: steps[name].output if name in steps else None for name in above}
-    return found | {name: inputs.get(name) for name in pipeline.inputs_of(step)}
+    outputs = {name: steps[name].output if name in steps else None for name in above}
+    return outputs | {name: inputs.get(name) for name in pipeline.inputs_of(step)}
 
 
-def _given(state: StepResult) -> Iterator[tuple[str, str]]:
+def _outputs(state: StepResult) -> Iterator[tuple[str, str]]:
     if state.output is not None:
         yield "output", _shown(state.output)
     items = list((state.items or {}).values())
-    items.sort(key=lambda one: one.status is not StepStatus.FAILED)
+    items.sort(key=lambda item: item.status is not StepStatus.FAILED)
     if items:
-        lines = [_item(one) for one in items[:MOST_ITEMS]]
+        lines = [_item(item) for item in items[:MOST_ITEMS]]
         if len(items) > MOST_ITEMS:
             lines.append(f"… {len(items) - MOST_ITEMS:,} more: result.output_frame({state.name!r})")
         yield (
@@ -158,8 +158,8 @@ def _given(state: StepResult) -> Iterator[tuple[str, str]]:
 
 
 def _item(item: ItemResult) -> str:
-    told = f"{item.error_type}: {item.error}" if item.error else item.reason or value_text(item.output, 200)
-    return f"{item.index}: {item.status.value}{f' · {told}' if told else ''}"
+    detail = f"{item.error_type}: {item.error}" if item.error else item.reason or value_text(item.output, 200)
+    return f"{item.index}: {item.status.value}{f' · {detail}' if detail else ''}"
 
 
 def _shown(output: Output) -> str:
@@ -175,7 +175,7 @@ def _shown(output: Output) -> str:
     return value if isinstance(value, str) else value_text(output, MOST)
 
 
-def _wrong(state: StepResult) -> Iterator[tuple[str, str]]:
+def _error(state: StepResult) -> Iterator[tuple[str, str]]:
     if state.error:
         yield (
             "error",

@@ -20,7 +20,7 @@ def seconds_left(
     """Seconds until the end of the run, or ``None`` where that would be a guess.
 
     A step is expected to take what it took last time; a mapped step that has begun, what its items take
-    now; one that nobody knows, as much as the others on average. The sum is multiplied by the pace of
+    now; an unknown one, as much as the others on average. The sum is multiplied by the pace of
     earlier runs, in which steps may have overlapped.
 
     Args:
@@ -29,7 +29,7 @@ def seconds_left(
         past: What steps took before.
         now: Seconds since the epoch.
     """
-    known: list[float] = []
+    expected: list[float] = []
     unknown = 0
     for name, state in steps.items():
         if state.status.is_final:
@@ -38,12 +38,12 @@ def seconds_left(
         if left is None:
             unknown += 1
         else:
-            known.append(left)
-    if not known and not unknown:
+            expected.append(left)
+    if not expected and not unknown:
         return 0.0
-    if len(known) < unknown:
+    if len(expected) < unknown:
         return None
-    return (sum(known) + unknown * sum(known) / len(known)) * past.pace
+    return (sum(expected) + unknown * sum(expected) / len(expected)) * past.pace
 
 
 def _left(

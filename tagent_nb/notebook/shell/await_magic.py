@@ -26,7 +26,7 @@ _CLOSED = (
     ast.DictComp,
     ast.GeneratorExp,
 )
-"""Where an ``await`` is not allowed, or belongs to somebody else."""
+"""Where an ``await`` is not allowed, or belongs to other code."""
 
 
 def rewrite(source: str) -> str:
@@ -43,7 +43,7 @@ def rewrite(source: str) -> str:
     for line in lines:
         starts.append(starts[-1] + len(line))
     text = source.encode()
-    for call, used in sorted(_calls(tree), key=lambda one: -_offset(starts, one[0])):
+    for call, used in sorted(_calls(tree), key=lambda use: -_offset(starts, use[0])):
         begin, end = _offset(starts, call), starts[(call.end_lineno or 1) - 1] + (call.end_col_offset or 0)
         argument = ast.get_source_segment(source, call.args[1]) or "''"
         inner = f"get_ipython().find_line_magic({MAGIC!r}).__self__.run_awaited({argument}, used={used})"
@@ -56,7 +56,7 @@ def _offset(starts: list[int], node: ast.expr) -> int:
 
 
 def _calls(node: ast.AST) -> Iterator[tuple[ast.Call, bool]]:
-    """The calls of the magic that may be awaited, and whether somebody uses their value."""
+    """The calls of the magic that may be awaited, and whether their value is used."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _CLOSED):
             continue

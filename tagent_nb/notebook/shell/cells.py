@@ -1,4 +1,4 @@
-"""Which cell defined which step, so that a step whose cell is gone can be told.
+"""Which cell defined which step, so that a step whose cell is gone is known.
 
 Each request to run a cell says the id of that cell. JupyterLab and Notebook 7 also say which cells were
 deleted since the last request. That is all a kernel learns: a cell that was deleted after the newest request,
@@ -24,7 +24,7 @@ class _Origin:
 
 
 class Cells:
-    """What a shell is told about its notebook's cells.
+    """What a shell learns about its notebook's cells.
 
     Args:
         shell: The IPython shell.
@@ -65,26 +65,26 @@ class Cells:
 
         Steps that were defined in Python, or where the front end tells no cell ids, are never among them.
         """
-        found = {}
+        steps = {}
         for (place, step), origin in self._origins.items():
             if place == pipeline and origin.cell in self._deleted:
-                found[step] = DELETED
+                steps[step] = DELETED
             elif place == pipeline and self._last[origin.cell] != origin.execution:
-                found[step] = REWRITTEN
-        return found
+                steps[step] = REWRITTEN
+        return steps
 
     def _entered(self, info: Any) -> None:
         """A cell, or code that a cell hands to the shell while it runs: that has no id of its own."""
-        asked: dict[str, Any] = getattr(self.shell, "get_parent", dict)() or {}
-        request = asked.get("header", {}).get("msg_id")
+        parent: dict[str, Any] = getattr(self.shell, "get_parent", dict)() or {}
+        request = parent.get("header", {}).get("msg_id")
         if request is not None and request == self._request:
             return
         self._request = request
         self._executions += 1
         # IPython 7 does not say which cell it is; the request does.
-        self._cell = getattr(info, "cell_id", None) or asked.get("metadata", {}).get("cellId") or ""
-        self._deleted.update(str(one) for one in asked.get("metadata", {}).get("deletedCells") or ())
-        # A cell that runs is there, whatever was told before: deleting can be undone.
+        self._cell = getattr(info, "cell_id", None) or parent.get("metadata", {}).get("cellId") or ""
+        self._deleted.update(str(cell) for cell in parent.get("metadata", {}).get("deletedCells") or ())
+        # A cell that runs is there, whatever an earlier request said: deleting can be undone.
         self._deleted.discard(self._cell)
         if self._cell:
             self._last[self._cell] = self._executions

@@ -27,10 +27,10 @@ async def handle_clicks(kernel: Any) -> None:
     if queue is None:
         return
     waiting = [queue.get_nowait() for _ in range(queue.qsize())]
-    clicks = [one for one in waiting if _type(kernel, one[2]) in COMMS]
-    for one in waiting:
-        if one not in clicks:
-            queue.put_nowait(one)
+    clicks = [message for message in waiting if _type(kernel, message[2]) in COMMS]
+    for message in waiting:
+        if message not in clicks:
+            queue.put_nowait(message)
     for _, dispatch, arguments in clicks:
         parent, ident = kernel.get_parent("shell"), kernel._parent_ident["shell"]
         interrupted_by = kernel.saved_sigint_handler

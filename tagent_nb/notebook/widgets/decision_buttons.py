@@ -38,5 +38,5 @@ class DecisionButtons(anywidget.AnyWidget):
     decided = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, fields: Sequence[Any], offers: Sequence[Sequence[str]]) -> None:
-        names = [one.model_id for one in fields]
-        super().__init__(fields=names, offers=[list(one) for one in offers])
+        names = [field.model_id for field in fields]
+        super().__init__(fields=names, offers=[list(offer) for offer in offers])

@@ -1,4 +1,4 @@
-// The graph of a pipeline: an SVG that is put into the page once, and told what its nodes say from then on.
+// The graph of a pipeline: an SVG that is put into the page once, and sent what changes at its nodes from then on.
 // Everything is set as text, never as HTML, and nothing is loaded.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -17,12 +17,12 @@ function element(tag, className, text) {
 // What Graphviz draws and nothing else: no links, scripts, styles, pictures, nor attributes that act or fetch.
 function cleaned(text) {
   const svg = document.importNode(new DOMParser().parseFromString(text, "image/svg+xml").documentElement, true);
-  for (const one of [...svg.querySelectorAll("*")]) {
-    if (one.namespaceURI !== SVG || !ALLOWED.has(one.localName)) one.remove();
+  for (const node of [...svg.querySelectorAll("*")]) {
+    if (node.namespaceURI !== SVG || !ALLOWED.has(node.localName)) node.remove();
   }
-  for (const one of [svg, ...svg.querySelectorAll("*")]) {
-    for (const { name, value } of [...one.attributes]) {
-      if (/^on|href$|^style$/i.test(name) || /url\(|script:/i.test(value)) one.removeAttribute(name);
+  for (const node of [svg, ...svg.querySelectorAll("*")]) {
+    for (const { name, value } of [...node.attributes]) {
+      if (/^on|href$|^style$/i.test(name) || /url\(|script:/i.test(value)) node.removeAttribute(name);
     }
   }
   return svg;
@@ -31,7 +31,7 @@ function cleaned(text) {
 class Graph {
   constructor(model, el) {
     this.model = model;
-    this.looks = model.get("looks");
+    this.styles = model.get("styles");
     this.root = element("div", "tagent-live-graph");
     this.tools = element("div", "tagent-chips tagent-tools");
     this.tools.setAttribute("role", "toolbar");
@@ -90,13 +90,13 @@ class Graph {
     const names = this.model.get("names");
     for (const [id, label] of Object.entries(names)) this.prepare(id, label);
     this.close.hidden = !this.model.get("opened");
-    this.update(this.model.get("says"));
+    this.update(this.model.get("labels"));
     this.choose();
     this.refit();
   }
 
   prepare(id, name) {
-    const group = [...this.svg.querySelectorAll("g.node")].find((one) => one.id === id);
+    const group = [...this.svg.querySelectorAll("g.node")].find((node) => node.id === id);
     if (!group) return;
     group.removeAttribute("id"); // the same graph may be shown twice
     group.dataset.node = id;
@@ -114,8 +114,8 @@ class Graph {
     this.nodes.set(id, node);
   }
 
-  update(says) {
-    for (const [id, [state, first, last, tip]] of Object.entries(says)) {
+  update(labels) {
+    for (const [id, [state, first, last, tip]] of Object.entries(labels)) {
       const node = this.nodes.get(id);
       if (!node) continue;
       const chosen = node.group.classList.contains("tagent-chosen");
@@ -132,12 +132,12 @@ class Graph {
 
   explain() {
     const present = new Set([...this.nodes.values()].map((node) => node.group.dataset.state));
-    const wanted = Object.keys(this.looks).filter((state) => present.has(state));
+    const wanted = Object.keys(this.styles).filter((state) => present.has(state));
     if (wanted.join() === this.explained) return;
     this.explained = wanted.join();
     this.legend.replaceChildren(...wanted.map((state) => {
       const entry = element("span", `tagent-${state}`);
-      entry.append(element("span", "", this.looks[state][0]), ` ${this.looks[state][1]}`);
+      entry.append(element("span", "", this.styles[state][0]), ` ${this.styles[state][1]}`);
       entry.firstChild.setAttribute("aria-hidden", "true");
       return entry;
     }));
@@ -194,7 +194,7 @@ class Graph {
   }
 
   apply() {
-    this.svg.setAttribute("viewBox", this.box.map((one) => one.toFixed(2)).join(" "));
+    this.svg.setAttribute("viewBox", this.box.map((side) => side.toFixed(2)).join(" "));
     this.svg.setAttribute("preserveAspectRatio", "xMinYMin meet");
   }
 
@@ -293,22 +293,22 @@ class Graph {
 
 export default {
   initialize({ model }) {
-    // The model keeps what is told as differences, for views that are opened later.
+    // The model keeps what is sent as differences, for views that are opened later.
     model.on("msg:custom", (message) => {
-      if (message.picture === model.get("picture")) Object.assign(model.get("says"), message.says);
+      if (message.picture === model.get("picture")) Object.assign(model.get("labels"), message.labels);
     });
   },
 
   render({ model, el }) {
     const graph = new Graph(model, el);
-    const told = (message) => { if (message.picture === model.get("picture")) graph.update(message.says); };
+    const changed = (message) => { if (message.picture === model.get("picture")) graph.update(message.labels); };
     const drawn = () => graph.draw();
     const chosen = () => graph.choose();
-    model.on("msg:custom", told);
+    model.on("msg:custom", changed);
     model.on("change:picture", drawn);
     model.on("change:selected", chosen);
     return () => {
-      model.off("msg:custom", told);
+      model.off("msg:custom", changed);
       model.off("change:picture", drawn);
       model.off("change:selected", chosen);
       graph.resized.disconnect();

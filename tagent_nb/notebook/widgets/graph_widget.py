@@ -1,4 +1,4 @@
-"""The live graph as a widget: an SVG that is laid out once, then told only what is new.
+"""The live graph as a widget: an SVG that is laid out once, then sent only what is new.
 
 Hooks for tests and style sheets: a node is ``g.node[data-step][data-state]`` within ``.tagent-live-graph``;
 it is a button with ``aria-pressed``, and its ``aria-label`` says what the tooltip says.
@@ -13,7 +13,7 @@ import anywidget
 import traitlets
 
 from tagent_nb.graph import LiveGraph
-from tagent_nb.notebook.widgets.step_table import looks
+from tagent_nb.notebook.widgets.step_table import status_styles
 from tagent_nb.notebook.widgets.widget_style import CSS, script
 from tagent_nb.pipeline import Pipeline
 from tagent_nb.results import StepResult
@@ -29,24 +29,24 @@ class GraphWidget(anywidget.AnyWidget):
         svg: The picture.
         names: Node id to the step that it shows; an empty string for a group.
         groups: Node id to the key of its group.
-        says: Node id to ``[state, first line, last line, tooltip]``.
+        labels: Node id to ``[state, first line, last line, tooltip]``.
         opened: Whether groups were opened.
         selected: Name of the step whose details are open, or an empty string; set by clicks too.
     """
 
     _esm = script("graph_widget.js")
     _css = CSS
-    looks = traitlets.Dict().tag(sync=True)
+    styles = traitlets.Dict().tag(sync=True)
     picture = traitlets.Int(0).tag(sync=True)
     svg = traitlets.Unicode("").tag(sync=True)
     names = traitlets.Dict().tag(sync=True)
     groups = traitlets.Dict().tag(sync=True)
-    says = traitlets.Dict().tag(sync=True)
+    labels = traitlets.Dict().tag(sync=True)
     opened = traitlets.Bool(False).tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, **fields: Any) -> None:
-        super().__init__(looks=looks(), **fields)
+        super().__init__(styles=status_styles(), **fields)
         self._graph: LiveGraph | None = None
 
     def lay_out(
@@ -64,15 +64,15 @@ class GraphWidget(anywidget.AnyWidget):
             TagentError: The graph cannot be drawn.
         """
         graph = LiveGraph(pipeline, opened)
-        says = {node: graph.says(node, steps, now) for node in graph.nodes}
+        labels = {node: graph.says(node, steps, now) for node in graph.nodes}
         names = {node: "" if node in graph.groups else steps[0] for node, steps in graph.nodes.items()}
         self._graph = graph
         with self.hold_sync():
-            self.svg, self.names, self.groups, self.says = graph.svg, names, graph.groups, says
+            self.svg, self.names, self.groups, self.labels = graph.svg, names, graph.groups, labels
             self.opened = bool(opened)
             self.picture += 1
 
-    def tell(self, changed: Collection[str], steps: Mapping[str, StepResult], now: float) -> None:
+    def send_changes(self, changed: Collection[str], steps: Mapping[str, StepResult], now: float) -> None:
         """Show what is new of these steps. Without a layout it does nothing."""
         graph = self._graph
         if graph is None:
@@ -81,9 +81,9 @@ class GraphWidget(anywidget.AnyWidget):
         for node in {graph.node_of(name) for name in changed}:
             if node is None:
                 continue  # it is no longer defined
-            said = graph.says(node, steps, now)
-            if said != self.says[node]:
+            label = graph.says(node, steps, now)
+            if label != self.labels[node]:
                 # In place: the trait is there for views that are opened later, and is not sent again.
-                self.says[node] = new[node] = said
+                self.labels[node] = new[node] = label
         if new:
-            self.send({"picture": self.picture, "says": new})
+            self.send({"picture": self.picture, "labels": new})

@@ -56,7 +56,7 @@ class Row {
   }
 
   set_state(value) {
-    const [mark, word] = this.table.looks[value];
+    const [mark, word] = this.table.styles[value];
     this.mark.textContent = mark;
     this.word.textContent = word;
     this.state.className = `tagent-state tagent-${value}`;
@@ -89,13 +89,13 @@ class Row {
 class Table {
   constructor(model, el) {
     this.model = model;
-    this.looks = model.get("looks");
+    this.styles = model.get("styles");
     this.rows = new Map();
     this.counts = "";
     this.only = "";
     this.root = element("div", "tagent-live tagent-table");
-    this.said = element("div", "tagent-unseen");
-    this.said.setAttribute("role", "status");
+    this.announced = element("div", "tagent-unseen");
+    this.announced.setAttribute("role", "status");
     this.filters = element("div", "tagent-chips");
     this.filters.setAttribute("role", "group");
     this.filters.setAttribute("aria-label", "Show steps by state");
@@ -116,7 +116,7 @@ class Table {
     this.body = element("tbody");
     table.append(top, this.body);
     this.scroller.append(table);
-    this.root.append(this.said, this.filters, this.scroller);
+    this.root.append(this.announced, this.filters, this.scroller);
     el.append(this.root);
     this.rebuild();
     this.select_rows();
@@ -163,11 +163,11 @@ class Table {
       this.count();
       return;
     }
-    const kept = new Map([...this.filters.children].map((chip) => [chip.dataset.state, chip]));
-    const wanted = ["", ...Object.keys(this.looks).filter((state) => counts[state])];
-    for (const [state, chip] of kept) if (!wanted.includes(state)) chip.remove();
+    const chips = new Map([...this.filters.children].map((chip) => [chip.dataset.state, chip]));
+    const wanted = ["", ...Object.keys(this.styles).filter((state) => counts[state])];
+    for (const [state, chip] of chips) if (!wanted.includes(state)) chip.remove();
     for (const [index, state] of wanted.entries()) {
-      let chip = kept.get(state);
+      let chip = chips.get(state);
       if (!chip) {
         chip = element("button", state ? `tagent-${state}` : "");
         chip.type = "button";
@@ -175,7 +175,7 @@ class Table {
         chip.addEventListener("click", () => this.filter(state));
         this.filters.insertBefore(chip, this.filters.children[index] || null);
       }
-      const [mark, word] = state ? this.looks[state] : ["", "all"];
+      const [mark, word] = state ? this.styles[state] : ["", "all"];
       const label = `${mark} ${state ? counts[state] : this.rows.size} ${word}`.trim();
       if (chip.textContent !== label) chip.textContent = label;
       chip.setAttribute("aria-pressed", String(this.only === state));
@@ -201,30 +201,30 @@ class Table {
     }
   }
 
-  say() { this.said.textContent = this.model.get("said"); }
+  announce() { this.announced.textContent = this.model.get("announcement"); }
 }
 
 export default {
   initialize({ model }) {
-    // The model keeps what is told as differences, for views that are opened later.
+    // The model keeps what is sent as differences, for views that are opened later.
     model.on("msg:custom", (message) => Object.assign(model.get("rows"), message.rows));
   },
 
   render({ model, el }) {
     const table = new Table(model, el);
-    const told = (message) => table.update(message.rows);
+    const changed = (message) => table.update(message.rows);
     const rebuilt = () => { table.rebuild(); table.select_rows(); };
     const chosen = () => table.select_rows();
-    const said = () => table.say();
-    model.on("msg:custom", told);
+    const announce = () => table.announce();
+    model.on("msg:custom", changed);
     model.on("change:rows", rebuilt);
     model.on("change:selected", chosen);
-    model.on("change:said", said);
+    model.on("change:announcement", announce);
     return () => {
-      model.off("msg:custom", told);
+      model.off("msg:custom", changed);
       model.off("change:rows", rebuilt);
       model.off("change:selected", chosen);
-      model.off("change:said", said);
+      model.off("change:announcement", announce);
     };
   },
 };

@@ -1,4 +1,4 @@
-"""The rows of a run as a widget: one table for all steps, told only what is new.
+"""The rows of a run as a widget: one table for all steps, sent only what is new.
 
 Hooks for tests and style sheets: a row is ``tr[data-step][data-state]`` within ``.tagent-table``; the
 button in it has the step's name and ``aria-pressed``; filters are ``.tagent-chips button[data-state]``.
@@ -18,14 +18,14 @@ from tagent_nb.notebook.widgets.widget_style import CSS, script
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results import StepResult, about_words, error_text
 
-__all__ = ["StepTable", "looks", "row_of"]
+__all__ = ["StepTable", "row_of", "status_styles"]
 
 MOST_SHOWN = 600
 """Characters of a running step's text that its row shows."""
 _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
 
 
-def looks() -> dict[str, list[str]]:
+def status_styles() -> dict[str, list[str]]:
     """Mark and word of each state, for the widgets."""
     return {status.value: [look.mark, look.word] for status, look in LOOKS.items()}
 
@@ -62,18 +62,18 @@ class StepTable(anywidget.AnyWidget):
     Attributes:
         rows: What the rows say, by their place; see :func:`row_of`.
         selected: Name of the step whose details are open, or an empty string; set by clicks too.
-        said: What a screen reader is told, once for each change.
+        announcement: What a screen reader reads out, once for each change.
     """
 
     _esm = script("step_table.js")
     _css = CSS
-    looks = traitlets.Dict().tag(sync=True)
+    styles = traitlets.Dict().tag(sync=True)
     rows = traitlets.Dict().tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
-    said = traitlets.Unicode("").tag(sync=True)
+    announcement = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, **fields: Any) -> None:
-        super().__init__(looks=looks(), **fields)
+        super().__init__(styles=status_styles(), **fields)
         self._places: dict[str, str] = {}
 
     def rebuild(self, rows: Mapping[str, list[str]]) -> None:
@@ -81,7 +81,7 @@ class StepTable(anywidget.AnyWidget):
         self._places = {name: str(index) for index, name in enumerate(rows)}
         self.rows = {self._places[name]: row for name, row in rows.items()}
 
-    def tell(self, rows: Mapping[str, list[str]]) -> None:
+    def send_changes(self, rows: Mapping[str, list[str]]) -> None:
         """Show what is new in these rows."""
         changed = {}
         for name, row in rows.items():
