@@ -1,7 +1,7 @@
 """Errors that come from objects of the user: any method of theirs may raise anything.
 
 What asks such an object for its text, length or class goes through here, or stands inside
-:func:`tagent_nb.engine.unit.execute.step_errors`, which turns what they raise into the failure of one step.
+:func:`tagent_nb.engine.unit.attempt.unprepared`, which turns what they raise into the failure of one step.
 """
 
 from __future__ import annotations

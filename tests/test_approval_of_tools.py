@@ -32,7 +32,7 @@ from tagent_nb import (
     StepWaiting,
     tool,
 )
-from tagent_nb.engine.memory.pending_approvals import HeldValues
+from tagent_nb.engine.memory.pending_approvals import PendingApprovals
 from tagent_nb.errors import DefinitionError, OutputValidationError, StepError, StorageUnavailableError
 from tagent_nb.events import Event, StepProgress
 from tagent_nb.runners import options_of, step_context
@@ -565,10 +565,10 @@ def test_a_tool_is_pure_or_not() -> None:
 
 
 def test_a_decision_on_what_was_never_asked_changes_nothing() -> None:
-    held = HeldValues()
-    held.answered(ApprovalGiven(run_id="r", step="a", verdict="approved"))
-    assert held.undecided() == []
-    assert not held
+    pending = PendingApprovals()
+    pending.decide(ApprovalGiven(run_id="r", step="a", verdict="approved"))
+    assert pending.undecided() == []
+    assert not pending
 
 
 @pytest.mark.parametrize("kind", [ApprovalRequested, ApprovalGiven])

@@ -43,14 +43,14 @@ class Hold:
 @pytest.fixture
 def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
     monkeypatch.setattr(blocking, "PERIOD", 0.001)
-    monkeypatch.setattr(blocking, "HELD", 0.01)
+    monkeypatch.setattr(blocking, "BLOCKED", 0.01)
     hold = Hold()
     look = LoopWatch._look
 
     def noted(watch: LoopWatch) -> None:
-        found = watch.holder()
+        culprit = watch.blocking_step()
         look(watch)  # the loop hears of it before it goes on
-        hold.look(found)
+        hold.look(culprit)
 
     monkeypatch.setattr(LoopWatch, "_look", noted)
     return hold
@@ -195,7 +195,7 @@ def test_a_loop_that_is_closed_is_watched_no_longer(hold: Hold) -> None:
     class Gone:
         asked = 0
 
-        def from_anywhere(self, action: object) -> None:
+        def call_from_anywhere(self, action: object) -> None:
             self.asked += 1
             raise RuntimeError("Event loop is closed")
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tagent_nb.engine import submit
-from tagent_nb.engine.background import apart, background_loop, in_thread, unbroken
+from tagent_nb.engine.background import apart, background_loop, in_thread, run_shielded
 from tagent_nb.errors import StepError
 
 
@@ -121,7 +121,7 @@ async def test_what_must_not_be_cut_short_ends_before_its_caller_is_cancelled(er
         if error is not None:
             raise error
 
-    task = asyncio.ensure_future(unbroken(work()))
+    task = asyncio.ensure_future(run_shielded(work()))
     await entered.wait()
     task.cancel()
     leave.set()
@@ -134,7 +134,7 @@ async def test_what_is_not_cancelled_gives_its_value() -> None:
     async def work() -> int:
         return 1
 
-    assert await unbroken(work()) == 1
+    assert await run_shielded(work()) == 1
 
 
 async def test_work_apart_is_waited_for_however_often_it_is_cancelled() -> None:

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = face(
         "background": ("submit",),
         "dry_run.history": (
             "Durations",
-            "Past",
+            "RunHistory",
         ),
         "dry_run.plan": (
             "Plan",

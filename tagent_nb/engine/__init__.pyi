@@ -7,7 +7,7 @@ from tagent_nb.engine.ask import question as question
 from tagent_nb.engine.ask import run_agent as run_agent
 from tagent_nb.engine.background import submit as submit
 from tagent_nb.engine.dry_run.history import Durations as Durations
-from tagent_nb.engine.dry_run.history import Past as Past
+from tagent_nb.engine.dry_run.history import RunHistory as RunHistory
 from tagent_nb.engine.dry_run.plan import Plan as Plan
 from tagent_nb.engine.dry_run.plan import StepPlan as StepPlan
 from tagent_nb.engine.executor import PipelineExecutor as PipelineExecutor

@@ -61,7 +61,7 @@ def on_background_loop() -> bool:
         return False
 
 
-async def unbroken(work: Coroutine[Any, Any, T]) -> T:
+async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Await something to its end, and only then be cancelled, if somebody asked for that meanwhile."""
     task = asyncio.ensure_future(work)
     try:

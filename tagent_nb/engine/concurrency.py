@@ -1,4 +1,4 @@
-"""Whose turn it is: SERIAL steps work one after the other, and whoever waits for a person steps aside."""
+"""Who may work when: pauses and stops, the lock that SERIAL steps share, and the slots of all units."""
 
 from __future__ import annotations
 
@@ -7,39 +7,85 @@ import heapq
 from collections.abc import Callable, Mapping
 
 
-class Turns:
-    """The one turn that SERIAL steps share, and how many of a step's workers are at work.
+class RunSignals:
+    """What units of a run look at before they go on.
 
-    Args:
-        order: Place of each step in the definition; those that are ready start in this order.
-        freed: Called when somebody stepped aside: the next step may start.
+    Attributes:
+        paused_or_stopping: Whether :meth:`may_start` would wait or raise. Nearly always false.
+        failing: Whether the run ends with an error of its own: what a step raises then is no failure of it.
     """
 
-    def __init__(self, order: Mapping[str, int], freed: Callable[[], None]) -> None:
+    def __init__(self) -> None:
+        self._unpaused = asyncio.Event()
+        self._unpaused.set()
+        self._stopping = False
+        self.paused_or_stopping = False
+        self.failing = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run is paused."""
+        return not self._unpaused.is_set()
+
+    def pause(self) -> None:
+        """Let nothing start until :meth:`unpause`."""
+        self._unpaused.clear()
+        self.paused_or_stopping = True
+
+    def unpause(self) -> None:
+        """Let what waits start."""
+        self._unpaused.set()
+        self.paused_or_stopping = self._stopping
+
+    def stop(self) -> None:
+        """Let nothing start any more."""
+        self._stopping = self.paused_or_stopping = True
+
+    async def may_start(self) -> None:
+        """Wait while the run is paused.
+
+        Raises:
+            CancelledError: The run ends: a step that took no notice starts nothing further.
+        """
+        if not self._unpaused.is_set():
+            await self._unpaused.wait()
+        if self._stopping:
+            raise asyncio.CancelledError
+
+
+class SerialLock:
+    """The lock that SERIAL steps share, given to them in definition order; and how many workers a step has.
+
+    Args:
+        order: Position of each step in the definition; those that are ready start in this order.
+        on_freed: Called when a step has yielded the lock: the next step may start.
+    """
+
+    def __init__(self, order: Mapping[str, int], on_freed: Callable[[], None] | None = None) -> None:
         self._order = order
-        self._freed = freed
+        self.on_freed = on_freed
         self._ready: list[tuple[int, str]] = []
         self._holder: str | None = None
         self._returning: dict[str, list[asyncio.Future[None]]] = {}
-        # Of steps that somebody steps aside from: workers at work, and those that wait.
-        self._crews: dict[str, int] = {}
-        self._aside: dict[str, int] = {}
+        # Of steps that have yielded a slot: workers at work, and those that wait.
+        self._working: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
 
     def offer(self, step: str) -> None:
         """A SERIAL step is ready."""
         heapq.heappush(self._ready, (self._order[step], step))
 
     def next(self) -> str | None:
-        """Give the turn to the next in line; returns the step to start, if it has not begun yet."""
+        """Give the lock to the next in line; returns the step to start, if it has not begun yet."""
         if self._holder is not None or not self._ready:
             return None
         self._holder = step = heapq.heappop(self._ready)[1]
         returning = self._returning.pop(step, None)
         if returning is None:
             return step
-        for one in returning:
-            if not one.done():
-                one.set_result(None)
+        for waiter in returning:
+            if not waiter.done():
+                waiter.set_result(None)
         return None
 
     def release(self, step: str) -> None:
@@ -47,83 +93,87 @@ class Turns:
         if self._holder == step:
             self._holder = None
 
-    # -- stepping aside ---------------------------------------------------------------------
+    # -- yielding ---------------------------------------------------------------------------
 
-    def crew(self, step: str, workers: int) -> None:
-        """A mapped step begins with so many workers. (A step that says nothing has one.)"""
-        self._crews[step] = workers
+    def begin_workers(self, step: str, workers: int) -> None:
+        """A mapped step begins with so many workers. (A step for which this is not called has one.)"""
+        self._working[step] = workers
 
     def join(self, step: str) -> None:
         """One more worker of a step is at work."""
-        self._crews[step] = self._crews.get(step, 1) + 1
+        self._working[step] = self._working.get(step, 1) + 1
 
     def leave(self, step: str) -> None:
-        """A worker of a mapped step finds nothing more to do. Those who wait need no turn."""
-        self._crews[step] = left = self._crews.get(step, 1) - 1
-        if not left and self._aside.get(step) and self._holder == step:
+        """A worker of a mapped step finds nothing more to do. Workers that wait need no lock."""
+        self._working[step] = left = self._working.get(step, 1) - 1
+        if not left and self._waiting.get(step) and self._holder == step:
             self._holder = None
             self._freed()
 
-    def step_aside(self, step: str) -> None:
-        """A worker of this step waits for a person. The last one at work gives the turn away."""
-        self._aside[step] = self._aside.get(step, 0) + 1
+    def yield_lock(self, step: str) -> None:
+        """A worker of this step waits for a person. The last one at work gives the lock away."""
+        self._waiting[step] = self._waiting.get(step, 0) + 1
         self.leave(step)
 
     def wait_over(self, step: str) -> None:
-        """A worker that stepped aside waits no longer; all that is left to do is to record."""
-        self._aside[step] -= 1
+        """A worker that has yielded waits no longer; all that is left to do is to record."""
+        self._waiting[step] -= 1
 
-    async def come_back(self, step: str, serial: bool) -> None:
-        """A worker that stepped aside goes on working, when it is its turn again."""
+    async def take_back(self, step: str, serial: bool) -> None:
+        """A worker that has yielded goes on working, when its step has the lock again."""
         if serial and self._holder != step:
             await self._in_line(step)
         self.wait_over(step)
         self.join(step)
 
+    def _freed(self) -> None:
+        if self.on_freed is not None:
+            self.on_freed()
+
     async def _in_line(self, step: str) -> None:
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         others = self._returning.setdefault(step, [])
-        others.append(waiting)
+        others.append(waiter)
         if len(others) == 1:
             self.offer(step)
             self._freed()
         try:
-            await waiting
+            await waiter
         except asyncio.CancelledError:
-            # Nobody would be there to take the turn, and to give it away again.
-            others.remove(waiting)
+            # No worker would be there to take the lock, and to give it away again.
+            others.remove(waiter)
             if not others and self._returning.pop(step, None) is not None:
                 self._ready.remove((self._order[step], step))
                 heapq.heapify(self._ready)
             raise
 
 
-class Place:
-    """The place of one unit of work among those that run: its slot, and its step's turn.
+class Slot:
+    """The slot of one unit of work among those that run, and its share of its step's lock.
 
     Args:
         step: The step's name.
-        serial: Whether the step needs the turn.
+        serial: Whether the step needs the lock.
         slots: Those of the run.
-        turns: Those of the run.
-        on_aside: Called before it steps aside: somebody else may do its work.
+        lock: That of the run.
+        on_yield: Called before the slot is yielded: another worker may do what comes next.
 
     Attributes:
-        away: Whether it waits aside.
-        was_away: Whether it ever has.
-        at_work: Whether it counts as one of its step's workers.
+        yielded: Whether it is yielded while its unit waits.
+        was_yielded: Whether it ever was.
+        at_work: Whether its unit counts as one of the step's workers.
     """
 
     __slots__ = (
         "_has_slot",
-        "_on_aside",
+        "_lock",
+        "_on_yield",
         "_serial",
         "_slots",
         "_step",
-        "_turns",
         "at_work",
-        "away",
-        "was_away",
+        "was_yielded",
+        "yielded",
     )
 
     def __init__(
@@ -131,45 +181,45 @@ class Place:
         step: str,
         serial: bool,
         slots: asyncio.Semaphore,
-        turns: Turns,
-        on_aside: Callable[[], None] | None = None,
+        lock: SerialLock,
+        on_yield: Callable[[], None] | None = None,
     ) -> None:
         self._step = step
         self._serial = serial
         self._slots = slots
-        self._turns = turns
-        self._on_aside = on_aside
+        self._lock = lock
+        self._on_yield = on_yield
         self._has_slot = False
-        self.away = False
-        self.was_away = False
+        self.yielded = False
+        self.was_yielded = False
         self.at_work = True
 
     async def take(self) -> None:
-        """Wait for the turn, where it was given away, and for a slot."""
-        if self.away:
-            await self._turns.come_back(self._step, self._serial)
-            self.away, self.at_work = False, True
+        """Wait for the lock, where it was yielded, and for a slot."""
+        if self.yielded:
+            await self._lock.take_back(self._step, self._serial)
+            self.yielded, self.at_work = False, True
         await self._slots.acquire()
         self._has_slot = True
 
-    def give(self) -> None:
+    def give_back(self) -> None:
         """Give the slot back."""
         if self._has_slot:
             self._has_slot = False
             self._slots.release()
 
-    def step_aside(self) -> None:
-        """Let others work while this one waits for a person."""
-        if self._on_aside is not None and not self.was_away:
-            self._on_aside()
-        self.away = self.was_away = True
+    def yield_slot(self) -> None:
+        """Let others work while this unit waits for a person."""
+        if self._on_yield is not None and not self.was_yielded:
+            self._on_yield()
+        self.yielded = self.was_yielded = True
         self.at_work = False
-        self._turns.step_aside(self._step)
-        self.give()
+        self._lock.yield_lock(self._step)
+        self.give_back()
 
     def end(self) -> None:
         """Nothing is left to do but to record."""
-        self.give()
-        if self.away:
-            self.away = False
-            self._turns.wait_over(self._step)
+        self.give_back()
+        if self.yielded:
+            self.yielded = False
+            self._lock.wait_over(self._step)

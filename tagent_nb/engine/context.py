@@ -1,4 +1,4 @@
-"""What a run works with, and how it is to go."""
+"""What a run is about, what it works with, and how it is to go."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tagent_nb.runners import Ledger, Quirks
 
 if TYPE_CHECKING:
     from tagent_nb.cache import ResultCache
-    from tagent_nb.events import CallRecorded, Observer
-    from tagent_nb.pipeline import Approver, Budget, Price
+    from tagent_nb.events import CallRecorded, Observer, Output, StepCached, StepFinished
+    from tagent_nb.pipeline import Approver, Budget, Pipeline, Price
     from tagent_nb.runners import CallMiddleware, StepRunner
     from tagent_nb.storage import StorageBackend
 
@@ -21,7 +21,7 @@ class RunOptions:
     """How one run is to go; see :meth:`PipelineExecutor.execute`.
 
     Attributes:
-        timeout: Most seconds of this sitting, in place of the pipeline's.
+        timeout: Most seconds of this session, in place of the pipeline's.
         inherits: Names of the switches that are as they were in the run that is carried on.
         still_forced: Steps that this run was to force and that have not ended since: the cache does not
             answer for them. Records do: what they hold of these steps was made since.
@@ -47,9 +47,19 @@ class RunOptions:
         return step in self.still_forced or self.forces(step)
 
 
-@dataclass
-class Equipment:
-    """What a run works with."""
+@dataclass(frozen=True)
+class RunServices:
+    """What a run works with.
+
+    Attributes:
+        model: The run's own model, before the pipeline's.
+        namespace: Names that Python bodies see.
+        schemas: Classes that stored values may become, by name and by step.
+        middleware: What each call to a model or a tool passes, the first one outermost.
+        paid: What a call passes besides that is paid.
+        recorded: Calls that answer for models in an offline run.
+        observers: Called with every event; one that fails is taken out.
+    """
 
     storage: StorageBackend
     cache: ResultCache | None
@@ -68,3 +78,30 @@ class Equipment:
     approver: Approver | None = None
     secret_values: str = "warn"
     quirks: Quirks = field(default_factory=Quirks)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What stays the same while a run goes on.
+
+    Attributes:
+        run_id: The run.
+        pipeline: A snapshot, which is never changed.
+        services: What the run works with.
+        options: How it is to go.
+        inputs: Values that no step makes, by name.
+        reads_inputs: Names of the inputs that each step reads, of those steps that read any.
+        recorded: Recorded events by (step, item), for units whose fingerprint is still the same.
+        keyed: Whether fingerprints are worked out.
+        token: That of the run's lease; ``None`` for a run that records nothing.
+    """
+
+    run_id: str
+    pipeline: Pipeline
+    services: RunServices
+    options: RunOptions
+    inputs: Mapping[str, Output]
+    reads_inputs: Mapping[str, Sequence[str]]
+    recorded: Mapping[tuple[str, str | None], StepFinished | StepCached]
+    keyed: bool
+    token: int | None = None

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.approval.requests import chosen, given_of, open_requests, unit_of
+from tagent_nb.engine.approval.requests import chosen, decision_event, open_requests, unit_of
 from tagent_nb.engine.background import submit
 from tagent_nb.engine.lease import holding
 from tagent_nb.engine.memory.load import read_memory, schemas_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.engine.memory.memory import PipelineMemory
-    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.engine.session import Session
     from tagent_nb.pipeline import Pipeline
     from tagent_nb.storage import StorageBackend
 
@@ -38,7 +38,7 @@ class Deciding(ABC):
         """Whether a run is going on."""
 
     @abstractmethod
-    def _ask(self, action: Callable[[Run], None]) -> None:
+    def _act(self, action: Callable[[Session], None]) -> None:
         """Do something with the run, on its loop."""
 
     def pending_approvals(self) -> list[ApprovalRequest]:
@@ -93,11 +93,11 @@ class Deciding(ABC):
 
     def decide(self, request: ApprovalRequest, decision: Decision) -> None:
         """Decide on one of :meth:`pending_approvals`; errors as for :meth:`approve`."""
-        given = given_of(request, decision)
+        decided = decision_event(request, decision)
         if self.running:
-            self._ask(lambda run: run.approvals.decide(given))
+            self._act(lambda session: session.approvals.decide(decided))
         else:
-            submit(self._record(given)).result()
+            submit(self._record(decided)).result()
 
     def _decide(self, step: str, item: str | None, tool: str | None, decision: Decision) -> None:
         self.decide(chosen(self.pending_approvals(), step, item, tool), decision)
@@ -119,7 +119,7 @@ class Deciding(ABC):
             """Whoever has taken the run over refuses the record below, which says so."""
 
         known = self.memory if self.memory is not None and self.memory.run_id == given.run_id else None
-        if known is not None and known.held.get(unit_of(given)) is None:
+        if known is not None and known.pending.get(unit_of(given)) is None:
             return  # its run has ended meanwhile, and needed no other decision
         pipeline_id = self.pipeline.id
         async with holding(self.storage, pipeline_id, given.run_id, lost) as lease:

@@ -8,31 +8,40 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagent_nb.engine.approval.requests import checked_approver
 from tagent_nb.engine.background import background_loop, submit
 from tagent_nb.engine.checking import Checking
-from tagent_nb.engine.context import Equipment, RunOptions
+from tagent_nb.engine.context import RunContext, RunOptions, RunServices
 from tagent_nb.engine.deciding import Deciding
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.inputs import TakenInputs, settle
 from tagent_nb.engine.lease import holding
-from tagent_nb.engine.memory.load import PipelineMemoryManager, read_previous, schemas_of
+from tagent_nb.engine.memory.load import schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.memory.state_machine import PipelineStateMachine
-from tagent_nb.engine.memory.store import save
 from tagent_nb.engine.preflight import budget_of, ledger_of, paid_middleware, refuse_unpriced
 from tagent_nb.engine.recalling import Recalling
+from tagent_nb.engine.recorder import Recorder
 from tagent_nb.engine.recordings import calls_on
 from tagent_nb.engine.remembering import Remembering
-from tagent_nb.engine.run_loop import Run
-from tagent_nb.engine.session import Runners, definition_of, memory_of, run_id_of
-from tagent_nb.engine.unit.attempt import secret_of_input
+from tagent_nb.engine.session import (
+    Runners,
+    Session,
+    context_of,
+    definition_of,
+    memory_of,
+    preparation_of,
+    recorder_of,
+    run_id_of,
+    session_of,
+)
+from tagent_nb.engine.unit.value_checks import ValueChecks
+from tagent_nb.engine.unit.work import Preparation
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
-from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, Output, RunContinued, RunStarted
+from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, RunContinued, RunStarted
 from tagent_nb.pipeline import (
     EXECUTOR,
     Approver,
@@ -57,7 +66,6 @@ if TYPE_CHECKING:
 
     from tagent_nb.cache import ResultCache
     from tagent_nb.engine.dry_run.plan import Plan
-    from tagent_nb.engine.resume import Recorded
     from tagent_nb.runners import CallMiddleware, StepRunner, Tracing
     from tagent_nb.storage import StorageBackend
 
@@ -164,11 +172,11 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self.recording = calls_on(recording)
         self.memory: PipelineMemory | None = None
         self._observers: list[Observer] = list(observers)
-        self._run: Run | None = None
+        self._session: Session | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Set from start() until execute() begins: who cancels between the two must be heard.
+        # Set from start() until execute() begins: a cancel() between the two counts.
         self._starting: asyncio.AbstractEventLoop | None = None
-        self._asked: list[Callable[[Run], None]] = []
+        self._actions: list[Callable[[Session], None]] = []
 
     # -- running ----------------------------------------------------------------------------
 
@@ -199,12 +207,12 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
                 it did, and a new one uses it.
             on_change: What a resumed run does about recorded steps whose definition changed:
                 ``"refuse"`` raises, ``"rerun"`` runs them again and what depends on them.
-            budget: Most that the run may spend, all its sittings together, in place of the executor's.
+            budget: Most that the run may spend, all its sessions together, in place of the executor's.
                 ``"none"`` limits nothing; without a say a resumed run keeps the one that it had.
             inputs: Values by name that steps read and no step makes, such as ``{"df": df}``. They come
                 before the pipeline's ``inputs``, and these before variables of ``namespace``. A run copies
                 and records them when it begins; one that is carried on has those it recorded.
-            timeout: Most seconds that this sitting may take, waits included, in place of the pipeline's. A
+            timeout: Most seconds that this session may take, waits included, in place of the pipeline's. A
                 run that takes longer is stopped, fails, and can be resumed.
 
         Returns:
@@ -233,10 +241,10 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             options = self._options(resume, force, until, offline, use_cache, on_change, budget)
             limit = checked_timeout("The run", timeout)
             options = replace(options, timeout=limit or self.pipeline.timeout or self.defaults.timeout)
-            return await self._sit(self._checked(options, taken), options, taken)
+            return await self._run_session(self._checked(options, taken), options, taken)
         finally:
-            self._run = self._loop = None
-            self._asked.clear()
+            self._session = self._loop = None
+            self._actions.clear()
 
     def run(self, **options: Any) -> PipelineResult:
         """:meth:`execute` from anywhere: it works on a loop in a thread of its own and waits for it.
@@ -301,8 +309,8 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         Raises what :meth:`execute` raises before it begins; a resumed run that would be refused
         because steps have changed is planned, with ``conflicts`` set.
         """
-        from tagent_nb.engine.dry_run.dry_run import Rehearsal
-        from tagent_nb.engine.dry_run.history import Past
+        from tagent_nb.engine.dry_run.dry_run import DryRun
+        from tagent_nb.engine.dry_run.history import RunHistory
         from tagent_nb.engine.dry_run.plan import Plan
         from tagent_nb.engine.resume import judge
 
@@ -312,32 +320,36 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
         run_id = await run_id_of(self.storage, pipeline, options)
         memory, _ = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
-        given, other = await settle(pipeline, taken, memory)
+        values, other = await settle(pipeline, taken, memory)
         options = self._carried_on(pipeline, options, memory)
-        run = self._run_of(pipeline, options, memory, schemas, given)
+        services = self._services(pipeline, options, memory, schemas)
+        context, unreadable = await context_of(pipeline, options, memory, services, values)
+        recorder = recorder_of(context, memory)
+        preparation = preparation_of(context, recorder)
         verdict = None
         if options.resume is not False:
-            verdict = await judge(run, definition_of(self.storage, pipeline), other)
-        past = Past(self.storage, pipeline.id, pipeline.name)
-        steps = await Rehearsal(run, verdict, past).steps()
+            definition = definition_of(self.storage, pipeline)
+            verdict = await judge(context, recorder, preparation, definition, other)
+        history = RunHistory(self.storage, pipeline.id, pipeline.name)
+        steps = await DryRun(context, recorder, preparation, verdict, unreadable, history).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
         resumed = None if verdict is None else memory.run_id
-        inputs = {name: shape_text(output.value) for name, output in given.items()}
+        inputs = {name: shape_text(output.value) for name, output in values.items()}
         return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline), inputs)
 
     # -- control, from any thread -----------------------------------------------------------
 
     def cancel(self) -> None:
         """Stop the run now; it can be resumed. Without a run, or called again, it does nothing."""
-        self._ask(Run.cancel)
+        self._act(lambda session: session.loop.cancel())
 
     def pause(self) -> None:
         """Start nothing further until :meth:`resume`; what runs goes on."""
-        self._ask(Run.pause)
+        self._act(lambda session: session.loop.pause())
 
     def resume(self) -> None:
         """Go on after :meth:`pause`. (To carry on an earlier run: ``run(resume=True)``.)"""
-        self._ask(Run.unpause)
+        self._act(lambda session: session.loop.unpause())
 
     @property
     def running(self) -> bool:
@@ -349,54 +361,62 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         """The result as it stands now: live while a run goes on; ``None`` before the first."""
         return None if self.memory is None else self.memory.to_result()
 
-    def _ask(self, action: Callable[[Run], None]) -> None:
+    def _act(self, action: Callable[[Session], None]) -> None:
         """Do something with the run, on its loop; with one that is about to begin, when it has."""
         loop = self._loop or self._starting
         if loop is not None:
-            loop.call_soon_threadsafe(self._asked_now, action)
+            loop.call_soon_threadsafe(self._act_now, action)
 
-    def _asked_now(self, action: Callable[[Run], None]) -> None:
-        if self._run is not None:
-            action(self._run)
+    def _act_now(self, action: Callable[[Session], None]) -> None:
+        if self._session is not None:
+            action(self._session)
         elif self._loop is not None or self._starting is not None:
-            self._asked.append(action)
+            self._actions.append(action)
 
     # -- inside -----------------------------------------------------------------------------
 
-    async def _sit(self, pipeline: Pipeline, options: RunOptions, taken: TakenInputs) -> PipelineResult:
-        """One sitting of a run: from its lease to its last record."""
+    async def _run_session(
+        self, pipeline: Pipeline, options: RunOptions, taken: TakenInputs
+    ) -> PipelineResult:
+        """One session of a run: from its lease to its last record."""
         note_secrets()
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
         run_id = await run_id_of(self.storage, pipeline, options)
 
         def lost(error: LeaseLostError) -> None:
-            self._asked_now(lambda run: run.fail(error))
+            self._act_now(lambda session: session.loop.fail(error))
 
         tracing = traced(self._observers, pipeline.name, self.trace_content)
-        with self.storage.telling(self._hear), tracing as self._tracing:
+        with self.storage.telling(self._on_storage_warning), tracing as self._tracing:
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
-                given, other = await settle(pipeline, taken, memory)
+                values, changed = await settle(pipeline, taken, memory)
                 options = self._carried_on(pipeline, options, memory)
                 calls = await self._calls(pipeline, options)
-                run = self._run_of(pipeline, options, memory, schemas, given, lease.token, calls)
-                await self._prepare(run, other)
-                self._run = run
+                services = self._services(pipeline, options, memory, schemas, calls)
+                context, unreadable = await context_of(
+                    pipeline, options, memory, services, values, lease.token
+                )
+                recorder = recorder_of(context, memory)
+                preparation = preparation_of(context, recorder)
+                checks = ValueChecks(context, recorder)
+                await self._begin(context, recorder, preparation, checks, changed, unreadable)
+                self._session = session = session_of(context, recorder, preparation, checks)
                 if late:
-                    await save(run, late)
+                    await recorder.save_memories(late)
                 for message in self._warnings(pipeline, options):
-                    run.warn(message)
-                for action in self._asked:
-                    action(run)
+                    recorder.warn(message)
+                for action in self._actions:
+                    action(session)
                 if self.cache is not None:
-                    self.cache.protect(run_id, run.warn_from_anywhere)
+                    self.cache.protect(run_id, recorder.warn_from_anywhere)
                 try:
-                    await run.drive()
+                    await session.loop.drive()
                 finally:
                     if self.cache is not None:
                         await self.cache.arelease(run_id)
-            # What storage found while it tidied up after the run is on its way to the warnings.
+            # Warnings of storage, which tidied up after the run, are on their way.
             await asyncio.sleep(0)
         return memory.to_result()
 
@@ -410,13 +430,30 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
 
         return await calls_of_runs(self.storage, pipeline.id)
 
-    def _hear(self, problem: str) -> None:
-        """Storage found something wrong, and got over it: a warning of the run, or of the one that begins."""
-        self._ask(lambda run: run.warn(problem))
+    def _on_storage_warning(self, problem: str) -> None:
+        """Storage has met a problem, and got over it: a warning of the run, or of the one that begins."""
+        self._act(lambda session: session.recorder.warn(problem))
 
-    async def _prepare(self, run: Run, changed: list[str]) -> None:
-        """Record that the run begins, or goes on; ``changed`` are inputs that are not what it began with."""
-        pipeline, options, memory = run.pipeline, run.options, run.memory
+    async def _begin(
+        self,
+        context: RunContext,
+        recorder: Recorder,
+        preparation: Preparation,
+        checks: ValueChecks,
+        changed: list[str],
+        unreadable: Mapping[str, str],
+    ) -> None:
+        """Record that the run begins, or goes on.
+
+        Args:
+            context: Of the run.
+            recorder: Of the run.
+            preparation: Compares what is recorded with the steps of today.
+            checks: Looks for secrets in inputs.
+            changed: Inputs that are not what the run began with.
+            unreadable: Steps whose recorded value cannot be read, with why.
+        """
+        pipeline, options, memory = context.pipeline, context.options, recorder.memory
         definition = definition_of(self.storage, pipeline)
         names = tuple(step.name for step in pipeline.steps)
         budget = budget_of(options, self.budget, memory)
@@ -433,53 +470,47 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         }
         inputs = [
             InputTaken(run_id=memory.run_id, name=name, output=output)
-            for name, output in run.inputs.items()
+            for name, output in context.inputs.items()
             if memory.inputs.get(name) is not output
         ]
-        warnings = [secret_of_input(run, event) for event in inputs]
+        warnings = [checks.secret_of_input(event) for event in inputs]
         if options.resume is False:
-            self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
+            self.memory, memory.pipeline, self.ledger = memory, pipeline, context.services.ledger
             where["memories"] = dict(memory.memories)
             started = RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where)
-            await run.conclude(started, *inputs)
-            self._warn(run, warnings)
+            await recorder.record(started, *inputs)
+            self._warn(recorder, warnings)
             return
         from tagent_nb.engine.resume import judge, refuse_changes
 
-        verdict = await judge(run, definition, changed)
+        verdict = await judge(context, recorder, preparation, definition, changed)
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, memory.run_id, verdict.changed, changed)
-        self.memory, memory.pipeline, self.ledger = memory, pipeline, run.equipment.ledger
+        self.memory, memory.pipeline, self.ledger = memory, pipeline, context.services.ledger
         continued = RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where)
-        await run.conclude(continued, *inputs)
-        self._warn(run, warnings)
-        for name, problem in verdict.unreadable.items():
-            run.warn(f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name)
+        await recorder.record(continued, *inputs)
+        self._warn(recorder, warnings)
+        for name, problem in unreadable.items():
+            recorder.warn(
+                f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name
+            )
 
     @staticmethod
-    def _warn(run: Run, messages: Iterable[str]) -> None:
+    def _warn(recorder: Recorder, messages: Iterable[str]) -> None:
         for message in filter(None, messages):
-            run.warn(message)
+            recorder.warn(message)
 
-    def _run_of(
+    def _services(
         self,
         pipeline: Pipeline,
         options: RunOptions,
         memory: PipelineMemory,
         schemas: Mapping[str, type],
-        inputs: Mapping[str, Output],
-        token: int | None = None,
         calls: list[CallRecorded] | None = None,
-    ) -> Run:
-        restored: Recorded = {}
-        if options.resume is not False:
-            from tagent_nb.engine.resume import recorded_units
-
-            restored = recorded_units(memory)
-        manager = PipelineMemoryManager(self.storage)
+    ) -> RunServices:
         budget = budget_of(options, self.budget, memory)
         ledger = ledger_of(pipeline, self.model, budget, self.prices, memory)
-        equipment = Equipment(
+        return RunServices(
             storage=self.storage,
             cache=self.cache,
             runners=self.runners,
@@ -489,7 +520,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             max_concurrency=self.max_concurrency,
             retry_delay=self.retry_delay,
             middleware=tuple(self.middleware if self._tracing is None else [self._tracing, *self.middleware]),
-            # Who asks nobody offline waits for nobody.
+            # An offline run asks no provider, and so waits for none.
             paid=paid_middleware(pipeline, ledger, None if options.offline else self.limits),
             prices=self.prices,
             ledger=ledger,
@@ -497,19 +528,6 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             observers=self._observers,
             approver=checked_approver(self.approver),
             secret_values=self.secret_values,
-        )
-        previous = partial(read_previous, self.storage, pipeline.name, memory.run_id, schemas)
-        manager.put(pipeline.name, memory)
-        machine = PipelineStateMachine(pipeline, manager)
-        return Run(
-            pipeline,
-            machine,
-            equipment,
-            options,
-            inputs=inputs,
-            token=token,
-            restored=restored,
-            previous=previous,
         )
 
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
-from tagent_nb.engine.background import unbroken
+from tagent_nb.engine.background import run_shielded
 from tagent_nb.errors import LeaseLostError, StorageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ async def holding(
         yield lease
     finally:
         heartbeat.cancel()
-        await unbroken(_give_back(storage, lease, heartbeat))
+        await run_shielded(_give_back(storage, lease, heartbeat))
 
 
 async def _give_back(storage: StorageBackend, lease: Lease, heartbeat: asyncio.Future[None]) -> None:

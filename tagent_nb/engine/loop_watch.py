@@ -1,4 +1,4 @@
-"""Notices when a step that is async blocks, and so holds the loop that all runs of the kernel share."""
+"""Notices when a step that is async blocks the loop that all runs of the kernel share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from tagent_nb.pipeline import PipelineStep
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.engine.recorder import Recorder
     from tagent_nb.runners import StepContext
 
-HELD = 1.0
-"""Seconds for which the loop may be held before its user is told."""
+BLOCKED = 1.0
+"""Seconds for which the loop may be blocked before its user is warned."""
 
 PERIOD = 0.25
 """Seconds from one look to the next."""
@@ -37,19 +37,19 @@ def may_block(step: PipelineStep) -> bool:
 class LoopWatch:
     """Asks a run's loop for a sign of life now and then, and looks at its stack if none comes.
 
-    One thread does so for all runs; what runs on the loop pays nothing for it. Made on the loop, by whoever
-    calls :meth:`end`.
+    One thread does so for all runs; what runs on the loop pays nothing for it. Made on the loop; :meth:`end`
+    ends it.
 
     Args:
-        run: It is warned, once for each of its steps that holds the loop.
+        recorder: Of the run that is warned, once for each of its steps that blocks the loop.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._loop_thread = threading.get_ident()
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self._sign: threading.Event | None = None
-        self._asked = 0.0
+        self._asked_at = 0.0
         _watcher.add(self)
 
     def end(self) -> None:
@@ -63,26 +63,26 @@ class LoopWatch:
             RuntimeError: The loop is closed.
         """
         if self._sign is None or self._sign.is_set():
-            self._sign, self._asked = threading.Event(), now
-            self._run.from_anywhere(self._sign.set)
-        elif now - self._asked >= HELD:
-            self._look()  # again at each tick: another step may hold it before there is a sign
+            self._sign, self._asked_at = threading.Event(), now
+            self._recorder.call_from_anywhere(self._sign.set)
+        elif now - self._asked_at >= BLOCKED:
+            self._look()  # again at each tick: another step may block it before there is a sign
 
     def _look(self) -> None:
-        found = self.holder()
-        if found is None or found in self._told:
+        culprit = self.blocking_step()
+        if culprit is None or culprit in self._reported:
             return
-        self._told.add(found)
-        step, what = found
-        self._run.warn_from_anywhere(
-            f"Step {step!r} held up everything for more than {HELD:g} s: {what} is async, but blocks. "
+        self._reported.add(culprit)
+        step, what = culprit
+        self._recorder.warn_from_anywhere(
+            f"Step {step!r} held up everything for more than {BLOCKED:g} s: {what} is async, but blocks. "
             "Meanwhile no other step goes on, no timeout ends it, and Stop has to wait. Write it with def "
             "instead of async def, or await what takes long: asyncio.sleep instead of time.sleep, "
             "asyncio.to_thread for other calls.",
             step,
         )
 
-    def holder(self) -> tuple[str, str] | None:
+    def blocking_step(self) -> tuple[str, str] | None:
         """The step of this run whose code is on the loop's stack just now, and what of it."""
         frame: FrameType | None = sys._current_frames().get(self._loop_thread)
         while frame is not None:
@@ -90,7 +90,7 @@ class LoopWatch:
             if what is not None:
                 names = frame.f_locals
                 context: StepContext = names["context"] if "context" in names else names["self"].context
-                if context.run_id == self._run.memory.run_id:
+                if context.run_id == self._recorder.memory.run_id:
                     return context.step, what
             frame = frame.f_back
         return None

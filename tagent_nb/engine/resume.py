@@ -10,18 +10,18 @@ from tagent_nb.cache import differing, explain
 from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.unit.map import whole
-from tagent_nb.engine.unit.work import inputs_for, is_heavy, prepare
+from tagent_nb.engine.unit.work import Preparation, inputs_for, is_heavy
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
-from tagent_nb.pipeline import PipelineStep
+from tagent_nb.pipeline import Pipeline, PipelineStep
 from tagent_nb.serde import unreadable
 from tagent_nb.user_objects import blame
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.context import RunOptions
-    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.engine.context import RunContext, RunOptions
+    from tagent_nb.engine.recorder import Recorder
 
-_TAUGHT = ("facts", "memories")
+_FACTS = ("facts", "memories")
 _HOW = frozenset(
     {"budget", "cache", "execution_mode", "max_retries", "min_success", "retry_count", "timeout", "when"}
 )
@@ -29,20 +29,20 @@ _HOW = frozenset(
 Recorded = dict[tuple[str, str | None], StepFinished | StepCached]
 
 
-def recorded_units(memory: PipelineMemory) -> dict[tuple[str, str | None], StepFinished | StepCached]:
+def recorded_units(memory: PipelineMemory) -> Recorded:
     """The last recorded value of each unit of work, if it could be stored.
 
     What a step gave before it was forced answers for nothing any more.
     """
-    found: dict[tuple[str, str | None], StepFinished | StepCached] = {}
+    units: Recorded = {}
     for event in memory.events:
         if isinstance(event, StepFinished | StepCached):
             if event.output.storable:
-                found[event.step, event.item] = event
+                units[event.step, event.item] = event
         elif isinstance(event, RunContinued) and event.forced:
             forced = frozenset(event.forced)
-            found = {unit: value for unit, value in found.items() if unit[0] not in forced}
-    return found
+            units = {unit: value for unit, value in units.items() if unit[0] not in forced}
+    return units
 
 
 def carried_on(options: RunOptions, memory: PipelineMemory) -> RunOptions:
@@ -57,75 +57,94 @@ def carried_on(options: RunOptions, memory: PipelineMemory) -> RunOptions:
 
 @dataclass
 class Verdict:
-    """What a resumed run may keep, what has changed (step to sentences), and which values cannot be read
-    (step to why)."""
+    """What a resumed run may keep, and what has changed (step to sentences)."""
 
     kept: list[str] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
 
 
-async def judge(run: Run, definition: Mapping[str, Any], changed: Collection[str] = ()) -> Verdict:
+async def readable(recorded: Recorded, pipeline: Pipeline) -> tuple[Recorded, dict[str, str]]:
+    """The records whose value can be read, and why it cannot be, by step, for those of other units.
+
+    A record cannot be read that another version of pandas wrote, for example: its step runs again.
+    """
+    kept: Recorded = {}
+    unreadable_steps: dict[str, str] = {}
+    for (step, item), event in recorded.items():
+        output = event.output
+        problem = await in_thread(unreadable, output) if is_heavy(output) else unreadable(output)
+        if problem is None:
+            kept[step, item] = event
+        elif step in pipeline:
+            unreadable_steps[step] = problem
+    return kept, unreadable_steps
+
+
+async def judge(
+    context: RunContext,
+    recorder: Recorder,
+    preparation: Preparation,
+    definition: Mapping[str, Any],
+    changed: Collection[str] = (),
+) -> Verdict:
     """Compare every recorded step with its definition of today, in execution order.
 
     A step below one that must run again cannot be judged yet: it is neither kept nor changed, and
     its record answers for it later if its inputs turn out the same.
 
     Args:
-        run: The run, with the inputs of today.
+        context: Of the run, with the inputs of today.
+        recorder: Of the run.
+        preparation: Works out fingerprints.
         definition: The pipeline of today.
         changed: Inputs that are not what they were. Unless the run is to run again what has changed, steps
             that read them count as changed even if nothing of them is recorded: two steps of one run must
             not see two values.
     """
     verdict = Verdict()
-    await _leave_out_unreadable(run, verdict)
+    records, scheduler = context.recorded, recorder.machine.scheduler
     kept: set[str] = set()
-    with_items = {step for step, item in run.restored if item is not None}
-    old, new = _by_name(run.memory.definition), _by_name(definition)
-    for name in run.machine.scheduler.get_execution_order():
-        step = run.by_name[name]
-        recorded = run.restored.get((name, None))
+    with_items = {step for step, item in records if item is not None}
+    old, new = _by_name(recorder.memory.definition), _by_name(definition)
+    for name in scheduler.get_execution_order():
+        step = context.pipeline.get_step(name)
+        recorded = records.get((name, None))
         if recorded is None and name in old and name in with_items:
             # A map that was stopped half-way has no fingerprint of its own yet.
             if _asked(old[name]) != _asked(new.get(name, {})):
                 verdict.changed[name] = ["its definition changed"]
             continue
-        if recorded is None or run.options.forces(name):
+        if recorded is None or context.options.forces(name):
             continue
-        upstream = run.machine.scheduler.dependency_graph[name]
+        upstream = scheduler.dependency_graph[name]
         if any(above not in kept for above in upstream):
             continue
-        outputs: dict[str, Output | None] = {above: run.restored[above, None].output for above in upstream}
-        outputs.update(inputs_for(run, name))
-        differences = await _differences(run, step, outputs, recorded, old.get(name), new.get(name))
+        outputs: dict[str, Output | None] = {above: records[above, None].output for above in upstream}
+        outputs.update(inputs_for(context, name))
+        differences = await _differences(
+            recorder, preparation, step, outputs, recorded, old.get(name), new.get(name)
+        )
         if differences:
             verdict.changed[name] = differences
         else:
             kept.add(name)
             verdict.kept.append(name)
-    if changed and run.options.on_change == "refuse":
-        for name, inputs in run.reads_inputs.items():
-            other = [f"input {one} changed since the run began" for one in inputs if one in changed]
+    if changed and context.options.on_change == "refuse":
+        for name, inputs in context.reads_inputs.items():
+            other = [
+                f"input {input_name} changed since the run began"
+                for input_name in inputs
+                if input_name in changed
+            ]
             if other and name not in verdict.changed:
                 verdict.changed[name] = other
-    run.taught.clear()  # what is known when the run has come so far is another matter
+    preparation.forget_facts()  # what is known when the run has come so far is another matter
     return verdict
 
 
-async def _leave_out_unreadable(run: Run, verdict: Verdict) -> None:
-    """Forget records whose value cannot be read, as by another version of pandas: their steps run again."""
-    for (step, item), event in list(run.restored.items()):
-        output = event.output
-        problem = await in_thread(unreadable, output) if is_heavy(output) else unreadable(output)
-        if problem is not None:
-            del run.restored[step, item]
-            if step in run.by_name:
-                verdict.unreadable[step] = problem
-
-
 async def _differences(
-    run: Run,
+    recorder: Recorder,
+    preparation: Preparation,
     step: PipelineStep,
     outputs: Mapping[str, Output | None],
     recorded: StepFinished | StepCached,
@@ -134,13 +153,16 @@ async def _differences(
 ) -> list[str]:
     if not recorded.key:
         # Recorded by this process without fingerprints: its definitions are still at hand.
-        before = run.memory.pipeline
+        before = recorder.memory.pipeline
         if before is None:
-            return ["it was recorded in memory by another executor, so nobody can tell whether it changed"]
+            return ["it was recorded in memory by another executor, so it cannot be told whether it changed"]
         same = step.name in before and before.get_step(step.name) == step
         return [] if same else ["its definition changed"]
     try:
-        work = await (whole if step.map_over is not None else prepare)(run, step, outputs)
+        if step.map_over is not None:
+            work = await whole(preparation, step, outputs)
+        else:
+            work = await preparation.work_item(step, outputs)
     except TagentError as error:
         return [str(error)]
     except BaseException as error:  # the user's objects, which fingerprints ask, may raise anything
@@ -149,9 +171,9 @@ async def _differences(
         return [blame(error)]
     if work.key == recorded.key:
         return []
-    # Facts and memories of today hold what was taught after it ran: it is judged by those of then.
-    components = {name: digest for name, digest in work.components.items() if name not in _TAUGHT}
-    components.update((name, recorded.components[name]) for name in _TAUGHT if name in recorded.components)
+    # Facts and memories of today hold what was learned after it ran: it is judged by those of then.
+    components = {name: digest for name, digest in work.components.items() if name not in _FACTS}
+    components.update((name, recorded.components[name]) for name in _FACTS if name in recorded.components)
     if not differing(recorded.components, components, old, new):
         return []
     return explain(recorded.components, components, old, new)

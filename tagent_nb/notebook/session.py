@@ -364,10 +364,10 @@ class Session:
 
     def durations(self, workspace: Workspace) -> Future[Durations]:
         """How long the steps of a pipeline took before, read from its newest runs in the background."""
-        from tagent_nb.engine import Past
+        from tagent_nb.engine import RunHistory
 
         pipeline = workspace.pipeline
-        past = Past(workspace.storage, pipeline.id, pipeline.name, most=3)
+        past = RunHistory(workspace.storage, pipeline.id, pipeline.name, most=3)
         return submit(past.durations([step.name for step in pipeline.steps]))
 
     def stored_result(self, run_id: str | None = None) -> PipelineResult:

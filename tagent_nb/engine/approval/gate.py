@@ -1,4 +1,4 @@
-"""Holding what must not go on without a person: results of steps, and calls of tools."""
+"""Suspends what must not go on without an approval: results of steps, and calls of tools."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tagent_nb.engine.approval.requests import checked_value, given_of, request_of, unit_of
+from tagent_nb.engine.approval.requests import checked_value, decision_event, request_of, unit_of
 from tagent_nb.engine.background import in_thread
-from tagent_nb.engine.memory.pending_approvals import Held
+from tagent_nb.engine.memory.pending_approvals import PendingApproval
 from tagent_nb.errors import RejectedError, StepError
 from tagent_nb.events import (
     NO_USAGE,
@@ -42,21 +42,22 @@ from tagent_nb.serde import StoredValue, unreadable
 from tagent_nb.user_objects import class_name, message_of
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.run_loop import Run
-    from tagent_nb.engine.unit.work import Work
+    from tagent_nb.engine.context import RunContext
+    from tagent_nb.engine.recorder import Recorder
+    from tagent_nb.engine.unit.work import WorkItem
     from tagent_nb.runners import StepContext
 
 VALUE = "approval of its value"
-"""What a step waits for whose result is held."""
+"""What a step waits for whose result is suspended."""
 
 BRIEF = 200
 """Characters of an argument that a report shows at most."""
 
 
-class StepHeld(BaseException):
-    """A unit ends without an end: it waits for a decision, and nobody is there to give one.
+class StepSuspended(BaseException):
+    """A unit ends without an end: it waits for a decision, and the run has no approver to ask.
 
-    No :class:`Exception`, so that whoever catches those of tools and models lets it pass.
+    No :class:`Exception`, so that code that catches those of tools and models lets it pass.
     """
 
 
@@ -74,81 +75,87 @@ class _Pause:
 
 
 class Approvals:
-    """What one run holds.
+    """What one run suspends.
 
     Args:
-        run: The run.
-        approver: Who decides; ``None``: nobody, and the run ends without what is held.
+        context: Of the run. Without an approver it ends without what is suspended.
+        recorder: Of the run.
 
     Attributes:
-        left: Steps and items that are left waiting when the run ends.
-        kept: Those of them whose work is done, and counted: only a word is missing.
+        suspended: Steps and items that are left waiting when the run ends.
+        only_undecided: Those of them whose work is done, and counted: only a decision is missing.
     """
 
-    def __init__(self, run: Run, approver: Approver | None) -> None:
-        self._run = run
-        self._approver = approver
+    def __init__(self, context: RunContext, recorder: Recorder) -> None:
+        self._context = context
+        self._recorder = recorder
+        self._approver: Approver | None = context.services.approver
         self._answers: dict[Unit, asyncio.Future[ApprovalGiven]] = {}
         self._pauses: dict[tuple[str, str | None], _Pause] = {}
-        self.left: set[tuple[str, str | None]] = set()
-        self.kept: set[tuple[str, str | None]] = set()
+        self.suspended: set[tuple[str, str | None]] = set()
+        self.only_undecided: set[tuple[str, str | None]] = set()
 
     # -- results ----------------------------------------------------------------------------
 
-    def recorded(self, work: Work) -> list[Event] | None:
-        """The events of a unit whose value was held before, if it is still what the step would give."""
+    def recorded(self, work: WorkItem) -> list[Event] | None:
+        """The events of a unit whose value was suspended before, if it is still what the step would give."""
         unit = (*work.unit, "")
-        held = self._run.memory.held.get(unit)
-        if held is None:
+        pending = self._recorder.memory.pending.get(unit)
+        if pending is None:
             return None
-        output = held.request.output
-        if held.request.key != work.key or not output.storable or unreadable(output) is not None:
-            self._run.memory.held.drop(unit)
+        output = pending.request.output
+        if pending.request.key != work.key or not output.storable or unreadable(output) is not None:
+            self._recorder.memory.pending.drop(unit)
             return None
-        return self._candidate(work, held.request)
+        return self._candidate(work, pending.request)
 
-    def refusals(self, work: Work) -> list[Refusal]:
-        """What the user has said of this unit's earlier values."""
-        return [Refusal(value.value, why) for value, why in self._run.memory.held.refused(*work.unit)]
+    def refusals(self, work: WorkItem) -> list[Refusal]:
+        """This unit's earlier values that the user has refused, and why."""
+        refused = self._recorder.memory.pending.refused(*work.unit)
+        return [Refusal(value.value, why) for value, why in refused]
 
-    async def hold(self, work: Work, events: list[Event], context: StepContext) -> list[Event]:
-        """The events of a unit when somebody has approved its value, which may be another one then.
+    async def suspend(self, work: WorkItem, events: list[Event], context: StepContext) -> list[Event]:
+        """The events of a unit when its value is approved, which may be another one then.
 
         Args:
             work: The unit.
-            events: What it teaches, and last its :class:`StepFinished` or :class:`StepCached`.
+            events: What it learned, and last its :class:`StepFinished` or :class:`StepCached`.
             context: Of the attempt; what it used is counted with the request.
 
         Raises:
-            RejectedError: Somebody refused the value.
-            StepHeld: There is nobody to ask.
+            RejectedError: The value was refused.
+            StepSuspended: There is no approver to ask.
         """
         final = events[-1]
         assert isinstance(final, StepFinished | StepCached)
         unit = (*work.unit, "")
-        held = self._run.memory.held.get(unit)
-        if held is None or held.request.output.digest != final.output.digest or held.request.key != work.key:
+        pending = self._recorder.memory.pending.get(unit)
+        if (
+            pending is None
+            or pending.request.output.digest != final.output.digest
+            or pending.request.key != work.key
+        ):
             request = _request(events, final)
             # Neither a restart nor a crash may cost what is known now.
-            await self._run.conclude(request)
+            await self._recorder.record(request)
             context.usage, context.cost = NO_USAGE, 0.0
-            held = self._run.memory.held.get(unit)
-            assert held is not None
+            pending = self._recorder.memory.pending.get(unit)
+            assert pending is not None
             if isinstance(final, StepFinished):
                 events = [*events[:-1], replace(final, usage=NO_USAGE, cost=0.0)]
-        request = held.request
-        work.took = (request.usage, request.cost) if isinstance(final, StepFinished) else None
-        given = await self._decided(work, held, VALUE)
-        if given.verdict in ("rejected", "retry"):
-            await self._run.conclude(given)
+        request = pending.request
+        work.counted = (request.usage, request.cost) if isinstance(final, StepFinished) else None
+        decision = await self._decided(work, pending, VALUE)
+        if decision.verdict in ("rejected", "retry"):
+            await self._recorder.record(decision)
             raise RejectedError(
-                f"Step {work.step.name!r}: the user rejected its value: {given.reason}",
-                retry=given.verdict == "retry",
+                f"Step {work.step.name!r}: the user rejected its value: {decision.reason}",
+                retry=decision.verdict == "retry",
             )
-        work.place.end()
-        return [given, *events[:-1], _approved(events[-1], given)]
+        work.slot.end()
+        return [decision, *events[:-1], _approved(events[-1], decision)]
 
-    def _candidate(self, work: Work, request: ApprovalRequested) -> list[Event]:
+    def _candidate(self, work: WorkItem, request: ApprovalRequested) -> list[Event]:
         """A recorded request as the events of the attempt that led to it."""
         common: dict[str, Any] = {"run_id": request.run_id, "step": request.step, "item": request.item}
         final = StepFinished(
@@ -165,38 +172,40 @@ class Approvals:
         return [*facts, *saved, final]
 
     def leave(self, step: str, items: int) -> None:
-        """A mapped step ends with items that nobody has decided on.
+        """A mapped step ends with items that are not decided on.
 
         Raises:
-            StepHeld: Always: neither has the step an end.
+            StepSuspended: Always: neither has the step an end.
         """
-        self.kept.add((step, None))
+        self.only_undecided.add((step, None))
         self._leave((step, None), f"approval of {items} item{'' if items == 1 else 's'}")
 
     def _leave(self, unit: tuple[str, str | None], reason: str) -> NoReturn:
-        self.left.add(unit)
-        self._run.emit(StepWaiting(run_id=self._run.memory.run_id, step=unit[0], item=unit[1], reason=reason))
-        raise StepHeld
+        self.suspended.add(unit)
+        self._recorder.publish(
+            StepWaiting(run_id=self._context.run_id, step=unit[0], item=unit[1], reason=reason)
+        )
+        raise StepSuspended
 
     # -- calls of tools ---------------------------------------------------------------------
 
-    async def call(self, work: Work, call: ToolCall) -> Mapping[str, Any]:
-        """The arguments of a call when somebody has approved it, which may be other ones then.
+    async def call(self, work: WorkItem, call: ToolCall) -> Mapping[str, Any]:
+        """The arguments of a call when it is approved, which may be other ones then.
 
         Raises:
-            RejectedError: Somebody refused the call.
-            StepHeld: There is nobody to ask.
+            RejectedError: The call was refused.
+            StepSuspended: There is no approver to ask.
         """
-        run, context = self._run, call.context
+        recorder, context = self._recorder, call.context
         arguments = StoredValue.of(call.arguments[call.single] if call.single else dict(call.arguments))
         if arguments.is_heavy:
             await in_thread(arguments.sealed)
         number = work.calls.get((call.tool, arguments.digest), 0) + 1
         work.calls[call.tool, arguments.digest] = number
         unit = (*work.unit, f"{call.tool}:{arguments.digest[:16]}:{number}")
-        held = run.memory.held.get(unit)
-        if held is None:
-            await run.conclude(
+        pending = recorder.memory.pending.get(unit)
+        if pending is None:
+            await recorder.record(
                 ApprovalRequested(
                     run_id=context.run_id,
                     step=unit[0],
@@ -208,101 +217,106 @@ class Approvals:
                     attempt=context.attempt,
                 )
             )
-            held = run.memory.held.get(unit)
-            assert held is not None
-        held.parameters, held.check = call.parameters, call.check
-        given = await self._paused(work, held, context)
-        # It is used up now: should the call be cut short, nobody has approved another one.
-        await run.conclude(replace(given, used=True))
-        if given.verdict in ("rejected", "retry"):
-            raise RejectedError(given.reason)
-        if given.output is None:
+            pending = recorder.memory.pending.get(unit)
+            assert pending is not None
+        pending.parameters, pending.check = call.parameters, call.check
+        decision = await self._paused(work, pending, context)
+        # It is used up now: should the call be cut short, no other one is approved.
+        await recorder.record(replace(decision, used=True))
+        if decision.verdict in ("rejected", "retry"):
+            raise RejectedError(decision.reason)
+        if decision.output is None:
             return call.arguments
-        edited: Mapping[str, Any] = checked_value(request_of(run.pipeline, held), given.output.value)
+        request = request_of(self._context.pipeline, pending)
+        edited: Mapping[str, Any] = checked_value(request, decision.output.value)
         return edited
 
-    async def _paused(self, work: Work, held: Held, context: StepContext) -> ApprovalGiven:
-        """What is said of a call; meanwhile its step has neither a slot nor a turn, and its clock stands.
+    async def _paused(self, work: WorkItem, pending: PendingApproval, context: StepContext) -> ApprovalGiven:
+        """The decision on a call; meanwhile its step has neither a slot nor the lock, and its clock stands.
 
         Calls that a model makes at the same time go on together, when all of them are decided.
         """
-        if held.given is not None:
-            return held.given
-        reason = f"approval of a call of {held.request.tool}"
+        if pending.decision is not None:
+            return pending.decision
+        reason = f"approval of a call of {pending.request.tool}"
         if self._approver is None:
             self._leave(work.unit, reason)
         pause = self._pauses.get(work.unit)
         if pause is None:
             pause = self._pauses[work.unit] = _Pause()
-            work.place.step_aside()
+            work.slot.yield_slot()
         pause.waiting += 1
         began = time.monotonic()
         try:
             with context.waiting(reason):
-                given = await self._asked(held)
+                decision = await self._decision(pending)
                 if pause.waiting > 1:
                     pause.waiting -= 1
                     await pause.over.wait()
                 else:
-                    await work.place.take()
+                    await work.slot.take()
                     pause.over.set()
         finally:
             work.waited += time.monotonic() - began
             if self._pauses.get(work.unit) is pause:
                 del self._pauses[work.unit]
-        return given
+        return decision
 
     # -- waiting ----------------------------------------------------------------------------
 
-    async def _decided(self, work: Work, held: Held, reason: str) -> ApprovalGiven:
-        """What is said of a request, when somebody has said it."""
-        run, unit = self._run, held.unit
-        if held.given is not None:
-            return held.given
+    async def _decided(self, work: WorkItem, pending: PendingApproval, reason: str) -> ApprovalGiven:
+        """The decision on a result, when it is taken."""
+        run_id, unit = self._context.run_id, pending.unit
+        if pending.decision is not None:
+            return pending.decision
         if self._approver is None:
-            self.kept.add(work.unit)
+            self.only_undecided.add(work.unit)
             self._leave(work.unit, reason)
-        run.emit(StepWaiting(run_id=run.memory.run_id, step=unit[0], item=unit[1], reason=reason))
-        work.place.step_aside()
+        self._recorder.publish(StepWaiting(run_id=run_id, step=unit[0], item=unit[1], reason=reason))
+        work.slot.yield_slot()
         began = time.monotonic()
         try:
-            given = await self._asked(held)
+            decision = await self._decision(pending)
         finally:
             work.waited += time.monotonic() - began
-        run.emit(StepGoesOn(run_id=run.memory.run_id, step=unit[0], item=unit[1]))
-        return given
+        self._recorder.publish(StepGoesOn(run_id=run_id, step=unit[0], item=unit[1]))
+        return decision
 
-    async def _asked(self, held: Held) -> ApprovalGiven:
+    async def _decision(self, pending: PendingApproval) -> ApprovalGiven:
         if self._approver == "wait":
             answer: asyncio.Future[ApprovalGiven] = asyncio.get_running_loop().create_future()
-            self._answers[held.unit] = answer
+            self._answers[pending.unit] = answer
             try:
                 return await answer
             finally:
-                del self._answers[held.unit]
-        asked = request_of(self._run.pipeline, held)
+                del self._answers[pending.unit]
+        request = request_of(self._context.pipeline, pending)
         try:
-            decision = await _answer(self._approver, asked)
+            answer_of_user = await _answer(self._approver, request)
         except Exception as error:  # the user's own function may raise anything
             raise StepError(
-                f"Step {asked.step!r}: its approver raised {class_name(error)}: {redact(message_of(error))}"
+                f"Step {request.step!r}: its approver raised {class_name(error)}: {redact(message_of(error))}"
             ) from error
-        given = given_of(asked, decision, used=True)
-        if isinstance(given.output, StoredValue) and given.output.is_heavy:
-            await in_thread(given.output.sealed)
-        return given
+        decision = decision_event(request, answer_of_user, used=True)
+        if isinstance(decision.output, StoredValue) and decision.output.is_heavy:
+            await in_thread(decision.output.sealed)
+        return decision
 
-    def decide(self, given: ApprovalGiven) -> None:
-        """Take a decision. On the run's loop only; one on what nobody holds any more does nothing."""
-        held = self._run.memory.held.get(unit_of(given))
-        if held is None or held.given is not None or held.request.output.digest != given.digest:
+    def decide(self, decision: ApprovalGiven) -> None:
+        """Take a decision. On the run's loop only; one on what is not suspended any more does nothing."""
+        pending = self._recorder.memory.pending.get(unit_of(decision))
+        if (
+            pending is None
+            or pending.decision is not None
+            or pending.request.output.digest != decision.digest
+        ):
             return
-        answer = self._answers.get(held.unit)
+        answer = self._answers.get(pending.unit)
         if answer is None:
-            # Nobody waits for it in this sitting: it is kept for the next one.
-            self._run.emit(given)
+            # No unit waits for it in this session: it is recorded for the next one.
+            self._recorder.publish(decision)
         elif not answer.done():
-            answer.set_result(replace(given, used=True))
+            answer.set_result(replace(decision, used=True))
 
 
 class ApprovalGate(CallMiddleware):
@@ -313,7 +327,7 @@ class ApprovalGate(CallMiddleware):
         work: The unit whose model calls.
     """
 
-    def __init__(self, approvals: Approvals, work: Work) -> None:
+    def __init__(self, approvals: Approvals, work: WorkItem) -> None:
         self._approvals = approvals
         self._work = work
 
@@ -342,7 +356,7 @@ class ApprovalGate(CallMiddleware):
     def _needs(self, call: ToolCall) -> bool:
         if call.function is not None and options_of(call.function).approval_required:
             return True
-        return any(fnmatchcase(call.tool, one) for one in self._work.step.approve_tools)
+        return any(fnmatchcase(call.tool, pattern) for pattern in self._work.step.approve_tools)
 
 
 async def _answer(approver: Any, request: ApprovalRequest) -> Any:
@@ -365,16 +379,16 @@ def _request(events: Sequence[Event], final: StepFinished | StepCached) -> Appro
         usage=final.usage if isinstance(final, StepFinished) else NO_USAGE,
         cost=final.cost if isinstance(final, StepFinished) else 0.0,
         metadata=final.metadata,
-        facts={one.key: one.value for one in events if isinstance(one, FactLearned)},
-        memories={one.key: one.value for one in events if isinstance(one, MemorySaved)},
+        facts={event.key: event.value for event in events if isinstance(event, FactLearned)},
+        memories={event.key: event.value for event in events if isinstance(event, MemorySaved)},
     )
 
 
-def _approved(final: Event, given: ApprovalGiven) -> Event:
+def _approved(final: Event, decision: ApprovalGiven) -> Event:
     assert isinstance(final, StepFinished | StepCached)
-    marks: dict[str, Any] = {"approval": given.verdict}
+    marks: dict[str, Any] = {"approval": decision.verdict}
     output = final.output
-    if given.output is not None:
-        marks |= {"edited_by_user": True, "digest_before": output.digest, "digest": given.output.digest}
-        output = given.output
+    if decision.output is not None:
+        marks |= {"edited_by_user": True, "digest_before": output.digest, "digest": decision.output.digest}
+        output = decision.output
     return replace(final, output=output, metadata={**final.metadata, **marks})

@@ -1,4 +1,4 @@
-"""What waits for a person, as she sees it, and her decision, as the run records it."""
+"""What waits for a person, as a request, and the decision, as the run records it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.memory.pending_approvals import Held
+from tagent_nb.engine.memory.pending_approvals import PendingApproval
 from tagent_nb.errors import DefinitionError, OutputValidationError, StepError, did_you_mean
 from tagent_nb.events import ApprovalGiven, ApprovalRequested
 from tagent_nb.formatting import whole_text
@@ -26,20 +26,20 @@ def open_requests(memory: PipelineMemory, pipeline: Pipeline) -> list[ApprovalRe
         memory: Of the run.
         pipeline: Its definition, for goals and schemas.
     """
-    return [request_of(pipeline, held) for held in memory.held.undecided()]
+    return [request_of(pipeline, pending) for pending in memory.pending.undecided()]
 
 
-def request_of(pipeline: Pipeline, held: Held) -> ApprovalRequest:
+def request_of(pipeline: Pipeline, pending: PendingApproval) -> ApprovalRequest:
     """A request as people see it."""
-    event = held.request
+    event = pending.request
     step = pipeline.get_step(event.step) if event.step in pipeline else None
     more: dict[str, Any] = {}
-    if held.check is not None:
-        more["check"] = held.check
+    if pending.check is not None:
+        more["check"] = pending.check
     elif not event.tool and step is not None:
         more["check"] = step.validate_output
     schema = None if step is None or event.tool else step.output_schema
-    parameters: Mapping[str, Any] = held.parameters
+    parameters: Mapping[str, Any] = pending.parameters
     if schema is not None:
         parameters = schema.model_json_schema()
     return ApprovalRequest(
@@ -59,7 +59,7 @@ def request_of(pipeline: Pipeline, held: Held) -> ApprovalRequest:
     )
 
 
-def given_of(request: ApprovalRequest, decision: Decision, *, used: bool = False) -> ApprovalGiven:
+def decision_event(request: ApprovalRequest, decision: Decision, *, used: bool = False) -> ApprovalGiven:
     """A decision as an event.
 
     Raises:
@@ -126,18 +126,20 @@ def chosen(
     Raises:
         DefinitionError: None is, or several are; the message lists what waits.
     """
-    found = [
-        one
-        for one in waiting
-        if one.step == step and (item is None or one.item == str(item)) and (tool is None or one.tool == tool)
+    matches = [
+        request
+        for request in waiting
+        if request.step == step
+        and (item is None or request.item == str(item))
+        and (tool is None or request.tool == tool)
     ]
-    if not found:
-        told = "; ".join(one.title for one in waiting[:5]) or "nothing"
-        hint = did_you_mean(step, [one.step for one in waiting if one.step != step])
-        raise DefinitionError(f"Nothing of step {step!r} waits for approval.{hint} Waiting: {told}.")
-    if len({(one.item, one.tool) for one in found}) > 1:
-        told = "; ".join(one.title for one in found[:5])
+    if not matches:
+        titles = "; ".join(request.title for request in waiting[:5]) or "nothing"
+        hint = did_you_mean(step, [request.step for request in waiting if request.step != step])
+        raise DefinitionError(f"Nothing of step {step!r} waits for approval.{hint} Waiting: {titles}.")
+    if len({(request.item, request.tool) for request in matches}) > 1:
+        titles = "; ".join(request.title for request in matches[:5])
         raise DefinitionError(
-            f"{len(found)} values of step {step!r} wait. Say which: item=..., tool=... ({told})."
+            f"{len(matches)} values of step {step!r} wait. Say which: item=..., tool=... ({titles})."
         )
-    return found[0]
+    return matches[0]

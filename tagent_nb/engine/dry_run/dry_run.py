@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache import GENERATION, explain
-from tagent_nb.engine.dry_run.history import Past
+from tagent_nb.engine.dry_run.history import RunHistory
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
 from tagent_nb.engine.step_reads import reads, source_of, wants
-from tagent_nb.engine.unit.execute import held_back
-from tagent_nb.engine.unit.map import item_fates, source_rows, whole
+from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
+from tagent_nb.engine.unit.map import source_rows, whole
 from tagent_nb.engine.unit.work import (
     NOT_ASKED,
     NOT_CACHED,
-    Work,
-    asked_cache,
+    Preparation,
+    WorkItem,
+    cache_for,
+    cached_answer,
     inputs_for,
-    prepare,
-    static_components,
-    still_answers,
+    recorded_answer,
 )
 from tagent_nb.errors import TagentError
-from tagent_nb.events import Output, StepCached, StepFailed, StepFinished, StepSkipped
+from tagent_nb.events import Output, StepFailed, StepSkipped
 from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.serde import StoredValue
@@ -33,126 +33,146 @@ from tagent_nb.user_objects import blame
 
 if TYPE_CHECKING:
     from tagent_nb.cache import CacheEntry
+    from tagent_nb.engine.context import RunContext
+    from tagent_nb.engine.recorder import Recorder
     from tagent_nb.engine.resume import Verdict
-    from tagent_nb.engine.run_loop import Run
 
-BREATH = 200
+YIELD_EVERY = 200
 """Items after which the loop may do something else: runs go on while one is planned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class StepForecast:
     """What is known of a step's value before the run.
 
     Attributes:
-        known: Whether its value is certain.
+        certain: Whether its value is certain.
         output: The value; ``None`` without one.
         gone: Whether it certainly has none: what needs it is skipped.
         why: Why it has none.
     """
 
-    known: bool
+    certain: bool
     output: Output | None = None
     gone: bool = False
     why: str = ""
 
 
-UNKNOWN = Fate(False)
+UNKNOWN = StepForecast(False)
 NOTHING = StoredValue.of(None)
 """The value of an item that is skipped."""
 
 
-class Rehearsal:
+class DryRun:
     """Plans the steps of one run.
 
     Args:
-        run: The run, with a memory that nobody else has: what steps taught is written to it.
+        context: Of the run.
+        recorder: With a memory of its own: what is learned from cached answers is written to it.
+        preparation: Works out fingerprints.
         verdict: What a resumed run keeps, and what has changed; ``None`` for a new run.
-        past: Earlier runs, for what steps take.
+        unreadable: Steps whose recorded value cannot be read.
+        history: Earlier runs, for what steps take.
     """
 
-    def __init__(self, run: Run, verdict: Verdict | None, past: Past) -> None:
-        self.run = run
-        self.kept = frozenset(verdict.kept) if verdict is not None else frozenset()
-        self.changed: dict[str, list[str]] = {}
+    def __init__(
+        self,
+        context: RunContext,
+        recorder: Recorder,
+        preparation: Preparation,
+        verdict: Verdict | None,
+        unreadable: Iterable[str],
+        history: RunHistory,
+    ) -> None:
+        self._context = context
+        self._recorder = recorder
+        self._preparation = preparation
+        self._kept = frozenset(verdict.kept) if verdict is not None else frozenset()
+        self._changed: dict[str, list[str]] = {}
         if verdict is not None:
-            lost = {name: ["its recorded value cannot be read"] for name in verdict.unreadable}
-            self.changed = {**lost, **verdict.changed}
-        self.past = past
-        self.fates: dict[str, Fate] = {name: Fate(True, output) for name, output in run.inputs.items()}
+            lost = {name: ["its recorded value cannot be read"] for name in unreadable}
+            self._changed = {**lost, **verdict.changed}
+        self._history = history
+        self._forecasts: dict[str, StepForecast] = {
+            name: StepForecast(True, output) for name, output in context.inputs.items()
+        }
         self._actions: dict[str, str] = {}
         self._under_way: dict[str, tuple[str, str | None]] = {}
-        self._taught: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
+        # Keys that steps may learn anew, with the step.
+        self._learned: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
 
     async def steps(self) -> list[StepPlan]:
         """The plan of every step, in the order in which they would start."""
-        found = []
-        for name in self.run.machine.scheduler.get_execution_order():
-            step = self.run.by_name[name]
+        plans = []
+        for name in self._recorder.machine.scheduler.get_execution_order():
+            step = self._context.pipeline.get_step(name)
             try:
-                plan, fate = await self._look_at(step)
+                plan, forecast = await self._forecast(step)
             except TagentError as error:
-                plan, fate = _gone(step, "fail", redact(str(error)))
+                plan, forecast = _gone(step, "fail", redact(str(error)))
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:  # the user's objects, which fingerprints ask, may raise anything
-                plan, fate = _gone(step, "fail", redact(blame(error)))
-            self.fates[name], self._actions[name] = fate, plan.action
+                plan, forecast = _gone(step, "fail", redact(blame(error)))
+            self._forecasts[name], self._actions[name] = forecast, plan.action
             if plan.action in RUNS:
-                plan = await self.past.expected(step, plan)
-                for kind, keys in (await self.past.taught(name)).items():
-                    self._taught[kind].update(dict.fromkeys(keys, name))
-            found.append(plan)
-        return found
+                plan = await self._history.expected(step, plan)
+                for kind, keys in (await self._history.learned(name)).items():
+                    self._learned[kind].update(dict.fromkeys(keys, name))
+            plans.append(plan)
+        return plans
 
     # -- one step ---------------------------------------------------------------------------
 
-    async def _look_at(self, step: PipelineStep) -> tuple[StepPlan, Fate]:
-        run = self.run
+    async def _forecast(self, step: PipelineStep) -> tuple[StepPlan, StepForecast]:
+        context = self._context
         outputs = {
-            name: self.fates[name].output for name in run.machine.scheduler.dependency_graph[step.name]
+            name: self._forecasts[name].output
+            for name in self._recorder.machine.scheduler.dependency_graph[step.name]
         }
-        outputs.update(inputs_for(run, step.name))
-        if step.name in self.kept:
-            return self._answered(step, "recorded", run.restored[step.name, None].output)
-        for dependency in run.pipeline.dependencies(step):
-            fate = self.fates[dependency.name]
-            if dependency.type is DependencyType.STRONG and fate.gone:
-                return _gone(step, "skip", f"step {dependency.name!r} {fate.why}")
+        outputs.update(inputs_for(context, step.name))
+        if step.name in self._kept:
+            return self._answered(step, "recorded", context.recorded[step.name, None].output)
+        for dependency in context.pipeline.dependencies(step):
+            upstream = self._forecasts[dependency.name]
+            if dependency.type is DependencyType.STRONG and upstream.gone:
+                return _gone(step, "skip", f"step {dependency.name!r} {upstream.why}")
         doubt = self._doubt(step)
         if step.when is not None and not doubt:
-            held = held_back(run, step, outputs)
-            if isinstance(held, StepFailed):
-                return _gone(step, "fail", held.message)
-            if held is not None:
-                return _gone(step, "skip", held.reason)
-        plan, fate = await self._judge(step, outputs)
+            unmet = unmet_condition(context, self._recorder, step, outputs)
+            if isinstance(unmet, StepFailed):
+                return _gone(step, "fail", unmet.message)
+            if unmet is not None:
+                return _gone(step, "skip", unmet.reason)
+        plan, forecast = await self._judge(step, outputs)
         if doubt and plan.action != "fail":
-            # Skipped or not: whoever reads it cannot know its value.
+            # Skipped or not: its value is not certain.
             action = "may run" if plan.action == "run" else plan.action
             plan = replace(plan, action=action, why="; ".join(part for part in (plan.why, doubt) if part))
-            fate = UNKNOWN
-        return plan, fate
+            forecast = UNKNOWN
+        return plan, forecast
 
     def _doubt(self, step: PipelineStep) -> str:
         """In words, if the condition of a step reads a step whose value is not certain."""
         if step.when is None:
             return ""
-        sources = [one.step for one in step.references if one.kind == "when"]
+        sources = [reference.step for reference in step.references if reference.kind == "when"]
         if step.item_condition is not None:
             # Whether the items are certain is another question: without them nothing is decided.
             sources = [name for name in sources if name != source_of(step).step]
-        unsure = [name for name in dict.fromkeys(sources) if not self.fates[name].known]
+        unsure = [name for name in dict.fromkeys(sources) if not self._forecasts[name].certain]
         return f"its condition depends on {', '.join(unsure)}" if unsure else ""
 
-    async def _judge(self, step: PipelineStep, outputs: Mapping[str, Output | None]) -> tuple[StepPlan, Fate]:
+    async def _judge(
+        self, step: PipelineStep, outputs: Mapping[str, Output | None]
+    ) -> tuple[StepPlan, StepForecast]:
         """Who answers for a step whose condition holds."""
         unsure = self._unsure(step, outputs)
         if unsure:
             return await self._in_the_dark(step, unsure), UNKNOWN
         if step.map_over is not None:
             return await self._judge_items(step, outputs)
-        work = await prepare(self.run, step, outputs)
+        work = await self._preparation.work_item(step, outputs)
         action, output = await self._answer(work)
         if action:
             return self._answered(step, action, output)
@@ -166,39 +186,41 @@ class Rehearsal:
 
     async def _judge_items(
         self, step: PipelineStep, outputs: Mapping[str, Output | None]
-    ) -> tuple[StepPlan, Fate]:
-        run = self.run
+    ) -> tuple[StepPlan, StepForecast]:
         source = source_of(step)
         rows = source_rows(step, outputs[source.step], source)
         values: list[Output | None] = []
         done = skipped = 0
-        fate_of = None if self._doubt(step) else item_fates(run, step, outputs)
+        condition = None
+        if not self._doubt(step):
+            condition = item_condition(self._context, self._recorder, step, outputs)
         recorded = False
         for index, (key, _, row) in enumerate(rows):
-            if index % BREATH == BREATH - 1:
+            if index % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
-            held = None if fate_of is None else fate_of(key, row)
-            if isinstance(held, StepSkipped):
+            unmet = None if condition is None else condition(key, row)
+            if isinstance(unmet, StepSkipped):
                 skipped += 1
                 values.append(NOTHING)
                 continue
-            if held is not None:
+            if unmet is not None:
                 values.append(None)
                 continue
-            unit = await prepare(run, step, {**outputs, source.step: StoredValue.of(row)}, key)
-            action, output = await self._answer(unit)
+            item_outputs = {**outputs, source.step: StoredValue.of(row)}
+            work = await self._preparation.work_item(step, item_outputs, key)
+            action, output = await self._answer(work)
             recorded = (recorded or len(values) == skipped) and action == "recorded"
-            done += bool(action or self._twin(unit))
+            done += bool(action or self._twin(work))
             values.append(output if action else None)
         counts: dict[str, Any] = {"items": len(rows) - skipped, "items_done": done}
         if all(value is not None for value in values):
             whole_value = StoredValue.of([value.value for value in values if value is not None])
-            plan, fate = self._answered(step, "recorded" if recorded else "cached", whole_value)
-            return replace(plan, **counts), fate
+            plan, forecast = self._answered(step, "recorded" if recorded else "cached", whole_value)
+            return replace(plan, **counts), forecast
         if self._is_missed(step):
             why = "the run is offline: recorded calls answer, or items fail"
             return StepPlan(step.name, "may run", why, **counts), UNKNOWN
-        why = await self._why(await whole(run, step, outputs))
+        why = await self._why(await whole(self._preparation, step, outputs))
         if done:
             why = "the other items are new, have changed, or failed"
         if skipped:
@@ -208,64 +230,60 @@ class Rehearsal:
 
     # -- who answers ------------------------------------------------------------------------
 
-    async def _answer(self, work: Work) -> tuple[str, Output | None]:
+    async def _answer(self, work: WorkItem) -> tuple[str, Output | None]:
         """``"recorded"`` or ``"cached"`` with the value, or ``""`` if the unit runs."""
-        run = self.run
-        if run.options.forces(work.step.name):
-            return "", None
-        kept: StepFinished | StepCached | None = run.restored.get(work.unit)
-        if kept is not None and still_answers(kept, work):
-            return "recorded", kept.output
-        if not self._caches(work.step) or run.options.passes_cache(work.step.name):
-            return "", None
-        cache = run.equipment.cache
-        assert cache is not None
-        entry = await cache.aget(work.key, run.schemas_of(work.step.name), count=False)
+        record = recorded_answer(self._context, work)
+        if record is not None:
+            return "recorded", record.output
+        entry = await cached_answer(self._context, work, count=False)
         if entry is None:
             return "", None
         self._learn(entry)
         return "cached", entry.output
 
-    def _twin(self, work: Work) -> str:
+    def _twin(self, work: WorkItem) -> str:
         """The step that does the very same before this unit, so that its answer serves both; else ``""``."""
-        if not self._caches(work.step) or self.run.options.passes_cache(work.step.name):
+        if not self._caches(work.step) or self._context.options.passes_cache(work.step.name):
             return ""
         first = self._under_way.setdefault(work.key, work.unit)
         return "" if first == work.unit else first[0]
 
     def _caches(self, step: PipelineStep) -> bool:
         """Whether the cache is asked, and filled, for a step."""
-        return asked_cache(self.run, step) is not None
+        return cache_for(self._context, step) is not None
 
     def _is_missed(self, step: PipelineStep) -> bool:
-        return self.run.options.offline and not step.is_python
+        return self._context.options.offline and not step.is_python
 
     def _learn(self, entry: CacheEntry) -> None:
-        """A cached answer teaches what its step had taught."""
-        self.run.memory.facts.update(entry.metadata.get("_facts", {}))
-        self.run.memory.memories.update(entry.metadata.get("_memories", {}))
+        """From a cached answer is learned what its step had learned."""
+        memory = self._recorder.memory
+        memory.facts.update(entry.metadata.get("_facts", {}))
+        memory.memories.update(entry.metadata.get("_memories", {}))
 
-    def _answered(self, step: PipelineStep, action: str, output: Output | None) -> tuple[StepPlan, Fate]:
-        return StepPlan(step.name, action), Fate(True, output)
+    def _answered(
+        self, step: PipelineStep, action: str, output: Output | None
+    ) -> tuple[StepPlan, StepForecast]:
+        return StepPlan(step.name, action), StepForecast(True, output)
 
     # -- why ----------------------------------------------------------------------------------
 
     def _unsure(self, step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[str]:
-        """What a step reads that is not certain, in words: parts of steps that run, and what these teach."""
-        read: list[Reference] = reads(step, outputs)
+        """What a step reads that is not certain, in words: parts of steps that run, and what these learn."""
+        references: list[Reference] = reads(step, outputs)
         if step.map_over is not None:
             source = source_of(step)
-            read = [*(one for one in read if one.step != source.step), source]
-        found = {
-            f"input {one.text} may change, because {one.step} {self._comes(one.step)}": None
-            for one in read
-            if not self.fates[one.step].known
+            references = [*(part for part in references if part.step != source.step), source]
+        reasons = {
+            f"input {part.text} may change, because {part.step} {self._comes(part.step)}": None
+            for part in references
+            if not self._forecasts[part.step].certain
         }
         for kind, word in (("facts", "fact"), ("memories", "memory")):
             if wants(step, kind):
-                for key, teacher in self._taught[kind].items():
-                    found[f"{word} {key} may change, because {teacher} runs"] = None
-        return list(found)
+                for key, learner in self._learned[kind].items():
+                    reasons[f"{word} {key} may change, because {learner} runs"] = None
+        return list(reasons)
 
     def _comes(self, name: str) -> str:
         """What happens to a step whose value is not certain."""
@@ -273,12 +291,12 @@ class Rehearsal:
 
     async def _in_the_dark(self, step: PipelineStep, unsure: list[str]) -> StepPlan:
         """The plan of a step that reads what is not there yet."""
-        if self.run.options.passes_cache(step.name):
+        if self._context.options.passes_cache(step.name):
             return StepPlan(step.name, "run", "forced")
-        changes = [*self.changed.get(step.name, ())]
-        if not changes and self.run.keyed:
+        changes = [*self._changed.get(step.name, ())]
+        if not changes and self._context.keyed:
             changes = await self._changes(step)
-        can_be_answered = self._caches(step) or (step.name, None) in self.run.restored
+        can_be_answered = self._caches(step) or (step.name, None) in self._context.recorded
         if self._is_missed(step):
             why = ["the run is offline: the cache or recorded calls answer, or it fails", *changes, *unsure]
             return StepPlan(step.name, "may run", "; ".join(why))
@@ -287,27 +305,27 @@ class Rehearsal:
 
     async def _changes(self, step: PipelineStep, now: Mapping[str, str] | None = None) -> list[str]:
         """What differs from the last time a step had a value; without ``now``, in its definition only."""
-        before = await self.past.components(step.name)
+        before = await self._history.components(step.name)
         if before is None:
             return ["first run"]
         if not before:
-            return [await self.past.last_time(step.name) or "it has no earlier result"]
+            return [await self._history.last_time(step.name) or "it has no earlier result"]
         if now is not None:
             return explain(before, now, None, None)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
-        return explain(defined, {**static_components(self.run, step), **GENERATION}, None, None)
+        return explain(defined, {**self._preparation.static_components(step), **GENERATION}, None, None)
 
-    async def _why(self, work: Work) -> str:
+    async def _why(self, work: WorkItem) -> str:
         """Why a step runs whose inputs are all known."""
         step = work.step
-        if self.run.options.passes_cache(step.name):
+        if self._context.options.passes_cache(step.name):
             return "forced"
-        if step.name in self.changed:
-            return "; ".join(self.changed[step.name])
-        ended = await self.past.last_time(step.name)
+        if step.name in self._changed:
+            return "; ".join(self._changed[step.name])
+        ended = await self._history.last_time(step.name)
         if ended:
             return ended
-        changes = await self._changes(step, work.components) if self.run.keyed else []
+        changes = await self._changes(step, work.components) if self._context.keyed else []
         if changes:
             return "; ".join(changes)
         return NOT_CACHED if self._caches(step) else NOT_ASKED
@@ -317,6 +335,6 @@ _READ = ("input", "facts", "memories")
 """Components that come from other steps, not from a step's definition."""
 
 
-def _gone(step: PipelineStep, action: str, why: str) -> tuple[StepPlan, Fate]:
+def _gone(step: PipelineStep, action: str, why: str) -> tuple[StepPlan, StepForecast]:
     ended = "is skipped" if action == "skip" else "fails"
-    return StepPlan(step.name, action, why), Fate(True, None, gone=True, why=ended)
+    return StepPlan(step.name, action, why), StepForecast(True, None, gone=True, why=ended)

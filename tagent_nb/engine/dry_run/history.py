@@ -35,7 +35,7 @@ class Durations:
     pace: float = 1.0
 
 
-class Past:
+class RunHistory:
     """Earlier runs of a pipeline, read from storage when they are needed, the newest first."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Past:
         self._name = pipeline_name
         self._ids: list[str] | None = None
         self._read: list[PipelineMemory] = []
-        self._found: dict[str, PipelineMemory | None] = {}
+        self._last_runs: dict[str, PipelineMemory | None] = {}
 
     async def expected(self, step: PipelineStep, plan: StepPlan) -> StepPlan:
         """The plan of a step that runs, with what it is expected to take."""
@@ -65,24 +65,26 @@ class Past:
             cost=None if before.cost is None else before.cost * share,
         )
 
-    async def taught(self, name: str) -> dict[str, list[str]]:
+    async def learned(self, name: str) -> dict[str, list[str]]:
         """The keys of ``facts`` and ``memories`` that a step recorded the last time it ran."""
         memory = await self._last(name)
         events = [] if memory is None else memory.events
         return {
-            "facts": [one.key for one in events if isinstance(one, FactLearned) and one.step == name],
-            "memories": [one.key for one in events if isinstance(one, MemorySaved) and one.step == name],
+            "facts": [event.key for event in events if isinstance(event, FactLearned) and event.step == name],
+            "memories": [
+                event.key for event in events if isinstance(event, MemorySaved) and event.step == name
+            ],
         }
 
     async def components(self, name: str) -> Mapping[str, str] | None:
         """The newest recorded fingerprint of a step, empty without one; ``None`` if nothing ran yet."""
-        found: Mapping[str, str] | None = None
+        components: Mapping[str, str] | None = None
         async for memory in self._memories():
             step = memory.steps.get(name)
-            found = step.components if step is not None else {}
-            if found:
+            components = step.components if step is not None else {}
+            if components:
                 break
-        return found
+        return components
 
     async def last_time(self, name: str) -> str:
         """How a step ended the last time, in words; empty if it has a value or has not run."""
@@ -106,13 +108,13 @@ class Past:
 
     async def _last(self, name: str) -> PipelineMemory | None:
         """The newest run in which a step ran to its end."""
-        if name not in self._found:
-            self._found[name] = None
+        if name not in self._last_runs:
+            self._last_runs[name] = None
             async for memory in self._memories():
                 if name in memory.steps and _ran(memory.steps[name]):
-                    self._found[name] = memory
+                    self._last_runs[name] = memory
                     break
-        return self._found[name]
+        return self._last_runs[name]
 
     async def _memories(self) -> AsyncIterator[PipelineMemory]:
         for memory in self._read:
@@ -123,14 +125,14 @@ class Past:
             try:
                 memory = await read_memory(self._storage, self._name, self._ids.pop())
             except (CorruptRecordError, FormatVersionError, NotStoredError):
-                # A run that cannot be read, or that somebody has just deleted: an older one does as well.
+                # A run that cannot be read, or that was deleted just now: an older one does as well.
                 continue
             self._read.append(memory)
             yield memory
 
 
 def _ran(step: StepResult) -> bool:
-    """Whether a runner gave this step its value: not the cache, nor the record of an earlier sitting."""
+    """Whether a runner gave this step its value: not the cache, nor the record of an earlier session."""
     return step.status is StepStatus.COMPLETED and step.seconds > 0
 
 

@@ -20,7 +20,7 @@ from tagent_nb.engine.memory.entries import (
     order_items,
     reset,
 )
-from tagent_nb.engine.memory.pending_approvals import HeldValues
+from tagent_nb.engine.memory.pending_approvals import PendingApprovals
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.events import (
     NO_USAGE,
@@ -73,7 +73,7 @@ class PipelineMemory:
         facts: Facts learned in this run.
         memories: Memories saved by this or an earlier run.
         began_with: The memories of the pipeline when this run started.
-        held: What waits for a decision.
+        pending: What waits for a decision.
         events: Everything applied so far but streamed text, in order.
         pipeline: The definition that ran, in the process that ran it.
         reads_of: Gives the names of the steps that a step reads, where the definition is at hand.
@@ -93,7 +93,7 @@ class PipelineMemory:
         self.facts: dict[str, Any] = {}
         self.memories: dict[str, Any] = {}
         self.began_with: Mapping[str, Any] = {}
-        self.held = HeldValues()
+        self.pending = PendingApprovals()
         self.events: list[Event] = []
         self.warnings: list[str] = []
         self.current_step: str | None = None
@@ -263,8 +263,8 @@ class PipelineMemory:
 
     def _run_finished(self, event: RunFinished) -> None:
         self.finished = event
-        for held in self.held.undecided() if event.waiting else []:
-            self._unit(held.request).status = StepStatus.WAITING
+        for pending in self.pending.undecided() if event.waiting else []:
+            self._unit(pending.request).status = StepStatus.WAITING
         for name in event.waiting:
             step = self.step(name)
             step.status, step.waits_for = StepStatus.WAITING, step.waits_for or "approval"
@@ -316,25 +316,25 @@ class PipelineMemory:
         self.step(event.step).waits_for = ""
 
     def _approval_requested(self, event: ApprovalRequested) -> None:
-        self.held.asked(event)
+        self.pending.add(event)
         self._unit(event).status = StepStatus.WAITING
         if not event.call:  # an attempt whose tool waits goes on, and says at its end what it used
             self._spend(event, event.usage, event.cost)
 
     def _approval_given(self, event: ApprovalGiven) -> None:
-        self.held.answered(event)
+        self.pending.decide(event)
 
     def _step_retried(self, event: StepRetried) -> None:
-        if self.held:
-            self.held.let_go(event, over=False)
+        if self.pending:
+            self.pending.release(event, over=False)
         unit = self._unit(event)
         unit.status = StepStatus.WAITING
         unit.error_type, unit.error = event.error_type, event.message
         self._spend(event, event.usage, event.cost)
 
     def _step_finished(self, event: StepFinished) -> None:
-        if self.held:
-            self.held.let_go(event, over=True)
+        if self.pending:
+            self.pending.release(event, over=True)
         unit = self._unit(event)
         self._tried(event, unit)
         unit.status = StepStatus.COMPLETED
@@ -346,8 +346,8 @@ class PipelineMemory:
             self._valued(unit, event)
 
     def _step_cached(self, event: StepCached) -> None:
-        if self.held:
-            self.held.let_go(event, over=True)
+        if self.pending:
+            self.pending.release(event, over=True)
         unit = self._unit(event)
         unit.status = StepStatus.CACHED
         unit.output = event.output
@@ -386,8 +386,8 @@ class PipelineMemory:
             order_items(step, event.metadata)
 
     def _step_failed(self, event: StepFailed) -> None:
-        if self.held:
-            self.held.let_go(event, over=True)
+        if self.pending:
+            self.pending.release(event, over=True)
         unit = self._unit(event)
         self._tried(event, unit)
         unit.status = StepStatus.FAILED

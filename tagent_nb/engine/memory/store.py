@@ -16,18 +16,17 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.serde import StoredValue
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.run_loop import Run
     from tagent_nb.storage import StorageBackend
 
 
 def not_stored(memory: PipelineMemory, stored: Mapping[str, Any]) -> dict[str, Any]:
     """What a run has recorded of its memories, but was stopped before it could store it for other runs.
 
-    All else that is stored is newer than what the run saved in an earlier sitting: each memory was stored
+    All else that is stored is newer than what the run saved in an earlier session: each memory was stored
     when it was saved.
     """
     if memory.finished is not None:
-        return {}  # it came to its end: what is missing now, somebody has deleted
+        return {}  # it came to its end: what is missing now has been deleted
     began = memory.began_with
     return {
         key: value
@@ -36,19 +35,26 @@ def not_stored(memory: PipelineMemory, stored: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _same(one: object, other: object) -> bool:
-    return StoredValue.of(one).digest == StoredValue.of(other).digest
+def _same(value: object, other: object) -> bool:
+    return StoredValue.of(value).digest == StoredValue.of(other).digest
 
 
-async def save(run: Run, saved: Mapping[str, Any]) -> None:
+async def save(
+    storage: StorageBackend, pipeline_id: str, schemas: Mapping[str, type], saved: Mapping[str, Any]
+) -> None:
     """Store memories that a step saved, beside what other runs have stored meanwhile.
+
+    Args:
+        storage: Where the pipeline has them.
+        pipeline_id: The pipeline.
+        schemas: Classes by name that stored values become.
+        saved: The memories by key.
 
     Raises:
         StorageError: They could not be stored.
     """
-    storage, pipeline_id = run.equipment.storage, run.memory.pipeline_id
     async with changing(storage, pipeline_id):
-        stored = await storage.memories(pipeline_id, run.equipment.schemas)
+        stored = await storage.memories(pipeline_id, schemas)
         # The newest last: of many, prompts show the newest.
         older = {key: value for key, value in stored.items() if key not in saved}
         await storage.save_memories(pipeline_id, {**older, **saved})
@@ -70,25 +76,24 @@ async def changing(storage: StorageBackend, pipeline_id: str) -> AsyncIterator[N
         lock.release()
 
 
-def taught(run: Run, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts and memories that reach a unit of this step.
+def known_facts(memory: PipelineMemory, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts and memories of this moment that reach a step.
 
-    Items of a map know what was known before the map: were each to know what items before it taught,
+    Items of a map know what was known before the map: were each to know what items before it learned,
     its fingerprint would depend on which of them happened to end first.
     """
-    memory = run.memory
+    facts, memories = wants(step, "facts"), wants(step, "memories")
     if step.map_over is None:
         return (
-            dict(memory.facts) if memory.facts and wants(step, "facts") else {},
-            dict(memory.memories) if memory.memories and wants(step, "memories") else {},
+            dict(memory.facts) if memory.facts and facts else {},
+            dict(memory.memories) if memory.memories and memories else {},
         )
-    found = run.taught.get(step.name)
-    if found is None:
-        found = run.taught[step.name] = (
-            _without(step.name, memory.facts, {}, FactLearned, memory.events),
-            _without(step.name, memory.memories, memory.began_with, MemorySaved, memory.events),
-        )
-    return (found[0] if wants(step, "facts") else {}, found[1] if wants(step, "memories") else {})
+    return (
+        _without(step.name, memory.facts, {}, FactLearned, memory.events) if facts else {},
+        _without(step.name, memory.memories, memory.began_with, MemorySaved, memory.events)
+        if memories
+        else {},
+    )
 
 
 def _without(
@@ -98,7 +103,7 @@ def _without(
     kind: type[FactLearned | MemorySaved],
     events: list[Event],
 ) -> dict[str, Any]:
-    """What would be known if the items of a step had said nothing in an earlier sitting of this run."""
+    """What would be known if the items of a step had learned nothing in an earlier session of this run."""
     before = dict(began)
     own: set[str] = set()
     for event in events:
@@ -107,6 +112,6 @@ def _without(
                 own.add(event.key)
             else:
                 before[event.key] = event.value
-    known = {key: value for key, value in now.items() if key not in own}
-    known.update((key, before[key]) for key in own if key in before)
-    return known
+    values = {key: value for key, value in now.items() if key not in own}
+    values.update((key, before[key]) for key in own if key in before)
+    return values

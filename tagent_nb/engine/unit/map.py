@@ -5,84 +5,275 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.approval.gate import StepHeld
+from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import in_thread, is_cancelled
+from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.step_reads import reads, source_of
-from tagent_nb.engine.unit.attempt import encoded
-from tagent_nb.engine.unit.execute import decided, guarded, unprepared
-from tagent_nb.engine.unit.work import Work, prepare, read_heavy, step_model, why_it_runs
+from tagent_nb.engine.unit.attempt import Attempts, encoded, unprepared
+from tagent_nb.engine.unit.conditions import item_condition
+from tagent_nb.engine.unit.execute import Execution, StepOutputs
+from tagent_nb.engine.unit.work import Preparation, WorkItem, read_heavy, step_model
 from tagent_nb.errors import BudgetExceededError, StepError
-from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
+from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline import PipelineStep, StepStatus
 from tagent_nb.results import ending
 from tagent_nb.serde import LARGE, StoredValue, is_bulky
 from tagent_nb.templating import Reference, lookup
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.engine.context import RunContext
+    from tagent_nb.engine.recorder import Recorder
     from tagent_nb.pipeline import Change
 
 Row = tuple[str, Any, Any]
 """Key, label in the source's index, and the item itself."""
 
+AT_ONCE = 200
+"""Items whose condition is decided before anything else may happen."""
 
-async def run_mapped(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Change:
-    """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
-    started = time.monotonic()
-    source = source_of(step)
-    try:
-        work = await whole(run, step, outputs)
-        await read_heavy([outputs[source.step]])
-        rows = source_rows(step, outputs[source.step], source)
-    except BaseException as error:
-        if is_cancelled():
-            raise
-        failure = unprepared(run, step, error)
-        return await run.conclude(replace(failure, seconds=time.monotonic() - started, metadata=_labels([])))
-    if outputs[source.step] is None:
-        run.warn(
-            f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no value "
-            f"({ending(run.memory.steps[source.step])}).",
-            step.name,
+
+class MapExecution:
+    """Runs the mapped steps of one run.
+
+    Args:
+        context: Of the run.
+        recorder: Of the run.
+        preparation: Says what an item is about.
+        execution: Runs each item.
+        attempts: Keeps what the items of a step share.
+        approvals: Of the run.
+        signals: Whether anything may start.
+        lock: What SERIAL steps share.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        recorder: Recorder,
+        preparation: Preparation,
+        execution: Execution,
+        attempts: Attempts,
+        approvals: Approvals,
+        signals: RunSignals,
+        lock: SerialLock,
+    ) -> None:
+        self._context = context
+        self._recorder = recorder
+        self._preparation = preparation
+        self._execution = execution
+        self._attempts = attempts
+        self._approvals = approvals
+        self._signals = signals
+        self._lock = lock
+
+    async def run(self, step: PipelineStep, outputs: StepOutputs) -> Change:
+        """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
+        recorder = self._recorder
+        started = time.monotonic()
+        source = source_of(step)
+        try:
+            work = await whole(self._preparation, step, outputs)
+            await read_heavy([outputs[source.step]])
+            rows = source_rows(step, outputs[source.step], source)
+        except BaseException as error:
+            if is_cancelled():
+                raise
+            failure = unprepared(recorder, step, error)
+            return await recorder.record(
+                replace(failure, seconds=time.monotonic() - started, metadata=_labels([]))
+            )
+        if outputs[source.step] is None:
+            recorder.warn(
+                f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no "
+                f"value ({ending(recorder.memory.steps[source.step])}).",
+                step.name,
+            )
+        why = await self._preparation.why_it_runs(work)
+        recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
+        left = await self._run_items(step, outputs, source.step, await self._wanted(step, outputs, rows))
+        self._attempts.forget(step.name)
+        if left:
+            self._approvals.leave(step.name, left)
+        try:
+            notes = _labels(rows, source_value(outputs[source.step], source))
+            if not step.is_python:
+                from tagent_nb.runners import model_name
+
+                notes["model"] = model_name(step_model(self._context, step))
+            outcome = await self._outcome(step, work, rows, started, notes)
+        except BaseException as error:
+            if is_cancelled():
+                raise
+            outcome = unprepared(recorder, step, error)
+        return await recorder.record(outcome)
+
+    async def _wanted(self, step: PipelineStep, outputs: StepOutputs, rows: list[Row]) -> list[Row]:
+        """The items whose condition holds. Others are recorded as skipped, or failed if it has an error."""
+        if step.when is None or step.item_condition is None:
+            return rows
+        condition = item_condition(self._context, self._recorder, step, outputs)
+        wanted: list[Row] = []
+        left_out: list[Event] = []
+        for number, row in enumerate(rows, 1):
+            reason = condition(row[0], row[2])
+            if reason is None:
+                wanted.append(row)
+            else:
+                left_out.append(reason)
+            if number % AT_ONCE == 0 or number == len(rows):
+                # Many in one record, and then the rest of the loop may go on.
+                if left_out:
+                    await self._recorder.record(*left_out)
+                left_out = []
+                await asyncio.sleep(0)
+        return wanted
+
+    async def _run_items(self, step: PipelineStep, outputs: StepOutputs, source: str, rows: list[Row]) -> int:
+        """Workers that share one iterator: 50,000 items are never 50,000 tasks.
+
+        A worker whose item waits for a person is replaced, and ends with that item. Returns how many items
+        are left waiting.
+        """
+        queue: Iterator[Row] = iter(rows)
+        recorder, signals, lock = self._recorder, self._signals, self._lock
+        left = 0
+
+        async def work_off() -> None:
+            nonlocal left
+            for key, _, row in queue:
+                if signals.paused_or_stopping:
+                    await signals.may_start()
+                try:
+                    work = await self._preparation.work_item(
+                        step, {**outputs, source: StoredValue.of(row)}, key
+                    )
+                except BaseException as error:
+                    if is_cancelled():
+                        raise
+                    await recorder.record(unprepared(recorder, step, error, key))
+                    continue
+                work.on_yield = replaced
+                if self._is_recorded(work):
+                    continue
+                try:
+                    await recorder.record(*await self._execution.events_of(work))
+                except StepSuspended:
+                    left += 1
+                if work.has_yielded:
+                    if work.slot.at_work:
+                        lock.leave(step.name)
+                    return
+            lock.leave(step.name)
+
+        def replaced() -> None:
+            lock.join(step.name)
+            group.create_task(work_off())
+
+        workers = min(len(rows), self._context.services.max_concurrency)
+        lock.begin_workers(step.name, workers)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(work_off())
+        except ExceptionGroup as several:
+            # Items report their own failures; what arrives here ends the run, and one cause is enough.
+            raise several.exceptions[0] from None
+        return left
+
+    def _is_recorded(self, work: WorkItem) -> bool:
+        """Whether an earlier session of this run has recorded the very same item."""
+        record = self._context.recorded.get(work.unit)
+        if record is None or record.key != work.key or self._context.options.forces(work.step.name):
+            return False
+        item = (self._recorder.memory.steps[work.step.name].items or {}).get(str(work.item))
+        return item is not None and item.status.has_value
+
+    async def _outcome(
+        self, step: PipelineStep, work: WorkItem, rows: list[Row], started: float, notes: Mapping[str, Any]
+    ) -> StepFinished | StepCached | StepFailed:
+        items = self._recorder.memory.steps[step.name].items or {}
+        mine = [items[key] for key, _, _ in rows]
+        good = sum(item.status.has_value for item in mine)
+        skipped = sum(item.status is StepStatus.SKIPPED for item in mine)
+        wanted = len(rows) - skipped
+        metadata = {**notes, "items_failed": wanted - good, **({"items_skipped": skipped} if skipped else {})}
+        over_budget = next((item for item in mine if item.error_type == BudgetExceededError.__name__), None)
+        if over_budget is not None:
+            # Not bad items, but ones for which no model was asked yet: however few must succeed.
+            message = f"{good} of {wanted} items are done. {over_budget.error}"
+            return self._failure(step, over_budget.error_type, message, started, notes)
+        if good < math.ceil(step.min_success * wanted):
+            first = next(item for item in mine if item.status is StepStatus.FAILED)
+            message = (
+                f"{wanted - good} of {wanted} items failed, and min_success is {step.min_success:g}. "
+                f"The first is item {first.key!r}: {first.error_type}: {first.error}"
+            )
+            return self._failure(step, "StepError", message, started, notes)
+        output = await self._joined([item.output for item in mine])
+        if wanted and sum(item.status is StepStatus.CACHED for item in mine) == wanted:
+            return StepCached(
+                run_id=self._context.run_id,
+                step=step.name,
+                output=output,
+                key=work.key,
+                components=work.components,
+                metadata=metadata,
+            )
+        return StepFinished(
+            run_id=self._context.run_id,
+            step=step.name,
+            output=output,
+            key=work.key,
+            components=work.components,
+            seconds=time.monotonic() - started,
+            metadata=metadata,
         )
-    run.emit(
-        StepStarted(
-            run_id=run.memory.run_id, step=step.name, items=len(rows), why=await why_it_runs(run, work)
+
+    async def _joined(self, outputs: list[Output | None]) -> Output:
+        """The value of the step as a whole: those of its items. Much of it is put together in a thread."""
+
+        def values() -> list[Any]:
+            return [None if output is None else output.value for output in outputs]
+
+        context = self._context
+        size = sum(output.size for output in outputs if isinstance(output, StoredValue))
+        if size > LARGE or is_bulky(outputs):
+            return await in_thread(lambda: encoded(context, values()))
+        joined = StoredValue.of(values())
+        return await in_thread(encoded, context, joined.value) if joined.is_heavy else joined
+
+    def _failure(
+        self, step: PipelineStep, kind: str, message: str, started: float, notes: Mapping[str, Any]
+    ) -> StepFailed:
+        return StepFailed(
+            run_id=self._context.run_id,
+            step=step.name,
+            error_type=kind,
+            message=message,
+            seconds=time.monotonic() - started,
+            metadata=notes,
         )
-    )
-    left = await _run_items(run, step, outputs, source.step, await _wanted(run, step, outputs, rows))
-    run.common.pop(step.name, None)
-    if left:
-        run.approvals.leave(step.name, left)
-    try:
-        notes = _labels(rows, source_value(outputs[source.step], source))
-        if not step.is_python:
-            from tagent_nb.runners import model_name
-
-            notes["model"] = model_name(step_model(run, step))
-        outcome = await _outcome(run, step, work, rows, started, notes)
-    except BaseException as error:
-        if is_cancelled():
-            raise
-        outcome = unprepared(run, step, error)
-    return await run.conclude(outcome)
 
 
-async def whole(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> Work:
+async def whole(preparation: Preparation, step: PipelineStep, outputs: StepOutputs) -> WorkItem:
     """The fingerprint of the mapped step as a whole, over the whole of its source."""
     source = source_of(step)
-    references = [one for one in reads(step, outputs) if one.step != source.step]
+    references = [reference for reference in reads(step, outputs) if reference.step != source.step]
     condition = step.item_condition
     if condition is None:
-        return await prepare(run, step, outputs, references=[*references, source])
+        return await preparation.work_item(step, outputs, references=[*references, source])
     # Which items have a value depends on it; each item's own does not.
-    conditions = [one for one in step.references if one.kind == "when" and one.step != source.step]
-    told = condition if isinstance(condition, str) else condition.describe()
-    return await prepare(run, step, outputs, references=[*references, *conditions, source], when=told)
+    references += [
+        reference
+        for reference in step.references
+        if reference.kind == "when" and reference.step != source.step
+    ]
+    text = condition if isinstance(condition, str) else condition.describe()
+    return await preparation.work_item(step, outputs, references=[*references, source], when=text)
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
@@ -116,178 +307,6 @@ def source_value(output: Output | None, source: Reference) -> Any:
         TemplateError: The value lacks that part.
     """
     return None if output is None else lookup(output.value, source.path, name=source.step)
-
-
-def item_fates(
-    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]
-) -> Callable[[str, Any], StepSkipped | StepFailed | None]:
-    """Tells of an item, by its key and value, whether the step's condition keeps it from running.
-
-    Raises:
-        TemplateError: The condition cannot be read.
-    """
-    when = step.item_condition
-    if when is None:
-        return lambda key, item: None
-    values = {name: None if output is None else output.value for name, output in outputs.items()}
-    return lambda key, item: decided(run, step, when, values, key=key, item=item, mapped=source_of(step))
-
-
-async def _wanted(
-    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None], rows: list[Row]
-) -> list[Row]:
-    """The items whose condition holds. Others are recorded: skipped, or failed if it cannot be decided."""
-    if step.when is None or step.item_condition is None:
-        return rows
-    fate_of = item_fates(run, step, outputs)
-    wanted: list[Row] = []
-    held: list[Event] = []
-    for number, row in enumerate(rows, 1):
-        fate = fate_of(row[0], row[2])
-        if fate is None:
-            wanted.append(row)
-        else:
-            held.append(fate)
-        if number % AT_ONCE == 0 or number == len(rows):
-            # Many in one record, and then the rest of the loop has its turn.
-            if held:
-                await run.conclude(*held)
-            held = []
-            await asyncio.sleep(0)
-    return wanted
-
-
-AT_ONCE = 200
-"""Items whose condition is decided before anything else may happen."""
-
-
-async def _run_items(
-    run: Run, step: PipelineStep, outputs: Mapping[str, Output | None], source: str, rows: list[Row]
-) -> int:
-    """Workers that share one iterator: 50,000 items are never 50,000 tasks.
-
-    A worker whose item waits for a person is replaced, and ends with that item. Returns how many items
-    are left waiting.
-    """
-    queue: Iterator[Row] = iter(rows)
-    left = 0
-
-    async def work_off() -> None:
-        nonlocal left
-        for key, _, row in queue:
-            if run.held:
-                await run.may_start()
-            try:
-                unit = await prepare(run, step, {**outputs, source: StoredValue.of(row)}, key)
-            except BaseException as error:
-                if is_cancelled():
-                    raise
-                await run.conclude(unprepared(run, step, error, key))
-                continue
-            unit.on_aside = replaced
-            if _is_recorded(run, unit):
-                continue
-            try:
-                await run.conclude(*await guarded(run, unit))
-            except StepHeld:
-                left += 1
-            if unit.stood_aside:
-                if unit.place.at_work:
-                    run.turns.leave(step.name)
-                return
-        run.turns.leave(step.name)
-
-    def replaced() -> None:
-        run.turns.join(step.name)
-        group.create_task(work_off())
-
-    workers = min(len(rows), run.equipment.max_concurrency)
-    run.turns.crew(step.name, workers)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(work_off())
-    except ExceptionGroup as several:
-        # Items report their own failures; what arrives here ends the run, and one cause is enough.
-        raise several.exceptions[0] from None
-    return left
-
-
-def _is_recorded(run: Run, unit: Work) -> bool:
-    """Whether an earlier sitting of this run has recorded the very same item."""
-    recorded = run.restored.get(unit.unit)
-    if recorded is None or recorded.key != unit.key or run.options.forces(unit.step.name):
-        return False
-    item = (run.memory.steps[unit.step.name].items or {}).get(str(unit.item))
-    return item is not None and item.status.has_value
-
-
-async def _outcome(
-    run: Run, step: PipelineStep, work: Work, rows: list[Row], started: float, notes: Mapping[str, Any]
-) -> StepFinished | StepCached | StepFailed:
-    items = run.memory.steps[step.name].items or {}
-    mine = [items[key] for key, _, _ in rows]
-    good = sum(item.status.has_value for item in mine)
-    skipped = sum(item.status is StepStatus.SKIPPED for item in mine)
-    asked = len(rows) - skipped
-    metadata = {**notes, "items_failed": asked - good, **({"items_skipped": skipped} if skipped else {})}
-    broke = next((item for item in mine if item.error_type == BudgetExceededError.__name__), None)
-    if broke is not None:
-        # Not bad items, but ones that nobody has asked about yet: however few must succeed.
-        message = f"{good} of {asked} items are done. {broke.error}"
-        return _failure(run, step, broke.error_type, message, started, notes)
-    if good < math.ceil(step.min_success * asked):
-        first = next(item for item in mine if item.status is StepStatus.FAILED)
-        message = (
-            f"{asked - good} of {asked} items failed, and min_success is {step.min_success:g}. "
-            f"The first is item {first.key!r}: {first.error_type}: {first.error}"
-        )
-        return _failure(run, step, "StepError", message, started, notes)
-    output = await _joined(run, [item.output for item in mine])
-    if asked and sum(item.status is StepStatus.CACHED for item in mine) == asked:
-        return StepCached(
-            run_id=run.memory.run_id,
-            step=step.name,
-            output=output,
-            key=work.key,
-            components=work.components,
-            metadata=metadata,
-        )
-    return StepFinished(
-        run_id=run.memory.run_id,
-        step=step.name,
-        output=output,
-        key=work.key,
-        components=work.components,
-        seconds=time.monotonic() - started,
-        metadata=metadata,
-    )
-
-
-async def _joined(run: Run, outputs: list[Output | None]) -> Output:
-    """The value of the step as a whole: those of its items. Much of it is put together in a thread."""
-
-    def values() -> list[Any]:
-        return [None if output is None else output.value for output in outputs]
-
-    size = sum(output.size for output in outputs if isinstance(output, StoredValue))
-    if size > LARGE or is_bulky(outputs):
-        return await in_thread(lambda: encoded(run, values()))
-    whole_value = StoredValue.of(values())
-    return await in_thread(encoded, run, whole_value.value) if whole_value.is_heavy else whole_value
-
-
-def _failure(
-    run: Run, step: PipelineStep, kind: str, message: str, started: float, notes: Mapping[str, Any]
-) -> StepFailed:
-    return StepFailed(
-        run_id=run.memory.run_id,
-        step=step.name,
-        error_type=kind,
-        message=message,
-        seconds=time.monotonic() - started,
-        metadata=notes,
-    )
 
 
 def _labels(rows: list[Row], source: Any = None) -> dict[str, Any]:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.background import in_thread
-from tagent_nb.engine.concurrency import Place
+from tagent_nb.engine.concurrency import Slot
 from tagent_nb.engine.memory.entries import last_time
-from tagent_nb.engine.memory.store import taught
+from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.step_reads import reads
-from tagent_nb.errors import CorruptRecordError
+from tagent_nb.errors import CorruptRecordError, StorageError
 from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.results import failed_items
-from tagent_nb.serde import StoredValue
+from tagent_nb.serde import Classes, StoredValue
 from tagent_nb.templating import Reference
 
 if TYPE_CHECKING:
-    from tagent_nb.cache import ResultCache
-    from tagent_nb.engine.run_loop import Run
+    from tagent_nb.cache import CacheEntry, ResultCache
+    from tagent_nb.engine.context import RunContext
+    from tagent_nb.engine.memory.memory import PipelineMemory
+    from tagent_nb.engine.recorder import Recorder
     from tagent_nb.runners import StepRunner
 
 NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is not asked"
@@ -30,14 +33,14 @@ NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is 
 
 
 @dataclass(slots=True)
-class Work:
-    """What one unit is about: its step, its item, what it reads, its fingerprint, and its place in the run.
+class WorkItem:
+    """What one unit is about: its step, its item, what it reads, its fingerprint, and its slot in the run.
 
     Attributes:
-        place: Its place among those that run, from its first attempt on.
-        on_aside: Called before it waits for a person.
-        took: Tokens and USD that led to its value, where they were counted before it ended.
-        calls: How often each call of a tool was held in this attempt, by tool and arguments.
+        slot: Its slot among those that run, from its first attempt on.
+        on_yield: Called before it waits for a person.
+        counted: Tokens and USD that led to its value, where they were counted before it ended.
+        calls: How often each call of a tool was suspended in this attempt, by tool and arguments.
         waited: Seconds that it waited for a person.
     """
 
@@ -49,81 +52,300 @@ class Work:
     facts: Mapping[str, Any] = field(default_factory=dict)
     memories: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
-    took: tuple[TokenUsage, float | None] | None = None
+    counted: tuple[TokenUsage, float | None] | None = None
     waited: float = 0.0
-    on_aside: Callable[[], None] | None = None
+    on_yield: Callable[[], None] | None = None
     calls: dict[tuple[str, str], int] = field(default_factory=dict)
-    place: Place = field(init=False, repr=False)
+    slot: Slot = field(init=False, repr=False)
 
     @property
-    def stood_aside(self) -> bool:
-        """Whether somebody else does what it would have done next, since it waited for a person."""
-        return hasattr(self, "place") and self.place.was_away
+    def has_yielded(self) -> bool:
+        """Whether another worker does what it would have done next, since it waited for a person."""
+        return hasattr(self, "slot") and self.slot.was_yielded
 
     @property
     def unit(self) -> tuple[str, str | None]:
         return (self.step.name, self.item)
 
 
-async def prepare(
-    run: Run,
-    step: PipelineStep,
-    outputs: Mapping[str, Output | None],
-    item: str | None = None,
-    references: Sequence[Reference] | None = None,
-    when: str = "",
-) -> Work:
-    """Work out a unit's fingerprint, with large values in a thread.
+class Preparation:
+    """Works out what units of a run are about, and keeps what is the same for all units of a step.
 
-    For an item, ``outputs`` has the item for its source.
-
-    ``when`` is the condition by which a mapped step as a whole leaves items out.
+    Args:
+        context: Of the run.
+        recorder: For the memory of the run, and for warnings.
+        previous: Reads the memory of the run before this one, if there is one.
     """
-    facts, memories = taught(run, step)
-    if not run.keyed:
-        return Work(step, outputs, "", {}, item, facts, memories)
-    from tagent_nb.cache import (
-        GENERATION,
-        add_components,
-        class_components,
-        input_components,
-        text_digest,
-        unit_key,
-    )
 
-    components = dict(await _static_beside_the_loop(run, step))
-    parts = reads(step, outputs) if references is None else references
-    around: dict[str, Any] = {"step": step, "namespace": run.equipment.namespace, "memo": run.memo}
-    examine = partial(input_components, parts, outputs, **around)
-    heavy = any(is_heavy(outputs.get(part.step)) for part in parts)
-    add_components(components, await in_thread(examine) if heavy else examine())
-    for name, notes in (("facts", facts), ("memories", memories)):
-        if notes:
-            stored = StoredValue.of(notes)
-            if stored.is_heavy:
-                await in_thread(getattr, stored, "digest")
-            components[name] = stored.digest
-            if stored.classes:
-                add_components(components, class_components(name, notes, stored.classes, **around))
-    if when:
-        components["when"] = text_digest(when)
-    key = unit_key(components)
-    components.update(GENERATION)
-    return Work(step, outputs, key, components, item, facts, memories)
+    def __init__(
+        self,
+        context: RunContext,
+        recorder: Recorder,
+        previous: Callable[[], Awaitable[PipelineMemory | None]],
+    ) -> None:
+        self._context = context
+        self._recorder = recorder
+        self._read_previous = previous
+        self._previous: asyncio.Future[PipelineMemory | None] | None = None
+        self._static: dict[str, dict[str, str]] = {}
+        self._known_facts: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._read_names: dict[str, frozenset[str]] = {}
+        # What the fingerprints of this run share.
+        self.memo: dict[Any, Any] = {}
+
+    async def work_item(
+        self,
+        step: PipelineStep,
+        outputs: Mapping[str, Output | None],
+        item: str | None = None,
+        references: Sequence[Reference] | None = None,
+        when: str = "",
+    ) -> WorkItem:
+        """A unit with its fingerprint; large values are examined in a thread.
+
+        Args:
+            step: The step.
+            outputs: What it may read, by name; for an item, the item stands for its source.
+            item: The item's key.
+            references: What it reads, where that is not what the step says.
+            when: The condition by which a mapped step as a whole leaves items out.
+        """
+        facts, memories = self._facts_for(step)
+        if not self._context.keyed:
+            return WorkItem(step, outputs, "", {}, item, facts, memories)
+        from tagent_nb.cache import (
+            GENERATION,
+            add_components,
+            class_components,
+            input_components,
+            text_digest,
+            unit_key,
+        )
+
+        components = dict(await self._static_beside_the_loop(step))
+        parts = reads(step, outputs) if references is None else references
+        around: dict[str, Any] = {
+            "step": step,
+            "namespace": self._context.services.namespace,
+            "memo": self.memo,
+        }
+        examine = partial(input_components, parts, outputs, **around)
+        heavy = any(is_heavy(outputs.get(part.step)) for part in parts)
+        add_components(components, await in_thread(examine) if heavy else examine())
+        for name, notes in (("facts", facts), ("memories", memories)):
+            if notes:
+                stored = StoredValue.of(notes)
+                if stored.is_heavy:
+                    await in_thread(getattr, stored, "digest")
+                components[name] = stored.digest
+                if stored.classes:
+                    add_components(components, class_components(name, notes, stored.classes, **around))
+        if when:
+            components["when"] = text_digest(when)
+        key = unit_key(components)
+        components.update(GENERATION)
+        return WorkItem(step, outputs, key, components, item, facts, memories)
+
+    def static_components(self, step: PipelineStep) -> dict[str, str]:
+        """The part of a fingerprint that is the same for all items of a step in this run."""
+        components = self._static.get(step.name)
+        if components is None:
+            components = self._static[step.name] = self._definition_components(step)
+        return components
+
+    def read_names(self, step: PipelineStep, outputs: Mapping[str, Output | None]) -> frozenset[str]:
+        """Names of the steps that units of this step read: the same for all of them."""
+        names = self._read_names.get(step.name)
+        if names is None:
+            names = frozenset(reference.step for reference in reads(step, outputs))
+            self._read_names[step.name] = names
+        return names
+
+    def forget_facts(self) -> None:
+        """Look again at what is known when a mapped step begins."""
+        self._known_facts.clear()
+
+    async def why_it_runs(self, work: WorkItem) -> str:
+        """In words: what differs from the last time this step ended with a value, or how it ended without."""
+        context = self._context
+        if work.item is not None or not context.keyed:
+            return ""
+        if context.options.passes_cache(work.step.name):
+            return "forced"
+        before = await self._last_time(work)
+        if before is None:
+            return "first run"
+        components, ended = before
+        if not components:
+            return ended or "it has no earlier result"
+        from tagent_nb.cache import explain
+
+        sentences = explain(components, work.components, None, None)
+        if sentences:
+            return "; ".join(sentences)
+        if work.step.map_over is not None:
+            return ended  # without failed items, these say for themselves whether they were cached
+        return NOT_CACHED if cache_for(context, work.step) is not None else NOT_ASKED
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _facts_for(self, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
+        memory = self._recorder.memory
+        if step.map_over is None:
+            return known_facts(memory, step)
+        facts = self._known_facts.get(step.name)
+        if facts is None:
+            facts = self._known_facts[step.name] = known_facts(memory, step)
+        return facts
+
+    async def _static_beside_the_loop(self, step: PipelineStep) -> Mapping[str, str]:
+        """:meth:`static_components`, but large values that the step refers to are examined in a thread."""
+        from tagent_nb.cache import LargeValue, refusing_large_values, remember_digest
+
+        examined: dict[int, Any] = {}
+        while step.name not in self._static:
+            try:
+                with refusing_large_values(examined):
+                    self.static_components(step)
+            except LargeValue as large:
+                examined[id(large.value)] = large.value
+                await in_thread(remember_digest, large.value, self.memo)
+        return self._static[step.name]
+
+    def _definition_components(self, step: PipelineStep) -> dict[str, str]:
+        from tagent_nb.cache import definition_components
+
+        context = self._context
+        name, parts, tools = None, {}, []
+        roles: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        if step.body is None:
+            from tagent_nb.runners import model_name, model_parts, tools_for
+
+            model = step_model(context, step)
+            name, parts, tools = model_name(model), model_parts(model), tools_for(step)
+            roles = {role: (model_name(other), model_parts(other)) for role, other in step.models.items()}
+        upstream = self._recorder.machine.scheduler.dependency_graph[step.name]
+        return definition_components(
+            step,
+            constraints=[*context.pipeline.global_constraints, *step.constraints],
+            shared=context.pipeline.shared_context,
+            model=name,
+            settings={setting: value for setting, value in step.settings.items() if setting != "stream"},
+            tools=tools,
+            runner_version=runner_of(context, step).version,
+            namespace=context.services.namespace,
+            inputs=(*upstream, *inputs_for(context, step.name)),
+            memo=self.memo,
+            model_parts=parts,
+            instructions=instructions_of(context, step),
+            roles=roles,
+        )
+
+    async def _last_time(self, work: WorkItem) -> tuple[Mapping[str, str], str] | None:
+        """The unit's last fingerprint, of this run or of the one before, and what failed then.
+
+        ``None`` if there is no such run.
+        """
+        recorded = self._context.recorded.get(work.unit)
+        if recorded is not None and recorded.components:
+            return recorded.components, ""
+        ended = self._recorder.memory.steps[work.step.name].reason
+        if ended:
+            return {}, ended  # in an earlier session of this run
+        if self._previous is None:
+            self._previous = asyncio.ensure_future(self._previous_run())
+        previous = await self._previous
+        if previous is None:
+            return None
+        before = previous.steps.get(work.step.name)
+        if before is None:
+            return {}, ""
+        ended = last_time(before)
+        if ended:
+            return {}, ended
+        bad = failed_items(before)
+        return before.components, f"the last time {bad}" if bad else ""
+
+    async def _previous_run(self) -> PipelineMemory | None:
+        try:
+            return await self._read_previous()
+        except StorageError as error:
+            # It only says why a step runs; that must not keep the step from running.
+            self._recorder.warn(
+                f"Steps cannot tell why they run, since the run before cannot be read: {error}"
+            )
+            return None
 
 
-def still_answers(kept: StepFinished | StepCached, work: Work) -> bool:
+# -- who answers for a unit -----------------------------------------------------------------
+
+
+def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepCached | None:
+    """What this run has recorded of the unit, if that is still its answer."""
+    if context.options.forces(work.step.name):
+        return None
+    event = context.recorded.get(work.unit)
+    return event if event is not None and _still_answers(event, work) else None
+
+
+async def cached_answer(context: RunContext, work: WorkItem, *, count: bool = True) -> CacheEntry | None:
+    """What the cache answers for the unit, if it may.
+
+    Args:
+        context: Of the run.
+        work: The unit.
+        count: Whether the cache counts the question among its hits and misses.
+    """
+    cache = cache_for(context, work.step)
+    if cache is None or context.options.passes_cache(work.step.name):
+        return None
+    return await cache.aget(work.key, classes_of(context, work.step.name), count=count)
+
+
+def cache_for(context: RunContext, step: PipelineStep) -> ResultCache | None:
+    """The cache, if it is asked, and filled, for a step."""
+    return context.services.cache if context.options.use_cache and step.cache else None
+
+
+def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
     """Whether a record of this run is that of the unit as it is now, as far as its version can tell."""
-    if kept.key == work.key:
+    if event.key == work.key:
         return True
     from tagent_nb.cache import differing, is_earlier
 
-    return is_earlier(kept.components, work.components) and not differing(kept.components, work.components)
+    return is_earlier(event.components, work.components) and not differing(event.components, work.components)
 
 
-def inputs_for(run: Run, step: str) -> dict[str, Output | None]:
+# -- what a step has ------------------------------------------------------------------------
+
+
+def inputs_for(context: RunContext, step: str) -> dict[str, Output | None]:
     """The values that a step reads and no step makes, by name."""
-    return {name: run.inputs[name] for name in run.reads_inputs.get(step, ())}
+    return {name: context.inputs[name] for name in context.reads_inputs.get(step, ())}
+
+
+def classes_of(context: RunContext, step: str) -> Classes:
+    """Classes that stored values of a step may become."""
+    return Classes.of(context.services.schemas, step)
+
+
+def instructions_of(context: RunContext, step: PipelineStep) -> str | None:
+    """The step's own system prompt, else the pipeline's."""
+    return context.pipeline.instructions if step.instructions is None else step.instructions
+
+
+def step_model(context: RunContext, step: PipelineStep) -> Any:
+    """The step's own model, else the run's, else the pipeline's."""
+    for model in (step.model, context.services.model):
+        if model is not None:
+            return model
+    return context.pipeline.model
+
+
+def runner_of(context: RunContext, step: PipelineStep) -> StepRunner:
+    """The runner for this kind of step."""
+    agent = "plan" if step.agent == "plan" else "agent"
+    return context.services.runners["python" if step.is_python else agent]
 
 
 def is_heavy(output: Output | None) -> bool:
@@ -132,133 +354,8 @@ def is_heavy(output: Output | None) -> bool:
 
 
 async def read_heavy(outputs: Iterable[Output | None]) -> None:
-    """Decode in a thread what takes long to decode. Damage is left to who reads the value."""
+    """Decode in a thread what takes long to decode. Damage is left to what reads the value."""
     for output in outputs:
         if isinstance(output, StoredValue) and output.is_large:
             with suppress(CorruptRecordError):
                 await in_thread(getattr, output, "value")
-
-
-async def _static_beside_the_loop(run: Run, step: PipelineStep) -> Mapping[str, str]:
-    """:func:`static_components`, but large values that the step refers to are examined in a thread."""
-    from tagent_nb.cache import LargeValue, refusing_large_values, remember_digest
-
-    examined: dict[int, Any] = {}
-    while step.name not in run.static:
-        try:
-            with refusing_large_values(examined):
-                static_components(run, step)
-        except LargeValue as large:
-            examined[id(large.value)] = large.value
-            await in_thread(remember_digest, large.value, run.memo)
-    return run.static[step.name]
-
-
-def static_components(run: Run, step: PipelineStep) -> dict[str, str]:
-    """The part of a fingerprint that is the same for all items of a step in this run."""
-    found = run.static.get(step.name)
-    if found is None:
-        from tagent_nb.cache import definition_components
-
-        model, parts, tools = None, {}, []
-        roles: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        if step.body is None:
-            from tagent_nb.runners import model_name, model_parts, tools_for
-
-            one = step_model(run, step)
-            model, parts, tools = model_name(one), model_parts(one), tools_for(step)
-            roles = {role: (model_name(each), model_parts(each)) for role, each in step.models.items()}
-        found = run.static[step.name] = definition_components(
-            step,
-            constraints=[*run.pipeline.global_constraints, *step.constraints],
-            shared=run.pipeline.shared_context,
-            model=model,
-            settings={name: value for name, value in step.settings.items() if name != "stream"},
-            tools=tools,
-            runner_version=runner_of(run, step).version,
-            namespace=run.equipment.namespace,
-            inputs=(*run.machine.scheduler.dependency_graph[step.name], *inputs_for(run, step.name)),
-            memo=run.memo,
-            model_parts=parts,
-            instructions=instructions_of(run, step),
-            roles=roles,
-        )
-    return found
-
-
-def instructions_of(run: Run, step: PipelineStep) -> str | None:
-    """The step's own system prompt, else the pipeline's."""
-    return run.pipeline.instructions if step.instructions is None else step.instructions
-
-
-def step_model(run: Run, step: PipelineStep) -> Any:
-    """The step's own model, else the run's, else the pipeline's."""
-    for model in (step.model, run.equipment.model):
-        if model is not None:
-            return model
-    return run.pipeline.model
-
-
-def runner_of(run: Run, step: PipelineStep) -> StepRunner:
-    """The runner for this kind of step."""
-    agent = "plan" if step.agent == "plan" else "agent"
-    return run.equipment.runners["python" if step.is_python else agent]
-
-
-def read_names(run: Run, step: PipelineStep, outputs: Mapping[str, Output | None]) -> frozenset[str]:
-    """Names of the steps that units of this step read: the same for all of them."""
-    found = run.read.get(step.name)
-    if found is None:
-        found = run.read[step.name] = frozenset(one.step for one in reads(step, outputs))
-    return found
-
-
-def asked_cache(run: Run, step: PipelineStep) -> ResultCache | None:
-    """The cache, if it is asked, and filled, for a step."""
-    return run.equipment.cache if run.options.use_cache and step.cache else None
-
-
-async def why_it_runs(run: Run, work: Work) -> str:
-    """In words: what differs from the last time this step ended with a value, or how it ended without."""
-    if work.item is not None or not run.keyed:
-        return ""
-    if run.options.passes_cache(work.step.name):
-        return "forced"
-    before = await _last_time(run, work)
-    if before is None:
-        return "first run"
-    components, ended = before
-    if not components:
-        return ended or "it has no earlier result"
-    from tagent_nb.cache import explain
-
-    sentences = explain(components, work.components, None, None)
-    if sentences:
-        return "; ".join(sentences)
-    if work.step.map_over is not None:
-        return ended  # without failed items, these say for themselves whether they were cached
-    return NOT_CACHED if asked_cache(run, work.step) is not None else NOT_ASKED
-
-
-async def _last_time(run: Run, work: Work) -> tuple[Mapping[str, str], str] | None:
-    """The unit's last fingerprint, of this run or of the one before, and what failed then.
-
-    ``None`` if there is no such run.
-    """
-    recorded = run.restored.get(work.unit)
-    if recorded is not None and recorded.components:
-        return recorded.components, ""
-    ended = run.memory.steps[work.step.name].reason
-    if ended:
-        return {}, ended  # in an earlier sitting of this run
-    previous = await run.last_time()
-    if previous is None:
-        return None
-    before = previous.steps.get(work.step.name)
-    if before is None:
-        return {}, ""
-    ended = last_time(before)
-    if ended:
-        return {}, ended
-    bad = failed_items(before)
-    return before.components, f"the last time {bad}" if bad else ""
