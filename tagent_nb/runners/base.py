@@ -230,10 +230,10 @@ class ToolContext(StepContext):
     @classmethod
     def of(cls, context: StepContext, key: str) -> ToolContext:
         """A view of ``context``: what is spent, learned and noted on one of them is on both."""
-        found = object.__new__(cls)
-        found.__dict__ = context.__dict__
-        found._key = key
-        return found
+        view = object.__new__(cls)
+        view.__dict__ = context.__dict__
+        view._key = key
+        return view
 
     @property
     def idempotency_key(self) -> str:  # type: ignore[override]  # nobody sets a step's key

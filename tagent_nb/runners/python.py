@@ -103,18 +103,18 @@ def _bind(step: PipelineStep, context: StepContext) -> partial[Any]:
         raise StepError(f"Step {step.name!r} has no Python body. Only Python steps are run as Python.")
     if body.takes_nothing and body.function is not None:
         return partial(body.function)
-    known = _known(step, context)
+    names = _readable_names(step, context)
     if body.kind == "cell":
-        given = {name: known[name] for name in sorted((body.names | body.provided) & known.keys())}
-        return partial(_made(body, tuple(given), context.namespace)[CELL_FUNCTION], **given)
-    given = {}
+        arguments = {name: names[name] for name in sorted((body.names | body.provided) & names.keys())}
+        return partial(_made(body, tuple(arguments), context.namespace)[CELL_FUNCTION], **arguments)
+    arguments = {}
     for name in (*body.params, *sorted(body.provided)):
-        if name in known:
-            given[name] = known[name]
+        if name in names:
+            arguments[name] = names[name]
         elif name not in body.optional:
             raise StepError(_missing(step, name))
     function = body.function or _made(body, (), context.namespace)[body.name]
-    return partial(function, **given)
+    return partial(function, **arguments)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -124,9 +124,9 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function)
 
 
-def _known(step: PipelineStep, context: StepContext) -> dict[str, Any]:
+def _readable_names(step: PipelineStep, context: StepContext) -> dict[str, Any]:
     """What a body may read by name: the steps, what every body may ask for, and ``item`` if mapped."""
-    known = {
+    names = {
         **context.inputs,
         "context": context,
         "shared": context.shared,
@@ -135,8 +135,8 @@ def _known(step: PipelineStep, context: StepContext) -> dict[str, Any]:
     }
     source = (step.map_over or "").partition(".")[0]
     if source in context.inputs:
-        known["item"] = context.inputs[source]
-    return known
+        names["item"] = context.inputs[source]
+    return names
 
 
 def _missing(step: PipelineStep, name: str) -> str:
@@ -172,10 +172,10 @@ def _remedy(step: PipelineStep, error: UnboundLocalError) -> str | None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    found = re.search(r"'([^']+)'", str(error))
-    if trace is None or found is None or trace.tb_frame.f_code.co_name != CELL_FUNCTION:
+    quoted = re.search(r"'([^']+)'", str(error))
+    if trace is None or quoted is None or trace.tb_frame.f_code.co_name != CELL_FUNCTION:
         return None
-    name = found[1]
+    name = quoted[1]
     return (
         f"Step {step.name!r}, line {trace.tb_lineno}: {name!r} is read before it has a value. The cell "
         f"assigns {name!r}, so for Python it is a name of the step's own and not the notebook's variable. "

@@ -47,11 +47,11 @@ class Checks:
         """
         self.refused = ""
         for check in self._step.checks:
-            said = await self._said(check, bare(value))
-            if said is not None:
+            objection = await self._objection(check, bare(value))
+            if objection is not None:
                 name = tool_name(check)
-                self.context.progress("check_failed", check=name, message=said[:SHOWN])
-                self.refused = f"Check {name!r} refused it: {said}"
+                self.context.progress("check_failed", check=name, message=objection[:SHOWN])
+                self.refused = f"Check {name!r} refused it: {objection}"
                 break
         return self.refused
 
@@ -64,12 +64,12 @@ class Checks:
         """
         from pydantic_ai.exceptions import ModelRetry
 
-        said = await self.judge(value)
-        if said:
-            raise ModelRetry(said)
+        objection = await self.judge(value)
+        if objection:
+            raise ModelRetry(objection)
         return value
 
-    async def _said(self, check: Callable[..., Any], value: Any) -> str | None:
+    async def _objection(self, check: Callable[..., Any], value: Any) -> str | None:
         call = partial(check, value, self.context) if takes_context(check) else partial(check, value)
         try:
             verdict = await self._verdict(tool_name(check), call)
@@ -109,9 +109,9 @@ async def checked(step: PipelineStep, context: StepContext, value: Any) -> Any:
         StepError: A check raised something that is no verdict.
     """
     value = step.validate_output(value)
-    said = await Checks(step, context).judge(value)
-    if said:
-        raise OutputValidationError(f"Step {step.name!r}: its value will not do. {said}")
+    objection = await Checks(step, context).judge(value)
+    if objection:
+        raise OutputValidationError(f"Step {step.name!r}: its value will not do. {objection}")
     return value
 
 

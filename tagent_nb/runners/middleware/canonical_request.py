@@ -108,9 +108,9 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {redact(str(name)): _clean(one) for name, one in value.items()}
+        return {redact(str(name)): _clean(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_clean(one) for one in value]
+        return [_clean(item) for item in value]
     return value
 
 
@@ -123,7 +123,7 @@ def _conversation(messages: Sequence[ModelMessage]) -> tuple[list[Any], str]:
     from pydantic_ai.messages import ModelMessagesTypeAdapter
 
     numbers: dict[str, int] = {}
-    said = []
+    turns = []
     for message in ModelMessagesTypeAdapter.dump_python(list(messages), mode="json"):
         parts = []
         for part in message["parts"]:
@@ -133,9 +133,9 @@ def _conversation(messages: Sequence[ModelMessage]) -> tuple[list[Any], str]:
             if isinstance(kept.get("args"), str):
                 kept["args"] = _parsed(kept["args"])
             parts.append(kept)
-        said.append([message["kind"], parts])
-    asked = [part.get("content") for part in (said[-1][1] if said else ())]
-    return said, "\n".join(one if isinstance(one, str) else _json(plain(one)) for one in asked)
+        turns.append([message["kind"], parts])
+    question = [part.get("content") for part in (turns[-1][1] if turns else ())]
+    return turns, "\n".join(text if isinstance(text, str) else _json(plain(text)) for text in question)
 
 
 def _parsed(arguments: str) -> Any:

@@ -89,9 +89,9 @@ def _sound_json(text: str) -> str:
     return _HALF_ESCAPE.sub(_sound_escape, text) if "\\u" in text else text
 
 
-def _sound_escape(found: re.Match[str]) -> str:
-    is_half = len(found[0]) == 6
-    return "\\ufffd" if is_half else found[0]
+def _sound_escape(escape: re.Match[str]) -> str:
+    is_half = len(escape[0]) == 6
+    return "\\ufffd" if is_half else escape[0]
 
 
 def response_to_plain(response: ModelResponse) -> Any:
@@ -160,8 +160,8 @@ def value_from_plain(data: Mapping[str, Any], schemas: Mapping[str, type] | None
             return _tool_return.validate_python(data["returned"])
         part = {"part_kind": "tool-return", "tool_name": "", "tool_call_id": "", "content": data["content"]}
         (message,) = ModelMessagesTypeAdapter.validate_python([{"kind": "request", "parts": [part]}])
-        found: Any = message.parts[0]
-        return found.content
+        returned: Any = message.parts[0]
+        return returned.content
     except (LookupError, ValueError) as error:
         raise CorruptRecordError(f"A recorded answer of a tool cannot be read: {error}") from None
 
@@ -169,4 +169,4 @@ def value_from_plain(data: Mapping[str, Any], schemas: Mapping[str, type] | None
 def _is_content(value: Any) -> bool:
     """Whether it is, or has, what models see as images, documents and the like."""
     inside = value if isinstance(value, list | tuple) else [value]
-    return any(type(one).__module__.startswith("pydantic_ai") for one in inside)
+    return any(type(part).__module__.startswith("pydantic_ai") for part in inside)

@@ -48,7 +48,9 @@ class Account:
 
     def reserved(self, measure: str) -> float:
         """What calls under way are expected to take."""
-        return sum(least if most is None else most for least, most in (one[measure] for one in self._open))
+        return sum(
+            least if most is None else most for least, most in (estimate[measure] for estimate in self._open)
+        )
 
     def fits(self, step: str, estimate: Estimate) -> bool:
         """Whether a call may be made now; else it may be when a call under way has ended.
@@ -69,8 +71,10 @@ class Account:
             if spent + least > limit + TINY or (spent > limit - TINY and most != 0):
                 raise self._exceeded(step, measure, least)
             if self._open:
-                known = most is not None and all(one[measure][1] is not None for one in self._open)
-                fits = fits and known and spent + self.reserved(measure) + (most or 0.0) <= limit + TINY
+                all_known = most is not None and all(
+                    reservation[measure][1] is not None for reservation in self._open
+                )
+                fits = fits and all_known and spent + self.reserved(measure) + (most or 0.0) <= limit + TINY
         return fits
 
     def open(self, estimate: Estimate) -> None:
@@ -80,7 +84,7 @@ class Account:
     def close(self, estimate: Estimate) -> None:
         """Give back what was reserved; what the call took is spent by now."""
         # By identity: two calls may be expected to take the same.
-        self._open = [one for one in self._open if one is not estimate]
+        self._open = [call for call in self._open if call is not estimate]
 
     def shares(self) -> list[Share]:
         """How far each measure is used up."""
@@ -98,10 +102,10 @@ class Account:
         spent = self.spent[measure]
         says = self._whose(step)
         about = " (in part assumed: not every answer came with its tokens)" if self.assumed else ""
-        asked = f", and the question alone takes about {amount_text(measure, least)}" if least else ""
+        more = f", and the question alone takes about {amount_text(measure, least)}" if least else ""
         return BudgetExceededError(
             f"{says[0].upper()}{says[1:]} is used up: {amount_text(measure, spent)} of "
-            f"{amount_text(measure, limit)} spent{about}{asked}. What is finished is kept. {self._remedy()}",
+            f"{amount_text(measure, limit)} spent{about}{more}. What is finished is kept. {self._remedy()}",
             step=step,
             spent=spent,
             limit=limit,
@@ -191,7 +195,7 @@ class Ledger:
             self._changes.tell()
 
     def _accounts(self, step: str) -> list[Account]:
-        return [one for one in (self.run, self.steps.get(step)) if one is not None]
+        return [account for account in (self.run, self.steps.get(step)) if account is not None]
 
     @staticmethod
     def _fits(accounts: list[Account], step: str, estimate: Estimate) -> bool:

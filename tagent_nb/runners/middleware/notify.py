@@ -27,6 +27,6 @@ class Changes:
     def tell(self) -> None:
         """Wake all that wait now."""
         waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            if not one.done():
-                one.set_result(None)
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -79,10 +79,10 @@ class RateLimiter(CallMiddleware):
         return [name for name, pace in self.paces.items() if pace.limit != Limit()]
 
     def _pace(self, provider: str) -> Pace:
-        found = self.paces.get(provider)
-        if found is None:
-            found = self.paces[provider] = Pace(provider)
-        return found
+        pace = self.paces.get(provider)
+        if pace is None:
+            pace = self.paces[provider] = Pace(provider)
+        return pace
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
@@ -102,13 +102,13 @@ class RateLimiter(CallMiddleware):
             try:
                 response = await proceed(call)
             except ModelRateLimitError as error:
-                asked = usable_wait(error, self._now)
-                if asked is None or (waited and asked < FIRST_WAIT):
-                    asked = self._jitter(ceiling)
-                waited += asked
+                wait = usable_wait(error, self._now)
+                if wait is None or (waited and wait < FIRST_WAIT):
+                    wait = self._jitter(ceiling)
+                waited += wait
                 if waited > LONGEST_WAIT:
-                    raise _given_up(call, pace, error, asked) from error
-                pace.refused(request, self._clock() + asked)
+                    raise _given_up(call, pace, error, wait) from error
+                pace.refused(request, self._clock() + wait)
                 ceiling = min(MOST_WAIT, 2 * ceiling)
             else:
                 from tagent_nb.runners.models.accounting import counted
@@ -164,13 +164,13 @@ class RateLimiter(CallMiddleware):
             pace.changes.tell()
 
 
-def _given_up(call: ModelCall, pace: Pace, error: ModelRateLimitError, asked: float) -> StepError:
-    from tagent_nb.runners.models.errors import said
+def _given_up(call: ModelCall, pace: Pace, error: ModelRateLimitError, wait: float) -> StepError:
+    from tagent_nb.runners.models.errors import provider_message
 
     return StepError(
-        f"Step {call.context.step!r}: {pace.provider} asks for fewer requests, now for {asked:g} s more, and "
-        f"a request waits at most {LONGEST_WAIT:g} s ({said(error)}). Resume the run later, or ask it less: "
-        f"limits={{{pace.provider!r}: Limit(requests_per_minute=...)}}."
+        f"Step {call.context.step!r}: {pace.provider} asks for fewer requests, now for {wait:g} s more, and "
+        f"a request waits at most {LONGEST_WAIT:g} s ({provider_message(error)}). Resume the run later, "
+        f"or ask it less: limits={{{pace.provider!r}: Limit(requests_per_minute=...)}}."
     )
 
 
@@ -246,13 +246,13 @@ class Pace:
             return leaves, f"{requests} requests a minute at {self.provider}"
         if most is None or not self._recent:
             return None  # one that is too large for any minute is made alone
-        over = sum(one.tokens for one in self._recent) + tokens - most
+        over = sum(request.tokens for request in self._recent) + tokens - most
         leaves = 0.0
-        for one in self._recent:
+        for request in self._recent:
             if over <= 0:
                 break
-            over -= one.tokens
-            leaves = one.at + WINDOW - now
+            over -= request.tokens
+            leaves = request.at + WINDOW - now
         return (leaves, f"{most} tokens a minute at {self.provider}") if leaves else None
 
     def enter(self, now: float, tokens: int) -> Request:

@@ -168,7 +168,7 @@ class Tracing(CallMiddleware):
     ) -> ModelResponse:
         """A span for a request to a model, with everything that keeps it waiting."""
         model = call.model.model_name
-        asked: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": call.model.system,
             "gen_ai.request.model": model,
@@ -176,13 +176,13 @@ class Tracing(CallMiddleware):
         settings: Mapping[str, Any] = call.settings or {}
         for name in _SETTINGS:
             if isinstance(settings.get(name), int | float):
-                asked[f"gen_ai.request.{name}"] = settings[name]
+                attributes[f"gen_ai.request.{name}"] = settings[name]
         if self._content:
-            asked["gen_ai.input.messages"] = _messages(call.messages)
+            attributes["gen_ai.input.messages"] = _messages(call.messages)
         context = call.context
         attempt = self._parent(context.step, context.item)
         attempt.set_attributes({"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": context.step})
-        with self._span(f"chat {model}", SpanKind.CLIENT, asked, attempt) as span:
+        with self._span(f"chat {model}", SpanKind.CLIENT, attributes, attempt) as span:
             response = await proceed(call)
             span.set_attributes(_answered(response))
             if self._content:
@@ -191,17 +191,17 @@ class Tracing(CallMiddleware):
 
     async def tool_call(self, call: ToolCall, proceed: Callable[[ToolCall], Awaitable[Any]]) -> Any:
         """A span for a call of a tool."""
-        asked: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": call.tool,
             "gen_ai.tool.type": "function" if call.function is not None else "extension",
         }
         if call.id:
-            asked["gen_ai.tool.call.id"] = call.id
+            attributes["gen_ai.tool.call.id"] = call.id
         if self._content:
-            asked["gen_ai.tool.call.arguments"] = _json(dict(call.arguments))
+            attributes["gen_ai.tool.call.arguments"] = _json(dict(call.arguments))
         attempt = self._parent(call.context.step, call.context.item)
-        with self._span(f"execute_tool {call.tool}", SpanKind.INTERNAL, asked, attempt) as span:
+        with self._span(f"execute_tool {call.tool}", SpanKind.INTERNAL, attributes, attempt) as span:
             value = await proceed(call)
             if self._content:
                 edited = edited_arguments(value)
@@ -229,23 +229,23 @@ def _answered(response: ModelResponse) -> dict[str, Any]:
     from tagent_nb.runners.models.resolve import is_measured
 
     used = response.usage
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     if is_measured(response):
-        found = {
+        attributes = {
             "gen_ai.usage.input_tokens": used.input_tokens,
             "gen_ai.usage.output_tokens": used.output_tokens,
             "gen_ai.usage.cache_read.input_tokens": used.cache_read_tokens,
             "gen_ai.usage.reasoning.output_tokens": used.output_reasoning_tokens,
         }
     if response.model_name:
-        found["gen_ai.response.model"] = response.model_name
+        attributes["gen_ai.response.model"] = response.model_name
     if response.provider_response_id:
-        found["gen_ai.response.id"] = response.provider_response_id
+        attributes["gen_ai.response.id"] = response.provider_response_id
     if response.finish_reason:
-        found["gen_ai.response.finish_reasons"] = [response.finish_reason]
+        attributes["gen_ai.response.finish_reasons"] = [response.finish_reason]
     if used.cost is not None:
-        found["tagent.cost_usd"] = float(used.cost)
-    return found
+        attributes["tagent.cost_usd"] = float(used.cost)
+    return attributes
 
 
 def _spent(span: Span, usage: TokenUsage, cost: float | None) -> None:

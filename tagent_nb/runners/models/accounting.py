@@ -92,9 +92,9 @@ def answer_tokens(response: ModelResponse) -> int:
 def _conversation(messages: list[ModelMessage]) -> Iterator[int]:
     yield from _contents(messages)
     # Earlier instructions are not sent again.
-    told = [message.instructions for message in messages if message.kind == "request"]
-    if told and told[-1]:
-        yield _tokens(told[-1])
+    instructions = [message.instructions for message in messages if message.kind == "request"]
+    if instructions and instructions[-1]:
+        yield _tokens(instructions[-1])
 
 
 def _contents(messages: Sequence[ModelMessage]) -> Iterator[int]:
@@ -103,8 +103,8 @@ def _contents(messages: Sequence[ModelMessage]) -> Iterator[int]:
             content = getattr(part, "content", None)
             if content is None:
                 content = getattr(part, "args", None)
-            for one in content if isinstance(content, list | tuple) else [content]:
-                yield _tokens(one)
+            for piece in content if isinstance(content, list | tuple) else [content]:
+                yield _tokens(piece)
 
 
 def _tools(parameters: ModelRequestParameters) -> Iterator[int]:
@@ -126,8 +126,8 @@ def _tokens(content: Any) -> int:
 
 def most_output(call: ModelCall, seen: int | None) -> int | None:
     """Most output tokens of an answer: ``max_tokens`` of its settings, else the longest one ``seen``."""
-    told = (call.settings or {}).get("max_tokens")
-    return told if isinstance(told, int) else seen
+    max_tokens = (call.settings or {}).get("max_tokens")
+    return max_tokens if isinstance(max_tokens, int) else seen
 
 
 def estimate(
@@ -146,13 +146,15 @@ def estimate(
     # One token stands for an answer of unknown length: what costs nothing is known to cost nothing.
     answer = TokenUsage(output_tokens=1 if most is None else most)
     behind = models_behind(context.model)
-    asked = [price(one, TokenUsage(input_tokens=sent), context.prices) or 0.0 for one in behind]
-    dear = [price(one, TokenUsage(input_tokens=most_sent), context.prices) or 0.0 for one in behind]
-    told = [price(one, answer, context.prices) for one in behind]
-    dearest = None if None in told else max(cost or 0.0 for cost in told)
-    known = dearest is not None and (most is not None or dearest == 0)
+    question_costs = [price(model, TokenUsage(input_tokens=sent), context.prices) or 0.0 for model in behind]
+    dearest_questions = [
+        price(model, TokenUsage(input_tokens=most_sent), context.prices) or 0.0 for model in behind
+    ]
+    answer_costs = [price(model, answer, context.prices) for model in behind]
+    dearest = None if None in answer_costs else max(cost or 0.0 for cost in answer_costs)
+    is_known = dearest is not None and (most is not None or dearest == 0)
     return {
-        "usd": (min(asked), max(dear) + (dearest or 0.0) if known else None),
+        "usd": (min(question_costs), max(dearest_questions) + (dearest or 0.0) if is_known else None),
         "tokens": (sent, None if most is None else most_sent + most),
         "requests": (1, 1),
     }

@@ -51,27 +51,29 @@ class Models:
             address = await asyncio.to_thread(local.address)
         # A key that is set later must be read; its value stays where it is.
         key = (type(wanted), wanted, address, hash(frozenset(os.environ.items())))
-        known = self._models.setdefault(asyncio.get_running_loop(), {})
-        if key not in known:
+        models = self._models.setdefault(asyncio.get_running_loop(), {})
+        if key not in models:
             make = stand_in if offline else resolve_model
-            known[key] = asyncio.ensure_future(asyncio.to_thread(make, wanted))
-            known[key].add_done_callback(functools.partial(_forget_failed, known, key))
-        return await asyncio.shield(known[key])
+            models[key] = asyncio.ensure_future(asyncio.to_thread(make, wanted))
+            models[key].add_done_callback(functools.partial(_forget_failed, models, key))
+        return await asyncio.shield(models[key])
 
     def __len__(self) -> int:
         """How many clients the current loop has."""
         return len(self._models.get(asyncio.get_running_loop(), ()))
 
 
-def _forget_failed(known: dict[Any, asyncio.Future[Model[Any]]], key: Any, made: asyncio.Future[Any]) -> None:
+def _forget_failed(
+    models: dict[Any, asyncio.Future[Model[Any]]], key: Any, made: asyncio.Future[Any]
+) -> None:
     """The next step that wants the model tries again."""
     if made.cancelled() or made.exception() is not None:
-        known.pop(key, None)
+        models.pop(key, None)
 
 
 def can_stream(model: Model[Any]) -> bool:
     """Whether answers come in pieces. A function model may know whole ones only, also behind a fallback."""
-    return all(getattr(one, "stream_function", True) is not None for one in models_behind(model))
+    return all(getattr(candidate, "stream_function", True) is not None for candidate in models_behind(model))
 
 
 def streams(step: PipelineStep, context: StepContext, model: Model[Any]) -> bool:
@@ -107,9 +109,9 @@ def settings_problems(step: PipelineStep) -> list[str]:
     import pydantic_ai.models
     from pydantic_ai.settings import ModelSettings
 
-    known = ModelSettings.__annotations__
-    names = sorted([*known, STREAM])
-    prefixes = {one.name.partition("_")[0] for one in pkgutil.iter_modules(pydantic_ai.models.__path__)}
+    fields = ModelSettings.__annotations__
+    names = sorted([*fields, STREAM])
+    prefixes = {module.name.partition("_")[0] for module in pkgutil.iter_modules(pydantic_ai.models.__path__)}
     problems = []
     for name, value in step.settings.items():
         if name == STREAM:
@@ -117,7 +119,7 @@ def settings_problems(step: PipelineStep) -> list[str]:
                 problems.append(
                     f"Step {step.name!r}: setting {name}={value!r} will not do: it must be true or false."
                 )
-        elif name in known:
+        elif name in fields:
             wrong = _wrong_value(name, value)
             if wrong:
                 problems.append(f"Step {step.name!r}: setting {name}={value!r} will not do: {wrong}.")
@@ -141,8 +143,8 @@ def _wrong_value(name: str, value: Any) -> str:
             list(value) if isinstance(value, tuple) else value, strict=True
         )
     except ValidationError as error:
-        said = dict.fromkeys(one["msg"] for one in error.errors(include_url=False))
-        return "; ".join(f"{message[0].lower()}{message[1:]}" for message in said)
+        messages = dict.fromkeys(problem["msg"] for problem in error.errors(include_url=False))
+        return "; ".join(f"{message[0].lower()}{message[1:]}" for message in messages)
     return ""
 
 

@@ -76,31 +76,31 @@ def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError)
     from pydantic_ai import exceptions
 
     model = model_name(context.model)
-    told = said(error)
+    reply = provider_message(error)
     if isinstance(error, exceptions.ModelAuthenticationError):
         return StepError(
-            f"Step {step.name!r}: {model!r} refused the key ({told}). "
+            f"Step {step.name!r}: {model!r} refused the key ({reply}). "
             "Check the provider's key in the environment."
         )
     if isinstance(error, exceptions.ModelNotFoundError):
         hint = getattr(error, "suggested_model_id", None)
         return StepError(
-            f"Step {step.name!r}: the provider has no model {model!r} ({told})."
+            f"Step {step.name!r}: the provider has no model {model!r} ({reply})."
             + (f" Did you mean {hint!r}?" if hint else " Check the model's name.")
             + protocol_hint(context.model)
         )
     if isinstance(error, exceptions.ModelQuotaExceededError):
-        return StepError(f"Step {step.name!r}: the account behind {model!r} has no quota left ({told}).")
+        return StepError(f"Step {step.name!r}: the account behind {model!r} has no quota left ({reply}).")
     if isinstance(error, exceptions.ModelRequestRejectedError):
-        return StepError(f"Step {step.name!r}: {model!r} rejected the request ({told}).")
+        return StepError(f"Step {step.name!r}: {model!r} rejected the request ({reply}).")
     if isinstance(error, exceptions.ModelRateLimitError):
-        message = f"Step {step.name!r}: {model!r} asks for fewer requests ({told})."
+        message = f"Step {step.name!r}: {model!r} asks for fewer requests ({reply})."
     elif isinstance(error, exceptions.ModelConnectionError):
         message = (
-            f"Step {step.name!r}: {model!r} cannot be reached ({told}). Is it running, and the network up?"
+            f"Step {step.name!r}: {model!r} cannot be reached ({reply}). Is it running, and the network up?"
         )
     else:
-        message = f"Step {step.name!r}: {model!r} failed ({told})."
+        message = f"Step {step.name!r}: {model!r} failed ({reply})."
     wait = usable_wait(error)
     if wait is not None and wait > LONGEST_WAIT:
         return StepError(f"{message} It asks to wait {wait:g} s: resume the run then.")
@@ -113,13 +113,13 @@ def _of_fallback(
     """What all models behind a fallback said. Another attempt may help if it may help one of them."""
     from pydantic_ai.exceptions import ModelAPIError
 
-    told = [
-        f"{error.model_name}: {said(error)}"
+    replies = [
+        f"{error.model_name}: {provider_message(error)}"
         if isinstance(error, ModelAPIError)
         else redact(message_of(error))
         for error in group.exceptions
     ]
-    message = f"Step {step.name!r}: no model of the fallback answered ({'; '.join(told)[: 2 * SHOWN]})."
+    message = f"Step {step.name!r}: no model of the fallback answered ({'; '.join(replies)[: 2 * SHOWN]})."
     better = [explained(step, context, error, messages) for error in group.exceptions]
     passing = [error for error in better if isinstance(error, RetryableError)]
     if not passing:
@@ -146,7 +146,7 @@ def protocol_hint(model: Any) -> str:
     )
 
 
-def said(error: ModelAPIError) -> str:
+def provider_message(error: ModelAPIError) -> str:
     """What the other side said, short and without secrets."""
     body: Any = error.body
     if isinstance(body, dict):

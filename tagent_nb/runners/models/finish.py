@@ -72,15 +72,15 @@ def readable(call: ModelCall) -> Iterator[None]:
     except (UnexpectedModelBehavior, *_STUMBLES) as error:
         if call.model.base_url is None:
             raise  # a model of tests, or the user's own: the error is in its code
-        known = isinstance(error, UnexpectedModelBehavior)
-        told = str(error) if known else f"{type(error).__name__}: {error}"
-        raise _unreadable(call, told) from error
+        is_own = isinstance(error, UnexpectedModelBehavior)
+        message = str(error) if is_own else f"{type(error).__name__}: {error}"
+        raise _unreadable(call, message) from error
 
 
-def _unreadable(call: ModelCall, told: str) -> RetryableError:
+def _unreadable(call: ModelCall, message: str) -> RetryableError:
     return RetryableError(
         f"Step {call.context.step!r}: {model_name(call.context.model)!r} sent an answer that cannot be "
-        f"read ({short_text(redact(told), SHOWN)}).{protocol_hint(call.context.model)}"
+        f"read ({short_text(redact(message), SHOWN)}).{protocol_hint(call.context.model)}"
     )
 
 
@@ -114,8 +114,10 @@ def _is_made_up(model: Model[Any], stream: StreamedResponse) -> bool:
 
     if not isinstance(stream, OpenAIStreamedResponse):
         return False
-    told = (one.get("openai_chat_streaming_requires_finish_reason") for one in profiles_behind(model))
-    return any(one is not False for one in told)
+    requirements = (
+        profile.get("openai_chat_streaming_requires_finish_reason") for profile in profiles_behind(model)
+    )
+    return any(required is not False for required in requirements)
 
 
 def read_ending(response: ModelResponse) -> None:
@@ -161,8 +163,8 @@ def refuse_cut(response: ModelResponse, settings: Mapping[str, Any], *, structur
     """
     if response.finish_reason == "content_filter":
         details = response.provider_details or {}
-        said = details.get("refusal") or details.get("block_reason") or details.get("finish_reason")
-        raise ContentFilterError(str(said or "content_filter"))
+        reason = details.get("refusal") or details.get("block_reason") or details.get("finish_reason")
+        raise ContentFilterError(str(reason or "content_filter"))
     if response.finish_reason == "length" and not _has_its_end(response, structured):
         limit = settings.get("max_tokens")
         raise OutputTokenLimitExceeded(
@@ -248,7 +250,7 @@ def ending_of(reason: object) -> Ending:
     """
     word = _MARKS.sub("", str(getattr(reason, "value", reason)).strip(" .").rpartition(".")[2].lower())
     word = _PREFIX.sub("", word) or word
-    found = _MEANINGS.get(word)
-    if found is not None:
-        return found
+    ending = _MEANINGS.get(word)
+    if ending is not None:
+        return ending
     return next((ending for ending, parts in _PARTS if any(part in word for part in parts)), Ending.UNKNOWN)

@@ -26,12 +26,12 @@ def model_parts(model: Any) -> dict[str, Any]:
     """
     if model is None or isinstance(model, str):
         return {}
-    behind = [one for one in models_behind(model) if not isinstance(one, str)]
-    found = {}
-    for place, one in enumerate(behind, 1):
-        more = f":{place} {model_name(one)}" if len(behind) > 1 else ""
-        found.update({f"model_{name}{more}": part for name, part in _parts(one).items()})
-    return found
+    behind = [part_model for part_model in models_behind(model) if not isinstance(part_model, str)]
+    components = {}
+    for place, part_model in enumerate(behind, 1):
+        more = f":{place} {model_name(part_model)}" if len(behind) > 1 else ""
+        components.update({f"model_{name}{more}": part for name, part in _parts(part_model).items()})
+    return components
 
 
 def _parts(model: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _parts(model: Any) -> dict[str, Any]:
         "settings": dict(settings) if settings else None,
         "server": _server(str(address)) if address else None,
         "answers": answers,
-        "functions": [one for one in functions if callable(one)],
+        "functions": [function for function in functions if callable(function)],
         "class": None if type(model).__module__.startswith(("pydantic_ai.", "tagent_nb.")) else type(model),
     }
     return {name: part for name, part in parts.items() if part}

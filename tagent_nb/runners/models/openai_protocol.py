@@ -69,7 +69,7 @@ def tolerant(model: Model[Any], unstreamed: set[str]) -> Model[Any]:
     """
     if isinstance(model, FallbackModel):
         fallback = copy.copy(model)
-        fallback.models = [tolerant(one, unstreamed) for one in model.models]
+        fallback.models = [tolerant(inner, unstreamed) for inner in model.models]
         return fallback
     if isinstance(model, WrapperModel):
         wrapper = copy.copy(model)
@@ -83,9 +83,9 @@ def tolerant(model: Model[Any], unstreamed: set[str]) -> Model[Any]:
     else:
         return model
     _ = model.profile  # which the model works out once, and its copies share
-    found: Any = object.__new__(kind)
-    found.__dict__.update(model.__dict__, unstreamed=unstreamed)
-    return found  # type: ignore[no-any-return]
+    made: Any = object.__new__(kind)
+    made.__dict__.update(model.__dict__, unstreamed=unstreamed)
+    return made  # type: ignore[no-any-return]
 
 
 def unstreamed_key(model: Model[Any]) -> str:
@@ -142,8 +142,8 @@ class _Unstreamed:
         try:
             content = await response.aread()
         except Exception as error:  # of one of two libraries for HTTP, whichever the client uses
-            told = str(error) or type(error).__name__
-            raise exceptions.ModelConnectionError(model.model_name, told) from error
+            message = str(error) or type(error).__name__
+            raise exceptions.ModelConnectionError(model.model_name, message) from error
         body = _object(content)
         if body is not None:
             _refuse(model, body, response.headers)
@@ -274,14 +274,14 @@ def _in_user_voice(message: ModelRequest) -> ModelRequest:
     if not any(isinstance(part, SystemPromptPart) for part in message.parts):
         return message
     parts: list[Any] = []
-    told: list[str] = []
+    texts: list[str] = []
     for part in message.parts:
         if isinstance(part, SystemPromptPart | UserPromptPart) and isinstance(part.content, str):
-            told.append(part.content)
+            texts.append(part.content)
         else:
             parts.append(part)
     # After the answers of tools, which stand right behind their calls.
-    return replace(message, parts=[*parts, UserPromptPart("\n\n".join(told))])
+    return replace(message, parts=[*parts, UserPromptPart("\n\n".join(texts))])
 
 
 def _plain(response: BaseModel) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def _mended(body: dict[str, Any], model: str) -> dict[str, Any] | None:
     usage = _counted(body.get("usage"))
     if not choices and usage is None:
         return None
-    choice = next((one for one in choices if isinstance(one, dict)), {})
+    choice = next((candidate for candidate in choices if isinstance(candidate, dict)), {})
     message: Any = choice.get("message")
     message = message if isinstance(message, dict) else {}
     content = message.get("content")
@@ -379,8 +379,8 @@ def _counted(usage: Any) -> dict[str, Any] | None:
     sound: dict[str, Any] = {**usage, **counts, "total_tokens": sum(counts.values())}
     for name in ("prompt_tokens_details", "completion_tokens_details"):
         details = usage.get(name)
-        known = details if isinstance(details, Mapping) else {}
-        numbers = {key: _number(value) for key, value in known.items()}
+        parts = details if isinstance(details, Mapping) else {}
+        numbers = {key: _number(value) for key, value in parts.items()}
         sound[name] = {key: number for key, number in numbers.items() if number is not None} or None
     return sound
 

@@ -40,7 +40,7 @@ def model_name(model: Any) -> str:
         return local.NAME if is_local(model) else model
     behind = models_behind(model)
     if len(behind) > 1:
-        return f"fallback:{','.join(model_name(one) for one in behind)}"
+        return f"fallback:{','.join(model_name(inner) for inner in behind)}"
     system, name = getattr(model, "system", ""), getattr(model, "model_name", "")
     if system == local.SYSTEM:
         return str(name)
@@ -149,16 +149,16 @@ def _unknown(model: str) -> str:
         return f"There is no model {model!r}. The local model is 'local' (its full name is {local.NAME!r})."
     if not colon:
         return f"There is no model {model!r}. Name its provider too, as in 'openai:gpt-5'."
-    known = provider_names()
+    providers = provider_names()
     return (
-        f"Model {model!r}: there is no provider {provider!r}.{did_you_mean(provider, known)} "
-        f"Known: {', '.join(known)}."
+        f"Model {model!r}: there is no provider {provider!r}.{did_you_mean(provider, providers)} "
+        f"Known: {', '.join(providers)}."
     )
 
 
 def _not_installed(model: str, message: str) -> MissingExtraError:
-    found = _EXTRA.search(message)
-    remedy = f'Run: pip install "pydantic-ai-slim[{found[1]}]"' if found else message
+    extra = _EXTRA.search(message)
+    remedy = f'Run: pip install "pydantic-ai-slim[{extra[1]}]"' if extra else message
     return MissingExtraError(f"Model {model!r} needs a package that is not installed. {remedy}")
 
 
@@ -166,7 +166,7 @@ def provider_names() -> list[str]:
     """Names of providers, for messages."""
     import pydantic_ai.providers
 
-    files = (one.name for one in pkgutil.iter_modules(pydantic_ai.providers.__path__))
+    files = (module.name for module in pkgutil.iter_modules(pydantic_ai.providers.__path__))
     return sorted(name.replace("_", "-") for name in files if not name.startswith("_"))
 
 
@@ -201,12 +201,12 @@ def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = No
 def models_behind(model: Any) -> list[Any]:
     """The models that may answer: those behind a fallback, else the model itself."""
     behind = getattr(model, "models", None) or ()
-    return [one for each in behind for one in models_behind(each)] or [model]
+    return [model_behind for each in behind for model_behind in models_behind(each)] or [model]
 
 
 def profiles_behind(model: Model[Any]) -> list[Any]:
     """What the models that may answer can do, as pydantic-ai's profiles. A fallback has none of its own."""
-    return [one.profile for one in models_behind(model)]
+    return [inner.profile for inner in models_behind(model)]
 
 
 def supports(model: Model[Any], feature: str, default: bool) -> bool:
@@ -217,7 +217,7 @@ def supports(model: Model[Any], feature: str, default: bool) -> bool:
 def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]:
     """Names of the models that may answer and whose price nobody knows."""
     used = TokenUsage(input_tokens=1, output_tokens=1)
-    return [model_name(one) for one in models_behind(model) if price(one, used, prices) is None]
+    return [model_name(inner) for inner in models_behind(model) if price(inner, used, prices) is None]
 
 
 ASSUMED_INPUT, ASSUMED_OUTPUT = "assumed_input_tokens", "assumed_output_tokens"
@@ -253,14 +253,14 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
     answered = _answered(model, response)
     names = (model_name(model), f"{response.provider_name}:{response.model_name}", model_name(answered))
     own = next((prices[name] for name in names if name in prices), None) if prices else None
-    told = is_measured(response)
-    if own is not None and (told or own.is_nothing):
+    measured = is_measured(response)
+    if own is not None and (measured or own.is_nothing):
         return own.cost(usage_of(response))
     if _is_free(answered):
         return 0.0
     if response.usage.cost is not None:
         return float(response.usage.cost)
-    if not told:
+    if not measured:
         return None
     if response.model_name:
         try:
@@ -278,13 +278,13 @@ def _answered(model: Any, response: ModelResponse) -> Any:
     behind = models_behind(model)
     if len(behind) == 1:
         return behind[0]
-    told = response.model_name or ""
+    answered_by = response.model_name or ""
     named = [
-        one
-        for one in behind
-        if told.startswith(one.model_name) and response.provider_name in (None, one.system)
+        candidate
+        for candidate in behind
+        if answered_by.startswith(candidate.model_name) and response.provider_name in (None, candidate.system)
     ]
-    return max(named, key=lambda one: len(one.model_name), default=None)
+    return max(named, key=lambda candidate: len(candidate.model_name), default=None)
 
 
 def _is_free(model: Any) -> bool:

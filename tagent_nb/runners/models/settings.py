@@ -16,38 +16,38 @@ def misspelt_prices(prices: Mapping[str, Price], models: Sequence[Any]) -> list[
 
     That is where a model has no price, the name is close to one of them, or its provider does not exist.
     """
-    behind = [one for model in models for one in models_behind(model)]
-    asked = list(dict.fromkeys(model_name(one) for one in behind))
-    unused = [name for name in prices if name not in asked]
+    behind = [inner for model in models for inner in models_behind(model)]
+    names = list(dict.fromkeys(model_name(inner) for inner in behind))
+    unused = [name for name in prices if name not in names]
     if not unused:
         return []
     used = TokenUsage(input_tokens=1, output_tokens=1)
-    unknown = list(dict.fromkeys(model_name(one) for one in behind if price(one, used, prices) is None))
-    known = _known_providers(models)
+    unknown = list(dict.fromkeys(model_name(inner) for inner in behind if price(inner, used, prices) is None))
+    providers = _known_providers(models)
     suspects = [
         name
         for name in unused
         if unknown
-        or name.partition(":")[0] not in known
-        or (did_you_mean(name, asked) and price(name, used) is None)
+        or name.partition(":")[0] not in providers
+        or (did_you_mean(name, names) and price(name, used) is None)
     ]
     if not suspects:
         return []
     lacks = f" Nobody knows the price of {', '.join(map(repr, unknown))}." if unknown else ""
     return [
         f"prices names {', '.join(map(repr, suspects[:3]))}, which no step asks: it counts for nothing."
-        f"{did_you_mean(suspects[0], asked)}{lacks} Models of this run: {', '.join(asked)}."
+        f"{did_you_mean(suspects[0], names)}{lacks} Models of this run: {', '.join(names)}."
     ]
 
 
 def misspelt_limits(limits: Sequence[str], models: Sequence[Any]) -> list[str]:
     """A sentence for the limits whose names are no provider's."""
-    known = _known_providers(models)
-    unknown = [name for name in limits if name not in known]
+    providers = _known_providers(models)
+    unknown = [name for name in limits if name not in providers]
     if not unknown:
         return []
     first = unknown[0].partition(":")[0]
-    hint = f" Did you mean {first!r}?" if first in known else did_you_mean(unknown[0], known)
+    hint = f" Did you mean {first!r}?" if first in providers else did_you_mean(unknown[0], providers)
     return [
         f"limits names {', '.join(map(repr, unknown[:3]))}, which is no provider: it limits nothing.{hint} "
         "Limits are by provider, the part of a model's name before the colon."
@@ -61,10 +61,10 @@ def _known_providers(models: Sequence[Any]) -> set[str]:
     from pydantic_ai.models import KnownModelName
 
     named = get_args(getattr(KnownModelName, "__value__", KnownModelName))
-    behind = [one for model in models for one in models_behind(model)]
+    behind = [inner for model in models for inner in models_behind(model)]
     return {
         *provider_names(),
-        *(one.partition(":")[0] for one in named),
-        *(model_name(one).partition(":")[0] for one in behind),
+        *(name.partition(":")[0] for name in named),
+        *(model_name(inner).partition(":")[0] for inner in behind),
         *("openai-chat", "openai-responses", "local", "test", "function"),
     }

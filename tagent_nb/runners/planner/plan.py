@@ -67,10 +67,10 @@ class PlannedTask(BaseModel):
         tool = read.get("tool")
         if tool is None or (isinstance(tool, str) and tool.strip().lower() in ("", "none", "null", LLM)):
             read["tool"] = LLM
-        given = read.get("arguments")
-        if isinstance(given, str):
-            given = _object(given)
-        read["arguments"] = {} if given is None else given
+        arguments = read.get("arguments")
+        if isinstance(arguments, str):
+            arguments = _object(arguments)
+        read["arguments"] = {} if arguments is None else arguments
         for name in ("id", "description"):
             if isinstance(read.get(name), int | None):
                 read[name] = "" if read.get(name) is None else str(read[name])
@@ -137,13 +137,13 @@ def tasks_of(proposal: Proposal, tools: Tools, earlier: Sequence[Task], number: 
     own = [task_id(task.id) or f"t{place}" for place, task in enumerate(proposal.tasks, 1)]
     wrong = [f"Two tasks have the id {name!r}." for name in dict.fromkeys(own) if own.count(name) > 1]
     there = [task.id for task in earlier if task.status is TaskStatus.COMPLETED]
-    known = dict.fromkeys([*own, *there])
+    task_ids = dict.fromkeys([*own, *there])
     needs: dict[str, list[str]] = {}
     for name, task in zip(own, proposal.tasks, strict=True):
-        ids, problems = references([task.description, task.arguments], known)
-        needs[name] = [one for one in ids if one in own]
+        ids, problems = references([task.description, task.arguments], task_ids)
+        needs[name] = [reference for reference in ids if reference in own]
         wrong += [f"Task {name!r}: {problem}" for problem in problems]
-        wrong += _wrong_call(name, task, tools, known)
+        wrong += _wrong_call(name, task, tools, task_ids)
     cycle = find_cycle(needs)
     if cycle is not None:
         wrong.append(f"These tasks wait for each other: {' -> '.join(cycle)}.")
@@ -175,7 +175,7 @@ def free_id(name: str, number: int, taken: Collection[str]) -> str:
     return name
 
 
-def _wrong_call(name: str, task: PlannedTask, tools: Tools, known: Mapping[str, None]) -> list[str]:
+def _wrong_call(name: str, task: PlannedTask, tools: Tools, task_ids: Mapping[str, None]) -> list[str]:
     if task.tool == LLM:
         return [] if task.description else [f"Task {name!r}: it has no description."]
     if task.tool not in tools.names:
@@ -184,7 +184,7 @@ def _wrong_call(name: str, task: PlannedTask, tools: Tools, known: Mapping[str, 
             f"Task {name!r}: there is no tool {task.tool!r}.{did_you_mean(task.tool, tools.names)} "
             f"Tools: {there}."
         ]
-    waits = bool(references(task.arguments, known)[0])
+    waits = bool(references(task.arguments, task_ids)[0])
     problem = tools.problems(task.tool, task.arguments, complete=not waits)
     return [f"Task {name!r}: {problem}"] if problem else []
 
@@ -222,31 +222,31 @@ def task_id(text: str) -> str:
     return f"t{name}" if name[:1].isdigit() else name
 
 
-def _read(found: re.Match[str], known: Known) -> tuple[str, tuple[str, ...]] | str | None:
+def _read(braces: re.Match[str], task_ids: Known) -> tuple[str, tuple[str, ...]] | str | None:
     """The id and the path in braces; a problem as text; ``None`` for text that is no reference."""
-    inside = found["double"] if found["double"] is not None else found["dollar"]
+    inside = braces["double"] if braces["double"] is not None else braces["dollar"]
     match = _REFERENCE.fullmatch(inside)
-    if match is not None and task_id(match["id"]) in known:
+    if match is not None and task_id(match["id"]) in task_ids:
         parts = ("".join(filter(None, part)) for part in _PART.findall(match["path"]))
         return task_id(match["id"]), tuple(parts)
     start = _REFERENCE.match(inside)
-    begins = start is not None and task_id(start["id"]) in known
-    if match is not None and found["double"] is not None:
-        hint = did_you_mean(match["id"], known)
-        return f"{found[0]} names no task.{hint} Tasks: {', '.join(known) or 'none'}."
+    begins = start is not None and task_id(start["id"]) in task_ids
+    if match is not None and braces["double"] is not None:
+        hint = did_you_mean(match["id"], task_ids)
+        return f"{braces[0]} names no task.{hint} Tasks: {', '.join(task_ids) or 'none'}."
     if match is None and begins:
-        return f"{found[0]} cannot be read. Write {{{{ id }}}} or {{{{ id.field }}}}."
+        return f"{braces[0]} cannot be read. Write {{{{ id }}}} or {{{{ id.field }}}}."
     # Braces are ordinary text too, such as those of a script that a tool is to run.
     return None
 
 
-def references(value: Any, known: Known) -> tuple[list[str], list[str]]:
+def references(value: Any, task_ids: Known) -> tuple[list[str], list[str]]:
     """The ids that texts inside ``value`` refer to, each once, and what is wrong with others, in words."""
     ids: dict[str, None] = {}
     wrong: dict[str, None] = {}
     for text in _texts(value):
-        for found in _BRACES.finditer(text):
-            read = _read(found, known)
+        for match in _BRACES.finditer(text):
+            read = _read(match, task_ids)
             if isinstance(read, tuple):
                 ids[read[0]] = None
             elif read is not None:
@@ -257,10 +257,10 @@ def references(value: Any, known: Known) -> tuple[list[str], list[str]]:
 def renamed(value: Any, names: Mapping[str, str]) -> Any:
     """``value`` with the ids in its references changed, all of them in the form ``{{ id.path }}``."""
 
-    def rename(found: re.Match[str]) -> str:
-        read = _read(found, names)
+    def rename(match: re.Match[str]) -> str:
+        read = _read(match, names)
         if not isinstance(read, tuple):
-            return found[0]
+            return match[0]
         path = "".join(f".{part}" if re.fullmatch(r"[\w-]+", part) else f"[{part!r}]" for part in read[1])
         return f"{{{{ {names[read[0]]}{path} }}}}"
 
@@ -292,9 +292,9 @@ def shown_in(text: str, results: Mapping[str, Any], show: Callable[[Any], str]) 
         TemplateError: As :func:`filled_in`.
     """
 
-    def put(found: re.Match[str]) -> str:
-        read = _read(found, results)
-        return show(_part(results, *read)) if isinstance(read, tuple) else found[0]
+    def put(match: re.Match[str]) -> str:
+        read = _read(match, results)
+        return show(_part(results, *read)) if isinstance(read, tuple) else match[0]
 
     return _BRACES.sub(put, text)
 
@@ -312,16 +312,16 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _texts(one)
+        for part in value.values():
+            yield from _texts(part)
     elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
+        for part in value:
+            yield from _texts(part)
 
 
 def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(one, change) for key, one in value.items()}
-    return [_mapped(one, change) for one in value] if isinstance(value, list) else value
+        return {key: _mapped(part, change) for key, part in value.items()}
+    return [_mapped(part, change) for part in value] if isinstance(value, list) else value

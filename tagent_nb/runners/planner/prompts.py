@@ -65,7 +65,7 @@ def to_plan(
     if schema is not None:
         parts.append(f"The answer to the goal will have this form: {_json(json_schema(schema))}")
     if tasks:
-        parts.append("Tasks of earlier plans:\n" + "\n".join(map(told, tasks)))
+        parts.append("Tasks of earlier plans:\n" + "\n".join(map(task_line, tasks)))
         parts.append(
             f"A new plan is needed: {delimit(failed)}\n"
             "Plan only what is still to be done, in another way where one has failed. "
@@ -74,33 +74,33 @@ def to_plan(
     return "\n\n".join(parts)
 
 
-def to_do(goal: str, description: str, given: Mapping[str, Any], results: Sequence[Task]) -> str:
+def to_do(goal: str, description: str, arguments: Mapping[str, Any], results: Sequence[Task]) -> str:
     """Ask for the result of one task."""
     parts = [f"Goal of the plan, for your information:\n{goal}"]
     if results:
-        parts.append("Results so far:\n" + "\n".join(map(told, results)))
+        parts.append("Results so far:\n" + "\n".join(map(task_line, results)))
     parts.append(f"Your task: {description}")
-    if given:
-        parts.append(f"Given: {shown(given)}")
+    if arguments:
+        parts.append(f"Given: {shown(arguments)}")
     return "\n\n".join(parts)
 
 
 def to_judge(goal: str, tasks: Sequence[Task]) -> str:
     """Ask whether the results are enough."""
-    return f"Goal:\n{goal}\n\nResults:\n" + "\n".join(map(told, tasks))
+    return f"Goal:\n{goal}\n\nResults:\n" + "\n".join(map(task_line, tasks))
 
 
 def to_answer(goal: str, tasks: Sequence[Task], refused: str) -> str:
     """Ask for the answer."""
     parts = [f"Goal:\n{goal}"]
     if tasks:
-        parts.append("Results:\n" + "\n".join(map(told, tasks)))
+        parts.append("Results:\n" + "\n".join(map(task_line, tasks)))
     if refused:
         parts.append(f"Mind what was said before: {delimit(refused)}")
     return "\n\n".join(parts)
 
 
-def told(task: Task) -> str:
+def task_line(task: Task) -> str:
     """A task in one line: what it was, how it ended, and its result."""
     whose = " as changed by the user" if task.edited_by_user else ""
     does = "" if task.tool == LLM else f" [{task.tool}({_json(task.arguments)}){whose}]"

@@ -132,17 +132,17 @@ class Planning:
         while True:
             await self._plan(missing)
             await self._execute()
-            found = await self._evaluate()
-            missing = found.missing
+            evaluation = await self._evaluate()
+            missing = evaluation.missing
             if missing and self._may_plan:
                 continue
-            if found.failed:
+            if evaluation.failed:
                 raise self._refused or StepError(
                     f"Step {self.step.name!r}: {self._plans()} did not succeed. {missing}. "
                     "Raise max_replans, or say in the goal how else it can be done."
                 )
             try:
-                value = await self._finalize(found)
+                value = await self._finalize(evaluation)
             except OutputValidationError as error:
                 missing = str(error)
                 if not self._may_plan:
@@ -166,7 +166,7 @@ class Planning:
         self._enter(Phase.PLANNING, missing)
         self._refused, self._missing = None, missing
         earlier = self.machine.tasks
-        waiting = [one for one in earlier if one.status is TaskStatus.PENDING]
+        waiting = [planned for planned in earlier if planned.status is TaskStatus.PENDING]
         task = say.to_plan(self.goal, self._toolbox.described(), self.step.output_schema, earlier, missing)
         try:
             proposal = await self._ask.about(
@@ -179,8 +179,8 @@ class Planning:
         # Within one plan a model may want the same call twice; a new plan does not mean it again.
         self._before.update(self._now)
         self._now.clear()
-        for one in [*waiting, *tasks]:
-            self._report(one)
+        for planned in [*waiting, *tasks]:
+            self._report(planned)
 
     async def _carried_out(self, proposal: Proposal) -> Proposal:
         """``proposal``, if it can be carried out; else the model is told why not."""
@@ -204,7 +204,7 @@ class Planning:
             plan=self.machine.plans + 1,
             message=f"no usable plan, so the goal is one task: {why}"[: 2 * BRIEF],
         )
-        name = free_id("goal", self.machine.plans + 1, [one.id for one in self.machine.tasks])
+        name = free_id("goal", self.machine.plans + 1, [task.id for task in self.machine.tasks])
         return [Task("Answer the goal.", id=name, max_retries=RETRIES)]
 
     # -- execute ----------------------------------------------------------------------------
@@ -235,27 +235,27 @@ class Planning:
             return await self._think(task, arguments), False
         call = f"{task.tool} {_digest(arguments)}"
         reused = call in self._before
-        found = self._before[call] if reused else await self._toolbox.call(task.tool, arguments)
+        result = self._before[call] if reused else await self._toolbox.call(task.tool, arguments)
         if not reused and not self._toolbox.is_pure(task.tool):
-            self._now[call] = found
-        edited = edited_arguments(found)
+            self._now[call] = result
+        edited = edited_arguments(result)
         if edited is None:
-            return found, reused
+            return result, reused
         # What the model reads of the task, and the record of the plan, are about what was really done.
         task.arguments, task.edited_by_user = dict(edited), True
-        return found.return_value, reused
+        return result.return_value, reused
 
     async def _think(self, task: Task, arguments: dict[str, Any]) -> Any:
         """Let the model do a task; the last one of a plan has the form of the step's value."""
         machine = self.machine
-        done = [one for one in machine.tasks if one.status is TaskStatus.COMPLETED]
+        done = [done_task for done_task in machine.tasks if done_task.status is TaskStatus.COMPLETED]
         if self._fell_back:
             # In the words of a step without a plan, which the simplest models understand best.
             missing = self._missing
             question = say.to_answer(self.goal, done, missing) if done or missing else self.goal
             return await self._value_of(question, instructions(self.context))
         named, _ = references([task.description, task.arguments], machine.results)
-        results = [one for one in done if one.id in named] if named else done
+        results = [done_task for done_task in done if done_task.id in named] if named else done
         # As data, also where it is all that the description says: a result is no instruction.
         description = shown_in(task.description, machine.results, say.shown)
         question = say.to_do(self.goal, description, arguments, results)
@@ -275,24 +275,24 @@ class Planning:
     async def _evaluate(self) -> Evaluation:
         """Judge what came of the plan: by its tasks, the schema and the checks; else by the model."""
         self._enter(Phase.EVALUATING)
-        found = await self._judged()
-        told: dict[str, Any] = {
-            "by": found.by,
-            "achieved": None if found.by == "none" else not found.missing,
+        evaluation = await self._judged()
+        report: dict[str, Any] = {
+            "by": evaluation.by,
+            "achieved": None if evaluation.by == "none" else not evaluation.missing,
         }
-        if found.missing:
-            told["message"] = found.missing[: 2 * BRIEF]
-        self.context.metadata["evaluation"] = told
-        self.context.progress("evaluation", plan=self.machine.plans, **told)
-        return found
+        if evaluation.missing:
+            report["message"] = evaluation.missing[: 2 * BRIEF]
+        self.context.metadata["evaluation"] = report
+        self.context.progress("evaluation", plan=self.machine.plans, **report)
+        return evaluation
 
     async def _judged(self) -> Evaluation:
         failed = self.machine.failed_tasks
         if failed:
-            told = "; ".join(
-                f"Task {one.id!r} ({one.tool}) failed: {one.error.rstrip('.')}" for one in failed
+            failures = "; ".join(
+                f"Task {task.id!r} ({task.tool}) failed: {task.error.rstrip('.')}" for task in failed
             )
-            return Evaluation("tasks", missing=told, failed=True)
+            return Evaluation("tasks", missing=failures, failed=True)
         last = self.machine.tasks[-1]
         fits, value = self._fitting(last)
         if fits:
@@ -303,7 +303,7 @@ class Planning:
                 return Evaluation("checks" if self.step.checks else "schema", True, value)
         if self._fell_back:
             return Evaluation("none", fits, value)
-        done = [one for one in self.machine.tasks if one.status is TaskStatus.COMPLETED]
+        done = [task for task in self.machine.tasks if task.status is TaskStatus.COMPLETED]
         try:
             verdict = await self._ask.about(
                 say.to_judge(self.goal, done), say.system(self.context, "judge"), Judgement, role="judge"
@@ -326,7 +326,10 @@ class Planning:
         if schema is None or not isinstance(result, dict) or not result:
             return False, None
         fields = schema.model_fields
-        names = {*fields, *(alias for one in fields.values() for alias in (one.alias, one.validation_alias))}
+        names = {
+            *fields,
+            *(alias for info in fields.values() for alias in (info.alias, info.validation_alias)),
+        }
         try:
             return (True, schema.model_validate(result)) if names.issuperset(result) else (False, None)
         except ValidationError:
@@ -334,17 +337,17 @@ class Planning:
 
     # -- finalize ---------------------------------------------------------------------------
 
-    async def _finalize(self, found: Evaluation) -> Any:
+    async def _finalize(self, evaluation: Evaluation) -> Any:
         """Give the answer its form.
 
         Raises:
             OutputValidationError: No answer matched the schema and passed the checks.
         """
         self._enter(Phase.FINALIZING)
-        if found.settled:
-            return found.value
-        done = [one for one in self.machine.tasks if one.status is TaskStatus.COMPLETED]
-        question = say.to_answer(self.goal, done, found.missing)
+        if evaluation.settled:
+            return evaluation.value
+        done = [task for task in self.machine.tasks if task.status is TaskStatus.COMPLETED]
+        question = say.to_answer(self.goal, done, evaluation.missing)
         try:
             return await self._ask.for_value(
                 question, say.system(self.context, "final"), self._checks, "answer"
@@ -385,7 +388,7 @@ def _digest(arguments: dict[str, Any]) -> str:
 
 def _brief(task: Task) -> dict[str, Any]:
     """A task as plain data, without its result."""
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "task": task.id,
         "plan": task.plan,
         "description": task.description[:BRIEF],
@@ -394,12 +397,12 @@ def _brief(task: Task) -> dict[str, Any]:
         "attempts": task.attempts,
     }
     if task.arguments:
-        found["arguments"] = {name: say.text_of(one)[:BRIEF] for name, one in task.arguments.items()}
+        record["arguments"] = {name: say.text_of(value)[:BRIEF] for name, value in task.arguments.items()}
     if task.edited_by_user:
-        found["edited_by_user"] = True
+        record["edited_by_user"] = True
     if task.error:
-        found["error"] = task.error[:BRIEF]
-    return found
+        record["error"] = task.error[:BRIEF]
+    return record
 
 
 class PlanRunner:
@@ -439,11 +442,11 @@ class PlanRunner:
         from tagent_nb.runners.planner.toolbox import Toolbox
 
         roles = {
-            role: await self.models.get(one, offline=context.offline) for role, one in step.models.items()
+            role: await self.models.get(name, offline=context.offline) for role, name in step.models.items()
         }
         context.metadata["model"] = model_name(context.model)
         if roles:
-            context.metadata["models"] = {role: model_name(one) for role, one in step.models.items()}
+            context.metadata["models"] = {role: model_name(name) for role, name in step.models.items()}
         with tools_of(context), captured(Lines(context.write)):
             toolbox = await Toolbox.of(step, context, model)
             try:

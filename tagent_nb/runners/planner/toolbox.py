@@ -15,7 +15,7 @@ from pydantic_ai.usage import RunUsage
 from tagent_nb.errors import did_you_mean
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.tools.adapter import told, toolset
+from tagent_nb.runners.tools.adapter import toolset, validation_text
 from tagent_nb.runners.tools.registry import named_tools, options_of
 
 
@@ -37,12 +37,12 @@ class Toolbox:
     def __init__(
         self,
         tools: AbstractToolset[Any],
-        known: Mapping[str, ToolsetTool[Any]],
+        tools_by_name: Mapping[str, ToolsetTool[Any]],
         call: RunContext[Any],
         pure: frozenset[str] = frozenset(),
     ) -> None:
         self._tools = tools
-        self._known = known
+        self._known = tools_by_name
         self._call = call
         self._pure = pure
 
@@ -55,7 +55,7 @@ class Toolbox:
             DefinitionError: A tool cannot be described to a model.
         """
         named = named_tools(step)
-        pure = frozenset(name for name, one in named.items() if options_of(one).effect == "pure")
+        pure = frozenset(name for name, function in named.items() if options_of(function).effect == "pure")
         tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named, context))
         call = RunContext(deps=context, model=model, usage=RunUsage())
         return cls(tools, await tools.get_tools(call), call, pure)
@@ -71,23 +71,23 @@ class Toolbox:
 
     def described(self) -> list[tuple[str, str, Mapping[str, Any]]]:
         """Name, description and JSON schema of the arguments of each."""
-        found = [one.tool_def for one in self._known.values()]
-        return [(one.name, one.description or "", one.parameters_json_schema) for one in found]
+        tools = [tool.tool_def for tool in self._known.values()]
+        return [(tool.name, tool.description or "", tool.parameters_json_schema) for tool in tools]
 
     def problems(self, tool: str, arguments: Mapping[str, Any], *, complete: bool) -> str:
         """What is wrong with a call, in words; without ``complete``, with the names of its arguments."""
         schema = self._known[tool].tool_def.parameters_json_schema
-        known = schema.get("properties", {})
+        fields = schema.get("properties", {})
         wrong = [f"it lacks {name!r}" for name in schema.get("required", ()) if name not in arguments]
         if schema.get("additionalProperties", True) is False:
             wrong += [
-                f"it has no {name!r}.{did_you_mean(name, known)}" for name in arguments if name not in known
+                f"it has no {name!r}.{did_you_mean(name, fields)}" for name in arguments if name not in fields
             ]
         if complete and not wrong:
             try:
                 self._known[tool].args_validator.validate_python(dict(arguments))
             except ValidationError as error:
-                wrong = [told(error)]
+                wrong = [validation_text(error)]
         return f"wrong arguments for {tool!r}: {'; '.join(wrong)}." if wrong else ""
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> Any:
@@ -97,13 +97,13 @@ class Toolbox:
             CallFailedError: It gives nothing; the message is for the model.
             StepError: The tool ends the step.
         """
-        known = self._known[tool]
+        definition = self._known[tool]
         try:
-            given = known.args_validator.validate_python(dict(arguments))
+            checked = definition.args_validator.validate_python(dict(arguments))
         except ValidationError as error:
-            raise CallFailedError(f"wrong arguments for {tool!r}: {told(error)}.") from error
+            raise CallFailedError(f"wrong arguments for {tool!r}: {validation_text(error)}.") from error
         try:
-            return await self._tools.call_tool(tool, given, self._call, known)
+            return await self._tools.call_tool(tool, checked, self._call, definition)
         except (ModelRetry, ToolFailed) as error:
             passing = isinstance(error.__cause__, ConnectionError | TimeoutError)
             raise CallFailedError(str(error), passing=passing) from error

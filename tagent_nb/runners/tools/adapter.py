@@ -62,16 +62,16 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
     schema, pure = plain.function_schema, options_of(function).effect == "pure"
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        async def leave(one: ToolCall) -> Any:
+        async def leave(tool_call: ToolCall) -> Any:
             seen = context if pure else ToolContext.of(context, key)
-            given = one.arguments if taken is None else {**one.arguments, taken: seen}
+            values = tool_call.arguments if taken is None else {**tool_call.arguments, taken: seen}
             with tools_of(seen):
-                return presentable(await _reported(name, partial(function, *args, **given), context))
+                return presentable(await _reported(name, partial(function, *args, **values), context))
 
         context.spend(TokenUsage(tool_calls=1), 0.0)
         context.metadata.setdefault("tools_called", []).append(name)
         context.progress("tool_call", tool=name, arguments=_brief(kwargs))
-        one = ToolCall(
+        tool_call = ToolCall(
             context,
             name,
             kwargs,
@@ -81,7 +81,7 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
             check=partial(_validated, schema.validator),
         )
         with _keyed(context, name, args, kwargs) as key:
-            return await tool_chain(context.middleware, one, leave)
+            return await tool_chain(context.middleware, tool_call, leave)
 
     shown = replace(schema, function=call, is_async=True)
     return Tool(call, name=name, description=plain.description, function_schema=shown)
@@ -91,9 +91,9 @@ def _described(name: str, function: Callable[..., Any], taken: str | None) -> To
     """A tool by its function's parameters, but for the one that no model sees, or by a schema."""
     from pydantic_ai import Tool
 
-    known = schema_of(function)
-    if known is not None:
-        return Tool.from_schema(function, name, known.description, dict(known.parameters))
+    schema = schema_of(function)
+    if schema is not None:
+        return Tool.from_schema(function, name, schema.description, dict(schema.parameters))
     try:
         return Tool(function if taken is None else _without(function, taken), name=name)
     except Exception as error:  # unresolvable annotations raise whatever evaluating them raises
@@ -107,16 +107,16 @@ def _validated(validator: Any, arguments: Any) -> Mapping[str, Any]:
     from pydantic import ValidationError
 
     try:
-        found: Mapping[str, Any] = validator.validate_python(arguments)
+        checked: Mapping[str, Any] = validator.validate_python(arguments)
     except ValidationError as error:
-        raise ValueError(told(error)) from None
-    return found
+        raise ValueError(validation_text(error)) from None
+    return checked
 
 
-def told(error: ValidationError) -> str:
+def validation_text(error: ValidationError) -> str:
     """What is wrong with a value, without the value."""
     lines = error.errors(include_input=False, include_url=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in lines)
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in lines)
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
@@ -128,14 +128,14 @@ def context_parameter(function: Callable[..., Any]) -> str | None:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built-in functions do not say
         return None
-    for one in parameters:
-        said = one.annotation
-        if said is StepContext or (
-            isinstance(said, str) and said.strip("'\"").rpartition(".")[2] == "StepContext"
+    for parameter in parameters:
+        annotation = parameter.annotation
+        if annotation is StepContext or (
+            isinstance(annotation, str) and annotation.strip("'\"").rpartition(".")[2] == "StepContext"
         ):
-            return one.name
-        if one.name == "context" and said is one.empty:
-            return one.name
+            return parameter.name
+        if parameter.name == "context" and annotation is parameter.empty:
+            return parameter.name
     return None
 
 
@@ -144,9 +144,11 @@ def _without(function: Callable[..., Any], taken: str) -> Callable[..., Any]:
 
     shown: Callable[..., Any] = wraps(function)(lambda: None)
     whole = inspect.signature(function)
-    rest = [one for one in whole.parameters.values() if one.name != taken]
+    rest = [parameter for parameter in whole.parameters.values() if parameter.name != taken]
     shown.__signature__ = whole.replace(parameters=rest)  # type: ignore[attr-defined]
-    shown.__annotations__ = {name: one for name, one in shown.__annotations__.items() if name != taken}
+    shown.__annotations__ = {
+        name: parameter for name, parameter in shown.__annotations__.items() if name != taken
+    }
     return shown
 
 
@@ -162,7 +164,7 @@ def _keyed(
     """
     digest = StoredValue.of([list(args), dict(arguments)]).digest[:16]
     taken = context.tool_calls.setdefault((name, digest), set())
-    number = next(one for one in count(1) if one not in taken)
+    number = next(candidate for candidate in count(1) if candidate not in taken)
     taken.add(number)
     try:
         yield f"{context.idempotency_key}:{name}:{digest}:{number}"

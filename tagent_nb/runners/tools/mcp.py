@@ -72,15 +72,15 @@ def tools_from(
     )
     connection = Connection(toolset)
     try:
-        found = _submitted(connection.tools()).result()
+        tools = _submitted(connection.tools()).result()
     except Exception as error:
         raise DefinitionError(
             f"The tools of {toolset.label} cannot be listed: {type(error).__name__}: {error}. "
             "Check that its server runs, and what starts it."
         ) from error
-    for name in found:
+    for name in tools:
         refuse_reserved(name)
-    return [_registered(connection, name, one, options) for name, one in found.items()]
+    return [_registered(connection, name, definition, options) for name, definition in tools.items()]
 
 
 def _registered(
@@ -89,10 +89,10 @@ def _registered(
     async def call(**arguments: Any) -> Any:
         return await asyncio.wrap_future(_submitted(connection.call(name, arguments)))
 
-    known = tool.tool_def
+    definition = tool.tool_def
     call.__name__ = call.__qualname__ = name
-    call.__doc__ = known.description
-    describe(call, ToolSchema(known.description or "", known.parameters_json_schema))
+    call.__doc__ = definition.description
+    describe(call, ToolSchema(definition.description or "", definition.parameters_json_schema))
     register(name, call, options)
     return call
 

@@ -197,9 +197,9 @@ def tool_problems(step: PipelineStep) -> list[str]:
 
 
 def _tools_and_problems(step: PipelineStep) -> tuple[dict[str, Callable[..., Any]], list[str]]:
-    known = dict(_registered)
-    known.update((tool_name(function), function) for function in step.tools)
-    chosen, problems = _chosen(step, known)
+    available = dict(_registered)
+    available.update((tool_name(function), function) for function in step.tools)
+    chosen, problems = _chosen(step, available)
     if step.remember:
         from tagent_nb.runners.tools.remember import remember
 
@@ -209,7 +209,7 @@ def _tools_and_problems(step: PipelineStep) -> tuple[dict[str, Callable[..., Any
                 f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
                 "Rename the tool, or leave it out with tools_filter."
             )
-    return chosen, problems + _reserved(step, chosen) + _unasked(step, chosen, known)
+    return chosen, problems + _reserved(step, chosen) + _unasked(step, chosen, available)
 
 
 def _reserved(step: PipelineStep, chosen: Mapping[str, Callable[..., Any]]) -> list[str]:
@@ -229,27 +229,27 @@ def _reserved(step: PipelineStep, chosen: Mapping[str, Callable[..., Any]]) -> l
 
 
 def _chosen(
-    step: PipelineStep, known: Mapping[str, Callable[..., Any]]
+    step: PipelineStep, available: Mapping[str, Callable[..., Any]]
 ) -> tuple[dict[str, Callable[..., Any]], list[str]]:
     """The tools that the step's filter lets through, and what is wrong with the filter."""
     if step.tools_filter is None:
-        return dict(known), []
+        return dict(available), []
     chosen: dict[str, Callable[..., Any]] = {}
     problems = []
     for pattern in step.tools_filter:
-        found = {name: one for name, one in known.items() if fnmatchcase(name, pattern)}
-        if not found and not _is_glob(pattern):
+        matching = {name: function for name, function in available.items() if fnmatchcase(name, pattern)}
+        if not matching and not _is_glob(pattern):
             problems.append(
                 f"Step {step.name!r}: tools_filter names {pattern!r}, which is no tool."
-                f"{did_you_mean(pattern, known)} Tools: {', '.join(known) or 'none'}. "
+                f"{did_you_mean(pattern, available)} Tools: {', '.join(available) or 'none'}. "
                 "Register it with @tool, or pass it in tools=[...]."
             )
-        chosen.update(found)
+        chosen.update(matching)
     return chosen, problems
 
 
 def _unasked(
-    step: PipelineStep, chosen: Mapping[str, Callable[..., Any]], known: Mapping[str, Callable[..., Any]]
+    step: PipelineStep, chosen: Mapping[str, Callable[..., Any]], available: Mapping[str, Callable[..., Any]]
 ) -> list[str]:
     """What is wrong with ``approve_tools``: a name that fits nothing would let the tool it means run.
 
@@ -259,7 +259,7 @@ def _unasked(
     for pattern in step.approve_tools:
         if any(fnmatchcase(name, pattern) for name in chosen) or (_is_glob(pattern) and not chosen):
             continue
-        left_out = pattern in known and pattern not in chosen
+        left_out = pattern in available and pattern not in chosen
         problems.append(
             f"Step {step.name!r}: approve_tools names {pattern!r}, which "
             + ("its tools_filter leaves out." if left_out else "is no tool of this step.")

@@ -16,7 +16,7 @@ LONGEST_KEY, LONGEST_TEXT = 100, 2_000
 """Characters of a key and of a text that a model may remember."""
 
 
-def told(title: str, values: Mapping[str, Any]) -> str:
+def remembered_text(title: str, values: Mapping[str, Any]) -> str:
     """Facts or memories for a prompt, as delimited data: the newest that fit into :data:`SHOWN`.
 
     Args:
