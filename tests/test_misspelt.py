@@ -28,8 +28,8 @@ MINI, MINE, OTHER = "openai:gpt-4o-mini", "openai-chat:mine-8b", "openai-chat:un
             "'opnai:gpt-4o-mini', which no step asks.*Did you mean 'openai:gpt-4o",
         ),
         (["openai:gpt-4o-mni"], [MINI], "Did you mean 'openai:gpt-4o-mini'"),
-        ([MINE], ["openai-chat:mine-8b-it"], "Nobody knows the price of 'openai-chat:mine-8b-it'. Models of"),
-        ([OTHER], [MINI, "openai-chat:nobody"], "Nobody knows the price of 'openai-chat:nobody'"),
+        ([MINE], ["openai-chat:mine-8b-it"], "The price of 'openai-chat:mine-8b-it' is unknown. Models of"),
+        ([OTHER], [MINI, "openai-chat:nobody"], "The price of 'openai-chat:nobody' is unknown"),
         (["test:test"], [FallbackModel(TestModel(), TestModel(model_name="b"))], None),
     ],
 )

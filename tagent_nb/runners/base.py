@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 def _ignore(event: Event) -> None:
-    """Where nobody listens."""
+    """Takes events that no observer needs."""
 
 
 def _uncounted(step: str, usage: TokenUsage, cost: float | None) -> None:
-    """Where nobody counts."""
+    """Takes amounts that no ledger counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,10 @@ class StepContext:
         offline: Whether no model may be asked: every answer comes from middleware.
         prices: The user's own prices by model.
         refusals: Values of earlier attempts that the user sent back, oldest first.
-        on_spend: Told of everything that is spent, with the step's name; on any thread.
+        on_spend: Called with everything that is spent and the step's name; on any thread.
         learned: Facts and memories of this attempt so far, as events.
         limit: The timeout of the attempt, where it has one.
-        watched: Whether somebody listens to what the step prints; else it is printed where all is, and
+        watched: Whether an observer reads what the step prints; else it is printed where all is, and
             answers are not streamed.
         quirks: What the run has learnt of the servers of its models.
     """
@@ -186,13 +186,13 @@ class StepContext:
 
     @contextmanager
     def waiting(self, reason: str, seconds: float | None = None) -> Iterator[None]:
-        """Wait for somebody else inside this block: the step shows as WAITING, and its timeout stands still.
+        """Wait for something else inside this block: the step shows as WAITING, and its timeout stands still.
 
         On the run's loop only.
 
         Args:
             reason: What it waits for, in words.
-            seconds: How long at least; ``None`` when nobody can say.
+            seconds: How long at least; ``None`` when unknown.
         """
         if not self._waits:
             self._stop_clock()
@@ -236,7 +236,7 @@ class ToolContext(StepContext):
         return view
 
     @property
-    def idempotency_key(self) -> str:  # type: ignore[override]  # nobody sets a step's key
+    def idempotency_key(self) -> str:  # type: ignore[override]  # a step's key is never set
         """The same whenever the same call is made for the same work."""
         return self._key
 
@@ -287,7 +287,7 @@ class ToolCall:
         arguments: As the tool's function takes them.
         id: The model's id of this call; empty where it gives none.
         function: The user's function; ``None`` for a tool of a server.
-        parameters: JSON Schema of the arguments; empty where nobody knows it.
+        parameters: JSON Schema of the arguments; empty where it is unknown.
         single: The one parameter whose fields these are, as they are for a model; empty if they are all.
         check: Gives other arguments as the tool takes them, or raises :class:`ValueError`.
     """

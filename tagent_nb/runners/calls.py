@@ -38,7 +38,7 @@ async def tool_chain(
 
 
 def edited_call(call: ToolCall, value: Any, arguments: Mapping[str, Any]) -> Any:
-    """What a tool gave for arguments that the user had put in place of the model's, who is told of it.
+    """What a tool gave for arguments that the user had put in place of the model's, who reads of it.
 
     Args:
         call: The call as the model made it.

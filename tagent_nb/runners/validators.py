@@ -59,7 +59,7 @@ class Checks:
         """``value``, as an output validator of pydantic-ai gives it.
 
         Raises:
-            ModelRetry: A check refuses it; the model is told why.
+            ModelRetry: A check refuses it; the model reads why.
             StepError: As :meth:`judge`.
         """
         from pydantic_ai.exceptions import ModelRetry

@@ -1,4 +1,4 @@
-"""What a body prints, apart from what everybody else prints.
+"""What a body prints, apart from what all others print.
 
 ``sys.stdout`` and ``sys.stderr`` are objects of the whole process. While at least one body runs, stand-ins
 take their place that look at a context variable: text of a body goes to that body's sink, all other text to
@@ -97,7 +97,7 @@ class _Router:
 
 
 def show(text: str) -> None:
-    """Write to the stream that was there before, whoever asks: a body in a script that nobody watches."""
+    """Write to the stream that was there before, for all: a body in a script without observers."""
     _show(sys.stdout, text)
 
 
@@ -157,6 +157,6 @@ def _remove() -> None:
             return
         for name in _NAMES:
             stream = getattr(sys, name)
-            # Somebody else may have put their own stream in our place; theirs stays.
+            # Other code may have put their own stream in our place; theirs stays.
             if type(stream) is _Router:
                 setattr(sys, name, stream.stream)

@@ -77,7 +77,7 @@ def _left(name: str) -> str:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
-    # The loop is closed when a program ends before a call that was left running: nobody waits then.
+    # The loop is closed when a program ends before a call that was left running: nothing waits then.
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(ended.set_result, None)
 

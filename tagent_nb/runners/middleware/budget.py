@@ -19,8 +19,8 @@ class BudgetMiddleware(CallMiddleware):
 
     While a request is under way, what it may take is reserved: its question, by the rule of
     :func:`~tagent_nb.runners.models.accounting.input_tokens`, and the longest answer that its ``max_tokens``
-    allow or, without these, that the model has given so far. Before the first answer of such a model nobody
-    knows, and its first request is made alone. Where questions have taken more than the rule says, as in
+    allow or, without these, that the model has given so far. The first request of such a
+    model is made alone. Where questions have taken more than the rule says, as in
     a language of other letters, more is reserved from then on.
 
     Args:

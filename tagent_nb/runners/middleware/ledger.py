@@ -16,7 +16,7 @@ TINY = 1e-9
 """Part of an amount that is no amount: sums of USD are never exact."""
 
 Estimate = Mapping[str, tuple[float, float | None]]
-"""Of a call, by measure: what it takes at least (its question), and at most as far as anybody knows."""
+"""Of a call, by measure: what it takes at least (its question), and at most where that is known."""
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Account:
         budget: Most that may be spent.
         step: The step; empty for the whole run.
         spent: What is spent, by measure.
-        unpriced: Steps that spent USD which nobody knows.
-        assumed: Whether ``spent`` has tokens that no provider told, and what they cost.
+        unpriced: Steps that spent an unknown amount of USD.
+        assumed: Whether ``spent`` has tokens that no provider reported, and what they cost.
     """
 
     budget: Budget
@@ -124,7 +124,7 @@ class Account:
         says = self._whose(step)
         return BudgetExceededError(
             f"{says[0].upper()}{says[1:]} is {amount_text('usd', self.budget.usd or 0.0)}, but what step "
-            f"{self.unpriced[0]!r} spent has no known price, so nobody can say what is left. Give its "
+            f"{self.unpriced[0]!r} spent has no known price, so what is left is unknown. Give its "
             "model a price (prices={...}), or set a budget of tokens or requests.",
             step=step,
             spent=self.spent["usd"],
@@ -139,7 +139,7 @@ class Ledger:
     Args:
         run: The run's budget, if it has one.
         steps: Budgets by step.
-        before: What earlier sittings of the run spent, by step; USD ``None`` when unknown.
+        before: What earlier sessions of the run spent, by step; USD ``None`` when unknown.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Waiting until somebody else has changed something."""
+"""Waiting until another task has changed something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run is traced: only where somebody listens, so that others pay nothing for it."""
+"""Whether a run is traced: only where OpenTelemetry is set up, so that others pay nothing for it."""
 
 from __future__ import annotations
 

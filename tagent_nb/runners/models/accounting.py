@@ -1,4 +1,4 @@
-"""What answers took: told by the provider, or else assumed against budgets."""
+"""What answers took: reported by the provider, or else assumed against budgets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def take_back(context: StepContext, response: ModelResponse) -> None:
 
 
 def _counts(context: StepContext, response: ModelResponse, cost: float | None) -> float | None:
-    """USD that an answer counts against budgets; ``None`` where nobody knows the model's price."""
+    """USD that an answer counts against budgets; ``None`` where the model's price is unknown."""
     usage = usage_of(response)
     if cost is not None or not usage.unmeasured:
         return cost
@@ -63,7 +63,7 @@ def _counts(context: StepContext, response: ModelResponse, cost: float | None) -
 
 
 def counted(response: ModelResponse) -> TokenUsage:
-    """Tokens of an answer, told or assumed."""
+    """Tokens of an answer, reported or assumed."""
     return usage_of(response).counted
 
 
@@ -133,7 +133,7 @@ def most_output(call: ModelCall, seen: int | None) -> int | None:
 def estimate(
     call: ModelCall, sent: int, seen: int | None, factor: float = 1.0
 ) -> dict[str, tuple[float, float | None]]:
-    """What a request takes by measure, at least and at most; ``None`` where nobody knows yet.
+    """What a request takes by measure, at least and at most; ``None`` where it is not known yet.
 
     Args:
         call: The request.

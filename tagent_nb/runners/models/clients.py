@@ -39,7 +39,7 @@ class Models:
 
         Args:
             wanted: A name or a pydantic-ai model.
-            offline: Nobody will ask it: neither a key nor the local model's server is needed.
+            offline: It will not be asked: neither a key nor the local model's server is needed.
 
         Raises:
             ModelError: The model cannot be used.
@@ -77,7 +77,7 @@ def can_stream(model: Model[Any]) -> bool:
 
 
 def streams(step: PipelineStep, context: StepContext, model: Model[Any]) -> bool:
-    """Whether the text of a step's answer is asked for in pieces: where it is watched, and nobody forbids it.
+    """Whether the text of a step's answer is asked for in pieces: where it is watched, and not forbidden.
 
     The setting ``stream`` of the step, or else of the model, turns it off.
     """

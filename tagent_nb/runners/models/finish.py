@@ -103,13 +103,13 @@ def ended_early(model: Model[Any], response: ModelResponse, stream: StreamedResp
     if stream is None or _word(response):
         return False
     if response.finish_reason is None:
-        # Models that ask nobody, such as those of tests, have no address and give no reason.
+        # Models that ask no server, such as those of tests, have no address and give no reason.
         return response.provider_url is not None
     return response.finish_reason == "stop" and _is_made_up(model, stream)
 
 
 def _is_made_up(model: Model[Any], stream: StreamedResponse) -> bool:
-    """Whether pydantic-ai says "stop" for a server that told no reason."""
+    """Whether pydantic-ai says "stop" for a server that gave no reason."""
     from pydantic_ai.models.openai import OpenAIStreamedResponse
 
     if not isinstance(stream, OpenAIStreamedResponse):
@@ -123,7 +123,7 @@ def _is_made_up(model: Model[Any], stream: StreamedResponse) -> bool:
 def read_ending(response: ModelResponse) -> None:
     """Give an answer the finish reason that its provider's own word for it means.
 
-    A word whose meaning nobody knows, not even pydantic-ai, is noted in the answer's metadata.
+    A word of unknown meaning, also to pydantic-ai, is noted in the answer's metadata.
     """
     word = _word(response)
     if not word:
@@ -236,7 +236,7 @@ _PARTS = (
     (Ending.INTERRUPTED, ("incomplete", "partial", "restart", "unload")),
     (Ending.LENGTH, ("maxtoken", "maxoutput", "maxlen", "length", "tokenlimit", "contextwindow", "truncat")),
 )
-"""Parts of words that nobody has documented yet, the cautious meaning first."""
+"""Parts of words that are not documented yet, the cautious meaning first."""
 
 _MARKS = re.compile(r"[^a-z0-9]+")
 _PREFIX = re.compile(r"^(?:finish|stop|done)?reason")

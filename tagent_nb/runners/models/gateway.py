@@ -69,7 +69,7 @@ class ModelGateway(WrapperModel):
             nonlocal answered
             response = await self._ask(call)
             answered = True
-            # At once: whoever counts what is spent must not find a gap between an answer and its cost.
+            # At once: a ledger must not find a gap between an answer and its cost.
             assume(call, response)
             account(context, response)
             return response

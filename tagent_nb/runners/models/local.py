@@ -185,7 +185,7 @@ def model() -> Model[Any]:
 
 
 def stand_in() -> Model[Any]:
-    """A model that looks like the local one, and that nobody can ask. Needs nothing installed."""
+    """A model that looks like the local one, and that cannot be asked. Needs nothing installed."""
     return _client("http://127.0.0.1:9/v1", "offline")
 
 

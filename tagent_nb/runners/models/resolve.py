@@ -105,7 +105,7 @@ def _provider(name: str) -> Any:
 
 
 def stand_in(model: Any) -> Model[Any]:
-    """A model that looks like the one of this name, for runs that ask nobody. It needs no key.
+    """A model that looks like the one of this name, for runs that ask no model. It needs no key.
 
     Raises:
         ModelError: There is no such provider or model, or its package is not installed.
@@ -215,23 +215,23 @@ def supports(model: Model[Any], feature: str, default: bool) -> bool:
 
 
 def unpriced(model: Any, prices: Mapping[str, Price] | None = None) -> list[str]:
-    """Names of the models that may answer and whose price nobody knows."""
+    """Names of the models that may answer and whose price is unknown."""
     used = TokenUsage(input_tokens=1, output_tokens=1)
     return [model_name(inner) for inner in models_behind(model) if price(inner, used, prices) is None]
 
 
 ASSUMED_INPUT, ASSUMED_OUTPUT = "assumed_input_tokens", "assumed_output_tokens"
-"""Details of an answer's usage that are noted where its provider told none."""
+"""Details of an answer's usage that are noted where its provider reported none."""
 
 
 def is_measured(response: ModelResponse) -> bool:
-    """Whether the provider told how many tokens an answer took."""
+    """Whether the provider reported how many tokens an answer took."""
     used = response.usage
     return not used.unmeasured_requests and bool(used.input_tokens or used.output_tokens)
 
 
 def usage_of(response: ModelResponse) -> TokenUsage:
-    """Tokens that one answer took; where its provider told none, those that are assumed."""
+    """Tokens that one answer took; where its provider reported none, those that are assumed."""
     used = response.usage
     return TokenUsage(
         input_tokens=used.input_tokens,
@@ -245,7 +245,7 @@ def usage_of(response: ModelResponse) -> TokenUsage:
 
 
 def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | None = None) -> float | None:
-    """USD of one answer; ``None`` when nobody knows, as where its provider does not tell its tokens.
+    """USD of one answer; ``None`` when unknown, as where its provider does not report its tokens.
 
     Its tokens at the user's own price of the model (or of the one that answered, as behind a fallback),
     else what the provider says that it costs, else its tokens at the known price.
@@ -288,5 +288,5 @@ def _answered(model: Any, response: ModelResponse) -> Any:
 
 
 def _is_free(model: Any) -> bool:
-    """The local model, and the test model, which asks nobody."""
+    """The local model, and the test model, which asks no server."""
     return model == "test" or getattr(model, "system", "") == "test" or model_name(model) == local.NAME

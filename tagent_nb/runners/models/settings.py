@@ -33,7 +33,7 @@ def misspelt_prices(prices: Mapping[str, Price], models: Sequence[Any]) -> list[
     ]
     if not suspects:
         return []
-    lacks = f" Nobody knows the price of {', '.join(map(repr, unknown))}." if unknown else ""
+    lacks = f" The price of {', '.join(map(repr, unknown))} is unknown." if unknown else ""
     return [
         f"prices names {', '.join(map(repr, suspects[:3]))}, which no step asks: it counts for nothing."
         f"{did_you_mean(suspects[0], names)}{lacks} Models of this run: {', '.join(names)}."

@@ -183,7 +183,7 @@ class Planning:
             self._report(planned)
 
     async def _carried_out(self, proposal: Proposal) -> Proposal:
-        """``proposal``, if it can be carried out; else the model is told why not."""
+        """``proposal``, if it can be carried out; else the model reads why not."""
         try:
             self._tasks(proposal)
         except PlanError as error:

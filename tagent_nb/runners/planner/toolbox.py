@@ -66,7 +66,7 @@ class Toolbox:
         return list(self._known)
 
     def is_pure(self, tool: str) -> bool:
-        """Whether the same call may be made again as often as somebody likes."""
+        """Whether the same call may be made again any number of times."""
         return tool in self._pure
 
     def described(self) -> list[tuple[str, str, Mapping[str, Any]]]:

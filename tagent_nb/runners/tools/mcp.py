@@ -49,7 +49,7 @@ def tools_from(
         toolset: For an MCP server ``pydantic_ai.mcp.MCPToolset(...)``; ``.filtered(...)`` and
             ``.prefixed(...)`` choose and rename.
         timeout: Seconds that one call may take. ``None``: no limit.
-        approval_required: Whether each call waits until somebody has approved it.
+        approval_required: Whether each call waits for approval.
         pure: Its tools only look something up.
         side_effect: They change something. Tools of which neither is said are treated as if they did.
 
@@ -181,7 +181,7 @@ class Connection:
                 ready.set_exception(error)
 
     async def _idle(self) -> None:
-        """Wait until nobody has called for a while."""
+        """Wait until there was no call for a while."""
         while True:
             self._used.clear()
             with suppress(TimeoutError):
@@ -198,7 +198,7 @@ class Connection:
 
 
 def _context() -> RunContext[Any]:
-    """What a toolset is told of who calls. It asks no model by it."""
+    """What a toolset learns of the caller. It asks no model by it."""
     from pydantic_ai import RunContext
     from pydantic_ai.models.test import TestModel
     from pydantic_ai.usage import RunUsage

@@ -34,9 +34,9 @@ class ToolOptions:
 
     Attributes:
         timeout: Seconds that one call may take; ``None`` without a limit.
-        approval_required: Whether each call waits until somebody has approved it.
+        approval_required: Whether each call waits for approval.
         effect: ``"pure"``: it changes nothing, and may be called again. ``"side_effect"``: it changes
-            something. ``""``: nobody says, and it is treated like one that does.
+            something. ``""``: unknown, and it is treated like one that does.
     """
 
     timeout: float | None = None
@@ -75,8 +75,8 @@ def tool(
 
     Args:
         function: The function, when used bare.
-        timeout: Seconds that one call may take; after that the model is told so. ``None``: no limit.
-        approval_required: Whether each call waits until somebody has approved it.
+        timeout: Seconds that one call may take; after that the model reads so. ``None``: no limit.
+        approval_required: Whether each call waits for approval.
         pure: It only looks something up: it may be called again for the same question, and needs no
             idempotency key.
         side_effect: It changes something. A tool that says neither is treated as if it did.

@@ -1,4 +1,4 @@
-"""What models are told of facts and memories, and the tool by which they add to them."""
+"""What models read of facts and memories, and the tool by which they add to them."""
 
 from __future__ import annotations
 
