@@ -706,7 +706,7 @@ async def test_when_the_lock_is_not_given_up_the_write_is_dropped_and_told(
     filled: ResultCache, locked: sqlite3.Connection, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.close()
-    monkeypatch.setattr(database_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.0)
     assert filled.get(key_of(0)) is None  # it cannot even be opened
     assert "cannot be used" in told[0]
     locked.execute("ROLLBACK")

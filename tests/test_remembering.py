@@ -14,7 +14,7 @@ from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
 from tagent_nb.engine.memory.store import changing
 from tagent_nb.errors import DefinitionError, EncodeError, StepError
 from tagent_nb.runners import named_tools
-from tagent_nb.runners.tools.remember import SHOWN, remember, told
+from tagent_nb.runners.tools.remember import SHOWN, remember, remembered_text
 from tagent_nb.storage import MemoryStorageBackend
 
 
@@ -30,11 +30,11 @@ def saving(**memories: Any) -> Pipeline:
 
 
 def test_what_fits_is_told_whole_in_the_order_in_which_it_was_learned() -> None:
-    assert told("Facts", {"a": 1, "b": "x"}) == 'Facts: <data>{"a": 1, "b": "x"}</data>'
+    assert remembered_text("Facts", {"a": 1, "b": "x"}) == 'Facts: <data>{"a": 1, "b": "x"}</data>'
 
 
 def test_of_many_the_newest_are_told_and_a_note_says_that_there_are_more() -> None:
-    text = told("Memories", {f"m{number}": "x" * 1000 for number in range(30)})
+    text = remembered_text("Memories", {f"m{number}": "x" * 1000 for number in range(30)})
     assert text.startswith("Memories (23 more, older or longer, are left out): <data>")
     assert '"m29"' in text
     assert '"m23"' in text
@@ -43,9 +43,12 @@ def test_of_many_the_newest_are_told_and_a_note_says_that_there_are_more() -> No
 
 
 def test_one_that_is_too_long_does_not_hide_the_others() -> None:
-    text = told("Memories", {"old": "kept", "new": "x" * (SHOWN + 1)})
+    text = remembered_text("Memories", {"old": "kept", "new": "x" * (SHOWN + 1)})
     assert text == 'Memories (1 more, older or longer, are left out): <data>{"old": "kept"}</data>'
-    assert told("Memories", {"new": "x" * SHOWN}) == "Memories (1 more, older or longer, are left out)"
+    assert (
+        remembered_text("Memories", {"new": "x" * SHOWN})
+        == "Memories (1 more, older or longer, are left out)"
+    )
 
 
 async def test_a_memory_cannot_break_out_of_its_place_in_a_prompt() -> None:

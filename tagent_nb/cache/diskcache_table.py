@@ -20,7 +20,7 @@ from tagent_nb.errors import CorruptRecordError, StorageUnavailableError
 FILE = "cache.db"
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
 
-PATIENCE = 5.0
+BUSY_TIMEOUT = 5.0
 """Seconds that the cache's own thread waits for another process to finish writing."""
 
 REMEMBER_USE = 60.0
@@ -37,7 +37,7 @@ _SETTINGS: Mapping[str, Any] = {
     "cull_limit": 0,
     "sqlite_journal_mode": "wal",
     "sqlite_synchronous": 1,
-    # A mapped file that somebody truncates would kill the kernel.
+    # A mapped file that is truncated would kill the kernel.
     "sqlite_mmap_size": 0,
     "sqlite_trusted_schema": 0,
     "sqlite_cell_size_check": 1,
@@ -99,13 +99,13 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return value
 
     def remove(self, file_path: object) -> None:
-        """No entry of ours has a file; a name in the table is somebody else's."""
+        """No entry of ours has a file; a name in the table is that of another program."""
 
 
 class Database(diskcache.Cache):  # type: ignore[misc]
     """The table, with the settings of this module whatever the file says.
 
-    The thread that makes it waits for other processes (:data:`PATIENCE`); all others read only, and
+    The thread that makes it waits for other processes (:data:`BUSY_TIMEOUT`); all others read only, and
     never wait.
     """
 
@@ -114,7 +114,7 @@ class Database(diskcache.Cache):  # type: ignore[misc]
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), timeout=0, disk=_BytesDisk, **_SETTINGS)
         self._opening = False
-        self._sql(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+        self._sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
 
     def reset(self, key: str, value: Any = diskcache.core.ENOVAL, update: bool = True) -> Any:
         if key in _COUNTERS:
@@ -132,7 +132,7 @@ class Database(diskcache.Cache):  # type: ignore[misc]
     @property
     def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
         """The stock one waits for 60 seconds a statement. Ours waits while it opens, and then never."""
-        deadline = time.monotonic() + (PATIENCE if self._opening else 0.0)
+        deadline = time.monotonic() + (BUSY_TIMEOUT if self._opening else 0.0)
 
         def execute(*args: Any) -> sqlite3.Cursor:
             while True:
@@ -243,7 +243,7 @@ def open_database(folder: Path) -> Database:
 
 def _refuse_foreign_schema(file: Path) -> None:
     """SQL that a stranger left in the file must not run: no views, no triggers but diskcache's."""
-    with closing(sqlite3.connect(file, timeout=PATIENCE)) as connection:
+    with closing(sqlite3.connect(file, timeout=BUSY_TIMEOUT)) as connection:
         for kind, name, text in connection.execute("SELECT type, name, sql FROM sqlite_master"):
             sql = str(text or "").upper()
             if kind == "view" or "VIRTUAL" in sql or (kind == "trigger" and "SELECT" in sql):

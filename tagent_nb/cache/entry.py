@@ -85,7 +85,7 @@ def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Cache
             raise TypeError("metadata is no dict")
         return CacheEntry(output, usage, _price(cost), metadata)
     except (ValueError, TypeError, RecursionError) as error:
-        # Right checksum, wrong content: somebody else wrote it.
+        # Right checksum, wrong content: another program wrote it.
         raise CorruptRecordError(f"its header cannot be read: {error}") from None
 
 

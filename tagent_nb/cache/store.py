@@ -51,7 +51,7 @@ __all__ = [
 T = TypeVar("T")
 
 SIZE_LIMIT = 2**30
-"""Bytes that the cache file may take, unless it is told otherwise: 1 GiB."""
+"""Bytes that the cache file may take, unless it is given another limit: 1 GiB."""
 
 _WAITING_ENTRIES, _WAITING_BYTES = 1000, 65536
 """Writes that may wait in memory; a larger one, or one more, waits for the file."""
@@ -202,7 +202,7 @@ class ResultCache:
             metadata: Plain data to be given back with it.
 
         Returns:
-            Whether it could be encoded; a value that cannot is told, and not stored.
+            Whether it could be encoded; a value that cannot is reported, and not stored.
 
         Raises:
             ValueError: ``key`` is no SHA-256.
@@ -305,7 +305,7 @@ class ResultCache:
         self._active.begin(run_id, warn)
         self._unusable = False
         if self._database is not None and self._file_id != self._id_of_file():
-            self._database = None  # somebody deleted or replaced the folder
+            self._database = None  # the folder was deleted or replaced
 
     def release(self, run_id: str) -> None:
         """End :meth:`protect`: write down what was used, and make room if the limit is passed."""
@@ -462,18 +462,18 @@ Warn = Callable[[str], None]
 
 @dataclass
 class _Run:
-    """An active run: entries it stands on, and what its user was told already."""
+    """An active run: entries it stands on, and what was reported to its user already."""
 
     warn: Warn | None
     used: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
 
 class ActiveRuns:
     """The runs of this process that use a cache.
 
     Args:
-        warn: Takes what is told while no run is active, and for runs that say nothing else;
+        warn: Takes what is reported while no run is active, and for runs that say nothing else;
             ``warnings.warn`` without one.
     """
 
@@ -502,8 +502,8 @@ class ActiveRuns:
     def tell(self, kind: str, message: str) -> None:
         """Tell each active run, once for each kind of message."""
         for run in tuple(self._runs.values()) or (self._outside,):
-            if kind not in run.told:
-                run.told.add(kind)
+            if kind not in run.reported:
+                run.reported.add(kind)
                 if run.warn is not None:
                     run.warn(message)
                 else:

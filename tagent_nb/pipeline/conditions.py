@@ -207,7 +207,7 @@ class Contains(_Compared):
 
 def _contains(found: Any, wanted: Any) -> bool:
     if isinstance(found, Table):
-        return wanted in found.known()
+        return wanted in found.names()
     return found is not None and wanted in found
 
 

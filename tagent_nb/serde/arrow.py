@@ -259,7 +259,11 @@ def _index(index: pd.Index, walk: Walk, depth: int, part: str = ".index") -> Nod
     names = [walk.tree(name, depth + 1) for name in index.names]
     if isinstance(index, pd.RangeIndex):
         return {"names": names, "range": [index.start, index.stop, index.step]}
-    if index.dtype in ("str", object) and type(index) is pd.Index and all(type(one) is str for one in index):
+    if (
+        index.dtype in ("str", object)
+        and type(index) is pd.Index
+        and all(type(label) is str for label in index)
+    ):
         # By far the most common labels, and an Arrow stream has a heavy head.
         return {"dtype": str(index.dtype), "labels": walk.tree(index.tolist(), depth + 1), "names": names}
     if isinstance(index, pd.MultiIndex) and not walk.identity:
@@ -307,7 +311,7 @@ def _unnamed_index(node: Node) -> Any:
         return pd.MultiIndex(kept, [codes[place].tolist() for place in codes])
     levels = _to_vectors(node["vectors"], node["rows"], len(node["names"]))
     if node["multi"]:
-        return pd.MultiIndex.from_arrays([levels[one] for one in levels])
+        return pd.MultiIndex.from_arrays([levels[level] for level in levels])
     index = pd.Index(levels[0], dtype=levels[0].dtype)
     return type(index)(index, freq=node["freq"]) if "freq" in node else index
 
@@ -373,7 +377,7 @@ def _typed(part: pd.DataFrame, places: list[int], labels: list[str], accessor: s
     except _NOT_WRITTEN:
         # Which column it is: they are tried one by one, now that it matters.
         columns = zip(part.columns, labels, strict=True)
-        place, label = min(columns, key=lambda one: _survives(part[[one[0]]], node))
+        place, label = min(columns, key=lambda column: _survives(part[[column[0]]], node))
         raise dtype_refusal(part[place].dtype, accessor).inside(label, part) from None
     return node | {"v": to_stream(table)}
 
@@ -414,9 +418,9 @@ def _to_table(part: pd.DataFrame, node: Node) -> Any:
     by_hand = {*arrow, *node.get("strings", ())}
     table = pa.Table.from_pandas(part, preserve_index=False, nthreads=1)
     # The versions of pandas and Arrow must not make another digest of the same table.
-    known = json.loads(table.schema.metadata[b"pandas"])
-    kept = {key: known[key] for key in sorted(known) if key not in ("creator", "pandas_version")}
-    kept["columns"] = [column for column in known["columns"] if column["name"] not in arrow]
+    metadata = json.loads(table.schema.metadata[b"pandas"])
+    kept = {key: metadata[key] for key in sorted(metadata) if key not in ("creator", "pandas_version")}
+    kept["columns"] = [column for column in metadata["columns"] if column["name"] not in arrow]
     table = table.replace_schema_metadata({b"pandas": json.dumps(kept).encode()})
     restored = table.drop_columns(arrow).slice(0, 0).to_pandas().dtypes
     for place, dtype in part.dtypes.items():

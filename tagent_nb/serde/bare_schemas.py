@@ -82,13 +82,13 @@ def _type(node: ast.expr, text: str, find: Callable[[str], type[BaseModel]]) -> 
         case ast.Name() | ast.Attribute():
             return find(ast.unparse(node))
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return reduce(or_, (_or_none(_type(one, text, find)) for one in (left, right)))
+            return reduce(or_, (_or_none(_type(side, text, find)) for side in (left, right)))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             words = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return Literal[tuple(_word(word, text) for word in words)]
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in _TYPES or name in _SPECIAL:
             parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            kinds = tuple(_type(one, text, find) for one in parts)
+            kinds = tuple(_type(part, text, find) for part in parts)
             return _type(node.value, text, find)[kinds if len(kinds) > 1 else kinds[0]]
         case ast.Constant(value=value) if value is ...:
             return ...

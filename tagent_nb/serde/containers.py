@@ -10,7 +10,8 @@ from typing import Any
 from tagent_nb.serde.nodes import TAG, Node, Walk, parts_of
 
 _FACTORIES: dict[str, Callable[[], Any]] = {
-    one.__name__: one for one in (bool, int, float, str, bytes, tuple, list, dict, set, Counter, deque)
+    factory.__name__: factory
+    for factory in (bool, int, float, str, bytes, tuple, list, dict, set, Counter, deque)
 }
 """What a ``defaultdict`` may make and still be stored as one. No other function can be stored."""
 
@@ -63,16 +64,16 @@ def container_node(value: Any, walk: Walk, depth: int) -> Node | None:
 def _mapping(node: Node, make: Callable[[dict[Any, Any]], Any]) -> Any:
     pairs = [(key, value) for key, value in parts_of(node)]
     try:
-        found = dict(pairs)
+        made = dict(pairs)
     except TypeError:
-        found = {}
+        made = {}
     # Keys whose class is missing may be unhashable, or equal, as plain data: then the pairs remain.
-    return make(found) if len(found) == len(pairs) else pairs
+    return make(made) if len(made) == len(pairs) else pairs
 
 
 def _defaultdict(node: Node) -> Any:
     made = None if node["makes"] is None else _FACTORIES[node["makes"]]
-    return _mapping(node, lambda found: defaultdict(made, found))
+    return _mapping(node, lambda pairs: defaultdict(made, pairs))
 
 
 def _view(node: Node) -> Any:

@@ -1,4 +1,4 @@
-"""Values of a step's own: what it changes in place must reach nobody else."""
+"""Values of a step's own: what it changes in place must reach no other step."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def own_copy(value: Any) -> Any:
 def is_bulky(value: Any, depth: int = 2) -> bool:
     """Whether encoding or copying a value takes so long that an event loop lets a thread do it.
 
-    Told at a glance: by the length of texts and containers, the cells of frames and arrays, and those of what
+    Decided at a glance: by the length of texts and containers, the cells of frames and arrays, and those of what
     lies in a container of a few.
 
     Args:
@@ -264,7 +264,7 @@ def _rebuilt(value: Any, memo: Memo) -> Any:
     # These were made for this call: once freed, the next object's state could get their ids in the memo.
     _keep(memo, reduced)
     if state is None and arguments == (type(value),) and items is None and pairs is None:
-        return value  # it holds nothing: a mark, which is told by what it is
+        return value  # it holds nothing: a mark, which is known by what it is
     made = memo[id(value)] = make(*[_copy(argument, memo) for argument in arguments])
     if state is not None:
         state = _copy(state, memo)

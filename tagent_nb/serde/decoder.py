@@ -30,13 +30,13 @@ def value_of(tree: Any, classes: Classes) -> Any:
     # Loops, where comprehensions would read better: those take a stack frame more for each level.
     if isinstance(tree, list):
         items = []
-        for one in tree:
-            items.append(value_of(one, classes))
+        for item in tree:
+            items.append(value_of(item, classes))
         return items
     if isinstance(tree, dict):
         fields = {}
-        for key, one in tree.items():
-            fields[key] = value_of(one, classes)
+        for key, item in tree.items():
+            fields[key] = value_of(item, classes)
         return resolve(fields, classes) if TAG in fields else fields
     return tree
 
@@ -67,10 +67,10 @@ def _set(node: Node, classes: Classes) -> Any:
     kind = set if node[TAG] == "set" else frozenset
     parts = parts_of(node)
     try:
-        found = kind(parts)
+        made = kind(parts)
     except TypeError:
         return parts
-    return found if len(found) == len(parts) else parts
+    return made if len(made) == len(parts) else parts
 
 
 def _enum(node: Node, classes: Classes) -> Any:

@@ -133,13 +133,13 @@ class Encoder:
 
     def items(self, value: Iterable[Any], depth: int) -> list[Any]:
         """The trees of all items."""
-        found: list[Any] = []
+        trees: list[Any] = []
         try:
             for item in value:
-                found.append(self.tree(item, depth + 1))
+                trees.append(self.tree(item, depth + 1))
         except RefusedError as refused:
-            raise refused.inside(f"[{len(found)}]", value) from None
-        return found
+            raise refused.inside(f"[{len(trees)}]", value) from None
+        return trees
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Node:
         self.enter(depth, len(value))
@@ -154,16 +154,16 @@ class Encoder:
 
     def fields(self, value: Mapping[str, Any], depth: int, holder: object = None) -> Node:
         """The trees of named parts."""
-        found = {}
+        trees = {}
         key: object = None
         try:
             for key, item in value.items():
                 if self._careful:
                     _check_text(key)
-                found[key] = self.tree(item, depth + 1)
+                trees[key] = self.tree(item, depth + 1)
         except RefusedError as refused:
             raise refused.inside(field_part(key), value if holder is None else holder) from None
-        return found
+        return trees
 
     def pairs(self, value: Mapping[Any, Any], depth: int, *, ordered: bool = False) -> list[Any]:
         """The trees of all keys and values; sorted for identity, unless their order belongs to it."""
@@ -294,8 +294,8 @@ class Encoder:
         self.enter(depth, len(value.__dict__))
         fields = {name: value.__dict__[name] for name in kind.model_fields if name in value.__dict__}
         fields.update(value.__pydantic_extra__ or {})
-        found, written = self._model_fields(value, fields, depth)
-        node = {TAG: "model", "name": kind.__name__, "v": found}
+        trees, written = self._model_fields(value, fields, depth)
+        node = {TAG: "model", "name": kind.__name__, "v": trees}
         if not self.identity:
             unset = [name for name in fields if name not in value.model_fields_set]
             if unset:
@@ -306,18 +306,18 @@ class Encoder:
 
     def _model_fields(self, value: Any, fields: Mapping[str, Any], depth: int) -> tuple[Node, list[str]]:
         """The trees of its fields, and the names of those that the model wrote as JSON itself."""
-        found: Node = {}
+        trees: Node = {}
         written = []
         for name, item in fields.items():
             try:
-                found.update(self.fields({name: item}, depth, value))
+                trees.update(self.fields({name: item}, depth, value))
             except RefusedError as refused:
                 if not refused.unknown_type:
                     raise
                 # A type of the model's own, such as a URL: the model knows how to write and read it.
-                found[name] = self.tree(_as_json(value, name, refused), depth + 1)
+                trees[name] = self.tree(_as_json(value, name, refused), depth + 1)
                 written.append(name)
-        return found, written
+        return trees, written
 
     def _dataclass(self, value: Any, kind: type, depth: int) -> Node:
         names = [field.name for field in dataclasses.fields(kind)]
@@ -384,23 +384,23 @@ _BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 
 
 def _is_plain(value: Collection[Any]) -> bool:
-    """Whether a list, or the values of a dict, may pass as they are: told by a few fast passes."""
+    """Whether a list, or the values of a dict, may pass as they are: decided by a few fast passes."""
     kinds = set(map(type, value))
     if kinds <= _PLAIN:
         return True
     if not kinds <= _SIMPLE:
         return False
     if kinds & _PLAIN:
-        value = [one for one in value if type(one) in _NUMBERS]
+        value = [number for number in value if type(number) in _NUMBERS]
     # A long integer is no float, and isfinite would say so by an error.
     return bool(min(value) > -_BIG and max(value) < _BIG) and not (
-        float in kinds and not all(isfinite(one) for one in value if type(one) is float)
+        float in kinds and not all(isfinite(number) for number in value if type(number) is float)
     )
 
 
 def _has_half_pair(value: list[Any]) -> bool:
     try:
-        "".join(one for one in value if type(one) is str).encode()
+        "".join(text for text in value if type(text) is str).encode()
     except UnicodeEncodeError:
         return True
     return False

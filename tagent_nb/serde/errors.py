@@ -78,9 +78,9 @@ def _known_refusal(value: object) -> str | None:
 
 def refusal(value: object) -> RefusedError:
     """Says what a value is that cannot be stored, and what to return in its place."""
-    known = _known_refusal(value)
-    if known is not None:
-        return RefusedError(known)
+    what = _known_refusal(value)
+    if what is not None:
+        return RefusedError(what)
     return RefusedError(_unknown(value, type(value)), unknown_type=True)
 
 

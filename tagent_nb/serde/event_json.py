@@ -50,7 +50,7 @@ def event_to_dict(event: Event) -> dict[str, Any]:
 
 
 def event_from_dict(data: Mapping[str, Any], schemas: Schemas = None) -> Event:
-    """The event of :func:`event_to_dict`. Values are decoded when somebody reads them.
+    """The event of :func:`event_to_dict`. Values are decoded when they are read.
 
     Raises:
         CorruptRecordError: The data is not that of an event.
@@ -64,13 +64,13 @@ def event_from_dict(data: Mapping[str, Any], schemas: Schemas = None) -> Event:
         )
     schemas = Classes.of(schemas, data.get("step"))
     loaders = {field: load for field, _, load, _ in _plan(kind)}  # type: ignore[arg-type]
-    found = {}
+    values = {}
     try:
         data["at"]  # the only field whose default is not a constant
         for field, value in data.items():
             if field != "event":
-                found[field] = loaders[field](value, schemas)
-        return kind(**found)
+                values[field] = loaders[field](value, schemas)
+        return kind(**values)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CorruptRecordError(f"A recorded {name} cannot be read: {error}") from None
 

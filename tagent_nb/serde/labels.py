@@ -94,8 +94,8 @@ def _has(label: Any, levels: int) -> bool:
 def _index(labels: Sequence[Any], level: Mapping[str, Any]) -> pd.Index:
     import pandas as pd
 
-    if "range" in level and len(found := pd.RangeIndex(*level["range"])) == len(labels):
-        return found.rename(level["name"])
+    if "range" in level and len(range_index := pd.RangeIndex(*level["range"])) == len(labels):
+        return range_index.rename(level["name"])
     try:
         index: Any = pd.Index(list(labels), dtype=_dtype(level), tupleize_cols=False)
     except (TypeError, ValueError, NotImplementedError):

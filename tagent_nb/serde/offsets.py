@@ -66,8 +66,8 @@ def offset_of(node: Node) -> pd.offsets.BaseOffset:
         parameters["weekday"] = weekday(*parameters["weekday"])
     if node.get("normalize"):
         parameters["normalize"] = True
-    found: pd.offsets.BaseOffset = kind(node["n"], **parameters)
-    return found
+    offset: pd.offsets.BaseOffset = kind(node["n"], **parameters)
+    return offset
 
 
 def freq_node(index: Any, labels: Any, walk: Walk, depth: int) -> Any:

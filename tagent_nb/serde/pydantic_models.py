@@ -65,31 +65,31 @@ def model_of(kind: Any, node: Mapping[str, Any], fields: dict[str, Any]) -> Any:
         fields: Its fields, as values.
     """
     written = set(node.get("json", ()))
-    known, others = {}, {}
+    declared, others = {}, {}
     for name, value in fields.items():
         if name not in kind.model_fields:
             others[name] = value
         elif name in written:
-            known[name] = _from_json(kind, name, fields)
-        elif _is_known(kind, name):
-            known[name] = value
+            declared[name] = _from_json(kind, name, fields)
+        elif _comes_back_whole(kind, name):
+            declared[name] = value
         else:
-            known[name] = _typed(kind, name, value)
+            declared[name] = _typed(kind, name, value)
     open_to_more = kind.model_config.get("extra") == "allow"
     if others and not open_to_more:
         return None
-    found = kind.__new__(kind)
+    model = kind.__new__(kind)
     # What pickle does: no validator and no model_post_init runs a second time.
     BaseModel.__setstate__(
-        found,
+        model,
         {
-            "__dict__": known,
+            "__dict__": declared,
             "__pydantic_fields_set__": set(fields).difference(node.get("unset", ())),
             "__pydantic_extra__": others if open_to_more else None,
             "__pydantic_private__": _private(kind, node.get("beside", {})),
         },
     )
-    return found
+    return model
 
 
 def _private(kind: Any, stored: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -107,12 +107,12 @@ def _private(kind: Any, stored: Mapping[str, Any]) -> dict[str, Any] | None:
     return private
 
 
-def _is_known(kind: Any, name: str) -> bool:
+def _comes_back_whole(kind: Any, name: str) -> bool:
     """Whether all values of a field's annotation come back by themselves, or as nodes of their classes."""
-    known = _parts.setdefault(kind, {})
-    if name not in known:
-        known[name] = _comes_back(kind.model_fields[name].annotation)
-    return known[name]
+    answers = _parts.setdefault(kind, {})
+    if name not in answers:
+        answers[name] = _comes_back(kind.model_fields[name].annotation)
+    return answers[name]
 
 
 def _comes_back(annotation: Any) -> bool:
@@ -131,21 +131,21 @@ def _typed(kind: Any, name: str, value: Any) -> Any:
     if adapter is None:
         return value
     try:
-        found = adapter.validate_python(value)
-        return found if found is value or _same(found, value) else value
+        read = adapter.validate_python(value)
+        return read if read is value or _same(read, value) else value
     except Exception:  # validators are the user's code: the value stays as it was recorded
         return value
 
 
 def _adapter(kind: Any, name: str) -> TypeAdapter[Any] | None:
     """What reads a field's annotation, without the validators that the model has for the field."""
-    known = _adapters.setdefault(kind, {})
-    if name not in known:
+    adapters = _adapters.setdefault(kind, {})
+    if name not in adapters:
         try:
-            known[name] = _new_adapter(kind, kind.model_fields[name].annotation)
+            adapters[name] = _new_adapter(kind, kind.model_fields[name].annotation)
         except Exception:  # schemas of annotations may be the user's code
-            known[name] = None
-    return known[name]
+            adapters[name] = None
+    return adapters[name]
 
 
 def _new_adapter(kind: Any, annotation: Any) -> TypeAdapter[Any]:
@@ -159,7 +159,7 @@ def _new_adapter(kind: Any, annotation: Any) -> TypeAdapter[Any]:
         return TypeAdapter(annotation)
 
 
-def _same(found: Any, value: Any) -> bool:
+def _same(read: Any, value: Any) -> bool:
     """Whether a value that was read says what was recorded: 3.0 is another value than 3."""
-    first, second = (to_canonical(Encoder(identity=True).tree(one)) for one in (found, value))
+    first, second = (to_canonical(Encoder(identity=True).tree(value)) for value in (read, value))
     return first == second

@@ -14,7 +14,7 @@ from tagent_nb.errors import FormatVersionError, TagentError
 FORMAT = 1
 """Version of the JSON of pipelines and results."""
 
-_known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+_hashes: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _NOTES = ("default", "examples", "json_schema_extra", "metadata")
 """What a field has in which a set may be."""
 _MAX_DEPTH = 50
@@ -32,8 +32,8 @@ def json_schema(model: Any, *, by_alias: bool = True) -> dict[str, Any]:
             return {}
 
     schema = model.model_json_schema(by_alias=by_alias, schema_generator=Total)
-    found: dict[str, Any] = in_order(schema, model)
-    return found
+    ordered: dict[str, Any] = in_order(schema, model)
+    return ordered
 
 
 def in_order(schema: Any, kind: type) -> Any:
@@ -42,7 +42,7 @@ def in_order(schema: Any, kind: type) -> Any:
     A set of texts, such as a default or an example, has another order in every process.
     """
     sets = sets_of(kind)
-    return _sorted_lists(schema, {_text(_sorted_lists(one, None)) for one in sets}) if sets else schema
+    return _sorted_lists(schema, {_text(_sorted_lists(values, None)) for values in sets}) if sets else schema
 
 
 def _sorted_lists(value: Any, contents: set[str] | None) -> Any:
@@ -69,10 +69,10 @@ def _text(value: Any) -> str:
 
 def sets_of(kind: type) -> list[Any]:
     """The sets in defaults, examples and other notes of a model's fields, and of the classes they name."""
-    known = _sets.get(kind)
-    if known is None:
-        known = _sets[kind] = list(_find_sets(kind))
-    return known
+    sets = _sets.get(kind)
+    if sets is None:
+        sets = _sets[kind] = list(_find_sets(kind))
+    return sets
 
 
 def _find_sets(kind: type) -> Iterator[Any]:
@@ -116,10 +116,14 @@ def _sets_in(value: Any, depth: int = 0) -> Iterator[Any]:
 
 def fields_of_class(kind: Any) -> Mapping[str, Any]:
     """Fields by name of a pydantic model or a dataclass: pydantic's, or those of the standard library."""
-    found = getattr(kind, "__pydantic_fields__", None)
-    if found is None:
-        found = {one.name: one for one in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
-    return found if isinstance(found, Mapping) else {}
+    fields = getattr(kind, "__pydantic_fields__", None)
+    if fields is None:
+        fields = (
+            {field.name: field for field in dataclasses.fields(kind)}
+            if dataclasses.is_dataclass(kind)
+            else {}
+        )
+    return fields if isinstance(fields, Mapping) else {}
 
 
 def parts_of_type(annotation: Any) -> Iterator[Any]:
@@ -135,7 +139,7 @@ def parts_of_type(annotation: Any) -> Iterator[Any]:
         seen.add(id(part))
         origin = get_origin(part)
         if origin is Literal:
-            yield from {type(one): None for one in get_args(part)}
+            yield from {type(literal): None for literal in get_args(part)}
         elif origin is Annotated:
             inner, *notes = get_args(part)
             todo.append(inner)
@@ -154,7 +158,7 @@ def meaning_of(name: Any) -> list[Any]:
     """The types behind a name for types; none for all else."""
     try:
         if isinstance(name, TypeVar):
-            return [one for one in (name.__bound__, *name.__constraints__) if one is not None]
+            return [bound for bound in (name.__bound__, *name.__constraints__) if bound is not None]
         if isinstance(name, NewType):
             return [name.__supertype__]
         return [name.__value__] if type(name).__name__ == "TypeAliasType" else []
@@ -164,18 +168,18 @@ def meaning_of(name: Any) -> list[Any]:
 
 def schema_hash(model: type) -> str:
     """SHA-256 (hex, its first 16 digits) of a model's JSON Schema."""
-    found = _known.get(model)
-    if found is None:
+    digest = _hashes.get(model)
+    if digest is None:
         text = json.dumps(json_schema(model), sort_keys=True, default=str)
-        found = _known[model] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return found
+        digest = _hashes[model] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest
 
 
 def registry(schemas: Iterable[type] | Mapping[str, type]) -> Mapping[str, type]:
     """Classes by the name under which stored values know them."""
     if isinstance(schemas, Mapping):
         return schemas
-    return {one.__name__: one for one in schemas}
+    return {schema.__name__: schema for schema in schemas}
 
 
 def check_format(data: Mapping[str, Any], kind: str, problem: type[TagentError]) -> None:

@@ -46,7 +46,7 @@ LARGE = 1_000_000
 
 _MAX_NESTING = 3 * MAX_DEPTH + 10  # a dict with odd keys takes three levels of JSON
 _TOO_DEEP = "it is nested too deeply to be stored from here"
-_NOT_BRACKETS = bytes(one for one in range(256) if one not in b"[]{}")
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _HALF_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 
@@ -67,13 +67,13 @@ def to_tree(value: Any, *, path: str = "output") -> Any:
 def notes_to_tree(notes: Mapping[str, Any]) -> dict[str, Any]:
     """Details for people, such as a step's metadata, as :func:`to_tree` does it; but an entry that
     cannot be stored says so in its place."""
-    found = {}
+    tree = {}
     for key, value in notes.items():
         try:
-            found[_note_name(key)] = to_tree(clean(value) if type(value) is str else value)
+            tree[_note_name(key)] = to_tree(clean(value) if type(value) is str else value)
         except EncodeError as error:
-            found[_note_name(key)] = f"(not stored: {error.what})"
-    return found
+            tree[_note_name(key)] = f"(not stored: {error.what})"
+    return tree
 
 
 def _note_name(key: object) -> str:
@@ -155,10 +155,10 @@ def parse(blob: bytes, on_object: Callable[[dict[str, Any]], Any] | None = None)
     _check_bytes(blob)
 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        members = dict(pairs)
+        if len(members) != len(pairs):
             raise CorruptRecordError("A stored value has the same key twice.")
-        return found if on_object is None else on_object(found)
+        return members if on_object is None else on_object(members)
 
     try:
         return json.loads(
@@ -199,7 +199,7 @@ def _frozen(walk: Encoder) -> frozenset[type]:
 
 
 class StoredValue:
-    """A value that is bytes as well: encoded when somebody stores it, decoded when somebody reads it.
+    """A value that is bytes as well: encoded when it is stored, decoded when it is read.
 
     Make one with :meth:`of`, :meth:`from_blob` or :meth:`unstorable`.
 
@@ -219,26 +219,26 @@ class StoredValue:
     @classmethod
     def of(cls, value: Any) -> StoredValue:
         """Wrap a live value. Nothing is encoded yet."""
-        found = cls.__new__(cls)
-        found._value = value
-        found._blob = found._digest = found._refused = found._schemas = found._classes = None
-        found.left_out = frozenset()
-        return found
+        stored = cls.__new__(cls)
+        stored._value = value
+        stored._blob = stored._digest = stored._refused = stored._schemas = stored._classes = None
+        stored.left_out = frozenset()
+        return stored
 
     @classmethod
     def from_blob(cls, blob: bytes, digest: str, schemas: Mapping[str, type] | None = None) -> StoredValue:
         """Wrap encoded bytes and their digest. Nothing is decoded yet."""
-        found = cls.of(_UNREAD)
-        found._blob, found._digest, found._schemas = blob, digest, schemas
-        return found
+        stored = cls.of(_UNREAD)
+        stored._blob, stored._digest, stored._schemas = blob, digest, schemas
+        return stored
 
     @classmethod
     def unstorable(cls, problem: str, digest: str | None = None) -> StoredValue:
         """What is left of a value that could not be stored: ``None``, and why."""
-        found = cls.of(None)
+        stored = cls.of(None)
         path, _, what = problem.partition(": ")
-        found._refused, found._digest = (path, what), digest or _no_digest()
-        return found
+        stored._refused, stored._digest = (path, what), digest or _no_digest()
+        return stored
 
     def __repr__(self) -> str:
         shown = f"{len(self._blob or b''):,} bytes" if self._value is _UNREAD else repr(self._value)
@@ -262,7 +262,7 @@ class StoredValue:
 
     @property
     def is_large(self) -> bool:
-        """Whether reading the value takes long: many bytes that nobody has decoded yet."""
+        """Whether reading the value takes long: many bytes that are not decoded yet."""
         return self._value is _UNREAD and self.size > LARGE
 
     @property
@@ -274,7 +274,7 @@ class StoredValue:
     def is_heavy(self) -> bool:
         """Whether to read, encode or examine it takes so long that an event loop lets a thread do it.
 
-        Told by its bytes, or else at a glance, and without reading it.
+        Decided by its bytes, or else at a glance, and without reading it.
         """
         return self.size > LARGE if self._blob is not None else is_bulky(self._value)
 
@@ -353,7 +353,7 @@ class StoredValue:
 def unreadable(output: Output) -> str | None:
     """Why the bytes of a value cannot be read; ``None`` if they can.
 
-    Plain data always can, and is not decoded; all else is, and kept for whoever reads the value.
+    Plain data always can, and is not decoded; all else is, and kept for readers of the value.
     """
     if isinstance(output, StoredValue) and output._value is _UNREAD and _MARK in (output._blob or b""):
         try:

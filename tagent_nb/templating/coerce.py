@@ -170,9 +170,9 @@ def items_of(value: Any) -> Sequence[Any] | None:
     if any(instance_of(value, *kind) for kind in (("numpy", "ndarray"), ("pandas", "Index"))):
         short = short_floats(value.dtype)
         if short is not None and instance_of(value, "pandas", "Index"):
-            return [short(one) for one in value.tolist()]
+            return [short(item) for item in value.tolist()]
         if short is not None and value.ndim:
-            return list(value)  # as they are: whoever reads one unwraps it
+            return list(value)  # as they are: a reader unwraps them
         listed = value.tolist()
         return listed if isinstance(listed, list) else [listed]
     return None
@@ -193,7 +193,7 @@ def cell(value: Any) -> Any:
 
 def cells(column: Any) -> list[Any]:
     short = short_floats(column.dtype)
-    return [cell(one if short is None else short(one)) for one in column.tolist()]
+    return [cell(item if short is None else short(item)) for item in column.tolist()]
 
 
 def short_floats(dtype: Any) -> Callable[[Any], Any] | None:
@@ -203,7 +203,7 @@ def short_floats(dtype: Any) -> Callable[[Any], Any] | None:
     import numpy as np
 
     own = np.dtype(f"f{dtype.itemsize}").type
-    return lambda one: own_float(own(one)) if isinstance(one, float) else one
+    return lambda item: own_float(own(item)) if isinstance(item, float) else item
 
 
 def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:

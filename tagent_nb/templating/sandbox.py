@@ -59,14 +59,14 @@ class _Goals(ImmutableSandboxedEnvironment):
 
     def _read(self, obj: Any, key: Any, otherwise: Callable[[Any, Any], Any]) -> Any:
         if not isinstance(obj, View):
-            found = otherwise(obj, key)
+            part = otherwise(obj, key)
             # What exists and is not given is unsafe, which the sandbox says itself.
-            if isinstance(found, Undefined) and isinstance(obj, PLAIN) and not hasattr(obj, str(key)):
+            if isinstance(part, Undefined) and isinstance(obj, PLAIN) and not hasattr(obj, str(key)):
                 return self.undefined(hint=missing(obj, key), obj=obj, name=str(key))
-            return found
-        found = obj.read(key)
-        if found is not MISSING:
-            return found
+            return part
+        part = obj.read(key)
+        if part is not MISSING:
+            return part
         if key in obj.methods:
             return getattr(obj, key)
         return self.undefined(hint=obj.missing(key), obj=obj, name=str(key))
@@ -117,8 +117,8 @@ def chains_of(source: str, expression: bool = False) -> tuple[Chain, ...]:
     Raises:
         Problem: The source cannot be read, or has something that is not allowed.
     """
-    found = _parse(_normal(source), expression)[1]
-    return tuple(chain for chain in found if chain[0] not in RESERVED)
+    chains = _parse(_normal(source), expression)[1]
+    return tuple(chain for chain in chains if chain[0] not in RESERVED)
 
 
 def _normal(source: str) -> str:
@@ -141,10 +141,10 @@ def _is_own(node: nodes.Node) -> bool:
 def _mark_outputs(tree: nodes.Template) -> None:
     for output in tree.find_all(nodes.Output):
         output.nodes = [
-            one
-            if isinstance(one, nodes.TemplateData)
-            else nodes.Filter(one, _OWN if _is_own(one) else _DATA, [], [], None, None, lineno=one.lineno)
-            for one in output.nodes
+            part
+            if isinstance(part, nodes.TemplateData)
+            else nodes.Filter(part, _OWN if _is_own(part) else _DATA, [], [], None, None, lineno=part.lineno)
+            for part in output.nodes
         ]
     tree.set_environment(_environment())
 
@@ -222,7 +222,7 @@ def _absent(name: str, values: Mapping[str, Any]) -> str:
         return "'loop' is not there: it belongs to the inside of {% for %}."
     if name == "context":
         return "'context' is not there: it is for Python steps."
-    steps = [known for known in values if known not in RESERVED]
+    steps = [step for step in values if step not in RESERVED]
     return (
         f"{name!r} is not there.{did_you_mean(name, steps)} "
         f"Steps that this one reads: {', '.join(steps) or 'none'}."
@@ -241,14 +241,14 @@ def compiled(source: str, expression: bool = False, mapped: Chain | None = None)
     Raises:
         Problem: The source cannot be read, or has something that is not allowed.
     """
-    tree, found = _parse(_normal(source), expression)
+    tree, chains = _parse(_normal(source), expression)
     if mapped is not None:
         tree = OfItems(mapped).visit(tree)
         reader = Reader(_environment().filters, _environment().tests)
         reader.read(tree.body[0].node, set())
-        found = reader.found
+        chains = reader.found
     names: dict[str, int] = {}
-    for (name, _), line in found.items():
+    for (name, _), line in chains.items():
         names.setdefault(name, line)
     _mark_outputs(tree)
     try:
@@ -315,7 +315,7 @@ class Reader:
         """Read a node where ``local`` names are set by the goal itself; adds those it sets."""
         if not isinstance(node, _ALLOWED):
             # A few blocks know their line by what is in them only.
-            lines = [one.lineno for one in (node, *node.iter_child_nodes()) if one.lineno]
+            lines = [child.lineno for child in (node, *node.iter_child_nodes()) if child.lineno]
             raise Problem(lines[0], _REMEDIES.get(type(node), _OTHER))
         special = getattr(self, f"_{type(node).__name__.lower()}", None)
         if special is not None:
@@ -387,10 +387,10 @@ class Reader:
 
     def _filter(self, node: nodes.Filter | nodes.Test, local: set[str]) -> None:
         kind = "filter" if isinstance(node, nodes.Filter) else "test"
-        known = self._filters if kind == "filter" else self._tests
-        if node.name not in known:
+        available = self._filters if kind == "filter" else self._tests
+        if node.name not in available:
             why = f"The {kind} {node.name!r} is not for goals." if node.name in REMOVED_FILTERS else (
-                f"There is no {kind} {node.name!r}.{did_you_mean(node.name, known)}"
+                f"There is no {kind} {node.name!r}.{did_you_mean(node.name, available)}"
             )  # fmt: skip
             raise Problem(node.lineno, f"{why} Use another, or compute the value in a Python step.")
         self._all(node.iter_child_nodes(), local)
@@ -401,8 +401,8 @@ class Reader:
 
     def _set(self, target: nodes.Node) -> set[str]:
         names = {target.name} if isinstance(target, nodes.Name) else set()
-        for one in target.find_all(nodes.Name):
-            names.add(one.name)
+        for name_node in target.find_all(nodes.Name):
+            names.add(name_node.name)
         for name in names:
             if name in _KEPT or name.startswith("__"):
                 raise Problem(target.lineno, f"The name {name!r} is taken. Choose another, such as 'row'.")
@@ -424,9 +424,9 @@ class Reader:
 
     def _if(self, node: nodes.If, local: set[str]) -> None:
         """A name is set after an ``if`` only when each of its branches sets it."""
-        self._all((node.test, *(one.test for one in node.elif_)), local)
+        self._all((node.test, *(branch.test for branch in node.elif_)), local)
         branches = []
-        for body in (node.body, *(one.body for one in node.elif_), node.else_):
+        for body in (node.body, *(branch.body for branch in node.elif_), node.else_):
             branches.append(set(local))
             self._all(body, branches[-1])
         local |= set.intersection(*branches)
@@ -457,7 +457,7 @@ class OfItems(NodeTransformer):
         if isinstance(callee, nodes.Getattr) and self._is_source(callee.node):
             for field, values in node.iter_fields(exclude=("node",)):
                 if isinstance(values, list):
-                    setattr(node, field, [self.visit(one) for one in values])
+                    setattr(node, field, [self.visit(child) for child in values])
             return node
         return self.generic_visit(node)
 

@@ -126,19 +126,19 @@ def references_of(step: Templated) -> tuple[Reference, ...]:
     Raises:
         TemplateError: One of them cannot be read; the message names step, line and remedy.
     """
-    found: list[Reference] = []
+    references: list[Reference] = []
     if step.body is None and is_template(step.goal):
-        found.extend(_chains(step.goal, step.name, "goal"))
+        references.extend(_chains(step.goal, step.name, "goal"))
     if isinstance(step.when, str):
-        found.extend(_chains(step.when, step.name, "when"))
+        references.extend(_chains(step.when, step.name, "when"))
     elif step.when is not None:
-        found.extend(step.when.references())
+        references.extend(step.when.references())
     if step.map_over is not None:
         try:
-            found.append(Reference.parse(step.map_over, "map"))
+            references.append(Reference.parse(step.map_over, "map"))
         except TemplateError as error:
             raise TemplateError(f"Step {step.name!r}, map_over: {error}") from None
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(references))
 
 
 def _chains(source: str, step: str, kind: Kind) -> Iterator[Reference]:
@@ -274,8 +274,8 @@ def lookup(value: Any, path: tuple[str, ...], *, name: str = "value", default: A
 
 def _attribute(scalar: Any, key: str) -> Any:
     """What a goal may read of a plain value, such as the ``year`` of a date."""
-    found = MISSING if key.startswith("_") else getattr(scalar, key, MISSING)
-    return MISSING if callable(found) else found
+    value = MISSING if key.startswith("_") else getattr(scalar, key, MISSING)
+    return MISSING if callable(value) else value
 
 
 def literal(text: str) -> str:
@@ -302,8 +302,8 @@ def unknown_fields(schema: type[BaseModel], path: tuple[str, ...]) -> str | None
         if key not in fields:
             if annotation.model_config.get("extra") == "allow":
                 return None
-            known = ", ".join(fields) or "none"
-            return f"{annotation.__name__} has no field {key!r}.{did_you_mean(key, fields)} Fields: {known}."
+            names = ", ".join(fields) or "none"
+            return f"{annotation.__name__} has no field {key!r}.{did_you_mean(key, fields)} Fields: {names}."
         annotation = fields[key]
     return None
 
@@ -314,7 +314,7 @@ _WORDS = {str: "text", int: "a number", float: "a number", bool: "True or False"
 def _inner(annotation: Any) -> Any:
     """The one type that matters in ``Annotated`` and ``Optional``, and of a root model."""
     while True:
-        options = [one for one in get_args(annotation) if one is not NoneType]
+        options = [option for option in get_args(annotation) if option is not NoneType]
         if get_origin(annotation) is Annotated or (
             get_origin(annotation) in (Union, UnionType) and len(options) == 1
         ):

@@ -45,7 +45,7 @@ def files_of(top: str) -> list[str]:
     """Files and folders of a module that is not loaded."""
     try:
         spec = find_spec(top)
-    except ValueError:  # somebody put a module without a spec in its place
+    except ValueError:  # other code put a module without a spec in its place
         return []
     if spec is None:
         return []
