@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from tagent_nb.cache import Reads, is_user_module
 from tagent_nb.cache.fingerprint import dependencies as sources
-from tagent_nb.cache.fingerprint.dependencies import Surroundings
+from tagent_nb.cache.fingerprint.dependencies import DependencySearch
 from tagent_nb.cache.fingerprint.modules import is_user_class, package_version
 
 
@@ -37,17 +37,17 @@ def found(
     names: str, namespace: dict[str, Any], *, attributes: str = "", imports: str = ""
 ) -> dict[str, str]:
     """What code that reads these names depends on."""
-    search = Surroundings(namespace, {})
+    search = DependencySearch(namespace, {})
     reads = Reads(*(frozenset(one.split()) for one in (names, attributes, imports)))
     search.follow_reads(reads, namespace)
-    return search.found
+    return search.components
 
 
 def found_by(function: Any) -> dict[str, str]:
     """What a step function depends on."""
-    search = Surroundings(getattr(inspect.unwrap(function), "__globals__", {}), {})
+    search = DependencySearch(getattr(inspect.unwrap(function), "__globals__", {}), {})
     search.follow_function(function)
-    return search.found
+    return search.components
 
 
 def changed(old: dict[str, str], new: dict[str, str]) -> set[str]:
@@ -623,7 +623,7 @@ def test_a_new_version_of_a_package_counts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_python_itself_and_this_package_do_not_count() -> None:
     import tagent_nb
 
-    space = notebook(math=math, sqrt=math.sqrt, tagent_nb=tagent_nb, path=Path, search=Surroundings)
+    space = notebook(math=math, sqrt=math.sqrt, tagent_nb=tagent_nb, path=Path, search=DependencySearch)
     assert found("math tagent_nb len", space, imports="json tagent_nb.errors") == {}
     named = found("sqrt path search", space)
     assert named["global:sqrt"] == "named math.sqrt"  # the name could come to mean another function

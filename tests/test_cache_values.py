@@ -159,11 +159,11 @@ def space() -> dict[str, Any]:
 
 def components(value: Any, home: dict[str, Any]) -> dict[str, str]:
     """What a step that reads a value depends on."""
-    from tagent_nb.cache.fingerprint.dependencies import Surroundings
+    from tagent_nb.cache.fingerprint.dependencies import DependencySearch
 
-    search = Surroundings(home, {})
+    search = DependencySearch(home, {})
     search.follow_value("value", value)
-    return search.found
+    return search.components
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES, ids=lambda text: text[:40])

@@ -137,8 +137,8 @@ class Database(diskcache.Cache):  # type: ignore[misc]
         def execute(*args: Any) -> sqlite3.Cursor:
             while True:
                 try:
-                    found: sqlite3.Cursor = self._sql(*args)
-                    return found
+                    cursor: sqlite3.Cursor = self._sql(*args)
+                    return cursor
                 except sqlite3.OperationalError as error:
                     if not is_busy(error) or time.monotonic() > deadline:
                         raise
@@ -207,11 +207,11 @@ class Database(diskcache.Cache):  # type: ignore[misc]
         rows = self._sql(
             "SELECT tag, COUNT(*), SUM(size), MIN(store_time), MAX(access_time) FROM Cache GROUP BY tag"
         )
-        found = []
+        steps = []
         for tag, entries, size, first, last in rows.fetchall():
             step, _, pipeline = str(tag).partition("\n")
-            found.append(StepCacheStats(pipeline, step, int(entries), int(size), float(first), float(last)))
-        return sorted(found, key=lambda one: -one.size)
+            steps.append(StepCacheStats(pipeline, step, int(entries), int(size), float(first), float(last)))
+        return sorted(steps, key=lambda stats: -stats.size)
 
 
 def is_busy(error: Exception) -> bool:

@@ -25,7 +25,7 @@ _LENGTHS = struct.Struct(">II")
 _CHECKSUM = 32
 _START = len(MAGIC) + _CHECKSUM
 _USAGE = TokenUsage.__slots__
-_TOLD = _USAGE.index("assumed_input_tokens")
+_REPORTED = _USAGE.index("assumed_input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def pack(
     blob = stored.blob
     more = serde.encode(dict(metadata), path="metadata") if metadata else b""
     # Assumed tokens, which are rare, are left out: an older version reads all other entries.
-    names = _USAGE if usage.unmeasured else _USAGE[:_TOLD]
+    names = _USAGE if usage.unmeasured else _USAGE[:_REPORTED]
     spent = [getattr(usage, name) for name in names] if usage else None
     header = json.dumps([stored.digest, spent, cost], separators=(",", ":")).encode()
     body = b"".join((_LENGTHS.pack(len(header), len(more)), header, more, blob))
@@ -90,9 +90,9 @@ def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Cache
 
 
 def _checksum(key: str, body: bytes | memoryview) -> bytes:
-    found = hashlib.sha256(key.encode())
-    found.update(body)
-    return found.digest()
+    digest = hashlib.sha256(key.encode())
+    digest.update(body)
+    return digest.digest()
 
 
 def _text(value: object) -> str:
@@ -102,7 +102,7 @@ def _text(value: object) -> str:
 
 
 def _counts(spent: Sequence[object]) -> TokenUsage:
-    if len(spent) not in (_TOLD, len(_USAGE)) or not all(type(one) is int and one >= 0 for one in spent):
+    if len(spent) not in (_REPORTED, len(_USAGE)) or not all(type(n) is int and n >= 0 for n in spent):
         raise TypeError(f"{spent!r} is no usage")
     return TokenUsage(**dict(zip(_USAGE, spent, strict=False)))  # type: ignore[arg-type]
 

@@ -155,8 +155,8 @@ class ResultCache:
 
     @staticmethod
     def _fetch(database: Database, key: str) -> bytes | None:
-        found: bytes | None = database.get(key)
-        return found
+        blob: bytes | None = database.get(key)
+        return blob
 
     def _answer(
         self, key: str, record: bytes | None, schemas: Mapping[str, type] | None, count: bool = True
@@ -422,10 +422,10 @@ class ResultCache:
 
     def _id_of_file(self) -> tuple[int, int] | None:
         try:
-            found = (self.directory / FILE).stat()
+            stat = (self.directory / FILE).stat()
         except OSError:
             return None
-        return (found.st_dev, found.st_ino)
+        return (stat.st_dev, stat.st_ino)
 
     def _notice_fork(self) -> None:
         """A forked child has neither our thread nor a right to our connections."""

@@ -71,8 +71,8 @@ def own_copy(value: Any) -> Any:
 def is_bulky(value: Any, depth: int = 2) -> bool:
     """Whether encoding or copying a value takes so long that an event loop lets a thread do it.
 
-    Decided at a glance: by the length of texts and containers, the cells of frames and arrays, and those of what
-    lies in a container of a few.
+    Decided at a glance: by the length of texts and containers, the cells of frames and arrays, and those of
+    what lies in a container of a few.
 
     Args:
         value: Anything.

@@ -13,9 +13,9 @@ from typing import Any
 
 from tagent_nb.pipeline import QUERIES, evaluated_names, quoted_attributes, quoted_names
 
-_GLOBAL, _IMPORT, _EXTENDED = (dis.opmap[one] for one in ("LOAD_GLOBAL", "IMPORT_NAME", "EXTENDED_ARG"))
+_GLOBAL, _IMPORT, _EXTENDED = (dis.opmap[name] for name in ("LOAD_GLOBAL", "IMPORT_NAME", "EXTENDED_ARG"))
 _BY_NAME = frozenset(
-    one for one in dis.hasname if dis.opname[one] in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+    code for code in dis.hasname if dis.opname[code] in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 )
 _CONSTANTS = frozenset(dis.hasconst)
 _REBIND_GLOBAL, _REBIND_OUTER = dis.opmap["STORE_GLOBAL"], dis.opmap["STORE_DEREF"]
@@ -74,7 +74,7 @@ def _constant(value: object) -> Any:
     if isinstance(value, frozenset):
         return ("frozenset", sorted(map(repr, map(_constant, value))))
     if isinstance(value, tuple):
-        return ("tuple", [_constant(one) for one in value])
+        return ("tuple", [_constant(item) for item in value])
     return (type(value).__name__, repr(value))
 
 
@@ -97,26 +97,26 @@ def code_reads(code: CodeType) -> Reads:
             names |= inner.names
             others |= inner.attributes
             imports |= inner.imports
-    found = Reads(frozenset(names), frozenset(others), frozenset(imports - {""}))
-    if not found.queries:
-        return found
+    reads = Reads(frozenset(names), frozenset(others), frozenset(imports - {""}))
+    if not reads.queries:
+        return reads
     texts = list(_texts(code))
     quoted = {name for local, text in texts for name in quoted_names(text) if name not in local}
-    if "eval" in found.names or ("eval" in others and not {"pd", "pandas"}.isdisjoint(names)):
+    if "eval" in reads.names or ("eval" in others and not {"pd", "pandas"}.isdisjoint(names)):
         quoted.update(name for local, text in texts for name in evaluated_names(text) if name not in local)
     others.update(part for _, text in texts for part in quoted_attributes(text))
-    return Reads(found.names, frozenset(others), found.imports, frozenset(quoted))
+    return Reads(reads.names, frozenset(others), reads.imports, frozenset(quoted))
 
 
 @functools.lru_cache(maxsize=4096)
 def quotes(code: CodeType) -> frozenset[str]:
     """Names and attributes behind ``@`` in the texts of a code object, but for its own local names."""
-    found: set[str] = set()
+    names: set[str] = set()
     for local, text in _texts(code):
         if "@" in text:
-            found.update(name for name in quoted_names(text) if name not in local)
-            found.update(quoted_attributes(text))
-    return frozenset(found)
+            names.update(name for name in quoted_names(text) if name not in local)
+            names.update(quoted_attributes(text))
+    return frozenset(names)
 
 
 @functools.lru_cache(maxsize=4096)

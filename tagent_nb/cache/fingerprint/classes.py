@@ -114,17 +114,17 @@ def _has_name(annotation: Any) -> bool:
 
 def type_text(annotation: Any, documented: bool = True, inside: tuple[Any, ...] = ()) -> str:
     """The text of a type with all that the names in it mean."""
-    if any(annotation is one for one in inside):
+    if any(annotation is outer for outer in inside):
         return f"again {len(inside)}"
     inside = (*inside, annotation)
     origin = get_origin(annotation)
     if origin is Literal:
-        return f"Literal{[described(one)[0] for one in get_args(annotation)]}"
+        return f"Literal{[described(literal)[0] for literal in get_args(annotation)]}"
     if origin is Annotated:
         inner, *notes = get_args(annotation)
         # What fields are given beside descriptions, they have themselves.
-        told = [one for one in notes if documented or type(one).__name__ != "FieldInfo"]
-        texts = [described(one)[0] for one in told]
+        counted = [note for note in notes if documented or type(note).__name__ != "FieldInfo"]
+        texts = [described(note)[0] for note in counted]
         return f"Annotated[{type_text(inner, documented, inside)}, {texts}]"
     if origin is not None or isinstance(annotation, list | tuple):
         parts = annotation if origin is None else get_args(annotation)
@@ -132,7 +132,7 @@ def type_text(annotation: Any, documented: bool = True, inside: tuple[Any, ...] 
         return f"{head}[{', '.join(type_text(part, documented, inside) for part in parts)}]"
     meant = meaning_of(annotation)
     if meant:
-        return f"{annotation.__name__} = {[type_text(one, documented, inside) for one in meant]}"
+        return f"{annotation.__name__} = {[type_text(part, documented, inside) for part in meant]}"
     if isinstance(annotation, type):
         return name_of(annotation)
     text = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else str(annotation)
@@ -177,7 +177,7 @@ def _field_parts(name: str, field: Any, has_sets: bool) -> Iterator[tuple[str, A
     names = [field.alias, field.validation_alias, field.serialization_alias]
     if names[1:] != names[:1] * 2:
         yield f"{name} alias", names
-    hidden = [one for one in field.metadata if not _is_shown(one)]
+    hidden = [note for note in field.metadata if not _is_shown(note)]
     if hidden:
         yield f"{name} constraints", hidden
 
@@ -199,7 +199,7 @@ def _is_shown(note: Any) -> bool:
     if isinstance(getattr(note, "func", None), FunctionType):
         return True
     if type(note).__name__ in _BOUNDS and dataclasses.is_dataclass(note):
-        bounds = [getattr(note, one.name) for one in dataclasses.fields(note)]
+        bounds = [getattr(note, field.name) for field in dataclasses.fields(note)]
         return all(type(bound) in (int, float, type(None)) for bound in bounds)
     return set(getattr(note, "__dict__", ())) == {"pattern"} and type(note.pattern) is str
 
@@ -210,9 +210,9 @@ def _decorators(kind: Any) -> Iterator[tuple[str, Any]]:
     for group in dataclasses.fields(infos):
         for name, decorator in getattr(infos, group.name).items():
             info = decorator.info
-            options = {one.name: getattr(info, one.name) for one in dataclasses.fields(info)}
-            told = [[key, _plain(value)] for key, value in sorted(options.items()) if key not in _NOTES]
-            yield f"{group.name} {name}", [told, decorator.func]
+            options = {option.name: getattr(info, option.name) for option in dataclasses.fields(info)}
+            noted = [[key, _plain(value)] for key, value in sorted(options.items()) if key not in _NOTES]
+            yield f"{group.name} {name}", [noted, decorator.func]
         ordered = _ordered(getattr(infos, group.name))
         if ordered:
             yield group.name, ordered

@@ -16,7 +16,7 @@ from typing import Any
 
 from tagent_nb import serde
 from tagent_nb.cache.fingerprint.bytecode import text_reads
-from tagent_nb.cache.fingerprint.dependencies import Memo, Surroundings, class_digest, value_text
+from tagent_nb.cache.fingerprint.dependencies import DependencySearch, Memo, class_digest, value_text
 from tagent_nb.cache.fingerprint.explain import explain
 from tagent_nb.cache.fingerprint.values import users_classes, value_digest
 from tagent_nb.errors import EncodeError, TemplateError
@@ -75,41 +75,41 @@ def definition_components(
         ``shared:NAME``, ``runner``.
     """
     memo = {} if memo is None else memo
-    found = {"runner": runner_version}
+    components = {"runner": runner_version}
     body = step.body
     if step.output_schema is not None:
-        found["output_schema"] = class_digest(step.output_schema, memo)
-    found.update(_checks(step.checks, namespace, memo))
+        components["output_schema"] = class_digest(step.output_schema, memo)
+    components.update(_checks(step.checks, namespace, memo))
     if body is None:
-        found["goal"] = text_digest(step.goal)
+        components["goal"] = text_digest(step.goal)
         if instructions is not None:
-            found["instructions"] = text_digest(instructions)
+            components["instructions"] = text_digest(instructions)
         if step.output_mode is not None:
-            found["output_mode"] = step.output_mode
-        found["model"] = text_digest(str(model))
+            components["output_mode"] = step.output_mode
+        components["model"] = text_digest(str(model))
         for name, part in (model_parts or {}).items():
-            found[name] = _model_part(part, namespace, memo)
+            components[name] = _model_part(part, namespace, memo)
         for role, (called, of_role) in (roles or {}).items():
-            found[f"models:{role}"] = text_digest(called)
+            components[f"models:{role}"] = text_digest(called)
             for name, part in of_role.items():
-                found[f"models:{role} {name}"] = _model_part(part, namespace, memo)
+                components[f"models:{role} {name}"] = _model_part(part, namespace, memo)
         if settings:
-            found["settings"] = value_text(dict(settings), {})
-        found.update(_tools(tools, namespace, memo))
+            components["settings"] = value_text(dict(settings), {})
+        components.update(_tools(tools, namespace, memo))
     else:
-        found["code"] = text_digest(body.normalised())
-        found.update(_surroundings(body, namespace, inputs, memo))
+        components["code"] = text_digest(body.normalised())
+        components.update(_surroundings(body, namespace, inputs, memo))
     if constraints and (body is None or body.wants_context):
-        found["constraints"] = text_digest(*constraints)
+        components["constraints"] = text_digest(*constraints)
     if body is None or {"shared", "context"} & body.provided:
         for name, value in shared.items():
             text, code = value_digest(value, memo)
-            found[f"shared:{name}"] = text
+            components[f"shared:{name}"] = text
             classes = frozenset(kind for _, kind in code if isinstance(kind, type))
             if classes:
                 more = class_components(f"shared.{name}", value, classes, step, namespace, memo)
-                add_components(found, more)
-    return found
+                add_components(components, more)
+    return components
 
 
 def _model_part(part: Any, namespace: Mapping[str, Any], memo: Memo) -> str:
@@ -125,7 +125,7 @@ def _model_code(function: Callable[..., Any], namespace: Mapping[str, Any], memo
 
     What it may change, such as a list of its calls, is no other answer.
     """
-    search = Surroundings(getattr(function, "__globals__", namespace), memo)
+    search = DependencySearch(getattr(function, "__globals__", namespace), memo)
     search.follow_value("model", function)
     return text_digest(tool_code(function, namespace, memo), *map(repr, sorted(search.fixed.items())))
 
@@ -135,34 +135,36 @@ def _surroundings(
 ) -> dict[str, str]:
     """All that a Python body refers to in its globals."""
     if body.function is not None:
-        search = Surroundings(getattr(inspect.unwrap(body.function), "__globals__", namespace), memo)
+        search = DependencySearch(getattr(inspect.unwrap(body.function), "__globals__", namespace), memo)
         search.follow_function(body.function)
     else:
         reads = text_reads(body.names, body.normalised(), body.quoted)
         if not (reads.names or reads.imports or reads.quoted):
             return {}
-        search = Surroundings(namespace, memo)
+        search = DependencySearch(namespace, memo)
         search.follow_reads(reads, namespace, skip=inputs)
-    return search.found
+    return search.components
 
 
 def _tools(tools: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], memo: Memo) -> dict[str, str]:
     """Tools by name, with what they refer to. The model reads a tool's docstring: it counts."""
-    found: dict[str, str] = {}
+    components: dict[str, str] = {}
     for tool in tools:
         name = getattr(tool, "__name__", type(tool).__name__)
-        known = schema_of(tool)
-        if known is not None:  # its code is elsewhere, behind a server
-            schema = json.dumps(known.parameters, sort_keys=True, default=str)
-            found[f"tool:{name}"] = text_digest(known.description, schema)
+        declared = schema_of(tool)
+        if declared is not None:  # its code is elsewhere, behind a server
+            schema = json.dumps(declared.parameters, sort_keys=True, default=str)
+            components[f"tool:{name}"] = text_digest(declared.description, schema)
             continue
-        search = Surroundings(getattr(tool, "__globals__", namespace), memo)
+        search = DependencySearch(getattr(tool, "__globals__", namespace), memo)
         search.follow_value(name, tool)
         annotations = search.follow_signature(name, tool)
-        own = search.found.pop(f"function:{name}", "")
-        found[f"tool:{name}"] = text_digest(own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True))
-        found.update(search.found)
-    return found
+        own = search.components.pop(f"function:{name}", "")
+        components[f"tool:{name}"] = text_digest(
+            own, tool.__doc__ or "", json.dumps(annotations, sort_keys=True)
+        )
+        components.update(search.components)
+    return components
 
 
 def tool_code(tool: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo | None = None) -> str:
@@ -174,25 +176,25 @@ def tool_code(tool: Callable[..., Any], namespace: Mapping[str, Any], memo: Memo
         memo: As in :func:`definition_components`.
     """
     memo = {} if memo is None else memo
-    known = memo.get(("tool", id(tool)))
-    if known is None:
+    memoized = memo.get(("tool", id(tool)))
+    if memoized is None:
         parts = _tools([tool], namespace, memo)
         code = {name: digest for name, digest in parts.items() if name.startswith(("tool:", "function:"))}
-        known = memo["tool", id(tool)] = (tool, unit_key(code), ())
-    return known[1]
+        memoized = memo["tool", id(tool)] = (tool, unit_key(code), ())
+    return memoized[1]
 
 
 def _checks(checks: Sequence[Callable[..., Any]], namespace: Mapping[str, Any], memo: Memo) -> dict[str, str]:
     """Checks by name, with what they refer to. Those of one name, such as lambdas, count in their order."""
-    found: dict[str, str] = {}
+    components: dict[str, str] = {}
     for check in checks:
         name = getattr(check, "__name__", type(check).__name__)
-        search = Surroundings(getattr(check, "__globals__", namespace), memo)
+        search = DependencySearch(getattr(check, "__globals__", namespace), memo)
         search.follow_value(name, check)
-        own = search.found.pop(f"function:{name}", "")
-        found[f"check:{name}"] = text_digest(found.get(f"check:{name}", ""), own)
-        found.update(search.found)
-    return found
+        own = search.components.pop(f"function:{name}", "")
+        components[f"check:{name}"] = text_digest(components.get(f"check:{name}", ""), own)
+        components.update(search.components)
+    return components
 
 
 def input_components(
@@ -219,25 +221,26 @@ def input_components(
         namespace: Globals that the Python of a cell sees.
         memo: As in :func:`definition_components`.
     """
-    found: dict[str, str] = {}
+    components: dict[str, str] = {}
     memo = {} if memo is None else memo
     for reference in references:
         name = f"input:{reference.text}"
-        if name in found:
+        if name in components:
             continue
         output = outputs.get(reference.step)
         if output is None:
-            found[name] = NO_VALUE
+            components[name] = NO_VALUE
             continue
         if reference.path:
-            found[name], part, classes = _part(output.value, reference.path)
+            components[name], part, classes = _part(output.value, reference.path)
         else:
-            found[name], part, classes = output.digest, None, _NO_CLASSES if step is None else output.classes
+            components[name], part = output.digest, None
+            classes = _NO_CLASSES if step is None else output.classes
         if classes and step is not None:
             value = part if reference.path else output.value
             more = class_components(reference.text, value, classes, step, namespace or {}, memo)
-            add_components(found, more)
-    return found
+            add_components(components, more)
+    return components
 
 
 def class_components(
@@ -266,21 +269,21 @@ def class_components(
         except Exception:  # computed fields are the user's code; and some values are too long
             pass
     home = getattr(getattr(step.body, "function", None), "__globals__", namespace)
-    known = memo.get(("classes", (id(home), classes)))
-    if known is None:
-        search = Surroundings(home, memo, documented=False)
+    memoized = memo.get(("classes", (id(home), classes)))
+    if memoized is None:
+        search = DependencySearch(home, memo, documented=False)
         for called, kind in users_classes(classes):
             search.follow_value(called, kind)
-        known = memo["classes", (id(home), classes)] = search.found
-    found: Mapping[str, str] = known
-    return found
+        memoized = memo["classes", (id(home), classes)] = search.components
+    components: Mapping[str, str] = memoized
+    return components
 
 
-def add_components(found: dict[str, str], more: Mapping[str, str]) -> None:
+def add_components(components: dict[str, str], more: Mapping[str, str]) -> None:
     """Add components to others; two of one name both count."""
     for name, text in more.items():
-        before = found.get(name, text)
-        found[name] = text if before == text else text_digest(before, text)
+        before = components.get(name, text)
+        components[name] = text if before == text else text_digest(before, text)
 
 
 def _part(value: Any, path: tuple[str, ...]) -> tuple[str, Any, frozenset[type]]:

@@ -46,7 +46,7 @@ from tagent_nb.cache.fingerprint.values import (
 from tagent_nb.pipeline import quoted_attributes, quoted_names
 from tagent_nb.serde import fields_of_class, in_order, parts_of_type
 
-__all__ = ["Memo", "Surroundings", "class_digest", "value_text"]
+__all__ = ["DependencySearch", "Memo", "class_digest", "value_text"]
 
 ABSENT = "absent"
 """Stands for a name that is not defined when the step is looked at."""
@@ -55,7 +55,7 @@ ABSENT = "absent"
 # -- the search -----------------------------------------------------------------------------
 
 
-class Surroundings:
+class DependencySearch:
     """Collects, by name, digests of all that a body of Python refers to.
 
     Args:
@@ -65,7 +65,7 @@ class Surroundings:
     """
 
     def __init__(self, home: Mapping[str, Any], memo: Memo, *, documented: bool = True) -> None:
-        self.found: dict[str, str] = {}
+        self.components: dict[str, str] = {}
         self._fixed: dict[str, str] = {}
         self._rebound: set[str] = set()
         # Names behind ``@`` in texts, with where to look them up, and whether anything asks pandas for such.
@@ -126,16 +126,16 @@ class Surroundings:
             Their texts by name.
         """
         names = getattr(inspect.unwrap(function), "__globals__", {}), self._home
-        found = {}
+        annotations = {}
         for name, raw in getattr(function, "__annotations__", {}).items():
             meant = type_of(raw, *names)
-            found[name] = raw if isinstance(raw, str) else annotation_text(raw, meant)
+            annotations[name] = raw if isinstance(raw, str) else annotation_text(raw, meant)
             text = type_text(meant)
             if isinstance(raw, str) and ("Literal[" in text or "Annotated[" in text):
-                found[f"{name} means"] = text
+                annotations[f"{name} means"] = text
             self._annotation(f"{label}.{name}", meant)
         self._work_off()
-        return found
+        return annotations
 
     def _work_off(self) -> None:
         # A queue, not recursion: helpers may call each other in chains of any length.
@@ -176,13 +176,13 @@ class Surroundings:
             self._note(f"module:{name}", _file_digest(name))
 
     def _note(self, name: str, text: str) -> None:
-        before = self.found.get(name, text)
-        self.found[name] = text if before == text else digest_of(before, text)
+        before = self.components.get(name, text)
+        self.components[name] = text if before == text else digest_of(before, text)
 
     def _package(self, module: object) -> None:
         top = package_of(module)
         if top:
-            self.found.setdefault(f"package:{top}", package_version(top))
+            self.components.setdefault(f"package:{top}", package_version(top))
 
     def _refer(self, label: str, kind: type) -> None:
         """A class that is not reached by a name that could come to mean another."""
@@ -251,9 +251,9 @@ class Surroundings:
             # A decorator of a package still holds the user's function; singledispatch, several.
             inner = getattr(function, "__wrapped__", None)
             held = {label: inner} if inner is not None else {}
-            for kind, one in dict(getattr(function, "registry", {})).items():
-                held[f"{label}[{getattr(kind, '__name__', kind)}]"] = one
-            self._todo += [(name, one, frozenset()) for name, one in held.items()]
+            for kind, value in dict(getattr(function, "registry", {})).items():
+                held[f"{label}[{getattr(kind, '__name__', kind)}]"] = value
+            self._todo += [(name, value, frozenset()) for name, value in held.items()]
         elif self._is_new(function):
             self._note(f"function:{label}", code_digest(function.__code__))
             self._function_reads(label, function)
@@ -274,8 +274,8 @@ class Surroundings:
                 self._note(f"global:{before}{name}", ABSENT)
         defaults = {**(function.__kwdefaults__ or {})}
         named = function.__code__.co_varnames[: function.__code__.co_argcount]
-        given = function.__defaults__ or ()
-        defaults.update(zip(named[len(named) - len(given) :], given, strict=True))
+        values = function.__defaults__ or ()
+        defaults.update(zip(named[len(named) - len(values) :], values, strict=True))
         for name, value in defaults.items():
             self._todo.append((f"{before}{name}", value, reads.attributes))
 
@@ -311,12 +311,12 @@ class Surroundings:
                 if is_user_class(type(value)):
                     self._todo.append((type(value).__name__, type(value), frozenset()))
                 parts[name], code = value_digest(value, self._memo)
-                self._todo += [(called, one, frozenset()) for called, one in code]
+                self._todo += [(called, referred, frozenset()) for called, referred in code]
                 if parts[name].startswith(BY_TYPE) and parts_of(value) is not None:
                     self._todo.append((f"{label}.{name}", value, frozenset()))
         for name, value in hidden_parts(kind):
             parts[f"({name})"], code = described(value)
-            self._todo += [(called, one, frozenset()) for called, one in code]
+            self._todo += [(called, referred, frozenset()) for called, referred in code]
         self._note(f"class:{label}", digest_of(*(f"{name}={parts[name]}" for name in sorted(parts))))
         return None
 
@@ -329,7 +329,7 @@ class Surroundings:
             elif isinstance(function, FunctionType):
                 self._todo.append((f"{label}.{function.__name__}", function, frozenset()))
             else:
-                self._todo += [(called, one, frozenset()) for called, one in described(part)[1]]
+                self._todo += [(called, referred, frozenset()) for called, referred in described(part)[1]]
 
     def _value(self, label: str, value: Any, attributes: frozenset[str]) -> None:
         if is_user_class(type(value)):
@@ -338,7 +338,7 @@ class Surroundings:
         if is_constant(value):
             self._fixed[label] = text
         self._quote(value)
-        self._todo += [(name, one, frozenset()) for name, one in code]
+        self._todo += [(name, part, frozenset()) for name, part in code]
         parts = parts_of(value) if text.startswith(BY_TYPE) else None
         if parts is None:
             parts = fields_beside(value)
@@ -373,14 +373,14 @@ class Surroundings:
 
 def class_digest(kind: type, memo: Memo) -> str:
     """SHA-256 of a class and of all the user's code that it refers to."""
-    known = memo.get(("class", id(kind)))
-    if known is not None:
-        return str(known[1])
+    memoized = memo.get(("class", id(kind)))
+    if memoized is not None:
+        return str(memoized[1])
     home = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
-    search = Surroundings(home, memo)
+    search = DependencySearch(home, memo)
     search.follow_value(kind.__name__, kind)
-    found = {**search.found, "schema": _json_schema(kind, True)}
-    text = digest_of(*(f"{name}={found[name]}" for name in sorted(found)))
+    components = {**search.components, "schema": _json_schema(kind, True)}
+    text = digest_of(*(f"{name}={components[name]}" for name in sorted(components)))
     memo["class", id(kind)] = (kind, text, ())
     return text
 
@@ -406,15 +406,15 @@ def _undocumented(schema: Any) -> Any:
         return [_undocumented(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {}
+    undocumented = {}
     for key, part in schema.items():
         if key in ("properties", "$defs") and isinstance(part, dict):
-            found[key] = {name: _undocumented(inner) for name, inner in part.items()}
+            undocumented[key] = {name: _undocumented(inner) for name, inner in part.items()}
         elif key in ("default", "const", "enum"):
-            found[key] = part
+            undocumented[key] = part
         elif key not in ("description", "title", "examples"):
-            found[key] = _undocumented(part)
-    return found
+            undocumented[key] = _undocumented(part)
+    return undocumented
 
 
 def _functions_of(value: Any) -> Iterator[FunctionType]:
@@ -426,10 +426,12 @@ def _functions_of(value: Any) -> Iterator[FunctionType]:
         candidates = (value.func,)
     elif isinstance(value, staticmethod | classmethod):
         candidates = (value.__func__,)
-    for one in candidates:
-        if isinstance(one, FunctionType):
-            found = {id(each): each for each in (one, inspect.unwrap(one))}
-            yield from (each for each in found.values() if is_user_module(each.__globals__.get("__name__")))
+    for candidate in candidates:
+        if isinstance(candidate, FunctionType):
+            functions = {id(each): each for each in (candidate, inspect.unwrap(candidate))}
+            yield from (
+                each for each in functions.values() if is_user_module(each.__globals__.get("__name__"))
+            )
 
 
 def _loaded(name: str) -> ModuleType | None:

@@ -77,7 +77,7 @@ def differing(
     names = [name for name in {*old, *new} if old.get(name) != new.get(name) and name not in GENERATION]
     if not names or not is_earlier(old, new):
         return names
-    found = []
+    different = []
     for name in names:
         kind = name.partition(":")[0]
         if name not in old:
@@ -87,19 +87,19 @@ def differing(
         else:
             comparable = name not in new or kind not in _OTHER_DIGESTS
         if comparable:
-            found.append(name)
-    return found
+            different.append(name)
+    return different
 
 
 def uncompared(components: Mapping[str, str]) -> list[str]:
     """What counts by its type only, such as a connection: ``"client (openai.OpenAI)"``, sorted by name."""
-    found = []
+    names = []
     for name, text in sorted(components.items()):
         # Entries of a table and fields of an object count one by one, under names of their own.
         inside = any(other.startswith((f"{name}.", f"{name}[")) for other in components)
         if text.startswith("type ") and not inside:
-            found.append(f"{name.partition(':')[2]} ({text[5:]})")
-    return found
+            names.append(f"{name.partition(':')[2]} ({text[5:]})")
+    return names
 
 
 _Texts = tuple[str | None, str | None]
@@ -141,7 +141,7 @@ def _instructions(kind: str, what: str, texts: _Texts, definitions: _Definitions
 
 
 def _constraints(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> str:
-    before, after = ([str(one) for one in d.get("constraints") or ()] for d in definitions)
+    before, after = ([str(text) for text in d.get("constraints") or ()] for d in definitions)
     if before == after and all(definitions):
         return "constraints of the pipeline changed"
     return "constraints changed" + _diff(definitions, before, after)
@@ -263,8 +263,8 @@ def _diff(definitions: _Definitions, before: Sequence[str], after: Sequence[str]
     """Changed lines with one around them; empty unless both definitions are known and differ."""
     if not all(definitions) or list(before) == list(after):
         return ""
-    found = list(difflib.unified_diff(before, after, lineterm="", n=1))[3:]  # three lines of heading
-    lines = ["  ..." if line.startswith("@@") else f"{line[0]} {line[1:]}" for line in found]
+    difference = list(difflib.unified_diff(before, after, lineterm="", n=1))[3:]  # three lines of heading
+    lines = ["  ..." if line.startswith("@@") else f"{line[0]} {line[1:]}" for line in difference]
     if len(lines) > _MOST_LINES:
         lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES} more lines"]
     return ":\n" + "\n".join(lines)

@@ -38,7 +38,7 @@ def _is_installed(place: str) -> bool:
 
 def _places(module: ModuleType) -> list[str]:
     file = getattr(module, "__file__", None)
-    return [str(one) for one in ([file] if file else getattr(module, "__path__", ()))]
+    return [str(path) for path in ([file] if file else getattr(module, "__path__", ()))]
 
 
 def files_of(top: str) -> list[str]:
@@ -75,7 +75,7 @@ def package_version(top: str) -> str:
         return metadata.version(top)
     except metadata.PackageNotFoundError:
         owners = metadata.packages_distributions().get(top, ())
-        return ", ".join(sorted({metadata.version(one) for one in owners})) or "unknown"
+        return ", ".join(sorted({metadata.version(owner) for owner in owners})) or "unknown"
 
 
 def package_of(module: object) -> str:

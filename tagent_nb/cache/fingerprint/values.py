@@ -122,14 +122,14 @@ def value_text(value: Any, memo: Memo) -> str:
 
 def value_digest(value: Any, memo: Memo) -> tuple[str, tuple[Code, ...]]:
     """:func:`value_text`, and what the user has written of that which the value holds."""
-    known = memo.get(("value", id(value)))
-    if known is None:
+    memoized = memo.get(("value", id(value)))
+    if memoized is None:
         examined = _examined.get()
         if examined is not None and id(value) not in examined and is_bulky(value):
             raise LargeValue(value)
         text, code = _digest(value)
-        known = memo["value", id(value)] = (value, text, code)
-    return known[1], known[2]
+        memoized = memo["value", id(value)] = (value, text, code)
+    return memoized[1], memoized[2]
 
 
 def _digest(value: Any) -> tuple[str, tuple[Code, ...]]:
@@ -169,9 +169,9 @@ def parts_of(value: Any) -> list[tuple[str, Any]] | None:
     one by one; ``None`` for other values, and for more than 1,000.
     """
     if isinstance(value, dict):
-        parts = [(f"[{_short(key)}]", one) for key, one in value.items()]
+        parts = [(f"[{_short(key)}]", part) for key, part in value.items()]
     elif isinstance(value, list | tuple):
-        parts = [(f"[{place}]", one) for place, one in enumerate(value)]
+        parts = [(f"[{place}]", part) for place, part in enumerate(value)]
     else:
         return None
     return parts + fields_beside(value) if len(parts) <= MOST_PARTS else None
@@ -183,25 +183,27 @@ def fields_beside(value: Any) -> list[tuple[str, Any]]:
         return []
     private = _ask(value, "__pydantic_private__")
     if private is not None:
-        return [(f".{name}", one) for name, one in private.items()]
+        return [(f".{name}", attribute) for name, attribute in private.items()]
     stored = _ask(value, "__dataclass_fields__")
     if stored is None and not isinstance(value, _BASIC):
         return []
-    return [(f".{name}", one) for name, one in fields_of(value).items() if name not in (stored or ())]
+    return [
+        (f".{name}", attribute) for name, attribute in fields_of(value).items() if name not in (stored or ())
+    ]
 
 
 def fields_of(value: Any) -> dict[str, Any]:
     """The attributes that an object itself has, in its ``__dict__`` and in slots."""
-    found = dict(_ask(value, "__dict__") or {})
+    fields = dict(_ask(value, "__dict__") or {})
     for kind in type(value).__mro__:
         # Members of classes of C may hold addresses; what such an object is, it says to be copied.
         for name, slot in vars(kind).items() if "__slots__" in vars(kind) else ():
             if isinstance(slot, MemberDescriptorType):
                 try:
-                    found[name] = slot.__get__(value)
+                    fields[name] = slot.__get__(value)
                 except AttributeError:  # it is not set
                     continue
-    return found
+    return fields
 
 
 class _Walk:
@@ -239,7 +241,7 @@ class _Walk:
         if isinstance(value, set | frozenset):
             return digest_of("set", *sorted(map(self.text, value)))
         return digest_of(
-            _named(type(value)), *(f"{name}={self.text(one)}" for name, one in self._parts(value))
+            _named(type(value)), *(f"{name}={self.text(part)}" for name, part in self._parts(value))
         )
 
     def _name(self, value: Any) -> str:
@@ -261,9 +263,9 @@ class _Walk:
 
     def _parts(self, value: Any) -> Iterable[tuple[str, Any]]:
         if isinstance(value, dict):
-            return sorted(((self.text(key), one) for key, one in value.items()), key=lambda pair: pair[0])
+            return sorted(((self.text(key), part) for key, part in value.items()), key=lambda pair: pair[0])
         if isinstance(value, list | tuple):
-            return ((str(place), one) for place, one in enumerate(value))
+            return ((str(place), part) for place, part in enumerate(value))
         return self._state(value)
 
     def _state(self, value: Any) -> Iterator[tuple[str, Any]]:
@@ -296,8 +298,8 @@ def _state_of(value: Any) -> Iterator[tuple[str, Any]]:
         yield "name", reduced
         return
     # https://docs.python.org/3/library/pickle.html#object.__reduce__
-    for place, one in enumerate(reduced):
-        yield f"({place})", list(one) if place in (3, 4) and one is not None else one
+    for place, part in enumerate(reduced):
+        yield f"({place})", list(part) if place in (3, 4) and part is not None else part
 
 
 def is_constant(value: Any) -> bool:
@@ -354,7 +356,7 @@ def by_type(value: Any) -> str:
 
 
 def _is_of(kind: type, modules: Iterable[str]) -> bool:
-    return any(f"{kind.__module__}.".startswith(f"{one}.") for one in modules)
+    return any(f"{kind.__module__}.".startswith(f"{module}.") for module in modules)
 
 
 def _named(kind: type) -> str:
