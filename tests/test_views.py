@@ -47,7 +47,7 @@ def test_records_read_like_dicts_and_give_views() -> None:
 def test_models_and_dicts_look_the_same(value: Any) -> None:
     record = view(value)
     assert record == {"value": 0.5, "words": ["a"]}
-    assert record.known() == ["value", "words"]
+    assert record.names() == ["value", "words"]
 
 
 def test_a_dataclass_is_a_record() -> None:
@@ -71,7 +71,7 @@ def test_lists_give_items_slices_and_no_fields() -> None:
     assert rows[-1] == {"a": 3}
     assert rows[1:] == [{"a": 2}, {"a": 3}]
     assert rows.read("0") == {"a": 1}
-    assert rows.known() == []
+    assert rows.names() == []
     for key in ("a", "3", 3, -4, "append", None):
         assert rows.read(key) is MISSING
     with pytest.raises(IndexError):
@@ -97,7 +97,7 @@ def test_a_frame_is_its_rows_and_its_columns() -> None:
     assert table.read("1") == {"text": "bad", "n": 2, "share": None}
     assert len(table[:1]) == 1
     assert isinstance(table[:1], Table)
-    assert table.known() == ["text", "n", "share"]
+    assert table.names() == ["text", "n", "share"]
     for key in ("head", "iloc", "__class__", "2"):
         assert table.read(key) is MISSING
 
@@ -108,7 +108,7 @@ def test_a_row_keeps_whole_numbers_beside_fractions() -> None:
 
 def test_columns_that_are_numbers_go_by_their_text_and_rows_by_theirs_come_first() -> None:
     table = view(pd.DataFrame({7: ["a"], 0: ["b"]}))
-    assert table.known() == ["7", "0"]
+    assert table.names() == ["7", "0"]
     assert table.read("7") == ["a"]
     assert table.read(0) == {"7": "a", "0": "b"}
 
