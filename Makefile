@@ -90,6 +90,9 @@ demo: $(VENV)/.demo $(VENV)/.model
 
 test: lint docs unit browser notebooks
 
+# Many tests wait for processes of their own: more workers than cores keep the cores busy.
+WORKERS ?= 4
+
 lint: $(VENV)/.dev
 	@$(call section,"Style: ruff")
 	@$(BIN)/ruff check .
@@ -102,7 +105,7 @@ lint: $(VENV)/.dev
 unit: $(VENV)/.dev $(VENV)/.model $(VENV)/.kernels system
 	@$(call section,"Tests: pytest with line and branch coverage")
 	@$(BIN)/coverage erase
-	@$(PYTEST) -q -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=term --ignore=tests/browser
+	@$(PYTEST) -q -n $(WORKERS) --dist worksteal -p no:nbval --cov --cov-report=term --ignore=tests/browser
 
 # A process of its own, without coverage: the driver of the browser uses greenlets, and on CPython 3.11 the
 # clean-up of their threads, a pending call, can stand still for ever where functions are traced.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pydantic_ai.models
 import pytest
 from coverage.collector import Collector
@@ -19,6 +21,12 @@ import tests  # noqa: F401
 from tagent_nb import redaction as secrets
 
 CI = os.environ.get("CI") == "true"
+
+# A busy machine makes no example wrong.
+hypothesis.settings.register_profile(
+    "tagent-nb", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=CI
+)
+hypothesis.settings.load_profile("tagent-nb")
 FULL_FAULTS = os.environ.get("TAGENT_FAULTS") == "full"
 
 
@@ -45,6 +53,16 @@ def pytest_configure() -> None:
         del os.environ[name]  # a developer's own defaults
     Collector.lock_data = Collector.unlock_data = _nothing  # type: ignore[method-assign]
     _excuse_finalisers_without_room()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of all later garbage collections.
+
+    There are thousands of tests and half a million objects of modules; several tests, and IPython whenever
+    it resets its shell, collect all of it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _excuse_finalisers_without_room() -> None:

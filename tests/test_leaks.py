@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ OURS = (
     "StoredValue",
 )
 """Classes of which each run makes objects."""
+SHARED = ("asyncio_", "tagent-nb-storage", "tagent-nb loop watch")
+"""How the names of threads begin that all runs share: two pools, which may grow, and one watch."""
 
 
-def census() -> Counter[str]:
-    """How many objects of each of our classes live, and how many tasks, threads and descriptors."""
+def census(others: Container[threading.Thread] = ()) -> Counter[str]:
+    """How many objects of each of our classes live, and how many tasks, threads (besides ``others``) and
+    descriptors."""
     # The last run's task ends on the loop a moment after its result is there.
     for _ in range(3):
         submit(asyncio.sleep(0)).result()
@@ -38,8 +42,12 @@ def census() -> Counter[str]:
     kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
     counts = Counter({name: kinds[name] for name in OURS})
     counts["tasks"] = len(asyncio.all_tasks(background_loop()))
-    # The pools of threads, the loop's and that of Python steps, may grow up to their sizes.
-    counts["threads beyond the pools"] = max(0, threading.active_count() - 24)
+    # Other tests leave threads that end some time.
+    counts.update(
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        if thread not in others and not thread.name.startswith(SHARED)
+    )
     descriptors = Path("/proc/self/fd")
     counts["descriptors"] = len(list(descriptors.iterdir())) if descriptors.exists() else 0
     return counts
@@ -53,14 +61,14 @@ def flow(rows: int = 5) -> Pipeline:
     return pipeline
 
 
-def settled(expected: Counter[str] | None = None) -> Counter[str]:
+def settled(others: Container[threading.Thread], expected: Counter[str] | None = None) -> Counter[str]:
     """The census once no run is left, or once it is as expected.
 
     A thread that watches a run may hold it a moment longer than it lasts: what stays for good is asked.
     """
     deadline = time.monotonic() + 30
     while True:
-        counts = census()
+        counts = census(others)
         idle = not (counts["Run"] or counts["StepContext"] or counts["tasks"])
         if (counts == expected if expected else idle) or time.monotonic() > deadline:
             return counts
@@ -68,12 +76,13 @@ def settled(expected: Counter[str] | None = None) -> Counter[str]:
 
 def after(repetitions: int, act: Any) -> tuple[Counter[str], Counter[str]]:
     """The census after three repetitions, and after many."""
+    others = frozenset(threading.enumerate())
     for _ in range(3):
         act()
-    before = settled()
+    before = settled(others)
     for _ in range(repetitions):
         act()
-    return before, settled(before)
+    return before, settled(others, before)
 
 
 class TestRunsLeaveNothing:
