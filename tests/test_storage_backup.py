@@ -29,9 +29,8 @@ from tagent_nb.storage import (
     SQLiteStorageBackend,
     open_storage,
 )
-from tagent_nb.storage.backup import archive
+from tagent_nb.storage.backup import archive, lost_store
 from tagent_nb.storage.backup import create as backup
-from tagent_nb.storage.backup import lost_store as emptied
 from tagent_nb.storage.backup import restore as restoring
 from tagent_nb.storage.format.envelope import pack
 from tagent_nb.storage.policy import BackupSchedule
@@ -1025,12 +1024,12 @@ async def begin(storage: RecordStoreBackend, run_id: str) -> None:
 async def test_backups_of_a_store_that_lost_its_runs_stay(store: RecordStoreBackend, folder: Path) -> None:
     """Whatever runs and backups come, until one of them is restored."""
     store.backup_schedule = BackupSchedule(every=1, keep=1, folder=folder)
-    assert await store.emptied() == ""
+    assert await store.lost_runs() == ""
     await fill(store)
     old = (await store.backup(folder)).path
-    assert await store.emptied() == ""
+    assert await store.lost_runs() == ""
     await empty(store)
-    told = await store.emptied()
+    told = await store.lost_runs()
     assert told == (
         f"The store holds no run, and its backup {old} holds 2: await storage.restore({str(old)!r}) "
         "brings them back."
@@ -1042,7 +1041,7 @@ async def test_backups_of_a_store_that_lost_its_runs_stay(store: RecordStoreBack
     made = [info.path for info in await store.backups(folder)]
     assert len(made) == 2
     assert made[1] == old
-    assert await store.emptied() == ""
+    assert await store.lost_runs() == ""
     assert (await store.restore(old, folder=folder)).problems == []
     assert {info.run_id for info in await store.runs("p")} == {"r", "new", "newer"}
     await store.backup(folder, keep=1)
@@ -1053,15 +1052,15 @@ async def test_backups_without_runs_are_not_offered(files: FileStorageBackend) -
     """Nor damaged ones; and it is no loss if there were none."""
     await files.save_memories("p", {"remembered": 1})
     await files.backup(keep=9)
-    assert await files.emptied() == ""
+    assert await files.lost_runs() == ""
     await fill(files)
     made = (await files.backup(keep=9)).path
     await files.delete("p")
-    assert await files.emptied() == ""
+    assert await files.lost_runs() == ""
     await files.delete("q")
-    assert str(made) in await files.emptied()
+    assert str(made) in await files.lost_runs()
     made.write_bytes(made.read_bytes()[:-20])
-    assert await files.emptied() == ""
+    assert await files.lost_runs() == ""
     await begin(files, "first")
     assert files.problems == []
 
@@ -1080,7 +1079,7 @@ async def test_a_mark_that_cannot_be_written_or_read_removes_nothing(
         raise StorageUnavailableError("No space left.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(emptied, "mark_file", full)
+        patch.setattr(lost_store, "mark_file", full)
         await begin(files, "first")
     assert len(files.problems) == 1
     assert files.problems[0].endswith("No space left.")

@@ -146,7 +146,7 @@ async def test_all_that_takes_a_storage_takes_four_methods(tmp_path: Path) -> No
     await own.renew(lease)
     await own.release(lease)
     heard: list[str] = []
-    with own.telling(heard.append):
+    with own.subscribe(heard.append):
         assert len(heard) == 1
     await own.save_memories("count", {"m": 1})
     assert await own.memories("count") == {"m": 1}
@@ -155,12 +155,15 @@ async def test_all_that_takes_a_storage_takes_four_methods(tmp_path: Path) -> No
     assert await own.backups(tmp_path / "backups") == [made]
     assert await own.prune("count", keep_last=1) == []
     await own.delete_run("count", run_id)
-    assert await own.emptied() == ""
+    assert await own.lost_runs() == ""
     assert (await own.restore(made.path)).restored == [(pipeline.id, "run", run_id)]
     assert [info.run_id for info in await own.runs("count")] == [run_id]
-    with own.telling(heard.append):
+    with own.subscribe(heard.append):
         assert len(heard) == 1
     assert own.allow_pickle(tmp_path / "key") is own
+    # By their names of before.
+    with own.telling(heard.append):
+        assert await own.emptied() == ""
     await own.close()
 
 

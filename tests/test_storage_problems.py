@@ -36,7 +36,7 @@ def small() -> Pipeline:
     return pipeline
 
 
-# -- telling -----------------------------------------------------------------------------------
+# -- warnings ----------------------------------------------------------------------------------
 
 
 def test_a_problem_is_noted_and_told_once() -> None:
@@ -44,9 +44,9 @@ def test_a_problem_is_noted_and_told_once() -> None:
     storage = MemoryStorageBackend()
     first: list[str] = []
     second: list[str] = []
-    with storage.telling(first.append):
+    with storage.subscribe(first.append):
         storage._report("one")
-        with storage.telling(second.append):
+        with storage.subscribe(second.append):
             storage._report("two")
             storage._report("two")
         storage._report("three")
@@ -60,9 +60,9 @@ def test_what_nobody_heard_is_told_to_the_next_who_listens() -> None:
     storage = MemoryStorageBackend()
     storage._report("early")
     heard: list[str] = []
-    with storage.telling(heard.append):
+    with storage.subscribe(heard.append):
         assert heard == ["early"]
-    with storage.telling(heard.append):
+    with storage.subscribe(heard.append):
         assert heard == ["early"]
 
 

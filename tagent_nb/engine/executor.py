@@ -387,7 +387,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             self._act_now(lambda session: session.loop.fail(error))
 
         tracing = traced(self._observers, pipeline.name, self.trace_content)
-        with self.storage.telling(self._on_storage_warning), tracing as self._tracing:
+        with self.storage.subscribe(self._on_storage_warning), tracing as self._tracing:
             # Read under the lease: what another process records until it gives the run back is seen.
             async with holding(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)

@@ -16,11 +16,11 @@ from tagent_nb.storage.lease import Lease
 from tagent_nb.storage.policy import BackupSchedule, Retention
 from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo
 
-Hear = Callable[[str], None]
+OnWarning = Callable[[str], None]
 
 
 class Reporting:
-    """Notes problems that stop nobody, each once.
+    """Notes problems that stop nothing, each once.
 
     Attributes:
         problems: What was found wrong and got over, such as a dropped torn record; one sentence each.
@@ -29,38 +29,34 @@ class Reporting:
     def __init__(self) -> None:
         super().__init__()
         self.problems: list[str] = []
-        self._unheard: list[str] = []
-        self._hearers: list[Hear] = []
-        self._telling = threading.Lock()
+        self._undelivered: list[str] = []
+        self._subscribers: list[OnWarning] = []
+        self._subscribing = threading.Lock()
 
     @contextmanager
-    def telling(self, hear: Hear) -> Iterator[None]:
-        """Tell ``hear`` each problem as it is found, first those that nobody has heard yet.
-
-        Args:
-            hear: Takes a sentence, on any thread; must return fast.
-        """
-        with self._telling:
-            unheard, self._unheard = self._unheard, []
-            self._hearers.append(hear)
+    def subscribe(self, on_warning: OnWarning) -> Iterator[None]:
+        """Call ``on_warning`` with each problem as it is found. See :meth:`StorageBackend.subscribe`."""
+        with self._subscribing:
+            undelivered, self._undelivered = self._undelivered, []
+            self._subscribers.append(on_warning)
         try:
-            for message in unheard:
-                hear(message)
+            for message in undelivered:
+                on_warning(message)
             yield
         finally:
-            with self._telling:
-                self._hearers.remove(hear)
+            with self._subscribing:
+                self._subscribers.remove(on_warning)
 
     def _report(self, message: str) -> None:
-        with self._telling:
+        with self._subscribing:
             if message in self.problems:
                 return
             self.problems.append(message)
-            hearers = tuple(self._hearers)
-            if not hearers:
-                self._unheard.append(message)
-        for hear in hearers:
-            hear(message)
+            subscribers = tuple(self._subscribers)
+            if not subscribers:
+                self._undelivered.append(message)
+        for on_warning in subscribers:
+            on_warning(message)
 
 
 LEASES = "leases"
@@ -290,10 +286,14 @@ class StorageBackend(ABC):
         """Give the run back; without effect if another process has taken it over."""
         await _opened(self).release(lease)
 
-    async def emptied(self) -> str:
+    async def lost_runs(self) -> str:
         """A sentence for a store that holds no run although a backup of it does: its files were taken away,
         and so that the backup is. Empty for all others."""
-        return await _opened(self).emptied()
+        return await _opened(self).lost_runs()
+
+    async def emptied(self) -> str:
+        """The former name of :meth:`lost_runs`."""
+        return await self.lost_runs()
 
     async def backup(self, folder: str | Path | None = None, *, keep: int = 3) -> BackupInfo:
         """Copy the store into one file, verify the file, and then remove older backups.
@@ -370,13 +370,17 @@ class StorageBackend(ABC):
         _opened(self).allow_pickle(key_file)
         return self
 
-    def telling(self, hear: Hear) -> AbstractContextManager[None]:
-        """Tell ``hear`` each problem as it is found, first those that nobody has heard yet.
+    def subscribe(self, on_warning: OnWarning) -> AbstractContextManager[None]:
+        """Call ``on_warning`` with each problem as it is found, first with those that no subscriber has got.
 
         Args:
-            hear: Takes a sentence, on any thread; must return fast.
+            on_warning: Takes a sentence, on any thread; must return fast.
         """
-        return _opened(self).telling(hear)
+        return _opened(self).subscribe(on_warning)
+
+    def telling(self, hear: OnWarning) -> AbstractContextManager[None]:
+        """The former name of :meth:`subscribe`."""
+        return self.subscribe(hear)
 
     async def close(self) -> None:
         """Give back files and connections; they are opened again when they are needed.

@@ -105,7 +105,7 @@ class MemoryStorageBackend(RunStorage):
 
     # -- what needs something that outlives the process --------------------------------------
 
-    async def emptied(self) -> str:
+    async def lost_runs(self) -> str:
         """Empty: there is no backup."""
         return ""
 

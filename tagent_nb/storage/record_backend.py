@@ -272,13 +272,21 @@ class RecordStoreBackend(RunStorage):
     async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
         """Become the one who records a run, new or interrupted. See :meth:`StorageBackend.acquire`."""
         async with self._offering():
-            lost = await lost_store.keep_backups(self)
-            if lost:
-                self._report(lost)
+            if await self._may_have_lost(pipeline_id):
+                lost = await lost_store.keep_backups(self)
+                if lost:
+                    self._report(lost)
             return await super().acquire(pipeline_id, run_id)
 
-    async def emptied(self) -> str:
-        """Which backup holds the runs that the store lacks. See :meth:`StorageBackend.emptied`."""
+    async def _may_have_lost(self, pipeline_id: str) -> bool:
+        """Whether it is worth a look at all that is stored: there are backups, and no run of the pipeline."""
+        folder = self._own_folder
+        if folder is None or not await asyncio.to_thread(folder.is_dir):
+            return False
+        return await super().newest_run(pipeline_id) is None
+
+    async def lost_runs(self) -> str:
+        """Which backup holds the runs that the store lacks. See :meth:`StorageBackend.lost_runs`."""
         async with self._offering():
             return await lost_store.lost_runs(self)
 
@@ -336,6 +344,14 @@ class RecordStoreBackend(RunStorage):
     def backup_folder(self) -> Path | None:
         """Where backups go if nobody says otherwise."""
         return None
+
+    @property
+    def _own_folder(self) -> Path | None:
+        """Where its backups go if no folder is named: the folder of its schedule, or its own."""
+        schedule = self.backup_schedule
+        if schedule is not None and schedule.folder is not None:
+            return user_path(schedule.folder, "The folder for backups")
+        return self.backup_folder
 
     async def _backup_if_due(self, pipeline_id: str) -> None:
         ended = self._ended.pop(pipeline_id, 0)

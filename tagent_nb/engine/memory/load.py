@@ -170,14 +170,14 @@ async def find_run(storage: StorageBackend, pipeline_name: str, run_id: str | No
         if await storage.has_run(pipeline_id, run_id):
             return run_id
         known = [info.run_id for info in await storage.runs(pipeline_id)]
-        lost = "" if known else await storage.emptied()
+        lost = "" if known else await storage.lost_runs()
         raise NotStoredError(
             f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, known)} "
             + (lost or f"Stored are: {', '.join(known[-5:]) or 'none'}.")
         )
     newest = await storage.newest_run(pipeline_id)
     if newest is None:
-        raise _nothing_stored(pipeline_name, await storage.emptied())
+        raise _nothing_stored(pipeline_name, await storage.lost_runs())
     return newest
 
 

@@ -90,7 +90,7 @@ class InspectMagics(NotebookMagics):
         executor = self.session.executor()
         runs = submit(executor.history()).result()
         if not args.run:
-            lost = "" if runs else submit(executor.storage.emptied()).result()
+            lost = "" if runs else submit(executor.storage.lost_runs()).result()
             if lost:
                 print(lost)
             return runs_frame(reversed(runs))

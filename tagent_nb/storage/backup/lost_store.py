@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tagent_nb.errors import StorageError
 from tagent_nb.storage.backup.archive import inspect, made_at
-from tagent_nb.storage.backup.store import BackedUpStore, label_of, own_backups, own_folder
+from tagent_nb.storage.backup.store import BackedUpStore, label_of, own_backups
 from tagent_nb.storage.filesystem import mark_file, read_file
 
 
 async def lost_runs(storage: BackedUpStore) -> str:
     """Which backup holds the runs that the store lacks; empty if it has runs, or no backup has."""
-    folder = own_folder(storage)
+    folder = storage._own_folder
     backups = [] if folder is None else await asyncio.to_thread(own_backups, storage, folder)
     if not backups:
         return ""
@@ -40,7 +40,7 @@ async def keep_backups(storage: BackedUpStore) -> str:
     Else the backups of what comes would push out the only ones that have what was there.
     """
     message = await lost_runs(storage)
-    folder = own_folder(storage)
+    folder = storage._own_folder
     if not message or folder is None:
         return ""
     try:
@@ -63,7 +63,7 @@ def kept_until(storage: BackedUpStore, folder: Path) -> float:
 
 def let_go(storage: BackedUpStore, used: Path) -> None:
     """Count all backups again, since one of those that were kept is what the store holds now."""
-    folder = own_folder(storage)
+    folder = storage._own_folder
     if folder is not None and 0 < made_at(used) <= kept_until(storage, folder):
         mark_file(_mark(storage, folder), None)
 

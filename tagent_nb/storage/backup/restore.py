@@ -15,7 +15,7 @@ from pathlib import Path
 from tagent_nb.errors import CorruptRecordError, NotStoredError, StorageError, StorageUnavailableError
 from tagent_nb.storage.backup.archive import Archive, Writer, open_archive, paths, tag_of
 from tagent_nb.storage.backup.create import UNLISTED, Short, stored
-from tagent_nb.storage.backup.store import BackedUpStore, folder_of, own_backups, own_folder
+from tagent_nb.storage.backup.store import BackedUpStore, folder_of, own_backups
 from tagent_nb.storage.filesystem import user_path
 from tagent_nb.storage.run_info import Item, RestoreInfo
 
@@ -39,7 +39,7 @@ async def newest(storage: BackedUpStore, found: list[Path], item: Item | None = 
 
 async def offer(storage: BackedUpStore, error: CorruptRecordError, item: Item | None) -> CorruptRecordError:
     """The same error, with the newest intact backup (that has the item), if there is one."""
-    folder = own_folder(storage)
+    folder = storage._own_folder
     if folder is None or storage._restoring:
         return error
     found = await asyncio.to_thread(own_backups, storage, folder)
@@ -68,7 +68,7 @@ async def restore(
         gone_on = await _go_on(storage, path)
         if gone_on is not None and path in (None, gone_on.backup):
             return gone_on
-        if folder is None and path is not None and own_folder(storage) is None:
+        if folder is None and path is not None and storage._own_folder is None:
             folder = path.parent
         return await _restore(storage, path, folder_of(storage, folder), replace=replace)
     finally:

@@ -9,19 +9,21 @@ from typing import Protocol
 from tagent_nb.errors import DefinitionError
 from tagent_nb.storage.backup.archive import paths, tag_for, tag_of
 from tagent_nb.storage.filesystem import user_path
-from tagent_nb.storage.policy import BackupSchedule
 
 
 class BackedUpStore(Protocol):
     """A store of records that can be backed up and restored."""
 
-    backup_schedule: BackupSchedule | None
     _key: bytes | None
     _restoring: bool
 
     @property
+    def _own_folder(self) -> Path | None:
+        """Where its backups go if no folder is named."""
+
+    @property
     def backup_folder(self) -> Path | None:
-        """Where backups go if no folder is named."""
+        """The backend's own place for backups."""
 
     @property
     def _label(self) -> str:
@@ -81,21 +83,13 @@ def folder_of(storage: BackedUpStore, folder: str | Path | None) -> Path:
     """
     if folder is not None:
         return user_path(folder, "The folder for backups")
-    own = own_folder(storage)
+    own = storage._own_folder
     if own is None:
         raise DefinitionError(
             f"{storage!r} has no place for backups. Say one: backup('my-backups'), or with "
             "backup_every also backup_folder='my-backups'."
         )
     return own
-
-
-def own_folder(storage: BackedUpStore) -> Path | None:
-    """Where a store's backups go if nobody says otherwise: the folder of its schedule, or beside it."""
-    schedule = storage.backup_schedule
-    if schedule is not None and schedule.folder is not None:
-        return user_path(schedule.folder, "The folder for backups")
-    return storage.backup_folder
 
 
 def own_backups(storage: BackedUpStore, folder: Path) -> list[Path]:
