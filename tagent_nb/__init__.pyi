@@ -51,6 +51,7 @@ from tagent_nb.events import Observer as Observer
 from tagent_nb.events import RunContinued as RunContinued
 from tagent_nb.events import RunFinished as RunFinished
 from tagent_nb.events import RunPaused as RunPaused
+from tagent_nb.events import RunResumed as RunResumed
 from tagent_nb.events import RunStarted as RunStarted
 from tagent_nb.events import RunUnpaused as RunUnpaused
 from tagent_nb.events import SharedDataSaved as SharedDataSaved
@@ -65,6 +66,7 @@ from tagent_nb.events import StepRetried as StepRetried
 from tagent_nb.events import StepSkipped as StepSkipped
 from tagent_nb.events import StepStarted as StepStarted
 from tagent_nb.events import StepStreamed as StepStreamed
+from tagent_nb.events import StepUnblocked as StepUnblocked
 from tagent_nb.events import StepWaiting as StepWaiting
 from tagent_nb.events import TokenUsage as TokenUsage
 from tagent_nb.events import Warned as Warned

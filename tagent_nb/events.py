@@ -158,7 +158,7 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunContinued(Event):
+class RunResumed(Event):
     """A run that was interrupted or had failed is carried on; ``kept`` steps are not run again.
 
     ``forced`` are those that are forced from now on; the others are as in :class:`RunStarted`.
@@ -242,7 +242,7 @@ class StepWaiting(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepGoesOn(StepEvent):
+class StepUnblocked(StepEvent):
     """A step that waited works again. Never stored."""
 
 
@@ -416,5 +416,11 @@ class Observer(Protocol):
     def __call__(self, event: Event, /) -> None: ...
 
 
-PASSING = (StepStreamed, StepStarted, StepWaiting, StepGoesOn)
-"""Events that only the living see: storage does not keep them."""
+PASSING = (StepStreamed, StepStarted, StepWaiting, StepUnblocked)
+"""Events that only observers of the running run see: storage does not keep them."""
+
+RunContinued = RunResumed
+"""Former name of :class:`RunResumed`."""
+
+StepGoesOn = StepUnblocked
+"""Former name of :class:`StepUnblocked`."""

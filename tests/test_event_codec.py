@@ -38,7 +38,7 @@ FULL: dict[type, dict[str, Any]] = {
         "use_cache": False,
         "offline": True,
     },
-    events.RunContinued: {
+    events.RunResumed: {
         "steps": ("a",),
         "kept": ("a",),
         "definition": {"x": 1},
@@ -364,3 +364,11 @@ def test_any_value_and_cost_survive(value: Any, message: str, cost: float | None
     back = event_from_dict(through_json(event_to_dict(failed)))
     assert back.message == message.encode("utf-8", "replace").decode()
     assert back.cost == cost
+
+
+def test_records_name_a_resumed_run_as_before_its_event_was_renamed() -> None:
+    event = events.RunResumed(run_id="r", at=1.0)
+    data = event_to_dict(event)
+    assert data["event"] == "RunContinued"
+    assert event_from_dict(data) == event
+    assert events.RunContinued is events.RunResumed

@@ -83,5 +83,5 @@ def test_defaults_of_events_are_not_shared() -> None:
 def test_streamed_text_starts_and_waits_are_not_kept() -> None:
     assert set(events.PASSING) == {
         *(events.StepStreamed, events.StepStarted),
-        *(events.StepWaiting, events.StepGoesOn),
+        *(events.StepWaiting, events.StepUnblocked),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tagent_nb.events import (
     Event,
-    RunContinued,
+    RunResumed,
     RunStarted,
     StepProgress,
     StepStarted,
@@ -89,7 +89,7 @@ def test_all_steps_are_new_when_a_run_begins_or_goes_on() -> None:
     feed = RunFeed()
     feed(RunStarted(run_id=RUN, pipeline="p", steps=("a", "b")))
     assert feed.touched() == {"a", "b"}
-    feed(RunContinued(run_id=RUN, steps=("a", "b"), kept=("a",)))
+    feed(RunResumed(run_id=RUN, steps=("a", "b"), kept=("a",)))
     assert feed.touched() == {"a", "b"}
 
 

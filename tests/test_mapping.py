@@ -384,7 +384,7 @@ class TestPayingOnce:
         assert calls.items == list(range(10))
         assert second["each"] == [item * 10 for item in range(10)]
         assert second.run_id == first.run_id
-        started = [event for event in second.events if isinstance(event, events.RunContinued)]
+        started = [event for event in second.events if isinstance(event, events.RunResumed)]
         assert len(started) == 1
 
 

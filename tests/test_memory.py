@@ -209,7 +209,7 @@ class TestFold:
         memory.apply(step(events.StepFailed, item="1", at=112.0, seconds=5.0, error_type="E", message="m"))
         memory.apply(step(events.StepCached, item="2", at=113.0, output=StoredValue.of(1), key="k"))
         assert memory.steps["a"].seconds == 7.0
-        memory.apply(events.RunContinued(run_id=RUN, at=500.0, steps=("a", "b")))
+        memory.apply(events.RunResumed(run_id=RUN, at=500.0, steps=("a", "b")))
         memory.apply(finished(item="1", at=510.0, seconds=2.0))
         assert memory.steps["a"].seconds == 9.0
         memory.apply(finished(at=511.0, seconds=10.5))
@@ -225,7 +225,7 @@ class TestFold:
             step(events.StepCancelled, seconds=3.0),
         ):
             before = memory.steps["a"].seconds
-            memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+            memory.apply(events.RunResumed(run_id=RUN, steps=("a", "b")))
             memory.apply(finished(item="0", at=110.0, seconds=4.0))
             memory.apply(ending)
             assert memory.steps["a"].seconds == before + 3.0
@@ -275,9 +275,7 @@ class TestFold:
         memory.apply(finished("a", cost=0.5))
         memory.apply(step(events.StepFailed, "b", error_type="E", message="m", cost=0.25, at=110.0))
         memory.apply(
-            events.RunContinued(
-                run_id=RUN, at=500.0, steps=("a", "b", "new"), kept=("a",), definition={"n": 1}
-            )
+            events.RunResumed(run_id=RUN, at=500.0, steps=("a", "b", "new"), kept=("a",), definition={"n": 1})
         )
         assert memory.has_step_result("a")
         assert memory.steps["b"].status is StepStatus.PENDING
@@ -287,14 +285,14 @@ class TestFold:
 
     def test_a_step_that_a_sitting_left_out_is_still_known(self, memory: PipelineMemory) -> None:
         memory.apply(step(events.StepFailed, "b", error_type="E", message="m", cost=0.25))
-        memory.apply(events.RunContinued(run_id=RUN, steps=("a",)))
+        memory.apply(events.RunResumed(run_id=RUN, steps=("a",)))
         assert list(memory.steps) == ["a"]
         assert memory.step("b").cost == 0.25
-        memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+        memory.apply(events.RunResumed(run_id=RUN, steps=("a", "b")))
         assert memory.steps["b"].cost == 0.25
 
     def test_what_is_reset_keeps_how_it_ended_as_its_reason(self, memory: PipelineMemory) -> None:
-        again = events.RunContinued(run_id=RUN, steps=("a", "b", "c", "d"))
+        again = events.RunResumed(run_id=RUN, steps=("a", "b", "c", "d"))
         memory.apply(step(events.StepFailed, "a", error_type="StopIteration", message=""))
         memory.apply(step(events.StepCancelled, "b"))
         memory.apply(step(events.StepSkipped, "c", reason="condition not met: a"))
@@ -310,7 +308,7 @@ class TestFold:
 
     def test_seconds_leave_out_the_time_between_sittings(self, memory: PipelineMemory) -> None:
         memory.apply(finished("a", at=110.0))
-        memory.apply(events.RunContinued(run_id=RUN, at=500.0, steps=("a", "b"), kept=("a",)))
+        memory.apply(events.RunResumed(run_id=RUN, at=500.0, steps=("a", "b"), kept=("a",)))
         memory.apply(finished("b", at=502.0))
         memory.apply(events.RunFinished(run_id=RUN, at=505.0, success=True))
         assert memory.seconds == 15.0
@@ -320,7 +318,7 @@ class TestFold:
         memory.apply(step(events.StepStarted, items=2))
         memory.apply(finished(item="0"))
         memory.apply(step(events.StepStarted, item="1"))
-        memory.apply(events.RunContinued(run_id=RUN, steps=("a",), kept=()))
+        memory.apply(events.RunResumed(run_id=RUN, steps=("a",), kept=()))
         items = memory.steps["a"].items
         assert items is not None
         assert [item.status.value for item in items.values()] == ["completed", "pending"]
@@ -358,14 +356,14 @@ class TestCallsOfAttemptsThatDied:
         memory.apply(self.call(item="1"))
         assert memory.steps["a"].usage == TokenUsage()
         assert memory.spent()["a"] == (TokenUsage(20, 10, requests=2), 1.0)
-        memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+        memory.apply(events.RunResumed(run_id=RUN, steps=("a", "b")))
         assert (memory.steps["a"].usage, memory.steps["a"].cost) == memory.spent()["a"]
         assert memory.spent()["a"] == (TokenUsage(20, 10, requests=2), 1.0)
 
     def test_they_do_not_count_beside_the_attempt(self, memory: PipelineMemory) -> None:
         memory.apply(self.call())
         memory.apply(finished(usage=TokenUsage(10, 5, requests=1), cost=0.5))
-        memory.apply(events.RunContinued(run_id=RUN, steps=("a", "b"), kept=("a",)))
+        memory.apply(events.RunResumed(run_id=RUN, steps=("a", "b"), kept=("a",)))
         assert memory.spent()["a"] == (TokenUsage(10, 5, requests=1), 0.5)
 
     def test_an_unknown_price_makes_the_cost_unknown(self, memory: PipelineMemory) -> None:

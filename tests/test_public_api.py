@@ -32,10 +32,10 @@ ERRORS = words(
 EVENTS = words(
     """
     ApprovalGiven ApprovalRequested CallRecorded
-    Event FactLearned InputTaken MemorySaved Observer RunContinued RunFinished RunPaused RunStarted
+    Event FactLearned InputTaken MemorySaved Observer RunResumed RunContinued RunFinished RunPaused RunStarted
     RunUnpaused
     SharedDataSaved StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress
-    StepRetried StepSkipped StepStarted StepStreamed StepWaiting Warned
+    StepRetried StepSkipped StepStarted StepStreamed StepUnblocked StepWaiting Warned
     """
 )
 DEFINITIONS = words(

@@ -364,7 +364,7 @@ class TestPhases:
         one = machine()
         one.pipeline_memory.apply(started())
         one.pipeline_memory.apply(finished("a"))
-        one.apply(events.RunContinued(run_id=RUN, steps=("a", "b"), kept=("a",)))
+        one.apply(events.RunResumed(run_id=RUN, steps=("a", "b"), kept=("a",)))
         assert one.phase is Phase.EXECUTING
         assert Phase.RESUMING in one.history
         assert [step.name for step in one.get_ready_steps()] == ["b"]
@@ -373,7 +373,7 @@ class TestPhases:
         one = machine()
         one.pipeline_memory.apply(started())
         one.pipeline_memory.apply(finished("a"))
-        one.apply(events.RunContinued(run_id=RUN, steps=("a", "b")))
+        one.apply(events.RunResumed(run_id=RUN, steps=("a", "b")))
         assert [step.name for step in one.get_ready_steps()] == ["a"]
 
     def test_what_the_phase_does_not_allow_is_an_error(self) -> None:

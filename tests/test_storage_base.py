@@ -24,7 +24,7 @@ from tagent_nb.events import (
     ApprovalRequested,
     CallRecorded,
     Event,
-    RunContinued,
+    RunResumed,
     RunStarted,
     StepFinished,
     Warned,
@@ -502,7 +502,7 @@ def test_a_list_of_runs_counts_the_calls_of_an_attempt_that_died(ended: str) -> 
     cost = None if ended == "unpriced" else 0.5
     events.append(CallRecorded(**step, kind="model", key="k", cost=cost))
     if ended == "killed":
-        events.append(RunContinued(run_id="r", steps=("a",)))
+        events.append(RunResumed(run_id="r", steps=("a",)))
     if ended == "waits":
         events.append(ApprovalRequested(**step, output=StoredValue.of({}), call="c", tool="send"))
     if ended == "finished":

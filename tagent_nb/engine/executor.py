@@ -41,7 +41,7 @@ from tagent_nb.engine.session import (
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
 from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
-from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, RunContinued, RunStarted
+from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, RunResumed, RunStarted
 from tagent_nb.pipeline import (
     EXECUTOR,
     Approver,
@@ -487,7 +487,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, memory.run_id, verdict.changed, changed)
         self.memory, memory.pipeline, self.ledger = memory, pipeline, context.services.ledger
-        continued = RunContinued(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where)
+        continued = RunResumed(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where)
         await recorder.record(continued, *inputs)
         self._warn(recorder, warnings)
         for name, problem in unreadable.items():

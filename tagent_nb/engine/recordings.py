@@ -20,7 +20,7 @@ from tagent_nb.events import (
     ApprovalRequested,
     CallRecorded,
     Event,
-    RunContinued,
+    RunResumed,
     StepCached,
     StepFailed,
     StepFinished,
@@ -131,7 +131,7 @@ def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
                 pass  # nothing was wrong with its answers, and they are paid
             case StepRetried() | StepFailed() | StepFinished() | StepCached():
                 calls.pop((event.step, event.item), None)
-            case RunContinued(forced=forced) if forced:
+            case RunResumed(forced=forced) if forced:
                 # What a step was told before it was forced answers for nothing any more.
                 calls = {unit: made for unit, made in calls.items() if unit[0] not in forced}
             case ApprovalRequested(call=""):

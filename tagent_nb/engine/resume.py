@@ -12,7 +12,7 @@ from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.unit.map import whole
 from tagent_nb.engine.unit.work import Preparation, inputs_for, is_heavy
 from tagent_nb.errors import ResumeConflictError, TagentError
-from tagent_nb.events import Output, RunContinued, StepCached, StepFinished
+from tagent_nb.events import Output, RunResumed, StepCached, StepFinished
 from tagent_nb.pipeline import Pipeline, PipelineStep
 from tagent_nb.serde import unreadable
 from tagent_nb.user_objects import blame
@@ -39,7 +39,7 @@ def recorded_units(memory: PipelineMemory) -> Recorded:
         if isinstance(event, StepFinished | StepCached):
             if event.output.storable:
                 units[event.step, event.item] = event
-        elif isinstance(event, RunContinued) and event.forced:
+        elif isinstance(event, RunResumed) and event.forced:
             forced = frozenset(event.forced)
             units = {unit: value for unit, value in units.items() if unit[0] not in forced}
     return units

@@ -17,7 +17,7 @@ from tagent_nb.errors import (
     RunInProgressError,
     did_you_mean,
 )
-from tagent_nb.events import Event, Observer, RunContinued, RunStarted
+from tagent_nb.events import Event, Observer, RunResumed, RunStarted
 from tagent_nb.naming import pipeline_name
 from tagent_nb.notebook.workspace import CellNames, Watch, Workspace
 from tagent_nb.pipeline import (
@@ -664,7 +664,7 @@ class _Begun:
     reads_text: ClassVar[bool] = False
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RunStarted | RunContinued):
+        if isinstance(event, RunStarted | RunResumed):
             self.workspace.redefined.clear()
 
 

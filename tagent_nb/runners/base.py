@@ -20,9 +20,9 @@ from tagent_nb.events import (
     Event,
     FactLearned,
     MemorySaved,
-    StepGoesOn,
     StepProgress,
     StepStreamed,
+    StepUnblocked,
     StepWaiting,
     TokenUsage,
 )
@@ -206,7 +206,7 @@ class StepContext:
             self._waits -= 1
             if not self._waits:
                 self._start_clock()
-                self.emit(StepGoesOn(run_id=self.run_id, step=self.step, item=self.item))
+                self.emit(StepUnblocked(run_id=self.run_id, step=self.step, item=self.item))
 
     def _stop_clock(self) -> None:
         ends = None if self.limit is None or self.limit.expired() else self.limit.when()

@@ -20,8 +20,11 @@ from tagent_nb.serde.value import StoredValue, clean, from_tree, notes_to_tree, 
 
 Schemas = Mapping[str, type] | None
 
+_FORMER: dict[type[Event], str] = {events.RunResumed: "RunContinued"}
+"""Kinds of events that records name as they were called before."""
+
 STORED: dict[str, type[Event]] = {
-    kind.__name__: kind
+    _FORMER.get(kind, kind.__name__): kind
     for kind in vars(events).values()
     if isinstance(kind, type)
     and issubclass(kind, Event)
@@ -38,7 +41,7 @@ def event_to_dict(event: Event) -> dict[str, Any]:
         EncodeError: It is a fact or memory that cannot be stored, or an event that is never stored.
     """
     kind = type(event)
-    name = kind.__name__
+    name = _FORMER.get(kind) or kind.__name__
     if name not in STORED:
         raise EncodeError(name, "events of this kind are never stored")
     data: dict[str, Any] = {"event": name}

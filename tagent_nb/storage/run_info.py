@@ -13,8 +13,8 @@ from tagent_nb.events import (
     ApprovalRequested,
     CallRecorded,
     Event,
-    RunContinued,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepCached,
     StepCancelled,
@@ -102,7 +102,7 @@ class Summary:
         elif isinstance(event, CallRecorded):
             # Counted with its attempt; if this is interrupted, by itself.
             self.calls.setdefault((event.step, event.item), []).append(event.cost)
-        elif kind is RunContinued:
+        elif kind is RunResumed:
             self._interrupted()
         if kind in _APPROVALS:
             self._approval(event)
@@ -113,7 +113,7 @@ class Summary:
         elif isinstance(event, RunStarted):
             self.pipeline, self.started_at, self.steps = event.pipeline, event.at, len(event.steps)
             self.host, self.pid = event.host, event.pid
-        elif isinstance(event, RunContinued):
+        elif isinstance(event, RunResumed):
             self.states = {name: state for name, state in self.states.items() if name in event.kept}
             self.steps = len(event.steps) or self.steps
             self.host, self.pid = event.host, event.pid

@@ -23,7 +23,7 @@ from tagent_nb.events import (
     MemorySaved,
     StepCached,
     StepFinished,
-    StepGoesOn,
+    StepUnblocked,
     StepWaiting,
 )
 from tagent_nb.pipeline import ApprovalRequest, Approver, Unit
@@ -279,7 +279,7 @@ class Approvals:
             decision = await self._decision(pending)
         finally:
             work.waited += time.monotonic() - began
-        self._recorder.publish(StepGoesOn(run_id=run_id, step=unit[0], item=unit[1]))
+        self._recorder.publish(StepUnblocked(run_id=run_id, step=unit[0], item=unit[1]))
         return decision
 
     async def _decision(self, pending: PendingApproval) -> ApprovalGiven:

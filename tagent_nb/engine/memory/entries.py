@@ -12,19 +12,19 @@ from typing import Any
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import (
     Event,
-    RunContinued,
     RunFinished,
     RunPaused,
+    RunResumed,
     RunStarted,
     RunUnpaused,
     StepCached,
     StepCancelled,
     StepFailed,
     StepFinished,
-    StepGoesOn,
     StepRetried,
     StepSkipped,
     StepStarted,
+    StepUnblocked,
     StepWaiting,
 )
 from tagent_nb.pipeline import StepStatus
@@ -114,7 +114,7 @@ class ExecutionHistory(list[dict[str, Any]]):
 STATUS_OF_EVENT: dict[type[Event], StepStatus] = {
     StepStarted: StepStatus.RUNNING,
     StepWaiting: StepStatus.WAITING,
-    StepGoesOn: StepStatus.RUNNING,
+    StepUnblocked: StepStatus.RUNNING,
     StepRetried: StepStatus.WAITING,
     StepFinished: StepStatus.COMPLETED,
     StepCached: StepStatus.CACHED,
@@ -143,7 +143,7 @@ def _status_word(event: Event) -> str | None:
     status = STATUS_OF_EVENT.get(type(event))
     if status is not None:
         return status.value
-    if isinstance(event, RunStarted | RunContinued | RunUnpaused):
+    if isinstance(event, RunStarted | RunResumed | RunUnpaused):
         return "running"
     if isinstance(event, RunPaused):
         return "paused"

@@ -32,9 +32,9 @@ from tagent_nb.events import (
     InputTaken,
     MemorySaved,
     Output,
-    RunContinued,
     RunFinished,
     RunPaused,
+    RunResumed,
     RunStarted,
     RunUnpaused,
     SharedDataSaved,
@@ -43,11 +43,11 @@ from tagent_nb.events import (
     StepEvent,
     StepFailed,
     StepFinished,
-    StepGoesOn,
     StepRetried,
     StepSkipped,
     StepStarted,
     StepStreamed,
+    StepUnblocked,
     StepWaiting,
     TokenUsage,
     Warned,
@@ -233,7 +233,7 @@ class PipelineMemory:
         for name in event.steps:
             self.step(name)
 
-    def _run_continued(self, event: RunContinued) -> None:
+    def _run_resumed(self, event: RunResumed) -> None:
         for (name, item), (usage, cost) in list(self._under_way.items()):
             self._spend(StepEvent(run_id=event.run_id, step=name, item=item), usage, cost)
         self._times.sitting_ended()
@@ -311,7 +311,7 @@ class PipelineMemory:
         self._unit(event).status = StepStatus.WAITING
         self.step(event.step).waits_for = event.reason
 
-    def _step_goes_on(self, event: StepGoesOn) -> None:
+    def _step_unblocked(self, event: StepUnblocked) -> None:
         self._unit(event).status = StepStatus.RUNNING
         self.step(event.step).waits_for = ""
 
@@ -509,7 +509,7 @@ def _usd(cost: float) -> float:
 
 _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     RunStarted: PipelineMemory._run_started,
-    RunContinued: PipelineMemory._run_continued,
+    RunResumed: PipelineMemory._run_resumed,
     InputTaken: PipelineMemory._input_taken,
     CallRecorded: PipelineMemory._call_recorded,
     RunPaused: PipelineMemory._run_paused,
@@ -517,7 +517,7 @@ _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     RunFinished: PipelineMemory._run_finished,
     StepStarted: PipelineMemory._step_started,
     StepWaiting: PipelineMemory._step_waiting,
-    StepGoesOn: PipelineMemory._step_goes_on,
+    StepUnblocked: PipelineMemory._step_unblocked,
     ApprovalRequested: PipelineMemory._approval_requested,
     ApprovalGiven: PipelineMemory._approval_given,
     StepRetried: PipelineMemory._step_retried,

@@ -17,9 +17,9 @@ from tagent_nb.errors import (
 from tagent_nb.events import (
     PASSING,
     Event,
-    RunContinued,
     RunFinished,
     RunPaused,
+    RunResumed,
     RunStarted,
     RunUnpaused,
 )
@@ -134,7 +134,7 @@ class PipelineStateMachine(TaskBasedStateMachine):
 
     def _follow(self, event: Event) -> None:
         """Move through the phases that an event of the run implies."""
-        if isinstance(event, RunContinued):
+        if isinstance(event, RunResumed):
             self._follow_memory()
         if isinstance(event, RunFinished):
             self.transition(Phase.EVALUATING)
@@ -263,7 +263,7 @@ _RESTORED = frozenset({StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELL
 
 _PHASES: dict[type[Event], tuple[Phase, ...]] = {
     RunStarted: (Phase.PLANNING, Phase.EXECUTING),
-    RunContinued: (Phase.RESUMING, Phase.EXECUTING),
+    RunResumed: (Phase.RESUMING, Phase.EXECUTING),
     RunPaused: (Phase.PAUSED,),
     RunUnpaused: (Phase.EXECUTING,),
 }

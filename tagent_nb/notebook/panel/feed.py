@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from tagent_nb.events import (
     Event,
     Observer,
-    RunContinued,
+    RunResumed,
     RunStarted,
     StepEvent,
     StepProgress,
@@ -64,7 +64,7 @@ class RunFeed:
             self._write(event.step, event.item, event.text)
         elif isinstance(event, StepProgress) and event.kind in SHOWN_PROGRESS:
             self._write_tool(event)
-        elif isinstance(event, RunStarted | RunContinued):
+        elif isinstance(event, RunStarted | RunResumed):
             # A view that was drawn before the run was opened did not know what is recorded of these.
             self._touched.extend(event.steps)
             self.began.set()

@@ -16,8 +16,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 
 from tagent_nb.events import (
     Event,
-    RunContinued,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepCached,
     StepCancelled,
@@ -77,7 +77,7 @@ class Tracing(CallMiddleware):
 
     def __call__(self, event: Event) -> None:
         """Open and close spans as the events say."""
-        if isinstance(event, RunStarted | RunContinued):
+        if isinstance(event, RunStarted | RunResumed):
             self._begin(event)
         elif isinstance(event, StepStarted):
             self._started(event)
@@ -90,12 +90,12 @@ class Tracing(CallMiddleware):
         elif isinstance(event, RunFinished):
             self._finish(event)
 
-    def _begin(self, event: RunStarted | RunContinued) -> None:
+    def _begin(self, event: RunStarted | RunResumed) -> None:
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "invoke_workflow",
             "gen_ai.workflow.name": self._pipeline,
             "tagent.run_id": event.run_id,
-            "tagent.resumed": isinstance(event, RunContinued),
+            "tagent.resumed": isinstance(event, RunResumed),
         }
         self._run = self._tracer.start_span(f"invoke_workflow {self._pipeline}", attributes=attributes)
 
