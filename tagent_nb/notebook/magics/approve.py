@@ -21,14 +21,14 @@ class ApproveMagics(NotebookMagics):
 
     @line_magic
     @arguments()
-    @option("step", nargs="?", help="Approve what this step holds. Without it, list what waits.")
+    @option("step", nargs="?", help="Approve what waits in this step. Without it, list what waits.")
     @option("--item", metavar="KEY", help="Which item of a mapped step.")
-    @option("--tool", metavar="NAME", help="Which tool, where a step holds calls of several.")
+    @option("--tool", metavar="NAME", help="Which tool, where calls of several wait.")
     @option("--value", metavar="NAME", help="Use this variable of the notebook in place of the value.")
     @option("--reject", metavar="REASON", help="Reject it, with a reason in quotes.")
     @option("--retry", metavar="REASON", help="Reject it, and let the step try again with this reason.")
     def tagent_approve(self, args: Namespace) -> None:
-        """Approve or reject what a step holds: in the run that goes on, or for %%tagent_run --resume."""
+        """Approve or reject what waits: in the run that goes on, or for %%tagent_run --resume."""
         executor = self._executor()
         if not args.step:
             show(approvals_table(executor.pending_approvals()))
