@@ -135,7 +135,7 @@ class StorageBackend(ABC):
 
         Raises:
             NotStoredError: There is nothing of it.
-            StorageError: Somebody carries one of its runs on; nothing was deleted.
+            StorageError: A process carries one of its runs on; nothing was deleted.
         """
 
     @abstractmethod
@@ -169,7 +169,7 @@ class StorageBackend(ABC):
             pipeline_id: The pipeline's storage id.
             run_id: The run; made with its first event.
             events: What happened. Events that only the living see are left out.
-            token: The lease's token. ``None`` does without a check: only for a run nobody else knows.
+            token: The lease's token. ``None`` does without a check: only for a run that no process knows yet.
 
         Raises:
             EncodeError: A value other than a step's output cannot be stored.
@@ -185,7 +185,7 @@ class StorageBackend(ABC):
     async def read_run(
         self, pipeline_id: str, run_id: str, schemas: Mapping[str, type] | None = None
     ) -> list[Event]:
-        """What happened in a run, in order. Values of steps stay encoded until somebody reads them.
+        """What happened in a run, in order. Values of steps stay encoded until they are read.
 
         If the end of the run was torn by a crash, the last event is a :class:`Warned` that says so.
 
@@ -347,7 +347,7 @@ class StorageBackend(ABC):
         Raises:
             NotStoredError: There is no intact backup, or only those of several other stores.
             CorruptRecordError: ``which`` is damaged; nothing was changed.
-            StorageError: Somebody carries a run on at this moment; nothing was changed.
+            StorageError: A process carries a run on at this moment; nothing was changed.
             StorageUnavailableError: Something cannot be written.
         """
         return await _opened(self).restore(which, folder=folder, replace=replace)
@@ -378,9 +378,9 @@ class StorageBackend(ABC):
         """
         return _opened(self).subscribe(on_warning)
 
-    def telling(self, hear: OnWarning) -> AbstractContextManager[None]:
+    def telling(self, on_warning: OnWarning) -> AbstractContextManager[None]:
         """The former name of :meth:`subscribe`."""
-        return self.subscribe(hear)
+        return self.subscribe(on_warning)
 
     async def close(self) -> None:
         """Give back files and connections; they are opened again when they are needed.

@@ -295,7 +295,7 @@ class RunStorage(Reporting, Leasing, StorageBackend):
                 f"takes more than {2 * LIMIT:g} s. Prune once by hand: prune({lease.pipeline_id!r}, ...)."
             )
         except StorageError as error:
-            # The run is recorded; that nobody could tidy up must not make it fail.
+            # The run is recorded; that tidying up failed must not make it fail.
             self._report(f"After run {lease.run_id}: {error}")
 
     @abstractmethod

@@ -208,7 +208,7 @@ class DocumentStore(RecordStoreBackend):
         """
         problem: StorageError
         try:
-            found = await self._call("load", name)
+            document = await self._call("load", name)
         except NotStoredError:
             return None
         except StorageUnavailableError as error:
@@ -216,14 +216,14 @@ class DocumentStore(RecordStoreBackend):
             if isinstance(error.__cause__, ValueError | EOFError | LookupError | TypeError):
                 problem = CorruptRecordError(f"{error} Restore a backup, or delete it.")
         else:
-            if isinstance(found, dict) and found:
-                return found
-            what = f"gave {'an empty dict' if found == {} else f'a {type(found).__name__}'}"
+            if isinstance(document, dict) and document:
+                return document
+            what = f"gave {'an empty dict' if document == {} else f'a {type(document).__name__}'}"
             problem = CorruptRecordError(
                 f"{self._name}.load({name!r}) {what}, and list_pipelines() has that id. Restore a backup, or "
                 "delete it."
             )
-            if found == {} and is_safe(name) and not name.startswith(OURS):
+            if document == {} and is_safe(name) and not name.startswith(OURS):
                 return {} if name in await self._listed() else None
         if name in await self._listed():
             raise problem
@@ -239,7 +239,7 @@ class DocumentStore(RecordStoreBackend):
                     raise
 
     def _lock(self, name: str) -> asyncio.Lock:
-        """A lock that tasks on the loop of the four methods share as long as somebody has it."""
+        """A lock that tasks on the loop of the four methods share as long as one of them has it."""
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
@@ -255,7 +255,7 @@ class DocumentStore(RecordStoreBackend):
     async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
         document: dict[str, Any] = {RECORD: _text(record)}
         if name == "snapshot" and self._key is None:
-            # As whoever calls the backend itself saves and loads it.
+            # As a program that calls the backend itself saves and loads it.
             document = json.loads(unpack(record, name).body)
         where = _document_id(pipeline_id, name)
 
@@ -304,8 +304,8 @@ class DocumentStore(RecordStoreBackend):
 
     async def _numbers(self, pipeline_id: str) -> dict[str, int]:
         """The runs of a pipeline in their order, with their numbers."""
-        found = [run for run in map(_run_in, await self._ids()) if run is not None and run[0] == pipeline_id]
-        return {run_id: number for _, number, run_id in sorted(found, key=lambda run: run[1:])}
+        runs = [run for run in map(_run_in, await self._ids()) if run is not None and run[0] == pipeline_id]
+        return {run_id: number for _, number, run_id in sorted(runs, key=lambda run: run[1:])}
 
     async def _head(self, pipeline_id: str, run_id: str, number: int | None = None) -> _Head | None:
         """The head of a run as it is stored, or ``None``."""
@@ -338,7 +338,7 @@ class DocumentStore(RecordStoreBackend):
             queue = self._waiting.setdefault(key, [])
             queue.append(waiting)
             async with self._lock(_id("run", pipeline_id, run_id)):
-                # Whoever wrote before may have written this, too: what waits goes out together.
+                # The write before may have had this, too: what waits goes out together.
                 if not waiting.done.done():
                     batch = queue.copy()
                     queue.clear()
@@ -500,8 +500,8 @@ class DocumentStore(RecordStoreBackend):
 
         async def rows() -> list[Row]:
             numbers = await self._numbers(pipeline_id)
-            found = await _gathered([row(run_id, numbers.get(run_id)) for run_id in run_ids])
-            return [row for row in found if row is not None]
+            stored = await _gathered([row(run_id, numbers.get(run_id)) for run_id in run_ids])
+            return [row for row in stored if row is not None]
 
         return await self._there(rows())
 
@@ -573,7 +573,7 @@ class DocumentStore(RecordStoreBackend):
                 try:
                     document = await self._document(name)
                 except CorruptRecordError as error:
-                    # Nobody can read it, so nobody can move it.
+                    # What cannot be read cannot be moved.
                     self._report(f"Not kept aside: {error}")
                 else:
                     aside = {"id": name, "document": document}
@@ -602,7 +602,7 @@ class DocumentStore(RecordStoreBackend):
 
 
 def _start(kind: str, pipeline_id: str) -> str:
-    """How ids of a pipeline's documents of a kind begin. The length tells where the pipeline's id ends."""
+    """How ids of a pipeline's documents of a kind begin. The length says where the pipeline's id ends."""
     return f"{OURS}{kind}-{len(pipeline_id):02}{pipeline_id}"
 
 
@@ -618,10 +618,10 @@ def _document_id(pipeline_id: str, name: str) -> str:
 
 def _run_in(name: str) -> tuple[str, int, str] | None:
     """Pipeline, number and run of a head's id; ``None`` of any other id."""
-    found = _RUN.fullmatch(name)
-    if found is None:
+    match = _RUN.fullmatch(name)
+    if match is None:
         return None
-    length, rest = int(found[1]), found[2]
+    length, rest = int(match[1]), match[2]
     behind = _BEHIND.fullmatch(rest[length:])
     return None if behind is None else (rest[:length], int(behind[1]), behind[2])
 
@@ -670,9 +670,9 @@ async def _gathered(work: Sequence[Awaitable[T]]) -> list[T]:
     """The results of some work, a few of which go on at the same time."""
     limit = asyncio.Semaphore(AT_ONCE)
 
-    async def limited(one: Awaitable[T]) -> T:
+    async def limited(job: Awaitable[T]) -> T:
         async with limit:
-            return await one
+            return await job
 
     return list(await asyncio.gather(*map(limited, work)))
 

@@ -27,7 +27,7 @@ def locked(descriptor: int, path: Path, *, shared: bool = False) -> Iterator[Non
     """Hold the lock of an open file; processes, threads and descriptors exclude each other.
 
     Raises:
-        StorageUnavailableError: Somebody else held it for :data:`LOCK_WAIT` seconds.
+        StorageUnavailableError: Another process held it for :data:`LOCK_WAIT` seconds.
     """
     how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     deadline = time.monotonic() + LOCK_WAIT
@@ -73,7 +73,7 @@ _PLAIN = re.compile(r"[a-z0-9_-]{1,64}")
 
 def to_file_name(safe: str) -> str:
     """An id as a file name: two ids never share one, even where case does not count."""
-    name = _CAPITAL.sub(lambda found: "~" + found.group().lower(), safe)
+    name = _CAPITAL.sub(lambda capital: "~" + capital.group().lower(), safe)
     return f"~_{name}" if _DEVICES.match(name) else name
 
 
@@ -82,8 +82,8 @@ def from_file_name(name: str) -> str | None:
     if _PLAIN.fullmatch(name) and not _DEVICES.match(name):
         return name
     plain = name.removeprefix("~_")
-    found = re.sub(r"~([a-z])", lambda letter: letter.group(1).upper(), plain)
-    return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) and to_file_name(found) == name else None
+    safe = re.sub(r"~([a-z])", lambda letter: letter.group(1).upper(), plain)
+    return safe if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", safe) and to_file_name(safe) == name else None
 
 
 def user_path(value: object, name: str) -> Path:

@@ -64,12 +64,12 @@ class Holder:
     """Who holds a lease, as it is stored.
 
     Attributes:
-        machine: Tells machines, and containers on one machine, apart even if they share a name.
+        machine: Differs between machines, and containers on one machine, even if they share a name.
         started: When the process started, in the words of its system: a pid alone is used again.
         beat: Time of the last heartbeat, seconds since the epoch.
         ttl: Seconds that a heartbeat counts.
-        boot: Tells one start of a machine from the next; ``""`` where the system does not say.
-        home: Tells the machine itself, over its restarts; ``""`` where the system does not say.
+        boot: Differs from one start of a machine to the next; ``""`` where the system does not say.
+        home: Identifies the machine itself, over its restarts; ``""`` where the system does not say.
         ticks: Time of the last heartbeat by the clock that counts from the start of the machine, which no
             setting of the time changes, and which all processes and containers on it share.
     """
@@ -94,25 +94,25 @@ class Holder:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Holder | None:
-        """The stored holder; ``None`` if the lease was released, or if nobody can be made of the bytes."""
+        """The stored holder; ``None`` if the lease was released, or if the bytes are none."""
         if not data:
             return None
         try:
-            found: Any = json.loads(data)
+            stored: Any = json.loads(data)
             holder = cls(
-                host=str(found["host"]),
-                pid=int(found["pid"]),
-                machine=str(found["machine"]),
-                started=str(found["started"]),
-                beat=float(found["beat"]),
-                ttl=float(found["ttl"]),
+                host=str(stored["host"]),
+                pid=int(stored["pid"]),
+                machine=str(stored["machine"]),
+                started=str(stored["started"]),
+                beat=float(stored["beat"]),
+                ttl=float(stored["ttl"]),
                 # Older versions did not write these.
-                boot=str(found.get("boot", "")),
-                home=str(found.get("home", "")),
-                ticks=float(found.get("ticks", 0.0)),
+                boot=str(stored.get("boot", "")),
+                home=str(stored.get("home", "")),
+                ticks=float(stored.get("ticks", 0.0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-            # A lease that cannot be read keeps nobody out; the token still fences.
+            # A lease that cannot be read keeps no process out; the token still fences.
             return None
         times = (holder.beat, holder.ttl, holder.ticks)
         return holder if all(map(math.isfinite, times)) else None
@@ -137,8 +137,8 @@ class Holder:
     def left(self, now: float, *, shared: bool) -> float | None:
         """Seconds that the last heartbeat still counts; 0 if they are over or the process was seen dead.
 
-        ``None`` if no clock tells: the one of another machine may go wrong, and so may this one. Then only
-        who watches for :attr:`ttl` seconds that no heartbeat comes knows that the process is gone.
+        ``None`` if no clock can decide it: the one of another machine may go wrong, and so may this one. Then
+        only a watch of :attr:`ttl` seconds in which no heartbeat comes shows that the process is gone.
 
         Args:
             now: The time, in seconds since the epoch.
@@ -150,7 +150,7 @@ class Holder:
             silence = time.monotonic() - self.ticks
         else:
             silence = now - self.beat
-            # Without a clock that nobody sets, this machine's is the best that there is for its processes.
+            # Without a clock that is never set, this machine's is the best that there is for its processes.
             if silence > self.ttl and not shared and not self.is_here:
                 return None
         # A heartbeat that is still to come was dated by a clock that was set back since.
@@ -159,13 +159,13 @@ class Holder:
 
 @cache
 def boot_id() -> str:
-    """Tells this start of the machine from others; ``""`` where the system does not say."""
+    """Identifies this start of the machine; ``""`` where the system does not say."""
     return _read(_PROC / "sys/kernel/random/boot_id")
 
 
 @cache
 def home_id() -> str:
-    """Tells this machine from others, over its restarts; ``""`` where the system does not say."""
+    """Identifies this machine, over its restarts; ``""`` where the system does not say."""
     name = _read(_MACHINE)
     return name and hashlib.sha256(f"{platform.node()}\n{name}".encode()).hexdigest()[:16]
 
@@ -179,7 +179,7 @@ def _read(path: Path) -> str:
 
 @cache
 def machine_id() -> str:
-    """Tells this machine, since its last start, and this container from others."""
+    """Identifies this machine, since its last start, and this container."""
     parts = [platform.node()]
     # Not on Linux, the name has to do.
     with contextlib.suppress(OSError):
@@ -204,7 +204,7 @@ def process_start(pid: int) -> str | None:
         except ProcessLookupError:
             return None
         except PermissionError:
-            # Somebody else's, but alive.
+            # Another user's, but alive.
             return ""
     return ""
 
@@ -310,8 +310,8 @@ class Leasing(ABC):
         return id_of(pipeline_id)
 
     def _left(self, pipeline_id: str, run_id: str, token: int, holder: Holder, now: float) -> float | None:
-        """Seconds that a claim still counts; ``None`` if no clock tells. See :meth:`Holder.left`."""
-        # A lease that this object could not give back keeps nobody out here.
+        """Seconds that a claim still counts; ``None`` if no clock can decide it. See :meth:`Holder.left`."""
+        # A lease that this object could not give back keeps no process out here.
         if (pipeline_id, run_id, token) in self._unreleased:
             return 0.0
         return holder.left(now, shared=self.shared_clock)
@@ -325,7 +325,7 @@ class Leasing(ABC):
         return max(0.0, holder.ttl - (now - since))
 
     async def _watched(self, pipeline_id: str, run_id: str) -> tuple[float, int, Holder | None]:
-        """Seconds that a claim still counts, its token and its holder. Where no clock tells, it is watched.
+        """Seconds that a claim still counts, its token and its holder. It is watched where no clock decides.
 
         What is watched is whether heartbeats come, by the clock of this process alone: one that is dated
         wrongly counts as well as any other.
@@ -352,7 +352,7 @@ class Leasing(ABC):
         return holder if self._claimed(pipeline_id, run_id, token, holder, await self._now()) else None
 
     def _claimed(self, pipeline_id: str, run_id: str, token: int, holder: Holder | None, now: float) -> bool:
-        """Whether a claim counts, as far as clocks tell."""
+        """Whether a claim counts, as far as clocks can decide it."""
         return holder is not None and bool(self._left(pipeline_id, run_id, token, holder, now))
 
     def _keeper(self, pipeline_id: str, run_id: str, token: int, held: bytes, now: float) -> Holder | None:

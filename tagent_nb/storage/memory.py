@@ -33,7 +33,7 @@ class MemoryStorageBackend(RunStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[str, _Pipeline] = {}
+        self._contents: dict[str, _Pipeline] = {}
         self._leases: dict[tuple[str, str], tuple[int, bytes]] = {}
 
     def __repr__(self) -> str:
@@ -45,7 +45,7 @@ class MemoryStorageBackend(RunStorage):
         self, pipeline_id: str, run_id: str, events: Sequence[Event], *, token: int | None = None
     ) -> None:
         """Record events by reference. See :meth:`StorageBackend.append`."""
-        if pipeline_id not in self._known or run_id not in self._known[pipeline_id].runs:
+        if pipeline_id not in self._contents or run_id not in self._contents[pipeline_id].runs:
             self._check(pipeline_id, run_id)
             pipeline_id = await self._place_to_record(pipeline_id, run_id)
         if token is not None:
@@ -53,7 +53,7 @@ class MemoryStorageBackend(RunStorage):
             if lease[0] != token:
                 raise self._lost(pipeline_id, run_id, lease[1])
         try:
-            run = self._known[pipeline_id].runs[run_id]
+            run = self._contents[pipeline_id].runs[run_id]
         except KeyError:
             run = []
         kept = [event for event in events if not isinstance(event, PASSING)]
@@ -73,11 +73,11 @@ class MemoryStorageBackend(RunStorage):
         place = await self._place_of_run(places_of(pipeline_id), run_id)
         if place is None:
             raise self._unknown(pipeline_id, run_id)
-        return list(self._known[place].runs[run_id])
+        return list(self._contents[place].runs[run_id])
 
     async def memories(self, pipeline_id: str, schemas: Mapping[str, type] | None = None) -> dict[str, Any]:
         """The saved memories themselves. See :meth:`StorageBackend.memories`."""
-        kept = [self._known[place].memories for place in places_of(pipeline_id) if place in self._known]
+        kept = [self._contents[place].memories for place in places_of(pipeline_id) if place in self._contents]
         return dict(next(filter(None, kept), {}))
 
     async def save_memories(self, pipeline_id: str, memories: Mapping[str, Any]) -> None:
@@ -85,11 +85,11 @@ class MemoryStorageBackend(RunStorage):
         self._pipeline(await self._place(pipeline_id)).memories = dict(memories)
 
     async def _holds_any_of(self, pipeline_id: str) -> bool:
-        return pipeline_id in self._known
+        return pipeline_id in self._contents
 
     async def _described(self, pipeline_id: str, run_ids: Sequence[str]) -> list[tuple[RunInfo, int, bytes]]:
         described: list[tuple[RunInfo, int, bytes]] = []
-        runs, now = self._known[pipeline_id].runs if run_ids else {}, await self._now()
+        runs, now = self._contents[pipeline_id].runs if run_ids else {}, await self._now()
         for run_id in filter(runs.__contains__, run_ids):
             token, held = self._leases.get((pipeline_id, run_id), (0, b""))
             alive = self._claimed(pipeline_id, run_id, token, Holder.from_bytes(held), now)
@@ -101,7 +101,7 @@ class MemoryStorageBackend(RunStorage):
         """There is nothing to give back; what was stored stays readable."""
 
     def _forget(self, pipeline_id: str, run_id: str) -> None:
-        """Events are counted when somebody asks."""
+        """Events are counted when runs are listed."""
 
     # -- what needs something that outlives the process --------------------------------------
 
@@ -143,39 +143,39 @@ class MemoryStorageBackend(RunStorage):
     # -- primitives -------------------------------------------------------------------------
 
     def _pipeline(self, pipeline_id: str) -> _Pipeline:
-        return self._known.setdefault(pipeline_id, _Pipeline())
+        return self._contents.setdefault(pipeline_id, _Pipeline())
 
     async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
         self._pipeline(pipeline_id).documents[name] = record
 
     async def _get(self, pipeline_id: str, name: str) -> bytes | None:
-        known = self._known.get(pipeline_id)
-        return known.documents.get(name) if known is not None else None
+        pipeline = self._contents.get(pipeline_id)
+        return pipeline.documents.get(name) if pipeline is not None else None
 
     async def _pipelines(self) -> list[str]:
-        return list(self._known)
+        return list(self._contents)
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
-        known = self._known.get(pipeline_id)
-        return [(run_id, 0) for run_id in known.runs] if known is not None else []
+        pipeline = self._contents.get(pipeline_id)
+        return [(run_id, 0) for run_id in pipeline.runs] if pipeline is not None else []
 
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
         if self._leases.get((pipeline_id, run_id), (token, b""))[0] != token:
             return False
         self._leases.pop((pipeline_id, run_id), None)
-        self._known[pipeline_id].runs.pop(run_id, None)
+        self._contents[pipeline_id].runs.pop(run_id, None)
         return True
 
     async def _newest(self, pipeline_id: str, count: int) -> list[str]:
-        known = self._known.get(pipeline_id)
-        newest = [] if known is None else list(islice(reversed(known.runs), count))
+        pipeline = self._contents.get(pipeline_id)
+        newest = [] if pipeline is None else list(islice(reversed(pipeline.runs), count))
         return newest[::-1]
 
     async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
-        return pipeline_id in self._known and run_id in self._known[pipeline_id].runs
+        return pipeline_id in self._contents and run_id in self._contents[pipeline_id].runs
 
     async def _remove_documents(self, pipeline_id: str) -> None:
-        del self._known[pipeline_id]
+        del self._contents[pipeline_id]
 
     async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
         return self._leases.get((pipeline_id, run_id), (0, b""))

@@ -42,7 +42,7 @@ def register_storage(scheme: str, factory: Factory) -> None:
         scheme: What is before the colon, such as ``"s3"``: lower case, at least two characters. One that is
             registered again is replaced.
         factory: Called with the whole URL, in which settings of :func:`open_storage` such as ``keep_last``
-            are left out; and with ``durability="full"`` or ``"fast"`` if somebody says so. Returns a
+            are left out; and with ``durability="full"`` or ``"fast"`` if that is said. Returns a
             :class:`StorageBackend`, with four methods or more.
 
     Raises:
@@ -145,14 +145,14 @@ def _with_runs(backend: StorageBackend) -> RunStorage:
 
 
 def _own(url: str, scheme: str, durability: Any) -> StorageBackend:
-    """What the factory of somebody's scheme makes of a URL."""
+    """What the factory of a user's scheme makes of a URL."""
     factory = _registered.get(scheme)
     entries = {entry.name: entry for entry in entry_points(group=GROUP)} if factory is None else {}
     if factory is None and scheme not in entries:
-        known = (*SCHEMES, *sorted({*_registered, *entries}))
+        schemes = (*SCHEMES, *sorted({*_registered, *entries}))
         raise DefinitionError(
-            f"Storage {shown(url)!r}: there is no kind {scheme!r}.{did_you_mean(scheme, known)} "
-            f"Known: {', '.join(known)}, or the path of a folder."
+            f"Storage {shown(url)!r}: there is no kind {scheme!r}.{did_you_mean(scheme, schemes)} "
+            f"Known: {', '.join(schemes)}, or the path of a folder."
         )
     if factory is None:
         entry = entries[scheme]

@@ -79,19 +79,19 @@ def _whole(name: str, value: Any) -> Any:
 def age_of(value: Any) -> timedelta | float | None:
     if not isinstance(value, str):
         return value  # type: ignore[no-any-return]
-    found = _AGE.fullmatch(value.strip())
-    if found is None:
+    match = _AGE.fullmatch(value.strip())
+    if match is None:
         raise DefinitionError(f"older_than must be seconds, or such as '12h', '30d' or '8w', not {value!r}.")
-    return float(found.group(1)) * _SECONDS[found.group(2)]
+    return float(match.group(1)) * _SECONDS[match.group(2)]
 
 
 def size_of(value: Any) -> int | None:
     if not isinstance(value, str):
         return value  # type: ignore[no-any-return]
-    found = _SIZE.fullmatch(value.strip())
-    if found is None:
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
         raise DefinitionError(f"max_bytes must be bytes, or such as '500MB' or '2GB', not {value!r}.")
-    return int(float(found.group(1)) * _BYTES[found.group(2).lower()])
+    return int(float(match.group(1)) * _BYTES[match.group(2).lower()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +145,16 @@ class Retention:
         runs = [run for run in runs if run.status != "damaged"]
         good = [run.run_id for run in runs if run.status == "completed"]
         total = sum(run.size for run in runs)
-        doomed: list[RunInfo] = []
+        to_delete: list[RunInfo] = []
         for place, run in enumerate(runs):
             too_many = self.keep_last is not None and len(runs) - place > self.keep_last
             too_old = self.is_old(run, now)
             too_big = self.max_bytes is not None and total > self.max_bytes
             stays = run.status in _UNFINISHED or run.undecided or run.run_id in good[-1:]
             if (too_many or too_old or too_big) and not stays:
-                doomed.append(run)
+                to_delete.append(run)
                 total -= run.size
-        return doomed
+        return to_delete
 
 
 _UNFINISHED = ("running", "waiting")

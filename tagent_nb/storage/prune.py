@@ -111,18 +111,18 @@ class _Pruning:
         for start in range(0, max(1, first_new), LOOK):
             part = run_ids[start : min(first_new, start + LOOK)]
             await self._look_at(part)
-            doomed = await self._doomed(sizes)
+            to_delete = await self._due(sizes)
             # Oldest first: those behind one that has not been looked at have time.
-            seen = list(takewhile(lambda run: run.run_id in self.seen, doomed))
+            seen = list(takewhile(lambda run: run.run_id in self.seen, to_delete))
             for place, batch in _batches(seen, self.storage._removed_at_once):
                 if time.monotonic() > self.deadline:
-                    self._stopped(len(doomed) - place)
+                    self._stopped(len(to_delete) - place)
                     return
                 deleted = await self._delete([run.run_id for run in batch])
                 self.deleted += [run for run in batch if run.run_id in deleted]
                 for run_id in deleted:
                     del sizes[run_id]
-            if len(seen) == len(doomed) and not self._old_ones_may_follow(part):
+            if len(seen) == len(to_delete) and not self._old_ones_may_follow(part):
                 return
 
     async def _sizes(self) -> dict[str, int]:
@@ -138,7 +138,7 @@ class _Pruning:
             for described in await self.storage._described(self.pipeline_id, part):
                 self.seen[described[0].run_id] = described
 
-    async def _doomed(self, sizes: Mapping[str, int]) -> list[RunInfo]:
+    async def _due(self, sizes: Mapping[str, int]) -> list[RunInfo]:
         """As the rules say. The newest good run, because of which others go, is read to its end before."""
         now = time.time()
         runs = [
@@ -147,10 +147,10 @@ class _Pruning:
             else RunInfo(run_id, self.pipeline_id, started_at=math.inf, size=size)
             for run_id, size in sizes.items()
         ]
-        while doomed := [run for run in self.rules.to_delete(runs, now) if run.run_id != self.ended]:
+        while to_delete := [run for run in self.rules.to_delete(runs, now) if run.run_id != self.ended]:
             newest = next((run for run in reversed(runs) if run.status == "completed"), None)
             if newest is None or newest.run_id == self.sound:
-                return doomed
+                return to_delete
             try:
                 await self.storage.read_run(newest.pipeline_id, newest.run_id)
             except NotStoredError:
@@ -161,7 +161,7 @@ class _Pruning:
                 self.seen[newest.run_id] = (bad, *self.seen[newest.run_id][1:])
             else:
                 self.sound = newest.run_id
-                return doomed
+                return to_delete
         return []
 
     async def _delete(self, run_ids: Sequence[str]) -> set[str]:
@@ -174,7 +174,7 @@ class _Pruning:
             if storage._keeper(self.pipeline_id, run_id, token, held, now) is None:
                 unclaimed[run_id] = token
             elif math.isinf(self.limit):
-                # It takes the time that it takes to see that nothing is heard of its process.
+                # It takes the time that it takes to see that its process sends no heartbeat.
                 try:
                     await storage.delete_run(self.pipeline_id, run_id)
                     deleted.add(run_id)

@@ -88,8 +88,8 @@ class RecordStoreBackend(RunStorage):
     runs: ``_append``, ``_read``, ``_tail``, ``_runs``, ``_remove_run``; for leases: ``_lease`` and
     ``_swap_lease``; and ``_pipelines``, ``_set_aside``. The others have a default that is right, and slower
     or weaker than one's own: ``_state``, ``_mark`` and ``_marked``, ``_ordered``, ``_newest``, ``_has_run``,
-    ``_rows``, ``_now``. Whoever implements one of these weakly takes it out of :attr:`capabilities`, and
-    :class:`tagent_nb.testing.StorageContract` does not ask for it.
+    ``_rows``, ``_now``. A backend that implements one of these weakly takes it out of :attr:`capabilities`,
+    and :class:`tagent_nb.testing.StorageContract` does not ask for it.
 
     Attributes:
         capabilities: All of those of :class:`StorageBackend`, unless a subclass says less.
@@ -130,7 +130,7 @@ class RecordStoreBackend(RunStorage):
     async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
         """The last line that ``record.state`` gave for a run, empty if there is none.
 
-        A backend that keeps none (``None``) cannot tell that records are missing at the end of a run.
+        A backend that keeps none (``None``) cannot notice that records are missing at the end of a run.
         """
         return None
 
@@ -141,8 +141,8 @@ class RecordStoreBackend(RunStorage):
     async def _mark(self, text: bytes | None) -> None:
         """Keep a text that stays when the store is set aside, or with ``None`` none.
 
-        It tells that a restore is under way; what reads or writes must call :meth:`_refuse_half`. A backend
-        without marks cannot tell that a restore was stopped half-way.
+        It says that a restore is under way; what reads or writes must call :meth:`_refuse_half`. A backend
+        without marks cannot notice that a restore was stopped half-way.
         """
 
     async def _marked(self) -> bytes | None:
@@ -342,7 +342,7 @@ class RecordStoreBackend(RunStorage):
 
     @property
     def backup_folder(self) -> Path | None:
-        """Where backups go if nobody says otherwise."""
+        """Where backups go if no folder is named."""
         return None
 
     @property
@@ -374,14 +374,14 @@ class RecordStoreBackend(RunStorage):
         """Refuse to use a store that a restore has only begun to fill.
 
         Raises:
-            CorruptRecordError: So it is, and nobody restores it through this object.
+            CorruptRecordError: So it is, and this object is not what restores it.
         """
         if marked is not None and not self._restoring:
             raise restore.half_restored(marked)
 
     @property
     def _label(self) -> str:
-        """What tells this store's backups from those of others in the same folder: where it is."""
+        """What distinguishes this store's backups from those of others in the same folder: where it is."""
         return ""
 
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes) -> None:
@@ -409,7 +409,7 @@ class RecordStoreBackend(RunStorage):
             if not run.chained:
                 self._report(
                     f"Run {run_id} was begun by an older version of tagent-nb, whose records carry no chain: "
-                    "nothing tells whether some of those are missing. What is recorded from now on has one."
+                    "nothing shows whether some of those are missing. What is recorded from now on has one."
                 )
         # Another task may have counted meanwhile; both then add to the same counts.
         return self._summaries.setdefault((pipeline_id, run_id), summary)
@@ -506,7 +506,7 @@ class RecordStoreBackend(RunStorage):
         try:
             return unpack(tail[start:], "", kind="events", owner=run_id, key=self._key)
         except StorageError:
-            # Reading all of the run tells whether it is torn or damaged.
+            # Reading all of the run shows whether it is torn or damaged.
             return None
 
 

@@ -90,7 +90,7 @@ class Summary:
     unpriced: bool = False
     states: dict[str, str] = field(default_factory=dict)
     calls: dict[tuple[str, str | None], list[float | None]] = field(default_factory=dict)
-    asked: dict[tuple[str, str | None], set[str]] = field(default_factory=dict)
+    pending: dict[tuple[str, str | None], set[str]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Take one event in."""
@@ -128,12 +128,12 @@ class Summary:
         """Count what waits for a decision."""
         unit = (event.step, event.item)
         if isinstance(event, ApprovalRequested):
-            self.asked.setdefault(unit, set()).add(event.call)
+            self.pending.setdefault(unit, set()).add(event.call)
         elif isinstance(event, ApprovalGiven):
-            self.asked.get(unit, set()).discard(event.call)
-        elif self.asked:
+            self.pending.get(unit, set()).discard(event.call)
+        elif self.pending:
             # The unit has come to an end, or begins anew.
-            self.asked.pop(unit, None)
+            self.pending.pop(unit, None)
 
     def _spend(self, cost: float | None) -> None:
         if cost is None:
@@ -156,11 +156,11 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with counts in place of the steps' states."""
-        known = replace(self, calls=dict(self.calls))
-        known._interrupted()
-        data = asdict(known)
-        del data["calls"], data["asked"]
-        data["undecided"] = sum(map(len, self.asked.values()))
+        counted = replace(self, calls=dict(self.calls))
+        counted._interrupted()
+        data = asdict(counted)
+        del data["calls"], data["pending"]
+        data["undecided"] = sum(map(len, self.pending.values()))
         data["states"] = _counts(self.states)
         return data
 
@@ -212,7 +212,7 @@ def info_of(data: Mapping[str, Any], pipeline_id: str, run_id: str, *, size: int
 
 
 def damaged(pipeline_id: str, run_id: str, size: int, error: Exception) -> RunInfo:
-    """A run that cannot be read, in its place in the list: whoever asks for the newest is told of it."""
+    """A run that cannot be read, in its place in the list: it may be the newest."""
     return RunInfo(
         run_id, pipeline_id, status="damaged", started_at=time_in(run_id), size=size, problem=str(error)
     )

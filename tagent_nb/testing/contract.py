@@ -146,13 +146,13 @@ class StorageContract(LeaseContract, BackupContract):
         await store.release(lease)
         again = self._again(store)
         assert await again.list_pipelines() == [storage_id(name)]
-        for known in (name, storage_id(name)):
-            assert await again.load(known) == {"name": name}
-            assert await again.memories(known) == {"of": name}
-            assert [info.run_id for info in await again.runs(known)] == ["r"]
-            assert plain(await again.read_run(known, "r")) == plain(sample_run("r")[:-1])
-            assert await again.newest_run(known) == "r"
-            assert await again.has_run(known, "r")
+        for handle in (name, storage_id(name)):
+            assert await again.load(handle) == {"name": name}
+            assert await again.memories(handle) == {"of": name}
+            assert [info.run_id for info in await again.runs(handle)] == ["r"]
+            assert plain(await again.read_run(handle, "r")) == plain(sample_run("r")[:-1])
+            assert await again.newest_run(handle) == "r"
+            assert await again.has_run(handle, "r")
         await again.delete_run(name, "r")
         assert await store.runs(name) == []
         await again.delete(name)
@@ -168,9 +168,9 @@ class StorageContract(LeaseContract, BackupContract):
         await store.save_memories("late", {"n": 3})
         again = self._again(store)
         assert await again.list_pipelines() == sorted(["early", storage_id("late")])
-        for known in ("late", storage_id("late")):
-            assert (await again.load(known), await again.memories(known)) == ({"n": 2}, {"n": 3})
-            assert plain(await again.read_run(known, "r")) == plain(sample_run("r"))
+        for handle in ("late", storage_id("late")):
+            assert (await again.load(handle), await again.memories(handle)) == ({"n": 2}, {"n": 3})
+            assert plain(await again.read_run(handle, "r")) == plain(sample_run("r"))
         await again.delete("late")
         assert await store.list_pipelines() == ["early"]
 
@@ -205,9 +205,9 @@ class StorageContract(LeaseContract, BackupContract):
         await store.append("p", "run", events[:3])
         for event in events[3:]:
             await store.append("p", "run", [event])
-        found = await self._again(store).read_run("p", "run")
-        assert plain(found) == plain(events)
-        outputs = [event.output.value for event in found if isinstance(event, StepFinished | StepCached)]
+        read = await self._again(store).read_run("p", "run")
+        assert plain(read) == plain(events)
+        outputs = [event.output.value for event in read if isinstance(event, StepFinished | StepCached)]
         assert outputs == [
             event.output.value for event in events if isinstance(event, StepFinished | StepCached)
         ]
@@ -242,10 +242,10 @@ class StorageContract(LeaseContract, BackupContract):
                 await store.append("p", "r", batch)
             batch = []
         await store.append("p", "r", [*batch, last])
-        found = await self._again(store).read_run("p", "r")
-        assert [type(event) for event in found] == [type(event) for event in [first, *batch, last]]
+        read = await self._again(store).read_run("p", "r")
+        assert [type(event) for event in read] == [type(event) for event in [first, *batch, last]]
 
-    async def test_the_list_of_runs_tells_how_each_stands(self, store: RunStorage) -> None:
+    async def test_the_list_of_runs_says_how_each_stands(self, store: RunStorage) -> None:
         """Status, steps, cost and times as recorded, without a look at any value."""
         for at, outcome in ((100.0, "completed"), (200.0, "cancelled"), (300.0, "failed")):
             events = sample_run(outcome, at=at)[:-1]
@@ -330,8 +330,8 @@ class StorageContract(LeaseContract, BackupContract):
         lease = await store.acquire("p", "r")
         events = [StepFinished(run_id="r", step=f"s{n}", output=StoredValue.of(n)) for n in range(200)]
         await asyncio.gather(*(store.append("p", "r", [event], token=lease.token) for event in events))
-        found = await self._again(store).read_run("p", "r")
-        assert sorted(event.output.value for event in found if isinstance(event, StepFinished)) == list(
+        read = await self._again(store).read_run("p", "r")
+        assert sorted(event.output.value for event in read if isinstance(event, StepFinished)) == list(
             range(200)
         )
 
@@ -371,7 +371,7 @@ class StorageContract(LeaseContract, BackupContract):
     async def test_records_in_another_order_are_damage(
         self, store: RunStorage, monkeypatch: pytest.MonkeyPatch, change: str, named: str
     ) -> None:
-        """Swapped, doubled or left out, whoever reads the run gets an error that names the record."""
+        """Swapped, doubled or left out, reading the run is an error that names the record."""
         events = sample_run()
         for event in events:
             await store.append("p", "run", [event])
@@ -391,7 +391,9 @@ class StorageContract(LeaseContract, BackupContract):
         with pytest.raises(CorruptRecordError, match=named):
             await again.read_run("p", "run")
 
-    async def test_a_missing_end_is_told(self, store: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_missing_end_is_reported(
+        self, store: RunStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Where a run's state says that more was recorded, its readers and the list of runs say so."""
         require(store, ENDS)
         events = sample_run()
@@ -403,19 +405,19 @@ class StorageContract(LeaseContract, BackupContract):
         before = list(again.problems)
         assert plain(await again.read_run("p", "run")) == plain(events)
         assert again.problems == before
-        assert isinstance(again, RecordStoreBackend), "only a store of records can tell that some are missing"
+        assert isinstance(again, RecordStoreBackend), "only a store of records notices that some are missing"
         # The list of runs takes its own way to the same.
         assert await RecordStoreBackend._rows(again, "p", ["run", "none"]) == await again._rows("p", ["run"])
         records = await _records(again, "run")
         _instead(monkeypatch, again, records[:-2])
         message = f"{len(events)} records were recorded, and {len(events) - 2} are there"
-        found = await again.read_run("p", "run")
-        assert plain(found[:-1]) == plain(events[:-2])
-        assert isinstance(found[-1], Warned)
-        assert message in found[-1].message
-        assert again.problems == [*before, found[-1].message]
+        read = await again.read_run("p", "run")
+        assert plain(read[:-1]) == plain(events[:-2])
+        assert isinstance(read[-1], Warned)
+        assert message in read[-1].message
+        assert again.problems == [*before, read[-1].message]
         (info,) = await again.runs("p")
-        assert (info.status, info.problem) == ("interrupted", found[-1].message)
+        assert (info.status, info.problem) == ("interrupted", read[-1].message)
         _instead(monkeypatch, again, [])
         for call in (again.read_run("p", "run"), again.append("p", "run", events)):
             with pytest.raises(CorruptRecordError, match=f"state lost: {len(events)} records"):
@@ -434,8 +436,8 @@ class StorageContract(LeaseContract, BackupContract):
             await again.append("p", "r", batch)
             await again.release(lease)
             await store.append("p", "r", batch)
-        found = await self._again(store).read_run("p", "r")
-        assert len(found) == 30
+        read = await self._again(store).read_run("p", "r")
+        assert len(read) == 30
         assert store.problems == before
 
     # -- deleting ---------------------------------------------------------------------------
@@ -467,7 +469,7 @@ class StorageContract(LeaseContract, BackupContract):
         assert plain(await again.read_run("q", "r")) == plain(sample_run("r"))
 
     async def test_an_active_run_is_not_deleted(self, store: RunStorage) -> None:
-        """Neither the run nor its pipeline goes while somebody carries it on."""
+        """Neither the run nor its pipeline goes while a process carries it on."""
         lease = await store.acquire("p", "r")
         await store.append("p", "r", sample_run("r"), token=lease.token)
         again = self._again(store)

@@ -28,8 +28,8 @@ class LeaseContract:
         return storage
 
     def _again(self, store: RunStorage) -> RunStorage:
-        given = store.backend if isinstance(store, DocumentStore) else store
-        return open_storage(self.another(given))  # type: ignore[return-value]
+        backend = store.backend if isinstance(store, DocumentStore) else store
+        return open_storage(self.another(backend))  # type: ignore[return-value]
 
     async def test_one_at_a_time_carries_a_run_on(self, store: RunStorage) -> None:
         """A second claim is refused with host and process; after the release it is granted."""
@@ -47,7 +47,9 @@ class LeaseContract:
         require(store, LEASES)
         await store.append("p", "r", sample_run("r")[:5])
         handles = [self._again(store) for _ in range(20)]
-        claims = await asyncio.gather(*(one.acquire("p", "r") for one in handles), return_exceptions=True)
+        claims = await asyncio.gather(
+            *(handle.acquire("p", "r") for handle in handles), return_exceptions=True
+        )
         assert sum(not isinstance(claim, LeaseLostError) for claim in claims) == 1
         assert all(str(lost).startswith("Run r of") for lost in claims if isinstance(lost, LeaseLostError))
 
@@ -68,7 +70,7 @@ class LeaseContract:
         assert (await store.acquire("p", "r")).token > lease.token
 
     async def test_another_machine_keeps_its_claim_until_it_expires(self, store: RunStorage) -> None:
-        """Nobody here can see whether a process elsewhere lives; its heartbeat decides."""
+        """Whether a process elsewhere lives cannot be seen here; its heartbeat decides."""
         beat = await store._now()
         assert await store._swap_lease("p", "r", 0, 1, holder(7, **ELSEWHERE, beat=beat))
         with pytest.raises(LeaseLostError, match="process 7 on elsewhere"):
@@ -80,7 +82,7 @@ class LeaseContract:
     async def test_a_claim_from_elsewhere_whose_clock_differs_is_watched(
         self, store: RunStorage, skew: float
     ) -> None:
-        """Heartbeats that come count, whatever time they tell; without any the claim ends."""
+        """Heartbeats that come count, whatever time they say; without any the claim ends."""
         beat = await store._now() + (abs(skew) if store.shared_clock else skew)
 
         async def beats() -> None:
@@ -111,8 +113,8 @@ class LeaseContract:
         async def now() -> float:
             return jumped
 
-        for one in (store, again):
-            monkeypatch.setattr(one, "_now", now)
+        for storage in (store, again):
+            monkeypatch.setattr(storage, "_now", now)
         with pytest.raises(LeaseLostError, match=r"its claim ends in (2\d|30) s\."):
             await again.acquire("p", "r")
         with pytest.raises(StorageError, match="carries it on"):
@@ -183,7 +185,7 @@ class LeaseContract:
         assert (await store.acquire("p", "r")).token > lease.token
 
     async def test_a_lease_that_cannot_be_read_keeps_nobody_out(self, store: RunStorage) -> None:
-        """Garbage in place of a holder counts as nobody, and the token still grows."""
+        """Garbage in place of a holder counts as none, and the token still grows."""
         assert await store._swap_lease("p", "r", 0, 5, b"\xff{not json")
         assert (await store.acquire("p", "r")).token > 5
 

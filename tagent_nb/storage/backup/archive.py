@@ -218,14 +218,14 @@ def check_item(item: Item, data: bytes, where: str, key: bytes | None) -> int:
 
 def _items(data: mmap.mmap, path: Path, key: bytes | None) -> Iterator[tuple[Item, list[tuple[int, int]]]]:
     """Each item and the places of its parts, in the order of the file."""
-    found: dict[Item, list[tuple[int, int]]] = {}
+    parts: dict[Item, list[tuple[int, int]]] = {}
     place, count, unplaced = 0, 0, False
     while place < len(data):
         record, end = read_record(data, place, str(path), key)
         if record.kind == "end":
             if end != len(data) or _json(record.body, path) != {"parts": count}:
                 raise CorruptRecordError(f"{path}: its parts are not all there. Use an older backup.")
-            items = list(found.items())
+            items = list(parts.items())
             if unplaced:
                 items.sort(key=lambda entry: _begun(entry[0], data, entry[1][0], key))
             yield from items
@@ -234,7 +234,7 @@ def _items(data: mmap.mmap, path: Path, key: bytes | None) -> Iterator[tuple[Ite
         head = _json(record.body[: max(line, 0)], path)
         item = _item(head, f"{path}, byte {place:,}")
         body = end - 1 - len(record.body)
-        found.setdefault(item, []).append((body + line + 1, end - 1))
+        parts.setdefault(item, []).append((body + line + 1, end - 1))
         unplaced |= "place" not in head
         place, count = end, count + 1
     raise CorruptRecordError(f"{path}: its end is missing. Use an older backup.")
@@ -256,7 +256,7 @@ def _item(head: Any, where: str) -> Item:
     except (KeyError, TypeError, DefinitionError):
         raise CorruptRecordError(f"{where}: this part is not ours. Use an older backup.") from None
     if kind not in ("run", "document") or (kind == "document" and name not in DOCUMENTS):
-        raise CorruptRecordError(f"{where}: nobody knows what this part is. Use an older backup.")
+        raise CorruptRecordError(f"{where}: it is not known what this part is. Use an older backup.")
     return pipeline, kind, name
 
 

@@ -169,7 +169,7 @@ async def backup_if_due(
 ) -> None:
     """Make a backup if enough runs of a pipeline have ended since the last one.
 
-    They are counted, since no clock tells what came first: by the bytes of a file beside the backups.
+    They are counted, since no clock shows what came first: by the bytes of a file beside the backups.
 
     Args:
         ended: Runs that have ended since this was last called.

@@ -1,4 +1,4 @@
-"""Restoring a store from a backup, so that whoever stops half-way can go on.
+"""Restoring a store from a backup, so that a restore that was stopped half-way can go on.
 
 What the store is to hold is first written into a file, then the store is marked, moved aside and filled from
 that file, and then the mark is removed. A marked store is not used for anything else.
@@ -23,9 +23,9 @@ MERGED = "restore-{}.merged"
 """Name of the file that holds what the store is to hold."""
 
 
-async def newest(storage: BackedUpStore, found: list[Path], item: Item | None = None) -> Archive | None:
+async def newest(storage: BackedUpStore, backups: list[Path], item: Item | None = None) -> Archive | None:
     """The newest of some backups that is intact (and has an item); damaged ones before it are reported."""
-    for path in found:
+    for path in backups:
         try:
             archive = await asyncio.to_thread(open_archive, path, storage._key)
         except StorageError as error:
@@ -42,12 +42,12 @@ async def offer(storage: BackedUpStore, error: CorruptRecordError, item: Item | 
     folder = storage._own_folder
     if folder is None or storage._restoring:
         return error
-    found = await asyncio.to_thread(own_backups, storage, folder)
-    archive = await newest(storage, found, item)
+    backups = await asyncio.to_thread(own_backups, storage, folder)
+    archive = await newest(storage, backups, item)
     if archive is not None:
         archive.close()
         return CorruptRecordError(f"{error} Backup {archive.info.path} is intact: restore() takes it.")
-    archive = await newest(storage, found)
+    archive = await newest(storage, backups)
     if archive is None:
         return error
     archive.close()
@@ -122,13 +122,13 @@ def _candidates(storage: BackedUpStore, folder: Path) -> list[Path]:
     own = own_backups(storage, folder)
     if own:
         return own
-    found = paths(folder)
-    if len({tag_of(path) for path in found}) > 1:
+    backups = paths(folder)
+    if len({tag_of(path) for path in backups}) > 1:
         raise NotStoredError(
             f"{folder} has backups of several stores, and none that this one has made. "
-            f"Name one: restore({str(found[0])!r})."
+            f"Name one: restore({str(backups[0])!r})."
         )
-    return found
+    return backups
 
 
 # -- what the store is to hold -------------------------------------------------------------------
@@ -190,7 +190,7 @@ async def _earlier(storage: BackedUpStore, archive: Archive) -> dict[Item, list[
         try:
             run_ids = await storage._run_ids(pipeline_id)
         except CorruptRecordError:
-            # That it cannot be listed is told with what is restored.
+            # That it cannot be listed is reported with what is restored.
             continue
         ours: list[Item] = [(pipeline_id, "run", run_id) for run_id in run_ids]
         theirs = [item for item in archive.items if item[:2] == (pipeline_id, "run")]
@@ -243,7 +243,7 @@ async def _fill(storage: BackedUpStore, content: Path) -> str:
     finally:
         archive.close()
         if not whole:
-            # What is open was opened to restore: nobody else may use it.
+            # What is open was opened to restore: it may not be used for anything else.
             await storage.close()
     await asyncio.to_thread(content.unlink)
     return aside
@@ -286,8 +286,8 @@ def _text(content: Path, aside: str) -> bytes:
 
 def _marks(marked: bytes) -> tuple[Path, str]:
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        found = json.loads(marked)
-        return Path(found["content"]), str(found["aside"])
+        mark = json.loads(marked)
+        return Path(mark["content"]), str(mark["aside"])
     return Path("(unknown)"), ""
 
 
@@ -319,5 +319,5 @@ async def _refuse_active(storage: BackedUpStore) -> None:
         try:
             await storage._refuse_active("be restored", pipeline_id, await storage._run_ids(pipeline_id))
         except CorruptRecordError as error:
-            # Whoever carries a run on in such a store has met the damage already.
+            # A process that carries a run on in such a store has met the damage already.
             storage._report(str(error))

@@ -27,7 +27,7 @@ class BackedUpStore(Protocol):
 
     @property
     def _label(self) -> str:
-        """What tells this store's backups from those of others in the same folder."""
+        """What distinguishes this store's backups from those of others in the same folder."""
 
     async def list_pipelines(self) -> list[str]:
         """Ids of all stored pipelines."""

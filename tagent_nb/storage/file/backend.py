@@ -98,7 +98,7 @@ class FileStorageBackend(RecordStoreBackend):
         except BlockingIOError:
             size = await self._in_folder(pipeline_id, partial(file.append, record, token, wait=True))
         if self._sync:
-            # One thread, so that whoever waits behind a flush finds its own record flushed as well.
+            # One thread, so that a record which waits behind a flush is flushed with it.
             if self._flusher is None:
                 self._flusher = ThreadPoolExecutor(1, "tagent-nb-flush")
             await asyncio.get_running_loop().run_in_executor(self._flusher, file.flush, size)
@@ -183,7 +183,7 @@ class FileStorageBackend(RecordStoreBackend):
         def start(name: str) -> float:
             run_id = from_file_name(name)
             first = b""
-            # What cannot be read is told where it is read.
+            # What cannot be read is reported where it is read.
             with contextlib.suppress(StorageError, FileNotFoundError):
                 descriptor = open_file(folder / f"{name}{JOURNAL}", os.O_RDONLY, "read")
                 try:
@@ -207,7 +207,7 @@ class FileStorageBackend(RecordStoreBackend):
 
     def _has_lost(self, folder: Path, name: str) -> bool:
         """Whether the lease of a run, by the name of its files, says that it had records."""
-        # What cannot be read is told where it is read.
+        # What cannot be read is reported where it is read.
         with contextlib.suppress(StorageError):
             return from_file_name(name) is not None and had_records(folder / f"{name}{LEASE}")
         return False
@@ -245,7 +245,7 @@ class FileStorageBackend(RecordStoreBackend):
                     for file in sorted(folder.iterdir(), key=lambda file: not is_kept(file.name)):
                         if file.suffix in _SUFFIXES or (is_kept(file.name) and not file.is_dir()):
                             file.unlink()
-                # Something of somebody else may be left.
+                # Something of another program may be left.
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             except OSError as error:
@@ -342,16 +342,16 @@ class FileStorageBackend(RecordStoreBackend):
         """The run's files, kept open for the next record."""
         self._notice_fork()
         key = (pipeline_id, run_id)
-        found = self._files.get(key)
-        if found is not None:
+        run_file = self._files.get(key)
+        if run_file is not None:
             self._files.move_to_end(key)
-            return found
+            return run_file
         if len(self._files) >= MAX_OPEN:
             oldest, file = next(iter(self._files.items()))
             if file.close(wait=False):
                 del self._files[oldest]
-        found = self._files[key] = self._run_file(pipeline_id, run_id)
-        return found
+        run_file = self._files[key] = self._run_file(pipeline_id, run_id)
+        return run_file
 
     def _run_file(self, pipeline_id: str, run_id: str) -> RunFile:
         return self._file_of(self._folder(pipeline_id), pipeline_id, run_id)

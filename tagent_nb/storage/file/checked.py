@@ -2,7 +2,7 @@
 
 To list a folder takes the longer the more runs there are, so it is not done for each question. A small file
 keeps what the system says of the folder and of the order when both were last seen to agree: their numbers,
-the order's size, and the times of their last change, which nobody can set. As long as they are the same,
+the order's size, and the times of their last change, which no program can set. As long as they are the same,
 nothing was added to the folder, or taken away from it, by others. What this program itself changes, it
 changes within :meth:`Checked.changing`, which brings the file up to date. Whatever goes wrong, such as a kill
 between the two, leaves a file that does not fit, and the folder is listed again.
@@ -24,13 +24,13 @@ _WIDTH = 160
 """Bytes of the file: above any line."""
 
 _COARSE = 1_000_000
-"""Nanoseconds: a time in whole ones of these is of a system that may not tell two changes apart."""
+"""Nanoseconds: a time in whole ones of these is of a system that may not distinguish two changes."""
 
 
 class Checked:
     """What is known of a folder and the order of its runs.
 
-    A change by somebody else that falls between this program's own change and the look at its time, some
+    A change by another process that falls between this program's own change and the look at its time, some
     microseconds, is taken for part of it. Where a system's times are coarser, it is a tick of its clock.
 
     Args:
@@ -44,7 +44,7 @@ class Checked:
         self._path = order.with_suffix(CHECKED)
 
     def holds(self) -> bool:
-        """Whether nobody else has changed the folder or the order since they were checked."""
+        """Whether the folder and the order are as they were checked."""
         # What cannot be read vouches for nothing.
         with contextlib.suppress(StorageError, OSError):
             descriptor = open_file(self._path, os.O_RDONLY, "read")
@@ -85,7 +85,7 @@ class Checked:
             descriptor = self._open()
             try:
                 with locked(descriptor, self._path):
-                    # Linux tells two changes of a moment apart only if somebody has asked in between.
+                    # Linux distinguishes two changes of a moment only if the time is read between them.
                     os.fstat(descriptor)
                     line = self._line()
                     os.pwrite(descriptor, b" " * _WIDTH, 0)
@@ -119,7 +119,7 @@ class Checked:
         return bool(line.strip()) and os.pread(descriptor, _WIDTH, 0) == line
 
     def _line(self) -> bytes:
-        """What the system says now; blank if that tells no change from another."""
+        """What the system says now; blank if that does not distinguish changes."""
         try:
             folder, order = self._folder.stat(), self._order.lstat()
         except OSError:

@@ -19,7 +19,7 @@ COPY = ".copy"
 """The version before. It answers only for a document that is there and damaged."""
 
 RECOVERING = ".recovering"
-"""A copy on its way into the place of a damaged document: whoever finds it there goes on."""
+"""A copy on its way into the place of a damaged document: a process that finds it there goes on."""
 
 DAMAGED = ".damaged-"
 """What is in the names of damaged documents that were put aside."""
@@ -34,7 +34,7 @@ class Document:
         name: Its name, which is its kind.
         owner: The pipeline.
         key: The store's key.
-        report: Is told what was recovered.
+        report: Called with what was recovered.
         changing: Entered around each change of the folder by which a document is replaced.
     """
 
@@ -101,7 +101,7 @@ class Document:
             if data is not None:
                 unpack(data, str(self.path), kind=self.name, owner=self.owner, key=self.key)
         except (FormatVersionError, KeyProblemError):
-            # It is whole, for another version of tagent-nb or whoever has the key.
+            # It is whole, for another version of tagent-nb or for a process that has the key.
             return data, None
         except CorruptRecordError as error:
             with contextlib.suppress(CorruptRecordError):
@@ -178,7 +178,7 @@ def folder_locked(folder: Path) -> Iterator[None]:
     """Let one at a time change the documents in a folder.
 
     Raises:
-        StorageUnavailableError: Somebody else does for too long, or the folder cannot be opened.
+        StorageUnavailableError: Another process does for too long, or the folder cannot be opened.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

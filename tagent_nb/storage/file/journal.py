@@ -118,7 +118,7 @@ class RunFile:
             if self._lease < 0:
                 self._open_lease()
             with locked(self._lease, self.lease_path):
-                # Somebody may have deleted the run while we waited, and its lock with it.
+                # Another process may have deleted the run while we waited, and its lock with it.
                 if os.fstat(self._lease).st_nlink:
                     yield
                     return
@@ -189,7 +189,7 @@ class RunFile:
                 f"{self.path} was deleted while the run was being recorded. Start the run again."
             )
         if state.st_size != self._size:
-            # Somebody else recorded this run meanwhile, maybe only half of something.
+            # Another process recorded this run meanwhile, maybe only half of something.
             self._drop_torn_end()
         self._write(record)
 
@@ -219,7 +219,7 @@ class RunFile:
             self._drop_journal()
             raise
         state = self._stored_lease()[2]
-        # In the words of a reader who has met it before: it is told once.
+        # In the words of a reader who has met it before: it is reported once.
         problem = end_problem(journal, size, state, self._pipeline_id, self._run_id, self._key)
         if problem is not None:
             self._report(problem)
@@ -252,7 +252,7 @@ class RunFile:
             self._drop_journal()
 
     def flush(self, size: int) -> None:
-        """Bring the first ``size`` bytes to the disk, unless somebody did that meanwhile."""
+        """Bring the first ``size`` bytes to the disk, unless another task did that meanwhile."""
         with self._flushing:
             if self._synced >= size or self._journal < 0:
                 return
@@ -290,8 +290,8 @@ class RunFile:
         try:
             with self._shared() as lease:
                 size = os.fstat(descriptor).st_size
-                found = b"" if lease < 0 else os.pread(lease, 1 << 16, 0)
-                return size, _parse_lease(found), os.pread(descriptor, longest, max(0, size - longest))
+                data = b"" if lease < 0 else os.pread(lease, 1 << 16, 0)
+                return size, _parse_lease(data), os.pread(descriptor, longest, max(0, size - longest))
         except OSError as error:
             raise trouble(error, "read", self.path) from error
         finally:
@@ -299,7 +299,7 @@ class RunFile:
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[int]:
-        """The lease's file at a moment when nobody writes; -1 if there is none."""
+        """The lease's file at a moment when no process writes; -1 if there is none."""
         try:
             lease = open_file(self.lease_path, os.O_RDONLY, "read")
         except FileNotFoundError:
@@ -312,7 +312,7 @@ class RunFile:
             os.close(lease)
 
     def _settled_size(self, descriptor: int) -> int:
-        """The journal's size at a moment when nobody writes."""
+        """The journal's size at a moment when no process writes."""
         with self._shared():
             return os.fstat(descriptor).st_size
 
@@ -339,7 +339,7 @@ class RunFile:
                 # A run that another process has deleted has neither; the lock has made its file again.
                 if token != expected and (token or self.path.exists()):
                     return False
-                # Whoever looks between the two sees no run that has lost its records.
+                # Between the two there is no run that seems to have lost its records.
                 none = tail_line(self._pipeline_id, self._run_id, Tail(), self._key)
                 self._write_lease(token + 1, b"", none)
                 try:

@@ -1,7 +1,7 @@
 """In which order the runs of a pipeline were begun: kept by counting, since clocks are set back.
 
 SQLite numbers its runs and Redis has a sorted set. In a folder it is a file of names that grows at its end.
-Stores of before have no order: it is worked out once, from the times that the runs' first records tell.
+Stores of before have no order: it is worked out once, from the times in the runs' first records.
 
 The newest runs are read from the end of the file as long as only this program has changed the folder (see
 :mod:`tagent_nb.storage.file.checked`); else the folder is listed, and the file is put right.
@@ -47,7 +47,7 @@ class RunOrder:
         sync: Whether to flush.
 
     Attributes:
-        checked: What tells whether others have changed the folder.
+        checked: Notices whether others have changed the folder.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ MAX_BODY = 1 << 30
 """Longest head and body in bytes; longer ones are refused before they are read."""
 
 LINK = 16
-"""Digits of a digest that the next record names. 64 bits tell records apart that are there; new ones cannot
-be made to fit, since the checksum (with a key: the signature) of each is as long as ever."""
+"""Digits of a digest that the next record names. 64 bits distinguish records that are there; new
+ones cannot be made to fit, since the checksum (with a key: the signature) of each is as long as ever."""
 
 _MAGIC = b"tagent-nb "
 _REMEDY = "Restore a backup, or delete it; nothing was changed."
@@ -41,7 +41,7 @@ _MARK = b"\n" + _MAGIC
 
 
 class _DamageError(CorruptRecordError):
-    """Bytes that a torn write may have left, unlike those that somebody put there whole."""
+    """Bytes that a torn write may have left, unlike those that were put there whole."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -233,7 +233,7 @@ def read_tail(line: bytes, pipeline_id: str, run_id: str, key: bytes | None) -> 
         if hmac.compare_digest(tail_line(pipeline_id, run_id, tail, key), line):
             return tail
     raise CorruptRecordError(
-        f"What says where run {run_id} of pipeline {pipeline_id} ends is damaged, so that nothing tells "
+        f"What says where run {run_id} of pipeline {pipeline_id} ends is damaged, so that nothing shows "
         "whether records are missing there."
     )
 
@@ -320,7 +320,7 @@ def end_problem(
                 )
     elif state is not None and journal.chained:
         problems.append(
-            f"What says where {of} ends is gone, so that nothing tells whether records are missing there."
+            f"What says where {of} ends is gone, so that nothing shows whether records are missing there."
         )
     return " ".join(problems) or None
 
@@ -364,9 +364,9 @@ def read_record(data: bytes | mmap, start: int, where: str, key: bytes | None) -
 
 def last_record(data: bytes) -> int | None:
     """Where the last record starts in ``data``, which may begin in the middle of another."""
-    found = data.rfind(_MARK)
-    if found >= 0:
-        return found + 1
+    start = data.rfind(_MARK)
+    if start >= 0:
+        return start + 1
     return 0 if data.startswith(_MAGIC) else None
 
 
@@ -382,7 +382,7 @@ def _digest(head: bytes, body: bytes, key: bytes | None) -> bytes:
 def _whole(
     data: bytes | mmap, start: int, where: str, kind: str | None, owner: str | None, key: bytes | None
 ) -> tuple[Envelope, int]:
-    """:func:`_read`, where nobody asks whether a torn write explains the damage."""
+    """:func:`_read`, without a look at whether a torn write explains the damage."""
     try:
         return _read(data, start, where, kind, owner, key)
     except _DamageError as error:
@@ -427,7 +427,7 @@ def _read(
         )
     if kind is not None and envelope.kind != kind:
         raise CorruptRecordError(f"{place}: holds {envelope.kind!a} where {kind!a} belong. {_REMEDY}")
-    found = Envelope(
+    whole = Envelope(
         envelope.kind,
         envelope.owner,
         envelope.step,
@@ -438,7 +438,7 @@ def _read(
         envelope.place,
         envelope.previous,
     )
-    return found, body_start + length + 1
+    return whole, body_start + length + 1
 
 
 def _head(words: list[bytes], place: str) -> tuple[Envelope, bytes, int]:
@@ -462,13 +462,13 @@ def _head(words: list[bytes], place: str) -> tuple[Envelope, bytes, int]:
 
 def _intact_after(data: bytes, start: int) -> bool:
     """Whether a whole record lies somewhere behind ``start``."""
-    found = data.find(_MAGIC, start + 1)
-    while found >= 0:
+    place = data.find(_MAGIC, start + 1)
+    while place >= 0:
         try:
-            _read(data, found, "", None, None, None)
+            _read(data, place, "", None, None, None)
         except FormatVersionError:
             # Text within a torn record may look like this, but not after a line feed.
-            if data[found - 1 : found] == b"\n":
+            if data[place - 1 : place] == b"\n":
                 return True
         except _DamageError:
             pass
@@ -477,5 +477,5 @@ def _intact_after(data: bytes, start: int) -> bool:
             return True
         else:
             return True
-        found = data.find(_MAGIC, found + 1)
+        place = data.find(_MAGIC, place + 1)
     return False

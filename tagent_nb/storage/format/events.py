@@ -118,7 +118,7 @@ def summary_of(
     from pydantic_core import from_json
 
     try:
-        # Five times as fast as _content. Who reads the run is told of a key that is there twice.
+        # Five times as fast as _content. Reading the run reports a key that is there twice.
         content = from_json(body[: max(body.find(b"\n"), 0)], allow_inf_nan=False)
     except ValueError as error:
         raise CorruptRecordError(f"{where}: the record is not JSON ({error}).") from None
@@ -147,10 +147,10 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return content
 
 
 def begun(first: bytes, run_id: str, key: bytes | None) -> float:

@@ -21,7 +21,7 @@ _SIGN = b"tagent-nb signed pickle"
 
 
 class PickledOutput:
-    """A step's value from a signed record, unpickled when somebody reads it."""
+    """A step's value from a signed record, unpickled when it is read."""
 
     __slots__ = ("_key", "_value", "digest", "sealed")
     _value: Any
@@ -97,14 +97,14 @@ def key_from(path: Path) -> bytes:
         CorruptRecordError: It is a link, or no regular file.
         StorageUnavailableError: It cannot be read or made.
     """
-    found = read_file(path, 4096)
-    if found is None:
+    key = read_file(path, 4096)
+    if key is None:
         return _new_key(path)
-    if len(found) < KEY_BYTES:
-        raise DefinitionError(f"{path} holds no key: it has {len(found)} bytes, and a key has {KEY_BYTES}.")
+    if len(key) < KEY_BYTES:
+        raise DefinitionError(f"{path} holds no key: it has {len(key)} bytes, and a key has {KEY_BYTES}.")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise DefinitionError(f"Others may read the key in {path}. Run: chmod 600 {path}")
-    return found
+    return key
 
 
 def _new_key(path: Path) -> bytes:

@@ -114,7 +114,7 @@ class RedisStorageBackend(RecordStoreBackend):
                 try:
                     await self._push(pipeline_id, run_id, queue, batch)
                 except Exception as problem:
-                    # Whatever it is, those who wait must be told.
+                    # Whatever it is, those who wait must get it.
                     error = problem
                 for entry in batch:
                     if entry.done.done():
@@ -224,8 +224,8 @@ class RedisStorageBackend(RecordStoreBackend):
         missing = queue.end.count - end.count
         if missing <= 0:
             return []
-        found = queue.last(missing)
-        if found is None or read_record(found[0], 0, run_id, self._key)[0].previous != end.digest:
+        records = queue.last(missing)
+        if records is None or read_record(records[0], 0, run_id, self._key)[0].previous != end.digest:
             raise StorageUnavailableError(
                 f"State lost: Redis at {self._server} has lost {missing} records of run {run_id} of pipeline "
                 f"{pipeline_id}: it was restarted without them. Turn on its append-only file, and run again."
@@ -234,7 +234,7 @@ class RedisStorageBackend(RecordStoreBackend):
             f"Redis at {self._server} had lost the last {missing} records of run {run_id}; "
             "they were recorded again. Its setting 'appendfsync always' avoids that."
         )
-        return found
+        return records
 
     async def _state(self, pipeline_id: str, run_id: str) -> bytes | None:
         key = self._name(pipeline_id, "lease", run_id)
@@ -319,7 +319,7 @@ class RedisStorageBackend(RecordStoreBackend):
         return order
 
     async def _note_again(self, pipeline_id: str, newest: str) -> None:
-        """There is no note of the runs: tell it and make one, unless a version without notes began them."""
+        """There is no note of the runs: report it and make one, unless a version without notes began them."""
         lease = self._name(pipeline_id, "lease", newest)
         if not await self._connection.call(lambda client: client.hexists(lease, "counted")):
             return
@@ -368,7 +368,7 @@ class RedisStorageBackend(RecordStoreBackend):
             )
         )
         listed = {*sizes, *map(text, present)}
-        # If it is another by now, a run has been begun or deleted: the next look tells.
+        # If it is another by now, a run has been begun or deleted: the next look shows it.
         note = Note.from_bytes(before) if before == after else None
         missing = []
         for name in sorted((recorded | begun | ordered | ({note.newest} if note else set())) - listed):
@@ -380,7 +380,7 @@ class RedisStorageBackend(RecordStoreBackend):
         remedy = "Check the server's maxmemory-policy, and make a backup."
         if not sizes:
             self._empty[pipeline_id] = time.monotonic()
-            await self._tell_if_all_is_lost(pipeline_id)
+            await self._report_if_all_is_lost(pipeline_id)
         if missing:
             gone = [name for name in missing if name not in recorded]
             lost = f" State lost: of {', '.join(gone)} no record is left." if gone else ""
@@ -395,8 +395,8 @@ class RedisStorageBackend(RecordStoreBackend):
             )
         return sizes
 
-    async def _tell_if_all_is_lost(self, pipeline_id: str) -> None:
-        """Tell that a pipeline is listed, of which there is neither a run nor anything saved."""
+    async def _report_if_all_is_lost(self, pipeline_id: str) -> None:
+        """Report a pipeline that is listed, of which there is neither a run nor anything saved."""
         listed, runs, documents = await self._look(
             lambda together: (
                 together.sismember(self._pipelines_name(), pipeline_id),
@@ -404,7 +404,7 @@ class RedisStorageBackend(RecordStoreBackend):
                 together.exists(self._name(pipeline_id, "documents")),
             )
         )
-        # Whoever deletes the last of them takes the pipeline from the list; that may just have happened.
+        # A delete of the last of them takes the pipeline from the list; that may just have happened.
         if listed and not runs and not documents:
             self._report(
                 f"Redis at {self._server}, pipeline {pipeline_id}: state lost: the pipeline is listed, and "
@@ -476,8 +476,8 @@ class RedisStorageBackend(RecordStoreBackend):
                 answers: list[Any] = await together.execute(raise_on_error=refuse)
                 return answers
 
-        found: list[Any] = await self._connection.call(look)
-        return found
+        results: list[Any] = await self._connection.call(look)
+        return results
 
     async def _remove_run(self, pipeline_id: str, run_id: str, token: int) -> bool:
         return await self._remove(pipeline_id, run_id, token)
@@ -509,7 +509,7 @@ class RedisStorageBackend(RecordStoreBackend):
         self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
     ) -> bool:
         key = self._name(pipeline_id, "lease", run_id)
-        # Without heartbeats for a week nobody needs the token any more: new ones grow with time.
+        # Without heartbeats for a week no process needs the token any more: new ones grow with time.
         seconds = _LEASE_DAYS * 86_400
         swapped = await self._connection.script(SWAP, [key], [str(expected), str(token), holder, seconds])
         if not holder:
@@ -534,15 +534,15 @@ class RedisStorageBackend(RecordStoreBackend):
 
     async def _get(self, pipeline_id: str, name: str) -> bytes | None:
         key = self._name(pipeline_id, "documents")
-        found: bytes | None = await self._connection.call(lambda client: client.hget(key, name))
-        return found
+        record: bytes | None = await self._connection.call(lambda client: client.hget(key, name))
+        return record
 
     async def _remove_documents(self, pipeline_id: str) -> None:
         await self._remove(pipeline_id, "", 0)
 
     async def _pipelines(self) -> list[str]:
-        found = await self._connection.call(lambda client: client.smembers(self._pipelines_name()))
-        names = {text(name) for name in found}
+        listed = await self._connection.call(lambda client: client.smembers(self._pipelines_name()))
+        names = {text(name) for name in listed}
         if WHOLE not in names and not self._is_empty(WHOLE):
             start = f"{self.prefix}:pipeline:"
             keys = [key.removeprefix(start).split(":") for key in await self._keys(start)]
@@ -577,8 +577,8 @@ class RedisStorageBackend(RecordStoreBackend):
             await self._connection.call(lambda client: client.set(self._mark_name, text))
 
     async def _marked(self) -> bytes | None:
-        found: bytes | None = await self._connection.call(lambda client: client.get(self._mark_name))
-        return found
+        mark: bytes | None = await self._connection.call(lambda client: client.get(self._mark_name))
+        return mark
 
     async def _refuse_marked(self, client: Any) -> None:
         self._refuse_half(await client.get(self._mark_name))
@@ -612,8 +612,8 @@ class RedisStorageBackend(RecordStoreBackend):
 
 
 def _slice(key: str, start: int, end: int, client: Any) -> Awaitable[list[bytes]]:
-    found: Awaitable[list[bytes]] = client.lrange(key, start, end)
-    return found
+    records: Awaitable[list[bytes]] = client.lrange(key, start, end)
+    return records
 
 
 def _add(key: str, names: list[str], client: Any) -> Awaitable[Any]:

@@ -36,7 +36,7 @@ end
 if length > 0 and not listed then return {'unlisted'} end
 local last = redis.call('LINDEX', list, -1) or ''
 if length == expected and (held[3] or '') == before then
-  -- A list that somebody put in its place may be as long.
+  -- A list that another program put in its place may be as long.
   local head = string.sub(last, 1, 1024)
   local _, stop, body, sum = string.find(head, '^tagent%-nb [^\\n]* (%d+) (%x+)\\n')
   local whole = stop and #last == stop + body + 1 and string.sub(sum, 1, #digest) == digest
@@ -160,7 +160,7 @@ SIGNS: tuple[tuple[str, type[StorageError], str], ...] = (
     ("You can't write against a read only", StorageUnavailableError,
      "This is a replica: give the URL of the primary."),
     (UNTRUSTED, StorageUnavailableError,
-     "Nobody vouches for its certificate: name who does in the URL, ?ssl_ca_certs=/path/to/ca.pem."),
+     "Its certificate is not trusted: name its authority in the URL, ?ssl_ca_certs=/path/to/ca.pem."),
 )  # fmt: skip
 """What an error of the server holds, what it becomes, and the remedy."""
 

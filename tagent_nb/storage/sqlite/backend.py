@@ -123,7 +123,7 @@ class SQLiteStorageBackend(RecordStoreBackend):
             self._file.reader().submit(self._checkpoint)
 
     def _append_now(self, pipeline_id: str, run_id: str, record: Draft, token: int | None) -> bool:
-        """Insert without a thread if nobody is in the way: that takes less time than to wake one."""
+        """Insert without a thread if nothing is in the way: that takes less time than to wake one."""
         key = (pipeline_id, run_id)
         if token is None or key not in self._ends or self._is_due(key):
             return False
@@ -161,7 +161,7 @@ class SQLiteStorageBackend(RecordStoreBackend):
                             self._insert(connection, entry, ends)
                     self._ends.update(ends)
         except Exception as error:
-            # Whatever it is, those who wait must be told.
+            # Whatever it is, those who wait must get it.
             for entry in batch:
                 entry.done.set_exception(error)
         else:
@@ -253,7 +253,7 @@ class SQLiteStorageBackend(RecordStoreBackend):
         )
         return b"".join(_bytes(record) for (record,) in records)
 
-    # Numbers only grow, so they tell the order. To look for a pipeline's newest ones, the runs are taken
+    # Numbers only grow, so they give the order. To look for a pipeline's newest ones, the runs are taken
     # from the end (the plus keeps SQLite from sorting all of them instead).
 
     async def _runs(self, pipeline_id: str) -> list[tuple[str, int]]:
@@ -333,7 +333,7 @@ class SQLiteStorageBackend(RecordStoreBackend):
 
     async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
         """Become the one who records a run. See :meth:`StorageBackend.acquire`."""
-        # A run that begins may use a file that has been restored; one that goes on is told of it.
+        # A run that begins may use a file that has been restored; one that goes on gets an error.
         await self._file.in_writer(self._file.close_stale)
         return await super().acquire(pipeline_id, run_id)
 
@@ -351,7 +351,7 @@ class SQLiteStorageBackend(RecordStoreBackend):
             if not expected:
                 connection.execute("INSERT OR IGNORE INTO runs(pipeline, run) VALUES (?, ?)", key)
             end = self._ends.get(key) if token == expected else None
-            # A run that has not begun says so: its pipeline can then be told even from a damaged log.
+            # A run that has not begun says so: its pipeline is then known even from a damaged log.
             state = tail_line(*key, Tail() if end is None else end[1], self._key)
             update = (
                 "UPDATE runs SET token = ?, holder = ?, "

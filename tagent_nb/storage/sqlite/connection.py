@@ -195,11 +195,11 @@ class SQLiteFile:
         return await self.in_writer(call)
 
     async def select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
-        """Rows of a query, read beside whoever writes; none if there is no file yet."""
+        """Rows of a query, read while others may write; none if there is no file yet."""
 
         def call() -> list[tuple[Any, ...]]:
             if self._reading is not None and _identity(self.path) != self._reads:
-                # Somebody has restored it, or put another in its place.
+                # It was restored, or another file is in its place.
                 self._close_reader()
             if self._reading is None:
                 if not is_regular(self.path):
@@ -233,7 +233,7 @@ class SQLiteFile:
             raise error from error.__cause__
 
     def checkpoint(self, how: str = "PASSIVE") -> None:
-        """Move what is in the log into the database, beside whoever writes."""
+        """Move what is in the log into the database, while others may write."""
         try:
             if self._reading is None:
                 self._reading = self._connect()

@@ -45,7 +45,7 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "lustre", "fuse.ssh
 
 
 def connect(path: Path, *, sync: bool) -> sqlite3.Connection:
-    """A connection to the database, made if it is new. It waits for nobody: see :func:`waiting`.
+    """A connection to the database, made if it is new. It does not wait for others: see :func:`waiting`.
 
     Raises:
         CorruptRecordError: The file is not a database.
@@ -69,7 +69,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     """A connection to a database that this process may not write to. Errors as for :func:`connect`.
 
     SQLite reads a write-ahead log that is there, and makes none
-    (https://www.sqlite.org/wal.html#read_only_databases). Without one it must be told that the file does
+    (https://www.sqlite.org/wal.html#read_only_databases). Without one it must be assured that the file does
     not change, so the connection is for one query.
     """
     _check_files(path, sync=False)
@@ -225,7 +225,7 @@ def _lacks_column(connection: sqlite3.Connection) -> bool:
 def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a database that is not ours, or that we cannot read."""
     # First: only a query of tables finds out that the file is cut off.
-    found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    tables = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
@@ -235,12 +235,12 @@ def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} has format {version}, and this tagent-nb reads up to {SCHEMA}. "
             "Install a newer tagent-nb; nothing was changed."
         )
-    if any(kind in ("trigger", "view") for kind, _ in found):
+    if any(kind in ("trigger", "view") for kind, _ in tables):
         raise CorruptRecordError(
             f"{path} has triggers or views, which tagent-nb never makes: they could change what is "
             "recorded. Restore a backup, or drop them; nothing was changed."
         )
-    if not {("table", "documents"), ("table", "runs"), ("table", "records")} <= set(found):
+    if not {("table", "documents"), ("table", "runs"), ("table", "records")} <= set(tables):
         raise CorruptRecordError(f"{path} lacks a table. Restore a backup; nothing was changed.")
 
 
@@ -253,7 +253,7 @@ def _set_wal(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def file_system(path: Path) -> str:
-    """Kind of the file system that ``path`` is on, where the system tells (``""`` elsewhere)."""
+    """Kind of the file system that ``path`` is on, where the system says (``""`` elsewhere)."""
     try:
         lines = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Damage in SQLite's write-ahead log, which SQLite itself does not tell.
+"""Damage in SQLite's write-ahead log, which SQLite itself does not report.
 
 To SQLite the log ends before the first frame whose checksum is wrong, as after a crash in the middle of a
 write. Frames behind that may belong to transactions that were committed. The log and its index are described
@@ -50,7 +50,7 @@ def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> st
     if len(data) < _HEAD.size + _FRAME.size or not _lost(data, _frames_in_use(connection)):
         return None
     with waiting(connection), transaction(connection):
-        # Now nobody writes; before, a transaction may have been half-way.
+        # Now no process writes; before, a transaction may have been half-way.
         data = _read(log)
         whole_head = len(data) >= _HEAD.size + _FRAME.size
         lost = _lost(_mended(data), _intact(data)) if whole_head else []
@@ -86,9 +86,9 @@ def _read(log: Path) -> bytes:
 
 
 def _frames_in_use(connection: sqlite3.Connection) -> int:
-    """How many frames SQLite reads, which it tells with a checkpoint that waits for nobody.
+    """How many frames SQLite reads, which it reports with a checkpoint that waits for no other connection.
 
-    Zero if it cannot tell, while another connection makes a checkpoint or the disk is full.
+    Zero if it cannot say, while another connection makes a checkpoint or the disk is full.
     """
     try:
         (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -120,7 +120,7 @@ def _summed(data: bytes, place: int, size: int) -> bytes:
 
 
 def _mended(data: bytes) -> bytes:
-    """The log with its first damaged frame as it was, if one bit of it is wrong: its checksum tells which.
+    """The log with its first damaged frame as it was, if one bit of it is wrong: its checksum shows which.
 
     That bit may be in the name of the run that is lost with the frame.
     """
@@ -257,10 +257,10 @@ def _count(connection: sqlite3.Connection, pipeline_id: str, run_id: str) -> int
 
 def _documents(connection: sqlite3.Connection, lost: list[bytes]) -> Iterator[str]:
     """Name the documents of which the database has another version."""
-    found = {
+    digests = {
         (name, pipeline): digest for frame in lost for name, pipeline, digest in _DOCUMENT.findall(frame)
     }
-    for (name, pipeline), digest in sorted(found.items()):
+    for (name, pipeline), digest in sorted(digests.items()):
         query = "SELECT record FROM documents WHERE pipeline = ? AND name = ?"
         row = connection.execute(query, (pipeline.decode(), name.decode())).fetchone()
         if row is None or digest not in bytes(row[0])[:1024]:
