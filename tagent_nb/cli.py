@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, EncodeError, TagentError, did_you_mean
 from tagent_nb.formatting import terminal_text
-from tagent_nb.pipeline import option_advice
+from tagent_nb.pipeline import OPTIONAL_KINDS, chosen_kind, option_advice
 from tagent_nb.redaction import redact
 
 if TYPE_CHECKING:
@@ -200,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("--output-schema", metavar="NAME", help="pydantic model of the answer: JSON is printed")
     ask.add_argument("--tools", metavar="NAMES", help="functions that the agent may call: a,b")
-    ask.add_argument("--plan", action="store_true", help="let the model plan tasks, which are carried out")
+    for kind in OPTIONAL_KINDS:
+        ask.add_argument(kind.option, action="store_true", help=kind.help[0].lower() + kind.help[1:-1])
     ask.set_defaults(command=_ask, parser=ask)
     return parser
 
@@ -324,7 +325,7 @@ def _ask(args: argparse.Namespace, _: object) -> bool:
         output_schema=args.output_schema
         and _named("--output-schema", args.output_schema, schemas, args.schemas),
         model=args.model,
-        agent="plan" if args.plan else "single",
+        agent=chosen_kind(args) or "single",
         storage=_where(args),
         cache=_cache(),
         budget=args.budget,

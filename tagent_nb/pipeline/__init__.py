@@ -5,6 +5,12 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "agents": (
+            "AGENT_KINDS",
+            "OPTIONAL_KINDS",
+            "AgentKind",
+            "chosen_kind",
+        ),
         "approval": (
             "ApprovalRequest",
             "Approved",

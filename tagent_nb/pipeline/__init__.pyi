@@ -1,4 +1,8 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.pipeline.agents import AGENT_KINDS as AGENT_KINDS
+from tagent_nb.pipeline.agents import AgentKind as AgentKind
+from tagent_nb.pipeline.agents import OPTIONAL_KINDS as OPTIONAL_KINDS
+from tagent_nb.pipeline.agents import chosen_kind as chosen_kind
 from tagent_nb.pipeline.approval import ApprovalRequest as ApprovalRequest
 from tagent_nb.pipeline.approval import Approved as Approved
 from tagent_nb.pipeline.approval import Approver as Approver

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.pipeline.agents import AGENT_KINDS, SINGLE
 from tagent_nb.pipeline.enums import ExecutionMode
 from tagent_nb.pipeline.foreign_words import ROLE_WORDS
 
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline.budget import Budget
 
 
-AGENTS = ("single", "plan")
-"""Kinds of agent steps."""
-
 OUTPUT_MODES = ("tool", "native", "prompted")
 
-ROLES = ("plan", "act", "judge", "answer")
-"""What a planning step asks models for."""
+ROLES = tuple(dict.fromkeys(role for kind in AGENT_KINDS.values() for role in kind.roles))
+"""What steps of all kinds ask models for."""
 
 MAX_GOAL = 262_144
 """Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
@@ -40,7 +38,7 @@ def check_step(step: Any) -> None:
         DefinitionError: The first field that is not allowed.
     """
 
-    def fail(field: str, problem: str) -> None:
+    def fail(field: str, problem: str) -> NoReturn:
         raise DefinitionError(f"Step {step.name!r}: {field} {problem}")
 
     if not isinstance(step.goal, str) or not step.goal.strip():
@@ -76,9 +74,10 @@ def check_step(step: Any) -> None:
             fail(field, f"must be a whole number from 0 on, not {value!r}.")
     if not is_number(step.min_success) or not 0 <= step.min_success <= 1:
         fail("min_success", f"must be a share from 0 to 1, not {step.min_success!r}.")
-    if step.agent not in AGENTS:
-        fail("agent", f"must be {' or '.join(map(repr, AGENTS))}, not {step.agent!r}."
-             f"{did_you_mean(str(step.agent), AGENTS)}")  # fmt: skip
+    kind = AGENT_KINDS.get(step.agent) if isinstance(step.agent, str) else None
+    if kind is None:
+        fail("agent", f"must be {' or '.join(map(repr, AGENT_KINDS))}, not {step.agent!r}."
+             f"{did_you_mean(str(step.agent), AGENT_KINDS)}")  # fmt: skip
     if not isinstance(step.models, dict):
         fail("models", f"must be a dict such as {{'plan': 'openai:gpt-5'}}, not {step.models!r}.")
     for role, model in step.models.items():
@@ -86,7 +85,7 @@ def check_step(step: Any) -> None:
             fail("models", f"has a role {role!r}.{role_hint(role)} Roles: {', '.join(ROLES)}.")
         if model is None or model == "":
             fail("models", f"names no model for the role {role!r}.")
-    if step.models and step.agent != "plan":
+    if not kind.roles and step.models:
         fail("models", "are for the roles of a planning step. Add agent='plan' (--plan), or write model=.")
     if step.output_mode is not None and step.output_mode not in OUTPUT_MODES:
         fail("output_mode", f"must be {', '.join(map(repr, OUTPUT_MODES))} or None, not {step.output_mode!r}."
@@ -97,7 +96,7 @@ def check_step(step: Any) -> None:
             fail("instructions", "are for agent steps; a Python step asks no model. Leave them out.")
     if step.output_mode is not None and step.is_python:
         fail("output_mode", "is for agent steps; a Python step asks no model. Leave it out.")
-    if step.agent != "single" and step.is_python:
+    if kind is not SINGLE and step.is_python:
         fail("agent", f"is {step.agent!r}, but a Python step asks no model. "
              "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
     if not isinstance(step.approve, bool):

@@ -16,7 +16,7 @@ from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.step_reads import reads
 from tagent_nb.errors import CorruptRecordError, StorageError
 from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
-from tagent_nb.pipeline import PipelineStep
+from tagent_nb.pipeline import AGENT_KINDS, PipelineStep
 from tagent_nb.results import failed_items
 from tagent_nb.serde import Classes, StoredValue
 from tagent_nb.templating import Reference
@@ -344,8 +344,7 @@ def step_model(context: RunContext, step: PipelineStep) -> Any:
 
 def runner_of(context: RunContext, step: PipelineStep) -> StepRunner:
     """The runner for this kind of step."""
-    agent = "plan" if step.agent == "plan" else "agent"
-    return context.services.runners["python" if step.is_python else agent]
+    return context.services.runners["python" if step.is_python else AGENT_KINDS[step.agent].runner_key]
 
 
 def is_heavy(output: Output | None) -> bool:

@@ -15,9 +15,10 @@ from tagent_nb.errors import DefinitionError
 from tagent_nb.formatting import value_text
 from tagent_nb.notebook.display import show
 from tagent_nb.notebook.magics.base import NotebookMagics
-from tagent_nb.notebook.magics.parsing import arguments, names, no_leftovers, option
+from tagent_nb.notebook.magics.parsing import agent_options, arguments, names, no_leftovers, option
 from tagent_nb.notebook.magics.step_options import read_settings
 from tagent_nb.notebook.session import Session
+from tagent_nb.pipeline import chosen_kind
 from tagent_nb.redaction import redact
 
 MOST_SHOWN = 20_000
@@ -41,7 +42,7 @@ class AskMagics(NotebookMagics):
     @option(
         "--setting", action="append", metavar="NAME=VALUE", help="A setting of the model: max_tokens=200."
     )
-    @option("--plan", action="store_true", help="The model plans tasks, which are carried out and judged.")
+    @agent_options
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
     @option("--budget", metavar="AMOUNT", help="Most that the answer may cost: 0.10 (USD), '5000 tokens'.")
     @option("--offline", action="store_true", help="Answer from the cache only.")
@@ -79,7 +80,7 @@ def ask(session: Session, goal: str, args: Namespace) -> AgentResult[Any]:
         "constraints": args.constraint,
         "instructions": args.instructions,
         "timeout": args.timeout,
-        "agent": "plan" if args.plan else None,
+        "agent": chosen_kind(args),
         "settings": None if args.setting is None else read_settings(args.setting),
         "output_schema": None if args.output_schema is None else session.schema(args.output_schema),
     }

@@ -10,7 +10,7 @@ from IPython.core.magic import cell_magic, line_magic, magics_class
 from tagent_nb.display import count, definition_table, step_card
 from tagent_nb.notebook.display import show
 from tagent_nb.notebook.magics.base import NotebookMagics
-from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option
+from tagent_nb.notebook.magics.parsing import ROLES_HELP, agent_options, arguments, no_leftovers, option
 from tagent_nb.notebook.magics.redefine import changes
 from tagent_nb.notebook.magics.step_options import build_step, read_limit, read_price
 from tagent_nb.notebook.magics.tables import pipelines_table
@@ -140,10 +140,8 @@ class DefineMagics(NotebookMagics):
         "--tools", metavar="NAMES", help="Tools the step may use: names, globs, functions of the notebook."
     )
     @option("--check", action="append", metavar="NAMES", help="Functions that raise to refuse a value: a,b.")
-    @option("--plan", action="store_true", help="The model plans tasks, which are carried out and judged.")
-    @option(
-        "--model-for", action="append", metavar="ROLE=MODEL", help="With --plan: plan, act, judge, answer."
-    )
+    @agent_options
+    @option("--model-for", action="append", metavar="ROLE=MODEL", help=ROLES_HELP)
     @option("--max-replans", type=int, metavar="N", help="New plans after the first; 2 without it.")
     @option("--approve", action="store_true", help="The value waits until you have approved it.")
     @option(

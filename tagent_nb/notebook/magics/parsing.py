@@ -13,7 +13,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
-from tagent_nb.pipeline import option_advice
+from tagent_nb.pipeline import OPTIONAL_KINDS, option_advice
 from tagent_nb.redaction import redact
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +31,19 @@ SHELL = ("|", ">", ">>", "<", "&", "&&", "||", ";")
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
     """One argument of a magic, as for ``argparse``."""
     return argument(*names, **settings)  # type: ignore[no-untyped-call]
+
+
+def agent_options(method: F) -> F:
+    """One option for each kind of agent that has one, such as ``--plan``."""
+    for kind in reversed(OPTIONAL_KINDS):
+        method = option(kind.option, action="store_true", help=kind.help)(method)
+    return method
+
+
+ROLES_HELP = " ".join(
+    f"With {kind.option}: {', '.join(kind.roles)}." for kind in OPTIONAL_KINDS if kind.roles
+)
+"""Help of the option for models by role."""
 
 
 def arguments(*, cell: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -13,7 +13,7 @@ from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.notebook.magics.parsing import names
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.workspace import CellNames
-from tagent_nb.pipeline import ExecutionMode, Limit, PipelineStep, Price
+from tagent_nb.pipeline import ExecutionMode, Limit, PipelineStep, Price, chosen_kind
 
 
 def read_roles(session: Session, texts: list[str]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def build_step(
         "budget": args.budget,
         "min_success": args.min_success,
         "map_over": args.map_over,
-        "agent": "plan" if args.plan else None,
+        "agent": chosen_kind(args),
         "max_replans": args.max_replans,
         "when": args.when,
         "model": session.model(args.model),
