@@ -24,6 +24,7 @@ from tagent_nb import (
     StepCached,
     open_storage,
 )
+from tagent_nb.runners.tools.registry import forget_tool
 
 FIXTURE = Path(__file__).parent / "fixtures" / "before-layout"
 
@@ -39,6 +40,7 @@ def reviews() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules["reviews_pipeline"]
+    forget_tool("stock")
 
 
 @pytest.fixture
