@@ -46,7 +46,7 @@ def form(book: Kernel, cell: str) -> str:
 
 def approve(book: Kernel, comm: str, *values: str) -> None:
     """Press Approve, as the page does: what its fields say comes along, and a reason."""
-    content = {"say": "approve", "values": [*values, ""]}
+    content = {"decision": "approve", "values": [*values, ""]}
     book.tell("comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": content}})
 
 

@@ -20,7 +20,7 @@ from tagent_nb import (
     StepWaiting,
 )
 from tagent_nb.errors import OutputValidationError
-from tagent_nb.notebook.panel.approval_form import MOST_FORMS, ApprovalForm, ApprovalForms
+from tagent_nb.notebook.panel.approval_form import MAX_FORMS, ApprovalForm, ApprovalForms
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import Decision
 
@@ -87,7 +87,7 @@ def press(shown: ApprovalForm, name: str, **page: Any) -> None:
         page.get(one.name, one.widget.index if hasattr(one.widget, "index") else one.widget.value)
         for one in shown.fields
     ]
-    content = {"say": name, "values": [*values, shown.reason.value]}
+    content = {"decision": name, "values": [*values, shown.reason.value]}
     shown.buttons._handle_custom_msg(content, [])
 
 
@@ -268,9 +268,9 @@ def _until(condition: Any) -> None:
 
 def test_each_thing_that_waits_has_a_form_until_it_is_decided(tmp_path: Any) -> None:
     session = Session({}, tmp_path)
-    forms = waiting(session, MOST_FORMS + 2)
+    forms = waiting(session, MAX_FORMS + 2)
     forms.draw()
-    assert len(forms.forms) == MOST_FORMS
+    assert len(forms.forms) == MAX_FORMS
     assert "and 2 more after these" in forms.widget.children[-1].value
     first = forms.forms[0]
     forms.draw()
@@ -279,10 +279,10 @@ def test_each_thing_that_waits_has_a_form_until_it_is_decided(tmp_path: Any) -> 
     press(first, "approve")
     executor = session.workspace.executor
     assert executor is not None
-    _until(lambda: len(executor.pending_approvals()) == MOST_FORMS + 1)
+    _until(lambda: len(executor.pending_approvals()) == MAX_FORMS + 1)
     forms.draw()
     assert first not in forms.forms
-    assert len(forms.forms) == MOST_FORMS
+    assert len(forms.forms) == MAX_FORMS
     while forms.forms:
         for form in forms.forms:
             press(form, "approve")

@@ -113,7 +113,7 @@ def test_a_storage_that_is_away_or_slow_offers_nothing(
             await asyncio.Event().wait()
         raise StorageUnavailableError("it is away")
 
-    monkeypatch.setattr(completing, "_RUN_PATIENCE", 0.01 if slow else 30.0)
+    monkeypatch.setattr(completing, "_RUNS_TIMEOUT", 0.01 if slow else 30.0)
     monkeypatch.setattr(session.workspace.storage, "runs", runs)
     assert offered(session, "%tagent_history ") == []
 

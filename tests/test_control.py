@@ -185,7 +185,7 @@ def test_a_step_that_does_not_end_in_time_is_told(
     control: RunControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "CANCEL_GRACE", 0.0)
-    monkeypatch.setattr(room, "SETTLE", 0.0)
+    monkeypatch.setattr(room, "DRAW_TIMEOUT", 0.0)
     # A read of a pipe without a writer: an interrupt reaches the step only when it returns.
     os.mkfifo("pipe")
     code = "open('begun', 'w').close()\nopen('pipe').read()"

@@ -11,7 +11,7 @@ from tagent_nb.events import (
     StepStreamed,
     Warned,
 )
-from tagent_nb.notebook.panel.feed import MOST_TEXT, RunFeed
+from tagent_nb.notebook.panel.feed import MAX_TEXT, RunFeed
 from tagent_nb.results import PipelineResult
 
 RUN = "r1"
@@ -23,8 +23,8 @@ def test_text_goes_to_its_step_and_only_its_end_is_kept() -> None:
     feed(StepStreamed(run_id=RUN, step="b", text="other"))
     feed(StepStreamed(run_id=RUN, step="a", text="two"))
     assert feed.texts == {"a": "one two", "b": "other"}
-    feed(StepStreamed(run_id=RUN, step="a", text="x" * MOST_TEXT + "end"))
-    assert len(feed.texts["a"]) == MOST_TEXT
+    feed(StepStreamed(run_id=RUN, step="a", text="x" * MAX_TEXT + "end"))
+    assert len(feed.texts["a"]) == MAX_TEXT
     assert feed.texts["a"].endswith("xend")
 
 

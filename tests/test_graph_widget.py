@@ -8,7 +8,7 @@ import pytest
 
 from tagent_nb.events import TokenUsage
 from tagent_nb.notebook.widgets.graph_widget import GraphWidget
-from tagent_nb.notebook.widgets.step_table import MOST_SHOWN, StepTable, row_of, status_styles
+from tagent_nb.notebook.widgets.step_table import MAX_SHOWN, StepTable, row_of, status_styles
 from tagent_nb.notebook.widgets.widget_style import CSS
 from tagent_nb.pipeline import Pipeline, StepStatus
 from tagent_nb.results import StepResult
@@ -83,7 +83,7 @@ def test_a_running_row_has_a_clock_and_the_end_of_its_text() -> None:
     running = step("a", StepStatus.RUNNING, started_at=100.0)
     row = row_of(running, (0, 0, 0), "x" * 2000 + "end\ud800", 112.0)
     assert row[3] == "12 s"
-    assert len(row[8]) == MOST_SHOWN
+    assert len(row[8]) == MAX_SHOWN
     assert row[8].endswith("xend\ufffd")
     assert row_of(step("a", StepStatus.RUNNING), (0, 0, 0), "", 112.0)[3] == "0.0 s"
 

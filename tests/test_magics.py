@@ -20,7 +20,7 @@ from tagent_nb.errors import RunFailedError
 from tagent_nb.events import RunPaused
 from tagent_nb.notebook import extension
 from tagent_nb.notebook.display import Picture
-from tagent_nb.notebook.magics.explain import MOST_RUNS
+from tagent_nb.notebook.magics.explain import MAX_RUNS
 from tagent_nb.notebook.magics.registry import magic_functions, register
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.shell.cells import DELETED, Cells
@@ -865,7 +865,7 @@ def test_explain_compares_this_kernels_last_run_though_others_have_run_since(
     book.python("load", "2")
     book("tagent_run")
     elsewhere = PipelineExecutor(book.session.pipeline, storage=book.session.workspace.storage)
-    for _ in range(MOST_RUNS + 1):
+    for _ in range(MAX_RUNS + 1):
         elsewhere.run()
     capsys.readouterr()
     book("tagent_explain load")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, create_model
 from pydantic_ai.models.test import TestModel
 
 from tagent_nb import IsEmpty, IsGreaterThan, PipelineStep
-from tagent_nb.notebook.magics.redefine import MOST_LINES, changes
+from tagent_nb.notebook.magics.redefine import MAX_LINES, changes
 from tagent_nb.pipeline import ExecutionMode
 
 
@@ -45,7 +45,7 @@ def test_texts_are_told_by_their_changed_lines() -> None:
 
 def test_a_long_diff_is_cut() -> None:
     told = changes(step("a"), step("\n".join(str(number) for number in range(50))))
-    assert len(told) == MOST_LINES
+    assert len(told) == MAX_LINES
     assert told[-1] == "… and 44 more lines"
 
 

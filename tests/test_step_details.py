@@ -7,7 +7,7 @@ import pytest
 from html_safety import HOSTILE, Reader, assert_safe
 
 from tagent_nb.events import TokenUsage
-from tagent_nb.notebook.panel.details import MOST, details_html
+from tagent_nb.notebook.panel.details import MAX_CHARACTERS, details_html
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
 from tagent_nb.results import ItemResult, StepResult
 from tagent_nb.serde import StoredValue
@@ -85,7 +85,7 @@ def test_frames_are_tables_and_long_values_are_cut() -> None:
     html = told("load", done("load", frame))
     assert "DataFrame, 2 rows x 2 columns" in html
     assert "stars" in html
-    assert "1,000 characters more" in told("load", done("load", "x" * (MOST + 1000)))
+    assert "1,000 characters more" in told("load", done("load", "x" * (MAX_CHARACTERS + 1000)))
 
 
 def test_a_value_that_cannot_be_read_says_so() -> None:

@@ -14,14 +14,14 @@ from IPython.core.error import UsageError
 
 from tagent_nb.engine import CANCEL_GRACE, RunHandle
 from tagent_nb.errors import RunFailedError, TagentError
-from tagent_nb.notebook.panel.controller import SETTLE, Panel
+from tagent_nb.notebook.panel.controller import DRAW_TIMEOUT, Panel
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.shell.comm import handle_clicks
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.redaction import redact
 from tagent_nb.results import PipelineResult, failure
 
-BEAT = 0.05
+POLL_INTERVAL = 0.05
 """Seconds between two looks at a run. Without this beat an interrupt reaches an awaiting cell only
 when the run has ended by itself."""
 
@@ -119,10 +119,10 @@ class RunControl:
             yield from _until(handle.done)
         except (asyncio.CancelledError, KeyboardInterrupt):
             yield from _until(lambda: _cancelled(handle), CANCEL_GRACE)
-            yield from _until(feed.drawn.is_set, SETTLE)
+            yield from _until(feed.drawn.is_set, DRAW_TIMEOUT)
             panel.settle()
             raise UsageError(_stopped(handle)) from None
-        yield from _until(feed.drawn.is_set, SETTLE)
+        yield from _until(feed.drawn.is_set, DRAW_TIMEOUT)
         panel.settle()
         result = handle.result()
         if request.strict and not result.success:
@@ -186,7 +186,7 @@ def _until(condition: Callable[[], bool], seconds: float = math.inf) -> Generato
     """Beats until something holds, or so many seconds have passed."""
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
-        yield BEAT
+        yield POLL_INTERVAL
 
 
 def _cancelled(handle: RunHandle) -> bool:

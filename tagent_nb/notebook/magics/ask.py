@@ -21,7 +21,7 @@ from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import chosen_kind
 from tagent_nb.redaction import redact
 
-MOST_SHOWN = 20_000
+MAX_SHOWN = 20_000
 """Characters of an answer that a cell shows."""
 
 VARIABLE = "answer"
@@ -99,7 +99,7 @@ def _card(answer: AgentResult[Any], name: str) -> Bundle:
     output = answer.output
     # Before the text is cut: half of a secret is not found any more.
     text = redact(output) if isinstance(output, str) else value_text(answer.result.steps[STEP].output, 5000)
-    text = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+    text = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"
     cached = answer.result.step_metadata[STEP]["cached"]
     cost = "from the cache" if cached else f"{answer.usage.total_tokens:,} tokens, {answer.cost_text}"
     warnings = [f"Warning: {warning}" for warning in answer.result.warnings]

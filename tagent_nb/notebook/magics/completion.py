@@ -21,10 +21,10 @@ _STEP_MAGICS = ("tagent_explain", "tagent_results")
 _RUN_OPTIONS = ("--resume", "--run")
 HAS_MATCHERS = hasattr(completer, "context_matcher")
 """Whether this IPython asks others what Tab offers, as 8.6 and later do. Before, Tab knows magics only."""
-_MOST_RUNS = 1000
+_MAX_RUNS = 1000
 """Newest runs that Tab offers."""
 
-_RUN_PATIENCE = 1.0
+_RUNS_TIMEOUT = 1.0
 """Seconds that a storage may take to list runs while the keyboard waits."""
 _MODELS = ("local", "test", "openai:", "anthropic:", "google:", "ollama:")
 
@@ -128,9 +128,9 @@ class MagicCompleter:
         if not self.session.workspaces:
             return []
         space = self.session.workspace
-        listing = submit(space.storage.runs(space.pipeline.id, limit=_MOST_RUNS))
+        listing = submit(space.storage.runs(space.pipeline.id, limit=_MAX_RUNS))
         try:
-            return [run.run_id for run in reversed(listing.result(_RUN_PATIENCE))]
+            return [run.run_id for run in reversed(listing.result(_RUNS_TIMEOUT))]
         except (TagentError, TimeoutError):
             # The magic itself reports what is wrong; Tab has no place for it.
             listing.cancel()

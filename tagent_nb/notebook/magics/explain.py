@@ -14,7 +14,7 @@ from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import StepStatus, shape_text
 from tagent_nb.results import StepResult, ending, failed_items
 
-MOST_RUNS = 20
+MAX_RUNS = 20
 """Earlier runs to look through for one in which the step has a fingerprint."""
 
 
@@ -103,12 +103,12 @@ def _before(session: Session, last: PipelineMemory, name: str) -> list[PipelineM
     space = session.workspace
 
     async def search() -> list[PipelineMemory]:
-        runs = [run.run_id for run in await space.storage.runs(space.pipeline.id, limit=MOST_RUNS + 1)]
+        runs = [run.run_id for run in await space.storage.runs(space.pipeline.id, limit=MAX_RUNS + 1)]
         if last.run_id not in runs:
             runs = [run.run_id for run in await space.storage.runs(space.pipeline.id)]
         earlier = runs[: runs.index(last.run_id)] if last.run_id in runs else runs
         memories = []
-        for run_id in reversed(earlier[-MOST_RUNS:]):
+        for run_id in reversed(earlier[-MAX_RUNS:]):
             try:
                 memory = await read_memory(space.storage, space.pipeline.name, run_id)
             except (CorruptRecordError, FormatVersionError, NotStoredError):

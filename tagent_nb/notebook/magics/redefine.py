@@ -11,7 +11,7 @@ from typing import Any
 from tagent_nb.formatting import model_label, one_line
 from tagent_nb.pipeline import Condition, PipelineStep
 
-MOST_LINES = 8
+MAX_LINES = 8
 """Lines of a diff at most; a card is no place for more."""
 
 _TEXTS = ("name", "goal", "body")
@@ -44,9 +44,9 @@ def _diff(before: list[str], after: list[str]) -> list[str]:
         for line in list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]
         if not line.startswith("@@")
     ]
-    if len(lines) <= MOST_LINES:
+    if len(lines) <= MAX_LINES:
         return lines
-    return [*lines[: MOST_LINES - 1], f"… and {len(lines) - MOST_LINES + 1} more lines"]
+    return [*lines[: MAX_LINES - 1], f"… and {len(lines) - MAX_LINES + 1} more lines"]
 
 
 def _change(name: str, old: str, new: str) -> str:

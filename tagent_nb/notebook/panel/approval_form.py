@@ -19,16 +19,16 @@ from tagent_nb.pipeline import ApprovalRequest, Approved, Decision, Edited, Reje
 from tagent_nb.redaction import redact
 from tagent_nb.user_objects import safe_repr
 
-MOST_FORMS = 5
+MAX_FORMS = 5
 """Forms that are shown at a time; the next one comes when one of them is answered."""
 
 LONG = 60
 """Characters from which a text gets more than one line."""
 
-MOST_ROWS = 12
+MAX_ROWS = 12
 """Lines of a field at most; longer texts are scrolled."""
 
-MOST_DIGITS = 2**53
+MAX_INTEGER = 2**53
 """Beyond this a browser cannot tell whole numbers apart."""
 
 Decide = Callable[[ApprovalRequest, Decision], None]
@@ -70,7 +70,7 @@ class Field:
             )
         elif kind == "boolean" and isinstance(value, bool):
             self.widget = Checkbox(value=value, indent=False, **common)
-        elif kind == "integer" and type(value) is int and abs(value) < MOST_DIGITS:
+        elif kind == "integer" and type(value) is int and abs(value) < MAX_INTEGER:
             self.widget = IntText(value=value, **common)
         elif kind == "number" and type(value) in (int, float):
             self.widget = FloatText(value=value, **common)
@@ -120,7 +120,7 @@ class Field:
 
 def _rows(text: str) -> int:
     """Lines that a text takes in a form, and one to write on."""
-    return min(MOST_ROWS, sum(1 + len(line) // LONG for line in text.split("\n")) + 1)
+    return min(MAX_ROWS, sum(1 + len(line) // LONG for line in text.split("\n")) + 1)
 
 
 class ApprovalForm:
@@ -193,10 +193,10 @@ class ApprovalForm:
         except ValueError as error:
             self._show_problem(str(error))
             return
-        if content["say"] == "approve":
+        if content["decision"] == "approve":
             self.approve()
         else:
-            self.reject(retry=content["say"] == "retry")
+            self.reject(retry=content["decision"] == "retry")
 
     def _send(self, decision: Decision) -> None:
         try:
@@ -295,7 +295,7 @@ class ApprovalForms:
         waiting = executor.pending_approvals() if executor is not None and asks else []
         earlier = {(form.request.unit, form.request.digest): form for form in self.forms}
         forms = []
-        for request in waiting[:MOST_FORMS]:
+        for request in waiting[:MAX_FORMS]:
             key = (request.unit, request.digest)
             forms.append(earlier.pop(key) if key in earlier else ApprovalForm(request, self._decide))
         more = len(waiting) - len(forms)

@@ -43,7 +43,7 @@ INTERVAL = 0.1
 """Seconds between two drawings at the least."""
 IDLE = 1.0
 """Seconds after which clocks are drawn again though nothing has happened."""
-SETTLE = 2.0
+DRAW_TIMEOUT = 2.0
 """Most seconds that a cell waits for the last drawing."""
 _NO_ITEMS = (0, 0, 0)
 _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)

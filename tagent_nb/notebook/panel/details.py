@@ -17,9 +17,9 @@ from tagent_nb.templating import render
 
 __all__ = ["details_html"]
 
-MOST = 4000
+MAX_CHARACTERS = 4000
 """Characters of one value, or of a prompt."""
-MOST_ITEMS = 5
+MAX_ITEMS = 5
 """Items of a mapped step, those that failed first."""
 
 
@@ -56,7 +56,7 @@ def details_html(
         *_prompt(pipeline, step, available, dict(facts or {}), dict(memories or {})),
         *([("inputs", "\n".join(lines))] if lines else []),
         *_outputs(state),
-        *([("printed", text[-MOST:])] if text else []),
+        *([("printed", text[-MAX_CHARACTERS:])] if text else []),
         *_error(state),
     ]
     body = "".join(_block(label, content) for label, content in blocks)
@@ -82,9 +82,8 @@ def _effort(state: StepResult) -> str:
 def _block(label: str, content: str) -> str:
     content = redact(content)
     tone = f"color:{TONES[StepStatus.FAILED]}" if label == "error" else ""
-    text = (
-        content if len(content) <= MOST else content[:MOST] + f"\n… {len(content) - MOST:,} characters more"
-    )
+    more = len(content) - MAX_CHARACTERS
+    text = content if more <= 0 else f"{content[:MAX_CHARACTERS]}\n… {more:,} characters more"
     return (
         f'<div style="{MUTED};margin-top:4px">{escape(label)}</div>'
         f'<pre style="{MONO};white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:14em;'
@@ -148,9 +147,9 @@ def _outputs(state: StepResult) -> Iterator[tuple[str, str]]:
     items = list((state.items or {}).values())
     items.sort(key=lambda item: item.status is not StepStatus.FAILED)
     if items:
-        lines = [_item(item) for item in items[:MOST_ITEMS]]
-        if len(items) > MOST_ITEMS:
-            lines.append(f"… {len(items) - MOST_ITEMS:,} more: result.output_frame({state.name!r})")
+        lines = [_item(item) for item in items[:MAX_ITEMS]]
+        if len(items) > MAX_ITEMS:
+            lines.append(f"… {len(items) - MAX_ITEMS:,} more: result.output_frame({state.name!r})")
         yield (
             f"items, {len(items):,} so far" if state.output is None else f"items, {len(items):,}",
             "\n".join(lines),
@@ -167,12 +166,12 @@ def _shown(output: Output) -> str:
     try:
         value = output.value
     except TagentError:
-        return value_text(output, MOST)
+        return value_text(output, MAX_CHARACTERS)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame):
         table: str = value.to_string(max_rows=10, max_cols=8, max_colwidth=60)
         return f"{value_text(output)}\n{table}"
-    return value if isinstance(value, str) else value_text(output, MOST)
+    return value if isinstance(value, str) else value_text(output, MAX_CHARACTERS)
 
 
 def _error(state: StepResult) -> Iterator[tuple[str, str]]:

@@ -18,9 +18,9 @@ from tagent_nb.events import (
 )
 from tagent_nb.results import PipelineResult
 
-__all__ = ["MOST_TEXT", "RunFeed"]
+__all__ = ["MAX_TEXT", "RunFeed"]
 
-MOST_TEXT = 10_000
+MAX_TEXT = 10_000
 """Characters kept of what a step printed or streamed, counted from the end."""
 
 _OVERWRITTEN = re.compile(r"[^\r\n]*\r+(?=[^\r\n])")
@@ -99,7 +99,7 @@ class RunFeed:
             self._writing[step] = item
         text += written
         # A progress bar writes over its line.
-        self.texts[step] = (_OVERWRITTEN.sub("", text) if "\r" in text else text)[-MOST_TEXT:]
+        self.texts[step] = (_OVERWRITTEN.sub("", text) if "\r" in text else text)[-MAX_TEXT:]
 
     def _write_tool(self, event: StepProgress) -> None:
         """What a tool does, on a line of its own."""

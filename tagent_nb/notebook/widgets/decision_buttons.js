@@ -16,7 +16,7 @@ export default {
       mark.className = `fa fa-${icon}`;
       mark.setAttribute("aria-hidden", "true");
       button.append(mark, text);
-      button.addEventListener("click", () => model.send({ say: name, values: fields.map(entered) }));
+      button.addEventListener("click", () => model.send({ decision: name, values: fields.map(entered) }));
       return button;
     });
     const decided = () => buttons.forEach((button) => (button.disabled = model.get("decided")));

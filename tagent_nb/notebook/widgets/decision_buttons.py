@@ -21,8 +21,8 @@ __all__ = ["DecisionButtons"]
 class DecisionButtons(anywidget.AnyWidget):
     """A row of buttons.
 
-    A click sends ``{"say": name of the button, "values": [...]}``: the value of each field, of a dropdown
-    its index.
+    A click sends ``{"decision": name of the button, "values": [...]}``: the value of each field, of a
+    dropdown its index.
 
     Args:
         fields: The widgets whose values come along.

@@ -20,7 +20,7 @@ from tagent_nb.results import StepResult, about_words, error_text
 
 __all__ = ["StepTable", "row_of", "status_styles"]
 
-MOST_SHOWN = 600
+MAX_SHOWN = 600
 """Characters of a running step's text that its row shows."""
 _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
 
@@ -52,7 +52,7 @@ def row_of(state: StepResult, items: tuple[int, int, int], text: str, now: float
         cost_text(state.cost) if spent or state.cost is None else "",
         plain(error_text(state)) if state.error else "",
         plain(state.traceback) if state.status is StepStatus.FAILED else "",
-        plain(text[-MOST_SHOWN:]) if state.status in _BUSY else "",
+        plain(text[-MAX_SHOWN:]) if state.status in _BUSY else "",
     ]
 
 
