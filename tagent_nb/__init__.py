@@ -1,6 +1,7 @@
 """Agent pipelines that live in a notebook: one cell a step, cached, resumable, a DataFrame at the end.
 
-``import tagent_nb`` loads none of its rooms: each public name is fetched from its room when it is first used.
+``import tagent_nb`` loads none of its packages: each public name is fetched from its module when it is first
+used.
 """
 
 from typing import Any

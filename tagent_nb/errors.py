@@ -135,8 +135,8 @@ class RejectedError(StepError):
     """A person refused what a step gave.
 
     Args:
-        message: What she said.
-        retry: Whether she asked for another try.
+        message: The reason of the rejection.
+        retry: Whether another try was requested.
     """
 
     def __init__(self, message: str, *, retry: bool = False) -> None:
@@ -239,7 +239,7 @@ class LeaseLostError(StorageError):
     """Another process carries this run on; what this one recorded until then is kept."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'load'?"``, or an empty string when nothing is close."""
-    close = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    close = get_close_matches(str(name), [str(k) for k in names], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

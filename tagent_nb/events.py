@@ -22,13 +22,13 @@ class TokenUsage:
     """Tokens and calls that were used.
 
     Attributes:
-        input_tokens: Tokens sent to the model, as far as providers told them.
-        output_tokens: Tokens the model wrote, reasoning included, as far as providers told them.
+        input_tokens: Tokens sent to the model, as far as providers reported them.
+        output_tokens: Tokens the model wrote, reasoning included, as far as providers reported them.
         cached_tokens: Part of the input that the provider served from its own cache.
         reasoning_tokens: Part of the output spent on reasoning.
         requests: Calls to the model.
         tool_calls: Calls of tools by the model.
-        assumed_input_tokens: Tokens sent for answers whose provider told none, by the rule of thumb
+        assumed_input_tokens: Tokens sent for answers whose provider reported none, by the rule of thumb
             that budgets go by. They count against budgets, and are no part of ``input_tokens``.
         assumed_output_tokens: Tokens of these answers, likewise.
     """
@@ -44,22 +44,22 @@ class TokenUsage:
 
     @property
     def total_tokens(self) -> int:
-        """Input and output tokens together, as far as providers told them."""
+        """Input and output tokens together, as far as providers reported them."""
         return self.input_tokens + self.output_tokens
 
     @property
     def unmeasured(self) -> bool:
-        """Whether there are answers whose tokens nobody told."""
+        """Whether there are answers whose tokens no provider reported."""
         return bool(self.assumed_input_tokens or self.assumed_output_tokens)
 
     @property
     def known_tokens(self) -> int | None:
-        """Input and output tokens together; ``None`` when nobody told all of them."""
+        """Input and output tokens together; ``None`` when not all of them were reported."""
         return None if self.unmeasured else self.total_tokens
 
     @property
     def counted(self) -> TokenUsage:
-        """What counts against budgets: assumed tokens as if they had been told."""
+        """What counts against budgets: assumed tokens as if they had been reported."""
         if not self.unmeasured:
             return self
         return replace(
@@ -101,7 +101,7 @@ NO_USAGE = TokenUsage()
 
 
 class Output(Protocol):
-    """A step's value, which may still be bytes: decoded when somebody reads it."""
+    """A step's value, which may still be bytes: decoded when it is read."""
 
     @property
     def value(self) -> Any: ...
@@ -232,9 +232,9 @@ class StepProgress(StepEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWaiting(StepEvent):
-    """A running step waits for somebody else, such as a rate limit; its timeout stands still.
+    """A running step waits for something outside, such as a rate limit; its timeout stands still.
 
-    ``seconds`` is how long at least, ``None`` when nobody can say. Never stored.
+    ``seconds`` is how long at least, ``None`` when that is unknown. Never stored.
     """
 
     reason: str
@@ -248,11 +248,11 @@ class StepUnblocked(StepEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovalRequested(StepEvent):
-    """A value waits for somebody's decision, and need not be computed again for it.
+    """A value waits for an approval, and need not be computed again for it.
 
-    ``output`` is the step's result or, with ``tool``, the arguments by name; ``call`` tells calls of
-    tools apart. ``usage`` and ``cost`` (USD) are what a result took until now, and ``facts`` and
-    ``memories`` what the step has to say if it is approved.
+    ``output`` is the step's result or, with ``tool``, the arguments by name; ``call`` is the id of a tool's
+    call. ``usage`` and ``cost`` (USD) are what a result took until now, and ``facts`` and
+    ``memories`` what the step records if it is approved.
     """
 
     output: Output
@@ -270,10 +270,10 @@ class ApprovalRequested(StepEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovalGiven(StepEvent):
-    """Somebody decided on what was held: ``"approved"``, ``"edited"``, ``"rejected"`` or ``"retry"``.
+    """The decision on what waited for approval: ``"approved"``, ``"edited"``, ``"rejected"`` or ``"retry"``.
 
-    ``digest`` is that of the value that was held, ``output`` the user's own in its place. ``used``:
-    a run took the decision at once; else the next sitting of the run does.
+    ``digest`` is that of the value that waited, ``output`` the user's own in its place. ``used``:
+    a run took the decision at once; else the next session of the run does.
     """
 
     verdict: str
@@ -286,12 +286,12 @@ class ApprovalGiven(StepEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecorded(StepEvent):
-    """A model or a tool has answered. It is recorded before anybody acts on the answer.
+    """A model or a tool has answered. It is recorded before the answer is used.
 
     Attributes:
         kind: ``"model"`` or ``"tool"``.
         key: SHA-256 of the call in canonical form.
-        request: What tells the call from others, as plain data.
+        request: What distinguishes the call from others, as plain data.
         answer: Plain data.
         usage: Tokens and calls of this answer. They count with the attempt, or by themselves if this dies.
         cost: USD of this answer; ``None`` when the price is unknown.

@@ -129,9 +129,9 @@ def whole_text(value: Any) -> Any:
         return value
     kind = type(value)
     if kind is dict:
-        return {whole_text(key): whole_text(one) for key, one in value.items()}
+        return {whole_text(key): whole_text(item) for key, item in value.items()}
     if kind is list or kind is tuple:
-        return kind(whole_text(one) for one in value)
+        return kind(whole_text(item) for item in value)
     return value
 
 
@@ -159,7 +159,7 @@ def cost_text(cost: float | None) -> str:
 
 
 def tokens_text(tokens: int | None) -> str:
-    """``"950"``, ``"12.3k"``, ``"4.5M"``; ``"?"`` when nobody told them."""
+    """``"950"``, ``"12.3k"``, ``"4.5M"``; ``"?"`` when they are unknown."""
     if tokens is None:
         return "?"
     if tokens < 1000:
@@ -168,7 +168,7 @@ def tokens_text(tokens: int | None) -> str:
 
 
 def total_tokens_text(usages: Iterable[TokenUsage]) -> str:
-    """Tokens of several steps; ``"12.3k + ?"`` where some of them nobody told. Empty for none at all."""
+    """Tokens of several steps; ``"12.3k + ?"`` where some of them are unknown. Empty for none at all."""
     total = sum(usages, NO_USAGE)
     if not total.unmeasured:
         return tokens_text(total.total_tokens) if total.total_tokens else ""

@@ -57,7 +57,7 @@ class Secrets:
         """:meth:`are_in` for text in UTF-8."""
         return any(needle in blob for needle in self._bytes)
 
-    def found(self, text: str) -> Iterator[tuple[str, str]]:
+    def forms_in(self, text: str) -> Iterator[tuple[str, str]]:
         """The forms that are in ``text``, each with its variable's name, the longest first."""
         return ((form, name) for form, name in self.names.items() if form in text)
 
@@ -67,7 +67,7 @@ _secrets = Secrets({})
 
 
 def note_secrets() -> Secrets:
-    """Those of the environment now, and all that it held when somebody asked before.
+    """Those of the environment now, and all that it had when this was called before.
 
     They are the values of variables called ``..._API_KEY``, ``..._TOKEN``, ``..._SECRET``, ``..._PASSWORD``
     and the like; short ones are none.
@@ -78,7 +78,7 @@ def note_secrets() -> Secrets:
     global _noticed, _secrets
     environment = os.environ
     raw = getattr(environment, "_data", None)
-    if type(raw) is not dict:  # somebody put another mapping in its place
+    if type(raw) is not dict:  # another mapping is in its place
         raw = dict(environment)
     if raw != _noticed:
         noticed = raw.copy()
@@ -150,7 +150,7 @@ def redact(text: str) -> str:
 
 
 def _without(text: str, now: Secrets) -> str:
-    for form, _ in now.found(text):
+    for form, _ in now.forms_in(text):
         text = text.replace(form, HIDDEN)
     return text
 
@@ -158,7 +158,7 @@ def _without(text: str, now: Secrets) -> str:
 def held_secret(text: str) -> str | None:
     """The name of the first secret environment variable whose value is in ``text``."""
     now = note_secrets()
-    return next((name for _, name in now.found(text)), None) if now.are_in(text) else None
+    return next((name for _, name in now.forms_in(text)), None) if now.are_in(text) else None
 
 
 def hide(data: Any) -> tuple[Any, dict[str, str]]:
@@ -173,7 +173,7 @@ def hide(data: Any) -> tuple[Any, dict[str, str]]:
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, str):
             if now.are_in(node):
-                places.setdefault(path, next(name for _, name in now.found(node)))
+                places.setdefault(path, next(name for _, name in now.forms_in(node)))
                 return _without(node, now)
             return node
         if isinstance(node, dict):

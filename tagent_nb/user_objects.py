@@ -72,9 +72,9 @@ def blame(error: BaseException) -> str:
         if ends_program(problem):
             raise
         text = "its message cannot be read either"
-    told = f"{class_name(error)}: {text}" if text else class_name(error)
+    description = f"{class_name(error)}: {text}" if text else class_name(error)
     method = raising_method(error)
-    return f"{method} raised {told}" if method else told
+    return f"{method} raised {description}" if method else description
 
 
 def raising_method(error: BaseException) -> str:

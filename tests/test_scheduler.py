@@ -221,19 +221,19 @@ class TestMarking:
         assert one.status_of("strong") is PENDING
         assert one.mark("strong", SKIPPED) == Change([], [("below", "strong")])
 
-    def test_a_doomed_step_has_one_step_to_blame_and_is_never_ready(self) -> None:
+    def test_a_step_below_a_failed_one_has_one_step_to_blame_and_is_never_ready(self) -> None:
         one = scheduler(a="", b="", c="", d="a b c:weak")
         assert one.mark("a", FAILED) == Change([], [("d", "a")])
         assert one.mark("b", FAILED) == Change()
         assert one.mark("c", COMPLETED) == Change()
         assert one.status_of("d") is PENDING
 
-    def test_a_doomed_step_is_not_freed_by_the_failure_of_a_weak_one(self) -> None:
+    def test_a_step_below_a_failed_one_is_not_freed_by_the_failure_of_a_weak_one(self) -> None:
         one = scheduler(a="", b="", c="a b:weak")
         one.mark("a", FAILED)
         assert one.mark("b", FAILED) == Change()
 
-    def test_a_step_that_has_a_value_already_is_neither_readied_nor_doomed(self) -> None:
+    def test_a_step_that_has_a_value_already_is_neither_readied_nor_ruled_out(self) -> None:
         """A resumed run marks recorded steps as completed before what is above them ran."""
         one = scheduler(a="", b="a", c="", d="c")
         one.mark("b", COMPLETED)
@@ -406,13 +406,13 @@ class Obvious:
     def __init__(self, edges: dict[str, dict[str, DependencyType]]) -> None:
         self.edges = edges
         self.status = dict.fromkeys(edges, PENDING)
-        self.doomed: dict[str, str] = {}
+        self.upstream_failed: dict[str, str] = {}
         self.look()
 
     def look(self) -> Change:
         change = Change()
         for name, above in self.edges.items():
-            if self.status[name] is not PENDING or name in self.doomed:
+            if self.status[name] is not PENDING or name in self.upstream_failed:
                 continue
             blame = [
                 one
@@ -422,8 +422,8 @@ class Obvious:
                 and not self.status[one].has_value
             ]
             if blame:
-                self.doomed[name] = blame[0]
-                change.doomed.append((name, blame[0]))
+                self.upstream_failed[name] = blame[0]
+                change.upstream_failed.append((name, blame[0]))
             elif all(self.status[one].is_final for one in above):
                 self.status[name] = READY
                 change.ready.append(name)
@@ -478,13 +478,17 @@ def test_every_run_of_every_graph_goes_as_the_obvious_implementation_says(
         open_steps = [
             name
             for name, status in obvious.status.items()
-            if not status.is_final and (status is not PENDING or name in obvious.doomed)
+            if not status.is_final and (status is not PENDING or name in obvious.upstream_failed)
         ]
         name = data.draw(st.sampled_from(sorted(open_steps)))
-        status = SKIPPED if name in obvious.doomed else data.draw(st.sampled_from([*ENDS, RUNNING, WAITING]))
+        status = (
+            SKIPPED
+            if name in obvious.upstream_failed
+            else data.draw(st.sampled_from([*ENDS, RUNNING, WAITING]))
+        )
         change, expected = fast.mark(name, status), obvious.mark(name, status)
         assert sorted(change.ready) == sorted(expected.ready)
-        assert sorted(change.doomed) == sorted(expected.doomed)
+        assert sorted(change.upstream_failed) == sorted(expected.upstream_failed)
     assert all(status.is_final for status in obvious.status.values())
     assert not fast.has_deadlock()
 

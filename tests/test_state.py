@@ -419,7 +419,7 @@ class TestSteps:
         assert change is not None
         assert one.scheduler.status_of("a") is status
         assert change.ready == (["b"] if status.has_value else [])
-        assert change.doomed == ([] if status.has_value else [("b", "a")])
+        assert change.upstream_failed == ([] if status.has_value else [("b", "a")])
         assert one.progress == (1, 2)
 
     def test_an_item_is_not_its_step(self) -> None:

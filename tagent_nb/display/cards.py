@@ -44,11 +44,11 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
         ("settings", _settings(step)),
-        ("told", step.instructions or ""),
+        ("prompt", step.instructions or ""),
         ("plans", AGENT_KINDS[step.agent].card(step)),
         ("when", _when(step)),
         ("tools", _tools(step)),
-        ("checks", ", ".join(getattr(one, "__name__", str(one)) for one in step.checks)),
+        ("checks", ", ".join(getattr(check, "__name__", str(check)) for check in step.checks)),
         ("rules", "; ".join(step.constraints)),
         ("limits", _limits(step)),
     ]
@@ -60,7 +60,7 @@ def _tools(step: PipelineStep) -> str:
     if step.tools_filter is not None:
         # The filter says it all: it holds back the step's own tools as well.
         return ", ".join(step.tools_filter) or "none"
-    own = ", ".join(getattr(one, "__name__", str(one)) for one in step.tools)
+    own = ", ".join(getattr(tool, "__name__", str(tool)) for tool in step.tools)
     return f"{own}, and all registered ones" if own else ""
 
 
@@ -68,7 +68,7 @@ def _settings(step: PipelineStep) -> str:
     """What its model is asked with; of the headers and the like, which may hold a key, the name only."""
     plain = (bool, int, float, str)
     return ", ".join(
-        f"{name}={one}" if isinstance(one, plain) else name for name, one in step.settings.items()
+        f"{name}={setting}" if isinstance(setting, plain) else name for name, setting in step.settings.items()
     )
 
 
@@ -78,7 +78,7 @@ def _reads(pipeline: Pipeline, step: PipelineStep) -> str:
     for reference in step.references:
         if reference.path and reference.text not in parts.setdefault(reference.step, []):
             parts[reference.step].append(reference.text)
-    told = []
+    read = []
     for dependency in pipeline.dependencies(step):
         text = ", ".join(parts.get(dependency.name) or [dependency.name])
         kind = dependency.type.value
@@ -86,8 +86,8 @@ def _reads(pipeline: Pipeline, step: PipelineStep) -> str:
             *([] if kind == "strong" else [kind]),
             *([] if dependency.name in pipeline else ["not defined yet"]),
         ]
-        told.append(text + (f" ({', '.join(notes)})" if notes else ""))
-    return ", ".join(told)
+        read.append(text + (f" ({', '.join(notes)})" if notes else ""))
+    return ", ".join(read)
 
 
 def _schema(step: PipelineStep) -> str:
@@ -170,9 +170,9 @@ def step_card(pipeline: Pipeline, step: PipelineStep, changed: Sequence[str] | N
         f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}{warned}'
         f"{_changed(changed)}</div>"
     )
-    told = "; ".join(f"{label} {text}" for label, text in facts)
+    about = "; ".join(f"{label} {text}" for label, text in facts)
     lines = [] if changed is None else ["changed:", *changed] if changed else ["unchanged"]
-    head = f"{step.name}: {kind} step" + (f"; {told}" if told else "")
+    head = f"{step.name}: {kind} step" + (f"; {about}" if about else "")
     return Bundle(card, "\n".join([head, *(f"hint: {hint}" for hint in hints), *lines]))
 
 

@@ -75,7 +75,7 @@ def table(
         head: Titles of the columns, as text.
         rows: Cells, as HTML.
         right: Columns of numbers.
-        wide: The column that takes the room that is left; words of it may be broken anywhere.
+        wide: The column that takes the width that is left; words of it may be broken anywhere.
     """
     numbers = set(right)
 

@@ -223,8 +223,8 @@ class RunLoop:
             except StepSuspended:
                 change = _NO_CHANGE
             ready = change.ready
-            if change.doomed:
-                ready = [*ready, *await self._skip(change.doomed)]
+            if change.upstream_failed:
+                ready = [*ready, *await self._skip(change.upstream_failed)]
             following = self._follow(step, ready)
             now = self._loop.time()
             if now >= self._yield_at:
@@ -259,7 +259,7 @@ class RunLoop:
                 StepSkipped(run_id=self._context.run_id, step=name, reason=reason, cause=cause)
             )
             ready.extend(change.ready)
-            waiting.extend(change.doomed)
+            waiting.extend(change.upstream_failed)
         return ready
 
     async def _stop_tasks(self) -> None:

@@ -88,8 +88,8 @@ class Drawing:
         lines = [mark + short(step.name, 22 if self.compact else 30)]
         if not self.compact:
             lines += [f"{KIND_LOOKS[kind].mark} {short(about, 40)}", *([" · ".join(facts)] if facts else [])]
-        told = "" if state is None else f": {', '.join([look.word, *facts])}"
-        tooltip = f"{step.name}{told}\n{about}" + (f"\n{state.error}" if state and state.error else "")
+        status = "" if state is None else f": {', '.join([look.word, *facts])}"
+        tooltip = f"{step.name}{status}\n{about}" + (f"\n{state.error}" if state and state.error else "")
         return Node(
             ident, step.name, classes, look, lines, tooltip, not step.is_python, step.map_over is not None
         )
@@ -144,7 +144,9 @@ class Drawing:
         # Steps mostly stand after those they read, so two sweeps are near enough; a cycle cannot hang it.
         for _ in range(2):
             for ident, above in parents.items():
-                level[ident] = 1 + max((level.get(one, 0) for one in above if one != ident), default=0)
+                level[ident] = 1 + max(
+                    (level.get(parent, 0) for parent in above if parent != ident), default=0
+                )
         return level
 
     def paint(self, look: Look) -> Paint:
@@ -246,7 +248,7 @@ def _label(node: Node, size: int) -> str:
 
 
 def text_width(text: str) -> float:
-    """Width in units of the font's size, with room for a wider font than Graphviz reckons with."""
+    """Width in units of the font's size, with space for a wider font than Graphviz reckons with."""
     return sum(1.05 if unicodedata.east_asian_width(letter) in "WF" else 0.6 for letter in text)
 
 
@@ -264,5 +266,5 @@ def _find_dot() -> None:
         dot_command.DOT_BINARY = Path("dot")
         return
     beside = Path(sysconfig.get_path("scripts")) / "graphviz-pure"
-    found = shutil.which(str(beside)) or shutil.which("graphviz-pure")
-    dot_command.DOT_BINARY = Path(found or "dot")
+    program = shutil.which(str(beside)) or shutil.which("graphviz-pure")
+    dot_command.DOT_BINARY = Path(program or "dot")

@@ -20,7 +20,7 @@ class Group:
     """Steps that are drawn as one node.
 
     Attributes:
-        key: Tells groups of one picture apart, and stays the same when another group is opened.
+        key: Identifies a group in its picture, and stays the same when another group is opened.
         steps: Names, in definition order.
     """
 
@@ -38,13 +38,13 @@ def groups_of(pipeline: Pipeline, *, most: int = MOST_NODES, opened: Collection[
     """
     names = list(dict.fromkeys(step.name for step in pipeline.steps))
     above = _above(pipeline, set(names))
-    found: list[tuple[str, ...]] = [(name,) for name in names]
+    groups_of_names: list[tuple[str, ...]] = [(name,) for name in names]
     if len(names) > most:
-        found = _reduced(names, above, most)
-        if len(found) > most:
-            found = _levels(names, above, most)
+        groups_of_names = _reduced(names, above, most)
+        if len(groups_of_names) > most:
+            groups_of_names = _levels(names, above, most)
     groups: list[Group] = []
-    for steps in found:
+    for steps in groups_of_names:
         key = steps[0] if len(steps) == 1 else f"{steps[0]}…{steps[-1]}"
         if key in opened:
             groups += [Group(name, (name,)) for name in steps]
@@ -54,11 +54,13 @@ def groups_of(pipeline: Pipeline, *, most: int = MOST_NODES, opened: Collection[
     return sorted(groups, key=lambda group: place[group.steps[0]])
 
 
-def _above(pipeline: Pipeline, known: Collection[str]) -> dict[str, list[str]]:
+def _above(pipeline: Pipeline, defined: Collection[str]) -> dict[str, list[str]]:
     """The defined steps that each step reads."""
     return {
         step.name: [
-            one.name for one in pipeline.dependencies(step) if one.name in known and one.name != step.name
+            dependency.name
+            for dependency in pipeline.dependencies(step)
+            if dependency.name in defined and dependency.name != step.name
         ]
         for step in pipeline.steps
     }
@@ -71,22 +73,22 @@ def _reduced(names: Sequence[str], above: Mapping[str, Sequence[str]], most: int
     parents = {name: set(above[name]) for name in names}
     children: dict[str, set[str]] = {name: set() for name in names}
     for name, before in parents.items():
-        for one in before:
-            children[one].add(name)
+        for parent in before:
+            children[parent].add(name)
     place = {name: index for index, name in enumerate(names)}
 
     def merge(kept: str, gone: str) -> None:
         members[kept] += members.pop(gone)
-        for one in parents.pop(gone):
-            children[one].discard(gone)
-            if one != kept:
-                children[one].add(kept)
-                parents[kept].add(one)
-        for one in children.pop(gone):
-            parents[one].discard(gone)
-            if one != kept:
-                parents[one].add(kept)
-                children[kept].add(one)
+        for child in parents.pop(gone):
+            children[child].discard(gone)
+            if child != kept:
+                children[child].add(kept)
+                parents[kept].add(child)
+        for child in children.pop(gone):
+            parents[child].discard(gone)
+            if child != kept:
+                parents[child].add(kept)
+                children[kept].add(child)
 
     changed = True
     while changed and len(members) > most:
@@ -117,10 +119,10 @@ def _levels(names: Sequence[str], above: Mapping[str, Sequence[str]], most: int)
     # Two sweeps, since steps mostly stand after those they read; a cycle cannot hang it.
     for _ in range(2):
         for name in names:
-            level[name] = 1 + max((level.get(one, 0) for one in above[name]), default=0)
+            level[name] = 1 + max((level.get(parent, 0) for parent in above[name]), default=0)
     depth = max(level.values())
     share = -(-depth // most)
-    found: dict[int, list[str]] = {}
+    by_share: dict[int, list[str]] = {}
     for name in names:
-        found.setdefault((level[name] - 1) // share, []).append(name)
-    return [tuple(found[key]) for key in sorted(found)]
+        by_share.setdefault((level[name] - 1) // share, []).append(name)
+    return [tuple(by_share[key]) for key in sorted(by_share)]

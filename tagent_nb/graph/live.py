@@ -1,6 +1,6 @@
-"""A picture whose states change while it is looked at: laid out once, then told node by node what is new.
+"""A picture whose states change while it is looked at: laid out once, then updated node by node.
 
-Nodes keep room for what they will say later, so that nothing moves. Colours are those of a style
+Nodes keep space for what they will say later, so that nothing moves. Colours are those of a style
 sheet, since a state is a class of its node and nothing else.
 """
 
@@ -73,26 +73,26 @@ class LiveGraph:
         (state,) = states
         look = LOOKS[state.status]
         facts = _facts(state, now)
-        told = f"{state.name}: {', '.join([look.word, *facts])}\n{self._abouts[state.name]}"
+        tooltip = f"{state.name}: {', '.join([look.word, *facts])}\n{self._abouts[state.name]}"
         if state.error:
-            told += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
-        return [state.status.value, self._first(look, state.name), " · ".join(facts), told]
+            tooltip += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
+        return [state.status.value, self._first(look, state.name), " · ".join(facts), tooltip]
 
     def _group_says(self, states: list[StepResult]) -> list[str]:
         status = _common(states)
-        ended = sum(one.status.is_final for one in states)
-        counts = Counter(one.status for one in states)
-        words = ", ".join(f"{counts[one]} {LOOKS[one].word}" for one in LOOKS if one in counts)
+        ended = sum(state.status.is_final for state in states)
+        counts = Counter(state.status for state in states)
+        words = ", ".join(f"{counts[look]} {LOOKS[look].word}" for look in LOOKS if look in counts)
         name = f"{states[0].name} … {states[-1].name}"
-        told = f"{name}: {words}\n{len(states)} steps; open the group to see them"
-        return [status.value, self._first(LOOKS[status], name), f"{ended} of {len(states)} ended", told]
+        tooltip = f"{name}: {words}\n{len(states)} steps; open the group to see them"
+        return [status.value, self._first(LOOKS[status], name), f"{ended} of {len(states)} ended", tooltip]
 
     def _first(self, look: Look, name: str) -> str:
         return f"{look.mark} {short(name, _COMPACT_NAME if self._drawing.compact else _NAME)}"
 
 
 class _LiveDrawing(Drawing):
-    """Groups as nodes, with room for the longest that they may say."""
+    """Groups as nodes, with space for the longest that they may say."""
 
     def __init__(self, pipeline: Pipeline, opened: Collection[str]) -> None:
         self.groups = groups_of(pipeline, opened=opened)
@@ -135,13 +135,13 @@ class _LiveDrawing(Drawing):
 
     def _edges(self) -> Iterator[Edge]:
         """One edge between two nodes at the most, and none within a group."""
-        found: dict[tuple[str, str], Edge] = {}
+        edges: dict[tuple[str, str], Edge] = {}
         for edge in super()._edges():
-            known = found.get((edge.source, edge.target))
+            present = edges.get((edge.source, edge.target))
             inside = edge.source == edge.target and len(self.groups[int(edge.source[5:])].steps) > 1
-            if not inside and (known is None or edge.type is DependencyType.STRONG):
-                found[edge.source, edge.target] = edge
-        yield from found.values()
+            if not inside and (present is None or edge.type is DependencyType.STRONG):
+                edges[edge.source, edge.target] = edge
+        yield from edges.values()
 
 
 def _room(step: PipelineStep, kind: str) -> str:
@@ -152,26 +152,26 @@ def _facts(state: StepResult, now: float) -> list[str]:
     facts = facts_of(state)
     if state.status is StepStatus.RUNNING and state.started_at is not None:
         clock = seconds_text(max(0.0, now - state.started_at))
-        told = [one for one in facts if one != seconds_text(state.seconds)]
+        others = [fact for fact in facts if fact != seconds_text(state.seconds)]
         return [
-            *(one for one in told if one.endswith("items")),
+            *(fact for fact in others if fact.endswith("items")),
             clock,
-            *(one for one in told if not one.endswith("items")),
+            *(fact for fact in others if not fact.endswith("items")),
         ]
     return facts
 
 
 def _common(states: list[StepResult]) -> StepStatus:
     """The state of a group."""
-    found = {one.status for one in states}
+    statuses = {state.status for state in states}
     for status in _RANKS:
-        if status in found:
+        if status in statuses:
             return status
-    if len(found) == 1:
-        return found.pop()
-    if all(one.is_final for one in found):
+    if len(statuses) == 1:
+        return statuses.pop()
+    if all(status.is_final for status in statuses):
         return StepStatus.COMPLETED
-    return StepStatus.RUNNING if any(one.is_final for one in found) else StepStatus.PENDING
+    return StepStatus.RUNNING if any(status.is_final for status in statuses) else StepStatus.PENDING
 
 
 def live_style(scope: str) -> str:

@@ -1,6 +1,6 @@
 """A pipeline as a picture: Graphviz source and SVG.
 
-A state is told by colour, by a mark before the name and by the outline; the kind of a step by its
+A state is shown by colour, by a mark before the name and by the outline; the kind of a step by its
 corners (agent steps are rounded, Python steps are not), mapped steps by a double outline, and inputs, which
 no step makes, by a folded corner.
 The SVG has no background and plain colours that read on white and on near-black; where the page

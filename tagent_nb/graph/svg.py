@@ -103,7 +103,7 @@ def _style(drawing: Drawing) -> str:
     """Colours for dark pages, scoped to this graph and to what occurs.
 
     Where the SVG is part of the page, the page says that it is dark. JupyterLab shows it as an image,
-    which is told by the media query; as ``:root`` shows, that is for images and files only.
+    which the media query decides; as ``:root`` shows, that is for images and files only.
     """
     looks = {node.classes: node.look for node in drawing.nodes} | dict(_legend_looks(drawing))
     image = "".join(_dark(":root.tagent-graph", looks))
@@ -168,15 +168,15 @@ def _add_legend(root: ET.Element, drawing: Drawing) -> None:
     group = ET.SubElement(root, f"{{{_SVG}}}g", {"class": "tagent-legend", "font-size": "8"})
     group.set("font-family", "Helvetica,Arial,sans-serif")
     group.append(_element("title", text="Legend"))
-    room = max(width, 360.0)
+    space = max(width, 360.0)
     x, y = 6.0, height + 12.0
     for shape, name, look, word in entries:
         advance = 22 + text_width(word) * 8 + 10
-        if x > 6 and x + advance > room:
+        if x > 6 and x + advance > space:
             x, y = 6.0, y + 18.0
         group.append(_legend_entry(drawing, shape, name, look, word, x, y))
         x += advance
-    total = (max(width, room), y + 16.0)
+    total = (max(width, space), y + 16.0)
     root.set("viewBox", f"0 0 {total[0]:.2f} {total[1]:.2f}")
     root.attrib.update(width=f"{total[0]:.0f}pt", height=f"{total[1]:.0f}pt")
 

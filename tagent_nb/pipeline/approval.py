@@ -1,4 +1,4 @@
-"""What waits for a person, and what she may say of it."""
+"""What waits for a person, and the decisions on it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ApprovalRequest:
         digest: SHA-256 of the value.
         goal: What the step is to achieve.
         schema: Pydantic model of the result; ``None`` without one, and for a tool.
-        parameters: JSON Schema of the value; empty where nobody knows it.
+        parameters: JSON Schema of the value; empty where it is unknown.
         at: Since when it waits (seconds since the epoch).
         check: Gives an edited value as the step takes it, or raises what is wrong with it.
     """

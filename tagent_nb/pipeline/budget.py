@@ -72,20 +72,20 @@ class Budget:
             return cls(usd=value)
         if not isinstance(value, str):
             raise DefinitionError(f"A budget must be a number or text, not {value!r}. {_HOW}")
-        found: dict[str, Any] = {}
+        limits: dict[str, Any] = {}
         for part in value.split(","):
             match = _PART.fullmatch(part.strip())
             measure = _UNITS.get(match[2].lower()) if match else None
-            if match is None or measure is None or measure in found:
+            if match is None or measure is None or measure in limits:
                 raise DefinitionError(f"A budget of {value!r} cannot be read. {_HOW}")
             number = float(match[1].replace("_", ""))
-            found[measure] = int(number) if measure != "usd" and number.is_integer() else number
-        return cls(**found)
+            limits[measure] = int(number) if measure != "usd" and number.is_integer() else number
+        return cls(**limits)
 
     def limits(self) -> dict[str, float]:
         """What is limited, by measure: ``usd``, ``tokens``, ``requests``."""
-        known = {"usd": self.usd, "tokens": self.tokens, "requests": self.requests}
-        return {name: value for name, value in known.items() if value is not None}
+        limits = {"usd": self.usd, "tokens": self.tokens, "requests": self.requests}
+        return {name: value for name, value in limits.items() if value is not None}
 
     def __str__(self) -> str:
         """As :meth:`of` reads it."""
@@ -119,8 +119,8 @@ class Share:
 
     def __str__(self) -> str:
         spent, limit = amount_text(self.measure, self.spent), amount_text(self.measure, self.limit)
-        told = f", {amount_text(self.measure, self.reserved)} reserved" if self.reserved else ""
-        return f"{self.exact} {spent} of {limit} spent{told}".strip()
+        reserved = f", {amount_text(self.measure, self.reserved)} reserved" if self.reserved else ""
+        return f"{self.exact} {spent} of {limit} spent{reserved}".strip()
 
 
 def amount_text(measure: str, value: float) -> str:
@@ -132,7 +132,7 @@ def amount_text(measure: str, value: float) -> str:
 
 
 def spent_amounts(usage: TokenUsage, cost: float | None) -> dict[str, float]:
-    """What was spent, by measure. Tokens that nobody told count as assumed, an unknown cost nothing."""
+    """What was spent, by measure. Tokens that were not reported count as assumed, an unknown cost nothing."""
     return {"usd": cost or 0.0, "tokens": usage.counted.total_tokens, "requests": usage.requests}
 
 
@@ -162,7 +162,7 @@ class Price:
         input_per_million: Of what is sent.
         output_per_million: Of what the model writes, reasoning included.
         cached_input_per_million: Of the part of the input that the provider serves from its own
-            cache; without a say, as other input.
+            cache; ``None``: as other input.
 
     Raises:
         DefinitionError: A price is no number from 0 on.
@@ -173,13 +173,13 @@ class Price:
     cached_input_per_million: float | None = None
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value is None and one.name == "cached_input_per_million":
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name == "cached_input_per_million":
                 continue
             # NaN and infinity fail the comparison as negative numbers do.
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-                raise DefinitionError(f"Price: {one.name} must be USD from 0 on, not {value!r}.")
+                raise DefinitionError(f"Price: {field.name} must be USD from 0 on, not {value!r}.")
 
     @property
     def is_nothing(self) -> bool:
@@ -204,7 +204,7 @@ def checked_prices(prices: Mapping[str, Price] | None) -> dict[str, Price]:
         DefinitionError: It does not map names of models to prices.
     """
     table = {} if prices is None else prices
-    if not isinstance(table, Mapping) or not all(isinstance(one, str) for one in table):
+    if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
         raise DefinitionError(
             "prices must map names of models to prices, as in "
             "{'openai:my-model': Price(input_per_million=0.5, output_per_million=1.5)}."
@@ -236,10 +236,10 @@ class Limit:
     tokens_per_minute: int | None = None
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise DefinitionError(f"Limit: {one.name} must be a whole number from 1 on, not {value!r}.")
+                raise DefinitionError(f"Limit: {field.name} must be a whole number from 1 on, not {value!r}.")
 
 
 def checked_limits(limits: Mapping[str, Limit] | None) -> dict[str, Limit]:
@@ -250,7 +250,7 @@ def checked_limits(limits: Mapping[str, Limit] | None) -> dict[str, Limit]:
     """
     table = {} if limits is None else limits
     how = "as in {'openai': Limit(concurrency=8, requests_per_minute=500)}"
-    if not isinstance(table, Mapping) or not all(isinstance(one, str) for one in table):
+    if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
         raise DefinitionError(f"limits must map names of providers to limits, {how}.")
     for provider, limit in table.items():
         if not isinstance(limit, Limit):

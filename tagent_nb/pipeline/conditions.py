@@ -149,14 +149,14 @@ class _Compared(_About):
     symbol: ClassVar[str]
 
     def _compare(self, values: Mapping[str, Any], compare: Callable[[Any, Any], Any]) -> bool:
-        found = view(self._value(values), self.reference)
+        value = view(self._value(values), self.reference)
         wanted = view(self.value, "the value to compare with")
         try:
-            return bool(compare(found, wanted))
+            return bool(compare(value, wanted))
         except Exception as error:  # values compare as their classes like, and raise what they like
             raise TemplateError(
                 f"{self.describe()!r} cannot be decided: {self.reference!r} is of type "
-                f"{type(found).__name__} ({error}). Compare another field, or convert it in its step."
+                f"{type(value).__name__} ({error}). Compare another field, or convert it in its step."
             ) from error
 
     def describe(self) -> str:
@@ -205,10 +205,10 @@ class Contains(_Compared):
         return self._compare(values, _contains)
 
 
-def _contains(found: Any, wanted: Any) -> bool:
-    if isinstance(found, Table):
-        return wanted in found.names()
-    return found is not None and wanted in found
+def _contains(value: Any, wanted: Any) -> bool:
+    if isinstance(value, Table):
+        return wanted in value.names()
+    return value is not None and wanted in value
 
 
 # -- about conditions -----------------------------------------------------------------------
@@ -220,8 +220,8 @@ class _Joined(Condition):
     word: ClassVar[str]
 
     def __init__(self, *conditions: Condition) -> None:
-        for one in conditions:
-            _check(type(self).__name__, one)
+        for condition in conditions:
+            _check(type(self).__name__, condition)
         if not conditions:
             raise DefinitionError(
                 f"{type(self).__name__}() joins no conditions. Pass at least one, "
@@ -230,13 +230,16 @@ class _Joined(Condition):
         self.conditions = conditions
 
     def references(self) -> tuple[Reference, ...]:
-        return tuple(dict.fromkeys(one for part in self.conditions for one in part.references()))
+        return tuple(dict.fromkeys(reference for part in self.conditions for reference in part.references()))
 
     def describe(self) -> str:
-        return f"({f' {self.word} '.join(one.describe() for one in self.conditions)})"
+        return f"({f' {self.word} '.join(condition.describe() for condition in self.conditions)})"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": type(self).__name__, "conditions": [one.to_dict() for one in self.conditions]}
+        return {
+            "type": type(self).__name__,
+            "conditions": [condition.to_dict() for condition in self.conditions],
+        }
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Joined) and (type(self), self.conditions) == (type(other), other.conditions)
@@ -254,7 +257,7 @@ class And(_Joined):
     word = "and"
 
     def evaluate(self, values: Mapping[str, Any]) -> bool:
-        return all(one.evaluate(values) for one in self.conditions)
+        return all(condition.evaluate(values) for condition in self.conditions)
 
 
 class Or(_Joined):
@@ -263,7 +266,7 @@ class Or(_Joined):
     word = "or"
 
     def evaluate(self, values: Mapping[str, Any]) -> bool:
-        return any(one.evaluate(values) for one in self.conditions)
+        return any(condition.evaluate(values) for condition in self.conditions)
 
 
 @dataclass(frozen=True)
@@ -288,10 +291,10 @@ class Not(Condition):
         return {"type": "Not", "condition": self.condition.to_dict()}
 
 
-def _check(owner: str, one: object) -> None:
-    if not isinstance(one, Condition):
+def _check(owner: str, condition: object) -> None:
+    if not isinstance(condition, Condition):
         raise DefinitionError(
-            f"{owner} joins conditions, not {type(one).__name__} ({one!r}). "
+            f"{owner} joins conditions, not {type(condition).__name__} ({condition!r}). "
             "Write a condition such as DataExists('load')."
         )
 
@@ -350,7 +353,7 @@ def of_items(when: str | Condition, mapped: Reference, step: str) -> str | Condi
 def _of_items(condition: Condition, mapped: Reference) -> Condition:
     """The condition with fields of what is mapped over read from the item."""
     if isinstance(condition, _Joined):
-        return type(condition)(*(_of_items(one, mapped) for one in condition.conditions))
+        return type(condition)(*(_of_items(part, mapped) for part in condition.conditions))
     if isinstance(condition, Not):
         return Not(_of_items(condition.condition, mapped))
     if not isinstance(condition, _About):
@@ -403,7 +406,7 @@ def condition_from_dict(
 def _rebuild(data: Mapping[str, Any], schemas: Mapping[str, type[BaseModel]] | None) -> Condition:
     kind = data["type"]
     if kind in _JOINED:
-        return _JOINED[kind](*(_rebuild(one, schemas) for one in data["conditions"]))
+        return _JOINED[kind](*(_rebuild(part, schemas) for part in data["conditions"]))
     if kind == "Not":
         return Not(_rebuild(data["condition"], schemas))
     if kind in _ABOUT:
@@ -412,7 +415,7 @@ def _rebuild(data: Mapping[str, Any], schemas: Mapping[str, type[BaseModel]] | N
         from tagent_nb.serde import from_tree
 
         return _COMPARED[kind](data["reference"], from_tree(data["value"], schemas))
-    known = [*_ABOUT, *_COMPARED, *_JOINED, "Not"]
+    kinds = [*_ABOUT, *_COMPARED, *_JOINED, "Not"]
     raise DefinitionError(
-        f"There is no condition {kind!r}.{did_you_mean(kind, known)} Known: {', '.join(known)}."
+        f"There is no condition {kind!r}.{did_you_mean(kind, kinds)} Known: {', '.join(kinds)}."
     )

@@ -30,7 +30,7 @@ _warned: set[str] = set()
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is taken where nobody says otherwise.
+    """What is taken where nothing else is set.
 
     Attributes:
         model: Model of agent steps for which neither step nor pipeline nor executor names one.
@@ -55,15 +55,16 @@ def defaults() -> Defaults:
     Raises:
         DefinitionError: A value cannot be read; the message names it and where it stands.
     """
-    found = {**_of_file(), **_of_environment()}
-    known = [PREFIX + field.name.upper() for field in fields(Defaults)]
-    for name in sorted(found.keys() - {*known, *_warned}):
+    values = {**_of_file(), **_of_environment()}
+    names = [PREFIX + field.name.upper() for field in fields(Defaults)]
+    for name in sorted(values.keys() - {*names, *_warned}):
         _warned.add(name)
         warnings.warn(
-            f"{name} ({found[name][1]}) means nothing.{did_you_mean(name, known)} Known: {', '.join(known)}.",
+            f"{name} ({values[name][1]}) means nothing.{did_you_mean(name, names)} "
+            f"Known: {', '.join(names)}.",
             stacklevel=3,
         )
-    values = {name: found[name] for name in known if name in found and found[name][0]}
+    values = {name: values[name] for name in names if name in values and values[name][0]}
     plain = {name.removeprefix(PREFIX).lower(): value for name, (value, _) in values.items()}
     budget, timeout = values.get(f"{PREFIX}BUDGET"), values.get(f"{PREFIX}TIMEOUT")
     return Defaults(
@@ -92,8 +93,8 @@ def _timeout(value: str, where: str) -> float | None:
 
 def _of_environment() -> dict[str, tuple[str, str]]:
     """Values by name, each with where it stands."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
-    return {name: (value.strip(), "environment") for name, value in found.items()}
+    values = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    return {name: (value.strip(), "environment") for name, value in values.items()}
 
 
 def _of_file() -> dict[str, tuple[str, str]]:
@@ -109,12 +110,12 @@ def _of_file() -> dict[str, tuple[str, str]]:
                 f"{FILE} cannot be read ({error.strerror}): its settings do not count.", stacklevel=4
             )
         return {}
-    found = {}
+    values = {}
     for number, line in enumerate(lines, 1):
         match = _LINE.match(line)
         if match:
-            found[match[1]] = (_unquoted(match[2]), f"{FILE}, line {number}")
-    return found
+            values[match[1]] = (_unquoted(match[2]), f"{FILE}, line {number}")
+    return values
 
 
 def _unquoted(text: str) -> str:

@@ -23,9 +23,9 @@ def outside_names(pipeline: Pipeline) -> dict[str, list[str]]:
 
     The JSON of a pipeline does not hold these.
     """
-    known = _known(pipeline)
-    found = {step.name: _outside(step, known) for step in pipeline.steps}
-    return {name: names for name, names in found.items() if names}
+    readable = _readable(pipeline)
+    by_step = {step.name: _outside(step, readable) for step in pipeline.steps}
+    return {name: names for name, names in by_step.items() if names}
 
 
 def missing_names(pipeline: Pipeline, namespace: Container[str]) -> dict[str, list[str]]:
@@ -34,16 +34,16 @@ def missing_names(pipeline: Pipeline, namespace: Container[str]) -> dict[str, li
     Functions that were not read from data see their own module, and code that catches NameError knows
     what it does: these are passed over.
     """
-    known = _known(pipeline)
-    found = {}
+    readable = _readable(pipeline)
+    by_step = {}
     for step in pipeline.steps:
         body = step.body
         if body is None or body.function is not None:
             continue
-        names = [name for name in _outside(step, known) if name not in namespace]
+        names = [name for name in _outside(step, readable) if name not in namespace]
         if names and not _catches(body.source):
-            found[step.name] = names
-    return found
+            by_step[step.name] = names
+    return by_step
 
 
 def listed(names: list[str]) -> str:
@@ -52,25 +52,25 @@ def listed(names: list[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
-def _known(pipeline: Pipeline) -> set[str]:
+def _readable(pipeline: Pipeline) -> set[str]:
     """What a cell reads of its pipeline by name: steps, and inputs, also those that are yet to be given."""
-    found = {*(step.name for step in pipeline.steps), *pipeline.inputs}
+    names = {*(step.name for step in pipeline.steps), *pipeline.inputs}
     for step in pipeline.steps:
         with suppress(TemplateError):  # validate() says so
-            found.update(dependency.name for dependency in pipeline.dependencies(step))
-    return found
+            names.update(dependency.name for dependency in pipeline.dependencies(step))
+    return names
 
 
-def _outside(step: PipelineStep, known: set[str]) -> list[str]:
+def _outside(step: PipelineStep, readable: set[str]) -> list[str]:
     body = step.body
     if body is None:
         return []
     own = {"item"} if step.map_over is not None else set()
     # A function gets these by its parameters only; what a cell calls by the name of a step is that step.
-    return sorted(body.names - body.quoted - _BUILT_IN - own - (known if body.kind == "cell" else set()))
+    return sorted(body.names - body.quoted - _BUILT_IN - own - (readable if body.kind == "cell" else set()))
 
 
 def _catches(source: str) -> bool:
     handlers = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler)]
-    caught = [name for one in handlers for name in ast.walk(one.type or ast.Name("BaseException"))]
+    caught = [name for handler in handlers for name in ast.walk(handler.type or ast.Name("BaseException"))]
     return any(isinstance(name, ast.Name) and name.id in _CATCH for name in caught)

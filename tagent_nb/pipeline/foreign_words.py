@@ -189,12 +189,12 @@ class _Fields(dict[str, str]):
 
 
 def advice(word: str, table: Mapping[str, str]) -> str:
-    """What to write in Python instead of a keyword of another tool; empty for a word that nobody knows."""
+    """What to write in Python instead of a keyword of another tool; empty for an unknown word."""
     return _filled(table.get(word, ""), lambda field: f"{field}=")
 
 
 def option_advice(option: str, options: Collection[str]) -> str:
-    """What to write instead of an option that does not exist; empty for a word that nobody knows.
+    """What to write instead of an option that does not exist; empty for an unknown word.
 
     Args:
         option: As it was written, such as ``--read-data``.
@@ -202,8 +202,8 @@ def option_advice(option: str, options: Collection[str]) -> str:
     """
 
     def written(field: str) -> str:
-        known = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
-        return known if known in options else f"{field}= of the step"
+        flag = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+        return flag if flag in options else f"{field}= of the step"
 
     word = option.lstrip("-").replace("-", "_")
     return _filled(STEP.get(word, ""), written) or advice(word, EXECUTOR)
@@ -218,7 +218,7 @@ def _filled(text: str, written: Callable[[str], str]) -> str:
 
 
 def foreign_name(name: str) -> str:
-    """What is said of a name of another tool that somebody imports from here; empty for any other."""
+    """The advice on a name of another tool that is imported from here; empty for any other."""
     ours = NAMES.get(name)
     return f"tagent_nb has no {name!r}. What does its work here: {ours}." if ours else ""
 
@@ -248,17 +248,17 @@ def own_keywords(table: Mapping[str, str]) -> Callable[[Callable[P, None]], Call
     """
 
     def decorate(function: Callable[P, None]) -> Callable[P, None]:
-        known = tuple(inspect.signature(function).parameters)[1:]
-        keywords = frozenset(known)
+        parameters = tuple(inspect.signature(function).parameters)[1:]
+        keywords = frozenset(parameters)
 
         @wraps(function)
         def init(*args: P.args, **kwargs: P.kwargs) -> None:
             if not kwargs.keys() <= keywords:
                 unknown = next(word for word in kwargs if word not in keywords)
-                hint = advice(unknown, table) or did_you_mean(unknown, known)
+                hint = advice(unknown, table) or did_you_mean(unknown, parameters)
                 raise DefinitionError(
                     f"{type(args[0]).__name__}: there is no keyword {unknown!r}.{hint} "
-                    f"Known: {', '.join(known)}."
+                    f"Known: {', '.join(parameters)}."
                 )
             function(*args, **kwargs)
 

@@ -46,7 +46,9 @@ def free_names(statements: Sequence[ast.stmt], *, quoted: bool = True) -> frozen
         quoted: Whether names count that only stand in texts, behind ``@``, where pandas is asked to query
             or to evaluate something.
     """
-    scope = _Scope(quoted and any(_is_query(node) for one in statements for node in ast.walk(one)))
+    scope = _Scope(
+        quoted and any(_is_query(node) for statement in statements for node in ast.walk(statement))
+    )
     scope.visit_all(statements)
     return frozenset(scope.early | (scope.inner - scope.bound))
 
@@ -66,21 +68,21 @@ def unseen_queries(statements: Sequence[ast.stmt], texts: Iterable[str] = ()) ->
         statements: The code.
         texts: Names of texts outside of the code that are known.
     """
-    nodes = [node for one in statements for node in ast.walk(one)]
+    nodes = [node for statement in statements for node in ast.walk(statement)]
     literal = set(texts)
     for node in nodes:
         if isinstance(node, ast.Assign | ast.AnnAssign) and _is_text(node.value, literal):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            literal.update(one.id for one in targets if isinstance(one, ast.Name))
-    found: dict[str, None] = {}
+            literal.update(target.id for target in targets if isinstance(target, ast.Name))
+    queries: dict[str, None] = {}
     for node in nodes:
         if not isinstance(node, ast.Call) or not _is_query(node.func):
             continue
-        named = [one.value for one in node.keywords if one.arg == "expr"]
+        named = [keyword.value for keyword in node.keywords if keyword.arg == "expr"]
         for passed in [*node.args[:1], *named][:1]:
             if not _is_text(passed, literal):
-                found[f"{ast.unparse(node.func)}({ast.unparse(passed)})"] = None
-    return list(found)
+                queries[f"{ast.unparse(node.func)}({ast.unparse(passed)})"] = None
+    return list(queries)
 
 
 def _is_text(node: ast.AST | None, literal: set[str]) -> bool:
@@ -167,7 +169,9 @@ class _Scope(ast.NodeVisitor):
             and function.value.id in ("pd", "pandas")
         )
         if self.queries and bare and _is_query(function):
-            for part in (inner for one in [*node.args[:1], *node.keywords] for inner in ast.walk(one)):
+            for part in (
+                inner for argument in [*node.args[:1], *node.keywords] for inner in ast.walk(argument)
+            ):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     for name in evaluated_names(part.value):
                         self.use(name)
@@ -248,9 +252,9 @@ class _Scope(ast.NodeVisitor):
     def _function(self, args: ast.arguments, body: Sequence[ast.AST]) -> None:
         parameters = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
         self.visit_all([*args.defaults, *args.kw_defaults])
-        self.visit_all(one.annotation for one in parameters if one is not None)
+        self.visit_all(parameter.annotation for parameter in parameters if parameter is not None)
         inside = _Scope(self.queries)
-        inside.bound.update(one.arg for one in parameters if one is not None)
+        inside.bound.update(parameter.arg for parameter in parameters if parameter is not None)
         inside.visit_all(body)
         own = inside.bound - inside.outer
         self.inner |= ((inside.read | inside.inner) - own) | inside.outer
@@ -265,7 +269,7 @@ class _Scope(ast.NodeVisitor):
             inside.visit_all([generator.iter, generator.target, *generator.ifs])
         inside.visit_all([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
         # ``(x := ...)`` binds in the scope around a comprehension.
-        targets = {one.target.id for one in ast.walk(node) if isinstance(one, ast.NamedExpr)}
+        targets = {part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)}
         for name in inside.early - targets:
             self.use(name)
         self.inner |= inside.inner - (inside.bound - targets)

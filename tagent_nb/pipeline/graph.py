@@ -49,12 +49,12 @@ class Definition(Protocol):
 
 def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency]:
     """See :meth:`Pipeline.dependencies`."""
-    found: dict[str, Dependency] = {}
+    dependencies: dict[str, Dependency] = {}
     for dependency in step.dependencies:
         if dependency.type is not DependencyType.OPTIONAL or dependency.name in pipeline:
-            found.setdefault(dependency.name, dependency)
+            dependencies.setdefault(dependency.name, dependency)
     for reference in step.references:
-        found.setdefault(reference.step, Dependency(reference.step))
+        dependencies.setdefault(reference.step, Dependency(reference.step))
     body = step.body
     if body is not None and (body.params or body.kind == "cell"):
         declared = {dependency.name for dependency in step.dependencies}
@@ -62,14 +62,14 @@ def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency
             if name == "item" or name in declared:
                 continue
             if name not in body.optional:
-                found.setdefault(name, Dependency(name))
+                dependencies.setdefault(name, Dependency(name))
             elif name in pipeline:
-                found.setdefault(name, Dependency(name, DependencyType.OPTIONAL))
+                dependencies.setdefault(name, Dependency(name, DependencyType.OPTIONAL))
         # A function reads steps by its parameters only: a global name may be another step's function.
         for name in sorted(body.names) if body.kind == "cell" else ():
             if name != step.name and name in pipeline:
-                found.setdefault(name, Dependency(name))
-    return [dependency for dependency in found.values() if not pipeline.is_input(dependency.name)]
+                dependencies.setdefault(name, Dependency(name))
+    return [dependency for dependency in dependencies.values() if not pipeline.is_input(dependency.name)]
 
 
 def find_cycle(graph: Mapping[str, Iterable[str]]) -> list[str] | None:
@@ -107,7 +107,7 @@ def _turned(around: list[str], graph: Mapping[str, Iterable[str]]) -> list[str]:
 # -- inputs ------------------------------------------------------------------------------------
 
 
-def inputs_of(pipeline: Definition, step: PipelineStep, known: Iterable[str] | None = None) -> list[str]:
+def inputs_of(pipeline: Definition, step: PipelineStep, named: Iterable[str] | None = None) -> list[str]:
     """Names of the inputs that a step reads, each once.
 
     They are written as those of steps are: in its goal, its condition, ``map_over``, ``depends_on`` and the
@@ -119,14 +119,14 @@ def inputs_of(pipeline: Definition, step: PipelineStep, known: Iterable[str] | N
         step: The step.
         known: Inputs of the pipeline that the code of a cell may read; those of all steps without it.
     """
-    found = _named(pipeline, step)
+    inputs = _named(pipeline, step)
     body = step.body
     if body is not None and body.kind == "cell":
-        names = body.names - found.keys()
+        names = body.names - inputs.keys()
         if names:
-            readable = {*pipeline.inputs, *(_all_named(pipeline) if known is None else known)}
-            found.update(dict.fromkeys(name for name in sorted(names & readable) if name not in pipeline))
-    return list(found)
+            readable = {*pipeline.inputs, *(_all_named(pipeline) if named is None else named)}
+            inputs.update(dict.fromkeys(name for name in sorted(names & readable) if name not in pipeline))
+    return list(inputs)
 
 
 def inputs_by_step(pipeline: Definition) -> dict[str, list[str]]:
@@ -135,24 +135,24 @@ def inputs_by_step(pipeline: Definition) -> dict[str, list[str]]:
     A step whose goal or condition cannot be read counts as one that reads none.
     """
     named = _all_named(pipeline)
-    found = {}
+    by_step = {}
     for step in pipeline.steps:
         try:
-            found[step.name] = inputs_of(pipeline, step, named)
+            by_step[step.name] = inputs_of(pipeline, step, named)
         except TemplateError:
             continue
-    return {name: inputs for name, inputs in found.items() if inputs}
+    return {name: inputs for name, inputs in by_step.items() if inputs}
 
 
 def _all_named(pipeline: Definition) -> set[str]:
     """What all steps name as inputs."""
-    found: set[str] = set()
+    inputs: set[str] = set()
     for step in pipeline.steps:
         try:
-            found.update(_named(pipeline, step))
+            inputs.update(_named(pipeline, step))
         except TemplateError:  # validate() says so
             continue
-    return found
+    return inputs
 
 
 def _named(pipeline: Definition, step: PipelineStep) -> dict[str, None]:
@@ -162,13 +162,17 @@ def _named(pipeline: Definition, step: PipelineStep) -> dict[str, None]:
     names += [reference.step for reference in step.references]
     if body is not None:
         # A default is a value already: a variable that happens to have this name must not take its place.
-        wanted = (one for one in body.params if one not in body.optional or one in pipeline.inputs)
+        wanted = (
+            parameter
+            for parameter in body.params
+            if parameter not in body.optional or parameter in pipeline.inputs
+        )
         names += [name for name in wanted if name != "item"]
     return {name: None for name in names if pipeline.is_input(name)}
 
 
 def unknown_name(pipeline: Definition, name: str) -> str:
-    """What is to be said of a name that is neither a step nor an input: what may be meant, and the remedy."""
+    """The advice on a name that is neither a step nor an input: what may be meant, and the remedy."""
     variables = pipeline.variables
     steps = [step.name for step in pipeline.steps]
     if variables is None:
@@ -180,7 +184,8 @@ def unknown_name(pipeline: Definition, name: str) -> str:
         return f" The variable {name!r} {why}, so it is no input. Name a step, or a variable that holds data."
     names = list(variables)  # at once: a cell may be running
     near = did_you_mean(
-        name, [*steps, *pipeline.inputs, *(one for one in names if is_variable(one, variables))]
+        name,
+        [*steps, *pipeline.inputs, *(variable for variable in names if is_variable(variable, variables))],
     )
     return f"{near} Add a step or a variable of that name or correct the name."
 
@@ -230,7 +235,7 @@ def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
 
 
 def _source(step: PipelineStep) -> str:
-    return next((one.step for one in step.references if one.kind == "map"), "")
+    return next((reference.step for reference in step.references if reference.kind == "map"), "")
 
 
 def duplicate_names(counts: Counter[str]) -> list[str]:
@@ -270,17 +275,17 @@ def problems(pipeline: Definition) -> list[str]:
             "Add one with pipeline.step(...) or a %%tagent_step cell."
         ]
     counts = Counter(step.name for step in pipeline.steps)
-    found = duplicate_names(counts) + _final_problems(pipeline, counts)
+    problems = duplicate_names(counts) + _final_problems(pipeline, counts)
     graph: dict[str, list[str]] = {}
     forward = False
     for step in pipeline.steps:
         try:
             needed = pipeline.dependencies(step)
         except TemplateError as error:
-            found.append(str(error))
+            problems.append(str(error))
             continue
-        found.extend(_step_problems(pipeline, step, needed, counts))
-        # A step that waits for itself has been told already.
+        problems.extend(_step_problems(pipeline, step, needed, counts))
+        # A step that waits for itself has been reported already.
         above = [dependency.name for dependency in needed if dependency.name != step.name]
         forward = forward or not all(name in graph for name in above)
         graph[step.name] = above
@@ -288,27 +293,27 @@ def problems(pipeline: Definition) -> list[str]:
         # Steps that wait only for steps before them cannot wait for each other.
         cycle = find_cycle(graph)
         if cycle is not None:
-            found.append(str(CycleError(cycle)))
-    return found
+            problems.append(str(CycleError(cycle)))
+    return problems
 
 
 def _step_problems(
-    pipeline: Definition, step: PipelineStep, needed: list[Dependency], known: Counter[str]
+    pipeline: Definition, step: PipelineStep, needed: list[Dependency], steps: Counter[str]
 ) -> list[str]:
     references = step.references
-    found = []
+    problems = []
     for dependency in needed:
         if dependency.name == step.name:
-            found.append(
+            problems.append(
                 f"Step {step.name!r} depends on itself. "
                 f"Take its name out of its own {_where(step, step.name, references)}."
             )
-        elif dependency.name not in known:
-            found.append(
+        elif dependency.name not in steps:
+            problems.append(
                 f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
                 f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
             )
-    return found + _wrong_fields(pipeline, step) if references else found
+    return problems + _wrong_fields(pipeline, step) if references else problems
 
 
 def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:

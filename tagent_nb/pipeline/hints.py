@@ -36,33 +36,33 @@ def step_hints(pipeline: Pipeline, step: PipelineStep) -> list[str]:
         hint = _value_hint(step.body.source) if step.body.kind == "cell" else ""
         return [*([hint] if hint else []), *shadowed]
     unread = _unread(step)
-    names = {one.name for one in pipeline.steps}
+    names = {other.name for other in pipeline.steps}
     return [*([unread] if unread else []), *_brace_hints(step, names), *shadowed]
 
 
 def map_warnings(pipeline: Pipeline) -> list[str]:
     """A sentence for each mapped step that asks a model the same for every item."""
     names = {step.name for step in pipeline.steps}
-    found = []
+    hints = []
     for step in pipeline.steps:
         unread = _unread(step)
         if unread:
-            found.append(" ".join([f"Step {step.name!r}: {unread}", *_brace_hints(step, names)]))
-    return found
+            hints.append(" ".join([f"Step {step.name!r}: {unread}", *_brace_hints(step, names)]))
+    return hints
 
 
 def _shadowed(pipeline: Pipeline, step: PipelineStep) -> list[str]:
     """Inputs and variables that are not read, since a step has their name: this step, or one it reads."""
     names = [step.name, *(dependency.name for dependency in pipeline.dependencies(step))]
-    found = []
+    hints = []
     for name in dict.fromkeys(names):
         variable = pipeline.variables is not None and is_variable(name, pipeline.variables)
         if name in pipeline and (variable or name in pipeline.inputs):
-            found.append(
+            hints.append(
                 f"{name} is the step of that name, not the {'variable' if variable else 'input'}: rename one "
                 "of them to read that."
             )
-    return found
+    return hints
 
 
 # -- goals -------------------------------------------------------------------------------------
@@ -72,8 +72,8 @@ def _unread(step: PipelineStep) -> str:
     """What is to be said of a mapped agent step whose goal reads nothing of its items."""
     if step.map_over is None or step.is_python:
         return ""
-    source = next(one.step for one in step.references if one.kind == "map")
-    if any(one.step == source and one.kind == "goal" for one in step.references):
+    source = next(reference.step for reference in step.references if reference.kind == "map")
+    if any(reference.step == source and reference.kind == "goal" for reference in step.references):
         return ""
     if any(_ITEM.search(part) for part in _TEMPLATE.findall(step.goal) if not part.startswith("{#")):
         return ""
@@ -88,14 +88,14 @@ def _brace_hints(step: PipelineStep, names: Collection[str]) -> list[str]:
     """Names of steps in single braces: the model is sent the braces."""
     if "{" not in step.goal:
         return []
-    known = {*names, "item"} if step.map_over is not None else names
-    found: dict[str, str] = {}
+    readable = {*names, "item"} if step.map_over is not None else names
+    references: dict[str, str] = {}
     for match in _BRACES.finditer(_TEMPLATE.sub("", step.goal)):
-        if match[2] in known:
-            found[match[0]] = _BARE_KEY.sub(r"['\1']", match[1])
+        if match[2] in readable:
+            references[match[0]] = _BARE_KEY.sub(r"['\1']", match[1])
     return [
         f"{written} is sent to the model as it stands; for the value write {{{{ {reference} }}}}."
-        for written, reference in found.items()
+        for written, reference in references.items()
     ]
 
 

@@ -24,16 +24,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Pipeline:
-    """Steps, and what they share. Every change can be chained and tells the subscribers.
+    """Steps, and what they share. Every change can be chained and notifies the subscribers.
 
     Args:
         name: Free text; kernels that use the same name share stored runs and memories.
         description: What the pipeline is for.
-        default_mode: Execution mode of steps that do not say.
-        model: Model of agent steps that do not say: a pydantic-ai model string, ``"local"``,
+        default_mode: Execution mode of steps that set none.
+        model: Model of agent steps that name none: a pydantic-ai model string, ``"local"``,
             ``"test"``, or a pydantic-ai model object.
         instructions: System prompt of agent steps that have none of their own; plain text, no template.
-        timeout: Most seconds that one sitting of a run takes, waits included; ``None`` is no limit.
+        timeout: Most seconds that one session of a run takes, waits included; ``None`` is no limit.
         final: Name of the step whose value is the final output, or a function that makes it: a Python
             step is made of it, whose parameters name the steps it reads.
         inputs: Values that steps read by name as they read steps, such as ``{"df": df}``. A step of the
@@ -103,7 +103,7 @@ class Pipeline:
 
     @property
     def timeout(self) -> float | None:
-        """Most seconds that one sitting of a run takes; see :meth:`PipelineExecutor.execute`.
+        """Most seconds that one session of a run takes; see :meth:`PipelineExecutor.execute`.
 
         Setting it raises :class:`DefinitionError` for what is no number above 0.
         """
@@ -184,12 +184,12 @@ class Pipeline:
             UnknownStepError: There is no such step.
             DefinitionError: The function takes neither ``(value)`` nor ``(value, context)``.
         """
-        found = self.get_step(step)
+        checked = self.get_step(step)
 
         def add(function: F) -> F:
             name = getattr(function, "__name__", "")
-            others = [one for one in found.checks if getattr(one, "__name__", "") != name]
-            self.put(found.with_(checks=[*others, function]))
+            others = [check for check in checked.checks if getattr(check, "__name__", "") != name]
+            self.put(checked.with_(checks=[*others, function]))
             return function
 
         return add
@@ -272,10 +272,10 @@ class Pipeline:
         """
         place = self._position(name)
         if place is None:
-            known = [step.name for step in self.steps]
+            names = [step.name for step in self.steps]
             raise UnknownStepError(
-                f"Pipeline {self.name!r} has no step {name!r}.{did_you_mean(name, known)} "
-                f"Steps: {', '.join(known) or 'none'}."
+                f"Pipeline {self.name!r} has no step {name!r}.{did_you_mean(name, names)} "
+                f"Steps: {', '.join(names) or 'none'}."
             )
         return self.steps[place]
 
@@ -285,13 +285,13 @@ class Pipeline:
         Explicit ones come first; then those that the goal, the condition, ``map_over`` and the
         Python body imply. An explicit type wins over an implied one.
         """
-        found = self.get_step(step) if isinstance(step, str) else step
+        reader = self.get_step(step) if isinstance(step, str) else step
         if self._known is None:
-            return dependencies_of(self, found)
-        known = self._known.get(found.name)
-        if known is None:
-            known = self._known[found.name] = dependencies_of(self, found)
-        return known
+            return dependencies_of(self, reader)
+        dependencies = self._known.get(reader.name)
+        if dependencies is None:
+            dependencies = self._known[reader.name] = dependencies_of(self, reader)
+        return dependencies
 
     def is_input(self, name: str) -> bool:
         """Whether what steps call by this name is an input: no step, but in :attr:`inputs` or a variable."""
@@ -347,13 +347,13 @@ class Pipeline:
             DefinitionError: There is no such option.
             TagentError: As :meth:`PipelineExecutor.execute` raises.
         """
-        run: Callable[..., PipelineResult] = _room("engine.executor").run_pipeline
+        run: Callable[..., PipelineResult] = _package("engine.executor").run_pipeline
         return run(self, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """What a notebook shows: the graph, where it can be drawn."""
         try:
-            return {"image/svg+xml": _room("graph").to_svg(self), "text/plain": repr(self)}
+            return {"image/svg+xml": _package("graph").to_svg(self), "text/plain": repr(self)}
         except TagentError:  # no Graphviz, or a goal that cannot be read: a run, or %tagent_graph, says so
             return {"text/plain": repr(self)}
 
@@ -428,7 +428,7 @@ class Pipeline:
         tools: Iterable[Callable[..., Any]] = (),
         checks: Iterable[Callable[..., Any]] = (),
     ) -> Pipeline:
-        """Rebuild a pipeline from :meth:`to_yaml`, or from what somebody wrote. Runs no code of the text.
+        """Rebuild a pipeline from :meth:`to_yaml`, or from YAML written by hand. Runs no code of the text.
 
         Raises:
             DefinitionError: It cannot be read; the message has the line and the remedy.
@@ -469,9 +469,9 @@ class Pipeline:
             raise foreign_attribute(self, name, METHODS)
 
     def _make(self, **kwargs: Any) -> PipelineStep:
-        known = {one.name for one in fields(PipelineStep)}
+        options = {field.name for field in fields(PipelineStep)}
         for option in kwargs:
-            if option not in known:
+            if option not in options:
                 raise DefinitionError(unknown_option(str(kwargs["name"]), option))
         kwargs.setdefault("execution_mode", self.default_mode)
         return PipelineStep(**kwargs)
@@ -486,7 +486,7 @@ class Pipeline:
         place = self._positions.get(name)
         if place is not None and place < len(self.steps) and self.steps[place].name == name:
             return place
-        # ``steps`` is a public list: somebody may have changed it without us.
+        # ``steps`` is a public list: it may have been changed from outside.
         if place is not None or self._placed != self.steps:
             self._positions, self._placed = {}, list(self.steps)
             for index, step in enumerate(self.steps):
@@ -498,8 +498,8 @@ class Pipeline:
             callback()
 
 
-def _room(name: str) -> Any:
-    """A room above this one, by name: definitions import nothing of what runs or draws them."""
+def _package(name: str) -> Any:
+    """A package above this one, by name: definitions import nothing of what runs or draws them."""
     from importlib import import_module
 
     return import_module(f"tagent_nb.{name}")

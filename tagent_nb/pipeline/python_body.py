@@ -29,22 +29,22 @@ def dump(node: Any) -> str:
     """
     kind: Any = type(node)
     if kind is list:
-        return f"[{', '.join([dump(one) for one in node])}]"
+        return f"[{', '.join([dump(part) for part in node])}]"
     plan = _fields(kind)
     if plan is None:
         return repr(node)
-    given = node.__dict__
+    attributes = node.__dict__
     parts = []
     for name, optional, special in plan:
-        value = given.get(name)
+        value = attributes.get(name)
         if value is None and optional:
             continue
         if special:
             if name in _NEW and not value:
                 continue
             value = _without_docstring(kind, value)
-        known = _bare(type(value))  # type: ignore[arg-type]
-        parts.append(f"{name}={known or dump(value)}")
+        text = _bare(type(value))  # type: ignore[arg-type]
+        parts.append(f"{name}={text or dump(value)}")
     return f"{kind.__name__}({', '.join(parts)})"
 
 
@@ -159,7 +159,7 @@ class PythonBody:
             source=source,
             kind="function",
             name=name,
-            params=tuple(one for one in params if one not in PROVIDED),
+            params=tuple(param for param in params if param not in PROVIDED),
             optional=frozenset(optional) - PROVIDED,
             names=names,
             quoted=names - written,
@@ -271,7 +271,7 @@ class PythonBody:
             source=source,
             kind="function",
             name=name,
-            params=tuple(one for one in params if one not in PROVIDED),
+            params=tuple(param for param in params if param not in PROVIDED),
             optional=frozenset(optional) - PROVIDED,
             names=free_names([node]),
             quoted=free_names([node]) - free_names([node], quoted=False),
@@ -289,32 +289,32 @@ class PythonBody:
 
 def _parameters(name: str, parameters: Iterable[inspect.Parameter]) -> tuple[list[str], list[str]]:
     names, optional = [], []
-    for one in parameters:
-        if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+    for parameter in parameters:
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise DefinitionError(
-                f"Function {name!r}: the parameter {one} does not name a step. Use plain parameters, "
+                f"Function {name!r}: the parameter {parameter} does not name a step. Use plain parameters, "
                 "each named like the step it reads."
             )
-        names.append(one.name)
-        if one.default is not one.empty:
-            optional.append(one.name)
+        names.append(parameter.name)
+        if parameter.default is not parameter.empty:
+            optional.append(parameter.name)
     return names, optional
 
 
 def _signature_of(node: _Definition) -> list[inspect.Parameter]:
     """The parameters of a function that exists as text only; defaults are ``...``."""
     args, kinds = node.args, inspect.Parameter
-    found = [kinds(one.arg, kinds.POSITIONAL_ONLY) for one in args.posonlyargs]
-    found += [kinds(one.arg, kinds.POSITIONAL_OR_KEYWORD) for one in args.args]
-    first_default = len(found) - len(args.defaults)
-    found[first_default:] = [one.replace(default=...) for one in found[first_default:]]
+    parameters = [kinds(arg.arg, kinds.POSITIONAL_ONLY) for arg in args.posonlyargs]
+    parameters += [kinds(arg.arg, kinds.POSITIONAL_OR_KEYWORD) for arg in args.args]
+    first_default = len(parameters) - len(args.defaults)
+    parameters[first_default:] = [parameter.replace(default=...) for parameter in parameters[first_default:]]
     if args.vararg:
-        found.append(kinds(args.vararg.arg, kinds.VAR_POSITIONAL))
-    for one, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        found.append(kinds(one.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else ...))
+        parameters.append(kinds(args.vararg.arg, kinds.VAR_POSITIONAL))
+    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+        parameters.append(kinds(arg.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else ...))
     if args.kwarg:
-        found.append(kinds(args.kwarg.arg, kinds.VAR_KEYWORD))
-    return found
+        parameters.append(kinds(args.kwarg.arg, kinds.VAR_KEYWORD))
+    return parameters
 
 
 def source_of(function: Callable[..., Any]) -> str:
@@ -331,7 +331,7 @@ def source_of(function: Callable[..., Any]) -> str:
         target = decorator.func if isinstance(decorator, ast.Call) else decorator
         if isinstance(target, ast.Attribute) and target.attr == "task":
             inner = node.decorator_list[index + 1 :]
-    start = min([node.lineno, *(one.lineno for one in inner)])
+    start = min([node.lineno, *(decorator.lineno for decorator in inner)])
     return "\n".join(text.split("\n")[start - 1 :])
 
 
@@ -351,9 +351,9 @@ def _definition_named(name: str, source: str) -> _Definition:
         raise DefinitionError(
             f"Python body {name!r} cannot be read: its source must be one definition, 'def {name}(...):'."
         )
-    for one in own_nodes(node.body):
-        if isinstance(one, ast.Yield | ast.YieldFrom):
-            raise DefinitionError(_no_yield(f"function {name!r}", one.lineno))
+    for inner in own_nodes(node.body):
+        if isinstance(inner, ast.Yield | ast.YieldFrom):
+            raise DefinitionError(_no_yield(f"function {name!r}", inner.lineno))
     return node
 
 
@@ -367,18 +367,21 @@ def _cannot_rebuild(function: Callable[..., Any], source: str) -> str:
         return f"method {name!r} is bound to an object and cannot be stored. Write it as a plain function."
     if not source:
         return f"the source of function {name!r} is not known. Define it in a file or a notebook cell."
-    held = getattr(inner, "__code__").co_freevars  # noqa: B009 - mypy knows no __code__ on Callable
-    if held:
+    captured = getattr(inner, "__code__").co_freevars  # noqa: B009 - mypy knows no __code__ on Callable
+    if captured:
         return (
-            f"function {name!r} uses {', '.join(map(repr, held))} of the function around it, which cannot "
-            "be stored. Pass it as shared context or by a step, or make it global."
+            f"function {name!r} uses {', '.join(map(repr, captured))} of the function around it, which "
+            "cannot be stored. Pass it as shared context or by a step, or make it global."
         )
     return ""
 
 
 def _code_parts(code: CodeType) -> tuple[Any, ...]:
     """What a code object does, without where it stands."""
-    constants = [_code_parts(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
+    constants = [
+        _code_parts(constant) if isinstance(constant, CodeType) else _constant(constant)
+        for constant in code.co_consts
+    ]
     return code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars
 
 
@@ -435,8 +438,14 @@ def _no_yield(where: str, line: int) -> str:
 
 def _as_function(tree: ast.Module, inputs: Sequence[str]) -> ast.Module:
     """The cell as one function whose parameters are ``inputs`` and whose last expression returns."""
-    future = [one for one in tree.body if isinstance(one, ast.ImportFrom) and one.module == "__future__"]
-    body = [one for one in tree.body if one not in future] or [ast.Pass(lineno=1, col_offset=0)]
+    future = [
+        statement
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+    ]
+    body = [statement for statement in tree.body if statement not in future] or [
+        ast.Pass(lineno=1, col_offset=0)
+    ]
     last = body[-1]
     if isinstance(last, ast.Expr):
         body[-1] = ast.copy_location(ast.Return(last.value), last)

@@ -34,12 +34,12 @@ class Change:
 
     Attributes:
         ready: Steps that may start now.
-        doomed: Steps that can never run, each with the step to blame. They stay PENDING until the
-            caller marks them SKIPPED, which in turn tells what that dooms.
+        upstream_failed: Steps that can never run, each with the step to blame. They stay PENDING until the
+            caller marks them SKIPPED, which in turn says what that rules out.
     """
 
     ready: list[str] = field(default_factory=list)
-    doomed: list[tuple[str, str]] = field(default_factory=list)
+    upstream_failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 _NOTHING = Change()
@@ -94,7 +94,7 @@ class PipelineScheduler:
             raise DefinitionError(" ".join(duplicate_names(counts)))
         self._statuses: dict[str, StepStatus] = dict.fromkeys(self._steps, PENDING)
         self._unfinished = len(self._steps)
-        self._doomed: set[str] = set()
+        self._upstream_failed: set[str] = set()
         # Edges (above, below) that only order two steps; all others are STRONG.
         self._weak: set[tuple[str, str]] = set()
         self._implied: dict[str, list[str]] = {}
@@ -123,11 +123,11 @@ class PipelineScheduler:
             # Nothing is implied, and names alone are STRONG: no need of a closer look.
             written = step.depends_on
             try:
-                for one in written:
-                    dependents[one].append(name)
+                for above in written:
+                    dependents[above].append(name)
             except KeyError:  # one that has a type, or is not there
-                for one in takewhile(dependents.__contains__, written):
-                    dependents[one].pop()
+                for above in takewhile(dependents.__contains__, written):
+                    dependents[above].pop()
                 self._connect_implied(name, step)
             else:
                 counts[name] = len(written)
@@ -154,10 +154,12 @@ class PipelineScheduler:
     @cached_property
     def dependency_graph(self) -> dict[str, list[str]]:
         """Names of the steps that each step waits for, each name once."""
-        # Made when somebody asks: the order needs only the other direction.
+        # Made when it is read: the order needs only the other direction.
         implied = self._implied
         return {
-            name: implied[name] if name in implied else [str(one) for one in dict.fromkeys(step.depends_on)]
+            name: implied[name]
+            if name in implied
+            else [str(dependency) for dependency in dict.fromkeys(step.depends_on)]
             for name, step in self._steps.items()
         }
 
@@ -212,7 +214,7 @@ class PipelineScheduler:
     def has_deadlock(self) -> bool:
         """Whether steps are left, yet none is ready, runs or waits for its next attempt.
 
-        Doomed steps that nobody has marked SKIPPED are such steps.
+        Steps below a failed one that are not yet marked SKIPPED are such steps.
         """
         if self.is_done or self._ready:
             return False
@@ -250,13 +252,13 @@ class PipelineScheduler:
         waiting = [names] if isinstance(names, str) else list(names)
         for name in waiting:
             self.status_of(name)
-        found = set(waiting)
+        reached = set(waiting)
         while waiting:
             for name in neighbours[waiting.pop()]:
-                if name not in found:
-                    found.add(name)
+                if name not in reached:
+                    reached.add(name)
                     waiting.append(name)
-        return found
+        return reached
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -265,7 +267,7 @@ class PipelineScheduler:
     # -- progress ---------------------------------------------------------------------------
 
     def mark(self, step: str, status: StepStatus | str) -> Change:
-        """Note a step's status, and tell what it means for others.
+        """Note a step's status, and say what it means for others.
 
         A final status may be noted again; that changes nothing.
 
@@ -299,7 +301,7 @@ class PipelineScheduler:
             return Change(self._release(step))
         if status is FAILED or status is SKIPPED or status is CANCELLED:
             self._end(step, status)
-            return self._doom(step)
+            return self._rule_out(step)
         if status is PENDING and before is not PENDING:
             raise _illegal(step, before, status, "Only a step that has never been ready is pending.")
         if status is READY:
@@ -321,22 +323,22 @@ class PipelineScheduler:
         for name in self._dependents[step]:
             count = counts[name] - 1
             counts[name] = count
-            if not count and self._statuses[name] is PENDING and name not in self._doomed:
+            if not count and self._statuses[name] is PENDING and name not in self._upstream_failed:
                 self._statuses[name] = READY
                 self._ready.add(name)
                 ready.append(name)
         return ready
 
-    def _doom(self, step: str) -> Change:
+    def _rule_out(self, step: str) -> Change:
         """What follows from an end without a value."""
         change = Change()
         for name in self._dependents[step]:
             self._open[name] -= 1
-            if name in self._doomed or self._statuses[name] is not PENDING:
+            if name in self._upstream_failed or self._statuses[name] is not PENDING:
                 continue
             if (step, name) not in self._weak:
-                self._doomed.add(name)
-                change.doomed.append((name, step))
+                self._upstream_failed.add(name)
+                change.upstream_failed.append((name, step))
             elif not self._open[name]:
                 self._statuses[name] = READY
                 self._ready.add(name)
@@ -352,14 +354,14 @@ class PipelineScheduler:
 
 def _status(step: str, status: object) -> StepStatus:
     """The status of this value."""
-    known = {one.value: one for one in StepStatus}
-    found = known.get(status) if isinstance(status, str) else None
-    if found is None:
+    statuses = {member.value: member for member in StepStatus}
+    match = statuses.get(status) if isinstance(status, str) else None
+    if match is None:
         raise DefinitionError(
             f"Step {step!r} cannot be marked as {status!r}: there is no such status."
-            f"{did_you_mean(str(status), known)} Use one of {', '.join(known)}."
+            f"{did_you_mean(str(status), statuses)} Use one of {', '.join(statuses)}."
         )
-    return found
+    return match
 
 
 def _illegal(step: str, before: StepStatus, after: StepStatus, remedy: str) -> IllegalTransitionError:

@@ -42,7 +42,7 @@ class Task:
     Attributes:
         description: What is to be done.
         tool: Name of the tool that does it, or ``"llm"`` for the model itself.
-        arguments: Arguments of the tool. They may refer to results of earlier tasks by id; whoever
+        arguments: Arguments of the tool. They may refer to results of earlier tasks by id; what
             runs the task puts them in (see :attr:`TaskBasedStateMachine.results`).
         max_retries: Attempts after the first.
         status: Where it stands.
@@ -85,7 +85,7 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """The task as plain data, if its arguments and result are."""
-        data = {one.name: getattr(self, one.name) for one in fields(self)}
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**data, "status": self.status.value, "arguments": dict(self.arguments)}
 
     @classmethod
@@ -153,7 +153,7 @@ class TaskBasedStateMachine:
         """
         allowed = self.allowed
         if phase not in allowed:
-            names = ", ".join(one.name for one in allowed)
+            names = ", ".join(target.name for target in allowed)
             raise IllegalTransitionError(
                 f"{self.phase.name} cannot become {phase.name}. "
                 + (f"Allowed: {names}." if names else "It is an end; start anew.")
@@ -165,7 +165,7 @@ class TaskBasedStateMachine:
     def allowed(self) -> list[Phase]:
         """The phases that may follow the current one."""
         following = self.TRANSITIONS.get(self.phase, frozenset())
-        return [one for one in Phase if one in following]
+        return [phase for phase in Phase if phase in following]
 
     @property
     def is_done(self) -> bool:
@@ -199,7 +199,7 @@ class TaskBasedStateMachine:
 
     @property
     def may_plan(self) -> bool:
-        """Whether ``max_plans`` leaves room for another plan."""
+        """Whether ``max_plans`` allows another plan."""
         return self.plans < self.max_plans
 
     def add_plan(self, tasks: Iterable[Task]) -> list[Task]:
@@ -364,7 +364,7 @@ class TaskBasedStateMachine:
         try:
             goal, plans, max_plans = str(data["goal"]), int(data["plans"]), int(data["max_plans"])
             tasks = {task.id: task for task in map(Task.from_dict, data["tasks"])}
-            phase, history = Phase(data["phase"]), [Phase(one) for one in data["history"]]
+            phase, history = Phase(data["phase"]), [Phase(name) for name in data["history"]]
         except (KeyError, TypeError, ValueError) as error:
             raise not_stored("state machine", error) from error
         self.goal, self.plans, self.max_plans = goal, plans, max_plans

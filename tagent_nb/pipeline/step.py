@@ -44,7 +44,7 @@ class PipelineStep:
         body: The Python of a Python step; ``None`` for an agent step.
         when: Condition under which the step runs: an expression or a condition object.
         map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
-        min_success: Share (0 to 1) of items that must succeed, 1.0 without a say.
+        min_success: Share (0 to 1) of items that must succeed, 1.0 by default.
         agent: ``"single"``: one conversation with the model. ``"plan"``: the model plans tasks, which
             are carried out and judged; see :class:`~tagent_nb.runners.planner.runner.PlanRunner`.
         max_replans: New plans after the first that a step with ``agent="plan"`` may make.
@@ -61,8 +61,8 @@ class PipelineStep:
             ``ValueError`` or ``AssertionError`` (or return ``False``) to refuse a value. An agent is
             then asked for another answer; a Python step fails.
         approve: Whether the step's value waits for approval.
-        approve_tools: Names or globs of tools whose calls wait for approval, besides the tools that say
-            so themselves.
+        approve_tools: Names or globs of tools whose calls wait for approval, besides the tools that are
+            marked so themselves.
         remember: Whether the model gets a tool to remember facts for later steps, and memories for later
             runs.
         cache: Whether the cache may answer for this step.

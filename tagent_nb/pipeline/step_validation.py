@@ -53,12 +53,12 @@ def check_step(step: Any) -> None:
         ):
             fail(field, f"must be a list, not {type(value).__name__}. Write [{value!r}].")
     for field in ("constraints", "tools_filter", "approve_tools"):
-        if not all(isinstance(one, str) for one in getattr(step, field) or ()):
+        if not all(isinstance(text, str) for text in getattr(step, field) or ()):
             fail(field, "must hold text only.")
     for field in ("tools", "checks"):
-        for one in getattr(step, field):
-            if not callable(one):
-                fail(field, f"must be functions, not {type(one).__name__} ({one!r}).")
+        for function in getattr(step, field):
+            if not callable(function):
+                fail(field, f"must be functions, not {type(function).__name__} ({function!r}).")
     for check in step.checks:
         if takes_context(check) is None:
             fail("checks", f"has {check!r}, which takes neither (value) nor (value, context). "
@@ -163,16 +163,16 @@ def takes_context(check: Callable[..., Any]) -> bool | None:
     ``context`` is given to a parameter without a default, or of that name.
     """
     try:
-        found = inspect.signature(check)
+        signature = inspect.signature(check)
     except ValueError:  # some built-in functions do not say; those that check take one value
         return False
-    parameters = list(found.parameters.values())
+    parameters = list(signature.parameters.values())
     second = parameters[1] if len(parameters) > 1 else None
     if second is not None and second.name != "context" and second.default is not second.empty:
         second = None
     for count in (1, 2) if second is None else (2, 1):
         try:
-            found.bind(*[None] * count)
+            signature.bind(*[None] * count)
         except TypeError:
             continue
         return count == 2
@@ -201,9 +201,11 @@ def to_schema(schema: type[BaseModel], result: Any) -> BaseModel:
         return schema.model_validate(result)
     except ValidationError as error:
         lines = []
-        for one in error.errors(include_input=False, include_url=False):
-            where = ".".join(str(part) for part in one["loc"]) or f"a value of type {type(result).__name__}"
-            lines.append(f"{where}: {one['msg']}")
+        for problem in error.errors(include_input=False, include_url=False):
+            where = (
+                ".".join(str(part) for part in problem["loc"]) or f"a value of type {type(result).__name__}"
+            )
+            lines.append(f"{where}: {problem['msg']}")
         raise ValueError("; ".join(lines)) from None
 
 

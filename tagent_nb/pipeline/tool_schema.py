@@ -11,7 +11,7 @@ _NAME = "__tagent_tool__"
 
 @dataclass(frozen=True, slots=True)
 class ToolSchema:
-    """What a model is told of a tool.
+    """The description of a tool for a model.
 
     Attributes:
         description: What it is for.
@@ -29,5 +29,5 @@ def describe(function: Callable[..., Any], schema: ToolSchema) -> None:
 
 def schema_of(function: Callable[..., Any]) -> ToolSchema | None:
     """What describes a function; ``None`` if its own parameters do."""
-    found = getattr(function, _NAME, None)
-    return found if isinstance(found, ToolSchema) else None
+    schema = getattr(function, _NAME, None)
+    return schema if isinstance(schema, ToolSchema) else None

@@ -40,8 +40,8 @@ def steps_frame(result: RunRecord) -> pd.DataFrame:
         "value": ("str", lambda step: value_text(step.output)),
         "attempts": ("int64", lambda step: step.attempts),
         "seconds": ("float64", lambda step: step.seconds),
-        "input_tokens": (counts, lambda step: _told(step.usage, "input_tokens")),
-        "output_tokens": (counts, lambda step: _told(step.usage, "output_tokens")),
+        "input_tokens": (counts, lambda step: _reported(step.usage, "input_tokens")),
+        "output_tokens": (counts, lambda step: _reported(step.usage, "output_tokens")),
         "cost": ("float64", lambda step: step.cost),
         "saved_cost": ("float64", lambda step: step.saved_cost),
         "error": ("str", error_line),
@@ -58,8 +58,8 @@ def steps_frame(result: RunRecord) -> pd.DataFrame:
     )
 
 
-def _told(usage: TokenUsage, name: str) -> int | None:
-    """A count; ``None`` where a provider did not tell all tokens."""
+def _reported(usage: TokenUsage, name: str) -> int | None:
+    """A count; ``None`` where a provider did not report all tokens."""
     count: int = getattr(usage, name)
     return None if usage.unmeasured and name.endswith("_tokens") else count
 
@@ -75,7 +75,7 @@ def usage_frame(result: RunRecord) -> pd.DataFrame:
     steps = steps_of(result)
     index = pd.Index([*steps], name="step", dtype="str")
     frame = pd.DataFrame(
-        {name: [_told(step.usage, name) for step in steps.values()] for name in _COUNTS},
+        {name: [_reported(step.usage, name) for step in steps.values()] for name in _COUNTS},
         index,
         dtype=_dtype_of_counts(step.usage for step in steps.values()),
     )
@@ -159,13 +159,13 @@ def output_frame(result: RunRecord, step: str) -> pd.DataFrame:
     Raises:
         UnknownStepError: The step has neither a value nor items.
     """
-    known = steps_of(result)
-    found = known.get(step)
-    if found is not None and found.items is not None:
-        return _items_frame(found)
-    if found is None or found.output is None:
-        raise UnknownStepError(no_value(known, step, result.run_id or result.pipeline_name))
-    return value_frame(found.output.value)
+    steps = steps_of(result)
+    record = steps.get(step)
+    if record is not None and record.items is not None:
+        return _items_frame(record)
+    if record is None or record.output is None:
+        raise UnknownStepError(no_value(steps, step, result.run_id or result.pipeline_name))
+    return value_frame(record.output.value)
 
 
 def value_frame(value: Any) -> pd.DataFrame:
@@ -251,7 +251,7 @@ def _as_texts(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame whose columns, and levels of the index, are texts where Parquet does not know their type."""
     import pandas as pd
 
-    def known(column: Any) -> Any:
+    def in_parquet(column: Any) -> Any:
         alone = pd.DataFrame({"0": column.array})
         try:
             alone.to_parquet(io.BytesIO())
@@ -261,8 +261,8 @@ def _as_texts(frame: pd.DataFrame) -> pd.DataFrame:
 
     made = frame.copy(deep=False)
     for place in range(frame.shape[1]):
-        made.isetitem(place, known(frame.iloc[:, place]))
-    made.index = _index_of([known(level) for level in _levels(frame.index)], frame.index.names)
+        made.isetitem(place, in_parquet(frame.iloc[:, place]))
+    made.index = _index_of([in_parquet(level) for level in _levels(frame.index)], frame.index.names)
     return made
 
 

@@ -137,7 +137,7 @@ class RunView:
         note: A sentence below the title, such as how to go on.
         texts: The end of what each step printed or streamed.
         items: Of mapped steps: items that ended, failed, and all there are.
-        left: Seconds that the run is expected to take from now on; ``None`` when nobody knows.
+        left: Seconds that the run is expected to take from now on; ``None`` when that is unknown.
         warnings: What the user should know.
         budget: How far each measure of the run's budget is used up.
     """
@@ -162,7 +162,7 @@ def run_html(view: RunView) -> str:
     rows = [_run_row(view, step) for step in view.steps.values()]
     head = ["step", "state", "", "time", "tokens", "cost"]
     if not any(row[4] or row[5] for row in rows):
-        # Python steps alone use no tokens: two empty columns would only take room.
+        # Python steps alone use no tokens: two empty columns would only take space.
         head, rows = head[:4], [row[:4] for row in rows]
     body = table(head, rows, right=(3, 4, 5), wide=2) if rows else ""
     return f'<div class="{AS_IT_IS}" style="{FONT};{INK}">{_head(view)}{body}{_warnings(view)}</div>'
@@ -193,10 +193,10 @@ def done_words(steps: Collection[StepResult]) -> str:
 def _totals(view: RunView) -> tuple[str, str, str]:
     steps = view.steps.values()
     tokens = total_tokens_text(step.usage for step in steps)
-    known = sum(step.cost for step in steps if step.cost is not None)
+    spent = sum(step.cost for step in steps if step.cost is not None)
     saved = sum(step.saved_cost or 0.0 for step in steps)
     unknown = sum(1 for step in steps if step.cost is None)
-    cost = cost_text(known) if known or not unknown else ""
+    cost = cost_text(spent) if spent or not unknown else ""
     words = [cost] if cost else []
     if unknown:
         words.append(f"{count(unknown, 'step')} without a known price")
@@ -334,14 +334,14 @@ def run_text(view: RunView) -> str:
 
 def item_counts(steps: Mapping[str, StepResult]) -> dict[str, tuple[int, int, int]]:
     """Done, failed and all items of the mapped steps; failed and skipped ones are done, stopped ones not."""
-    found = {}
+    counts = {}
     for name, step in steps.items():
         if step.items_total is not None:
             items = list((step.items or {}).values())
             failed = sum(item.status is StepStatus.FAILED for item in items)
             done = sum(item.status.has_value for item in items) + failed + skipped_items(step)
-            found[name] = (done, failed, step.items_total)
-    return found
+            counts[name] = (done, failed, step.items_total)
+    return counts
 
 
 def phase_of(result: RunRecord) -> str:

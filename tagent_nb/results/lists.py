@@ -39,7 +39,7 @@ def runs_frame(runs: Iterable[Any]) -> pd.DataFrame:
 
     Columns: ``started`` (UTC), ``status``, ``host``, ``steps``, ``done``, ``cached``, ``failed``, ``cost``
     (USD; missing when no price of the run is known), ``unpriced`` (whether some price is unknown),
-    ``seconds`` (from the first start to the last end, pauses between sittings included; missing while it
+    ``seconds`` (from the first start to the last end, pauses between sessions included; missing while it
     runs) and ``size`` (bytes).
 
     Args:

@@ -44,8 +44,8 @@ class OutputMap(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         shown = {
-            name: f"(not stored: {one.problem})" if is_lost(one) else repr(one.value)
-            for name, one in self._outputs.items()
+            name: f"(not stored: {output.problem})" if is_lost(output) else repr(output.value)
+            for name, output in self._outputs.items()
         }
         return "{" + ", ".join(f"{name!r}: {text}" for name, text in shown.items()) + "}"
 
@@ -238,8 +238,8 @@ def no_value(steps: Mapping[str, StepResult], name: str, run: str) -> str:
     """
     step = steps.get(name)
     if step is None:
-        known = ", ".join(steps) or "none"
-        return f"Run {run!r} has no step {name!r}.{did_you_mean(name, steps)} Steps: {known}."
+        names = ", ".join(steps) or "none"
+        return f"Run {run!r} has no step {name!r}.{did_you_mean(name, steps)} Steps: {names}."
     why = ending(step)
     if not why:
         why = "it has not run" if step.status is StepStatus.PENDING else f"it is {step.status.value}"

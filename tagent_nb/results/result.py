@@ -29,7 +29,7 @@ class PipelineResult:
     Attributes:
         pipeline_name: Name of the pipeline.
         success: Whether no step failed and the run was not cancelled.
-        execution_time: Seconds that the run took, earlier sittings of a resumed run included.
+        execution_time: Seconds that the run took, earlier sessions of a resumed run included.
         total_cost: USD, the sum of the known prices.
         cost_per_step: USD by step; ``None`` where the price is unknown.
         token_usage: Tokens and calls by step.
@@ -83,8 +83,8 @@ class PipelineResult:
             ended = "timed out"
         elif self.waiting_steps and not self.cancelled and not self.failed_steps:
             ended = f"waiting for approval of {', '.join(self.waiting_steps)}"
-        known = [f"${self.total_cost:.4f}"] if self.total_cost or not self.unpriced_steps else []
-        cost = " and ".join([*known, *(["unknown prices"] if self.unpriced_steps else [])])
+        costs = [f"${self.total_cost:.4f}"] if self.total_cost or not self.unpriced_steps else []
+        cost = " and ".join([*costs, *(["unknown prices"] if self.unpriced_steps else [])])
         return (
             f"<PipelineResult {self.pipeline_name!r}: {ended}, {len(self.step_outputs)} values, "
             f"{self.execution_time:.1f} s, {cost}, run {self.run_id or 'not recorded'}"
@@ -169,10 +169,10 @@ class PipelineResult:
         steps = steps_of(self)
         if name in steps:
             return AttributeError(no_value(steps, name, self.run_id or self.pipeline_name))
-        known = [*steps, *(attribute for attribute in dir(type(self)) if not attribute.startswith("_"))]
+        names = [*steps, *(attribute for attribute in dir(type(self)) if not attribute.startswith("_"))]
         listed = ", ".join(steps) or "none"
         return AttributeError(
-            f"A result has neither a step nor an attribute {name!r}.{did_you_mean(name, known)} "
+            f"A result has neither a step nor an attribute {name!r}.{did_you_mean(name, names)} "
             f"Steps: {listed}."
         )
 
@@ -187,7 +187,7 @@ class PipelineResult:
 
     @property
     def waiting_steps(self) -> list[str]:
-        """Steps that wait, in a run that has ended: for somebody's approval. See
+        """Steps that wait, in a run that has ended: for an approval. See
         :meth:`PipelineExecutor.pending_approvals`."""
         return [name for name, step in self.steps.items() if step.status is StepStatus.WAITING]
 
@@ -211,7 +211,7 @@ class PipelineResult:
         """One row a step, indexed by step name.
 
         Columns: ``status``, ``value`` (a short text), ``attempts``, ``seconds``,
-        ``input_tokens``, ``output_tokens`` (missing where a provider told none), ``cost`` (USD, NaN when
+        ``input_tokens``, ``output_tokens`` (missing where a provider reported none), ``cost`` (USD, NaN when
         unknown), ``saved_cost``, ``error``.
         """
         from tagent_nb.results.frames import steps_frame

@@ -90,7 +90,7 @@ def _listed(array: Any) -> list[Any]:
     short = short_floats(array.dtype)
     if short is None:
         return listed
-    return [short(one) for one in listed] if array.ndim == 1 else [_listed(one) for one in array]
+    return [short(item) for item in listed] if array.ndim == 1 else [_listed(item) for item in array]
 
 
 def _sort_key(value: Any) -> tuple[str, Any]:
@@ -168,7 +168,7 @@ def record_of(value: Any) -> Mapping[Any, Any] | None:
         names = [*kind.model_fields, *kind.model_computed_fields, *(value.model_extra or ())]
         return {name: getattr(value, name, None) for name in names}
     if dataclasses.is_dataclass(kind):
-        return {one.name: getattr(value, one.name, None) for one in dataclasses.fields(kind)}
+        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(kind)}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return dict(zip(kind._fields, value, strict=True))
     return None
@@ -219,12 +219,12 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Enum):
         return plain(value.value, depth + 1)
     if isinstance(value, list):
-        return [plain(one, depth + 1) for one in value]
+        return [plain(item, depth + 1) for item in value]
     if isinstance(value, tuple) and not hasattr(type(value), "_fields"):
-        return tuple(plain(one, depth + 1) for one in value)
+        return tuple(plain(item, depth + 1) for item in value)
     record = record_of(value)
     if record is not None:
-        return {key: plain(one, depth + 1) for key, one in record.items()}
+        return {key: plain(cell, depth + 1) for key, cell in record.items()}
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in "biufUS":
         return own_float(value) if value.dtype.kind == "f" else value.item()

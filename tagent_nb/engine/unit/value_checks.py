@@ -118,4 +118,4 @@ class ValueChecks:
         blob = stored.blob
         if len(blob) > SEARCHED or not self._secrets.are_in_bytes(blob):
             return None
-        return next(name for _, name in self._secrets.found(blob.decode()))
+        return next(name for _, name in self._secrets.forms_in(blob.decode()))
