@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tagent_nb.display import (
     AS_IT_IS,
-    LOOKS,
+    STATUS_STYLES,
     Bundle,
     clip,
     definition_table,
@@ -195,8 +195,8 @@ def test_a_step_that_cannot_be_read_is_listed_with_its_problem() -> None:
 @pytest.mark.parametrize("status", StepStatus)
 def test_a_state_has_mark_and_word(status: StepStatus) -> None:
     text = Reader(state_mark(status)).text
-    assert LOOKS[status].mark in text
-    assert LOOKS[status].word in text
+    assert STATUS_STYLES[status].mark in text
+    assert STATUS_STYLES[status].word in text
 
 
 def test_columns_of_numbers_are_to_the_right() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from tagent_nb.display import LOOKS
+from tagent_nb.display import STATUS_STYLES
 from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
@@ -97,14 +97,14 @@ def test_every_state_has_its_own_mark_and_word_besides_its_colour(status: StepSt
     svg = to_svg(pipeline, {"a": StepResult("a", status)})
     node = groups(svg, "node")["node-0"]
     assert node.get("class") == f"node tagent-{status.value}"
-    assert words(node).startswith(f"{LOOKS[status].mark} a")
-    assert (node.findtext(f"{SVG}title") or "").startswith(f"a: {LOOKS[status].word}")
-    assert legend(svg) == [LOOKS[status].mark, LOOKS[status].word]
+    assert words(node).startswith(f"{STATUS_STYLES[status].mark} a")
+    assert (node.findtext(f"{SVG}title") or "").startswith(f"a: {STATUS_STYLES[status].word}")
+    assert legend(svg) == [STATUS_STYLES[status].mark, STATUS_STYLES[status].word]
 
 
 def test_no_two_states_share_a_mark_a_word_or_a_colour() -> None:
     for part in ("mark", "word", "light", "dark"):
-        assert len({getattr(look, part) for look in LOOKS.values()}) == len(StepStatus)
+        assert len({getattr(look, part) for look in STATUS_STYLES.values()}) == len(StepStatus)
 
 
 def test_what_a_step_took_is_shown() -> None:

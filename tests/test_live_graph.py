@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from tagent_nb.display import LOOKS
+from tagent_nb.display import STATUS_STYLES
 from tagent_nb.events import TokenUsage
 from tagent_nb.graph import LiveGraph, live_style
 from tagent_nb.pipeline import Pipeline, StepStatus
@@ -162,7 +162,7 @@ def test_edges_of_one_kind_between_two_nodes_are_one_and_strong_ones_win() -> No
 
 def test_the_style_has_every_state_in_light_and_dark() -> None:
     style = live_style(".here")
-    for status, look in LOOKS.items():
+    for status, look in STATUS_STYLES.items():
         assert f".here .tagent-{status.value}>text{{fill:{look.light.text}}}" in style
         assert f'light="false"] .here .tagent-{status.value}>text{{fill:{look.dark.text}}}' in style
     assert "url(" not in style

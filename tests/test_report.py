@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tagent_nb.display import LOOKS
+from tagent_nb.display import STATUS_STYLES
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results import ItemResult, PipelineResult, StepResult, result_html
@@ -84,7 +84,7 @@ def test_an_unknown_price_is_never_shown_as_nothing() -> None:
 @pytest.mark.parametrize("status", StepStatus, ids=lambda status: status.value)
 def test_every_state_has_a_mark_and_a_word_not_only_a_colour(status: StepStatus) -> None:
     text = Reader(result_html(result_of(StepResult("a", status)))).text
-    assert f"{LOOKS[status].mark} {LOOKS[status].word}" in text
+    assert f"{STATUS_STYLES[status].mark} {STATUS_STYLES[status].word}" in text
 
 
 def test_a_row_tells_value_error_or_reason() -> None:

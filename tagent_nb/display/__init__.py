@@ -27,11 +27,11 @@ __getattr__, __dir__, __all__ = face(
         ),
         "theme": (
             "INPUT",
-            "KIND_LOOKS",
-            "LOOKS",
-            "Look",
+            "KIND_STYLES",
+            "STATUS_STYLES",
+            "StatusStyle",
             "MISSING",
-            "Paint",
+            "Colors",
         ),
     },
 )

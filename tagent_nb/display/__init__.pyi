@@ -15,9 +15,9 @@ from tagent_nb.display.html import escape as escape
 from tagent_nb.display.html import plain as plain
 from tagent_nb.display.html import state_mark as state_mark
 from tagent_nb.display.html import table as table
+from tagent_nb.display.theme import Colors as Colors
 from tagent_nb.display.theme import INPUT as INPUT
-from tagent_nb.display.theme import KIND_LOOKS as KIND_LOOKS
-from tagent_nb.display.theme import LOOKS as LOOKS
-from tagent_nb.display.theme import Look as Look
+from tagent_nb.display.theme import KIND_STYLES as KIND_STYLES
 from tagent_nb.display.theme import MISSING as MISSING
-from tagent_nb.display.theme import Paint as Paint
+from tagent_nb.display.theme import STATUS_STYLES as STATUS_STYLES
+from tagent_nb.display.theme import StatusStyle as StatusStyle

@@ -18,7 +18,7 @@ from tagent_nb.display.html import (
     state_mark,
     table,
 )
-from tagent_nb.display.theme import KIND_LOOKS, LOOKS
+from tagent_nb.display.theme import KIND_STYLES, STATUS_STYLES
 from tagent_nb.errors import TagentError
 from tagent_nb.formatting import model_label
 from tagent_nb.pipeline import (
@@ -165,7 +165,7 @@ def step_card(pipeline: Pipeline, step: PipelineStep, changed: Sequence[str] | N
         f'<div style="{FONT};color:var(--jp-ui-font-color1,inherit);max-width:720px;padding:5px 12px 6px;'
         f"border:1px solid {LINE};border-left:4px solid {KIND_TONES[kind]};border-radius:4px;"
         f'margin:2px 0">'
-        f'<div><span style="color:{KIND_TONES[kind]}" aria-hidden="true">{KIND_LOOKS[kind].mark}</span> '
+        f'<div><span style="color:{KIND_TONES[kind]}" aria-hidden="true">{KIND_STYLES[kind].mark}</span> '
         f'<b>{escape(step.name)}</b> <span style="{MUTED}">{kind} step</span></div>'
         f'<div style="{MUTED};overflow-wrap:anywhere">{escape(goal)}</div>{rows}{warned}'
         f"{_changed(changed)}</div>"
@@ -224,7 +224,7 @@ def definition_table(
         rows.append(
             [
                 f"<b>{escape(step.name)}</b>",
-                f'<span style="color:{KIND_TONES[kind]}">{KIND_LOOKS[kind].mark} {kind}</span>',
+                f'<span style="color:{KIND_TONES[kind]}">{KIND_STYLES[kind].mark} {kind}</span>',
                 escape(facts)
                 + (
                     f'<div style="color:{TONES[StepStatus.WAITING]}">{escape(warning)}</div>'
@@ -234,8 +234,9 @@ def definition_table(
                 state_mark(status),
             ]
         )
+        style = STATUS_STYLES[status]
         lines.append(
-            f"{LOOKS[status].mark} {step.name}: {kind}; {facts or 'reads nothing'}; {LOOKS[status].word}"
+            f"{style.mark} {step.name}: {kind}; {facts or 'reads nothing'}; {style.word}"
             + (f"; {warning}" if warning else "")
         )
     title = f"{pipeline.name}: {count(len(pipeline.steps), 'step')}" + (f"; last run: {run}" if run else "")

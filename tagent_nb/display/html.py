@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tagent_nb.display.theme import LOOKS
+from tagent_nb.display.theme import STATUS_STYLES
 from tagent_nb.pipeline import StepStatus
 
 MUTED = "color:var(--jp-ui-font-color2,#757575)"
@@ -102,10 +102,10 @@ def table(
 
 def state_mark(status: StepStatus, word: str = "") -> str:
     """The mark and the word of a state, coloured; ``word`` takes the place of its own."""
-    look = LOOKS[status]
+    style = STATUS_STYLES[status]
     return (
         f'<span style="color:{TONES[status]};white-space:nowrap">'
-        f'<span aria-hidden="true">{look.mark}</span> {word or look.word}</span>'
+        f'<span aria-hidden="true">{style.mark}</span> {word or style.word}</span>'
     )
 
 

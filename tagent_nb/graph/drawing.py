@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tagent_nb.display import INPUT, KIND_LOOKS, LOOKS, MISSING, Look, Paint
+from tagent_nb.display import INPUT, KIND_STYLES, MISSING, STATUS_STYLES, Colors, StatusStyle
 from tagent_nb.errors import DefinitionError
 from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
 from tagent_nb.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus, inputs_by_step
@@ -39,7 +39,7 @@ class Node(NamedTuple):
     id: str
     name: str
     classes: str
-    look: Look
+    style: StatusStyle
     lines: list[str]
     tooltip: str
     rounded: bool
@@ -80,18 +80,18 @@ class Drawing:
     def _node(self, ident: str, step: PipelineStep) -> Node:
         kind = "python" if step.is_python else "agent"
         state = None if self.steps is None else self.steps.get(step.name, StepResult(step.name))
-        look = KIND_LOOKS[kind] if state is None else LOOKS[state.status]
+        style = KIND_STYLES[kind] if state is None else STATUS_STYLES[state.status]
         classes = f"tagent-{kind}" if state is None else f"tagent-{state.status.value}"
         about = about_step(step)
         facts = [] if state is None else facts_of(state)
-        mark = "" if state is None else f"{look.mark} "
+        mark = "" if state is None else f"{style.mark} "
         lines = [mark + short(step.name, 22 if self.compact else 30)]
         if not self.compact:
-            lines += [f"{KIND_LOOKS[kind].mark} {short(about, 40)}", *([" · ".join(facts)] if facts else [])]
-        status = "" if state is None else f": {', '.join([look.word, *facts])}"
+            lines += [f"{KIND_STYLES[kind].mark} {short(about, 40)}", *([" · ".join(facts)] if facts else [])]
+        status = "" if state is None else f": {', '.join([style.word, *facts])}"
         tooltip = f"{step.name}{status}\n{about}" + (f"\n{state.error}" if state and state.error else "")
         return Node(
-            ident, step.name, classes, look, lines, tooltip, not step.is_python, step.map_over is not None
+            ident, step.name, classes, style, lines, tooltip, not step.is_python, step.map_over is not None
         )
 
     def _edges(self) -> Iterator[Edge]:
@@ -149,8 +149,8 @@ class Drawing:
                 )
         return level
 
-    def paint(self, look: Look) -> Paint:
-        return look.dark if self.theme == "dark" else look.light
+    def colors(self, style: StatusStyle) -> Colors:
+        return style.dark if self.theme == "dark" else style.light
 
 
 def about_step(step: PipelineStep) -> str:
@@ -207,17 +207,17 @@ def source(drawing: Drawing) -> graphviz.Digraph:
         edge_attr={"color": ink, "arrowsize": "0.5" if drawing.compact else "0.65", "penwidth": "1"},
     )
     for node in drawing.nodes:
-        paint = drawing.paint(node.look)
-        style = ["filled", *(["rounded"] if node.rounded else []), node.look.outline]
+        colors = drawing.colors(node.style)
+        shape_styles = ["filled", *(["rounded"] if node.rounded else []), node.style.outline]
         dot.node(
             node.id,
             _label(node, drawing.size),
             _attributes={"id": node.id, "class": node.classes},
-            style=",".join(style),
-            fillcolor=paint.fill,
-            color=paint.line,
-            fontcolor=paint.text,
-            penwidth=str(node.look.width),
+            style=",".join(shape_styles),
+            fillcolor=colors.fill,
+            color=colors.line,
+            fontcolor=colors.text,
+            penwidth=str(node.style.width),
             peripheries="2" if node.double else "1",
             shape=node.shape,
         )

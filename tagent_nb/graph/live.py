@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
-from tagent_nb.display import INPUT, KIND_LOOKS, LOOKS, Look
+from tagent_nb.display import INPUT, KIND_STYLES, STATUS_STYLES, StatusStyle
 from tagent_nb.formatting import seconds_text
 from tagent_nb.graph.drawing import Drawing, Edge, Node, about_step, facts_of, short
 from tagent_nb.graph.grouping import Group, groups_of
@@ -21,7 +21,7 @@ __all__ = ["LiveGraph", "live_style"]
 
 _MARK = "▤"
 """Before the size of a group."""
-_ROOM = {"python": "00 min 00 s", "agent": "00.0 s · 00.0k tokens · $0.0000"}
+_WIDEST = {"python": "00 min 00 s", "agent": "00.0 s · 00.0k tokens · $0.0000"}
 """As wide as what a step of this kind says of itself when it has run."""
 _NAME, _COMPACT_NAME = 30, 22
 
@@ -71,24 +71,31 @@ class LiveGraph:
         if node in self.groups:
             return self._group_says(states)
         (state,) = states
-        look = LOOKS[state.status]
+        style = STATUS_STYLES[state.status]
         facts = _facts(state, now)
-        tooltip = f"{state.name}: {', '.join([look.word, *facts])}\n{self._abouts[state.name]}"
+        tooltip = f"{state.name}: {', '.join([style.word, *facts])}\n{self._abouts[state.name]}"
         if state.error:
             tooltip += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
-        return [state.status.value, self._first(look, state.name), " · ".join(facts), tooltip]
+        return [state.status.value, self._first(style, state.name), " · ".join(facts), tooltip]
 
     def _group_says(self, states: list[StepResult]) -> list[str]:
-        status = _common(states)
+        common = _common(states)
         ended = sum(state.status.is_final for state in states)
         counts = Counter(state.status for state in states)
-        words = ", ".join(f"{counts[look]} {LOOKS[look].word}" for look in LOOKS if look in counts)
+        words = ", ".join(
+            f"{counts[status]} {style.word}" for status, style in STATUS_STYLES.items() if status in counts
+        )
         name = f"{states[0].name} … {states[-1].name}"
         tooltip = f"{name}: {words}\n{len(states)} steps; open the group to see them"
-        return [status.value, self._first(LOOKS[status], name), f"{ended} of {len(states)} ended", tooltip]
+        return [
+            common.value,
+            self._first(STATUS_STYLES[common], name),
+            f"{ended} of {len(states)} ended",
+            tooltip,
+        ]
 
-    def _first(self, look: Look, name: str) -> str:
-        return f"{look.mark} {short(name, _COMPACT_NAME if self._drawing.compact else _NAME)}"
+    def _first(self, style: StatusStyle, name: str) -> str:
+        return f"{style.mark} {short(name, _COMPACT_NAME if self._drawing.compact else _NAME)}"
 
 
 class _LiveDrawing(Drawing):
@@ -116,7 +123,7 @@ class _LiveDrawing(Drawing):
         kind = "python" if step.is_python else "agent"
         lines = [f"▸ {short(step.name, _COMPACT_NAME if self.compact else _NAME)}"]
         if not self.compact:
-            lines += [f"{KIND_LOOKS[kind].mark} {short(about_step(step), 40)}", _room(step, kind)]
+            lines += [f"{KIND_STYLES[kind].mark} {short(about_step(step), 40)}", _widest_facts(step, kind)]
         return self._node_of(
             ident, step.name, lines, rounded=not step.is_python, double=step.map_over is not None
         )
@@ -130,8 +137,8 @@ class _LiveDrawing(Drawing):
         return self._node_of(ident, group.key, lines, rounded=False, double=False)
 
     def _node_of(self, ident: str, name: str, lines: list[str], *, rounded: bool, double: bool) -> Node:
-        look = LOOKS[StepStatus.PENDING]
-        return Node(ident, name, "tagent-pending", look, lines, name, rounded, double)
+        style = STATUS_STYLES[StepStatus.PENDING]
+        return Node(ident, name, "tagent-pending", style, lines, name, rounded, double)
 
     def _edges(self) -> Iterator[Edge]:
         """One edge between two nodes at the most, and none within a group."""
@@ -144,8 +151,8 @@ class _LiveDrawing(Drawing):
         yield from edges.values()
 
 
-def _room(step: PipelineStep, kind: str) -> str:
-    return ("0000/0000 items · " if step.map_over is not None else "") + _ROOM[kind]
+def _widest_facts(step: PipelineStep, kind: str) -> str:
+    return ("0000/0000 items · " if step.map_over is not None else "") + _WIDEST[kind]
 
 
 def _facts(state: StepResult, now: float) -> list[str]:
@@ -177,15 +184,15 @@ def _common(states: list[StepResult]) -> StepStatus:
 def live_style(scope: str) -> str:
     """A style sheet for the states of a live graph below ``scope``, in light and dark."""
     rules = []
-    looks = {status.value: look for status, look in LOOKS.items()}
-    for name, look in {**looks, "input": INPUT}.items():
+    styles = {status.value: style for status, style in STATUS_STYLES.items()}
+    for name, style in {**styles, "input": INPUT}.items():
         node = f".tagent-{name}"
-        dash = {"dashed": "5,2", "dotted": "1,3"}.get(look.outline, "none")
-        for page, paint in (("", look.light), ('body[data-jp-theme-light="false"] ', look.dark)):
+        dash = {"dashed": "5,2", "dotted": "1,3"}.get(style.outline, "none")
+        for page, colors in (("", style.light), ('body[data-jp-theme-light="false"] ', style.dark)):
             start = f"{page}{scope} {node}"
             rules += [
-                f"{start}>:not(text){{stroke:{paint.line};stroke-width:{look.width};stroke-dasharray:{dash}}}",
-                f'{start}>:not(text):not([fill="none"]){{fill:{paint.fill}}}',
-                f"{start}>text{{fill:{paint.text}}}",
+                f"{start}>:not(text){{stroke:{colors.line};stroke-width:{style.width};stroke-dasharray:{dash}}}",
+                f'{start}>:not(text):not([fill="none"]){{fill:{colors.fill}}}',
+                f"{start}>text{{fill:{colors.text}}}",
             ]
     return "\n".join(rules)

@@ -6,7 +6,7 @@ import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 
-from tagent_nb.display import INPUT, LOOKS, MISSING, Look
+from tagent_nb.display import INPUT, MISSING, STATUS_STYLES, StatusStyle
 from tagent_nb.errors import TagentError
 from tagent_nb.graph.drawing import EDGES, INK, Drawing, short, source, text_width
 from tagent_nb.pipeline import DependencyType
@@ -91,7 +91,7 @@ def _spoken(drawing: Drawing) -> str:
     count = len(drawing.pipeline.steps)
     text = f"Graph of pipeline {short(drawing.pipeline.name, 80)}: {count} step{'' if count == 1 else 's'}"
     if drawing.steps is not None:
-        words = [node.look.word for node in drawing.nodes]
+        words = [node.style.word for node in drawing.nodes]
         text += "".join(f", {words.count(word)} {word}" for word in dict.fromkeys(words))
     return text
 
@@ -105,22 +105,22 @@ def _style(drawing: Drawing) -> str:
     Where the SVG is part of the page, the page says that it is dark. JupyterLab shows it as an image,
     which the media query decides; as ``:root`` shows, that is for images and files only.
     """
-    looks = {node.classes: node.look for node in drawing.nodes} | dict(_legend_looks(drawing))
-    image = "".join(_dark(":root.tagent-graph", looks))
+    styles = {node.classes: node.style for node in drawing.nodes} | dict(_legend_styles(drawing))
+    image = "".join(_dark(":root.tagent-graph", styles))
     return "".join(
         [
             ".tagent-graph{max-width:100%;height:auto}",
             ".tagent-graph text{font-family:var(--jp-ui-font-family,Helvetica,Arial,sans-serif)}",
-            *(rule for page in _PAGES for rule in _dark(f"{page} .tagent-graph", looks)),
+            *(rule for page in _PAGES for rule in _dark(f"{page} .tagent-graph", styles)),
             f"@media (prefers-color-scheme:dark){{:root.tagent-graph{{color-scheme:light dark}}{image}}}",
         ]
     )
 
 
-def _dark(scope: str, looks: Mapping[str, Look]) -> Iterator[str]:
+def _dark(scope: str, styles: Mapping[str, StatusStyle]) -> Iterator[str]:
     yield f"{scope} .tagent-ink text{{fill:#a6aeb9}}"
-    for name, look in looks.items():
-        fill, line, text = look.dark
+    for name, style in styles.items():
+        fill, line, text = style.dark
         yield f"{scope} .{name}>:not(text){{stroke:{line}}}"
         yield f'{scope} .{name}>:not(text):not([fill="none"]){{fill:{fill}}}'
         yield f"{scope} .{name}>text{{fill:{text}}}"
@@ -129,24 +129,24 @@ def _dark(scope: str, looks: Mapping[str, Look]) -> Iterator[str]:
 # -- legend -------------------------------------------------------------------------------
 
 
-def _legend_looks(drawing: Drawing) -> Iterator[tuple[str, Look]]:
-    """Class and look of the states that occur, in the order of a step's life."""
+def _legend_styles(drawing: Drawing) -> Iterator[tuple[str, StatusStyle]]:
+    """Class and style of the states that occur, in the order of a step's life."""
     present = {node.classes for node in drawing.nodes}
     if drawing.steps is not None:
-        for status, look in LOOKS.items():
+        for status, style in STATUS_STYLES.items():
             if f"tagent-{status.value}" in present:
-                yield f"tagent-{status.value}", look
+                yield f"tagent-{status.value}", style
     if "tagent-input" in present:
         yield "tagent-input", INPUT
     if "tagent-missing" in present:
         yield "tagent-missing", MISSING
 
 
-def _legend_entries(drawing: Drawing) -> Iterator[tuple[str, str, Look | None, str]]:
-    """What to explain: (shape, class, look, text)."""
-    for name, look in _legend_looks(drawing):
-        yield "state", name, look, look.word
-    real = [node for node in drawing.nodes if node.look is not MISSING and node.look is not INPUT]
+def _legend_entries(drawing: Drawing) -> Iterator[tuple[str, str, StatusStyle | None, str]]:
+    """What to explain: (shape, class, style, text)."""
+    for name, style in _legend_styles(drawing):
+        yield "state", name, style, style.word
+    real = [node for node in drawing.nodes if node.style is not MISSING and node.style is not INPUT]
     if len({node.rounded for node in real}) > 1:
         yield "agent", "tagent-ink", None, "agent"
         yield "python", "tagent-ink", None, "python"
@@ -170,11 +170,11 @@ def _add_legend(root: ET.Element, drawing: Drawing) -> None:
     group.append(_element("title", text="Legend"))
     space = max(width, 360.0)
     x, y = 6.0, height + 12.0
-    for shape, name, look, word in entries:
+    for shape, name, style, word in entries:
         advance = 22 + text_width(word) * 8 + 10
         if x > 6 and x + advance > space:
             x, y = 6.0, y + 18.0
-        group.append(_legend_entry(drawing, shape, name, look, word, x, y))
+        group.append(_legend_entry(drawing, shape, name, style, word, x, y))
         x += advance
     total = (max(width, space), y + 16.0)
     root.set("viewBox", f"0 0 {total[0]:.2f} {total[1]:.2f}")
@@ -182,20 +182,20 @@ def _add_legend(root: ET.Element, drawing: Drawing) -> None:
 
 
 def _legend_entry(
-    drawing: Drawing, shape: str, name: str, look: Look | None, word: str, x: float, y: float
+    drawing: Drawing, shape: str, name: str, style: StatusStyle | None, word: str, x: float, y: float
 ) -> ET.Element:
     ink = INK[drawing.theme]
     entry = _element("g", {"class": name})
     box = {"x": f"{x}", "y": f"{y - 1}", "width": "16", "height": "12", "stroke": ink, "fill": "none"}
-    if look is not None:
-        paint = drawing.paint(look)
-        box.update(fill=paint.fill, stroke=paint.line, rx="3")
-        box["stroke-width"] = str(look.width)
-        if look.outline != "solid":
-            box["stroke-dasharray"] = "4,2" if look.outline == "dashed" else "1,2"
+    if style is not None:
+        colors = drawing.colors(style)
+        box.update(fill=colors.fill, stroke=colors.line, rx="3")
+        box["stroke-width"] = str(style.width)
+        if style.outline != "solid":
+            box["stroke-dasharray"] = "4,2" if style.outline == "dashed" else "1,2"
         entry.append(_element("rect", box))
-        mark = {"x": f"{x + 8}", "y": f"{y + 8}", "text-anchor": "middle", "fill": paint.text}
-        entry.append(_element("text", mark, look.mark))
+        mark = {"x": f"{x + 8}", "y": f"{y + 8}", "text-anchor": "middle", "fill": colors.text}
+        entry.append(_element("text", mark, style.mark))
     elif shape in ("agent", "python", "mapped"):
         entry.append(_element("rect", {**box, "rx": "0" if shape == "python" else "4"}))
         if shape == "mapped":

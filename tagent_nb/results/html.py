@@ -13,9 +13,9 @@ from tagent_nb.display import (
     AS_IT_IS,
     FONT,
     LINE,
-    LOOKS,
     MONO,
     MUTED,
+    STATUS_STYLES,
     TONES,
     clip,
     count,
@@ -186,7 +186,7 @@ def done_words(steps: Collection[StepResult]) -> str:
     words = [f"{done} of {count(len(steps), 'step')}"]
     for status in (StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED):
         number = sum(step.status is status for step in steps)
-        words += [f"{number} {LOOKS[status].word}"] if number else []
+        words += [f"{number} {STATUS_STYLES[status].word}"] if number else []
     return ", ".join(words)
 
 
@@ -221,7 +221,7 @@ def _head(view: RunView) -> str:
     note += "".join(budget_bar(share) for share in view.budget)
     return (
         f'<div><b>{escape(view.title)}</b> <span style="color:{TONES[status]}">'
-        f'<span aria-hidden="true">{LOOKS[status].mark}</span> {escape(view.phase)}</span> '
+        f'<span aria-hidden="true">{STATUS_STYLES[status].mark}</span> {escape(view.phase)}</span> '
         f'<span style="{MUTED}">{escape(" · ".join(fact for fact in facts if fact))}</span></div>{bar}{note}'
     )
 
@@ -320,14 +320,14 @@ def run_text(view: RunView) -> str:
     facts += [f"{tokens} tokens", cost] if tokens else []
     lines = [f"{view.title}: {view.phase} ({', '.join(fact for fact in facts if fact)})"]
     for step in view.steps.values():
-        words = [LOOKS[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
+        words = [STATUS_STYLES[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
         _, wrong, total = (view.items or {}).get(step.name, (0, 0, 0))
         words += [f"{wrong} of {total} items failed"] if wrong and not step.error else []
         skipped = skipped_items(step)
         words += [f"{skipped} of {total} items skipped"] if skipped else []
         failed = step.error or step.error_type
         words += [error_text(step)] if failed else [clip(step.reason, 200)] if step.reason else []
-        lines.append(f"  {LOOKS[step.status].mark} {step.name}: {', '.join(words)}")
+        lines.append(f"  {STATUS_STYLES[step.status].mark} {step.name}: {', '.join(words)}")
     lines += [f"budget: {share}" for share in view.budget]
     return "\n".join([*lines, *([view.note] if view.note else []), *view.warnings])
 

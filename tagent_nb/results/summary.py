@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tagent_nb.display import LOOKS
+from tagent_nb.display import STATUS_STYLES
 from tagent_nb.formatting import cost_text, seconds_text, terminal_text, tokens_text, total_tokens_text
 from tagent_nb.results.records import RunRecord, StepResult, error_line, outcome, steps_of
 
@@ -45,7 +45,7 @@ def costs(result: RunRecord) -> str:
 def _row(step: StepResult) -> tuple[str, ...]:
     return (
         step.name,
-        LOOKS[step.status].word,
+        STATUS_STYLES[step.status].word,
         seconds_text(step.seconds) if step.seconds else "",
         f"{tokens_text(step.usage.known_tokens)} tokens" if step.usage else "",
         cost_text(step.cost) if step.usage or step.cost != 0.0 else "",

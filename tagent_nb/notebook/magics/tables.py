@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagent_nb.cache import CacheStats
-from tagent_nb.display import FONT, LOOKS, MUTED, Bundle, clip, count, escape, table
+from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, clip, count, escape, table
 from tagent_nb.engine import Plan
 from tagent_nb.formatting import cost_text, model_label, seconds_text, short_text, tokens_text
 from tagent_nb.notebook.session import Session
@@ -76,7 +76,7 @@ def plan_table(plan: Plan) -> Bundle:
         took = "?" if forecast.seconds is None else seconds_text(forecast.seconds)
         used = "?" if forecast.tokens is None else tokens_text(forecast.tokens) if forecast.tokens else ""
         paid = cost_text(forecast.cost) if used and used != "?" else used
-        mark = LOOKS[_PLANNED[forecast.action]].mark
+        mark = STATUS_STYLES[_PLANNED[forecast.action]].mark
         rows.append(
             [
                 forecast.step,

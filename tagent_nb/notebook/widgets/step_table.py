@@ -12,7 +12,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from tagent_nb.display import LOOKS, plain
+from tagent_nb.display import STATUS_STYLES, plain
 from tagent_nb.formatting import cost_text, seconds_text, tokens_text
 from tagent_nb.notebook.widgets.widget_style import CSS, script
 from tagent_nb.pipeline import StepStatus
@@ -27,7 +27,7 @@ _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
 
 def status_styles() -> dict[str, list[str]]:
     """Mark and word of each state, for the widgets."""
-    return {status.value: [look.mark, look.word] for status, look in LOOKS.items()}
+    return {status.value: [look.mark, look.word] for status, look in STATUS_STYLES.items()}
 
 
 def row_of(state: StepResult, items: tuple[int, int, int], text: str, now: float) -> list[str]:
