@@ -82,10 +82,10 @@ def _view(node: Node) -> Any:
     if node["shows"] == "values":
         return make(enumerate(parts)).values()
     try:
-        held = make(parts) if node["shows"] == "items" else make(dict.fromkeys(parts))
+        mapping = make(parts) if node["shows"] == "items" else make(dict.fromkeys(parts))
     except TypeError:
         return parts
-    view = {"keys": held.keys(), "items": held.items()}[node["shows"]]
+    view = {"keys": mapping.keys(), "items": mapping.items()}[node["shows"]]
     # As with keys of dicts whose class is missing: then a list remains.
     return view if len(view) == len(parts) else parts
 

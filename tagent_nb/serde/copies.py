@@ -193,9 +193,9 @@ def _special(value: Any, kind: type, memo: Memo) -> Any:
 
         return _frame_copy(value, inner)
     if kind is MappingProxyType:
-        held = dict(value)
-        _keep(memo, held)
-        return MappingProxyType(_dict(held, memo))
+        plain = dict(value)
+        _keep(memo, plain)
+        return MappingProxyType(_dict(plain, memo))
     own = getattr(kind, "__deepcopy__", None)
     if own is not None and not own.__module__.startswith("pydantic"):
         return copy.deepcopy(value, memo)

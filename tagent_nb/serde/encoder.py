@@ -214,12 +214,12 @@ class Encoder:
             return self._enum(value, kind, depth)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             return self._namedtuple(value, kind, depth)
-        room = kind.__module__.partition(".")[0]
-        if room == "pandas" or room == "numpy":
+        package = kind.__module__.partition(".")[0]
+        if package == "pandas" or package == "numpy":
             from tagent_nb.serde.arrow import to_node
 
             return to_node(value, self, depth)
-        if room == "polars" or room == "pyarrow":
+        if package == "polars" or package == "pyarrow":
             from tagent_nb.serde.arrow_tables import to_arrow_node
 
             return to_arrow_node(value, self, depth)

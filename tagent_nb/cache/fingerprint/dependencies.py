@@ -250,10 +250,10 @@ class DependencySearch:
             self._note(f"global:{label}", named(function))
             # A decorator of a package still holds the user's function; singledispatch, several.
             inner = getattr(function, "__wrapped__", None)
-            held = {label: inner} if inner is not None else {}
+            values = {label: inner} if inner is not None else {}
             for kind, value in dict(getattr(function, "registry", {})).items():
-                held[f"{label}[{getattr(kind, '__name__', kind)}]"] = value
-            self._todo += [(name, value, frozenset()) for name, value in held.items()]
+                values[f"{label}[{getattr(kind, '__name__', kind)}]"] = value
+            self._todo += [(name, value, frozenset()) for name, value in values.items()]
         elif self._is_new(function):
             self._note(f"function:{label}", code_digest(function.__code__))
             self._function_reads(label, function)

@@ -24,12 +24,12 @@ def remembered_text(title: str, values: Mapping[str, Any]) -> str:
         values: The newest last.
     """
     shown: dict[str, Any] = {}
-    room = SHOWN
+    left = SHOWN
     for key in reversed(list(values)):
         length = len(delimit({key: values[key]}))
-        if length <= room:
+        if length <= left:
             shown[key] = values[key]
-            room -= length
+            left -= length
     left_out = len(values) - len(shown)
     note = f" ({left_out} more, older or longer, are left out)" if left_out else ""
     newest_last = dict(reversed(shown.items()))
