@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -25,6 +25,11 @@ class Interrupted(BaseException):
 def ends_program(error: BaseException) -> bool:
     """Whether an error is no fault of the object that was asked: Ctrl-C, an exit, or a stopped thread."""
     return issubclass(type(error), (KeyboardInterrupt, SystemExit, Interrupted))
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """What a function, or another thing that can be called, is named: a tool as models call it, a check."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def class_name(value: object) -> str:

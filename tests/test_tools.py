@@ -21,13 +21,13 @@ from tagent_nb.runners import (
     registered_tools,
     step_context,
     tool,
-    tool_name,
     tool_problems,
     tools_for,
 )
 from tagent_nb.runners.tools import registry as tools_module
 from tagent_nb.runners.tools.adapter import LONGEST_TEXT, presentable, toolset
 from tagent_nb.runners.tools.registry import forget_tool, tools_of
+from tagent_nb.user_objects import function_name
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_no_tool_takes_the_name_of_the_answer() -> None:
 
 
 def test_objects_that_can_be_called_go_by_their_class() -> None:
-    assert tool_name(partial(search, "a")) == "partial"
+    assert function_name(partial(search, "a")) == "partial"
 
 
 # -- inside a tool ----------------------------------------------------------------------------

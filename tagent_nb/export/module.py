@@ -32,8 +32,9 @@ from tagent_nb.pipeline import (
     input_value,
     schema_of,
 )
-from tagent_nb.runners import ToolOptions, named_tools, options_of, registered_tools, tool_name
+from tagent_nb.runners import ToolOptions, named_tools, options_of, registered_tools
 from tagent_nb.serde import is_bare
+from tagent_nb.user_objects import function_name
 
 MARK = "# Written by tagent-nb "
 """How an exported module begins; a digest of what follows is behind it."""
@@ -310,8 +311,8 @@ class _Writer:
     def _function_name(self, path: str, function: Callable[..., Any]) -> str:
         if schema_of(function) is not None:
             return ""  # told by _tools
-        if not tool_name(function).isidentifier():
-            self.problems[path] = f"{tool_name(function)} has no name; write it with def"
+        if not function_name(function).isidentifier():
+            self.problems[path] = f"{function_name(function)} has no name; write it with def"
             return ""
         return self._reference(function)
 
@@ -345,7 +346,7 @@ class _Writer:
         for name, function in registered_tools().items():
             if used.get(name) is function and name not in done and schema_of(function) is None:
                 settings = _settings(options_of(function))
-                lines.append(f"tagent_nb.tool{settings}({tool_name(function)})")
+                lines.append(f"tagent_nb.tool{settings}({function_name(function)})")
         return ["\n".join(lines)]
 
 

@@ -34,7 +34,7 @@ from tagent_nb.serde import (
     schema_hash,
     to_tree,
 )
-from tagent_nb.user_objects import class_name
+from tagent_nb.user_objects import class_name, function_name
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.conditions import Condition
@@ -59,10 +59,6 @@ def step_data(step: Any, write: Writer) -> dict[str, Any]:
 
 def _schema_to_dict(schema: type) -> dict[str, Any]:
     return {"name": schema.__name__, "hash": schema_hash(schema), "json_schema": json_schema(schema)}
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 class Writer:
@@ -152,8 +148,8 @@ _SPECIAL: dict[str, Callable[[Writer, str, Any], Any]] = {
         role: write.model(f"{path}.{role}", model) for role, model in value.items()
     },
     "settings": Writer.values,
-    "tools": lambda write, path, value: [_function_name(function) for function in value],
-    "checks": lambda write, path, value: [_function_name(function) for function in value],
+    "tools": lambda write, path, value: [function_name(function) for function in value],
+    "checks": lambda write, path, value: [function_name(function) for function in value],
     "budget": lambda write, path, value: str(value),
 }
 """How fields are written that are not data already."""
@@ -198,8 +194,8 @@ class Reader:
     ) -> None:
         self._classes = registry(schemas)
         self._functions = {
-            "tool": {_function_name(tool): tool for tool in tools},
-            "check": {_function_name(check): check for check in checks},
+            "tool": {function_name(tool): tool for tool in tools},
+            "check": {function_name(check): check for check in checks},
         }
 
     def step(self, data: Any, fields: Collection[str]) -> dict[str, Any]:

@@ -63,7 +63,6 @@ __getattr__, __dir__, __all__ = face(
             "registered_tools",
             "step_context",
             "tool",
-            "tool_name",
             "tool_problems",
             "tools_for",
         ),

@@ -42,6 +42,5 @@ from tagent_nb.runners.tools.registry import options_of as options_of
 from tagent_nb.runners.tools.registry import registered_tools as registered_tools
 from tagent_nb.runners.tools.registry import step_context as step_context
 from tagent_nb.runners.tools.registry import tool as tool
-from tagent_nb.runners.tools.registry import tool_name as tool_name
 from tagent_nb.runners.tools.registry import tool_problems as tool_problems
 from tagent_nb.runners.tools.registry import tools_for as tools_for

@@ -12,13 +12,12 @@ from typing import Any
 
 from tagent_nb.errors import OutputValidationError, StepError
 from tagent_nb.pipeline import PipelineStep, takes_context
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.execution.capture import Lines, captured
 from tagent_nb.runners.execution.thread import in_thread
-from tagent_nb.runners.execution.traceback import redact
-from tagent_nb.runners.tools.registry import tool_name
 from tagent_nb.serde import bare
-from tagent_nb.user_objects import class_name, message_of
+from tagent_nb.user_objects import class_name, function_name, message_of
 
 SHOWN = 500
 """Characters of what a check says that a report shows at most."""
@@ -49,7 +48,7 @@ class Checks:
         for check in self._step.checks:
             objection = await self._objection(check, bare(value))
             if objection is not None:
-                name = tool_name(check)
+                name = function_name(check)
                 self.context.progress("check_failed", check=name, message=objection[:SHOWN])
                 self.refused = f"Check {name!r} refused it: {objection}"
                 break
@@ -72,7 +71,7 @@ class Checks:
     async def _objection(self, check: Callable[..., Any], value: Any) -> str | None:
         call = partial(check, value, self.context) if takes_context(check) else partial(check, value)
         try:
-            verdict = await self._verdict(tool_name(check), call)
+            verdict = await self._verdict(function_name(check), call)
         except StepError:
             raise
         except (ValueError, AssertionError) as error:
@@ -84,7 +83,7 @@ class Checks:
             if _is_retry(error):
                 return redact(message_of(error))
             raise StepError(
-                f"Step {self._step.name!r}: check {tool_name(check)!r} raised {class_name(error)}: "
+                f"Step {self._step.name!r}: check {function_name(check)!r} raised {class_name(error)}: "
                 f"{redact(message_of(error))} (in: {_line(error)}). To refuse a value, raise ValueError."
             ) from error
         return "it returned False" if verdict is False else None

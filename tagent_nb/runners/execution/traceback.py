@@ -11,8 +11,6 @@ from traceback import StackSummary, TracebackException
 from tagent_nb.redaction import redact
 from tagent_nb.user_objects import class_name, ends_program, frames_of, message_of
 
-__all__ = ["redact", "show_source", "user_traceback"]
-
 _PACKAGE = str(Path(__file__).parents[2]) + os.sep
 _FOREIGN = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}

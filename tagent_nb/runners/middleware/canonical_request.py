@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import ModelCall, ToolCall
-from tagent_nb.runners.execution.traceback import redact
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage

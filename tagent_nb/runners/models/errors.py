@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import OutputValidationError, RetryableError, StepError, TagentError
 from tagent_nb.pipeline import PipelineStep, to_schema
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.execution.traceback import redact
 from tagent_nb.runners.models.resolve import model_name
 from tagent_nb.runners.models.retry_after import LONGEST_WAIT, usable_wait
 from tagent_nb.user_objects import message_of

@@ -21,8 +21,8 @@ from pydantic_ai.exceptions import (
 
 from tagent_nb.errors import RetryableError, TagentError
 from tagent_nb.formatting import short_text
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import UNKNOWN_REASON, ModelCall
-from tagent_nb.runners.execution.traceback import redact
 from tagent_nb.runners.models.errors import SHOWN, protocol_hint
 from tagent_nb.runners.models.output import first_json
 from tagent_nb.runners.models.refusals import refusal

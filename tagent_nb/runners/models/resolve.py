@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline import Price
-from tagent_nb.runners.execution.traceback import redact
+from tagent_nb.redaction import redact
 from tagent_nb.runners.models import local
 from tagent_nb.user_objects import class_name, message_of, safe_repr
 

@@ -16,11 +16,11 @@ from tagent_nb.errors import DefinitionError, StepError, TemplateError
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import whole_text
 from tagent_nb.pipeline import schema_of
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import StepContext, ToolCall, ToolContext
 from tagent_nb.runners.calls import tool_chain
 from tagent_nb.runners.execution.capture import Lines
 from tagent_nb.runners.execution.thread import in_thread
-from tagent_nb.runners.execution.traceback import redact
 from tagent_nb.runners.tools.registry import options_of, tools_of
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import plain_text

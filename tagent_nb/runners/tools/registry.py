@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tagent_nb.errors import DefinitionError, StepError, did_you_mean
 from tagent_nb.pipeline import PipelineStep, is_number
+from tagent_nb.user_objects import function_name
 
 if TYPE_CHECKING:
     from tagent_nb.runners.base import StepContext
@@ -146,7 +147,7 @@ def register(name: str, function: Callable[..., Any], options: ToolOptions) -> N
 
 def options_of(function: Callable[..., Any]) -> ToolOptions:
     """What its registration says of a tool; the defaults for a function that is not registered."""
-    name = tool_name(function)
+    name = function_name(function)
     return _options.get(name, _NO_OPTIONS) if _registered.get(name) is function else _NO_OPTIONS
 
 
@@ -172,11 +173,6 @@ def forget_tool(name: str) -> None:
         )
 
 
-def tool_name(function: Callable[..., Any]) -> str:
-    """What models call this function."""
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
 def named_tools(step: PipelineStep) -> dict[str, Callable[..., Any]]:
     """The tools that a step may use, by name: its own, then the registered ones, as its
     ``tools_filter`` allows. An own tool wins over a registered one of the same name.
@@ -198,12 +194,12 @@ def tool_problems(step: PipelineStep) -> list[str]:
 
 def _tools_and_problems(step: PipelineStep) -> tuple[dict[str, Callable[..., Any]], list[str]]:
     available = dict(_registered)
-    available.update((tool_name(function), function) for function in step.tools)
+    available.update((function_name(function), function) for function in step.tools)
     chosen, problems = _chosen(step, available)
     if step.remember:
         from tagent_nb.runners.tools.remember import remember
 
-        name = tool_name(remember)
+        name = function_name(remember)
         if chosen.setdefault(name, remember) is not remember:
             problems.append(
                 f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
