@@ -107,7 +107,7 @@ def _parse(source: str, expression: bool) -> tuple[nodes.Template, dict[Chain, i
         raise Problem(error.lineno, f"{(error.message or 'not readable').rstrip('.')}. {remedy}") from None
     except RecursionError:
         raise Problem(1, "nested too deeply. Compute the value in a Python step.") from None
-    return tree, reader.found
+    return tree, reader.chains
 
 
 @lru_cache(maxsize=4096)
@@ -246,7 +246,7 @@ def compiled(source: str, expression: bool = False, mapped: Chain | None = None)
         tree = OfItems(mapped).visit(tree)
         reader = Reader(_environment().filters, _environment().tests)
         reader.read(tree.body[0].node, set())
-        chains = reader.found
+        chains = reader.chains
     names: dict[str, int] = {}
     for (name, _), line in chains.items():
         names.setdefault(name, line)
@@ -307,7 +307,7 @@ class Reader:
     """
 
     def __init__(self, filters: Collection[str], tests: Collection[str]) -> None:
-        self.found: dict[Chain, int] = {}
+        self.chains: dict[Chain, int] = {}
         self._filters = filters
         self._tests = tests
 
@@ -368,7 +368,7 @@ class Reader:
         if node.name.startswith("__"):
             raise Problem(node.lineno, f"{node.name!r} starts with two underscores. Name a step.")
         if node.name not in local:
-            self.found.setdefault((node.name, path), node.lineno)
+            self.chains.setdefault((node.name, path), node.lineno)
 
     def _call(self, node: nodes.Call, local: set[str]) -> None:
         callee = node.node
