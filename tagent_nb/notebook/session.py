@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from tagent_nb.engine import PipelineExecutor, RunHandle, checked_approver, part_of, submit
+from tagent_nb.engine import PipelineExecutor, RunHandle, checked_approver, submit
 from tagent_nb.errors import (
     DefinitionError,
     NotStoredError,
-    PipelineValidationError,
     RunInProgressError,
     did_you_mean,
 )
 from tagent_nb.events import Event, Observer, RunResumed, RunStarted
 from tagent_nb.naming import pipeline_name
+from tagent_nb.notebook.refresh import kind_of, refresh, refuse_gone
 from tagent_nb.notebook.workspace import CellNames, Watch, Workspace
 from tagent_nb.pipeline import (
     Approver,
@@ -249,7 +249,7 @@ class Session:
         if self._current is None:
             raise DefinitionError("There is no pipeline yet. Begin with: %tagent_pipeline NAME")
         space = self.workspaces[self._current]
-        self._renew(space)
+        refresh(space, self)
         return space
 
     @property
@@ -331,7 +331,7 @@ class Session:
             raise RunInProgressError(
                 f"Pipeline {space.pipeline.name!r} is running already. Wait for it, or press Stop first."
             )
-        self._refuse_gone(space, options.get("until"))
+        refuse_gone(space, self, options.get("until"))
         watchers = [watch() for watch in dict.fromkeys([*space.watches, *watches])]
         executor = self.executor(space, [*observers, *watchers, _Begun(space)], max_concurrency, approver)
         # Now: the next cell may change a variable before the run has begun.
@@ -359,7 +359,7 @@ class Session:
 
     def plan(self, **options: Any) -> Plan:
         """What a run of the current pipeline would do, and why. Options and errors are those of a run."""
-        self._refuse_gone(self.workspace, options.get("until"))
+        refuse_gone(self.workspace, self, options.get("until"))
         return submit(self.executor().plan(**options)).result()
 
     def durations(self, workspace: Workspace) -> Future[Durations]:
@@ -443,7 +443,7 @@ class Session:
             return cast("Callable[..., Any]", value)
         if value is not None:
             raise DefinitionError(
-                f"{name!r} is {_what(value)}, not a function. Write: def {name}(value): ..."
+                f"{name!r} is {kind_of(value)}, not a function. Write: def {name}(value): ..."
             )
         raise DefinitionError(
             f"There is no function {name!r}.{did_you_mean(name, self.functions())} "
@@ -470,7 +470,7 @@ class Session:
             return value
         if value is not None:
             raise DefinitionError(
-                f"Schema {name!r} is {_what(value)}, not a pydantic model. "
+                f"Schema {name!r} is {kind_of(value)}, not a pydantic model. "
                 f"Write: class {name.split('.')[-1]}(pydantic.BaseModel): ..."
             )
         models = [schema for schema in self.schemas() if schema in self.namespace]
@@ -503,126 +503,6 @@ class Session:
             for name in wanted
             if name not in registered and callable(self.namespace.get(name))
         }
-
-    def _refuse_gone(self, space: Workspace, until: str | None) -> None:
-        """Look up what cells name, and raise if something that the run needs is gone.
-
-        Raises:
-            PipelineValidationError: It names step, option and name of each.
-        """
-        gone = self._renew(space)
-        if not gone:
-            return
-        part = part_of(space.pipeline, until if until in space.pipeline else None)
-        asks = any(not step.is_python and step.model is None for step in part.steps)
-        problems = [
-            text for step, texts in gone.items() if (step in part if step else asks) for text in texts
-        ]
-        if problems:
-            raise PipelineValidationError(space.pipeline.name, problems)
-
-    def _renew(self, space: Workspace) -> dict[str, list[str]]:
-        """Look up what cells name in the namespace as it is now, as helpers of Python steps are.
-
-        Returns a sentence for each name that is gone, by step; by ``""`` for the pipeline's own. What it
-        stood for stays in its place, so that the pipeline can be looked at.
-        """
-        gone: dict[str, list[str]] = {}
-        changed: dict[str, PipelineStep] = {}
-        pipeline = space.pipeline
-        for name, names in list(space.names.items()):
-            if name not in pipeline or not names.made(step := pipeline.get_step(name)):
-                del space.names[name]
-                continue
-            before = dict(names.objects)
-            changes, problems = self._look_up(names, step)
-            if changes:
-                try:
-                    changed[name] = names.step = step.with_(**changes)
-                except DefinitionError as error:
-                    problems.append(str(error))
-                    names.objects = before  # so that it is found again the next time
-            if problems:
-                gone[name] = problems
-        pipeline.renew(changed)
-        if space.model_name is not None and space.model_name[1] is pipeline.model:
-            name, model = space.model_name
-            model, problem = self._model_again(name, model)
-            space.model_name, pipeline.model = (name, model), model
-            if problem:
-                gone[""] = [f"%tagent_pipeline --model: {problem}"]
-        return gone
-
-    def _look_up(self, names: CellNames, step: PipelineStep) -> tuple[dict[str, Any], list[str]]:
-        """The fields of a step that change with the names of its cell, and what is gone."""
-        changes: dict[str, Any] = {}
-        problems: list[str] = []
-        objects = names.objects
-
-        def again(option: str, name: str, find: Callable[[str], Any]) -> Any:
-            before = objects[option, name]
-            try:
-                objects[option, name] = find(name)
-            except DefinitionError as error:
-                problems.append(f"Step {step.name!r}: {option}: {error}")
-            return before, objects[option, name]
-
-        if names.schema:
-            before, after = again("--output-schema", names.schema, self.schema)
-            if after is not before and step.output_schema is before:
-                changes["output_schema"] = after
-        if names.model:
-            before = objects["--model", names.model]
-            after, problem = self._model_again(names.model, before)
-            objects["--model", names.model] = after
-            if problem:
-                problems.append(f"Step {step.name!r}: --model: {problem}")
-            if after is not before and step.model is before:
-                changes["model"] = after
-        pairs = [again("--check", name, self.function) for name in names.checks]
-        if any(before is not after for before, after in pairs):
-            changes["checks"] = _exchanged(step.checks, pairs)
-        changes.update(self._tools_again(names, step, problems))
-        return changes, problems
-
-    def _tools_again(self, names: CellNames, step: PipelineStep, problems: list[str]) -> dict[str, Any]:
-        if not names.tools:
-            return {}
-        from tagent_nb.runners import registered_tools
-
-        before = {name: value for (option, name), value in names.objects.items() if option == "--tools"}
-        after = self.tools(names.tools)
-        if before.keys() == after.keys() and all(after[name] is before[name] for name in before):
-            return {}
-        registered = registered_tools()
-        for name in before.keys() - after.keys() - registered.keys():
-            after[name] = before[name]
-            near = did_you_mean(name, [*registered, *self.functions()])
-            problems.append(
-                f"Step {step.name!r}: --tools: there is no function {name!r} any more.{near} "
-                f"Define it in a cell above: def {name}(...): ..."
-            )
-        for name in before.keys() | after.keys():
-            names.objects.pop(("--tools", name), None)
-        names.objects.update({("--tools", name): value for name, value in after.items()})
-        kept = [tool for tool in step.tools if not any(tool is value for value in before.values())]
-        own = [after[name] for name in names.tools if name in after]
-        same = len(own) + len(kept) == len(step.tools) and all(
-            a is b for a, b in zip([*own, *kept], step.tools, strict=True)
-        )
-        return {} if same else {"tools": [*own, *kept]}
-
-    def _model_again(self, name: str, before: Any) -> tuple[Any, str]:
-        """What a name of a model stands for now, and what is wrong if it was an object and is none now."""
-        after = self.model(name)
-        if after is not name or isinstance(before, str):
-            return after, ""
-        models = [other for other, value in list(self.namespace.items()) if hasattr(value, "model_name")]
-        other = self.namespace.get(name)
-        what = "there is no model" if other is None else f"it is {_what(other)}, not a model: there is none"
-        return before, (
-            f"{what} {name!r} any more.{did_you_mean(name, models)} Make it in a cell above, or name another."
-        )
 
     # -- where things are kept --------------------------------------------------------------
 
@@ -666,16 +546,6 @@ class _Begun:
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted | RunResumed):
             self.workspace.redefined.clear()
-
-
-def _exchanged(values: Iterable[Any], pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
-    """The values, each that is the first of a pair exchanged for the second."""
-    exchange = {id(before): after for before, after in pairs}
-    return [exchange.get(id(value), value) for value in values]
-
-
-def _what(value: object) -> str:
-    return f"the class {value.__name__}" if inspect.isclass(value) else f"of type {type(value).__name__}"
 
 
 _session: Session | None = None
