@@ -120,7 +120,7 @@ class Table {
     el.append(this.root);
     this.rebuild();
     this.select_rows();
-    this.say();
+    this.announce();
   }
 
   rebuild() {
