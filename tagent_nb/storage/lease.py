@@ -34,7 +34,7 @@ MAX_TOKEN = 1 << 53
 WATCH = 120.0
 """Most seconds for which a claim is watched; one that says it counts for longer is refused at once."""
 
-STATUS_STYLES = 8
+POLLS_PER_TTL = 8
 """Times to look at a claim while it is watched."""
 
 
@@ -343,7 +343,7 @@ class Leasing(ABC):
             if left <= 0 or left > WATCH or first not in (None, holder):
                 return left, token, holder
             first = holder
-            await asyncio.sleep(min(left, holder.ttl / STATUS_STYLES))
+            await asyncio.sleep(min(left, holder.ttl / POLLS_PER_TTL))
 
     async def _alive(self, pipeline_id: str, run_id: str) -> Holder | None:
         """Who carries a run on at this moment, as a list of runs shows it."""
