@@ -41,11 +41,11 @@ def texts(graph: LiveGraph, node: str) -> list[str]:
     return [text.text or "" for text in found.iter(f"{SVG}text")]
 
 
-def says(step: StepResult, now: float = 0.0) -> list[str]:
+def label(step: StepResult, now: float = 0.0) -> list[str]:
     graph = LiveGraph(reviews())
     node = graph.node_of(step.name)
     assert node is not None
-    return graph.says(node, {step.name: step}, now)
+    return graph.label(node, {step.name: step}, now)
 
 
 def test_a_node_has_three_lines_and_room_for_the_last() -> None:
@@ -67,15 +67,15 @@ def test_the_svg_has_nothing_that_acts_fetches_or_styles() -> None:
 
 def test_a_step_without_a_state_is_pending() -> None:
     graph = LiveGraph(reviews())
-    assert graph.says("node-0", {}, 0.0) == ["pending", "○ load", "", "load: pending\npython"]
+    assert graph.label("node-0", {}, 0.0) == ["pending", "○ load", "", "load: pending\npython"]
 
 
 def test_a_running_step_has_a_clock() -> None:
     running = StepResult("load", StepStatus.RUNNING, started_at=100.0)
-    state, first, last, told = says(running, 112.0)
+    state, first, last, told = label(running, 112.0)
     assert (state, first, last) == ("running", "▸ load", "12 s")
     assert told.startswith("load: running, 12 s")
-    assert says(StepResult("load", StepStatus.RUNNING), 112.0)[2] == ""
+    assert label(StepResult("load", StepStatus.RUNNING), 112.0)[2] == ""
 
 
 def test_a_mapped_step_counts_its_items_and_what_they_cost() -> None:
@@ -89,12 +89,12 @@ def test_a_mapped_step_counts_its_items_and_what_they_cost() -> None:
         items={"0": ItemResult("0", 0, StepStatus.COMPLETED), "1": ItemResult("1", 1)},
         items_total=2,
     )
-    assert says(step, 105.0)[2] == "1/2 items · 5.0 s · 1.2k tokens · $0.0200"
+    assert label(step, 105.0)[2] == "1/2 items · 5.0 s · 1.2k tokens · $0.0200"
 
 
 def test_a_failed_step_tells_its_error_on_one_line() -> None:
     failed = StepResult("load", StepStatus.FAILED, error_type="ValueError", error="no\nluck\ud800")
-    state, first, _, told = says(failed)
+    state, first, _, told = label(failed)
     assert (state, first) == ("failed", "✗ load")
     assert told.split("\n")[2] == "ValueError: no luck "
 
@@ -106,8 +106,8 @@ def test_large_graphs_have_groups_that_tell_the_state_of_their_steps() -> None:
     assert "▤ 100 steps" in texts(graph, node)
     assert graph.svg.count('class="edge"') == 2  # one edge between two nodes
     ended = {f"f{n}": StepResult(f"f{n}", StepStatus.COMPLETED) for n in range(40)}
-    assert graph.says(node, ended, 0.0)[2] == "40 of 100 ended"
-    assert "60 pending, 40 completed" in graph.says(node, ended, 0.0)[3]
+    assert graph.label(node, ended, 0.0)[2] == "40 of 100 ended"
+    assert "60 pending, 40 completed" in graph.label(node, ended, 0.0)[3]
 
 
 def test_an_opened_group_shows_its_steps_in_small() -> None:
@@ -151,7 +151,7 @@ def test_the_state_of_a_group_is_that_of_its_most_urgent_step(states: list[StepS
     (node,) = graph.groups
     names = graph.nodes[node]
     steps = {name: StepResult(name, states[n % len(states)]) for n, name in enumerate(names)}
-    assert graph.says(node, steps, 0.0)[0] == shown
+    assert graph.label(node, steps, 0.0)[0] == shown
 
 
 def test_edges_of_one_kind_between_two_nodes_are_one_and_strong_ones_win() -> None:

@@ -22,7 +22,10 @@ __getattr__, __dir__, __all__ = face(
             "Plan",
             "StepPlan",
         ),
-        "executor": ("PipelineExecutor",),
+        "executor": (
+            "PipelineExecutor",
+            "run_pipeline",
+        ),
         "handle": (
             "CANCEL_GRACE",
             "RunHandle",

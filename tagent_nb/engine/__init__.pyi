@@ -11,6 +11,7 @@ from tagent_nb.engine.dry_run.history import RunHistory as RunHistory
 from tagent_nb.engine.dry_run.plan import Plan as Plan
 from tagent_nb.engine.dry_run.plan import StepPlan as StepPlan
 from tagent_nb.engine.executor import PipelineExecutor as PipelineExecutor
+from tagent_nb.engine.executor import run_pipeline as run_pipeline
 from tagent_nb.engine.handle import CANCEL_GRACE as CANCEL_GRACE
 from tagent_nb.engine.handle import RunHandle as RunHandle
 from tagent_nb.engine.inputs import expected_names as expected_names

@@ -59,7 +59,7 @@ class LiveGraph:
         """The id of the node that shows a step."""
         return self._ids.get(step)
 
-    def says(self, node: str, steps: Mapping[str, StepResult], now: float) -> list[str]:
+    def label(self, node: str, steps: Mapping[str, StepResult], now: float) -> list[str]:
         """What a node says: ``[state, first line, last line, tooltip]``, as text.
 
         Args:
@@ -69,7 +69,7 @@ class LiveGraph:
         """
         states = [steps.get(name) or StepResult(name) for name in self.nodes[node]]
         if node in self.groups:
-            return self._group_says(states)
+            return self._group_label(states)
         (state,) = states
         style = STATUS_STYLES[state.status]
         facts = _facts(state, now)
@@ -78,7 +78,7 @@ class LiveGraph:
             tooltip += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
         return [state.status.value, self._first(style, state.name), " · ".join(facts), tooltip]
 
-    def _group_says(self, states: list[StepResult]) -> list[str]:
+    def _group_label(self, states: list[StepResult]) -> list[str]:
         common = _common(states)
         ended = sum(state.status.is_final for state in states)
         counts = Counter(state.status for state in states)

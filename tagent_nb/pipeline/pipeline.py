@@ -347,7 +347,7 @@ class Pipeline:
             DefinitionError: There is no such option.
             TagentError: As :meth:`PipelineExecutor.execute` raises.
         """
-        run: Callable[..., PipelineResult] = _package("engine.executor").run_pipeline
+        run: Callable[..., PipelineResult] = _package("engine").run_pipeline
         return run(self, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:

@@ -64,7 +64,7 @@ class GraphWidget(anywidget.AnyWidget):
             TagentError: The graph cannot be drawn.
         """
         graph = LiveGraph(pipeline, opened)
-        labels = {node: graph.says(node, steps, now) for node in graph.nodes}
+        labels = {node: graph.label(node, steps, now) for node in graph.nodes}
         names = {node: "" if node in graph.groups else steps[0] for node, steps in graph.nodes.items()}
         self._graph = graph
         with self.hold_sync():
@@ -81,7 +81,7 @@ class GraphWidget(anywidget.AnyWidget):
         for node in {graph.node_of(name) for name in changed}:
             if node is None:
                 continue  # it is no longer defined
-            label = graph.says(node, steps, now)
+            label = graph.label(node, steps, now)
             if label != self.labels[node]:
                 # In place: the trait is there for views that are opened later, and is not sent again.
                 self.labels[node] = new[node] = label
