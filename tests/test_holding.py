@@ -187,7 +187,7 @@ async def test_a_run_is_read_only_while_it_is_held() -> None:
 
     class Watching(MemoryStorageBackend):
         async def read_run(self, pipeline_id: str, run_id: str, schemas: Any = None) -> Any:
-            held.append(await self._alive(pipeline_id, run_id) is not None)
+            held.append((await self._lease(pipeline_id, run_id))[1] != b"")
             return await super().read_run(pipeline_id, run_id, schemas)
 
     held: list[bool] = []
@@ -218,12 +218,12 @@ async def test_the_lease_is_given_back_whatever_happens() -> None:
 
     async def break_off() -> None:
         async with holding(storage, PID, RUN, print):
-            assert await storage._alive(PID, RUN) is not None
+            assert (await storage._lease(PID, RUN))[1]
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         await break_off()
-    assert await storage._alive(PID, RUN) is None
+    assert not (await storage._lease(PID, RUN))[1]
 
 
 async def test_a_lease_that_cannot_be_given_back_costs_nobody_the_result() -> None:
@@ -260,4 +260,4 @@ async def test_who_is_cancelled_while_taking_the_lease_keeps_nothing(fails: bool
     take.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await storage._alive(PID, RUN) is None
+    assert not (await storage._lease(PID, RUN))[1]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from tagent_nb.errors import CorruptRecordError, DefinitionError, NotStoredError, StorageError
-from tagent_nb.naming import places_of, safe_id
+from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, NotStoredError, StorageError
+from tagent_nb.naming import id_of, places_of, safe_id
+from tagent_nb.storage import lease as leases
 from tagent_nb.storage.backend import Reporting, StorageBackend
 from tagent_nb.storage.backup.archive import DOCUMENTS
 from tagent_nb.storage.format.envelope import pack, unpack
 from tagent_nb.storage.format.pickled import decode_document, encode_document
-from tagent_nb.storage.lease import Lease, Leasing
+from tagent_nb.storage.lease import TTL, Claims, Lease
 from tagent_nb.storage.policy import BackupSchedule, Retention, age_of, size_of
 from tagent_nb.storage.prune import LIMIT, prune
 from tagent_nb.storage.run_info import RunInfo
@@ -28,19 +30,38 @@ CHUNK = 200
 """Runs that are looked at together."""
 
 
-class RunStorage(Reporting, Leasing, StorageBackend):
+class RunStorage(Reporting, StorageBackend):
     """Everything that does not depend on how the events of a run are kept."""
 
     _removed_at_once: int = 1
     """How many runs are removed together by :meth:`_remove_unclaimed_runs`, where that is quicker."""
 
+    shared_clock: bool = False
+    """Whether :meth:`_now` is the same clock for all machines that use the store."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.lease_ttl = TTL
+        self._claims = Claims(self.shared_clock)
         self.retention: Retention | None = None
         self.backup_schedule: BackupSchedule | None = None
         self._key: bytes | None = None
 
     # -- primitives -------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
+        """Token and holder of a run's lease; ``(0, b"")`` if there never was one."""
+
+    @abstractmethod
+    async def _swap_lease(
+        self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
+    ) -> bool:
+        """Set token and holder in one step if the token is still ``expected``; say whether it was."""
+
+    async def _now(self) -> float:
+        """The time by which heartbeats are judged, in seconds since the epoch."""
+        return time.time()
 
     @abstractmethod
     async def _put(self, pipeline_id: str, name: str, record: bytes) -> None:
@@ -198,6 +219,7 @@ class RunStorage(Reporting, Leasing, StorageBackend):
         return None
 
     async def _place_to_record(self, pipeline_id: str, run_id: str) -> str:
+        """The id under which a run of a pipeline is recorded, for the pipeline's id or name."""
         places = places_of(pipeline_id)
         return await self._place_of_run(places, run_id) or places[0]
 
@@ -225,7 +247,7 @@ class RunStorage(Reporting, Leasing, StorageBackend):
 
     async def _delete_unclaimed(self, what: str, pipeline_id: str, run_ids: Sequence[str]) -> None:
         """Delete runs, none if a process may carry one of them on."""
-        tokens = await self._refuse_active(what, pipeline_id, run_ids)
+        tokens = await leases.refuse_active(self, what, pipeline_id, run_ids)
         for run_id, token in tokens.items():
             if not await self._remove_unclaimed(pipeline_id, run_id, token):
                 raise StorageError(
@@ -267,6 +289,29 @@ class RunStorage(Reporting, Leasing, StorageBackend):
         """Ids of all stored pipelines, sorted. See :meth:`StorageBackend.list_pipelines`."""
         return sorted(name for name in await self._pipelines() if is_safe(name))
 
+    # -- leases -----------------------------------------------------------------------------
+
+    async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
+        """Become the one who records a run. See :meth:`StorageBackend.acquire`."""
+        self._check(pipeline_id, run_id)
+        pipeline_id = await self._place_to_record(pipeline_id, run_id)
+        lease = await leases.acquire(self, pipeline_id, run_id)
+        self._forget(pipeline_id, run_id)
+        return lease
+
+    async def renew(self, lease: Lease) -> None:
+        """Say that the holder is alive. See :meth:`StorageBackend.renew`."""
+        await leases.renew(self, lease)
+
+    async def release(self, lease: Lease) -> None:
+        """Give the run back. See :meth:`StorageBackend.release`."""
+        await leases.release(self, lease)
+        await self._tidy_after(lease)
+
+    def _lost(self, pipeline_id: str, run_id: str, holder: bytes) -> LeaseLostError:
+        """The error for a writer whose token is no longer good, by the lease's present holder."""
+        return leases.lost(pipeline_id, run_id, holder)
+
     # -- tidying up -------------------------------------------------------------------------
 
     async def prune(
@@ -283,6 +328,7 @@ class RunStorage(Reporting, Leasing, StorageBackend):
         return await prune(self, pipeline_id, rules, limit)
 
     async def _tidy_after(self, lease: Lease) -> None:
+        """Back up and prune as far as the rules ask for it, once a run was given back."""
         try:
             if self.backup_schedule is not None:
                 await self._backup_if_due(lease.pipeline_id)
@@ -311,6 +357,15 @@ class RunStorage(Reporting, Leasing, StorageBackend):
         """
 
     # -- inside -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _forget(self, pipeline_id: str, run_id: str) -> None:
+        """Drop what this object remembers about a run: others may have changed it."""
+
+    def _check(self, pipeline_id: str, run_id: str) -> str:
+        """Refuse what can be neither a pipeline's id or name, nor a run's id; the pipeline's id."""
+        safe_id(run_id, "run id")
+        return id_of(pipeline_id)
 
     def _unknown(self, pipeline_id: str, run_id: str) -> NotStoredError:
         return NotStoredError(

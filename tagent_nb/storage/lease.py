@@ -10,15 +10,13 @@ import math
 import os
 import platform
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tagent_nb.errors import CorruptRecordError, LeaseLostError, StorageError
-from tagent_nb.naming import id_of, safe_id
 
 _PROC = Path("/proc")
 _MACHINE = Path("/etc/machine-id")
@@ -34,7 +32,7 @@ MAX_TOKEN = 1 << 53
 WATCH = 120.0
 """Most seconds for which a claim is watched; one that says it counts for longer is refused at once."""
 
-POLLS_PER_TTL = 8
+TIMES_WATCHED = 8
 """Times to look at a claim while it is watched."""
 
 
@@ -209,207 +207,190 @@ def process_start(pid: int) -> str | None:
     return ""
 
 
-class Leasing(ABC):
-    """Grants each run to one process at a time.
+@dataclass
+class Claims:
+    """What a storage object knows of claims besides what is stored.
 
     Attributes:
-        lease_ttl: Seconds without a heartbeat after which a lease expires.
+        shared_clock: Whether the time by which heartbeats are judged is of one clock for all machines.
+        unreleased: Leases that this object could not give back: they keep no process out here.
+        seen: Holders that are watched, and since when.
     """
 
-    shared_clock: bool = False
-    """Whether :meth:`_now` is the same clock for all machines that use the store."""
+    shared_clock: bool
+    unreleased: set[tuple[str, str, int]] = field(default_factory=set)
+    seen: dict[tuple[str, str], tuple[Holder, float]] = field(default_factory=dict)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lease_ttl = TTL
-        self._unreleased: set[tuple[str, str, int]] = set()
-        self._seen: dict[tuple[str, str], tuple[Holder, float]] = {}
-
-    # -- primitives -------------------------------------------------------------------------
-
-    @abstractmethod
-    async def _lease(self, pipeline_id: str, run_id: str) -> tuple[int, bytes]:
-        """Token and holder of a run's lease; ``(0, b"")`` if there never was one."""
-
-    @abstractmethod
-    async def _swap_lease(
-        self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes
-    ) -> bool:
-        """Set token and holder in one step if the token is still ``expected``; say whether it was."""
-
-    @abstractmethod
-    async def _place_to_record(self, pipeline_id: str, run_id: str) -> str:
-        """The id under which a run of a pipeline is recorded, for the pipeline's id or name."""
-
-    async def _now(self) -> float:
-        """The time by which heartbeats are judged, in seconds since the epoch."""
-        return time.time()
-
-    @abstractmethod
-    def _forget(self, pipeline_id: str, run_id: str) -> None:
-        """Drop what this object remembers about a run: others may have changed it."""
-
-    # -- leases -----------------------------------------------------------------------------
-
-    async def acquire(self, pipeline_id: str, run_id: str) -> Lease:
-        """Become the one who records a run, new or interrupted.
-
-        Raises:
-            LeaseLostError: Another process carries it on; the message names host and pid.
-        """
-        self._check(pipeline_id, run_id)
-        pipeline_id = await self._place_to_record(pipeline_id, run_id)
-        left, token, holder = await self._watched(pipeline_id, run_id)
-        if token > MAX_TOKEN:
-            raise CorruptRecordError(
-                f"The lease of run {run_id} of pipeline {pipeline_id} is damaged. "
-                "Restore a backup, or delete the run."
-            )
-        if left > 0:
-            raise self._taken(pipeline_id, run_id, holder, left)
-        now = await self._now()
-        mine = Holder.here(now, self.lease_ttl)
-        # Time makes tokens grow even where the last lease was lost with its file.
-        new = max(token + 1, int(now * 1_000_000))
-        if not await self._swap_lease(pipeline_id, run_id, token, new, mine.to_bytes()):
-            _, held = await self._lease(pipeline_id, run_id)
-            raise self._taken(pipeline_id, run_id, Holder.from_bytes(held), self.lease_ttl)
-        self._unreleased.discard((pipeline_id, run_id, token))
-        self._forget(pipeline_id, run_id)
-        return Lease(pipeline_id, run_id, new, mine.host, mine.pid, self.lease_ttl)
-
-    async def renew(self, lease: Lease) -> None:
-        """Say that the holder is alive.
-
-        Raises:
-            LeaseLostError: Another process has taken the run over.
-        """
-        holder = Holder.here(await self._now(), lease.ttl).to_bytes()
-        if not await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, holder):
-            _, held = await self._lease(lease.pipeline_id, lease.run_id)
-            raise self._lost(lease.pipeline_id, lease.run_id, held)
-
-    async def release(self, lease: Lease) -> None:
-        """Give the run back; without effect if another process has taken it over."""
-        try:
-            await self._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, b"")
-        except StorageError:
-            self._unreleased.add((lease.pipeline_id, lease.run_id, lease.token))
-            raise
-        await self._tidy_after(lease)
-
-    @abstractmethod
-    async def _tidy_after(self, lease: Lease) -> None:
-        """Do what is to be done once a run was given back."""
-
-    # -- inside -----------------------------------------------------------------------------
-
-    def _check(self, pipeline_id: str, run_id: str) -> str:
-        """Refuse what can be neither a pipeline's id or name, nor a run's id; the pipeline's id."""
-        safe_id(run_id, "run id")
-        return id_of(pipeline_id)
-
-    def _left(self, pipeline_id: str, run_id: str, token: int, holder: Holder, now: float) -> float | None:
+    def left(self, pipeline_id: str, run_id: str, token: int, holder: Holder, now: float) -> float | None:
         """Seconds that a claim still counts; ``None`` if no clock can decide it. See :meth:`Holder.left`."""
-        # A lease that this object could not give back keeps no process out here.
-        if (pipeline_id, run_id, token) in self._unreleased:
+        if (pipeline_id, run_id, token) in self.unreleased:
             return 0.0
         return holder.left(now, shared=self.shared_clock)
 
-    def _unseen(self, pipeline_id: str, run_id: str, holder: Holder) -> float:
-        """Seconds for which this object has yet to watch a claim until it has ended."""
+    def unwatched(self, pipeline_id: str, run_id: str, holder: Holder) -> float:
+        """Seconds for which a claim has yet to be watched until it has ended."""
         now, key = time.monotonic(), (pipeline_id, run_id)
-        last, since = self._seen.get(key, (None, now))
+        last, since = self.seen.get(key, (None, now))
         if last != holder:
-            self._seen[key], since = (holder, now), now
+            self.seen[key], since = (holder, now), now
         return max(0.0, holder.ttl - (now - since))
 
-    async def _watched(self, pipeline_id: str, run_id: str) -> tuple[float, int, Holder | None]:
-        """Seconds that a claim still counts, its token and its holder. It is watched where no clock decides.
-
-        What is watched is whether heartbeats come, by the clock of this process alone: one that is dated
-        wrongly counts as well as any other.
-        """
-        first: Holder | None = None
-        while True:
-            token, held = await self._lease(pipeline_id, run_id)
-            holder = Holder.from_bytes(held)
-            if holder is None:
-                return 0.0, token, None
-            left = self._left(pipeline_id, run_id, token, holder, await self._now())
-            if left is not None:
-                return left, token, holder
-            left = self._unseen(pipeline_id, run_id, holder)
-            if left <= 0 or left > WATCH or first not in (None, holder):
-                return left, token, holder
-            first = holder
-            await asyncio.sleep(min(left, holder.ttl / POLLS_PER_TTL))
-
-    async def _alive(self, pipeline_id: str, run_id: str) -> Holder | None:
-        """Who carries a run on at this moment, as a list of runs shows it."""
-        token, held = await self._lease(pipeline_id, run_id)
-        holder = Holder.from_bytes(held)
-        return holder if self._claimed(pipeline_id, run_id, token, holder, await self._now()) else None
-
-    def _claimed(self, pipeline_id: str, run_id: str, token: int, holder: Holder | None, now: float) -> bool:
+    def count(self, pipeline_id: str, run_id: str, token: int, stored: bytes, now: float) -> bool:
         """Whether a claim counts, as far as clocks can decide it."""
-        return holder is not None and bool(self._left(pipeline_id, run_id, token, holder, now))
+        holder = Holder.from_bytes(stored)
+        return holder is not None and bool(self.left(pipeline_id, run_id, token, holder, now))
 
-    def _keeper(self, pipeline_id: str, run_id: str, token: int, held: bytes, now: float) -> Holder | None:
+    def keeper(self, pipeline_id: str, run_id: str, token: int, stored: bytes, now: float) -> Holder | None:
         """Whose claim keeps a run from being deleted, as far as can be seen without waiting.
 
         A process of this machine that lives keeps its runs, however long it was silent.
         """
-        holder = Holder.from_bytes(held)
-        if holder is None or holder.is_gone or (pipeline_id, run_id, token) in self._unreleased:
+        holder = Holder.from_bytes(stored)
+        if holder is None or holder.is_gone or (pipeline_id, run_id, token) in self.unreleased:
             return None
         left = holder.left(now, shared=self.shared_clock)
         if left is None:
-            left = self._unseen(pipeline_id, run_id, holder)
+            left = self.unwatched(pipeline_id, run_id, holder)
         return holder if left > 0 or holder.is_here else None
 
-    async def _refuse_active(self, what: str, pipeline_id: str, run_ids: Iterable[str]) -> dict[str, int]:
-        """Refuse if a process may carry on one of some runs; else the tokens of their leases.
 
-        Raises:
-            StorageError: So it is.
-        """
-        tokens: dict[str, int] = {}
-        kept: list[str] = []
-        now = await self._now()
-        for run_id in run_ids:
-            token, held = await self._lease(pipeline_id, run_id)
-            tokens[run_id] = token
-            # Those that have to be watched are watched at the same time.
-            if self._keeper(pipeline_id, run_id, token, held, now) is not None:
-                kept.append(run_id)
-        for run_id in kept:
-            await self._watched(pipeline_id, run_id)
-            token, held = await self._lease(pipeline_id, run_id)
-            keeper = self._keeper(pipeline_id, run_id, token, held, await self._now())
-            if keeper is not None:
-                raise self._active(pipeline_id, run_id, what, keeper)
-            tokens[run_id] = token
-        return tokens
+class LeaseStore(Protocol):
+    """A store that keeps leases. The functions below grant each run to one process at a time."""
 
-    def _active(self, pipeline_id: str, run_id: str, what: str, holder: Holder) -> StorageError:
-        return StorageError(
-            f"Run {run_id} of pipeline {pipeline_id} cannot {what}: process {holder.pid} on "
-            f"{holder.host} carries it on. Stop it there first."
+    lease_ttl: float
+    _claims: Claims
+
+    async def _lease(self, pipeline_id: str, run_id: str, /) -> tuple[int, bytes]:
+        """Token and holder of a run's lease; ``(0, b"")`` if there never was one."""
+
+    async def _swap_lease(
+        self, pipeline_id: str, run_id: str, expected: int, token: int, holder: bytes, /
+    ) -> bool:
+        """Set token and holder in one step if the token is still ``expected``; say whether it was."""
+
+    async def _now(self) -> float:
+        """The time by which heartbeats are judged, in seconds since the epoch."""
+
+
+async def acquire(store: LeaseStore, pipeline_id: str, run_id: str) -> Lease:
+    """Become the one who records a run, new or interrupted.
+
+    Raises:
+        LeaseLostError: Another process carries it on; the message names host and pid.
+        CorruptRecordError: The lease is damaged.
+    """
+    left, token, holder = await _watched(store, pipeline_id, run_id)
+    if token > MAX_TOKEN:
+        raise CorruptRecordError(
+            f"The lease of run {run_id} of pipeline {pipeline_id} is damaged. "
+            "Restore a backup, or delete the run."
         )
+    if left > 0:
+        raise _taken(pipeline_id, run_id, holder, left)
+    now = await store._now()
+    mine = Holder.here(now, store.lease_ttl)
+    # Time makes tokens grow even where the last lease was lost with its file.
+    new = max(token + 1, int(now * 1_000_000))
+    if not await store._swap_lease(pipeline_id, run_id, token, new, mine.to_bytes()):
+        _, stored = await store._lease(pipeline_id, run_id)
+        raise _taken(pipeline_id, run_id, Holder.from_bytes(stored), store.lease_ttl)
+    store._claims.unreleased.discard((pipeline_id, run_id, token))
+    return Lease(pipeline_id, run_id, new, mine.host, mine.pid, store.lease_ttl)
 
-    def _taken(self, pipeline_id: str, run_id: str, holder: Holder | None, left: float) -> LeaseLostError:
-        who = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
-        return LeaseLostError(
-            f"Run {run_id} of pipeline {pipeline_id} is being carried on by {who}. Wait until it ends or "
-            f"stop it there; if that process is gone, its claim ends in {left:.0f} s."
-        )
 
-    def _lost(self, pipeline_id: str, run_id: str, held: bytes) -> LeaseLostError:
-        """The error for a writer whose token is no longer good."""
-        holder = Holder.from_bytes(held)
-        who = f"process {holder.pid} on {holder.host}" if holder is not None else "another process"
-        return LeaseLostError(
-            f"Run {run_id} of pipeline {pipeline_id} was taken over or deleted by {who}. What this process "
-            "recorded before is kept unless it was deleted. Follow the run there, or start a new one."
-        )
+async def renew(store: LeaseStore, lease: Lease) -> None:
+    """Say that the holder is alive.
+
+    Raises:
+        LeaseLostError: Another process has taken the run over.
+    """
+    holder = Holder.here(await store._now(), lease.ttl).to_bytes()
+    if not await store._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, holder):
+        _, stored = await store._lease(lease.pipeline_id, lease.run_id)
+        raise lost(lease.pipeline_id, lease.run_id, stored)
+
+
+async def release(store: LeaseStore, lease: Lease) -> None:
+    """Give the run back; without effect if another process has taken it over."""
+    try:
+        await store._swap_lease(lease.pipeline_id, lease.run_id, lease.token, lease.token, b"")
+    except StorageError:
+        store._claims.unreleased.add((lease.pipeline_id, lease.run_id, lease.token))
+        raise
+
+
+async def _watched(store: LeaseStore, pipeline_id: str, run_id: str) -> tuple[float, int, Holder | None]:
+    """Seconds that a claim still counts, its token and its holder. It is watched where no clock decides.
+
+    What is watched is whether heartbeats come, by the clock of this process alone: one that is dated
+    wrongly counts as well as any other.
+    """
+    claims = store._claims
+    first: Holder | None = None
+    while True:
+        token, stored = await store._lease(pipeline_id, run_id)
+        holder = Holder.from_bytes(stored)
+        if holder is None:
+            return 0.0, token, None
+        left = claims.left(pipeline_id, run_id, token, holder, await store._now())
+        if left is not None:
+            return left, token, holder
+        left = claims.unwatched(pipeline_id, run_id, holder)
+        if left <= 0 or left > WATCH or first not in (None, holder):
+            return left, token, holder
+        first = holder
+        await asyncio.sleep(min(left, holder.ttl / TIMES_WATCHED))
+
+
+async def refuse_active(
+    store: LeaseStore, what: str, pipeline_id: str, run_ids: Iterable[str]
+) -> dict[str, int]:
+    """Refuse if a process may carry on one of some runs; else the tokens of their leases.
+
+    Args:
+        store: Where they are.
+        what: What cannot be done then, such as ``"be deleted"``.
+        pipeline_id: Their pipeline.
+        run_ids: The runs.
+
+    Raises:
+        StorageError: So it is.
+    """
+    tokens: dict[str, int] = {}
+    kept: list[str] = []
+    now = await store._now()
+    for run_id in run_ids:
+        token, stored = await store._lease(pipeline_id, run_id)
+        tokens[run_id] = token
+        # Those that have to be watched are watched at the same time.
+        if store._claims.keeper(pipeline_id, run_id, token, stored, now) is not None:
+            kept.append(run_id)
+    for run_id in kept:
+        await _watched(store, pipeline_id, run_id)
+        token, stored = await store._lease(pipeline_id, run_id)
+        keeper = store._claims.keeper(pipeline_id, run_id, token, stored, await store._now())
+        if keeper is not None:
+            raise StorageError(
+                f"Run {run_id} of pipeline {pipeline_id} cannot {what}: process {keeper.pid} on "
+                f"{keeper.host} carries it on. Stop it there first."
+            )
+        tokens[run_id] = token
+    return tokens
+
+
+def _taken(pipeline_id: str, run_id: str, holder: Holder | None, left: float) -> LeaseLostError:
+    process = "another process" if holder is None else f"process {holder.pid} on {holder.host}"
+    return LeaseLostError(
+        f"Run {run_id} of pipeline {pipeline_id} is being carried on by {process}. Wait until it ends or "
+        f"stop it there; if that process is gone, its claim ends in {left:.0f} s."
+    )
+
+
+def lost(pipeline_id: str, run_id: str, stored: bytes) -> LeaseLostError:
+    """The error for a writer whose token is no longer good, by the holder that is stored now."""
+    holder = Holder.from_bytes(stored)
+    process = f"process {holder.pid} on {holder.host}" if holder is not None else "another process"
+    return LeaseLostError(
+        f"Run {run_id} of pipeline {pipeline_id} was taken over or deleted by {process}. What this process "
+        "recorded before is kept unless it was deleted. Follow the run there, or start a new one."
+    )

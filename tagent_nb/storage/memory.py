@@ -13,7 +13,6 @@ from tagent_nb.events import PASSING, Event, Output
 from tagent_nb.naming import places_of
 from tagent_nb.storage.backend import LEASES, ORDER
 from tagent_nb.storage.base import RunStorage
-from tagent_nb.storage.lease import Holder
 from tagent_nb.storage.policy import BackupSchedule
 from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo, Summary
 
@@ -91,10 +90,10 @@ class MemoryStorageBackend(RunStorage):
         described: list[tuple[RunInfo, int, bytes]] = []
         runs, now = self._contents[pipeline_id].runs if run_ids else {}, await self._now()
         for run_id in filter(runs.__contains__, run_ids):
-            token, held = self._leases.get((pipeline_id, run_id), (0, b""))
-            alive = self._claimed(pipeline_id, run_id, token, Holder.from_bytes(held), now)
+            token, holder = self._leases.get((pipeline_id, run_id), (0, b""))
+            alive = self._claims.count(pipeline_id, run_id, token, holder, now)
             summary = Summary().add_all(runs[run_id])
-            described.append((summary.to_info(pipeline_id, run_id, size=0, alive=alive), token, held))
+            described.append((summary.to_info(pipeline_id, run_id, size=0, alive=alive), token, holder))
         return described
 
     async def close(self) -> None:

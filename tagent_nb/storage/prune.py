@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tagent_nb.errors import CorruptRecordError, NotStoredError, StorageError
 from tagent_nb.events import Event
-from tagent_nb.storage.lease import Holder
+from tagent_nb.storage.lease import Claims
 from tagent_nb.storage.policy import Retention
 from tagent_nb.storage.run_info import RunInfo
 
@@ -29,6 +29,7 @@ class Prunable(Protocol):
     """What pruning needs of a storage."""
 
     _removed_at_once: int
+    _claims: Claims
 
     async def read_run(self, pipeline_id: str, run_id: str, /) -> list[Event]:
         """What happened in a run."""
@@ -52,9 +53,6 @@ class Prunable(Protocol):
 
     async def _now(self) -> float:
         """The time by which heartbeats are judged."""
-
-    def _keeper(self, pipeline_id: str, run_id: str, token: int, held: bytes, now: float, /) -> Holder | None:
-        """Whose claim keeps a run from being deleted."""
 
     async def _remove_unclaimed_runs(self, pipeline_id: str, tokens: Mapping[str, int], /) -> list[str]:
         """Remove runs that no process has claimed since their leases had these tokens; which were."""
@@ -170,8 +168,8 @@ class _Pruning:
         unclaimed: dict[str, int] = {}
         deleted: set[str] = set()
         for run_id in run_ids:
-            _, token, held = self.seen[run_id]
-            if storage._keeper(self.pipeline_id, run_id, token, held, now) is None:
+            _, token, holder = self.seen[run_id]
+            if storage._claims.keeper(self.pipeline_id, run_id, token, holder, now) is None:
                 unclaimed[run_id] = token
             elif math.isinf(self.limit):
                 # It takes the time that it takes to see that its process sends no heartbeat.

@@ -39,7 +39,7 @@ from tagent_nb.storage.format.envelope import (
 )
 from tagent_nb.storage.format.events import decode_events, encode_events, summary_of
 from tagent_nb.storage.format.pickled import key_from, seal
-from tagent_nb.storage.lease import Holder, Lease
+from tagent_nb.storage.lease import Lease
 from tagent_nb.storage.policy import BackupSchedule
 from tagent_nb.storage.run_info import BackupInfo, Item, RestoreInfo, RunInfo, Summary, damaged
 
@@ -496,7 +496,7 @@ class RecordStoreBackend(RunStorage):
         return replace(info, chained=run.chained, problem=run.problem)
 
     def _row_alive(self, pipeline_id: str, row: Row, now: float) -> bool:
-        return self._claimed(pipeline_id, row.run_id, row.token, Holder.from_bytes(row.holder), now)
+        return self._claims.count(pipeline_id, row.run_id, row.token, row.holder, now)
 
     def _last_record(self, run_id: str, tail: bytes) -> Envelope | None:
         """The last record of a run if it is whole and at hand."""

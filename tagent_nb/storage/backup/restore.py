@@ -17,6 +17,7 @@ from tagent_nb.storage.backup.archive import Archive, Writer, open_archive, path
 from tagent_nb.storage.backup.create import UNLISTED, Short, stored
 from tagent_nb.storage.backup.store import BackedUpStore, folder_of, own_backups
 from tagent_nb.storage.filesystem import user_path
+from tagent_nb.storage.lease import refuse_active
 from tagent_nb.storage.run_info import Item, RestoreInfo
 
 MERGED = "restore-{}.merged"
@@ -317,7 +318,7 @@ async def _pipelines(storage: BackedUpStore) -> list[str]:
 async def _refuse_active(storage: BackedUpStore) -> None:
     for pipeline_id in await _pipelines(storage):
         try:
-            await storage._refuse_active("be restored", pipeline_id, await storage._run_ids(pipeline_id))
+            await refuse_active(storage, "be restored", pipeline_id, await storage._run_ids(pipeline_id))
         except CorruptRecordError as error:
             # A process that carries a run on in such a store has met the damage already.
             storage._report(str(error))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.storage.backup.archive import paths, tag_for, tag_of
 from tagent_nb.storage.filesystem import user_path
+from tagent_nb.storage.lease import LeaseStore
 
 
-class BackedUpStore(Protocol):
+class BackedUpStore(LeaseStore, Protocol):
     """A store of records that can be backed up and restored."""
 
     _key: bytes | None
@@ -55,9 +55,6 @@ class BackedUpStore(Protocol):
 
     async def _put_run(self, pipeline_id: str, run_id: str, data: bytes, /) -> None:
         """Write a whole run that is not there."""
-
-    async def _refuse_active(self, what: str, pipeline_id: str, run_ids: Iterable[str], /) -> dict[str, int]:
-        """Refuse if a process may carry on one of some runs."""
 
     async def _set_aside(self, stamp: str, /) -> str:
         """Move all that is stored aside, and be empty; say where it is."""
