@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tagent_nb import FileStorageBackend, MemoryStorageBackend, Pipeline, PipelineExecutor
-from tagent_nb.engine.lease import holding
+from tagent_nb.engine.lease import lease_held
 from tagent_nb.errors import LeaseLostError, NotStoredError, StorageUnavailableError
 from tagent_nb.storage import Lease
 
@@ -217,7 +217,7 @@ async def test_the_lease_is_given_back_whatever_happens() -> None:
     storage = MemoryStorageBackend()
 
     async def break_off() -> None:
-        async with holding(storage, PID, RUN, print):
+        async with lease_held(storage, PID, RUN, print):
             assert (await storage._lease(PID, RUN))[1]
             raise ZeroDivisionError
 
@@ -251,7 +251,7 @@ async def test_who_is_cancelled_while_taking_the_lease_keeps_nothing(fails: bool
     storage = Slow()
 
     async def hold() -> None:
-        async with holding(storage, PID, RUN, print):
+        async with lease_held(storage, PID, RUN, print):
             raise AssertionError("it was cancelled before")
 
     task = asyncio.ensure_future(hold())

@@ -57,6 +57,8 @@ class RunServices:
         schemas: Classes that stored values may become, by name and by step.
         middleware: What each call to a model or a tool passes, the first one outermost.
         paid: What a call passes besides that is paid.
+        budget: Most that the run may spend.
+        ledger: What it has spent and reserved.
         recorded: Calls that answer for models in an offline run.
         observers: Called with every event; one that fails is taken out.
     """
@@ -72,6 +74,7 @@ class RunServices:
     middleware: Sequence[CallMiddleware] = ()
     paid: Sequence[CallMiddleware] = ()
     prices: Mapping[str, Price] = field(default_factory=dict)
+    budget: Budget | None = None
     ledger: Ledger = field(default_factory=Ledger)
     recorded: Sequence[CallRecorded] | None = None
     observers: list[Observer] = field(default_factory=list)

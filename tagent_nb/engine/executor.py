@@ -4,51 +4,64 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tagent_nb.engine.approval.requests import checked_approver
+from tagent_nb.engine.approval.requests import checked_approver, chosen, decision_event, open_requests
 from tagent_nb.engine.background import background_loop, submit
-from tagent_nb.engine.checking import Checking
-from tagent_nb.engine.context import RunContext, RunOptions, RunServices
-from tagent_nb.engine.deciding import Deciding
+from tagent_nb.engine.context import RunOptions, RunServices
 from tagent_nb.engine.handle import RunHandle
-from tagent_nb.engine.inputs import TakenInputs, settle
-from tagent_nb.engine.lease import holding
-from tagent_nb.engine.memory.load import schemas_of
+from tagent_nb.engine.inputs import TakenInputs, expected_names, looking_in, settle, take
+from tagent_nb.engine.lease import lease_held
+from tagent_nb.engine.memory.load import read_memory, schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.preflight import budget_of, ledger_of, paid_middleware, refuse_unpriced
-from tagent_nb.engine.recalling import Recalling
-from tagent_nb.engine.recorder import Recorder
+from tagent_nb.engine.memory.store import change_memories
+from tagent_nb.engine.preflight import (
+    agent_problems,
+    asks_models,
+    budget_of,
+    ledger_of,
+    missing_warnings,
+    name_warnings,
+    paid_middleware,
+    part_of,
+    refuse_models,
+    refuse_problems,
+    refuse_unpriced,
+    run_options,
+)
 from tagent_nb.engine.recordings import calls_on
-from tagent_nb.engine.remembering import Remembering
 from tagent_nb.engine.session import (
     Runners,
     Session,
+    begin,
     context_of,
     definition_of,
     memory_of,
     preparation_of,
+    record_decision,
     recorder_of,
     run_id_of,
     session_of,
 )
 from tagent_nb.engine.unit.value_checks import ValueChecks
-from tagent_nb.engine.unit.work import Preparation
-from tagent_nb.errors import DefinitionError, LeaseLostError, RunInProgressError
-from tagent_nb.events import CallRecorded, Event, InputTaken, Observer, RunResumed, RunStarted
+from tagent_nb.errors import DefinitionError, LeaseLostError, NotStoredError, RunInProgressError, did_you_mean
+from tagent_nb.events import CallRecorded, Event, Observer
 from tagent_nb.pipeline import (
     EXECUTOR,
+    ApprovalRequest,
+    Approved,
     Approver,
     Budget,
+    Decision,
+    Edited,
     Limit,
     Pipeline,
     Price,
+    Rejected,
     checked_prices,
     checked_timeout,
     defaults,
@@ -59,7 +72,8 @@ from tagent_nb.pipeline import (
 from tagent_nb.redaction import note_secrets
 from tagent_nb.results import PipelineResult
 from tagent_nb.runners import Ledger, RateLimiter, traced
-from tagent_nb.storage import open_storage
+from tagent_nb.serde import Classes, to_tree
+from tagent_nb.storage import RunInfo, open_storage
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -74,7 +88,7 @@ SECRET_VALUES = ("warn", "fail", "ignore")
 """What may be done about values that hold a secret."""
 
 
-class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
+class PipelineExecutor:
     """Runs a pipeline: statuses, retries, timeouts, cache, records and events.
 
     Args:
@@ -238,7 +252,16 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         self._loop = asyncio.get_running_loop()
         try:
             taken = self.take_inputs(inputs)
-            options = self._options(resume, force, until, offline, use_cache, on_change, budget)
+            options = run_options(
+                self.pipeline,
+                resume=resume,
+                force=force,
+                until=until,
+                offline=True if self.recording is not None else offline,
+                use_cache=use_cache,
+                on_change=on_change,
+                budget=budget,
+            )
             limit = checked_timeout("The run", timeout)
             options = replace(options, timeout=limit or self.pipeline.timeout or self.defaults.timeout)
             return await self._run_session(self._checked(options, taken), options, taken)
@@ -314,7 +337,16 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         from tagent_nb.engine.dry_run.plan import Plan
         from tagent_nb.engine.resume import judge
 
-        options = self._options(resume, force, until, offline, use_cache, on_change)
+        options = run_options(
+            self.pipeline,
+            resume=resume,
+            force=force,
+            until=until,
+            offline=True if self.recording is not None else offline,
+            use_cache=use_cache,
+            on_change=on_change,
+            budget=None,
+        )
         taken = self.take_inputs(inputs)
         pipeline = self._checked(options, taken)
         schemas = schemas_of(pipeline, self.schemas, self.namespace)
@@ -336,6 +368,18 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         resumed = None if verdict is None else memory.run_id
         inputs = {name: shape_text(output.value) for name, output in values.items()}
         return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline), inputs)
+
+    def take_inputs(self, inputs: Mapping[str, Any] | None = None) -> TakenInputs:
+        """Copy what steps read that no step makes, as it is now: what ``run(inputs=...)`` takes by itself.
+
+        Args:
+            inputs: Values for a run, by name. They come before those of the pipeline, and these before
+                variables of ``namespace``.
+
+        Raises:
+            DefinitionError: A name is no input of the pipeline.
+        """
+        return take(self.pipeline, inputs, self.namespace)
 
     # -- control, from any thread -----------------------------------------------------------
 
@@ -373,6 +417,163 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         elif self._loop is not None or self._starting is not None:
             self._actions.append(action)
 
+    # -- approvals, from any thread ---------------------------------------------------------
+
+    def pending_approvals(self) -> list[ApprovalRequest]:
+        """What waits for a decision in the run that goes on, or else in the last one, oldest first.
+
+        Raises:
+            StorageError: The last run cannot be read.
+        """
+        memory = self._newest_memory()
+        return [] if memory is None else open_requests(memory, self.pipeline)
+
+    def approve(
+        self, step: str, item: str | None = None, *, tool: str | None = None, value: Any = ...
+    ) -> None:
+        """Approve what a step holds. A run with ``approver="wait"`` goes on with it at once. Without a run,
+        or where it began without an approver, ``run(resume=True)`` goes on with it.
+
+        Args:
+            step: Whose result, or whose call of a tool.
+            item: Which item of a mapped step; needed only where several wait.
+            tool: The tool that is to be called; needed only where several wait.
+            value: What to use in place of the result, or of the tool's arguments; without it they stay
+                as they are.
+
+        Raises:
+            DefinitionError: Nothing of it waits, or several things do.
+            OutputValidationError: ``value`` does not match the schema; nothing is decided.
+            StorageError: The decision could not be recorded.
+        """
+        self._decide(step, item, tool, Approved() if value is ... else Edited(value))
+
+    def reject(
+        self,
+        step: str,
+        reason: str,
+        *,
+        item: str | None = None,
+        tool: str | None = None,
+        retry: bool = False,
+    ) -> None:
+        """Refuse what a step holds; arguments and errors as for :meth:`approve`.
+
+        Args:
+            step: Whose result, or whose call of a tool.
+            reason: Why, in words. A result fails its step with it; a call of a tool is not made, and the
+                model is told.
+            item: Which item of a mapped step.
+            tool: Which tool.
+            retry: Let the step try again, with the reason, if it has retries left.
+        """
+        self._decide(step, item, tool, Rejected(reason, retry))
+
+    def decide(self, request: ApprovalRequest, decision: Decision) -> None:
+        """Decide on one of :meth:`pending_approvals`; errors as for :meth:`approve`."""
+        decided = decision_event(request, decision)
+        if self.running:
+            self._act(lambda session: session.approvals.decide(decided))
+        else:
+            submit(record_decision(self.storage, self.pipeline.id, self.memory, decided)).result()
+
+    def _decide(self, step: str, item: str | None, tool: str | None, decision: Decision) -> None:
+        self.decide(chosen(self.pending_approvals(), step, item, tool), decision)
+
+    def _newest_memory(self) -> PipelineMemory | None:
+        """The memory of the run that goes on, or else of the last one."""
+        if self.memory is not None:
+            return self.memory
+        try:
+            return submit(read_memory(self.storage, self.pipeline.name, None, self._classes())).result()
+        except NotStoredError:
+            return None
+
+    # -- recorded runs ----------------------------------------------------------------------
+
+    async def history(self) -> list[RunInfo]:
+        """The recorded runs of the pipeline, oldest first."""
+        return await self.storage.runs(self.pipeline.id)
+
+    async def load_result(self, run_id: str | None = None) -> PipelineResult:
+        """The result of a recorded run, without an id of the newest.
+
+        Raises:
+            NotStoredError: There is no such run.
+            CorruptRecordError: It is damaged.
+        """
+        return (await read_memory(self.storage, self.pipeline.name, run_id, self._classes())).to_result()
+
+    async def export_recording(self, path: str | Path, run_id: str | None = None) -> int:
+        """Write the calls behind a recorded run, without an id the newest, to a file that replays it.
+
+        Secrets of the environment are left out; prompts, answers and what tools gave are in it.
+
+        Returns:
+            The number of calls.
+
+        Raises:
+            NotStoredError: There is no such run, it called nobody, or the cache answered and the calls are
+                gone.
+            StorageError: The file cannot be written.
+        """
+        from tagent_nb.engine.recordings import calls_behind, write_recording
+
+        calls = await calls_behind(self.storage, self.pipeline, run_id)
+        return await asyncio.to_thread(write_recording, path, self.pipeline.name, calls)
+
+    # -- saved memories, from any thread ----------------------------------------------------
+
+    def memories(self) -> dict[str, Any]:
+        """The saved memories of the pipeline, the newest last.
+
+        Raises:
+            CorruptRecordError: They are damaged.
+        """
+        return submit(self.storage.memories(self.pipeline.id, self._classes())).result()
+
+    def set_memory(self, key: str, value: Any) -> None:
+        """Save a memory, or replace the one of this key.
+
+        Raises:
+            DefinitionError: The key is no text, or empty.
+            EncodeError: The value cannot be stored; the message has the path to it.
+            StorageError: It could not be stored.
+        """
+        if not isinstance(key, str) or not key.strip():
+            raise DefinitionError(f"The key of a memory must be a text, not {key!r}.")
+        to_tree(value, path=f"memory {key!r}")
+
+        def change(stored: dict[str, Any]) -> None:
+            stored.pop(key, None)
+            stored[key] = value
+
+        self._change_memories(change)
+
+    def forget_memory(self, key: str) -> None:
+        """Delete a memory.
+
+        Raises:
+            DefinitionError: There is none of this key.
+            StorageError: It could not be stored.
+        """
+
+        def change(stored: dict[str, Any]) -> None:
+            if key not in stored:
+                raise DefinitionError(
+                    f"Pipeline {self.pipeline.name!r} has no memory {key!r}.{did_you_mean(str(key), stored)} "
+                    f"Saved: {', '.join(stored) or 'none'}."
+                )
+            del stored[key]
+
+        self._change_memories(change)
+
+    def _change_memories(self, change: Callable[[dict[str, Any]], None]) -> None:
+        submit(change_memories(self.storage, self.pipeline.id, self._classes(), change)).result()
+
+    def _classes(self) -> Classes:
+        return schemas_of(self.pipeline, self.schemas, self.namespace)
+
     # -- inside -----------------------------------------------------------------------------
 
     async def _run_session(
@@ -389,7 +590,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
         tracing = traced(self._observers, pipeline.name, self.trace_content)
         with self.storage.subscribe(self._on_storage_warning), tracing as self._tracing:
             # Read under the lease: what another process records until it gives the run back is seen.
-            async with holding(self.storage, pipeline.id, run_id, lost) as lease:
+            async with lease_held(self.storage, pipeline.id, run_id, lost) as lease:
                 memory, late = await memory_of(self.storage, pipeline, options, schemas, run_id, self.memory)
                 values, changed = await settle(pipeline, taken, memory)
                 options = self._carried_on(pipeline, options, memory)
@@ -401,7 +602,13 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
                 recorder = recorder_of(context, memory)
                 preparation = preparation_of(context, recorder)
                 checks = ValueChecks(context, recorder)
-                await self._begin(context, recorder, preparation, checks, changed, unreadable)
+                if asks_models(pipeline, self.runners, offline=options.offline):
+                    refuse_unpriced(pipeline, self.model, services.budget, self.prices)
+
+                def accepted() -> None:
+                    self.memory, self.ledger = memory, services.ledger
+
+                await begin(context, recorder, preparation, checks, changed, unreadable, accepted)
                 self._session = session = session_of(context, recorder, preparation, checks)
                 if late:
                     await recorder.save_memories(late)
@@ -420,6 +627,46 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             await asyncio.sleep(0)
         return memory.to_result()
 
+    def _checked(self, options: RunOptions, taken: TakenInputs) -> Pipeline:
+        """A snapshot of what is to run, or an error with all that is wrong with it.
+
+        In a run that is carried on, a name that nothing defines here may be an input that it has recorded.
+        """
+        pipeline = part_of(looking_in(self.pipeline, taken, self.namespace), options.until)
+        if options.resume is not False:
+            pipeline.inputs.update(dict.fromkeys(expected_names(pipeline)))
+            pipeline.forget_dependencies()
+        if pipeline.model is None:
+            pipeline.model = self.defaults.model
+        refuse_problems(
+            pipeline, agent_problems(pipeline, settings=asks_models(pipeline, self.runners, offline=False))
+        )
+        if "offline" not in options.inherits:
+            self._check_models(pipeline, options)
+        return pipeline
+
+    def _carried_on(self, pipeline: Pipeline, options: RunOptions, memory: PipelineMemory) -> RunOptions:
+        """The options, complete once it is read what the run that is carried on began with."""
+        if options.resume is False:
+            return options
+        from tagent_nb.engine.resume import carried_on
+
+        complete = carried_on(options, memory)
+        if "offline" in options.inherits:
+            self._check_models(pipeline, complete)
+        return complete
+
+    def _check_models(self, pipeline: Pipeline, options: RunOptions) -> None:
+        if asks_models(pipeline, self.runners, offline=options.offline):
+            refuse_models(pipeline, self.model)
+
+    def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
+        """What the user should know of a run that begins."""
+        found = [*map_warnings(pipeline), *missing_warnings(pipeline, self.namespace)]
+        if asks_models(pipeline, self.runners, offline=options.offline):
+            found += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
+        return found
+
     async def _calls(self, pipeline: Pipeline, options: RunOptions) -> list[CallRecorded] | None:
         """The calls that may answer for models, in an offline run."""
         if not options.offline or all(step.is_python for step in pipeline.steps):
@@ -433,72 +680,6 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
     def _on_storage_warning(self, problem: str) -> None:
         """Storage has met a problem, and got over it: a warning of the run, or of the one that begins."""
         self._act(lambda session: session.recorder.warn(problem))
-
-    async def _begin(
-        self,
-        context: RunContext,
-        recorder: Recorder,
-        preparation: Preparation,
-        checks: ValueChecks,
-        changed: list[str],
-        unreadable: Mapping[str, str],
-    ) -> None:
-        """Record that the run begins, or goes on.
-
-        Args:
-            context: Of the run.
-            recorder: Of the run.
-            preparation: Compares what is recorded with the steps of today.
-            checks: Looks for secrets in inputs.
-            changed: Inputs that are not what the run began with.
-            unreadable: Steps whose recorded value cannot be read, with why.
-        """
-        pipeline, options, memory = context.pipeline, context.options, recorder.memory
-        definition = definition_of(self.storage, pipeline)
-        names = tuple(step.name for step in pipeline.steps)
-        budget = budget_of(options, self.budget, memory)
-        if self._asks_models(pipeline, options.offline):
-            refuse_unpriced(pipeline, self.model, budget, self.prices)
-        where: dict[str, Any] = {
-            "definition": definition,
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "budget": "" if budget is None else str(budget),
-            "forced": tuple(name for name in names if options.forces(name)),
-            "use_cache": options.use_cache,
-            "offline": options.offline,
-        }
-        inputs = [
-            InputTaken(run_id=memory.run_id, name=name, output=output)
-            for name, output in context.inputs.items()
-            if memory.inputs.get(name) is not output
-        ]
-        warnings = [checks.secret_of_input(event) for event in inputs]
-        if options.resume is False:
-            self.memory, memory.pipeline, self.ledger = memory, pipeline, context.services.ledger
-            where["memories"] = dict(memory.memories)
-            started = RunStarted(run_id=memory.run_id, pipeline=pipeline.name, steps=names, **where)
-            await recorder.record(started, *inputs)
-            self._warn(recorder, warnings)
-            return
-        from tagent_nb.engine.resume import judge, refuse_changes
-
-        verdict = await judge(context, recorder, preparation, definition, changed)
-        if options.on_change == "refuse":
-            refuse_changes(pipeline.name, memory.run_id, verdict.changed, changed)
-        self.memory, memory.pipeline, self.ledger = memory, pipeline, context.services.ledger
-        continued = RunResumed(run_id=memory.run_id, steps=names, kept=tuple(verdict.kept), **where)
-        await recorder.record(continued, *inputs)
-        self._warn(recorder, warnings)
-        for name, problem in unreadable.items():
-            recorder.warn(
-                f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name
-            )
-
-    @staticmethod
-    def _warn(recorder: Recorder, messages: Iterable[str]) -> None:
-        for message in filter(None, messages):
-            recorder.warn(message)
 
     def _services(
         self,
@@ -523,6 +704,7 @@ class PipelineExecutor(Checking, Deciding, Recalling, Remembering):
             # An offline run asks no provider, and so waits for none.
             paid=paid_middleware(pipeline, ledger, None if options.offline else self.limits),
             prices=self.prices,
+            budget=budget,
             ledger=ledger,
             recorded=calls,
             observers=self._observers,

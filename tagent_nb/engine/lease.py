@@ -1,4 +1,4 @@
-"""Holding a run: one process records it, and nobody else."""
+"""The lease of a run: one process records it, and no other."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def holding(
+async def lease_held(
     storage: StorageBackend, pipeline_id: str, run_id: str, lost: Callable[[LeaseLostError], None]
 ) -> AsyncIterator[Lease]:
-    """Hold the lease of a run, and say that we live until the block ends.
+    """Have the lease of a run, and renew it until the block ends.
 
     Args:
         storage: Where the run is recorded.
@@ -50,7 +50,7 @@ async def _acquired(storage: StorageBackend, pipeline_id: str, run_id: str) -> L
     try:
         return await asyncio.shield(acquiring)
     except asyncio.CancelledError:
-        # Half-way through it cannot be stopped, and what nobody gives back keeps the run from everybody.
+        # Half-way through it cannot be stopped, and what is not given back keeps the run from all processes.
         await asyncio.wait([acquiring])
         if acquiring.exception() is None:
             await storage.release(acquiring.result())

@@ -5,16 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from tagent_nb.engine.context import RunOptions
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationError, TagentError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline import Budget, Pipeline, PipelineStep, Price, listed, missing_names
-from tagent_nb.runners import Ledger
+from tagent_nb.runners import Ledger, StepRunner
 from tagent_nb.user_objects import ends_program
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.context import RunOptions
     from tagent_nb.runners import CallMiddleware, RateLimiter
+
+
+def run_options(
+    pipeline: Pipeline,
+    *,
+    resume: bool | str,
+    force: bool | Iterable[str],
+    until: str | None,
+    offline: bool | None,
+    use_cache: bool | None,
+    on_change: str,
+    budget: Budget | float | str | None,
+) -> RunOptions:
+    """The options of a run; see :meth:`PipelineExecutor.execute`.
+
+    Raises:
+        DefinitionError: One has a value that means nothing.
+        UnknownStepError: ``force`` names no step.
+    """
+    if on_change not in ("refuse", "rerun"):
+        raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
+    if not isinstance(resume, bool | str):
+        raise DefinitionError(f"resume must name one run, or be True for the newest, not {resume!r}.")
+    if not isinstance(until, str | None):
+        raise DefinitionError(f"until must name one step, not {until!r}.")
+    forced: bool | frozenset[str] = True
+    if force is not True:
+        names = [force] if isinstance(force, str) else list(force or ())
+        forced = frozenset(pipeline.get_step(name).name for name in names)
+    open_switches = {"offline": offline, "use_cache": use_cache} if resume is not False else {}
+    return RunOptions(
+        resume,
+        forced,
+        until,
+        bool(offline),
+        use_cache is not False,
+        on_change,
+        asked_budget(budget),
+        inherits=frozenset(name for name, value in open_switches.items() if value is None),
+    )
 
 
 def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:
@@ -251,3 +291,12 @@ def _before(
 
 def _model(pipeline: Pipeline, step: PipelineStep, default: Any) -> Any:
     return next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+
+
+def asks_models(pipeline: Pipeline, runners: Mapping[str, StepRunner], *, offline: bool) -> bool:
+    """Whether steps ask models that are known here; a runner of the user has its own."""
+    if offline or all(step.is_python for step in pipeline.steps):
+        return False
+    from tagent_nb.runners import AgentRunner
+
+    return isinstance(runners["agent"], AgentRunner)

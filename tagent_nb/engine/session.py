@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals
+from tagent_nb.engine.approval.requests import unit_of
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.context import RunContext
+from tagent_nb.engine.lease import lease_held
 from tagent_nb.engine.memory.entries import new_run_id
 from tagent_nb.engine.memory.load import PipelineMemoryManager, find_run, read_memory, read_previous
 from tagent_nb.engine.memory.memory import PipelineMemory
@@ -22,6 +26,8 @@ from tagent_nb.engine.unit.attempt import Attempts
 from tagent_nb.engine.unit.execute import Execution, run_step
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
+from tagent_nb.errors import LeaseLostError
+from tagent_nb.events import ApprovalGiven, Event, InputTaken, RunResumed, RunStarted
 from tagent_nb.pipeline import AGENT_KINDS, Pipeline, PipelineStep, inputs_by_step
 from tagent_nb.runners import PythonRunner, StepRunner
 
@@ -185,6 +191,98 @@ def session_of(
 
     run = partial(run_step, context, recorder, signals, execution.run, run_mapped)
     return Session(context, recorder, approvals, RunLoop(context, recorder, signals, lock, approvals, run))
+
+
+async def begin(
+    context: RunContext,
+    recorder: Recorder,
+    preparation: Preparation,
+    checks: ValueChecks,
+    changed: list[str],
+    unreadable: Mapping[str, str],
+    accepted: Callable[[], None],
+) -> None:
+    """Record that a run begins, or goes on.
+
+    Args:
+        context: Of the run.
+        recorder: Of the run.
+        preparation: Compares what is recorded with the steps of today.
+        checks: Looks for secrets in inputs.
+        changed: Inputs that are not what the run began with.
+        unreadable: Steps whose recorded value cannot be read, with why.
+        accepted: Called when nothing is left to refuse, before the first event.
+
+    Raises:
+        DefinitionError: An input holds a secret, and must not.
+        ResumeConflictError: Recorded steps have changed, and ``on_change`` is ``"refuse"``.
+        StorageError: It could not be recorded.
+    """
+    pipeline, options, memory = context.pipeline, context.options, recorder.memory
+    budget = context.services.budget
+    definition = definition_of(context.services.storage, pipeline)
+    names = tuple(step.name for step in pipeline.steps)
+    common: dict[str, Any] = {
+        "run_id": context.run_id,
+        "steps": names,
+        "definition": definition,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "budget": "" if budget is None else str(budget),
+        "forced": tuple(name for name in names if options.forces(name)),
+        "use_cache": options.use_cache,
+        "offline": options.offline,
+    }
+    inputs = [
+        InputTaken(run_id=context.run_id, name=name, output=output)
+        for name, output in context.inputs.items()
+        if memory.inputs.get(name) is not output
+    ]
+    warnings = [checks.secret_of_input(event) for event in inputs]
+    event: Event
+    if options.resume is False:
+        event = RunStarted(pipeline=pipeline.name, memories=dict(memory.memories), **common)
+    else:
+        from tagent_nb.engine.resume import judge, refuse_changes
+
+        verdict = await judge(context, recorder, preparation, definition, changed)
+        if options.on_change == "refuse":
+            refuse_changes(pipeline.name, context.run_id, verdict.changed, changed)
+        event = RunResumed(kept=tuple(verdict.kept), **common)
+    accepted()
+    memory.pipeline = pipeline
+    await recorder.record(event, *inputs)
+    for message in filter(None, warnings):
+        recorder.warn(message)
+    for name, problem in unreadable.items():
+        recorder.warn(f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name)
+
+
+async def record_decision(
+    storage: StorageBackend, pipeline_id: str, last: PipelineMemory | None, decision: ApprovalGiven
+) -> None:
+    """Record a decision on what a run suspended, while no process carries the run on.
+
+    Args:
+        storage: Where the run is recorded.
+        pipeline_id: The pipeline.
+        last: Memory of the executor's last run, which takes the decision in if that is the run.
+        decision: The decision.
+
+    Raises:
+        StorageError: It could not be recorded.
+    """
+
+    def lost(error: LeaseLostError) -> None:
+        """The record below is refused when another process has taken the run over, which says so."""
+
+    memory = last if last is not None and last.run_id == decision.run_id else None
+    if memory is not None and memory.pending.get(unit_of(decision)) is None:
+        return  # its run has ended meanwhile, and needed no other decision
+    async with lease_held(storage, pipeline_id, decision.run_id, lost) as lease:
+        await storage.append(pipeline_id, decision.run_id, [decision], token=lease.token)
+    if memory is not None:
+        memory.apply(decision)
 
 
 class Runners(dict[str, StepRunner]):

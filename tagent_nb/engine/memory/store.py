@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -74,6 +74,23 @@ async def changing(storage: StorageBackend, pipeline_id: str) -> AsyncIterator[N
         yield
     finally:
         lock.release()
+
+
+async def change_memories(
+    storage: StorageBackend,
+    pipeline_id: str,
+    schemas: Mapping[str, type],
+    change: Callable[[dict[str, Any]], None],
+) -> None:
+    """Let a function change the stored memories of a pipeline.
+
+    Raises:
+        StorageError: They could not be read or stored.
+    """
+    async with changing(storage, pipeline_id):
+        stored = await storage.memories(pipeline_id, schemas)
+        change(stored)
+        await storage.save_memories(pipeline_id, stored)
 
 
 def known_facts(memory: PipelineMemory, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
