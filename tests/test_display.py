@@ -15,7 +15,6 @@ from tagent_nb.display import (
     AS_IT_IS,
     STATUS_STYLES,
     Bundle,
-    clip,
     definition_table,
     escape,
     state_mark,
@@ -23,6 +22,7 @@ from tagent_nb.display import (
     step_facts,
     table,
 )
+from tagent_nb.formatting import one_line
 from tagent_nb.notebook.display import place, show, update
 from tagent_nb.notebook.widgets.widget_style import tip
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
@@ -170,8 +170,8 @@ def test_escaping_replaces_what_no_font_shows() -> None:
 
 
 def test_long_text_is_clipped_to_one_line() -> None:
-    assert clip("a\n  b", 10) == "a b"
-    assert clip("abcdef", 4) == "abc…"
+    assert one_line("a\n  b", 10) == "a b"
+    assert one_line("abcdef", 4) == "abc…"
 
 
 def test_the_table_of_steps_shows_states_and_broken_definitions() -> None:

@@ -18,8 +18,6 @@ __getattr__, __dir__, __all__ = face(
             "MONO",
             "MUTED",
             "TONES",
-            "clip",
-            "count",
             "escape",
             "plain",
             "state_mark",

@@ -9,8 +9,6 @@ from tagent_nb.display.html import LINE as LINE
 from tagent_nb.display.html import MONO as MONO
 from tagent_nb.display.html import MUTED as MUTED
 from tagent_nb.display.html import TONES as TONES
-from tagent_nb.display.html import clip as clip
-from tagent_nb.display.html import count as count
 from tagent_nb.display.html import escape as escape
 from tagent_nb.display.html import plain as plain
 from tagent_nb.display.html import state_mark as state_mark

@@ -12,15 +12,13 @@ from tagent_nb.display.html import (
     MUTED,
     TONES,
     Bundle,
-    clip,
-    count,
     escape,
     state_mark,
     table,
 )
 from tagent_nb.display.theme import KIND_STYLES, STATUS_STYLES
 from tagent_nb.errors import TagentError
-from tagent_nb.formatting import model_label
+from tagent_nb.formatting import count, model_label, one_line
 from tagent_nb.pipeline import (
     AGENT_KINDS,
     ExecutionMode,
@@ -52,7 +50,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("rules", "; ".join(step.constraints)),
         ("limits", _limits(step)),
     ]
-    return [(label, clip(text, 160)) for label, text in facts if text]
+    return [(label, one_line(text, 160)) for label, text in facts if text]
 
 
 def _tools(step: PipelineStep) -> str:
@@ -160,7 +158,7 @@ def step_card(pipeline: Pipeline, step: PipelineStep, changed: Sequence[str] | N
         f'<div style="color:{TONES[StepStatus.WAITING]};overflow-wrap:anywhere">hint: {escape(hint)}</div>'
         for hint in hints
     )
-    goal = "" if step.is_python and step.goal.startswith("Python step ") else clip(step.goal, 120)
+    goal = "" if step.is_python and step.goal.startswith("Python step ") else one_line(step.goal, 120)
     card = (
         f'<div style="{FONT};color:var(--jp-ui-font-color1,inherit);max-width:720px;padding:5px 12px 6px;'
         f"border:1px solid {LINE};border-left:4px solid {KIND_TONES[kind]};border-radius:4px;"

@@ -45,12 +45,6 @@ def escape(value: object) -> str:
     return html.escape(plain(str(value)))
 
 
-def clip(text: str, limit: int) -> str:
-    """The text on one line, cut to ``limit`` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
 @dataclass(frozen=True, repr=False)
 class Bundle:
     """HTML with a plain text twin, for ``display()``."""
@@ -107,8 +101,3 @@ def state_mark(status: StepStatus, word: str = "") -> str:
         f'<span style="color:{TONES[status]};white-space:nowrap">'
         f'<span aria-hidden="true">{style.mark}</span> {word or style.word}</span>'
     )
-
-
-def count(number: int, word: str) -> str:
-    """``"1 step"``, ``"2 steps"``."""
-    return f"{number} {word}{'' if number == 1 else 's'}"

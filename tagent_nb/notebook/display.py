@@ -7,7 +7,7 @@ from typing import Any
 
 from IPython.display import DisplayHandle, display
 
-from tagent_nb.display import count
+from tagent_nb.formatting import count
 from tagent_nb.graph import to_svg
 from tagent_nb.pipeline import Pipeline
 from tagent_nb.results import StepResult

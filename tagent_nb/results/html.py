@@ -17,13 +17,19 @@ from tagent_nb.display import (
     MUTED,
     STATUS_STYLES,
     TONES,
-    clip,
-    count,
     escape,
     state_mark,
     table,
 )
-from tagent_nb.formatting import cost_text, seconds_text, tokens_text, total_tokens_text, value_text
+from tagent_nb.formatting import (
+    cost_text,
+    count,
+    one_line,
+    seconds_text,
+    tokens_text,
+    total_tokens_text,
+    value_text,
+)
 from tagent_nb.pipeline import Share, StepStatus
 from tagent_nb.results.records import RunRecord, StepResult, error_line, outcome, skipped_items, steps_of
 from tagent_nb.results.summary import costs
@@ -253,7 +259,7 @@ def budget_bar(share: Share) -> str:
 def _run_row(view: RunView, step: StepResult) -> list[str]:
     spent = step.usage.known_tokens != 0
     return [
-        f"<b>{escape(clip(step.name, 40))}</b>",
+        f"<b>{escape(one_line(step.name, 40))}</b>",
         state_mark(step.status),
         _about(view, step),
         seconds_text(step.seconds) if step.seconds else "",
@@ -287,9 +293,9 @@ def about_words(step: StepResult, items: tuple[int, int, int]) -> str:
     if step.attempts > 1 and step.items is None:
         words.append(f"attempt {step.attempts}")
     if step.status is StepStatus.WAITING and step.waits_for:
-        words.append(f"waits for {clip(step.waits_for, 120)}")
+        words.append(f"waits for {one_line(step.waits_for, 120)}")
     if step.reason:
-        words.append(clip(step.reason, 200))
+        words.append(one_line(step.reason, 200))
     if step.saved_cost and step.status is StepStatus.CACHED:
         words.append(f"saved {cost_text(step.saved_cost)}")
     return " · ".join(words)
@@ -297,7 +303,7 @@ def about_words(step: StepResult, items: tuple[int, int, int]) -> str:
 
 def error_text(step: StepResult) -> str:
     """Type and message of a step's error, on one line."""
-    message = clip(step.error, 400)
+    message = one_line(step.error, 400)
     return ": ".join(part for part in (step.error_type, message) if part)
 
 
@@ -326,7 +332,7 @@ def run_text(view: RunView) -> str:
         skipped = skipped_items(step)
         words += [f"{skipped} of {total} items skipped"] if skipped else []
         failed = step.error or step.error_type
-        words += [error_text(step)] if failed else [clip(step.reason, 200)] if step.reason else []
+        words += [error_text(step)] if failed else [one_line(step.reason, 200)] if step.reason else []
         lines.append(f"  {STATUS_STYLES[step.status].mark} {step.name}: {', '.join(words)}")
     lines += [f"budget: {share}" for share in view.budget]
     return "\n".join([*lines, *([view.note] if view.note else []), *view.warnings])

@@ -7,7 +7,8 @@ from argparse import Namespace
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class
 
-from tagent_nb.display import count, definition_table, step_card
+from tagent_nb.display import definition_table, step_card
+from tagent_nb.formatting import count
 from tagent_nb.notebook.display import show
 from tagent_nb.notebook.magics.base import NotebookMagics
 from tagent_nb.notebook.magics.parsing import ROLES_HELP, agent_options, arguments, no_leftovers, option

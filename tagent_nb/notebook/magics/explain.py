@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.cache import explain, uncompared
-from tagent_nb.display import clip
 from tagent_nb.engine import PipelineMemory, inputs_of, read_memory, submit
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
-from tagent_nb.formatting import cost_text
+from tagent_nb.formatting import cost_text, one_line
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import StepStatus, shape_text
 from tagent_nb.results import StepResult, ending, failed_items
@@ -58,10 +57,10 @@ def _what_happened(state: StepResult) -> str:
     if state.status is StepStatus.CACHED:
         saved = f", which saved {cost_text(state.saved_cost)}" if state.saved_cost else ""
         return f"not run: the answer was in the cache{saved}"
-    why = f" ({clip(state.reason, 300)})" if state.reason else ""
+    why = f" ({one_line(state.reason, 300)})" if state.reason else ""
     words = {
         StepStatus.COMPLETED: f"ran{why}",
-        StepStatus.FAILED: f"ran and failed: {state.error_type}: {clip(state.error, 300)}",
+        StepStatus.FAILED: f"ran and failed: {state.error_type}: {one_line(state.error, 300)}",
         StepStatus.SKIPPED: f"skipped: {state.reason}",
         StepStatus.CANCELLED: "stopped before it ended; it runs again with --resume",
         StepStatus.PENDING: "has not run in the last run",

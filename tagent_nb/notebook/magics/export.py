@@ -9,9 +9,9 @@ from pathlib import Path
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
-from tagent_nb.display import count
 from tagent_nb.engine import submit, taken_names
 from tagent_nb.export import export_module, is_own
+from tagent_nb.formatting import count
 from tagent_nb.notebook.display import Picture
 from tagent_nb.notebook.magics.base import NotebookMagics
 from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option

@@ -9,9 +9,10 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class
 
-from tagent_nb.display import count, definition_table
+from tagent_nb.display import definition_table
 from tagent_nb.engine import submit
 from tagent_nb.errors import did_you_mean
+from tagent_nb.formatting import count
 from tagent_nb.graph import save_picture
 from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.magics.base import NotebookMagics

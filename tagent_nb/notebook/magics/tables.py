@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagent_nb.cache import CacheStats
-from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, clip, count, escape, table
+from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, escape, table
 from tagent_nb.engine import Plan
-from tagent_nb.formatting import cost_text, model_label, seconds_text, short_text, tokens_text
+from tagent_nb.formatting import (
+    cost_text,
+    count,
+    model_label,
+    one_line,
+    seconds_text,
+    short_text,
+    tokens_text,
+)
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline import ApprovalRequest, StepStatus
@@ -149,5 +157,5 @@ def _line(text: str) -> Bundle:
 
 
 def _plain_table(head: list[str], rows: Sequence[tuple[str, ...]]) -> Bundle:
-    html = table(head, [[escape(clip(cell, 300)) for cell in row] for row in rows], wide=len(head) - 1)
+    html = table(head, [[escape(one_line(cell, 300)) for cell in row] for row in rows], wide=len(head) - 1)
     return Bundle(html, "\n".join(["  ".join(head), *("  ".join(row) for row in rows)]))

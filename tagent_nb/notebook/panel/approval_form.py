@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tagent_nb.display import FONT, LINE, MUTED, TONES, clip, escape
+from tagent_nb.display import FONT, LINE, MUTED, TONES, escape
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Event
+from tagent_nb.formatting import one_line
 from tagent_nb.notebook.widgets.widget_style import close_tree, tip
 from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline import ApprovalRequest, Approved, Decision, Edited, Rejected, StepStatus
@@ -62,7 +63,7 @@ class Field:
             "description": name,
             "style": {"description_width": "initial"},
             "layout": Layout(width="95%"),
-            **tip(Text, clip(str(schema.get("description", "")), 200)),
+            **tip(Text, one_line(str(schema.get("description", "")), 200)),
         }
         if choices and value in choices:
             self.widget = Dropdown(
@@ -153,7 +154,7 @@ class ApprovalForm:
         offers = [offer for offer in _OFFERS if offer[0] != "retry" or not request.tool]
         self.buttons = DecisionButtons([*(field.widget for field in self.fields), self.reason], offers)
         self.buttons.on_msg(lambda _, content, buffers: self._clicked(content))
-        goal = f'<div style="{MUTED}">{escape(clip(request.goal, 200))}</div>' if request.goal else ""
+        goal = f'<div style="{MUTED}">{escape(one_line(request.goal, 200))}</div>' if request.goal else ""
         head = f'<div style="{FONT}"><b>Approve {escape(request.title)}?</b>{goal}{shown}</div>'
         self.box = VBox(
             [
@@ -211,7 +212,7 @@ class ApprovalForm:
         tone = TONES[StepStatus.FAILED]
         self.error.value = (
             f'<div role="alert" style="{FONT};color:{tone};overflow-wrap:anywhere">'
-            f"{escape(clip(redact(problem), 1000))}</div>"
+            f"{escape(one_line(redact(problem), 1000))}</div>"
         )
 
     def _read(self) -> Any:
@@ -227,10 +228,8 @@ class ApprovalForm:
         try:
             plain = _as_json(value)
         except Exception:  # foreign objects raise what they like: then they can be looked at only
-            return (
-                [],
-                f'<pre style="overflow:auto;max-height:20em">{escape(clip(safe_repr(value), 4000))}</pre>',
-            )
+            text = escape(one_line(safe_repr(value), 4000))
+            return [], f'<pre style="overflow:auto;max-height:20em">{text}</pre>'
         schema = self.request.parameters
         properties = schema.get("properties", {})
         if not isinstance(plain, dict) or not plain or not properties:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 
-from tagent_nb.display import AS_IT_IS, FONT, LINE, MONO, MUTED, TONES, count, escape, state_mark, step_facts
+from tagent_nb.display import AS_IT_IS, FONT, LINE, MONO, MUTED, TONES, escape, state_mark, step_facts
 from tagent_nb.engine import source_of, source_rows
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
-from tagent_nb.formatting import cost_text, seconds_text, tokens_text, value_text
+from tagent_nb.formatting import cost_text, count, seconds_text, tokens_text, value_text
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
 from tagent_nb.redaction import redact
 from tagent_nb.results import ItemResult, StepResult, about_words, error_text
