@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = face(
         "frames": (
             "events_frame",
             "output_frame",
+            "plan_frame",
+            "runs_frame",
             "steps_frame",
             "table_text",
             "usage_frame",
@@ -26,10 +28,6 @@ __getattr__, __dir__, __all__ = face(
             "result_view",
             "run_html",
             "run_text",
-        ),
-        "lists": (
-            "plan_frame",
-            "runs_frame",
         ),
         "records": (
             "ItemResult",

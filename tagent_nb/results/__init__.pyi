@@ -1,6 +1,8 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.results.frames import events_frame as events_frame
 from tagent_nb.results.frames import output_frame as output_frame
+from tagent_nb.results.frames import plan_frame as plan_frame
+from tagent_nb.results.frames import runs_frame as runs_frame
 from tagent_nb.results.frames import steps_frame as steps_frame
 from tagent_nb.results.frames import table_text as table_text
 from tagent_nb.results.frames import usage_frame as usage_frame
@@ -17,8 +19,6 @@ from tagent_nb.results.html import result_html as result_html
 from tagent_nb.results.html import result_view as result_view
 from tagent_nb.results.html import run_html as run_html
 from tagent_nb.results.html import run_text as run_text
-from tagent_nb.results.lists import plan_frame as plan_frame
-from tagent_nb.results.lists import runs_frame as runs_frame
 from tagent_nb.results.records import ItemResult as ItemResult
 from tagent_nb.results.records import OutputMap as OutputMap
 from tagent_nb.results.records import StepResult as StepResult
