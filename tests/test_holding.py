@@ -149,7 +149,7 @@ async def test_a_lease_half_written_is_not_taken_for_a_free_one(
             writer.write(whole)
             fcntl.flock(writer, fcntl.LOCK_UN)
 
-        monkeypatch.setattr("tagent_nb.storage.filesystem.time.sleep", meanwhile)
+        monkeypatch.setattr("tagent_nb.storage.file.locks.time.sleep", meanwhile)
         with pytest.raises(LeaseLostError, match="is being carried on by process"):
             await storage.acquire(PID, RUN)
     await storage.release(lease)

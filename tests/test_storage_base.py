@@ -35,7 +35,6 @@ from tagent_nb.storage import (
     Holder,
     MemoryStorageBackend,
     RecordStoreBackend,
-    SQLiteStorageBackend,
     StorageBackend,
     open_storage,
 )
@@ -72,15 +71,23 @@ def test_memory_and_folders_are_named_by_text(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_locks_a_folder_holds_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows; whatever else is missing is an error."""
+def test_without_locks_a_folder_holds_a_database(tmp_path: Path) -> None:
+    """As on Windows, where nothing else may ask for them either."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from tagent_nb.storage import open_storage\n"
+        "print(open_storage(sys.argv[1], durability='fast'))\n"
+        "print(open_storage('sqlite:///' + sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "runs")]
+    folder, database = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert folder == f"SQLiteStorageBackend({str(tmp_path / 'runs' / 'runs.db')!r}, durability='fast')"
+    assert database == f"SQLiteStorageBackend({str(tmp_path / 'runs')!r}, durability='full')"
+
+
+def test_a_module_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the locks may be missing."""
     monkeypatch.delitem(sys.modules, "tagent_nb.storage.file.backend")
-    monkeypatch.delitem(sys.modules, "tagent_nb.storage.file.journal")
-    monkeypatch.delitem(sys.modules, "tagent_nb.storage.filesystem")
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    storage = open_storage(tmp_path / "runs", durability="fast")
-    assert isinstance(storage, SQLiteStorageBackend)
-    assert (storage.path, storage.durability) == (tmp_path / "runs" / "runs.db", "fast")
     monkeypatch.setitem(sys.modules, "tagent_nb.storage.file.journal", None)
     with pytest.raises(ModuleNotFoundError, match="journal"):
         open_storage(tmp_path / "runs")

@@ -25,9 +25,8 @@ from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.serde import StoredValue
 from tagent_nb.storage import FileStorageBackend, StorageBackend
 from tagent_nb.storage import filesystem as disk
-from tagent_nb.storage import filesystem as locks
 from tagent_nb.storage.file import backend as file
-from tagent_nb.storage.file import journal, order
+from tagent_nb.storage.file import journal, locks, order
 from tagent_nb.storage.format.envelope import Draft, pack
 from tagent_nb.testing.contract import StorageContract
 from tagent_nb.testing.samples import plain, sample_run

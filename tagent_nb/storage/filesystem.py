@@ -1,51 +1,21 @@
-"""Files and folders for the file backend: private, whole or absent, never what a link points to."""
+"""Files and folders: private, whole or absent, never what a link points to."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, StorageUnavailableError
 from tagent_nb.storage.format.envelope import MAX_BODY, MAX_HEAD
 from tagent_nb.storage.lease import process_start
-
-LOCK_WAIT = 10.0
-"""Seconds to wait for another process that writes to the same run."""
-
-
-@contextlib.contextmanager
-def locked(descriptor: int, path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of an open file; processes, threads and descriptors exclude each other.
-
-    Raises:
-        StorageUnavailableError: Another process held it for :data:`LOCK_WAIT` seconds.
-    """
-    how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    deadline = time.monotonic() + LOCK_WAIT
-    while True:
-        try:
-            fcntl.flock(descriptor, how)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageUnavailableError(
-                    f"Another process holds {path} since {LOCK_WAIT:.0f} s. Find it with `fuser` and end it."
-                ) from None
-            time.sleep(0.005)
-    try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
 
 MAX_JOURNAL = 1 << 34
 """Longest journal that is read, in bytes."""

@@ -32,7 +32,7 @@ MAX_TOKEN = 1 << 53
 WATCH = 120.0
 """Most seconds for which a claim is watched; one that says it counts for longer is refused at once."""
 
-TIMES_WATCHED = 8
+POLLS_PER_TTL = 8
 """Times to look at a claim while it is watched."""
 
 
@@ -339,7 +339,7 @@ async def _watched(store: LeaseStore, pipeline_id: str, run_id: str) -> tuple[fl
         if left <= 0 or left > WATCH or first not in (None, holder):
             return left, token, holder
         first = holder
-        await asyncio.sleep(min(left, holder.ttl / TIMES_WATCHED))
+        await asyncio.sleep(min(left, holder.ttl / POLLS_PER_TTL))
 
 
 async def refuse_active(

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tagent_nb.errors import StorageError
-from tagent_nb.storage.filesystem import locked, open_file
+from tagent_nb.storage.file.locks import locked
+from tagent_nb.storage.filesystem import open_file
 
 CHECKED = ".checked"
 

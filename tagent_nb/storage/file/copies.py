@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, StorageUnavailableError
-from tagent_nb.storage.filesystem import locked, read_file, replace_file, sync_folder, trouble
+from tagent_nb.storage.file.locks import locked
+from tagent_nb.storage.filesystem import read_file, replace_file, sync_folder, trouble
 from tagent_nb.storage.format.envelope import KeyProblemError, unpack
 
 RECORD = ".record"

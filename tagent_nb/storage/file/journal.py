@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tagent_nb.errors import LeaseLostError, StorageError, StorageUnavailableError
+from tagent_nb.storage.file.locks import locked
 from tagent_nb.storage.file.order import RunOrder
 from tagent_nb.storage.filesystem import (
-    locked,
     make_folder,
     open_file,
     read_file,

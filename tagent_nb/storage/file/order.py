@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tagent_nb.errors import StorageUnavailableError
 from tagent_nb.storage.file.checked import Checked
-from tagent_nb.storage.filesystem import from_file_name, locked, open_file, replace_file, trouble, write_all
+from tagent_nb.storage.file.locks import locked
+from tagent_nb.storage.filesystem import from_file_name, open_file, replace_file, trouble, write_all
 from tagent_nb.storage.format.events import completed
 
 JOURNAL = ".journal"
