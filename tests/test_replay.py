@@ -48,7 +48,7 @@ from tagent_nb.engine import recordings as replaying
 from tagent_nb.runners import StepContext, ToolCall, step_context
 from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.middleware.canonical_request import model_request, tool_request
-from tagent_nb.testing.replaying import replay
+from tagent_nb.testing import replay
 
 __all__ = ["replay"]
 

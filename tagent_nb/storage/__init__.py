@@ -11,7 +11,6 @@ __getattr__, __dir__, __all__ = face(
             "LEASES",
             "ORDER",
         ),
-        "base": ("RunStorage",),
         "document_backend": ("DocumentStore",),
         "file.backend": ("FileStorageBackend",),
         "filesystem": ("trouble",),
@@ -33,6 +32,7 @@ __getattr__, __dir__, __all__ = face(
             "RestoreInfo",
             "RunInfo",
         ),
+        "run_storage": ("RunStorage",),
         "sqlite.backend": ("SQLiteStorageBackend",),
     },
 )

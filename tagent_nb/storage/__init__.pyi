@@ -3,7 +3,6 @@ from tagent_nb.storage.backend import BACKUPS as BACKUPS
 from tagent_nb.storage.backend import ENDS as ENDS
 from tagent_nb.storage.backend import LEASES as LEASES
 from tagent_nb.storage.backend import ORDER as ORDER
-from tagent_nb.storage.base import RunStorage as RunStorage
 from tagent_nb.storage.document_backend import DocumentStore as DocumentStore
 from tagent_nb.storage.file.backend import FileStorageBackend as FileStorageBackend
 from tagent_nb.storage.filesystem import trouble as trouble
@@ -19,4 +18,5 @@ from tagent_nb.storage.redis.backend import RedisStorageBackend as RedisStorageB
 from tagent_nb.storage.run_info import BackupInfo as BackupInfo
 from tagent_nb.storage.run_info import RestoreInfo as RestoreInfo
 from tagent_nb.storage.run_info import RunInfo as RunInfo
+from tagent_nb.storage.run_storage import RunStorage as RunStorage
 from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend as SQLiteStorageBackend

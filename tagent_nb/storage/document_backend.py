@@ -40,9 +40,9 @@ from tagent_nb.errors import (
 )
 from tagent_nb.naming import id_of
 from tagent_nb.storage.backend import LEASES, OPENED, StorageBackend
-from tagent_nb.storage.base import is_safe
 from tagent_nb.storage.format.envelope import Draft, Tail, pack, read_tail, unpack
 from tagent_nb.storage.record_backend import RecordStoreBackend, Row
+from tagent_nb.storage.run_storage import is_safe
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from tagent_nb.storage.policy import Settings, refuse_unknown, shown, split_url
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from tagent_nb.storage.base import RunStorage
+    from tagent_nb.storage.run_storage import RunStorage
 
 __all__ = ["StorageBackend", "open_storage", "register_storage"]
 
@@ -135,7 +135,7 @@ def _applied(settings: Settings, storage: RunStorage) -> RunStorage:
 @opens_backends
 def _with_runs(backend: StorageBackend) -> RunStorage:
     """A backend, or what keeps runs in one of four methods."""
-    from tagent_nb.storage.base import RunStorage
+    from tagent_nb.storage.run_storage import RunStorage
 
     if isinstance(backend, RunStorage):
         return backend

@@ -23,7 +23,6 @@ from tagent_nb.storage.backend import BACKUPS, ENDS, LEASES, ORDER
 from tagent_nb.storage.backup import create, lost_store, restore
 from tagent_nb.storage.backup.archive import inspect, open_archive, paths
 from tagent_nb.storage.backup.store import folder_of
-from tagent_nb.storage.base import RunStorage
 from tagent_nb.storage.filesystem import user_path
 from tagent_nb.storage.format.envelope import (
     Copied,
@@ -42,6 +41,7 @@ from tagent_nb.storage.format.pickled import key_from, seal
 from tagent_nb.storage.lease import Lease
 from tagent_nb.storage.policy import BackupSchedule
 from tagent_nb.storage.run_info import BackupInfo, Item, RestoreInfo, RunInfo, Summary, damaged
+from tagent_nb.storage.run_storage import RunStorage
 
 LONG = 1 << 16
 """Bytes of a last record from which on a list of runs reads it by itself."""

@@ -20,8 +20,8 @@ Needs pytest and pytest-asyncio.
 
 from __future__ import annotations
 
+from tagent_nb.testing.cassette import replay
 from tagent_nb.testing.contract import StorageContract
-from tagent_nb.testing.replaying import replay
 from tagent_nb.testing.samples import plain, sample_run
 
 __all__ = ["StorageContract", "plain", "replay", "sample_run"]
