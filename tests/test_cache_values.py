@@ -254,7 +254,7 @@ def test_what_holds_a_key_counts_by_its_type(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_object_of_very_many_parts_counts_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search ends."""
-    monkeypatch.setattr(values, "_MOST_OBJECTS", 3)
+    monkeypatch.setattr(values, "_MAX_OBJECTS", 3)
     deep = types.SimpleNamespace(a=types.SimpleNamespace(b=types.SimpleNamespace(c=types.SimpleNamespace())))
     assert value_text(deep, {}) == "type types.SimpleNamespace"
 

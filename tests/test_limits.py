@@ -21,7 +21,7 @@ from tagent_nb.pipeline import StepStatus
 from tagent_nb.runners import CallMiddleware, RateLimiter
 from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.middleware.notify import Changes
-from tagent_nb.runners.middleware.rate_limit import LONGEST_WAIT, WINDOW, Pace, jittered
+from tagent_nb.runners.middleware.rate_limit import MAX_TOTAL_WAIT, WINDOW, Pace, jittered
 from tagent_nb.runners.models.retry_after import usable_wait
 from tests.fake_openai import KEY, Act, error, fake_openai
 
@@ -280,7 +280,7 @@ async def test_a_provider_that_complains_too_long_fails_the_step_and_says_what_t
     pipeline = steps(provider.model, 1)
     pipeline.put(pipeline.get_step("s0").with_(max_retries=3))
     result = await PipelineExecutor(pipeline, limits=clock.gate()).execute()
-    assert sum(clock.slept) <= LONGEST_WAIT
+    assert sum(clock.slept) <= MAX_TOTAL_WAIT
     assert clock.slept == [120, 120]
     told = result.error_details["s0"]
     assert (
@@ -431,7 +431,7 @@ async def test_a_429_without_a_usable_wait_waits_longer_each_time(
         result = await PipelineExecutor(pipeline, limits=clock.gate()).execute()
         assert len(fake.requests) == 14
     assert clock.slept == [1, 2, 4, 8, 16] + [30] * 8
-    assert sum(clock.slept) <= LONGEST_WAIT
+    assert sum(clock.slept) <= MAX_TOTAL_WAIT
     assert waits(result) == [("openai, which asks for fewer requests", seconds) for seconds in clock.slept]
     assert "openai asks for fewer requests, now for 30 s more" in result.error_details["s0"]
     assert result.token_usage["s0"].requests == 0

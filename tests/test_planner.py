@@ -32,7 +32,7 @@ from tagent_nb.events import Event, StepProgress, StepStreamed, StepWaiting
 from tagent_nb.runners import CallMiddleware, PlanRunner
 from tagent_nb.runners.base import ModelCall
 from tagent_nb.runners.planner import ask as asking
-from tagent_nb.runners.planner.prompts import LONGEST_RESULT
+from tagent_nb.runners.planner.prompts import MAX_RESULT_CHARS
 from tagent_nb.runners.tools import registry as tools_module
 
 
@@ -561,7 +561,7 @@ async def test_values_that_no_record_can_hold_can_be_passed_on(context: StepCont
 async def test_a_long_result_is_cut_in_prompts_only(context: StepContext) -> None:
     def make() -> str:
         """Make."""
-        return "x" * (LONGEST_RESULT + 5)
+        return "x" * (MAX_RESULT_CHARS + 5)
 
     def count(text: str) -> str:
         """Count."""
@@ -573,7 +573,7 @@ async def test_a_long_result_is_cut_in_prompts_only(context: StepContext) -> Non
     await run(script, context, tools=[make, count], checks=[lambda value: True])
     assert f"{'x' * 100}</data> (5 characters are left out)" in script.told("last")
     assert "count({" in script.told("last")
-    assert f"<data>{LONGEST_RESULT + 5}</data>" in script.told("last")
+    assert f"<data>{MAX_RESULT_CHARS + 5}</data>" in script.told("last")
 
 
 # -- judging ----------------------------------------------------------------------------------

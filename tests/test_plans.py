@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tagent_nb.pipeline import Task, TaskStatus
-from tagent_nb.runners.planner.plan import MOST_TASKS, PlanError, Proposal, proposal_of, tasks_of
+from tagent_nb.runners.planner.plan import MAX_TASKS, PlanError, Proposal, proposal_of, tasks_of
 
 
 class Tools:
@@ -77,7 +77,7 @@ def test_arguments_may_be_json_in_a_text() -> None:
     "data",
     [
         {"tasks": []},
-        {"tasks": ["go"] * (MOST_TASKS + 1)},
+        {"tasks": ["go"] * (MAX_TASKS + 1)},
         {"tasks": [3]},
         {"tasks": [{"id": "a", "arguments": "not json"}]},
         {"tasks": [{"id": ["a"]}]},
@@ -96,7 +96,7 @@ def test_the_form_of_a_plan_names_the_tools_and_asks_for_every_field() -> None:
     assert task["properties"]["tool"]["enum"] == ["llm", "search"]
     assert task["required"] == ["id", "description", "tool", "arguments"]
     assert schema["title"] == "Plan"
-    assert schema["properties"]["tasks"]["maxItems"] == MOST_TASKS
+    assert schema["properties"]["tasks"]["maxItems"] == MAX_TASKS
     with pytest.raises(ValidationError, match="Input should be 'llm' or 'search'"):
         proposal_of(["search"]).model_validate([{"id": "a", "tool": "serch"}])
 

@@ -25,7 +25,7 @@ from tagent_nb.runners import (
     tools_for,
 )
 from tagent_nb.runners.tools import registry as tools_module
-from tagent_nb.runners.tools.adapter import LONGEST_TEXT, presentable, toolset
+from tagent_nb.runners.tools.adapter import MAX_TEXT_CHARS, presentable, toolset
 from tagent_nb.runners.tools.registry import forget_tool, tools_of
 from tagent_nb.user_objects import function_name
 
@@ -256,5 +256,5 @@ def test_what_it_cannot_carry_becomes_text() -> None:
     assert presentable(Silent()) == "<Silent that cannot be shown: Silent.__repr__ raised ValueError: no>"
     assert (
         len(presentable(object.__new__(type("A", (), {"__repr__": lambda self: "x" * 99_999}))))
-        == LONGEST_TEXT
+        == MAX_TEXT_CHARS
     )

@@ -26,7 +26,7 @@ from tagent_nb.events import (
     StepFinished,
     StepRetried,
 )
-from tagent_nb.runners import Unit
+from tagent_nb.runners import WorkKey
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline import Pipeline
@@ -120,9 +120,9 @@ NEWEST = 20
 """Runs with calls that an offline run gets answers from."""
 
 
-def interrupted_calls(memory: PipelineMemory) -> dict[Unit, list[CallRecorded]]:
+def interrupted_calls(memory: PipelineMemory) -> dict[WorkKey, list[CallRecorded]]:
     """The calls of each unit's attempt that a kill, Stop or a budget ended before its time, by unit."""
-    calls: dict[Unit, list[CallRecorded]] = {}
+    calls: dict[WorkKey, list[CallRecorded]] = {}
     for event in memory.events:
         match event:
             case CallRecorded():

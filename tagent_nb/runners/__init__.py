@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = face(
         "middleware.replay": (
             "ReplayMiddleware",
             "Cassette",
-            "Unit",
+            "WorkKey",
         ),
         "middleware.tracing": ("Tracing",),
         "models.clients": (

@@ -18,7 +18,7 @@ from tagent_nb.runners.middleware.otel import traced as traced
 from tagent_nb.runners.middleware.rate_limit import RateLimiter as RateLimiter
 from tagent_nb.runners.middleware.replay import Cassette as Cassette
 from tagent_nb.runners.middleware.replay import ReplayMiddleware as ReplayMiddleware
-from tagent_nb.runners.middleware.replay import Unit as Unit
+from tagent_nb.runners.middleware.replay import WorkKey as WorkKey
 from tagent_nb.runners.middleware.tracing import Tracing as Tracing
 from tagent_nb.runners.models.clients import Models as Models
 from tagent_nb.runners.models.clients import settings_problems as settings_problems

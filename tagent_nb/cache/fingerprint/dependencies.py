@@ -30,7 +30,7 @@ from tagent_nb.cache.fingerprint.modules import (
 )
 from tagent_nb.cache.fingerprint.values import (
     BY_TYPE,
-    MOST_PARTS,
+    MAX_ENTRIES,
     Memo,
     bound_to,
     described,
@@ -358,7 +358,7 @@ class DependencySearch:
             if isinstance(value, list | tuple)
             else [value]
         )
-        for text in texts if len(texts) <= MOST_PARTS else ():
+        for text in texts if len(texts) <= MAX_ENTRIES else ():
             if isinstance(text, str) and "@" in text:
                 self._quoted.append((frozenset(quoted_names(text)) | quoted_attributes(text), self._home))
 

@@ -22,7 +22,7 @@ _LATER_KINDS = frozenset({"class", "function", "global", "input", "module", "pac
 _OTHER_DIGESTS = frozenset({"class", "output_schema"})
 """Kinds whose digests mean something else since the first generation."""
 
-_MOST_LINES = 40
+_MAX_LINES = 40
 _SECRET = re.compile(r"key|token|secret|passw|auth|header|cookie|credential", re.IGNORECASE)
 
 
@@ -265,6 +265,6 @@ def _diff(definitions: _Definitions, before: Sequence[str], after: Sequence[str]
         return ""
     difference = list(difflib.unified_diff(before, after, lineterm="", n=1))[3:]  # three lines of heading
     lines = ["  ..." if line.startswith("@@") else f"{line[0]} {line[1:]}" for line in difference]
-    if len(lines) > _MOST_LINES:
-        lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES} more lines"]
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[:_MAX_LINES], f"... and {len(lines) - _MAX_LINES} more lines"]
     return ":\n" + "\n".join(lines)

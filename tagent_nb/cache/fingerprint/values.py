@@ -42,10 +42,10 @@ _NATIVE = (
 )
 _CODE = (FunctionType, MethodType, ModuleType, type)
 
-MOST_PARTS = 1000
+MAX_ENTRIES = 1000
 """Parts of one value that are looked at one by one."""
 
-_MOST_OBJECTS = 100_000
+_MAX_OBJECTS = 100_000
 _TABLES = (dict, list, tuple)
 _BASIC = (*_TABLES, set, frozenset, str, bytes, int, float)
 _DEFAULT: tuple[Any, Any] = (object.__reduce_ex__, object.__reduce__)
@@ -174,7 +174,7 @@ def parts_of(value: Any) -> list[tuple[str, Any]] | None:
         parts = [(f"[{place}]", part) for place, part in enumerate(value)]
     else:
         return None
-    return parts + fields_beside(value) if len(parts) <= MOST_PARTS else None
+    return parts + fields_beside(value) if len(parts) <= MAX_ENTRIES else None
 
 
 def fields_beside(value: Any) -> list[tuple[str, Any]]:
@@ -236,7 +236,7 @@ class _Walk:
             return text
         except Exception:  # it cannot be stored; its parts may
             self._seen[id(value)] = (len(self._seen), value)
-        if len(self._seen) > _MOST_OBJECTS:
+        if len(self._seen) > _MAX_OBJECTS:
             raise _NoValueError
         if isinstance(value, set | frozenset):
             return digest_of("set", *sorted(map(self.text, value)))
@@ -305,7 +305,7 @@ def _state_of(value: Any) -> Iterator[tuple[str, Any]]:
 def is_constant(value: Any) -> bool:
     """Whether a value stays as it is for as long as it lives: a text, a number, or a tuple of such."""
     if isinstance(value, tuple | frozenset):
-        return len(value) <= MOST_PARTS and all(map(is_constant, value))
+        return len(value) <= MAX_ENTRIES and all(map(is_constant, value))
     return value is None or isinstance(value, str | bytes | int | float | complex | Enum)
 
 

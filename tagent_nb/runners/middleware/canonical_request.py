@@ -30,7 +30,7 @@ _PART = ("part_kind", "content", "tool_name", "args", "tool_call_id", "outcome")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CanonicalRequest:
     """A call in canonical form.
 
     Attributes:
@@ -49,7 +49,7 @@ class Request:
         return {"components": dict(self.components), "says": self.says}
 
 
-def model_request(call: ModelCall, model: str) -> Request:
+def model_request(call: ModelCall, model: str) -> CanonicalRequest:
     """The canonical form of a request to the model of this name."""
     messages, says = _conversation(call.messages)
     parameters = call.parameters
@@ -77,7 +77,7 @@ def model_request(call: ModelCall, model: str) -> Request:
     )
 
 
-def tool_request(call: ToolCall) -> Request:
+def tool_request(call: ToolCall) -> CanonicalRequest:
     """The canonical form of a call of a tool."""
     arguments = plain(call.arguments)
     return _request({"tool": call.tool, "arguments": arguments}, f"{call.tool}({_json(arguments)})")
@@ -90,10 +90,10 @@ def plain(value: Any) -> Any:
     return _clean(to_jsonable_python(value, fallback=repr, inf_nan_mode="null", bytes_mode="base64"))
 
 
-def _request(parts: Mapping[str, Any], says: str) -> Request:
+def _request(parts: Mapping[str, Any], says: str) -> CanonicalRequest:
     components = {name: _digest(plain(part)) for name, part in parts.items()}
     key = _digest(components)
-    return Request(key, components, redact(says)[-SHOWN:])
+    return CanonicalRequest(key, components, redact(says)[-SHOWN:])
 
 
 def _digest(value: Any) -> str:

@@ -14,14 +14,14 @@ from tagent_nb.errors import StepError
 from tagent_nb.pipeline import Limit, checked_limits
 from tagent_nb.runners.base import CallMiddleware, ModelCall, StepContext
 from tagent_nb.runners.middleware.notify import Changes
-from tagent_nb.runners.models.retry_after import LONGEST_WAIT, usable_wait
+from tagent_nb.runners.models.retry_after import MAX_TOTAL_WAIT, usable_wait
 
 if TYPE_CHECKING:
     from pydantic_ai.exceptions import ModelRateLimitError
     from pydantic_ai.messages import ModelResponse
 
 
-FIRST_WAIT, MOST_WAIT = 1.0, 30.0
+FIRST_BACKOFF, MAX_BACKOFF = 1.0, 30.0
 """Seconds to wait at most where the provider does not say: doubled each time, up to the second."""
 
 
@@ -39,8 +39,8 @@ class RateLimiter(CallMiddleware):
     An answer 429 is no failed attempt: all requests to that provider wait as long as it says
     (``Retry-After``), fewer are made at the same time from then on, and more again when it answers. Where it
     says nothing that can be followed (see :func:`~tagent_nb.runners.models.retry_after.usable_wait`), or
-    again less than :data:`FIRST_WAIT`, they wait longer each time. A request that has waited
-    :data:`LONGEST_WAIT` seconds in all is given up.
+    again less than :data:`FIRST_BACKOFF`, they wait longer each time. A request that has waited
+    :data:`MAX_TOTAL_WAIT` seconds in all is given up.
 
     Requests are let through in the order in which they came. Executors on one loop may share one.
 
@@ -96,20 +96,20 @@ class RateLimiter(CallMiddleware):
 
         pace = self._pace(self._provider(call))
         tokens = self._expected(pace, call)
-        waited, ceiling = 0.0, FIRST_WAIT
+        waited, ceiling = 0.0, FIRST_BACKOFF
         while True:
             request = await self._enter(pace, call.context, tokens)
             try:
                 response = await proceed(call)
             except ModelRateLimitError as error:
                 wait = usable_wait(error, self._now)
-                if wait is None or (waited and wait < FIRST_WAIT):
+                if wait is None or (waited and wait < FIRST_BACKOFF):
                     wait = self._jitter(ceiling)
                 waited += wait
-                if waited > LONGEST_WAIT:
+                if waited > MAX_TOTAL_WAIT:
                     raise _given_up(call, pace, error, wait) from error
                 pace.refused(request, self._clock() + wait)
-                ceiling = min(MOST_WAIT, 2 * ceiling)
+                ceiling = min(MAX_BACKOFF, 2 * ceiling)
             else:
                 from tagent_nb.runners.models.accounting import counted
 
@@ -136,7 +136,7 @@ class RateLimiter(CallMiddleware):
 
         return input_tokens(call) + (most_output(call, None) or 0)
 
-    async def _enter(self, pace: Pace, context: StepContext, tokens: int) -> Request:
+    async def _enter(self, pace: Pace, context: StepContext, tokens: int) -> PacedRequest:
         obstacle = pace.obstacle(self._clock(), tokens)
         if pace.queue or obstacle is not None:
             seconds, reason = obstacle or (None, f"its turn at {pace.provider}")
@@ -169,7 +169,7 @@ def _given_up(call: ModelCall, pace: Pace, error: ModelRateLimitError, wait: flo
 
     return StepError(
         f"Step {call.context.step!r}: {pace.provider} asks for fewer requests, now for {wait:g} s more, and "
-        f"a request waits at most {LONGEST_WAIT:g} s ({provider_message(error)}). Resume the run later, "
+        f"a request waits at most {MAX_TOTAL_WAIT:g} s ({provider_message(error)}). Resume the run later, "
         f"or ask it less: limits={{{pace.provider!r}: Limit(requests_per_minute=...)}}."
     )
 
@@ -179,7 +179,7 @@ WINDOW = 60.0
 
 
 @dataclass(eq=False)
-class Request:
+class PacedRequest:
     """One request that was let through.
 
     Attributes:
@@ -217,7 +217,7 @@ class Pace:
     changes: Changes = field(default_factory=Changes)
     _cuts: int = 0
     _answers: int = 0
-    _recent: deque[Request] = field(default_factory=deque)
+    _recent: deque[PacedRequest] = field(default_factory=deque)
 
     def set(self, limit: Limit) -> None:
         """Allow something else from now on."""
@@ -255,10 +255,10 @@ class Pace:
             leaves = request.at + WINDOW - now
         return (leaves, f"{most} tokens a minute at {self.provider}") if leaves else None
 
-    def enter(self, now: float, tokens: int) -> Request:
+    def enter(self, now: float, tokens: int) -> PacedRequest:
         """Let a request through."""
         self.under_way += 1
-        request = Request(now, tokens, self._cuts)
+        request = PacedRequest(now, tokens, self._cuts)
         self._recent.append(request)
         return request
 
@@ -267,7 +267,7 @@ class Pace:
         self.under_way -= 1
         self.changes.tell()
 
-    def answered(self, request: Request, tokens: int) -> None:
+    def answered(self, request: PacedRequest, tokens: int) -> None:
         """It was answered: the provider bears what it gets."""
         request.tokens = tokens
         if self.places is None:
@@ -277,7 +277,7 @@ class Pace:
             self.places, self._answers = self.places + 1, 0
             self.changes.tell()
 
-    def refused(self, request: Request, until: float) -> None:
+    def refused(self, request: PacedRequest, until: float) -> None:
         """The provider asks for fewer requests until then. Requests of one burst cut the places once."""
         self.closed_until = max(self.closed_until, until)
         request.tokens = 0

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import OfflineMissError
 from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
 from tagent_nb.runners.base import CallMiddleware, ModelCall, StepContext, ToolCall
-from tagent_nb.runners.middleware.canonical_request import Request, model_request, plain, tool_request
+from tagent_nb.runners.middleware.canonical_request import (
+    CanonicalRequest,
+    model_request,
+    plain,
+    tool_request,
+)
 from tagent_nb.runners.models.accounting import take_back
 from tagent_nb.runners.models.resolve import model_name, usage_of
 from tagent_nb.serde import Classes, from_tree, to_tree
@@ -18,7 +23,7 @@ from tagent_nb.serde import Classes, from_tree, to_tree
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
 
-Unit = tuple[str, str | None]
+WorkKey = tuple[str, str | None]
 
 MODEL, TOOL, CODE = "model", "tool", "code"
 ONE_CALL = TokenUsage(tool_calls=1)
@@ -46,14 +51,14 @@ class Cassette:
             self._by_unit.setdefault((call.step, call.item, call.key), []).append(call)
             self._by_key.setdefault(call.key, []).append(call)
 
-    def play(self, unit: Unit, key: str) -> CallRecorded | None:
+    def play(self, unit: WorkKey, key: str) -> CallRecorded | None:
         """The next answer to this call; ``None`` if it was never made."""
         calls = self._by_unit.get((*unit, key)) or self._by_key.get(key)
         if not calls:
             return None
         return calls.pop(0) if len(calls) > 1 else calls[0]
 
-    def take(self, unit: Unit, key: str) -> CallRecorded | None:
+    def take(self, unit: WorkKey, key: str) -> CallRecorded | None:
         """The next answer to this call of this unit, given once; ``None`` if there is no more."""
         calls = self._by_unit.get((*unit, key))
         if not calls:
@@ -61,7 +66,7 @@ class Cassette:
         self.begun = True
         return calls.pop(0)
 
-    def nearest(self, unit: Unit, kind: str, request: Request) -> CallRecorded | None:
+    def nearest(self, unit: WorkKey, kind: str, request: CanonicalRequest) -> CallRecorded | None:
         """The recorded call that differs least, of the same step if there is one."""
 
         def likeness(call: CallRecorded) -> tuple[int, bool, bool]:
@@ -90,11 +95,11 @@ class ReplayMiddleware(CallMiddleware):
     """
 
     record: Callable[[CallRecorded], Awaitable[object]]
-    interrupted: dict[Unit, list[CallRecorded]] = field(default_factory=dict)
+    interrupted: dict[WorkKey, list[CallRecorded]] = field(default_factory=dict)
     cassette: Cassette | None = None
     schemas: Mapping[str, type] = field(default_factory=dict)
     code: Callable[[Callable[..., Any]], str] | None = None
-    _going_on: dict[Unit, tuple[StepContext, Cassette]] = field(default_factory=dict)
+    _going_on: dict[WorkKey, tuple[StepContext, Cassette]] = field(default_factory=dict)
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
@@ -152,7 +157,7 @@ class ReplayMiddleware(CallMiddleware):
         return value
 
     def _recorded(
-        self, context: StepContext, kind: str, request: Request, code: str = ""
+        self, context: StepContext, kind: str, request: CanonicalRequest, code: str = ""
     ) -> tuple[CallRecorded | None, bool]:
         """The record of this call, and whether what it took is counted already."""
         unit = (context.step, context.item)
@@ -181,7 +186,7 @@ class ReplayMiddleware(CallMiddleware):
         self,
         context: StepContext,
         kind: str,
-        request: Request,
+        request: CanonicalRequest,
         answer: Any,
         usage: TokenUsage,
         cost: float | None,
@@ -219,7 +224,7 @@ def _learn_again(context: StepContext, answer: Mapping[str, Any], schemas: Mappi
         (context.save_memory if is_memory else context.learn)(key, from_tree(tree, schemas))
 
 
-def _missing(context: StepContext, kind: str, request: Request, nearest: CallRecorded | None) -> str:
+def _missing(context: StepContext, kind: str, request: CanonicalRequest, nearest: CallRecorded | None) -> str:
     what = f"Step {context.step!r}" + ("" if context.item is None else f", item {context.item}")
     begin = f"{what}: this call of a {kind}"
     remedy = "Run it once without offline, which records it."

@@ -12,7 +12,7 @@ from tagent_nb.pipeline import PipelineStep, to_schema
 from tagent_nb.redaction import redact
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models.resolve import model_name
-from tagent_nb.runners.models.retry_after import LONGEST_WAIT, usable_wait
+from tagent_nb.runners.models.retry_after import MAX_TOTAL_WAIT, usable_wait
 from tagent_nb.user_objects import message_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydantic_ai.exceptions import FallbackExceptionGroup, ModelAPIError
     from pydantic_ai.messages import ModelMessage
 
-ENOUGH = 4000
+SUGGESTED_TOKENS = 4000
 """Tokens of an answer that an error suggests by way of example."""
 
 SHOWN = 500
@@ -52,8 +52,8 @@ def explained(
     if isinstance(error, exceptions.OutputTokenLimitExceeded):
         return StepError(
             f"Step {step.name!r}: the answer was cut off {error.message}, so its end is missing. "
-            f"Raise max_tokens in the step's settings (settings={{'max_tokens': {ENOUGH}}}, "
-            f"%%tagent_step --setting max_tokens={ENOUGH}), or ask for a shorter answer."
+            f"Raise max_tokens in the step's settings (settings={{'max_tokens': {SUGGESTED_TOKENS}}}, "
+            f"%%tagent_step --setting max_tokens={SUGGESTED_TOKENS}), or ask for a shorter answer."
         )
     if isinstance(error, exceptions.ContentFilterError):
         return StepError(
@@ -102,7 +102,7 @@ def _of_provider(step: PipelineStep, context: StepContext, error: ModelAPIError)
     else:
         message = f"Step {step.name!r}: {model!r} failed ({reply})."
     wait = usable_wait(error)
-    if wait is not None and wait > LONGEST_WAIT:
+    if wait is not None and wait > MAX_TOTAL_WAIT:
         return StepError(f"{message} It asks to wait {wait:g} s: resume the run then.")
     return RetryableError(message, retry_after=wait)
 

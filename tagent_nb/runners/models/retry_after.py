@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic_ai.exceptions import ModelAPIError
 
-SHORTEST_WAIT = 0.1
+MIN_WAIT = 0.1
 """Seconds. A wait that is shorter says nothing: a server that means it would not have refused."""
 
-LONGEST_WAIT = 300.0
+MAX_TOTAL_WAIT = 300.0
 """Most seconds that one request waits because its provider asks for fewer requests."""
 
-MOST_RESET = 30.0
+MAX_RESET_WAIT = 30.0
 """Most seconds that are waited because of a header such as ``x-ratelimit-reset-requests``: it says when a
 limit is whole again, and the next request may be allowed long before."""
 
@@ -37,7 +37,7 @@ def usable_wait(error: ModelAPIError, now: Callable[[], float] = time.time) -> f
 
     ``retry-after-ms`` comes first, then ``Retry-After`` in seconds, also with a fraction, or as a date, then
     what the provider's client has read elsewhere, then the headers that say when a limit is whole again.
-    Zero, what is negative, over, no number, or less than :data:`SHORTEST_WAIT` says nothing.
+    Zero, what is negative, over, no number, or less than :data:`MIN_WAIT` says nothing.
 
     Args:
         error: The refusal.
@@ -45,7 +45,7 @@ def usable_wait(error: ModelAPIError, now: Callable[[], float] = time.time) -> f
     """
     headers: Mapping[str, str] = getattr(error, "headers", None) or {}
     for seconds in _waits(headers, error.retry_after, now):
-        if seconds is not None and SHORTEST_WAIT <= seconds < math.inf:
+        if seconds is not None and MIN_WAIT <= seconds < math.inf:
             return seconds
     return None
 
@@ -62,8 +62,8 @@ def _waits(
     yield _duration(str(max(numbers)) if len(numbers) == len(several) else after, now)
     if not after and milliseconds is None:
         yield parsed  # such as Google's, from the body
-    resets = [wait for wait in _resets(headers, now) if wait is not None and wait >= SHORTEST_WAIT]
-    yield min(max(resets), MOST_RESET) if resets else None
+    resets = [wait for wait in _resets(headers, now) if wait is not None and wait >= MIN_WAIT]
+    yield min(max(resets), MAX_RESET_WAIT) if resets else None
 
 
 def _resets(headers: Mapping[str, str], now: Callable[[], float]) -> Iterator[float | None]:

@@ -15,7 +15,7 @@ from tagent_nb.pipeline import Task, TaskStatus, find_cycle
 from tagent_nb.runners.tools.registry import LLM
 from tagent_nb.templating import lookup
 
-MOST_TASKS = 12
+MAX_TASKS = 12
 """Tasks of one plan."""
 
 _OTHER_NAMES = {"arguments": ("args", "parameters", "input"), "tasks": ("plan", "steps")}
@@ -82,7 +82,7 @@ class Proposal(BaseModel):
 
     model_config = ConfigDict(title="Plan")
 
-    tasks: list[PlannedTask] = Field(min_length=1, max_length=MOST_TASKS)
+    tasks: list[PlannedTask] = Field(min_length=1, max_length=MAX_TASKS)
 
     @model_validator(mode="before")
     @classmethod
@@ -102,7 +102,7 @@ def proposal_of(tools: Sequence[str]) -> type[Proposal]:
         "Plan",
         __base__=Proposal,
         __doc__=Proposal.__doc__,
-        tasks=(list[task], Field(min_length=1, max_length=MOST_TASKS)),  # type: ignore[valid-type]
+        tasks=(list[task], Field(min_length=1, max_length=MAX_TASKS)),  # type: ignore[valid-type]
     )
     return form  # type: ignore[no-any-return]
 

@@ -13,15 +13,15 @@ from tagent_nb.errors import TemplateError
 from tagent_nb.pipeline import Task, TaskStatus
 from tagent_nb.runners.agent.prompt import instructions
 from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.planner.plan import MOST_TASKS
+from tagent_nb.runners.planner.plan import MAX_TASKS
 from tagent_nb.runners.tools.registry import LLM
 from tagent_nb.serde import json_schema
 from tagent_nb.templating import delimit, plain_text
 
-LONGEST_RESULT = 20_000
+MAX_RESULT_CHARS = 20_000
 """Characters of one result that a prompt shows at most."""
 
-_PLAN = f"""Do not answer yet. Make a plan: at most {MOST_TASKS} tasks that together achieve the goal.
+_PLAN = f"""Do not answer yet. Make a plan: at most {MAX_TASKS} tasks that together achieve the goal.
 A task names the tool that does it, with all its arguments; or "{LLM}" if you do it yourself by thinking or
 writing. A task can use the result of another: write {{{{ its id }}}} or {{{{ its id.field }}}} in its
 arguments or its description. The last task gives what the goal asks for. Plan only what is needed."""
@@ -115,9 +115,11 @@ def task_line(task: Task) -> str:
 def shown(value: Any) -> str:
     """A result as data in a prompt."""
     text = text_of(value)
-    left = len(text) - LONGEST_RESULT
+    left = len(text) - MAX_RESULT_CHARS
     return (
-        delimit(text) if left <= 0 else f"{delimit(text[:LONGEST_RESULT])} ({left:,} characters are left out)"
+        delimit(text)
+        if left <= 0
+        else f"{delimit(text[:MAX_RESULT_CHARS])} ({left:,} characters are left out)"
     )
 
 

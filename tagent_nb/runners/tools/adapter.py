@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_ai import Tool
 
-LONGEST_TEXT = 20_000
+MAX_TEXT_CHARS = 20_000
 """Characters that a model gets at most of an answer that had to be turned into text."""
 
 BRIEF = 200
@@ -218,7 +218,7 @@ def presentable(value: Any) -> Any:
         mended = _mended(value)
         if not _problem(mended):
             return mended
-    return whole_text(_text(value))[:LONGEST_TEXT]
+    return whole_text(_text(value))[:MAX_TEXT_CHARS]
 
 
 def _problem(value: Any) -> str:
