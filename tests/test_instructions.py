@@ -16,7 +16,7 @@ from test_magics import Notebook, book, refused
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep, ResultCache, run_agent
 from tagent_nb.cache import explain
 from tagent_nb.errors import StepError
-from tagent_nb.runners.agent.prompt import ROLE
+from tagent_nb.runners.agent.runner import ROLE
 from tagent_nb.runners.models.output import output_of
 
 assert book  # a fixture: pytest finds it by its name

@@ -36,13 +36,13 @@ __getattr__, __dir__, __all__ = face(
             "Models",
             "settings_problems",
         ),
-        "models.identity": ("model_parts",),
         "models.local": (
             "ABOUT",
             "install_model",
             "model_status",
         ),
         "models.resolve": (
+            "model_parts",
             "check_model",
             "model_name",
             "models_behind",

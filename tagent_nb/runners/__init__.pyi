@@ -22,12 +22,12 @@ from tagent_nb.runners.middleware.replay import WorkKey as WorkKey
 from tagent_nb.runners.middleware.tracing import Tracing as Tracing
 from tagent_nb.runners.models.clients import Models as Models
 from tagent_nb.runners.models.clients import settings_problems as settings_problems
-from tagent_nb.runners.models.identity import model_parts as model_parts
 from tagent_nb.runners.models.local import ABOUT as ABOUT
 from tagent_nb.runners.models.local import install_model as install_model
 from tagent_nb.runners.models.local import model_status as model_status
 from tagent_nb.runners.models.resolve import check_model as check_model
 from tagent_nb.runners.models.resolve import model_name as model_name
+from tagent_nb.runners.models.resolve import model_parts as model_parts
 from tagent_nb.runners.models.resolve import models_behind as models_behind
 from tagent_nb.runners.models.resolve import price as price
 from tagent_nb.runners.models.resolve import unpriced as unpriced

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from tagent_nb.errors import TemplateError
 from tagent_nb.pipeline import Task, TaskStatus
-from tagent_nb.runners.agent.prompt import instructions
+from tagent_nb.runners.agent.runner import instructions
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.planner.plan import MAX_TASKS
 from tagent_nb.runners.tools.registry import LLM

@@ -17,7 +17,7 @@ from pydantic_ai.models import Model
 from tagent_nb import serde
 from tagent_nb.errors import EncodeError, OutputValidationError, StepError, TemplateError
 from tagent_nb.pipeline import Phase, PipelineStep, Task, TaskBasedStateMachine, TaskStatus
-from tagent_nb.runners.agent.prompt import instructions, prompt
+from tagent_nb.runners.agent.runner import instructions, prompt
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.calls import edited_arguments
 from tagent_nb.runners.execution.capture import Lines, captured
