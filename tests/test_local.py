@@ -307,7 +307,10 @@ def test_the_model_answers_by_grammar_only(runtime: type[FakeServer]) -> None:
 @pytest.mark.requires("local-model")
 def test_the_server_ends_with_its_process() -> None:
     """A process that used the model ends by itself, at once and without a word."""
-    code = "from tagent_nb.runners import local; print(local.address()); print(local.model_status().running)"
+    code = (
+        "from tagent_nb.runners.models import local\n"
+        "print(local.address()); print(local.model_status().running)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
