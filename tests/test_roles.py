@@ -76,7 +76,7 @@ def test_each_model_is_paid_at_its_own_price() -> None:
 
 
 def test_a_budget_in_usd_needs_the_price_of_every_role() -> None:
-    with pytest.raises(DefinitionError, match="nobody knows the price of model 'function:big'"):
+    with pytest.raises(DefinitionError, match="the price of model 'function:big' is unknown"):
         PipelineExecutor(
             planning(Cast(), plan="big"), prices={"function:main": Price(0, 0)}, budget=0.1
         ).run()

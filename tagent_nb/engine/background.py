@@ -41,7 +41,7 @@ def background_loop() -> asyncio.AbstractEventLoop:
 
 
 def _ran_to_its_stop(loop: asyncio.AbstractEventLoop) -> bool:
-    """Serve until somebody stops the loop, or a task ends in what ends a program.
+    """Serve until the loop is stopped, or a task ends in what ends a program.
 
     No signal comes to this thread: an object of the user's has raised it. Who waits for that task gets it,
     and all others still need the loop.
@@ -62,7 +62,7 @@ def on_background_loop() -> bool:
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Await something to its end, and only then be cancelled, if somebody asked for that meanwhile."""
+    """Await something to its end, and only then be cancelled, if that was asked for meanwhile."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

@@ -97,7 +97,7 @@ class PipelineExecutor:
             Without one, what ``TAGENT_NB_STORAGE`` says, or else in memory, as long as this object lives.
         cache: Answers unchanged steps; ``None`` is what ``TAGENT_NB_CACHE`` says, or else none, and ``False``
             is none.
-        model: Model of agent steps that do not name one; overrides the pipeline's. Where nobody names one, it
+        model: Model of agent steps that do not name one; overrides the pipeline's. Where none is named, it
             is what ``TAGENT_NB_MODEL`` says.
         max_concurrency: Most attempts at the same time, items of mapped steps included.
         observers: Called with every event, on the run's loop; they must return fast.
@@ -117,7 +117,7 @@ class PipelineExecutor:
         budget: Most that a run may spend: USD, a text such as ``"5000 tokens"``, or a :class:`Budget`.
             It is checked before each call of a model.
         limits: How fast each provider may be asked, such as ``{"openai": Limit(concurrency=8)}``; or the
-            gate that knows, to be shared by executors on one loop.
+            rate limiter itself, to be shared by executors on one loop.
         secret_values: What is done about a value that holds a secret of the environment, as it is or
             encoded, and that is about to be stored: ``"warn"`` stores it and warns, ``"fail"`` fails the
             step and stores nothing of it, ``"ignore"`` stores it. Values are never changed.
@@ -235,7 +235,7 @@ class PipelineExecutor:
 
         Raises:
             PipelineValidationError: The definition has problems; it names all of them.
-            DefinitionError: A budget cannot be read, or is in USD and nobody knows a model's price.
+            DefinitionError: A budget cannot be read, or is in USD and a model's price is unknown.
             ModelError: A model cannot be used. Nothing was run.
             UnknownStepError: ``force`` or ``until`` names no step.
             ResumeConflictError: Recorded steps have changed and ``on_change`` is ``"refuse"``.
@@ -462,7 +462,7 @@ class PipelineExecutor:
         Args:
             step: Whose result, or whose call of a tool.
             reason: Why, in words. A result fails its step with it; a call of a tool is not made, and the
-                model is told.
+                model gets the reason.
             item: Which item of a mapped step.
             tool: Which tool.
             retry: Let the step try again, with the reason, if it has retries left.
@@ -513,7 +513,7 @@ class PipelineExecutor:
             The number of calls.
 
         Raises:
-            NotStoredError: There is no such run, it called nobody, or the cache answered and the calls are
+            NotStoredError: There is no such run, it made no calls, or the cache answered and the calls are
                 gone.
             StorageError: The file cannot be written.
         """
@@ -662,10 +662,10 @@ class PipelineExecutor:
 
     def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
         """What the user should know of a run that begins."""
-        found = [*map_warnings(pipeline), *missing_warnings(pipeline, self.namespace)]
+        messages = [*map_warnings(pipeline), *missing_warnings(pipeline, self.namespace)]
         if asks_models(pipeline, self.runners, offline=options.offline):
-            found += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
-        return found
+            messages += name_warnings(pipeline, self.model, self.prices, self.limits.limited)
+        return messages
 
     async def _calls(self, pipeline: Pipeline, options: RunOptions) -> list[CallRecorded] | None:
         """The calls that may answer for models, in an offline run."""

@@ -24,34 +24,34 @@ class TakenInputs(dict[str, Output]):
     reach them."""
 
 
-def looking_in(pipeline: Pipeline, given: Mapping[str, Any], namespace: Mapping[str, Any]) -> Pipeline:
+def looking_in(pipeline: Pipeline, values: Mapping[str, Any], namespace: Mapping[str, Any]) -> Pipeline:
     """A snapshot of a pipeline that finds inputs where a run does: what it was given, its own, variables.
 
     Args:
         pipeline: The pipeline.
-        given: Values for this run alone.
+        values: Values for this run alone.
         namespace: Variables, such as the notebook's; those that the pipeline knows of come after them.
     """
-    found = pipeline.snapshot()
-    found.inputs.update(given)
+    snapshot = pipeline.snapshot()
+    snapshot.inputs.update(values)
     if namespace and pipeline.variables is not None and pipeline.variables is not namespace:
-        found.variables = ChainMap(dict(namespace), dict(pipeline.variables))
+        snapshot.variables = ChainMap(dict(namespace), dict(pipeline.variables))
     elif namespace:
-        found.variables = namespace
-    return found
+        snapshot.variables = namespace
+    return snapshot
 
 
-def take(pipeline: Pipeline, given: Mapping[str, Any] | None, namespace: Mapping[str, Any]) -> TakenInputs:
+def take(pipeline: Pipeline, values: Mapping[str, Any] | None, namespace: Mapping[str, Any]) -> TakenInputs:
     """Copy the inputs that steps read, as they are now.
 
     Raises:
-        DefinitionError: ``given`` has a name that no step reads as an input.
+        DefinitionError: ``values`` has a name that no step reads as an input.
     """
-    if isinstance(given, TakenInputs):
-        return given
-    own = checked_inputs(given or {}, "inputs")
-    found = looking_in(pipeline, own, namespace)
-    names = taken_names(found)
+    if isinstance(values, TakenInputs):
+        return values
+    own = checked_inputs(values or {}, "inputs")
+    snapshot = looking_in(pipeline, own, namespace)
+    names = taken_names(snapshot)
     for name in own.keys() - names:
         if name in pipeline:
             raise DefinitionError(
@@ -62,7 +62,7 @@ def take(pipeline: Pipeline, given: Mapping[str, Any] | None, namespace: Mapping
             f"inputs: no step of pipeline {pipeline.name!r} reads {name!r}.{did_you_mean(name, names)} "
             f"Steps read as inputs: {', '.join(names) or 'nothing'}."
         )
-    return TakenInputs((name, _copied(input_value(found, name))) for name in names)
+    return TakenInputs((name, _copied(input_value(snapshot, name))) for name in names)
 
 
 def taken_names(pipeline: Pipeline) -> list[str]:
@@ -76,14 +76,16 @@ def _copied(value: Any) -> StoredValue:
 
 def expected_names(pipeline: Pipeline) -> list[str]:
     """Names that steps read and that are neither steps nor inputs: a run that is carried on may have them."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for step in pipeline.steps:
         try:
             needed = pipeline.dependencies(step)
         except TemplateError:  # validate() says so
             continue
-        found.update(dict.fromkeys(one.name for one in needed if one.name not in pipeline))
-    return list(found)
+        names.update(
+            dict.fromkeys(dependency.name for dependency in needed if dependency.name not in pipeline)
+        )
+    return list(names)
 
 
 async def settle(
@@ -101,40 +103,40 @@ async def settle(
             stored.
     """
     readers = _readers(pipeline)
-    found: dict[str, Output] = {}
+    settled: dict[str, Output] = {}
     problems, changed = [], []
     for name, steps in readers.items():
         recorded, now = memory.inputs.get(name), taken.get(name)
         if now is None:
             if recorded is not None:
-                found[name] = recorded
+                settled[name] = recorded
             continue
         problem = await _problem(now)
         if problem is not None:
             problems.append(_refusal(name, steps, now, problem))
         elif recorded is not None and recorded.digest == now.digest:
-            found[name] = recorded
+            settled[name] = recorded
         else:
-            found[name] = now
+            settled[name] = now
             if recorded is not None:
                 changed.append(name)
-    pipeline.inputs = dict.fromkeys(found)
-    if len(found) + len(problems) < len(readers):
+    pipeline.inputs = dict.fromkeys(settled)
+    if len(settled) + len(problems) < len(readers):
         pipeline.forget_dependencies()
         refuse_problems(pipeline, problems)
     pipeline.variables = None
     if problems:
         raise PipelineValidationError(pipeline.name, problems)
-    return found, changed
+    return settled, changed
 
 
 def _readers(pipeline: Pipeline) -> dict[str, list[str]]:
     """The steps that read each input."""
-    found: dict[str, list[str]] = {}
+    readers: dict[str, list[str]] = {}
     for step, names in inputs_by_step(pipeline).items():
         for name in names:
-            found.setdefault(name, []).append(step)
-    return found
+            readers.setdefault(name, []).append(step)
+    return readers
 
 
 async def _problem(value: Output) -> str | None:

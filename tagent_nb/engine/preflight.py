@@ -52,7 +52,7 @@ def run_options(
         bool(offline),
         use_cache is not False,
         on_change,
-        asked_budget(budget),
+        budget_asked_for(budget),
         inherits=frozenset(name for name, value in open_switches.items() if value is None),
     )
 
@@ -96,16 +96,16 @@ def agent_problems(pipeline: Pipeline, *, settings: bool) -> list[str]:
         settings: Whether the steps ask models whose settings are known; a runner of the user has its own.
     """
     asking = [step for step in pipeline.steps if not step.is_python]
-    found: list[str] = []
+    problems: list[str] = []
     if asking:
         from tagent_nb.runners import tool_problems
 
-        found += [one for step in asking for one in tool_problems(step)]
+        problems += [problem for step in asking for problem in tool_problems(step)]
     if settings and any(step.settings for step in asking):
         from tagent_nb.runners import settings_problems
 
-        found += [one for step in asking for one in settings_problems(step)]
-    return found
+        problems += [problem for step in asking for problem in settings_problems(step)]
+    return problems
 
 
 def refuse_models(pipeline: Pipeline, default: Any) -> None:
@@ -120,15 +120,15 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
     for step in pipeline.steps:
         if step.is_python:
             continue
-        main = next((one for one in (step.model, default, pipeline.model) if one is not None), None)
-        if main is None:
+        main_model = _model(pipeline, step, default)
+        if main_model is None:
             raise ModelError(
                 f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
                 "%tagent_pipeline NAME --model local, or PipelineExecutor(..., model=...)."
             )
-        for model in (main, *step.models.values()):
+        for model in (main_model, *step.models.values()):
             try:
-                if any(model is one or (isinstance(model, str) and model == one) for one in seen):
+                if any(model is other or (isinstance(model, str) and model == other) for other in seen):
                     continue
                 check_model(model)
             except TagentError:
@@ -153,11 +153,9 @@ def name_warnings(
         prices: The user's own, by model.
         limits: Providers that the user limits.
     """
-    models = [
-        next((one for one in (step.model, default, pipeline.model) if one is not None), None)
-        for step in pipeline.steps
-        if not step.is_python
-    ] + [model for step in pipeline.steps for model in step.models.values()]
+    models = [_model(pipeline, step, default) for step in pipeline.steps if not step.is_python] + [
+        model for step in pipeline.steps for model in step.models.values()
+    ]
     limited = list(limits)
     if not models or not (prices or limited):
         return []
@@ -174,18 +172,18 @@ def name_warnings(
 def missing_warnings(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[str]:
     """A sentence for each step whose Python uses names that nothing defines.
 
-    It is no error: the code may never come to them, or somebody may define them in time.
+    It is no error: the code may never come to them, or they may be defined in time.
     """
-    known = [step.name for step in pipeline.steps] + list(map(str, namespace))
+    names_in_sight = [step.name for step in pipeline.steps] + list(map(str, namespace))
     return [
         f"Step {step!r} uses {listed(names)}, which nothing defines: it fails where it comes to that."
-        f"{''.join(did_you_mean(name, known) for name in names)} Define it in the notebook, or pass "
+        f"{''.join(did_you_mean(name, names_in_sight) for name in names)} Define it in the notebook, or pass "
         "PipelineExecutor(..., namespace={...})."
         for step, names in missing_names(pipeline, namespace).items()
     ]
 
 
-def asked_budget(value: Any) -> Budget | Literal[False] | None:
+def budget_asked_for(value: Any) -> Budget | Literal[False] | None:
     """The budget that a run was asked to keep; ``False`` for none, ``None`` without a say.
 
     Raises:
@@ -210,7 +208,7 @@ def budget_of(options: RunOptions, default: Budget | None, memory: PipelineMemor
 def refuse_unpriced(
     pipeline: Pipeline, default: Any, budget: Budget | None, prices: Mapping[str, Price]
 ) -> None:
-    """Raise if a step under a budget in USD has a model whose price nobody knows.
+    """Raise if a step under a budget in USD has a model whose price is unknown.
 
     Args:
         pipeline: What is to run.
@@ -225,22 +223,22 @@ def refuse_unpriced(
         if step.is_python:
             continue
         own = None if step.budget is None else Budget.of(step.budget)
-        limits = [one for one in (budget, own) if one is not None and one.usd is not None]
+        limits = [limit for limit in (budget, own) if limit is not None and limit.usd is not None]
         if not limits:
             continue
         from tagent_nb.runners import unpriced
 
         try:
-            asked = (_model(pipeline, step, default), *step.models.values())
-            names = [name for model in asked for name in unpriced(model, prices)]
+            models = (_model(pipeline, step, default), *step.models.values())
+            names = [name for model in models for name in unpriced(model, prices)]
         except BaseException as error:  # the model's own code: the step that asks it fails
             if ends_program(error):
                 raise
             continue
         if names:
             raise DefinitionError(
-                f"Step {step.name!r} cannot run under a budget of {limits[0]}: nobody knows the price of "
-                f"model {names[0]!r}. Give it one: prices={{{names[0]!r}: Price(input_per_million=..., "
+                f"Step {step.name!r} cannot run under a budget of {limits[0]}: the price of model "
+                f"{names[0]!r} is unknown. Give it one: prices={{{names[0]!r}: Price(input_per_million=..., "
                 f'output_per_million=...)}} or %tagent_pipeline --price "{names[0]} input=... output=..."; '
                 'or set a budget of "5000 tokens" or "20 requests".'
             )
@@ -265,7 +263,7 @@ def ledger_of(
     prices: Mapping[str, Price],
     memory: PipelineMemory,
 ) -> Ledger:
-    """The accounts of a run, with what its earlier sittings have spent."""
+    """The accounts of a run, with what its earlier sessions have spent."""
     steps = {step.name: Budget.of(step.budget) for step in pipeline.steps if step.budget is not None}
     return Ledger(budget, steps, _before(pipeline, default, prices, memory))
 
@@ -273,24 +271,25 @@ def ledger_of(
 def _before(
     pipeline: Pipeline, default: Any, prices: Mapping[str, Price], memory: PipelineMemory
 ) -> dict[str, tuple[TokenUsage, float | None]]:
-    found: dict[str, tuple[TokenUsage, float | None]] = {}
+    spent: dict[str, tuple[TokenUsage, float | None]] = {}
     for name, (usage, cost) in memory.spent().items():
         if cost is None and name in pipeline:
             from tagent_nb.runners import models_behind, price
 
-            # Its price may have been told since; tokens that nobody told count as assumed. Which of the
+            # Its price may be known by now; tokens that were not reported count as assumed. Which of the
             # models behind a fallback answered is not recorded: the dearest counts.
             step = pipeline.get_step(name)
-            asked = (_model(pipeline, step, default), *step.models.values())
-            behind = [one for model in asked for one in models_behind(model)]
-            costs = [price(one, usage.counted, prices) for one in behind]
-            cost = None if None in costs else max(one or 0.0 for one in costs)
-        found[name] = (usage, cost)
-    return found
+            models = (_model(pipeline, step, default), *step.models.values())
+            behind = [candidate for model in models for candidate in models_behind(model)]
+            costs = [price(candidate, usage.counted, prices) for candidate in behind]
+            cost = None if None in costs else max(candidate_cost or 0.0 for candidate_cost in costs)
+        spent[name] = (usage, cost)
+    return spent
 
 
 def _model(pipeline: Pipeline, step: PipelineStep, default: Any) -> Any:
-    return next((one for one in (step.model, default, pipeline.model) if one is not None), None)
+    candidates = (step.model, default, pipeline.model)
+    return next((model for model in candidates if model is not None), None)
 
 
 def asks_models(pipeline: Pipeline, runners: Mapping[str, StepRunner], *, offline: bool) -> bool:

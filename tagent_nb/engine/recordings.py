@@ -132,7 +132,7 @@ def interrupted_calls(memory: PipelineMemory) -> dict[WorkKey, list[CallRecorded
             case StepRetried() | StepFailed() | StepFinished() | StepCached():
                 calls.pop((event.step, event.item), None)
             case RunResumed(forced=forced) if forced:
-                # What a step was told before it was forced answers for nothing any more.
+                # Calls of a step before it was forced answer for nothing any more.
                 calls = {unit: made for unit, made in calls.items() if unit[0] not in forced}
             case ApprovalRequested(call=""):
                 # Its attempt is over: what it gave is held, and need not be computed again.
@@ -142,19 +142,19 @@ def interrupted_calls(memory: PipelineMemory) -> dict[WorkKey, list[CallRecorded
 
 async def calls_of_runs(storage: StorageBackend, pipeline_id: str) -> list[CallRecorded]:
     """The calls of the newest stored runs of a pipeline that made any, those of the newest run first."""
-    found: list[CallRecorded] = []
+    recorded: list[CallRecorded] = []
     left, seen, limit = NEWEST, 0, NEWEST
     while len(infos := await storage.runs(pipeline_id, limit=limit)) > seen:
         for info in reversed(infos[: len(infos) - seen]):
             if left and info.problem is None:
                 calls = _calls(await storage.read_run(pipeline_id, info.run_id))
-                found.extend(calls)
+                recorded.extend(calls)
                 left -= bool(calls)
         if not left or len(infos) < limit:
             break
         # So many have made none: look at as many again.
         seen, limit = len(infos), 2 * limit
-    return found
+    return recorded
 
 
 async def calls_behind(
@@ -167,12 +167,12 @@ async def calls_behind(
         NotStoredError: There is no such run, or the calls behind a cached value are not stored any more.
     """
     memory = await read_memory(storage, pipeline.name, run_id)
-    found = _calls(memory.events)
+    recorded = _calls(memory.events)
     agents = {step.name for step in pipeline.steps if not step.is_python}
     maps = {(step.name, None) for step in pipeline.steps if step.map_over is not None}
     missing: dict[str, str] = {}
     for event in memory.events:
-        # A map as a whole calls nobody; its items do.
+        # A map as a whole makes no calls; its items do.
         if isinstance(event, StepCached) and (event.step, event.item) not in maps and event.step in agents:
             missing[event.key] = event.step
     for info in reversed(await storage.runs(pipeline.id)):
@@ -187,10 +187,10 @@ async def calls_behind(
         for call in _calls(events):
             key = computed.get((call.step, call.item))
             if key is not None and info.run_id != memory.run_id:
-                found.append(call)
+                recorded.append(call)
         for key in computed.values():
             missing.pop(key, None)
-    if not found and not missing:
+    if not recorded and not missing:
         raise NotStoredError(
             f"Run {memory.run_id} of pipeline {pipeline.name!r} has recorded no calls: no step asked a "
             "model, or a recording answered."
@@ -201,7 +201,7 @@ async def calls_behind(
             f"The calls behind {', '.join(gone)} are not stored any more: the cache has answered for them. "
             f"Run once with force={gone!r} (%tagent_run --force {','.join(gone)}), then export again."
         )
-    return found
+    return recorded
 
 
 def _calls(events: Iterable[Event]) -> list[CallRecorded]:

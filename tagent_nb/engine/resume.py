@@ -155,7 +155,7 @@ async def _differences(
         # Recorded by this process without fingerprints: its definitions are still at hand.
         before = recorder.memory.pipeline
         if before is None:
-            return ["it was recorded in memory by another executor, so it cannot be told whether it changed"]
+            return ["it was recorded in memory by another executor, so whether it changed is unknown"]
         same = step.name in before and before.get_step(step.name) == step
         return [] if same else ["its definition changed"]
     try:

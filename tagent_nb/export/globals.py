@@ -165,25 +165,25 @@ def home_of(value: Any) -> str | None:
         return None
     # Where its package offers it, that is the name people know: pydantic, not pydantic.main.
     places = (module.partition(".")[0], module)
-    return next((one for one in places if getattr(sys.modules.get(one), name, None) is value), None)
+    return next((place for place in places if getattr(sys.modules.get(place), name, None) is value), None)
 
 
 def _is_future(value: Any) -> bool:
     if isinstance(value, FunctionType):
         return bool(value.__code__.co_flags & _FUTURE)
-    found = inspect.get_annotations(value)
-    return bool(found) and all(isinstance(one, str) for one in found.values())
+    annotations = inspect.get_annotations(value)
+    return bool(annotations) and all(isinstance(text, str) for text in annotations.values())
 
 
 def _quoted(tree: ast.Module) -> frozenset[str]:
     """Names inside annotations that are written as text, such as ``"Review"``."""
-    found: set[str] = set()
+    words: set[str] = set()
     for node in ast.walk(tree):
         annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)
         for part in ast.walk(annotation) if annotation is not None else ():
             if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                found |= set(re.findall(r"[^\W\d]\w*", part.value))
-    return frozenset(found)
+                words |= set(re.findall(r"[^\W\d]\w*", part.value))
+    return frozenset(words)
 
 
 def _literal(value: Any) -> str | None:
@@ -201,14 +201,14 @@ def _is_plain(value: Any) -> bool:
     waiting = [value]
     seen: set[int] = set()
     while waiting:
-        one = waiting.pop()
-        if type(one) in _EXACT or (type(one) is float and one - one == 0):
+        part = waiting.pop()
+        if type(part) in _EXACT or (type(part) is float and part - part == 0):
             continue
-        if type(one) not in (list, tuple, dict, set):
+        if type(part) not in (list, tuple, dict, set):
             return False
-        if id(one) not in seen:
-            seen.add(id(one))
-            waiting.extend([*one, *one.values()] if type(one) is dict else one)
+        if id(part) not in seen:
+            seen.add(id(part))
+            waiting.extend([*part, *part.values()] if type(part) is dict else part)
     return True
 
 
@@ -263,7 +263,7 @@ def _from_inspect(kind: type) -> Sequence[str]:
 
 def _from_cells(kind: type) -> Iterable[str]:
     for filename, entry in reversed(list(linecache.cache.items())):
-        # Files are inspect's business; an entry of one item is a file that nobody has read yet.
+        # Files are inspect's business; an entry of one item is a file that has not been read yet.
         if len(entry) == 1 or pathlib.Path(filename).is_file():
             continue
         lines = list(entry[2])
@@ -273,7 +273,7 @@ def _from_cells(kind: type) -> Iterable[str]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and node.name == kind.__name__:
-                start = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
                 yield textwrap.dedent("".join(lines[start - 1 : node.end_lineno])).strip("\n")
 
 
@@ -287,9 +287,9 @@ def _only_statement(source: str) -> ast.stmt | None:
 
 def _is_of(kind: type, node: ast.ClassDef) -> bool:
     """Whether this text can be the class: it annotates the same fields and defines the same functions."""
-    targets = [one.target for one in node.body if isinstance(one, ast.AnnAssign)]
-    fields = {one.id for one in targets if isinstance(one, ast.Name)}
-    functions = [one.name for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+    targets = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+    fields = {target.id for target in targets if isinstance(target, ast.Name)}
+    functions = [part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
     return (
         node.name == kind.__name__
         and fields == set(inspect.get_annotations(kind))

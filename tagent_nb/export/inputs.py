@@ -131,14 +131,16 @@ def _source(pipeline: Pipeline, file: str) -> str:
         for step in pipeline.steps
         if step.is_python and not pipeline.dependencies(step) and not pipeline.inputs_of(step)
     ]
-    found = [*steps, *expected_names(pipeline)]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(found or [step.name for step in pipeline.steps])
-    if len(steps) < len(found):
+    candidates = [*steps, *expected_names(pipeline)]
+    if len(candidates) == 1:
+        return candidates[0]
+    names = ", ".join(candidates or [step.name for step in pipeline.steps])
+    if len(steps) < len(candidates):
         why = "several steps and inputs could be meant"
     else:
-        why = "several Python steps read no other step" if found else "no Python step reads no other step"
+        why = (
+            "several Python steps read no other step" if candidates else "no Python step reads no other step"
+        )
     raise DefinitionError(
         f"Which step of {pipeline.name!r} gives the rows of {file!r}? In it, {why}. Write STEP={file}, "
         f"where STEP is one of: {names}."

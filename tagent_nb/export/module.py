@@ -105,13 +105,13 @@ def export_module(pipeline: Pipeline, namespace: Mapping[str, Any] | None = None
         PipelineValidationError: The pipeline has problems.
         DefinitionError: Something cannot be written as Python; the message lists all of it.
     """
-    known = looking_in(pipeline, {}, namespace or {})
-    refuse_problems(known)
-    return _Writer(known, {} if namespace is None else namespace).module()
+    snapshot = looking_in(pipeline, {}, namespace or {})
+    refuse_problems(snapshot)
+    return _Writer(snapshot, {} if namespace is None else namespace).module()
 
 
 def is_own(text: str) -> bool:
-    """Whether a module is as :func:`export_module` wrote it, and nobody has changed it since."""
+    """Whether a module is as :func:`export_module` wrote it, and it has not been changed since."""
     head, _, rest = text.partition("\n")
     return head.startswith(MARK) and head.endswith(f" {_digest(rest)}")
 
@@ -180,7 +180,7 @@ class _Writer:
         if isinstance(pipeline.model, str):
             words.append(f"model={pipeline.model!r}")
         elif pipeline.model is not None:
-            # It may hold a key or a connection. Whoever runs the module names a model.
+            # It may hold a key or a connection. The user of the module names a model.
             lines.append(
                 f"# The notebook used a model object ({type(pipeline.model).__name__}): give --model."
             )
@@ -255,22 +255,22 @@ class _Writer:
 
     def _options(self, step: PipelineStep, mode: ExecutionMode) -> list[str]:
         """The fields of a step that differ from their default, as keywords."""
-        found = []
+        options = []
         for field in fields(step):
             value = getattr(step, field.name)
             default = field.default if field.default_factory is MISSING else field.default_factory()
             default = mode if field.name == "execution_mode" else default
             if field.name in _OWN or value is default or (field.name != "when" and value == default):
                 continue
-            found.append(f"{field.name}={self._option(step, field.name, value)}")
-        return found
+            options.append(f"{field.name}={self._option(step, field.name, value)}")
+        return options
 
     def _option(self, step: PipelineStep, name: str, value: Any) -> str:
         path = f"step {step.name}, {name}"
         if name == "execution_mode":
             return _mode(value)
         if name == "depends_on":
-            return repr([str(one) for one in value])
+            return repr([str(dependency) for dependency in value])
         if name == "budget":
             return repr(str(value))
         if name == "output_schema" and is_bare(value):
@@ -279,10 +279,10 @@ class _Writer:
         if name == "output_schema":
             return self._reference(value)
         if name in ("tools", "checks"):
-            return f"[{', '.join(self._function_name(path, one) for one in value)}]"
+            return f"[{', '.join(self._function_name(path, function) for function in value)}]"
         if isinstance(value, Condition):
             return self._condition(path, value)
-        if name == "models" and not all(isinstance(one, str) for one in value.values()):
+        if name == "models" and not all(isinstance(model, str) for model in value.values()):
             self.problems[path] = "a model object cannot be written; name it by a string"
             return ""
         if name == "model" and not isinstance(value, str):
@@ -295,7 +295,7 @@ class _Writer:
     def _condition(self, path: str, condition: Condition) -> str:
         kind = type(condition).__name__
         if isinstance(condition, And | Or):
-            return f"tagent_nb.{kind}{_call(self._condition(path, one) for one in condition.conditions)}"
+            return f"tagent_nb.{kind}{_call(self._condition(path, part) for part in condition.conditions)}"
         if isinstance(condition, Not):
             return f"tagent_nb.Not({self._condition(path, condition.condition)})"
         if type(condition) not in _CONDITIONS:
@@ -310,7 +310,7 @@ class _Writer:
 
     def _function_name(self, path: str, function: Callable[..., Any]) -> str:
         if schema_of(function) is not None:
-            return ""  # told by _tools
+            return ""  # _tools reports it
         if not function_name(function).isidentifier():
             self.problems[path] = f"{function_name(function)} has no name; write it with def"
             return ""
@@ -361,13 +361,13 @@ def _settings(options: ToolOptions) -> str:
 
 def _decorated(source: str) -> set[str]:
     """Functions that ``@tool`` stands above."""
-    found = set()
+    names = set()
     for node in ast.parse(source).body:
-        for one in getattr(node, "decorator_list", ()):
-            target = one.func if isinstance(one, ast.Call) else one
+        for decorator in getattr(node, "decorator_list", ()):
+            target = decorator.func if isinstance(decorator, ast.Call) else decorator
             if getattr(target, "attr", getattr(target, "id", "")) == "tool":
-                found.add(node.name)  # type: ignore[attr-defined]
-    return found
+                names.add(node.name)  # type: ignore[attr-defined]
+    return names
 
 
 # -- notation -----------------------------------------------------------------------------------

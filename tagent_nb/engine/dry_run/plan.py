@@ -1,4 +1,4 @@
-"""What a run would do, and why, before it costs anything: a rehearsal that calls no runner."""
+"""What a run would do, and why, before it costs anything: no runner is called."""
 
 from __future__ import annotations
 
@@ -96,72 +96,72 @@ class Plan:
         Raises:
             UnknownStepError: The plan has no such step.
         """
-        for one in self.steps:
-            if one.step == step:
-                return one
-        known = [one.step for one in self.steps]
+        for plan in self.steps:
+            if plan.step == step:
+                return plan
+        names = [plan.step for plan in self.steps]
         raise UnknownStepError(
-            f"The plan has no step {step!r}.{did_you_mean(step, known)} Steps: {', '.join(known)}."
+            f"The plan has no step {step!r}.{did_you_mean(step, names)} Steps: {', '.join(names)}."
         )
 
     @property
     def running(self) -> list[StepPlan]:
         """The steps that run or may run."""
-        return [one for one in self.steps if one.action in RUNS]
+        return [plan for plan in self.steps if plan.action in RUNS]
 
     @property
     def seconds(self) -> float | None:
         """Seconds of all steps that run or may run, one after the other; ``None`` if one is unknown."""
-        known = [one.seconds for one in self.running if one.seconds is not None]
-        return sum(known) if len(known) == len(self.running) else None
+        reported = [plan.seconds for plan in self.running if plan.seconds is not None]
+        return sum(reported) if len(reported) == len(self.running) else None
 
     @property
     def tokens(self) -> int | None:
         """Tokens of all steps that run or may run; ``None`` if one is unknown."""
-        known = [one.tokens for one in self.running if one.tokens is not None]
-        return sum(known) if len(known) == len(self.running) else None
+        reported = [plan.tokens for plan in self.running if plan.tokens is not None]
+        return sum(reported) if len(reported) == len(self.running) else None
 
     @property
     def cost(self) -> float | None:
         """USD of all steps that run or may run; ``None`` if one is unknown."""
-        known = [one.cost for one in self.running if one.cost is not None]
-        return sum(known) if len(known) == len(self.running) else None
+        reported = [plan.cost for plan in self.running if plan.cost is not None]
+        return sum(reported) if len(reported) == len(self.running) else None
 
     @property
     def total(self) -> str:
         """All of it in one line."""
-        counts = {action: sum(one.action == action for one in self.steps) for action in _WORDS}
-        told = ", ".join(
+        counts = {action: sum(plan.action == action for plan in self.steps) for action in _WORDS}
+        counted = ", ".join(
             f"{number} {_WORDS[action][number != 1]}" for action, number in counts.items() if number
         )
-        head = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}: {told or 'nothing to do'}"
+        head = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}: {counted or 'nothing to do'}"
         return f"{head}. {self._expected()}" if self.running else f"{head}. It costs nothing."
 
     def _expected(self) -> str:
         """What is known of time, tokens and cost, and for which steps nothing is."""
         running = self.running
-        bound = "At most" if any(one.action == "may run" for one in running) else "About"
-        known = [one for one in running if one.seconds is not None]
-        costs = [one.cost for one in known if one.cost is not None]
-        parts = [seconds_text(sum(one.seconds or 0.0 for one in known))]
-        parts += [f"{tokens_text(sum(one.tokens or 0 for one in known))} tokens"]
+        bound = "At most" if any(plan.action == "may run" for plan in running) else "About"
+        estimated = [plan for plan in running if plan.seconds is not None]
+        costs = [plan.cost for plan in estimated if plan.cost is not None]
+        parts = [seconds_text(sum(plan.seconds or 0.0 for plan in estimated))]
+        parts += [f"{tokens_text(sum(plan.tokens or 0 for plan in estimated))} tokens"]
         parts += [cost_text(sum(costs))] if costs else []
-        unknown = [one.step for one in running if one.seconds is None]
-        unpriced = [one.step for one in known if one.cost is None]
-        told = f"{bound} {', '.join(parts)}, going by earlier runs" if known else ""
+        unknown = [plan.step for plan in running if plan.seconds is None]
+        unpriced = [plan.step for plan in estimated if plan.cost is None]
+        estimate = f"{bound} {', '.join(parts)}, going by earlier runs" if estimated else ""
         gaps = []
         if unknown:
             gaps.append(f"no run of {_listed(unknown)} is recorded to go by")
         if unpriced:
             gaps.append(f"the price of {_listed(unpriced)} is unknown")
-        text = "; ".join([*([told] if told else []), *gaps])
+        text = "; ".join([*([estimate] if estimate else []), *gaps])
         return f"{text[0].upper()}{text[1:]}."
 
     @property
     def reads(self) -> str:
         """The inputs in one line: ``reads input:df (DataFrame, 3 rows)``; empty without any."""
-        told = ", ".join(f"input:{name} ({words})" for name, words in self.inputs.items())
-        return f"reads {told}" if told else ""
+        shapes = ", ".join(f"input:{name} ({words})" for name, words in self.inputs.items())
+        return f"reads {shapes}" if shapes else ""
 
     @property
     def refusal(self) -> str:
@@ -177,8 +177,8 @@ class Plan:
     def __repr__(self) -> str:
         about = f"resuming {self.run_id}" if self.run_id else "a new run"
         lines = [f"Plan of {self.pipeline} ({about})", *([f"  {self.reads}"] if self.inputs else [])]
-        for one in self.steps:
-            lines.append(f"  {one.step}: {one.state}" + (f"; {one.why}" if one.why else ""))
+        for plan in self.steps:
+            lines.append(f"  {plan.step}: {plan.state}" + (f"; {plan.why}" if plan.why else ""))
         lines += [self.total, *([self.refusal] if self.refusal else [])]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 

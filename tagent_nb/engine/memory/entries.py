@@ -204,7 +204,7 @@ def reset(step: StepResult) -> None:
 
 
 def last_time(step: StepResult) -> str:
-    """:func:`ending` as a reason to run it again; that of an earlier sitting if it has not run since."""
+    """:func:`ending` as a reason to run it again; that of an earlier session if it has not run since."""
     if step.status is StepStatus.PENDING:
         return step.reason
     ended = ending(step)
@@ -219,8 +219,8 @@ def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
     labels = metadata["item_index"]
     # Labels that could not be stored are a text that says so; the keys are made of them.
     labels = dict(zip(keys, labels if isinstance(labels, list) else keys, strict=True))
-    known = step.items
-    step.items = {key: known[key] for key in keys if key in known}
+    items = step.items
+    step.items = {key: items[key] for key in keys if key in items}
     for key, item in step.items.items():
         item.index = labels[key]
 
@@ -228,11 +228,11 @@ def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
 class ItemTimes:
     """Wall time of mapped steps while their own end is not recorded yet, which a killed process never does.
 
-    It goes from the start of the first item that has ended in this sitting to the end of the last one.
+    It goes from the start of the first item that has ended in this session to the end of the last one.
     """
 
     def __init__(self) -> None:
-        # Seconds of earlier sittings, first start and last end, by step.
+        # Seconds of earlier sessions, first start and last end, by step.
         self._open: dict[str, tuple[float, float, float]] = {}
 
     def item_ended(self, step: StepResult, at: float, seconds: float) -> None:
@@ -243,10 +243,10 @@ class ItemTimes:
         step.seconds = before + last - first
 
     def step_ended(self, step: StepResult, seconds: float) -> None:
-        """Count what the step itself says of this sitting, in place of what its items have said."""
+        """Count what the step itself says of this session, in place of what its items add up to."""
         counted = self._open.pop(step.name, None) if self._open else None
         step.seconds = (step.seconds if counted is None else counted[0]) + seconds
 
-    def sitting_ended(self) -> None:
+    def session_ended(self) -> None:
         """Keep what is counted: another process carries on the run."""
         self._open.clear()

@@ -169,11 +169,11 @@ async def find_run(storage: StorageBackend, pipeline_name: str, run_id: str | No
     if run_id is not None:
         if await storage.has_run(pipeline_id, run_id):
             return run_id
-        known = [info.run_id for info in await storage.runs(pipeline_id)]
-        lost = "" if known else await storage.lost_runs()
+        run_ids = [info.run_id for info in await storage.runs(pipeline_id)]
+        lost = "" if run_ids else await storage.lost_runs()
         raise NotStoredError(
-            f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, known)} "
-            + (lost or f"Stored are: {', '.join(known[-5:]) or 'none'}.")
+            f"Run {run_id!r} of pipeline {pipeline_name!r} is not stored.{did_you_mean(run_id, run_ids)} "
+            + (lost or f"Stored are: {', '.join(run_ids[-5:]) or 'none'}.")
         )
     newest = await storage.newest_run(pipeline_id)
     if newest is None:
@@ -196,16 +196,16 @@ async def read_previous(
     return None if newest is None else await read_memory(storage, pipeline_name, newest, schemas)
 
 
-def schemas_of(pipeline: Pipeline, given: Iterable[type], namespace: Mapping[str, Any]) -> Classes:
+def schemas_of(pipeline: Pipeline, own_classes: Iterable[type], namespace: Mapping[str, Any]) -> Classes:
     """Classes that stored values may become: those that a step's schema and code refer to, those that the
     user passed, and those of the namespace.
 
     Args:
         pipeline: Its steps say whose values are read.
-        given: Classes that the user passed.
+        own_classes: Classes that the user passed.
         namespace: Globals of the notebook's cells.
     """
-    passed = list(given)
+    passed = list(own_classes)
     classes = {name: value for name, value in list(namespace.items()) if isinstance(value, type)}
     classes.update({schema.__name__: schema for schema in passed})
     classes.update(

@@ -105,7 +105,7 @@ class PipelineMemory:
         self.budget = ""
         self.forced: set[str] = set()
         self.use_cache, self.offline = True, False
-        # Steps that this sitting does not have, such as those after ``until``: a later one may.
+        # Steps that this session does not have, such as those after ``until``: a later one may.
         self._left_out: dict[str, StepResult] = {}
         # Calls of attempts that have not ended.
         self._under_way: dict[tuple[str, str | None], tuple[TokenUsage, float | None]] = {}
@@ -187,11 +187,11 @@ class PipelineMemory:
 
     def step(self, name: str) -> StepResult:
         """The state of a step, added if it is new."""
-        found = self.steps.get(name)
-        if found is None:
-            # One that the last sitting left out is known, with what it has cost.
-            found = self.steps[name] = self._left_out.pop(name, StepResult(name))
-        return found
+        result = self.steps.get(name)
+        if result is None:
+            # One that the last session left out is known, with what it has cost.
+            result = self.steps[name] = self._left_out.pop(name, StepResult(name))
+        return result
 
     def _unit(self, event: StepEvent) -> StepResult | ItemResult:
         step = self.steps.get(event.step) or self.step(event.step)
@@ -199,10 +199,10 @@ class PipelineMemory:
             return step
         if step.items is None:
             step.items = {}
-        found = step.items.get(event.item)
-        if found is None:
-            found = step.items[event.item] = ItemResult(event.item, event.item)
-        return found
+        item = step.items.get(event.item)
+        if item is None:
+            item = step.items[event.item] = ItemResult(event.item, event.item)
+        return item
 
     def _call_recorded(self, event: CallRecorded) -> None:
         # What an attempt spends counts when it ends. If its process dies before, this is what is known.
@@ -236,7 +236,7 @@ class PipelineMemory:
     def _run_resumed(self, event: RunResumed) -> None:
         for (name, item), (usage, cost) in list(self._under_way.items()):
             self._spend(StepEvent(run_id=event.run_id, step=name, item=item), usage, cost)
-        self._times.sitting_ended()
+        self._times.session_ended()
         self._settle(self.events[-2].at if len(self.events) > 1 else event.at)
         self._began = event.at
         self.finished = None
@@ -245,9 +245,9 @@ class PipelineMemory:
         self.budget = event.budget
         self.forced.update(event.forced)
         self.use_cache, self.offline = event.use_cache, event.offline
-        known = self._left_out | self.steps
-        self.steps = {name: known[name] if name in known else StepResult(name) for name in event.steps}
-        self._left_out = {name: step for name, step in known.items() if name not in self.steps}
+        steps = self._left_out | self.steps
+        self.steps = {name: steps[name] if name in steps else StepResult(name) for name in event.steps}
+        self._left_out = {name: step for name, step in steps.items() if name not in self.steps}
         for step in self.steps.values():
             if step.name not in event.kept:
                 reset(step)
@@ -281,7 +281,7 @@ class PipelineMemory:
                 self._times.item_ended(self.step(event.step), event.at, event.seconds)
 
     def _settle(self, until: float, seconds: float = 0.0) -> None:
-        """End a sitting: it took so many ``seconds``, or else the time between its first and last event."""
+        """End a session: it took so many ``seconds``, or else the time between its first and last event."""
         if self._began is not None:
             self._seconds += seconds or max(0.0, until - self._began)
             self._began = None
@@ -352,10 +352,10 @@ class PipelineMemory:
         unit.status = StepStatus.CACHED
         unit.output = event.output
         step = self.step(event.step)
-        # A mapped step's own event repeats what its items have said already.
+        # A mapped step's own event repeats what those of its items say.
         if event.item is not None or step.items is None:
-            known = step.saved_cost is not None and event.saved_cost is not None
-            step.saved_cost = (step.saved_cost or 0.0) + (event.saved_cost or 0.0) if known else None
+            priced = step.saved_cost is not None and event.saved_cost is not None
+            step.saved_cost = (step.saved_cost or 0.0) + (event.saved_cost or 0.0) if priced else None
         if isinstance(unit, StepResult):
             self._times.step_ended(unit, 0.0)
             self._valued(unit, event)
@@ -414,7 +414,7 @@ class PipelineMemory:
     def _step_cancelled(self, event: StepCancelled) -> None:
         unit = self._unit(event)
         if unit.status.has_value:
-            return  # it was recorded in the moment it was stopped, and nobody could know
+            return  # it was recorded in the moment it was stopped, and no reader could know
         unit.status = StepStatus.CANCELLED
         self._took(event, unit)
         self._spend(event, event.usage, event.cost)
@@ -439,16 +439,16 @@ class PipelineMemory:
 
     @property
     def seconds(self) -> float:
-        """Seconds of this run until now, all its sittings together."""
+        """Seconds of this run until now, all its sessions together."""
         return self._seconds + (max(0.0, time.time() - self._began) if self._began is not None else 0.0)
 
     def spent(self) -> dict[str, tuple[TokenUsage, float | None]]:
-        """Tokens and USD by step, of all sittings of the run."""
-        found = {name: (step.usage, step.cost) for name, step in (self._left_out | self.steps).items()}
+        """Tokens and USD by step, of all sessions of the run."""
+        spent = {name: (step.usage, step.cost) for name, step in (self._left_out | self.steps).items()}
         for (name, _), (more, price) in self._under_way.items():
-            usage, cost = found.get(name, (NO_USAGE, 0.0))
-            found[name] = (usage + more, None if cost is None or price is None else cost + price)
-        return found
+            usage, cost = spent.get(name, (NO_USAGE, 0.0))
+            spent[name] = (usage + more, None if cost is None or price is None else cost + price)
+        return spent
 
     def to_result(self) -> PipelineResult:
         """The result as it stands now. Steps are the live ones: they change while the run goes on."""
