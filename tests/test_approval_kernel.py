@@ -19,8 +19,8 @@ def kernel(tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
         return started[-1]
 
     yield start
-    for one in started:
-        one.close()
+    for book in started:
+        book.close()
 
 
 def define(book: Kernel) -> None:
@@ -33,15 +33,15 @@ def define(book: Kernel) -> None:
 def form(book: Kernel, cell: str) -> str:
     """The comm of the buttons of a form that a cell shows, once it does."""
 
-    def found() -> str:
+    def comm_id() -> str:
         for message in book.outputs.get(cell, []):
             state = message["content"].get("data", {}).get("state", {})
             if message["msg_type"] == "comm_open" and state.get("offers"):
                 return str(message["content"]["comm_id"])
         return ""
 
-    book.until(lambda: bool(found()))
-    return found()
+    book.until(lambda: bool(comm_id()))
+    return comm_id()
 
 
 def approve(book: Kernel, comm: str, *values: str) -> None:

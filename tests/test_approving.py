@@ -1,4 +1,4 @@
-"""Forms for approval: fields by type, edits that are checked where they are made, and who is told."""
+"""Forms for approval: fields by type, edits that are checked where they are made, and who learns of them."""
 
 from __future__ import annotations
 
@@ -62,30 +62,30 @@ def form(
     value: Any, schema: type[BaseModel] | None = None, **more: Any
 ) -> tuple[ApprovalForm, list[Decision]]:
     """A form, and what is decided with it."""
-    said: list[Decision] = []
+    decisions: list[Decision] = []
     step = PipelineStep("draft", "Write.", output_schema=schema)
 
     def decide(request: ApprovalRequest, decision: Decision) -> None:
         if isinstance(decision, Edited):
             decision = Edited(step.validate_output(decision.value))
-        said.append(decision)
+        decisions.append(decision)
 
     parameters = {} if schema is None else schema.model_json_schema()
     request = ApprovalRequest(
         "run", "p", "draft", value=value, schema=schema, parameters=parameters, goal="Write.", **more
     )
-    return ApprovalForm(request, decide), said
+    return ApprovalForm(request, decide), decisions
 
 
 def field(shown: ApprovalForm, name: str) -> Any:
-    return next(one.widget for one in shown.fields if one.name == name)
+    return next(field.widget for field in shown.fields if field.name == name)
 
 
 def press(shown: ApprovalForm, name: str, **page: Any) -> None:
     """Press a button as a front end does, whose fields may say more than has reached the kernel."""
     values = [
-        page.get(one.name, one.widget.index if hasattr(one.widget, "index") else one.widget.value)
-        for one in shown.fields
+        page.get(field.name, field.widget.index if hasattr(field.widget, "index") else field.widget.value)
+        for field in shown.fields
     ]
     content = {"decision": name, "values": [*values, shown.reason.value]}
     shown.buttons._handle_custom_msg(content, [])
@@ -93,7 +93,7 @@ def press(shown: ApprovalForm, name: str, **page: Any) -> None:
 
 def test_fields_are_of_the_types_of_the_schema_and_json_for_the_rest() -> None:
     shown, _ = form(MAIL, Mail)
-    assert {one.name: type(one.widget).__name__ for one in shown.fields} == {
+    assert {field.name: type(field.widget).__name__ for field in shown.fields} == {
         "to": "Text",
         "body": "Textarea",
         "copies": "IntText",
@@ -113,36 +113,36 @@ def test_fields_are_of_the_types_of_the_schema_and_json_for_the_rest() -> None:
 
 
 def test_a_value_as_it_is_is_approved_and_the_form_is_done() -> None:
-    shown, said = form(MAIL, Mail)
+    shown, decisions = form(MAIL, Mail)
     press(shown, "approve")
-    assert said == [Approved()]
+    assert decisions == [Approved()]
     assert shown.buttons.decided
 
 
 def test_an_edited_field_makes_an_edited_value_of_the_whole() -> None:
-    shown, said = form(MAIL, Mail)
+    shown, decisions = form(MAIL, Mail)
     field(shown, "tone").value = "cold"
     field(shown, "tags").value = '["b", "c"]'
     field(shown, "copies").value = 3
     press(shown, "approve")
-    assert said == [Edited(MAIL.model_copy(update={"tone": Tone.COLD, "tags": ["b", "c"], "copies": 3}))]
+    assert decisions == [Edited(MAIL.model_copy(update={"tone": Tone.COLD, "tags": ["b", "c"], "copies": 3}))]
 
 
 def test_what_the_page_says_counts_even_if_the_click_comes_first() -> None:
-    shown, said = form(MAIL, Mail)
+    shown, decisions = form(MAIL, Mail)
     press(shown, "approve", to="Eve", copies=7, tone=1, urgent=True)
     changed = {"to": "Eve", "copies": 7, "tone": Tone.COLD, "urgent": True}
-    assert said == [Edited(MAIL.model_copy(update=changed))]
+    assert decisions == [Edited(MAIL.model_copy(update=changed))]
     press(shown, "approve", to="Mallory")
-    assert len(said) == 1
+    assert len(decisions) == 1
 
 
 @pytest.mark.parametrize(("name", "entered"), [("copies", None), ("tone", 9)])
 def test_what_a_field_cannot_hold_is_told_in_the_form(name: str, entered: Any) -> None:
-    shown, said = form(MAIL, Mail)
+    shown, decisions = form(MAIL, Mail)
     press(shown, "approve", **{name: entered})
     assert f"{name}: " in shown.error.value
-    assert said == []
+    assert decisions == []
 
 
 @pytest.mark.parametrize(
@@ -154,48 +154,48 @@ def test_what_a_field_cannot_hold_is_told_in_the_form(name: str, entered: Any) -
     ],
 )
 def test_what_is_wrong_with_an_edit_stands_in_the_form_which_stays(name: str, text: str, says: str) -> None:
-    shown, said = form(MAIL, Mail)
+    shown, decisions = form(MAIL, Mail)
     field(shown, name).value = text
     press(shown, "approve")
     assert says in shown.error.value
     assert 'role="alert"' in shown.error.value
-    assert said == []
+    assert decisions == []
     assert not shown.buttons.decided
     field(shown, name).value = '["ok"]' if name == "tags" else "7"
     press(shown, "approve")
     assert shown.error.value == ""
-    assert len(said) == 1
+    assert len(decisions) == 1
 
 
 def test_a_rejection_needs_a_reason() -> None:
-    shown, said = form("text")
+    shown, decisions = form("text")
     press(shown, "reject")
     assert "Say why" in shown.error.value
-    assert said == []
+    assert decisions == []
     shown.reason.value = " too rude "
     press(shown, "reject")
-    assert said == [Rejected("too rude")]
+    assert decisions == [Rejected("too rude")]
 
 
 def test_try_again_is_a_rejection_with_retry_and_not_there_for_tools() -> None:
-    shown, said = form("text")
+    shown, decisions = form("text")
     shown.reason.value = "shorter"
     press(shown, "retry")
-    assert said == [Rejected("shorter", retry=True)]
+    assert decisions == [Rejected("shorter", retry=True)]
     called, _ = form({"x": 1}, tool="order")
-    assert [one[0] for one in called.buttons.offers] == ["approve", "reject"]
+    assert [offer[0] for offer in called.buttons.offers] == ["approve", "reject"]
 
 
 def test_text_without_a_schema_is_edited_as_text_and_other_values_as_json() -> None:
-    shown, said = form("Dear Ada")
+    shown, decisions = form("Dear Ada")
     shown.fields[0].widget.value = "[1]"
     press(shown, "approve")
-    assert said == [Edited("[1]")]
-    shown, said = form({"a": [1, 2]})
+    assert decisions == [Edited("[1]")]
+    shown, decisions = form({"a": [1, 2]})
     shown.fields[0].widget.value = '{"a": []}'
     press(shown, "approve")
-    assert said == [Edited({"a": []})]
-    shown, said = form([])
+    assert decisions == [Edited({"a": []})]
+    shown, decisions = form([])
     shown.fields[0].widget.value = "["
     press(shown, "approve")
     assert "the value is no JSON" in shown.error.value
@@ -209,11 +209,11 @@ class Shy:
 
 
 def test_what_is_no_json_can_be_looked_at_approved_and_rejected() -> None:
-    shown, said = form(object())
+    shown, decisions = form(object())
     assert shown.fields == []
     assert "object object at" in shown.box.children[0].value
     press(shown, "approve")
-    assert said == [Approved()]
+    assert decisions == [Approved()]
     assert "Shy.__repr__ raised ZeroDivisionError" in form(Shy())[0].box.children[0].value
 
 
@@ -222,9 +222,9 @@ def test_nothing_in_a_form_is_taken_for_html(text: str) -> None:
     shown, _ = form(MAIL, Mail, tool=text)
     field(shown, "tags").value = text
     press(shown, "approve")
-    for one in [*shown.box.children, *form(_Named(text))[0].box.children]:
-        if isinstance(one, ipywidgets.HTML):
-            assert_safe(one.value)
+    for widget in [*shown.box.children, *form(_Named(text))[0].box.children]:
+        if isinstance(widget, ipywidgets.HTML):
+            assert_safe(widget.value)
 
 
 class _Named:
@@ -310,7 +310,7 @@ def test_an_edit_that_the_step_does_not_take_is_told_in_its_form(tmp_path: Any) 
     forms = ApprovalForms(session.workspace)
     forms.draw()
     [shown] = forms.forms
-    assert [one.name for one in shown.fields] == ["label"]
+    assert [field.name for field in shown.fields] == ["label"]
     executor, handle = session.workspace.executor, session.workspace.handle
     assert executor is not None
     assert handle is not None

@@ -78,12 +78,12 @@ def test_a_call_on_the_line_of_other_code_keeps_the_rest() -> None:
 
 
 def shell(**settings: Any) -> Any:
-    given = {
+    cells = {
         "kernel": object(),
         "autoawait": True,
         "input_transformers_post": [],
     } | settings
-    return SimpleNamespace(**given)
+    return SimpleNamespace(**cells)
 
 
 CALL = ["get_ipython().run_line_magic('tagent_run', '')\n"]
@@ -127,9 +127,9 @@ def test_code_that_does_not_name_the_magic_is_handed_on_as_it_is() -> None:
 
 
 def test_removing_leaves_no_trace() -> None:
-    one = shell()
-    transformer = AwaitedRuns(one)
+    kernel_shell = shell()
+    transformer = AwaitedRuns(kernel_shell)
     transformer.install()
-    assert one.input_transformers_post == [transformer]
+    assert kernel_shell.input_transformers_post == [transformer]
     transformer.remove()
-    assert one.input_transformers_post == []
+    assert kernel_shell.input_transformers_post == []

@@ -91,10 +91,10 @@ def test_a_shell_without_a_front_end_tells_nothing() -> None:
 
 def test_where_ipython_tells_no_id_the_request_does() -> None:
     """As IPython 7: its events have no cell ids."""
-    asked: dict[str, Any] = {}
-    cells = Cells(SimpleNamespace(get_parent=lambda: asked))
+    parent: dict[str, Any] = {}
+    cells = Cells(SimpleNamespace(get_parent=lambda: parent))
     for number, steps in enumerate((["a", "b"], ["b"])):
-        asked.update(header={"msg_id": f"request {number}"}, metadata={"cellId": "one"})
+        parent.update(header={"msg_id": f"request {number}"}, metadata={"cellId": "one"})
         cells._entered(SimpleNamespace())
         for step in steps:
             cells.defined("p", step)

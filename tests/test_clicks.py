@@ -32,17 +32,17 @@ class SixKernel:
 
     async def dispatch(self, message: list[Any]) -> None:
         ident, parts = self.session.feed_identities(message, copy=False)
-        found = self.session.deserialize(parts, copy=False)
-        self.set_parent(ident, found, "shell")
+        parent = self.session.deserialize(parts, copy=False)
+        self.set_parent(ident, parent, "shell")
         self.saved_sigint_handler = "the click's"
-        self.handled.append(found["header"]["msg_type"])
-        if found["content"].get("bad"):
+        self.handled.append(parent["header"]["msg_type"])
+        if parent["content"].get("bad"):
             raise KeyboardInterrupt
 
     def send(self, kind: str, **content: Any) -> None:
         parts = self.session.serialize(self.session.msg(kind, content), ident=b"front")
         self.msg_queue.put_nowait(
-            (self.msg_queue.qsize(), self.dispatch, ([zmq.Message(one) for one in parts],))
+            (self.msg_queue.qsize(), self.dispatch, ([zmq.Message(part) for part in parts],))
         )
 
 

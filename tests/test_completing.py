@@ -118,7 +118,7 @@ def test_a_storage_that_is_away_or_slow_offers_nothing(
     assert offered(session, "%tagent_history ") == []
 
 
-@pytest.mark.skipif(not completing.HAS_MATCHERS, reason="this IPython asks nobody")
+@pytest.mark.skipif(not completing.HAS_MATCHERS, reason="this IPython has no matchers")
 def test_the_shell_asks_it(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
     shell = InteractiveShell.instance()
     monkeypatch.setattr("tagent_nb.notebook.extension.current", lambda: session)
@@ -126,17 +126,22 @@ def test_the_shell_asks_it(monkeypatch: pytest.MonkeyPatch, session: Session) ->
     try:
         with provisionalcompleter():
             line = "%tagent_run --until c"
-            assert [one.text for one in shell.Completer.completions(line, len(line))] == ["classify"]
+            assert [completion.text for completion in shell.Completer.completions(line, len(line))] == [
+                "classify"
+            ]
             cell = "%%tagent_step a\nSay {{ cl"
-            assert "classify" in [one.text for one in shell.Completer.completions(cell, len(cell))]
+            assert "classify" in [
+                completion.text for completion in shell.Completer.completions(cell, len(cell))
+            ]
     finally:
         tagent_nb.unload_ipython_extension(shell)
     assert not any(
-        getattr(one, "matcher_identifier", "") == "tagent_nb" for one in shell.Completer.custom_matchers
+        getattr(matcher, "matcher_identifier", "") == "tagent_nb"
+        for matcher in shell.Completer.custom_matchers
     )
 
 
-def test_where_the_shell_asks_nobody_the_rest_is_there(
+def test_where_the_shell_has_no_matchers_the_rest_is_there(
     monkeypatch: pytest.MonkeyPatch, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As with IPython 7, which Colab has: no word about it."""

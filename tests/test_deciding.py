@@ -47,7 +47,7 @@ def test_a_held_value_is_listed_approved_and_used_when_the_run_goes_on(
 def test_a_decision_during_a_run_without_anybody_to_ask_says_what_goes_on_with_it(
     book: Notebook, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run does what else it can, and the branch that waits is for the next sitting."""
+    """The run does what else it can, and the branch that waits is for a resume."""
     gate = book.shell.user_ns["gate"] = threading.Event()
     book("tagent_pipeline mails --concurrent")
     book.python("draft", "'Dear all'", "--approve")
@@ -56,9 +56,9 @@ def test_a_decision_during_a_run_without_anybody_to_ask_says_what_goes_on_with_i
     handle = book("tagent_run --background")
     wait_for_a_request(handle)
     book("tagent_approve draft")
-    told = capsys.readouterr().out
-    assert "Approved. The run under way waits for no decision" in told
-    assert "%tagent_run --resume" in told
+    printed = capsys.readouterr().out
+    assert "Approved. The run under way waits for no decision" in printed
+    assert "%tagent_run --resume" in printed
     gate.set()
     assert handle.result().waiting_steps == ["draft"]
     assert book("tagent_run --resume")["send"] == "sent: Dear all"

@@ -110,7 +110,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "tools"),
     [
         ({}, None),
         ({"tools": [lookup]}, "lookup, and all registered ones"),
@@ -118,9 +118,9 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         ({"tools_filter": ["lookup"], "tools": [lookup]}, "lookup"),
     ],
 )
-def test_a_card_tells_no_tools_from_all_tools(options: dict[str, Any], told: str | None) -> None:
+def test_a_card_tells_no_tools_from_all_tools(options: dict[str, Any], tools: str | None) -> None:
     made = pipeline().step("report", "Report", **options)
-    assert facts(made, made.get_step("report")).get("tools") == told
+    assert facts(made, made.get_step("report")).get("tools") == tools
 
 
 def test_a_card_tells_settings_but_not_what_may_hold_a_key() -> None:
@@ -146,9 +146,9 @@ def test_a_condition_object_is_described() -> None:
     from tagent_nb.pipeline import DataExists
 
     made = pipeline().step("report", "go", when=DataExists("classify.label"), max_retries=5)
-    told = facts(made, made.get_step("report"))
-    assert "classify.label" in told["when"]
-    assert told["limits"] == "5 retries"
+    card = facts(made, made.get_step("report"))
+    assert "classify.label" in card["when"]
+    assert card["limits"] == "5 retries"
 
 
 def test_an_agent_step_without_a_model_says_how_to_get_one() -> None:

@@ -22,7 +22,7 @@ PAST = Durations({"a": 10.0, "b": 20.0, "c": 30.0})
 def left(
     *steps: StepResult, past: Durations = PAST, now: float = 100.0, **items: tuple[int, int, int]
 ) -> float | None:
-    return seconds_left({one.name: one for one in steps}, items, past, now)
+    return seconds_left({step.name: step for step in steps}, items, past, now)
 
 
 def test_pending_steps_take_what_they_took() -> None:

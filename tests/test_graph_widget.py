@@ -39,7 +39,7 @@ def test_a_layout_is_sent_as_a_whole(sent: list[Any]) -> None:
     assert state["picture"] == 1
     assert state["svg"].startswith("<svg")
     assert state["names"] == {"node-0": "load", "node-1": "more"}
-    assert [one[0] for one in state["labels"].values()] == ["completed", "pending"]
+    assert [label[0] for label in state["labels"].values()] == ["completed", "pending"]
     assert state["styles"]["failed"] == ["✗", "failed"]
     assert sent == []
 

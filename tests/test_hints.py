@@ -1,4 +1,4 @@
-"""What a definition probably does not mean, told before it costs anything."""
+"""What a definition probably does not mean, reported before it costs anything."""
 
 from __future__ import annotations
 

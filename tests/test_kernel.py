@@ -20,7 +20,10 @@ from nbclient.exceptions import CellExecutionError
 on_every_kernel = pytest.mark.parametrize(
     "kernel",
     [pytest.param(None, id="newest")]
-    + [pytest.param(one, id=one, marks=pytest.mark.requires(f"ipykernel-{one}")) for one in OLDER],
+    + [
+        pytest.param(version, id=version, marks=pytest.mark.requires(f"ipykernel-{version}"))
+        for version in OLDER
+    ],
     indirect=True,
 )
 
@@ -35,8 +38,8 @@ def kernel(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[
         return started[-1]
 
     yield start
-    for one in started:
-        one.close()
+    for book in started:
+        book.close()
 
 
 FOREVER = "import os, time\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\n"
@@ -219,22 +222,22 @@ def test_a_program_that_runs_a_notebook_fails_where_a_strict_run_does(tmp_path: 
         client.execute()
     assert (tmp_path / "out\\graph.svg").read_text().startswith("<")
     run = book.cells[3].outputs
-    assert any("✗ load: failed" in one.get("data", {}).get("text/plain", "") for one in run)
-    errors = [one for one in run if one.output_type == "error"]
-    assert [one.ename for one in errors] == ["RunFailedError"]
+    assert any("✗ load: failed" in output.get("data", {}).get("text/plain", "") for output in run)
+    errors = [output for output in run if output.output_type == "error"]
+    assert [output.ename for output in errors] == ["RunFailedError"]
     assert "Traceback" not in str(errors)
     assert not book.cells[4].outputs
 
 
 def _stop_button(book: Kernel, cell: str) -> str | None:
     """The comm of the button, once a front end shows it."""
-    found = None
+    comm_id = None
     for message in book.outputs.get(cell, []):
         data = message["content"].get("data", {})
         if message["msg_type"] == "comm_open" and data.get("state", {}).get("description") == "Stop":
-            found = str(message["content"]["comm_id"])
+            comm_id = str(message["content"]["comm_id"])
         if "application/vnd.jupyter.widget-view+json" in data:
-            return found
+            return comm_id
     return None
 
 
@@ -263,7 +266,9 @@ def test_printed_text_lands_in_the_area_of_its_step(kernel: Callable[[], Kernel]
     assert book.wait(later).strip() == "another cell"
     (book.folder / "gate").touch()
     assert "from the step" not in book.run("_ = handle.result(30)")
-    book.until(lambda: any("from the step" in _html(one) for cell in book.outputs.values() for one in cell))
+    book.until(
+        lambda: any("from the step" in _html(message) for cell in book.outputs.values() for message in cell)
+    )
 
 
 @on_every_kernel
@@ -278,15 +283,20 @@ def test_pipelines_that_run_at_the_same_time_keep_their_output_apart(kernel: Cal
     (book.folder / "gate").touch()
     assert "leftright" in book.run("print(left.result(30)['slow'] + right.result(30)['slow'])")
 
-    def told(name: str) -> list[str]:
+    def texts(name: str) -> list[str]:
         return [
-            _html(one) for cell in book.outputs.values() for one in cell if f"from the {name}" in str(one)
+            _html(message)
+            for cell in book.outputs.values()
+            for message in cell
+            if f"from the {name}" in str(message)
         ]
 
-    book.until(lambda: all(any("completed" in text for text in told(name)) for name in ("left", "right")))
-    assert not any("from the right" in text for text in told("left"))
-    streams = [one for cell in book.outputs.values() for one in cell if one["msg_type"] == "stream"]
-    assert not any("from the" in one["content"]["text"] for one in streams)
+    book.until(lambda: all(any("completed" in text for text in texts(name)) for name in ("left", "right")))
+    assert not any("from the right" in text for text in texts("left"))
+    streams = [
+        message for cell in book.outputs.values() for message in cell if message["msg_type"] == "stream"
+    ]
+    assert not any("from the" in message["content"]["text"] for message in streams)
 
 
 def _html(message: dict[str, Any]) -> str:

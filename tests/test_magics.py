@@ -53,7 +53,7 @@ class Notebook:
     @property
     def shown(self) -> list[str]:
         """The plain text of all that was displayed."""
-        return [one["data"]["text/plain"] for one in self.published.outputs]
+        return [output["data"]["text/plain"] for output in self.published.outputs]
 
     def python(self, name: str, code: str, options: str = "") -> None:
         """Define a Python step."""
@@ -163,7 +163,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert step.goal == "Say whether {{ load }} is good."
     assert step.output_schema is book.shell.user_ns["Sentiment"]
     assert (step.map_over, step.min_success, step.when, step.model) == ("load", 0.5, "load", "openai:gpt")
-    assert [str(one) for one in step.dependencies] == ["extra:weak", "more:optional", "load"]
+    assert [str(dependency) for dependency in step.dependencies] == ["extra:weak", "more:optional", "load"]
     assert step.constraints == ["be short", "kind"]
     assert step.settings == {"max_tokens": 200, "temperature": 0.5}
     assert step.tools_filter == ["lookup", "search*"]
@@ -348,9 +348,9 @@ def test_a_name_that_is_gone_is_one_error_before_anything_is_asked(
     book("tagent_step more --depends-on load --when False --model test", "Say {{ load }}.")
     book.shell.run_cell(cell)
     for line in ("tagent_run", "tagent_plan", "tagent_run --resume"):
-        told = refused(book, line)
-        assert "Pipeline 'reviews' cannot run: 1 problem\n  - Step 'ask': " in told
-        assert message in told
+        printed = refused(book, line)
+        assert "Pipeline 'reviews' cannot run: 1 problem\n  - Step 'ask': " in printed
+        assert message in printed
     assert not Path("effects").exists()
     # All the rest can be looked at, and steps that do not need it run.
     for line in ("tagent_graph", "tagent_status", "tagent_explain ask", "tagent_export book.svg"):
@@ -380,8 +380,8 @@ def test_what_is_given_as_an_object_stays_that_object(book: Notebook) -> None:
 
     book.session.pipeline.check("ask")(brief)
     pipeline = book.session.pipeline
-    given = {"output_schema": first["Answer"], "checks": [first["sane"]], "model": first["mine"]}
-    own = PipelineStep("own", "go", **given)
+    names = {"output_schema": first["Answer"], "checks": [first["sane"]], "model": first["mine"]}
+    own = PipelineStep("own", "go", **names)
     book.session.put(own)
     for cell in EDITS.values():
         book.shell.run_cell(cell)
@@ -797,8 +797,10 @@ def test_explain_says_what_cannot_be_compared(book: Notebook, capsys: pytest.Cap
     book("tagent_run")
     capsys.readouterr()
     book("tagent_explain load")
-    told = capsys.readouterr().out
-    assert "Changes inside of lines (builtins.list_iterator) are not noticed: only its type counts." in told
+    printed = capsys.readouterr().out
+    assert (
+        "Changes inside of lines (builtins.list_iterator) are not noticed: only its type counts." in printed
+    )
 
 
 def test_explain_says_which_texts_for_pandas_cannot_be_seen(
@@ -811,9 +813,9 @@ def test_explain_says_which_texts_for_pandas_cannot_be_seen(
     book("tagent_run")
     capsys.readouterr()
     book("tagent_explain use")
-    told = capsys.readouterr().out
-    assert told.count("Names behind @") == 1
-    assert "Names behind @ in the text of load.query(words) are not noticed" in told
+    printed = capsys.readouterr().out
+    assert printed.count("Names behind @") == 1
+    assert "Names behind @ in the text of load.query(words) are not noticed" in printed
 
 
 def test_explain_tells_other_ends_of_a_step(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
@@ -823,9 +825,9 @@ def test_explain_tells_other_ends_of_a_step(book: Notebook, capsys: pytest.Captu
     book("tagent_run")
     book("tagent_explain load")
     book("tagent_explain after")
-    told = capsys.readouterr().out
-    assert "load: ran and failed: ValueError: no" in told
-    assert "after: skipped: step 'load' failed" in told
+    printed = capsys.readouterr().out
+    assert "load: ran and failed: ValueError: no" in printed
+    assert "after: skipped: step 'load' failed" in printed
 
 
 def test_explain_compares_with_the_last_run_in_which_the_step_had_a_value(
@@ -849,10 +851,10 @@ def test_explain_tells_of_agent_steps(book: Notebook, capsys: pytest.CaptureFixt
         book("tagent_run")
     capsys.readouterr()
     book("tagent_explain ask")
-    told = capsys.readouterr().out
-    assert told.startswith("ask: ran")
-    assert "- Say yes." in told
-    assert "+ Say no." in told
+    printed = capsys.readouterr().out
+    assert printed.startswith("ask: ran")
+    assert "- Say yes." in printed
+    assert "+ Say no." in printed
 
 
 def test_explain_compares_this_kernels_last_run_though_others_have_run_since(
@@ -982,7 +984,7 @@ def test_a_question_mark_shows_what_it_does_and_its_options(
     monkeypatch.setattr("IPython.core.page.page", lambda text, *rest, **more: shown.append(text))
     percent = "%%" if name in CELL_MAGICS else "%"
     book.shell.run_cell(f"{percent}{name}?").raise_error()
-    (text,) = (one["text/plain"] if isinstance(one, dict) else one for one in shown)
+    (text,) = (page["text/plain"] if isinstance(page, dict) else page for page in shown)
     assert magic_functions()[name].__doc__.split("\n")[0][:30] in text
     assert "--help" in text
 

@@ -84,32 +84,34 @@ def until(condition: Any) -> None:
 
 
 def updates(shown: CapturingDisplayPublisher) -> list[dict[str, Any]]:
-    return [one for one in shown.outputs if one.get("update")]
+    return [output for output in shown.outputs if output.get("update")]
 
 
 def left(shown: CapturingDisplayPublisher) -> tuple[str, str, str]:
     """Text and HTML of the table, and the SVG of the picture, as the notebook has them now."""
-    _, table, picture = [one for one in shown.outputs if not one.get("update")][-3:]
-    for one in updates(shown):
-        if one["transient"] == table["transient"]:
-            table = one
-        elif one["transient"] == picture["transient"]:
-            picture = one
+    _, table, picture = [output for output in shown.outputs if not output.get("update")][-3:]
+    for output in updates(shown):
+        if output["transient"] == table["transient"]:
+            table = output
+        elif output["transient"] == picture["transient"]:
+            picture = output
     return table["data"]["text/plain"], table["data"]["text/html"], picture["data"].get("image/svg+xml", "")
 
 
 def offered(view: PanelView) -> list[str]:
-    return [name for name, one in view.buttons.items() if one.layout.display is None and not one.disabled]
+    return [
+        name for name, button in view.buttons.items() if button.layout.display is None and not button.disabled
+    ]
 
 
 def row(view: PanelView, name: str) -> list[str]:
-    return next(one for one in view.table.rows.values() if one[0] == name)
+    return next(cells for cells in view.table.rows.values() if cells[0] == name)
 
 
 def node(view: PanelView, name: str) -> list[str]:
-    (found,) = [ident for ident, step in view.graph.names.items() if step == name]
-    said: list[str] = view.graph.labels[found]
-    return said
+    (node_id,) = [ident for ident, step in view.graph.names.items() if step == name]
+    label: list[str] = view.graph.labels[node_id]
+    return label
 
 
 def noting(name: str, code: str, **options: Any) -> PipelineStep:
@@ -421,8 +423,8 @@ def test_details_open_by_a_click_in_graph_rows_or_choice_and_close_again(
     view.graph.selected = "total"
     assert panel.selected == view.table.selected == view.step.value == "total"
     assert view.details.layout.display is None
-    for told in ("sum(load)", "load: [1, 2]", "adding"):
-        assert told in view.details.value
+    for text in ("sum(load)", "load: [1, 2]", "adding"):
+        assert text in view.details.value
     view.table.selected = "load"
     assert view.graph.selected == "load"
     assert "[1, 2]" in view.details.value
@@ -586,7 +588,7 @@ def test_the_time_left_is_told_from_earlier_runs(
 
 
 @pytest.mark.parametrize(
-    ("step", "told", "button"),
+    ("step", "advice", "button"),
     [
         (
             StepResult("ask", StepStatus.FAILED, error_type="BudgetExceededError", error="too much"),
@@ -597,7 +599,7 @@ def test_the_time_left_is_told_from_earlier_runs(
     ],
 )
 def test_a_run_that_needs_its_user_says_how_to_go_on(
-    session: Session, shown: CapturingDisplayPublisher, step: StepResult, told: str, button: str
+    session: Session, shown: CapturingDisplayPublisher, step: StepResult, advice: str, button: str
 ) -> None:
     failed = ["ask"] if step.status is StepStatus.FAILED else []
     put(session, cell("ask", "1"))
@@ -606,7 +608,7 @@ def test_a_run_that_needs_its_user_says_how_to_go_on(
     panel.feed = RunFeed()
     panel.feed.end(PipelineResult("reviews", False, 1.0, steps={"ask": step}, failed_steps=failed))
     panel._refresh()
-    assert told in view_of(panel).head.value
+    assert advice in view_of(panel).head.value
     assert offered(view_of(panel)) == ["run", button, "force"]
 
 

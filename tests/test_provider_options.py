@@ -39,9 +39,9 @@ def test_a_limit_is_a_provider_and_numbers() -> None:
     ],
 )
 def test_a_price_that_cannot_be_read_says_how_to_write_it(text: str, message: str) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         read_price(text)
-    assert message in str(told.value)
+    assert message in str(caught.value)
 
 
 def test_numbers_are_checked_where_they_belong() -> None:
@@ -58,19 +58,19 @@ def test_prices_and_limits_hold_for_all_pipelines_of_a_session(tmp_path: Path) -
     session.use("a")
     session.set_prices({"openai:mine": Price(1, 2)})
     session.set_limits({"openai": Limit(concurrency=3)})
-    one = session.executor()
+    executor = session.executor()
     session.use("b")
     session.set_prices({"openai:other": Price(3, 4)})
     other = session.executor()
-    assert one.prices == {"openai:mine": Price(1, 2)}
+    assert executor.prices == {"openai:mine": Price(1, 2)}
     assert other.prices == {"openai:mine": Price(1, 2), "openai:other": Price(3, 4)}
-    assert one.limits is other.limits is session.limits
+    assert executor.limits is other.limits is session.limits
     assert session.limits.paces["openai"].places == 3
 
 
 def test_settings_are_names_and_values_of_python_or_texts() -> None:
-    given = ["max_tokens=200", "temperature = 0.5", "tool_choice=auto", "stop_sequences=['a=b']"]
-    assert read_settings(given) == {
+    texts = ["max_tokens=200", "temperature = 0.5", "tool_choice=auto", "stop_sequences=['a=b']"]
+    assert read_settings(texts) == {
         "max_tokens": 200,
         "temperature": 0.5,
         "tool_choice": "auto",
@@ -79,7 +79,7 @@ def test_settings_are_names_and_values_of_python_or_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("texts", "says"),
     [
         (["200"], "Write: --setting max_tokens=200"),
         (["max_tokens="], "'max_tokens=' cannot be read"),
@@ -87,9 +87,9 @@ def test_settings_are_names_and_values_of_python_or_texts() -> None:
         (["seed=1", "seed=2"], "seed is given twice"),
     ],
 )
-def test_settings_that_cannot_be_read_say_how_to_write_them(given: list[str], says: str) -> None:
+def test_settings_that_cannot_be_read_say_how_to_write_them(texts: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        read_settings(given)
+        read_settings(texts)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def test_texts_are_told_by_their_changed_lines() -> None:
 
 
 def test_a_long_diff_is_cut() -> None:
-    told = changes(step("a"), step("\n".join(str(number) for number in range(50))))
-    assert len(told) == MAX_LINES
-    assert told[-1] == "… and 44 more lines"
+    lines = changes(step("a"), step("\n".join(str(number) for number in range(50))))
+    assert len(lines) == MAX_LINES
+    assert lines[-1] == "… and 44 more lines"
 
 
 def test_another_kind_of_step_is_told() -> None:
@@ -79,12 +79,12 @@ def test_options_are_told_in_a_line_each(before: dict[str, Any], after: dict[str
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "line"),
     [
         (None, [], "tools_filter: all tools → no tools"),
         ([], None, "tools_filter: no tools → all tools"),
         ([], ["look"], "tools_filter: no tools → look"),
     ],
 )
-def test_no_tools_are_something_else_than_all_tools(before: Any, after: Any, told: str) -> None:
-    assert changes(step(tools_filter=before), step(tools_filter=after)) == [told]
+def test_no_tools_are_something_else_than_all_tools(before: Any, after: Any, line: str) -> None:
+    assert changes(step(tools_filter=before), step(tools_filter=after)) == [line]

@@ -219,9 +219,9 @@ def test_the_last_result_comes_from_storage_in_a_new_kernel(session: Session) ->
     assert session.last_result().run_id == first.run_id
     later = Session({"Sentiment": Sentiment}, session.folder)
     later.use("a")
-    found = later.last_result()
-    assert found.run_id == first.run_id
-    assert found["load"] == Sentiment(label="x")
+    result = later.last_result()
+    assert result.run_id == first.run_id
+    assert result["load"] == Sentiment(label="x")
     assert later.stored_result(first.run_id).run_id == first.run_id
 
 

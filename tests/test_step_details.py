@@ -25,20 +25,20 @@ def pipeline() -> Pipeline:
     return made.share(rule="Be short.")
 
 
-def told(name: str, *steps: StepResult, text: str = "", **fields: object) -> str:
-    html = details_html(pipeline(), name, {one.name: one for one in steps}, text, **fields)  # type: ignore[arg-type]
+def details(name: str, *steps: StepResult, text: str = "", **fields: object) -> str:
+    html = details_html(pipeline(), name, {step.name: step for step in steps}, text, **fields)  # type: ignore[arg-type]
     assert_safe(html)
     return Reader(html).text
 
 
 def test_a_python_step_shows_its_code_its_output_and_what_it_printed() -> None:
-    html = told("load", done("load", ["good", "bad"], seconds=1.0, attempts=2), text="reading")
+    html = details("load", done("load", ["good", "bad"], seconds=1.0, attempts=2), text="reading")
     for part in ("code", "['good', 'bad']", "output", "printed", "reading", "1.0 s · 2 attempts"):
         assert part in html
 
 
 def test_an_agent_step_shows_the_prompt_with_what_it_reads_filled_in() -> None:
-    html = told(
+    html = details(
         "report", done("classify", "all good"), StepResult("report", usage=TokenUsage(10, 5), cost=0.01)
     )
     assert "prompt" in html
@@ -48,44 +48,44 @@ def test_an_agent_step_shows_the_prompt_with_what_it_reads_filled_in() -> None:
 
 
 def test_a_mapped_step_shows_the_prompt_of_its_first_item_with_facts_and_shared_values() -> None:
-    html = told("classify", done("load", ["good", "bad"]), facts={"seen": 7})
+    html = details("classify", done("load", ["good", "bad"]), facts={"seen": 7})
     assert "prompt of item 0" in html
     assert "Is it good? <data>good</data> Be short. 7" in html
 
 
 @pytest.mark.parametrize("steps", [[], [done("load", [])], [done("load", 5)]])
 def test_a_goal_is_shown_as_it_is_while_its_inputs_are_not_there(steps: list[StepResult]) -> None:
-    assert "Is it good? {{ load }}" in told("classify", *steps)
-    assert "classify: (nothing yet)" in told("report")
+    assert "Is it good? {{ load }}" in details("classify", *steps)
+    assert "classify: (nothing yet)" in details("report")
 
 
 def test_items_that_failed_come_first_and_many_are_summed_up() -> None:
     items = {str(n): ItemResult(str(n), n, StepStatus.COMPLETED, StoredValue.of(n)) for n in range(8)}
     items["7"] = ItemResult("7", 7, StepStatus.FAILED, error_type="ValueError", error="no")
-    html = told("classify", StepResult("classify", StepStatus.RUNNING, items=items, items_total=9))
+    html = details("classify", StepResult("classify", StepStatus.RUNNING, items=items, items_total=9))
     assert "items, 8 so far" in html
     assert html.index("7: failed · ValueError: no") < html.index("0: completed · 0")
     assert "… 3 more: result.output_frame('classify')" in html
     few = {"0": items["0"], "1": ItemResult("1", 1)}
-    html = told("classify", done("classify", [0], items=few, items_total=2))
+    html = details("classify", done("classify", [0], items=few, items_total=2))
     assert "items, 2" in html
     assert "1: pending" in html
 
 
 def test_an_error_comes_with_the_user_s_own_lines() -> None:
     failed = StepResult("load", StepStatus.FAILED, error_type="E", error="bad", traceback="line 3 of load")
-    html = told("load", failed)
+    html = details("load", failed)
     assert "E: bad" in html
     assert "line 3 of load" in html
-    assert "E: bad" in told("load", StepResult("load", StepStatus.FAILED, error_type="E", error="bad"))
+    assert "E: bad" in details("load", StepResult("load", StepStatus.FAILED, error_type="E", error="bad"))
 
 
 def test_frames_are_tables_and_long_values_are_cut() -> None:
     frame = pd.DataFrame({"text": ["good", "bad"], "stars": [5, 1]})
-    html = told("load", done("load", frame))
+    html = details("load", done("load", frame))
     assert "DataFrame, 2 rows x 2 columns" in html
     assert "stars" in html
-    assert "1,000 characters more" in told("load", done("load", "x" * (MAX_CHARACTERS + 1000)))
+    assert "1,000 characters more" in details("load", done("load", "x" * (MAX_CHARACTERS + 1000)))
 
 
 def test_a_value_that_cannot_be_read_says_so() -> None:
@@ -99,7 +99,7 @@ def test_a_value_that_cannot_be_read_says_so() -> None:
             raise CorruptRecordError("torn")
 
     state = StepResult("load", StepStatus.COMPLETED, Lost())
-    assert "cannot be read: torn" in told("load", state)
+    assert "cannot be read: torn" in details("load", state)
 
 
 def test_a_function_whose_source_is_not_known_says_so() -> None:
@@ -113,6 +113,6 @@ def test_a_function_whose_source_is_not_known_says_so() -> None:
 def test_hostile_texts_stay_text_and_unknown_steps_have_no_details() -> None:
     hostile = HOSTILE.replace("\ud800", "")
     failed = StepResult("report", StepStatus.FAILED, error_type=HOSTILE, error=HOSTILE, traceback=HOSTILE)
-    html = told("report", failed, done("classify", hostile), text=HOSTILE)
+    html = details("report", failed, done("classify", hostile), text=HOSTILE)
     assert "<script>alert(1)</script>" in html
     assert details_html(pipeline(), "nowhere", {}) == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jupyterlab_page import Lab, LabPage
 from playwright.sync_api import expect
-from test_browser_controls import PATIENCE, Book, button, state
+from test_browser_controls import TIMEOUT, Book, button, state
 
 pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
 
@@ -27,7 +27,7 @@ def book(lab: Lab, lab_page: LabPage, tmp_path: Path, request: pytest.FixtureReq
 
 
 def test_a_value_is_edited_and_approved_and_another_one_rejected(book: Book) -> None:
-    """Only what waits is held up; what the schema refuses is told in the form, and nothing is lost."""
+    """Only what waits is held up; why the schema refuses is in the form, and nothing is lost."""
     book.cell(SCHEMA)
     draft = "Mail(subject='Hello', copies=1, tone='formal')"
     book.step("draft", draft, "--output-schema Mail --approve")
@@ -41,28 +41,28 @@ def test_a_value_is_edited_and_approved_and_another_one_rejected(book: Book) -> 
     page.run_all(wait=False)
 
     panel = page.output(run)
-    expect(panel).to_contain_text("Approve step 'draft'?", timeout=PATIENCE)
-    expect(state(panel, "beside", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(panel).to_contain_text("Approve step 'draft'?", timeout=TIMEOUT)
+    expect(state(panel, "beside", "completed")).to_be_visible(timeout=TIMEOUT)
     assert book.effects() == {"draft": 1, "beside": 1}
     page.picture("approval-form", panel)
     panel.get_by_label("subject").fill("Dear friends")
     panel.get_by_label("copies").fill("0")
     panel.get_by_label("tone").select_option("kind")
     button(panel, "Approve").click()
-    expect(panel.get_by_role("alert")).to_contain_text("copies", timeout=PATIENCE)
+    expect(panel.get_by_role("alert")).to_contain_text("copies", timeout=TIMEOUT)
     page.picture("approval-refused", panel)
     panel.get_by_label("copies").fill("2")
     button(panel, "Approve").click()
     sent = "sent: ('Dear friends', 2, 'kind') True"
-    expect(page.output(after)).to_contain_text(sent, timeout=PATIENCE)
+    expect(page.output(after)).to_contain_text(sent, timeout=TIMEOUT)
     assert (book.effects()["draft"], book.effects()["send"]) == (1, 1)
 
     panel = page.output(again)
-    expect(panel).to_contain_text("Approve step 'order'?", timeout=PATIENCE)
+    expect(panel).to_contain_text("Approve step 'order'?", timeout=TIMEOUT)
     button(panel, "Reject").click()
-    expect(panel.get_by_role("alert")).to_contain_text("Say why", timeout=PATIENCE)
+    expect(panel.get_by_role("alert")).to_contain_text("Say why", timeout=TIMEOUT)
     panel.get_by_placeholder(re.compile("Reason")).fill("too many")
     button(panel, "Reject").click()
-    expect(state(panel, "order", "failed")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "order", "failed")).to_be_visible(timeout=TIMEOUT)
     expect(panel).to_contain_text("too many")
     page.picture("approval-rejected", panel)

@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, expect
 
 pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
 
-PATIENCE = 60_000
+TIMEOUT = 60_000
 """Milliseconds. Nothing here takes so long, but the machine may be busy."""
 
 
@@ -76,21 +76,21 @@ def test_a_run_is_stopped_and_resumed_while_cells_queue(book: Book) -> None:
     page = book.open()
     page.run_all(wait=False)
     panel = page.output(run)
-    expect(state(panel, "first", "running")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "first", "running")).to_be_visible(timeout=TIMEOUT)
     expect(state(panel, "second", "pending|ready|waiting")).to_be_visible()
     book.allow("one")
-    expect(state(panel, "first", "completed")).to_be_visible(timeout=PATIENCE)
-    expect(state(panel, "second", "running")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "first", "completed")).to_be_visible(timeout=TIMEOUT)
+    expect(state(panel, "second", "running")).to_be_visible(timeout=TIMEOUT)
     page.picture("controls-running", panel)
 
     button(panel, "Stop").click()
-    expect(state(panel, "second", "cancelled")).to_be_visible(timeout=PATIENCE)
-    expect(page.output(behind)).to_contain_text("behind it: True", timeout=PATIENCE)
+    expect(state(panel, "second", "cancelled")).to_be_visible(timeout=TIMEOUT)
+    expect(page.output(behind)).to_contain_text("behind it: True", timeout=TIMEOUT)
     page.picture("controls-stopped", panel)
 
     book.allow("two")
     button(panel, "Resume").click()
-    expect(state(panel, "second", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "second", "completed")).to_be_visible(timeout=TIMEOUT)
     expect(panel).to_contain_text("2 of 2 steps")
     expect(state(panel, "first", "completed")).to_be_visible()
     page.picture("controls-resumed", panel)
@@ -106,12 +106,12 @@ def test_failed_steps_are_retried(book: Book) -> None:
     page = book.open()
     page.run_all(wait=False)
     panel = page.output(run)
-    expect(state(panel, "unlucky", "failed")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "unlucky", "failed")).to_be_visible(timeout=TIMEOUT)
     expect(panel).to_contain_text("ValueError: no luck today")
     page.picture("controls-failed", panel)
     book.allow("luck")
     button(panel, "Retry failed").click()
-    expect(state(panel, "unlucky", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "unlucky", "completed")).to_be_visible(timeout=TIMEOUT)
     expect(state(panel, "good", "completed")).to_be_visible()
     expect(state(panel, "unlucky", "the last time it failed")).to_be_visible()
     expect(panel.locator(".tagent-error:visible")).to_have_count(0)
@@ -127,22 +127,22 @@ def test_an_edited_cell_runs_anew_and_a_deleted_one_is_missed(book: Book) -> Non
     status = book.cell("%tagent_status")
     page = book.open()
     page.run_all(wait=False)
-    expect(state(page.output(status), "total", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(state(page.output(status), "total", "completed")).to_be_visible(timeout=TIMEOUT)
 
     page.edit(total, book.cells[total].replace("sum(load)", "sum(load) * 10"))
     page.run_cell(total)
-    expect(page.output(total)).to_contain_text("+ sum(load) * 10", timeout=PATIENCE)
+    expect(page.output(total)).to_contain_text("+ sum(load) * 10", timeout=TIMEOUT)
     page.picture("controls-card-changed", page.output(total))
     page.run_cell(run)
     panel = page.output(run)
-    expect(state(panel, "load", "cached")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "load", "cached")).to_be_visible(timeout=TIMEOUT)
     expect(state(panel, "total", "completed")).to_be_visible()
     assert book.effects() == {"load": 1, "total": 2, "longest": 1}
 
     page.delete(longest)
     page.run_cell(status - 1)
     gone = page.output(status - 1)
-    expect(gone).to_contain_text("its cell was deleted", timeout=PATIENCE)
+    expect(gone).to_contain_text("its cell was deleted", timeout=TIMEOUT)
     expect(gone).to_contain_text("%tagent_pipeline --remove longest")
     page.picture("controls-cell-gone", gone)
 
@@ -154,11 +154,11 @@ def test_an_interrupt_ends_a_run_and_what_is_queued_behind_it(book: Book) -> Non
     page = book.open()
     page.run_all(wait=False)
     panel = page.output(run)
-    expect(state(panel, "endless", "running")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "endless", "running")).to_be_visible(timeout=TIMEOUT)
     page.command("notebook:interrupt-kernel", wait=False)
-    expect(panel).to_contain_text("The run was stopped. %tagent_run --resume carries it on", timeout=PATIENCE)
+    expect(panel).to_contain_text("The run was stopped. %tagent_run --resume carries it on", timeout=TIMEOUT)
     expect(panel).not_to_contain_text("Traceback")
-    expect(state(panel, "endless", "cancelled")).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "endless", "cancelled")).to_be_visible(timeout=TIMEOUT)
     expect(page.output(behind)).not_to_contain_text("behind it")
     page.picture("controls-interrupted", panel)
 
@@ -172,12 +172,12 @@ def test_pipelines_in_the_background_keep_to_their_cells(book: Book) -> None:
     other = book.cell("print('another cell')")
     page = book.open()
     page.run_all(wait=False)
-    expect(page.output(other)).to_contain_text("another cell", timeout=PATIENCE)
+    expect(page.output(other)).to_contain_text("another cell", timeout=TIMEOUT)
     for run, name, stranger in zip(runs, ("left", "right"), ("right", "left"), strict=True):
-        expect(page.output(run)).to_contain_text(f"from the {name}", timeout=PATIENCE)
+        expect(page.output(run)).to_contain_text(f"from the {name}", timeout=TIMEOUT)
         expect(page.output(run)).not_to_contain_text(f"from the {stranger}")
     page.picture("controls-background")
     book.allow("on")
     for run in runs:
-        expect(state(page.output(run), "talk", "completed")).to_be_visible(timeout=PATIENCE)
+        expect(state(page.output(run), "talk", "completed")).to_be_visible(timeout=TIMEOUT)
     expect(page.output(other)).to_have_text("another cell")

@@ -96,7 +96,7 @@ def assert_unharmed(page: Page, guard: Guard) -> None:
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
     assert page.evaluate("() => window.__pwned ?? null") is None
     assert guard.asked == []
-    found = page.evaluate(
+    requests = page.evaluate(
         """() => {
             const loads = /^(src|srcset|srcdoc|(xlink:)?href|data|poster|background|(form)?action|style)$/i;
             const acts = (one, {name, value}) => /^on/i.test(name) || (loads.test(name)
@@ -107,7 +107,7 @@ def assert_unharmed(page: Page, guard: Guard) -> None:
                 .map(one => one.outerHTML.slice(0, 200));
         }"""
     )
-    assert [one for one in found if "data:image/svg" not in one] == []
+    assert [request for request in requests if "data:image/svg" not in request] == []
 
 
 def test_hostile_text_runs_no_script_and_fetches_nothing(lab: Lab, lab_page: LabPage) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jupyterlab_page import Lab, LabPage
 from playwright.sync_api import Locator, expect
-from test_browser_controls import PATIENCE, Book, button, state
+from test_browser_controls import TIMEOUT, Book, button, state
 
 pytestmark = [pytest.mark.requires("chromium"), pytest.mark.models]
 
@@ -30,14 +30,14 @@ def test_the_graph_follows_a_run_and_a_node_tells_all_about_its_step(book: Book)
     page = book.open()
     page.run_all()
     panel = page.output(place)
-    expect(node(panel, "load", "pending")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "load", "pending")).to_be_visible(timeout=TIMEOUT)
     button(panel, "Run").click()
-    expect(node(panel, "load", "running")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "load", "running")).to_be_visible(timeout=TIMEOUT)
     expect(node(panel, "report", "completed")).to_have_count(0)
     expect(panel).to_contain_text("reading them")
     page.picture("panel-running", panel)
     book.allow("one")
-    expect(node(panel, "report", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "report", "completed")).to_be_visible(timeout=TIMEOUT)
     expect(panel).to_contain_text("2 of 2 steps")
 
     node(panel, "report").click()
@@ -51,11 +51,11 @@ def test_the_graph_follows_a_run_and_a_node_tells_all_about_its_step(book: Book)
 
     page.edit(load, book.cells[load].replace("four", "five"))
     page.run_cell(load)
-    expect(node(panel, "load", "pending")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "load", "pending")).to_be_visible(timeout=TIMEOUT)
     button(panel, "Run").click()
-    expect(node(panel, "load", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "load", "completed")).to_be_visible(timeout=TIMEOUT)
     node(panel, "report").click()
-    expect(panel).to_contain_text("Sum up <data>five reviews</data>.", timeout=PATIENCE)
+    expect(panel).to_contain_text("Sum up <data>five reviews</data>.", timeout=TIMEOUT)
     assert book.effects() == {"load": 2}
 
 
@@ -67,13 +67,13 @@ def test_a_run_is_paused_and_goes_on(book: Book) -> None:
     page.run_all()
     panel = page.output(place)
     button(panel, "Run").click()
-    expect(node(panel, "first", "running")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "first", "running")).to_be_visible(timeout=TIMEOUT)
     button(panel, "Pause").click()
-    expect(panel).to_contain_text("paused", timeout=PATIENCE)
+    expect(panel).to_contain_text("paused", timeout=TIMEOUT)
     book.allow("one")
-    expect(node(panel, "first", "completed")).to_be_visible(timeout=PATIENCE)
+    expect(node(panel, "first", "completed")).to_be_visible(timeout=TIMEOUT)
     page.picture("panel-paused", panel)
     assert book.effects() == {"first": 1}
     button(panel, "Resume").click()
-    expect(state(panel, "second", "completed").locator("visible=true").first).to_be_visible(timeout=PATIENCE)
+    expect(state(panel, "second", "completed").locator("visible=true").first).to_be_visible(timeout=TIMEOUT)
     assert book.effects() == {"first": 1, "second": 1}
