@@ -62,7 +62,7 @@ class ResultCache:
 
     Reads happen where they are asked for and never wait for other processes. Writes are done by one
     thread of its own, several in one transaction; until then they are answered from memory.
-    Nothing here raises because of what is on disk: whatever is wrong with it is a miss, and told
+    Nothing here raises because of what is on disk: whatever is wrong with it is a miss, and reported
     once per run.
 
     Args:

@@ -328,7 +328,7 @@ class Reader:
             self.read(node, local)
 
     def _name(self, node: nodes.Name, local: set[str]) -> None:
-        self._found(node, (), local)
+        self._read_name(node, (), local)
 
     def _getattr(self, node: nodes.Getattr | nodes.Getitem, local: set[str]) -> None:
         keys: list[str | None] = []
@@ -340,7 +340,7 @@ class Reader:
                 self.read(base.arg, local)
             base = base.node
         if isinstance(base, nodes.Name):
-            self._found(base, tuple(takewhile(lambda key: key is not None, reversed(keys))), local)  # type: ignore[arg-type]
+            self._read_name(base, tuple(takewhile(lambda key: key is not None, reversed(keys))), local)  # type: ignore[arg-type]
         else:
             self.read(base, local)
 
@@ -364,7 +364,7 @@ class Reader:
             )
         return str(key) if isinstance(key, str) or type(key) is int else None
 
-    def _found(self, node: nodes.Name, path: tuple[str, ...], local: set[str]) -> None:
+    def _read_name(self, node: nodes.Name, path: tuple[str, ...], local: set[str]) -> None:
         if node.name.startswith("__"):
             raise Problem(node.lineno, f"{node.name!r} starts with two underscores. Name a step.")
         if node.name not in local:
@@ -411,7 +411,7 @@ class Reader:
     def _assign(self, node: nodes.Assign, local: set[str]) -> None:
         self.read(node.node, local)
         if isinstance(node.target, nodes.NSRef):
-            self._found(nodes.Name(node.target.name, "load", lineno=node.lineno), (), local)
+            self._read_name(nodes.Name(node.target.name, "load", lineno=node.lineno), (), local)
         else:
             local |= self._set(node.target)
 

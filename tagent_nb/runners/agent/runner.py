@@ -97,7 +97,7 @@ class AgentRunner:
         task = prompt(step, context)
         model = await self.models.get(context.model, offline=context.offline)
         checks = Checks(step, context)
-        return await _asked(step, context, model, _agent(step, context, model, checks), task, checks)
+        return await _answer(step, context, model, _agent(step, context, model, checks), task, checks)
 
 
 def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: Checks) -> Agent[Any, Any]:
@@ -138,7 +138,7 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
     return {}
 
 
-async def _asked(
+async def _answer(
     step: PipelineStep,
     context: StepContext,
     model: Model[Any],

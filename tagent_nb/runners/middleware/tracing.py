@@ -184,7 +184,7 @@ class Tracing(CallMiddleware):
         attempt.set_attributes({"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": context.step})
         with self._span(f"chat {model}", SpanKind.CLIENT, attributes, attempt) as span:
             response = await proceed(call)
-            span.set_attributes(_answered(response))
+            span.set_attributes(_response_attributes(response))
             if self._content:
                 span.set_attribute("gen_ai.output.messages", _messages([response]))
         return response
@@ -224,7 +224,7 @@ class Tracing(CallMiddleware):
             span.end()
 
 
-def _answered(response: ModelResponse) -> dict[str, Any]:
+def _response_attributes(response: ModelResponse) -> dict[str, Any]:
     # Here, since a run of Python steps asks no provider.
     from tagent_nb.runners.models.resolve import is_measured
 

@@ -251,7 +251,7 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
     Its tokens at the user's own price of the model (or of the one that answered, as behind a fallback),
     else what the provider says that it costs, else its tokens at the known price.
     """
-    answered = _answered(model, response)
+    answered = _answering_model(model, response)
     names = (model_name(model), f"{response.provider_name}:{response.model_name}", model_name(answered))
     own = next((prices[name] for name in names if name in prices), None) if prices else None
     measured = is_measured(response)
@@ -271,7 +271,7 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
     return None if answered is None else price(answered, usage_of(response))
 
 
-def _answered(model: Any, response: ModelResponse) -> Any:
+def _answering_model(model: Any, response: ModelResponse) -> Any:
     """The one that answered of the models behind a fallback; ``None`` where the answer names none of them.
 
     Providers may answer under a longer name than they were asked by, such as ``gpt-4o-2024-08-06``.

@@ -124,7 +124,7 @@ class Asker:
         role: str,
     ) -> Any:
         with self._as(role) as model:
-            return await self._asked(step, task, system, validate, checks, model)
+            return await self._answer(step, task, system, validate, checks, model)
 
     @contextmanager
     def _as(self, role: str) -> Iterator[Model[Any]]:
@@ -136,7 +136,7 @@ class Asker:
         finally:
             self.context.model = before
 
-    async def _asked(
+    async def _answer(
         self,
         step: PipelineStep,
         task: str,

@@ -42,7 +42,7 @@ class Toolbox:
         pure: frozenset[str] = frozenset(),
     ) -> None:
         self._tools = tools
-        self._known = tools_by_name
+        self._by_name = tools_by_name
         self._call = call
         self._pure = pure
 
@@ -63,7 +63,7 @@ class Toolbox:
     @property
     def names(self) -> Sequence[str]:
         """Their names."""
-        return list(self._known)
+        return list(self._by_name)
 
     def is_pure(self, tool: str) -> bool:
         """Whether the same call may be made again any number of times."""
@@ -71,12 +71,12 @@ class Toolbox:
 
     def described(self) -> list[tuple[str, str, Mapping[str, Any]]]:
         """Name, description and JSON schema of the arguments of each."""
-        tools = [tool.tool_def for tool in self._known.values()]
+        tools = [tool.tool_def for tool in self._by_name.values()]
         return [(tool.name, tool.description or "", tool.parameters_json_schema) for tool in tools]
 
     def problems(self, tool: str, arguments: Mapping[str, Any], *, complete: bool) -> str:
         """What is wrong with a call, in words; without ``complete``, with the names of its arguments."""
-        schema = self._known[tool].tool_def.parameters_json_schema
+        schema = self._by_name[tool].tool_def.parameters_json_schema
         fields = schema.get("properties", {})
         wrong = [f"it lacks {name!r}" for name in schema.get("required", ()) if name not in arguments]
         if schema.get("additionalProperties", True) is False:
@@ -85,7 +85,7 @@ class Toolbox:
             ]
         if complete and not wrong:
             try:
-                self._known[tool].args_validator.validate_python(dict(arguments))
+                self._by_name[tool].args_validator.validate_python(dict(arguments))
             except ValidationError as error:
                 wrong = [validation_text(error)]
         return f"wrong arguments for {tool!r}: {'; '.join(wrong)}." if wrong else ""
@@ -97,7 +97,7 @@ class Toolbox:
             CallFailedError: It gives nothing; the message is for the model.
             StepError: The tool ends the step.
         """
-        definition = self._known[tool]
+        definition = self._by_name[tool]
         try:
             checked = definition.args_validator.validate_python(dict(arguments))
         except ValidationError as error:
