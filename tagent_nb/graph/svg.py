@@ -58,12 +58,12 @@ def rendered(drawing: Drawing, kind: str) -> bytes:
 
 def laid_out(drawing: Drawing) -> str:
     """The SVG of a drawing with tooltips and a name for screen readers, without style and legend."""
-    return ET.tostring(_told(raw_svg(drawing), drawing), encoding="unicode")
+    return ET.tostring(_with_tooltips(raw_svg(drawing), drawing), encoding="unicode")
 
 
 def finish(raw: bytes, drawing: Drawing, legend: bool) -> str:
     """Turn Graphviz's SVG into ours: tooltips, theme style, legend, and a name for screen readers."""
-    root = _told(raw, drawing)
+    root = _with_tooltips(raw, drawing)
     if legend:
         _add_legend(root, drawing)
     if drawing.theme == "auto":
@@ -73,7 +73,7 @@ def finish(raw: bytes, drawing: Drawing, legend: bool) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _told(raw: bytes, drawing: Drawing) -> ET.Element:
+def _with_tooltips(raw: bytes, drawing: Drawing) -> ET.Element:
     ET.register_namespace("", _SVG)
     root = ET.fromstring(raw)
     tooltips = {node.id: node.tooltip for node in drawing.nodes}
