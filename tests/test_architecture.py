@@ -1,0 +1,60 @@
+"""The package stays a house that one can live in: no circles, and the words of the field.
+
+Which packages may import which, and that outsiders import faces only, is checked by import-linter
+(``make lint``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.house import BLUNT, bindings, circles, imports, words
+from tests.stubs import PACKAGE
+
+DOCS = PACKAGE.parent / "docs"
+PRIVATE_WORDS = {
+    "told", "sitting", "somebody", "nobody", "whoever", "doomed", "unbroken", "taught", "rehearsal",
+}  # fmt: skip
+"""Words that once stood for terms of the field, or for nothing."""
+
+
+def test_no_file_imports_another_in_a_circle() -> None:
+    """Imports under TYPE_CHECKING and within functions count too."""
+    assert circles(imports()) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert circles(graph) == [["b", "c"]]
+
+
+def test_the_picture_of_the_packages_is_that_of_the_code() -> None:
+    """After a change of what imports what: python docs/architecture_picture.py"""
+    spec = importlib.util.spec_from_file_location("architecture_picture", DOCS / "architecture_picture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    steps = script.packages().steps
+    expected = {f"{other} → {step.name}" for step in steps for other in step.depends_on}
+    assert script.arrows(script.PICTURE.read_text(encoding="utf-8")) == expected
+
+
+def test_variables_are_called_by_what_they_are() -> None:
+    """At most one binding in 200 has a name such as ``one`` or ``found``."""
+    names = list(bindings())
+    assert sum(name in BLUNT for name in names) <= len(names) / 200
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, DOCS], ids=["code", "docs"])
+def test_private_words_do_not_come_back(folder: Path) -> None:
+    """The decisions and the changelog say what was; they may name it."""
+    places = [
+        f"{path.relative_to(PACKAGE.parent)}:{number}: {word}"
+        for path, number, word in words(folder, (".py", ".md", ".js", ".css"))
+        if word in PRIVATE_WORDS and path.name != "changelog.md" and path.parent.name != "adr"
+    ]
+    assert places == []
