@@ -16,7 +16,7 @@ START = 60.0
 
 
 def free_port() -> int:
-    """A port that nobody uses at this moment, and that the system gives to no outgoing connection.
+    """A port that is free at this moment, and that the system gives to no outgoing connection.
 
     Those it gives to others at any time: also while a test has stopped its server and will start it again.
     """
@@ -43,7 +43,7 @@ class RedisServer:
             self.start()
         except PortTakenError:
             assert port is None
-            # Somebody was faster than we.
+            # Another program was faster.
             self.port = free_port()
             self.start()
 
@@ -57,7 +57,7 @@ class RedisServer:
         basic = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
         path = self.folder / "redis.log"
         with path.open("ab") as log:
-            told = log.tell()
+            start = log.tell()
             self.process = subprocess.Popen(
                 ["redis-server", *basic, "--dir", str(self.folder), *self.options], stdout=log, stderr=log
             )
@@ -66,12 +66,12 @@ class RedisServer:
         while self.process.poll() is None and not self._answers():
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.01)
-        said = path.read_bytes()[told:]
-        if b"in use" in said:
+        output = path.read_bytes()[start:]
+        if b"in use" in output:
             self.process.kill()
             self.process.wait()
             raise PortTakenError(self.port)
-        assert self.process.poll() is None, said.decode(errors="replace")
+        assert self.process.poll() is None, output.decode(errors="replace")
 
     def _answers(self) -> bool:
         port = self.port

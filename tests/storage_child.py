@@ -34,7 +34,7 @@ def say(*words: object) -> None:
 
 
 async def record(storage: StorageBackend) -> None:
-    """Carry on run ``r``, and name each step once it is recorded, until somebody ends this process."""
+    """Carry on run ``r``, and name each step once it is recorded, until this process is ended."""
     lease = await storage.acquire("p", "r")
     done = 0
     if await storage.runs("p"):
@@ -146,11 +146,11 @@ async def restore(storage: StorageBackend, folder: str) -> None:
 
 def steps() -> Pipeline:
     """Twelve steps, one after the other, each of which notes that it ran."""
-    found = Pipeline("kill me")
+    pipeline = Pipeline("kill me")
     for n in range(STEPS):
         cell = f"note('s{n}', {f's{n - 1}' if n else None})"
-        found.put(PipelineStep.from_cell(f"s{n}", cell, python=True))
-    return found
+        pipeline.put(PipelineStep.from_cell(f"s{n}", cell, python=True))
+    return pipeline
 
 
 async def run(storage: StorageBackend, effects: str) -> None:

@@ -109,9 +109,9 @@ async def test_older_backups_go_after_the_new_one_was_verified(
     made[3].write_bytes(made[3].read_bytes()[:-20])
     made.append((await files.backup(folder)).path)
     made.append((await files.backup(folder)).path)
-    found = await files.backups(folder)
-    assert [info.path for info in found] == [made[5], made[4], made[3], made[2]]
-    assert [info.problem is None for info in found] == [True, True, False, True]
+    backups = await files.backups(folder)
+    assert [info.path for info in backups] == [made[5], made[4], made[3], made[2]]
+    assert [info.problem is None for info in backups] == [True, True, False, True]
     await files.backup(folder, keep=1)
     assert len(await files.backups(folder)) == 1
 
@@ -147,11 +147,11 @@ async def test_a_run_whose_end_is_missing_comes_back_whole(
     await replace_records(store, records[:left])
     await store.backup(folder, keep=1)
     assert whole.path.exists()
-    said = "3 records were recorded, and 2 are there" if left else "state lost: 3 records"
-    assert said in store.problems[-1]
+    expected = "3 records were recorded, and 2 are there" if left else "state lost: 3 records"
+    assert expected in store.problems[-1]
     info = await store.restore(whole.path)
     assert (info.restored, info.kept) == ([("p", "run", "r")], [("p", "run", "s")])
-    assert said in info.problems[0]
+    assert expected in info.problems[0]
     assert await read(store) == ["one", "two", "three"]
     assert await read(store, "s") == ["four"]
     await record(store, "four")
@@ -366,8 +366,8 @@ async def test_a_backup_beside_a_writer_is_intact(store: RecordStoreBackend, fol
     for number, info in enumerate(made[:5]):
         copy = FileStorageBackend(folder / f"copy{number}", durability="fast")
         await copy.restore(info.path)
-        found = await read(copy)
-        assert found == [str(n) for n in range(len(found))]
+        texts = await read(copy)
+        assert texts == [str(n) for n in range(len(texts))]
         assert copy.problems == []
 
 
@@ -429,7 +429,7 @@ async def check_without_runs(storage: RecordStoreBackend) -> None:
 
 
 async def test_the_newest_backup_may_be_damaged_too(store: RecordStoreBackend, folder: Path) -> None:
-    """Then the one before it is used, and the user is told."""
+    """Then the one before it is used, with a warning."""
     await fill(store)
     older = await store.backup(folder)
     newer = await store.backup(folder)
@@ -496,7 +496,7 @@ async def test_a_damaged_store_offers_its_newest_intact_backup(files: FileStorag
 
 
 async def test_an_active_run_is_not_restored_over(store: RecordStoreBackend, folder: Path) -> None:
-    """Nothing is changed while somebody records."""
+    """Nothing is changed while a run is recorded."""
     await fill(store)
     await store.backup(folder)
     lease = await store.acquire("p", "r")
@@ -591,7 +591,7 @@ async def test_a_store_that_is_away_is_not_restored(
 
 
 async def test_nothing_to_back_up_without_a_schedule(files: FileStorageBackend) -> None:
-    """Nobody asked."""
+    """None was asked for."""
     await files._backup_if_due("p")
     assert await files.backups() == []
 
@@ -636,8 +636,8 @@ async def test_backups_are_made_by_themselves(files: FileStorageBackend, folder:
     await end_runs(files, 1, first=2)
     assert [info.runs for info in await files.backups(folder)] == [3]
     await end_runs(files, 3, first=3)
-    found = await files.backups(folder)
-    assert [info.runs for info in found] == [6, 3]
+    backups = await files.backups(folder)
+    assert [info.runs for info in backups] == [6, 3]
     assert files.problems == []
 
 
@@ -654,7 +654,7 @@ async def test_trouble_with_a_backup_does_not_fail_the_run(files: FileStorageBac
     assert "Use a folder" in memory.problems[0]
 
 
-async def test_runs_that_cannot_be_counted_for_a_full_disk_are_told(
+async def test_runs_that_cannot_be_counted_for_a_full_disk_are_reported(
     files: FileStorageBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is recorded all the same."""
@@ -746,7 +746,7 @@ async def test_a_restore_that_stops_half_way_says_where_all_is_and_can_go_on(
 
 
 async def test_a_damaged_run_keeps_its_place_in_the_list(store: RecordStoreBackend) -> None:
-    """So that whoever asks for the newest run is told of the damage, and not given an older one."""
+    """So that the newest run is listed as damaged, and an older one is not taken for it."""
     await record(store, "one", run_id="20250101t000000-aaaaaaaa")
     await record(store, "one", "two", run_id="20990101t000000-bbbbbbbb")
     await damage(store, "20990101t000000-bbbbbbbb")
@@ -796,10 +796,10 @@ async def killed_at(
             mine = count == place + 1
             if mine and not after:
                 raise KilledError
-            found = await real(*what)
+            answer = await real(*what)
             if mine:
                 raise KilledError
-            return found
+            return answer
 
         return change
 
@@ -910,27 +910,27 @@ async def test_what_the_newest_backup_lacks_comes_from_an_older_one(
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
 async def test_two_stores_share_a_folder_for_backups(kind: str, tmp_path: Path, folder: Path) -> None:
     """Each counts, rotates and restores its own."""
-    (one,) = make_store(kind, tmp_path / "1")
+    (first,) = make_store(kind, tmp_path / "1")
     (two,) = make_store(kind, tmp_path / "2")
-    for storage, text in ((one, "of one"), (two, "of two")):
+    for storage, text in ((first, "of one"), (two, "of two")):
         await record(storage, text)
         for _ in range(3):
             await storage.backup(folder, keep=2)
-    assert len(await one.backups(folder)) == 4
-    for storage in (one, two):
+    assert len(await first.backups(folder)) == 4
+    for storage in (first, two):
         await storage.delete("p")
         await storage.restore(folder=folder)
-    assert await read(one) == ["of one"]
+    assert await read(first) == ["of one"]
     assert await read(two) == ["of two"]
 
 
 async def test_a_store_without_backups_takes_those_of_one_other(tmp_path: Path, folder: Path) -> None:
     """So a store that was moved finds them; of several others one must be named."""
-    (one,) = make_store("file", tmp_path / "1")
+    (first,) = make_store("file", tmp_path / "1")
     (two,) = make_store("sqlite", tmp_path / "2")
     (new,) = make_store("file", tmp_path / "3")
-    await record(one, "of one")
-    made = await one.backup(folder)
+    await record(first, "of one")
+    made = await first.backup(folder)
     await new.restore(folder=folder)
     assert await read(new) == ["of one"]
     await two.backup(folder)
@@ -955,7 +955,7 @@ async def test_what_is_no_path_is_refused(files: FileStorageBackend, tmp_path: P
 
 
 class Unmarked(FileStorageBackend):
-    """A backend of somebody who has implemented the necessary only."""
+    """A backend that implements only what is necessary."""
 
     _mark = RecordStoreBackend._mark
     _marked = RecordStoreBackend._marked
@@ -1000,7 +1000,7 @@ async def test_a_mark_that_cannot_be_removed_is_an_error(
 
 
 async def empty(storage: RecordStoreBackend) -> None:
-    """As somebody does who removes the files, and not their backups."""
+    """As one that removes the files, and not their backups."""
     await storage.close()
     if isinstance(storage, FileStorageBackend):
         for folder in storage.base_path.iterdir():
@@ -1029,15 +1029,15 @@ async def test_backups_of_a_store_that_lost_its_runs_stay(store: RecordStoreBack
     old = (await store.backup(folder)).path
     assert await store.lost_runs() == ""
     await empty(store)
-    told = await store.lost_runs()
-    assert told == (
+    message = await store.lost_runs()
+    assert message == (
         f"The store holds no run, and its backup {old} holds 2: await storage.restore({str(old)!r}) "
         "brings them back."
     )
     for run_id in ("new", "newer"):
         await begin(store, run_id)
         await store.backup(folder, keep=1)
-    assert store.problems == [f"{told} No later backup removes it."]
+    assert store.problems == [f"{message} No later backup removes it."]
     made = [info.path for info in await store.backups(folder)]
     assert len(made) == 2
     assert made[1] == old
@@ -1068,7 +1068,7 @@ async def test_backups_without_runs_are_not_offered(files: FileStorageBackend) -
 async def test_a_mark_that_cannot_be_written_or_read_removes_nothing(
     files: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on, and is told."""
+    """The run goes on, with a warning."""
     await fill(files)
     old = (await files.backup()).path
     await empty(files)
@@ -1092,7 +1092,7 @@ async def test_a_mark_that_cannot_be_written_or_read_removes_nothing(
     assert old in [info.path for info in await files.backups()]
 
 
-async def test_who_resumes_a_lost_run_is_told_where_it_is(files: FileStorageBackend) -> None:
+async def test_resuming_a_lost_run_says_where_it_is(files: FileStorageBackend) -> None:
     """In place of that there never was one."""
     pipeline = Pipeline("lost")
     pipeline.task(len_of_nothing)
@@ -1142,13 +1142,13 @@ async def test_a_backup_that_was_just_made_is_the_newest_and_stays(
         await record(files, f"day {days}", run_id=f"r{len(made)}")
         info = await files.backup(folder, keep=3)
         made.append(info.path)
-        assert [found.path for found in await files.backups(folder)] == made[:-4:-1]
+        assert [backup.path for backup in await files.backups(folder)] == made[:-4:-1]
         assert info.runs == len(made)
     assert (await files.restore(folder=folder)).backup == made[-1]
 
 
 async def test_two_backups_of_one_moment_have_two_names(folder: Path) -> None:
-    """Also while the first of them is being written; and one of the year 9999 stops nobody."""
+    """Also while the first of them is being written; and one of the year 9999 stops none."""
     folder.mkdir()
     (folder / "20990101T000000000000.backup").touch()
     first = archive.new_path(folder, "")

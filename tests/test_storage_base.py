@@ -137,7 +137,7 @@ def test_this_process_lives_and_a_dead_one_does_not() -> None:
 
 
 def test_a_machine_that_was_started_anew_has_lost_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to wait for them; those of a machine that does not say who it is are heard or not."""
+    """There is no wait for them; those of a machine that does not say who it is are heard or not."""
     here = Holder.here(100.0, 30.0)
     before = replace(here, machine="before", boot="before")
     assert before.is_gone == bool(here.home)
@@ -199,7 +199,7 @@ async def test_a_run_that_is_claimed_while_it_is_deleted_stays(monkeypatch: pyte
 
 
 class PlainBackend(FileStorageBackend):
-    """A backend of somebody who implements no more than she must."""
+    """A backend that implements no more than it must."""
 
     _ordered = RecordStoreBackend._ordered
     _newest = RecordStoreBackend._newest
@@ -304,7 +304,7 @@ def test_a_process_name_may_hold_anything(tmp_path: Path) -> None:
 
 
 def test_without_proc_a_signal_tells_who_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS: start times are unknown, so only a dead process is told from others."""
+    """On macOS: start times are unknown, so only a dead process can be distinguished from others."""
     monkeypatch.setattr(leases, "_PROC", Path("/nowhere"))
     assert process_start(os.getpid()) == ""
     assert process_start(DEAD_PID) is None
@@ -324,7 +324,7 @@ def test_without_signals_the_heartbeat_decides(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b'{"host": 1}', b"[" * 100_000])
-def test_a_holder_that_cannot_be_read_is_nobody(data: bytes) -> None:
+def test_a_holder_that_cannot_be_read_is_none(data: bytes) -> None:
     """The token still fences."""
     assert Holder.from_bytes(data) is None
 
@@ -339,8 +339,8 @@ def test_values_are_stored_as_they_are() -> None:
     body = encode_events(events)
     assert body.count(StoredValue.of(value).blob) == 2
     assert len(body) < 2 * len(StoredValue.of(value).blob) + 400
-    found = decode_events(body, "here")
-    assert [event.output.value for event in found if isinstance(event, StepFinished)] == [value, value]
+    decoded = decode_events(body, "here")
+    assert [event.output.value for event in decoded if isinstance(event, StepFinished)] == [value, value]
 
 
 def test_half_of_a_surrogate_pair_in_a_message_stops_nothing() -> None:
@@ -382,7 +382,7 @@ FINISHED = {"event": "StepFinished", "run_id": "r", "at": 1.0, "step": "a"}
     ids=lambda body: ascii(body)[:30],
 )  # fmt: skip
 def test_a_body_that_is_not_ours_is_refused(body: bytes) -> None:
-    """With a checksum that is right: somebody else's file, or a newer writer's."""
+    """With a checksum that is right: another program's file, or a newer writer's."""
     with pytest.raises(CorruptRecordError):
         decode_events(body, "here")
 
@@ -395,7 +395,7 @@ def test_a_summary_that_is_not_ours_is_refused(summary: object) -> None:
 
 
 def test_no_class_is_found_by_its_name() -> None:
-    """A model whose class nobody passed becomes a dict; nothing is imported for it."""
+    """A model whose class was not passed becomes a dict; nothing is imported for it."""
     before = set(sys.modules)
     blob = b'{"$t":"model","name":"xml.sax.handler.ContentHandler","v":{"x":1},"schema":"0"}'
     head = {**FINISHED, "output": {"blob": len(blob), "digest": "d"}}
@@ -448,7 +448,7 @@ async def test_a_backend_may_keep_nothing_that_says_where_a_run_ends(tmp_path: P
 
 
 async def test_a_claim_lost_to_one_that_was_given_back_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody took the run and gave it back within the blink of an eye: try again, it says."""
+    """Another process took the run and gave it back within the blink of an eye: try again, it says."""
     storage = MemoryStorageBackend()
 
     async def lose(*args: object) -> bool:
@@ -462,7 +462,7 @@ async def test_a_claim_lost_to_one_that_was_given_back_is_an_error(monkeypatch: 
 async def test_a_lease_that_could_not_be_given_back_can_be_claimed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the same object only: whoever else looks sees a holder that lives."""
+    """By the same object only: any other sees a holder that lives."""
     storage = MemoryStorageBackend()
     lease = await storage.acquire("p", "r")
 

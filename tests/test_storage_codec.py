@@ -40,10 +40,15 @@ def test_what_is_packed_is_unpacked(
 ) -> None:
     """Any body and any step come back with their owner, attempt and whether they are signed."""
     record = pack("events", owner, body, step=step, attempt=attempt, key=key)
-    found = unpack(record, "here", kind="events", owner=owner, key=key)
-    assert (found.kind, found.owner, found.body, found.attempt) == ("events", owner, body, attempt)
-    assert found.step == (step if step.isidentifier() else "-")
-    assert found.signed is (key is not None)
+    envelope = unpack(record, "here", kind="events", owner=owner, key=key)
+    assert (envelope.kind, envelope.owner, envelope.body, envelope.attempt) == (
+        "events",
+        owner,
+        body,
+        attempt,
+    )
+    assert envelope.step == (step if step.isidentifier() else "-")
+    assert envelope.signed is (key is not None)
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=6), st.none() | st.just(KEY))
@@ -51,7 +56,7 @@ def test_records_in_a_row_are_split(bodies: list[bytes], key: bytes | None) -> N
     """Records that follow each other come back in order, whatever their bodies look like."""
     data = b"".join(pack("events", "r", body, key=key) for body in bodies)
     journal = split(data, "here", owner="r", key=key)
-    assert [one.body for one in journal.records] == bodies
+    assert [record.body for record in journal.records] == bodies
     assert (journal.good, journal.torn) == (len(data), None)
 
 
@@ -74,7 +79,7 @@ def test_only_the_order_of_recording_is_accepted(
     for chosen in (wanted, sorted(wanted), wanted[1:]):
         data = b"".join(records[n] for n in chosen)
         if chosen == list(range(len(chosen))):
-            bodies = [one.body for one in split(data, "here", owner="r", key=key).records]
+            bodies = [record.body for record in split(data, "here", owner="r", key=key).records]
             assert b"".join(bodies) == b"abcde"[: len(chosen)]
             continue
         with pytest.raises(CorruptRecordError, match=r"here, byte [\d,]+: record \d of run r "):
@@ -100,7 +105,7 @@ def test_the_error_names_what_is_missing_doubled_or_replaced(
     records = chain(b"a", b"b", b"c", b"d", key=key)
     end = Tail() if order.startswith("x") else Tail(1, split(records[0], "", key=key).tail.digest)
     other = chain(b"other", key=key, after=end)[0]
-    data = b"".join(other if one == "x" else records[int(one)] for one in order)
+    data = b"".join(other if letter == "x" else records[int(letter)] for letter in order)
     with pytest.raises(CorruptRecordError, match=what):
         split(data, "here", owner="r", key=key)
 
@@ -172,17 +177,17 @@ def test_nothing_whole_is_an_error_and_not_an_empty_run() -> None:
 
 def test_damage_before_the_end_is_an_error() -> None:
     """A torn record with an intact one behind it was no crash: nothing is dropped."""
-    one, two, three_ = three()
-    for damaged in (one[:-5] + two + three_, one + b"x" * len(two) + three_, one + two[:-3] + three_):
+    first, two, three_ = three()
+    for damaged in (first[:-5] + two + three_, first + b"x" * len(two) + three_, first + two[:-3] + three_):
         with pytest.raises(CorruptRecordError, match="byte"):
             split(damaged, "here")
 
 
 def test_a_torn_value_may_speak_of_records() -> None:
     """Text that looks like a record, within a torn one, is not taken for an intact record."""
-    one = pack("events", "r", b"one")
+    record = pack("events", "r", b"one")
     torn = pack("events", "r", b"a tagent-nb 1 json events r s 1 3 0000 tagent-nb x" * 20)[:-30]
-    assert split(one + torn, "here").torn is not None
+    assert split(record + torn, "here").torn is not None
 
 
 @pytest.mark.parametrize("rest", [b"\0" * 500, b"garbage", b"tagent-nb", b"tagent-nb x y"])
@@ -286,7 +291,7 @@ def test_the_last_record_is_found_from_behind() -> None:
 
 
 def test_a_signed_record_behind_damage_counts_as_whole() -> None:
-    """Without the key nobody can verify it, but no torn write ends in a whole record."""
+    """Without the key it cannot be verified, but no torn write ends in a whole record."""
     plain, signed = pack("events", "r", b"one"), pack("events", "r", b"two", key=KEY)
     with pytest.raises(CorruptRecordError, match="cut off|checksum"):
         split(plain + plain[:-3] + signed, "here")

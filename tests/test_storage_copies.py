@@ -317,7 +317,7 @@ asyncio.run(store.load("p"))
 async def test_a_kill_while_recovering_loses_nothing(
     store: Files, damage: Callable[[Path], None], step: int
 ) -> None:
-    """Whoever reads next goes on; the pipeline is listed meanwhile."""
+    """The next that reads goes on; the pipeline is listed meanwhile."""
     for n in range(2):
         await store.save("p", {"n": n})
     damage(snapshot(store))

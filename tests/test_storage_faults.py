@@ -163,12 +163,12 @@ async def test_killed_while_recording(url: str, repetitions: Repetitions) -> Non
         for _ in range(random.randrange(30)):
             acknowledged = max(acknowledged, int(child.hear()))
         time.sleep(random.random() * 0.002)
-        said = [int(line) for line in child.kill()[:-1] if line.isdigit()]
-        acknowledged = max([acknowledged, *said])
+        numbers = [int(line) for line in child.kill()[:-1] if line.isdigit()]
+        acknowledged = max([acknowledged, *numbers])
         storage = open_storage(url)
-        found = await finished(storage, "p", "r")
-        assert found == [f"s{n}" for n in range(len(found))]
-        lost += max(0, acknowledged + 1 - len(found))
+        steps = await finished(storage, "p", "r")
+        assert steps == [f"s{n}" for n in range(len(steps))]
+        lost += max(0, acknowledged + 1 - len(steps))
         await storage.close()
     report(f"SIGKILL while recording ({kind_of(url)})", count, lost)
 
@@ -181,15 +181,15 @@ async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitio
     while injected < count:
         effects.write_text("")
         recorded: list[str] = []
-        seen, said, patience = 0, "", 0.08
-        while "done" not in said:
+        seen, output, patience = 0, "", 0.08
+        while "done" not in output:
             child = Child("run", url, str(effects))
             assert child.hear() == "go"
             time.sleep(random.random() * patience)
             # On a busy machine it needs longer to come any further.
             patience *= 1.1
-            said = " ".join(child.kill())
-            injected += "done" not in said
+            output = " ".join(child.kill())
+            injected += "done" not in output
             ran = effects.read_text().split()
             lost += len(set(ran[seen:]) & set(recorded))
             seen = len(ran)
@@ -197,7 +197,7 @@ async def test_killed_in_the_middle_of_a_run(url: str, tmp_path: Path, repetitio
             runs = await storage.runs(pipeline_id)
             recorded = await finished(storage, pipeline_id, runs[-1].run_id) if runs else []
             await storage.close()
-        assert f"done True {STEPS}" in said
+        assert f"done True {STEPS}" in output
         assert recorded == [f"s{n}" for n in range(STEPS)]
         storage = open_storage(url)
         await storage.delete(pipeline_id)
@@ -277,7 +277,7 @@ async def test_two_processes_resume_one_run(url: str, repetitions: Repetitions) 
         for child in children:
             child.tell(f"r{n}")
         answers = [child.hear() for child in children]
-        winner = next((answer.split()[1] for answer in answers if answer.startswith("won")), "nobody")
+        winner = next((answer.split()[1] for answer in answers if answer.startswith("won")), "none")
         losers = [answer for answer in answers if answer.startswith("lost")]
         wrong += len(losers) != 1 or f"process {winner}" not in losers[0]
     for child in children:
@@ -325,9 +325,9 @@ async def test_eight_processes_write_one_store(url: str, repetitions: Repetition
     for child in children:
         assert "done" in child.end()
     storage = open_storage(url)
-    found = [len(await finished(storage, "p", f"r{n}")) for n in range(8)]
+    counts = [len(await finished(storage, "p", f"r{n}")) for n in range(8)]
     await storage.close()
-    report(f"eight writers of {each} records ({kind_of(url)})", 8 * each, 8 * each - sum(found))
+    report(f"eight writers of {each} records ({kind_of(url)})", 8 * each, 8 * each - sum(counts))
 
 
 # -- records in another order --------------------------------------------------------------------
@@ -393,19 +393,19 @@ async def test_records_swapped_doubled_or_left_out(
 async def _look(path: Path) -> tuple[dict[str, int], list[str]]:
     """How much is stored of each run, which version was saved, and all that is said about damage."""
     storage = open_storage(f"sqlite:///{path}/runs.db")
-    found: dict[str, int] = {}
-    told: list[str] = []
+    counts: dict[str, int] = {}
+    messages: list[str] = []
     try:
         for info in await storage.runs("p"):
-            told += [info.problem] if info.problem else []
+            messages += [info.problem] if info.problem else []
             with contextlib.suppress(CorruptRecordError):
-                found[info.run_id] = len(await finished(storage, "p", info.run_id))
-        found["saved"] = (await storage.load("p"))["saved"]
+                counts[info.run_id] = len(await finished(storage, "p", info.run_id))
+        counts["saved"] = (await storage.load("p"))["saved"]
     except StorageError as error:
-        told.append(str(error))
-    told += storage.problems
+        messages.append(str(error))
+    messages += storage.problems
     await storage.close()
-    return found, told
+    return counts, messages
 
 
 async def test_a_bit_of_the_write_ahead_log(tmp_path: Path, repetitions: Repetitions) -> None:
@@ -432,24 +432,26 @@ async def test_a_bit_of_the_write_ahead_log(tmp_path: Path, repetitions: Repetit
         )[n % 4]
         damaged[place] ^= 1 << random.randrange(8)
         (copy / "runs.db-wal").write_bytes(damaged)
-        found, told = await _look(copy)
-        short += found != whole
-        silent += found != whole and not told
+        counts, messages = await _look(copy)
+        short += counts != whole
+        silent += counts != whole and not messages
         for run_id in whole:
-            silent += found.get(run_id) != whole[run_id] and not any(run_id in message for message in told)
+            silent += counts.get(run_id) != whole[run_id] and not any(
+                run_id in message for message in messages
+            )
     cut = tmp_path / "cut"
     cut.mkdir()
     shutil.copy(tmp_path / "runs.db", cut)
     (cut / "runs.db-wal").write_bytes(log[: -random.randrange(1, frame)])
-    found, told = await _look(cut)
-    assert (found, told) == ({**whole, "saved": 0}, [])
+    counts, messages = await _look(cut)
+    assert (counts, messages) == ({**whole, "saved": 0}, [])
     report(f"a bit of the write-ahead log ({short} times something was lost and named)", count, silent)
 
 
 @pytest.mark.requires("redis-server")
 async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitions) -> None:
-    """Whatever keys besides a run's records go: no run is missing. Where its records go, it is told, and no
-    older run is taken for the newest."""
+    """Whatever keys besides a run's records go: no run is missing. Where its records go, that is reported,
+    and no older run is taken for the newest."""
     import redis
 
     count, silent = repetitions(10, 100), 0
@@ -481,10 +483,10 @@ async def test_redis_loses_lists_and_runs(tmp_path: Path, repetitions: Repetitio
             again = open_storage(server.url, durability="fast")
             runs = {info.run_id: info.problem for info in await again.runs(pipeline_id)}
             # Of a run that has lost its records and its lease together, only the lists may still know;
-            # without them it is counted as missing, by whoever looks first.
+            # without them it is counted as missing, by the first look.
             traceless = {run_id for run_id in lost if run_id == ids[0]}.difference(runs)
-            told = str(again.problems)
-            counted = "nothing is left" in told or "the count of runs" in told
+            messages = str(again.problems)
+            counted = "nothing is left" in messages or "the count of runs" in messages
             silent += bool(traceless) and not n % 2 and not counted
             silent += set(ids) - traceless != set(runs)
             silent += sum("state lost" not in (runs[run_id] or "") for run_id in lost if run_id in runs)

@@ -225,10 +225,10 @@ async def test_a_torn_end_is_dropped_reported_and_cut_off(store: FileStorageBack
     path = journal_of(store)
     os.truncate(path, path.stat().st_size - 10)
     reader, writer = FileStorageBackend(store.base_path), FileStorageBackend(store.base_path)
-    found = messages(await reader.read_run("p", "r"))
-    assert found[:2] == ["one", "two"]
-    assert "torn" in found[2]
-    assert reader.problems == found[2:]
+    texts = messages(await reader.read_run("p", "r"))
+    assert texts[:2] == ["one", "two"]
+    assert "torn" in texts[2]
+    assert reader.problems == texts[2:]
     assert [(info.status, info.problem) for info in await reader.runs("p")] == [("interrupted", None)]
     await record(writer, "four")
     assert any("cut off" in problem for problem in writer.problems)
@@ -240,29 +240,29 @@ async def test_a_torn_end_may_hide_that_more_is_missing(store: FileStorageBacken
     await record(store, "one", "two", "three", "four")
     records = await stored_records(store)
     await replace_records(store, [*records[:2], records[2][:-10]])
-    told = messages(await store.read_run("p", "r"))
-    assert told[:2] == ["one", "two"]
-    assert "was torn and is left out" in told[2]
-    assert "4 records were recorded, and 2 are there" in told[2]
+    texts = messages(await store.read_run("p", "r"))
+    assert texts[:2] == ["one", "two"]
+    assert "was torn and is left out" in texts[2]
+    assert "4 records were recorded, and 2 are there" in texts[2]
 
 
 async def test_a_journal_whose_lease_is_damaged_or_gone_says_so(store: FileStorageBackend) -> None:
-    """It is read, and nothing tells whether its end is missing; the next writer knows again."""
+    """It is read, and nothing shows whether its end is missing; the next writer knows again."""
     await record(store, "one", "two")
     lease = journal_of(store).with_suffix(".lease")
     whole = lease.read_bytes()
-    for content, said in (
+    for content, expected in (
         (whole.replace(b" r 2 ", b" r 9 "), "is damaged"),
         (None, "is gone"),
         (b"", "is gone"),
     ):
         lease.unlink() if content is None else lease.write_bytes(content)
         again = FileStorageBackend(store.base_path)
-        told = messages(await again.read_run("p", "r"))
-        assert told[:2] == ["one", "two"]
-        assert said in told[2]
+        texts = messages(await again.read_run("p", "r"))
+        assert texts[:2] == ["one", "two"]
+        assert expected in texts[2]
         (info,) = await again.runs("p")
-        assert (info.status, info.problem) == ("interrupted", told[2])
+        assert (info.status, info.problem) == ("interrupted", texts[2])
     await record(again, "three")
     assert messages(await store.read_run("p", "r")) == ["one", "two", "three"]
 
@@ -312,24 +312,24 @@ async def test_a_disk_that_cannot_be_read_is_no_damaged_run(
     assert [info.run_id for info in await store.runs("p")] == ["r"]
 
 
-async def test_an_older_copy_of_a_record_in_its_place_is_told(
+async def test_an_older_copy_of_a_record_in_its_place_is_reported(
     store: FileStorageBackend, tmp_path: Path
 ) -> None:
-    """The run forked: somebody has put back a record that another one had replaced."""
+    """The run forked: another program has put back a record that another one had replaced."""
     await record(store, "one", "two")
     shutil.copytree(store.base_path, tmp_path / "copy")
     other = FileStorageBackend(tmp_path / "copy", durability="fast")
     await record(other, "another three")
     await record(store, "three")
     await replace_records(store, await stored_records(other))
-    told = messages(await store.read_run("p", "r"))
-    assert told[:3] == ["one", "two", "another three"]
-    assert "Record 3 of run r of pipeline p is not the one that was recorded there" in told[3]
+    texts = messages(await store.read_run("p", "r"))
+    assert texts[:3] == ["one", "two", "another three"]
+    assert "Record 3 of run r of pipeline p is not the one that was recorded there" in texts[3]
     (info,) = await store.runs("p")
-    assert info.problem == told[3]
+    assert info.problem == texts[3]
 
 
-async def test_a_torn_end_of_somebody_else_is_cut_off_by_a_writer_that_is_open(
+async def test_a_torn_end_of_another_process_is_cut_off_by_a_writer_that_is_open(
     store: FileStorageBackend,
 ) -> None:
     """Also where the other process died while this one had the journal open."""
@@ -383,13 +383,13 @@ async def test_cut_at_every_64th_byte_a_journal_is_never_silently_empty(
         path.write_bytes(data[:size])
         again = FileStorageBackend(store.base_path)
         try:
-            found = await again.read_run("p", "r")
+            read = await again.read_run("p", "r")
         except CorruptRecordError:
             assert size < data.index(b"\ntagent-nb", 1)
             assert [info.status for info in await again.runs("p")] == ["damaged"]
         else:
             torn = bool(again.problems)
-            whole = plain(found[:-1] if torn else found)
+            whole = plain(read[:-1] if torn else read)
             assert whole == events[: len(whole)]
             assert torn or data[size : size + 9] == b"tagent-nb"
 
@@ -1024,7 +1024,7 @@ async def test_runs_are_listed_where_their_order_cannot_be_kept(
     assert not await store.has_run("p", "new")
 
 
-async def test_what_is_no_file_in_the_place_of_the_order_is_told(store: FileStorageBackend) -> None:
+async def test_what_is_no_file_in_the_place_of_the_order_is_reported(store: FileStorageBackend) -> None:
     """It is not written through a link."""
     await begin_runs(store, "r")
     target = store.base_path / "target"
@@ -1102,9 +1102,9 @@ async def test_a_run_deleted_during_the_look_is_left_out(
     in_order = store._in_order
 
     def in_order_then_deleted(folder: Path) -> Iterator[tuple[str, str]]:
-        found = list(in_order(folder))
+        names = list(in_order(folder))
         asyncio.run(other.delete_run("p", "r1"))
-        return iter(found)
+        return iter(names)
 
     monkeypatch.setattr(store, "_in_order", in_order_then_deleted)
     assert [run_id for run_id, size in await store._runs("p") if size] == ["r0", "r2"]

@@ -43,9 +43,9 @@ async def test_format_1(kind: str, tmp_path: Path) -> None:
         ("finished", "completed", 4),
         ("stopped", "interrupted", 2),
     ]
-    found = await outputs(storage, "finished")
-    assert found["a"]["rows"] == [1, 2.5, "three", None, True]
-    assert (found["b"], found["c"], found["d"]) == ("", None, b"bytes")
+    values = await outputs(storage, "finished")
+    assert values["a"]["rows"] == [1, 2.5, "three", None, True]
+    assert (values["b"], values["c"], values["d"]) == ("", None, b"bytes")
     assert await storage.load(PIPELINE) == {
         "rows": [1, 2.5, "three", None, True], "pair": (1, 2), "raw": b"\x00\xff"
     }  # fmt: skip

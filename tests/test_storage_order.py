@@ -1,4 +1,4 @@
-"""Many runs in a folder: the newest are told without listing it, and never wrongly."""
+"""Many runs in a folder: the newest are known without listing it, and never wrongly."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def no_listing() -> Iterator[list[str]]:
 # -- without a listing -------------------------------------------------------------------------
 
 
-async def test_the_newest_runs_are_told_without_a_listing(store: FileStorageBackend) -> None:
+async def test_the_newest_runs_are_known_without_a_listing(store: FileStorageBackend) -> None:
     """By any object; also after runs, documents and deletions, of old runs and of the newest."""
     names = [f"r{n}" for n in range(30)]
     await begin(store, *names)
@@ -103,7 +103,7 @@ async def test_runs_and_resumes_list_nothing(store: FileStorageBackend) -> None:
     pipeline = Pipeline("p")
 
     @pipeline.task
-    async def one() -> int:
+    async def newest() -> int:
         return 1
 
     for _ in range(3):
@@ -206,7 +206,7 @@ async def test_an_order_that_is_wrong_is_made_anew_from_the_runs(
     assert listings == []
 
 
-async def test_a_run_that_somebody_puts_into_the_folder_is_noticed(
+async def test_a_run_that_another_program_puts_into_the_folder_is_noticed(
     store: FileStorageBackend, tmp_path: Path
 ) -> None:
     """A copy of a file, or an older version of this program: at the next question."""
@@ -221,7 +221,7 @@ async def test_a_run_that_somebody_puts_into_the_folder_is_noticed(
 
 
 async def test_a_run_that_loses_its_records_is_the_newest_still(store: FileStorageBackend) -> None:
-    """An older run is not answered for one whose journal somebody has deleted: it is listed as lost."""
+    """An older run is not answered for one whose journal was deleted: it is listed as lost."""
     await begin(store, "a", "b")
     assert await listed(store) == ["a", "b"]
     (folder_of(store) / "b.journal").unlink()
@@ -310,7 +310,7 @@ async def test_what_is_no_file_in_its_place_is_done_without(
     assert path.is_dir() or path.is_symlink()
 
 
-async def test_trouble_with_the_order_is_told_or_got_over(
+async def test_trouble_with_the_order_is_reported_or_got_over(
     store: FileStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That it cannot be read is an error; that the name of a deleted run stays in it is none."""

@@ -118,10 +118,10 @@ async def test_four_methods_record_resume_and_list_runs(tmp_path: Path) -> None:
 async def test_what_four_methods_cannot_promise_is_said_once(tmp_path: Path) -> None:
     """As a warning of the first run of a process; the next ones have none."""
     own = Files(tmp_path)
-    said = [list((await PipelineExecutor(counting(), storage=own).execute()).warnings) for _ in range(2)]
-    assert len(said[0]) == 1
-    assert "Files keeps runs through its four methods. These do not promise" in said[0][0]
-    assert said[1] == []
+    warnings = [list((await PipelineExecutor(counting(), storage=own).execute()).warnings) for _ in range(2)]
+    assert len(warnings[0]) == 1
+    assert "Files keeps runs through its four methods. These do not promise" in warnings[0][0]
+    assert warnings[1] == []
 
 
 async def test_all_that_takes_a_storage_takes_four_methods(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_killed_run_goes_on_in_a_new_process(tmp_path: Path, after: int) -> No
 
 
 class Broken(Table):
-    """Fails where it is told to."""
+    """Fails where it is asked to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -406,7 +406,7 @@ HEADS: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("field", "value", "named"), HEADS)
 async def test_damaged_documents_are_named(field: str, value: Any, named: str) -> None:
-    """The run is listed as damaged, and whoever reads it is told what is wrong."""
+    """The run is listed as damaged, and reading it says what is wrong."""
     own = Table()
     storage = open_storage(own)
     await storage.append("p", "r", sample_run("r"))
@@ -489,7 +489,7 @@ async def test_what_is_stored_under_a_key_is_signed(tmp_path: Path) -> None:
 
 
 async def test_a_restore_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    """Nothing else uses the store meanwhile; what was there is kept aside, what nobody can read is named."""
+    """Nothing else uses the store meanwhile; what was there is kept aside, what cannot be read is named."""
     own = Broken()
     storage = open_storage(own)
     await storage.save("p", {"n": 1})
@@ -497,7 +497,7 @@ async def test_a_restore_that_was_stopped_goes_on(tmp_path: Path) -> None:
     await storage.save_memories("p", {"m": 1})
     made = await storage.backup(tmp_path / "backups")
     own.texts[head(own)] = "{not JSON"
-    own.texts["somebody's own"] = "{}"
+    own.texts["a user's own"] = "{}"
     real, count = own.save, [0]
 
     async def save(pipeline_id: str, data: dict[str, Any]) -> None:
@@ -523,7 +523,7 @@ async def test_a_restore_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert await open_storage(other).load("p") == {"n": 1}
     assert await open_storage(other).memories("p") == {"m": 1}
     assert plain(await open_storage(other).read_run("p", "r")) == plain(sample_run("r"))
-    assert own.texts["somebody's own"] == "{}"
+    assert own.texts["a user's own"] == "{}"
     assert any(name.startswith("_tagent-aside-") for name in own.texts)
 
 
@@ -544,7 +544,7 @@ async def test_what_a_stopped_deletion_left_goes_with_its_pipeline() -> None:
     assert all("02pp" in name for name in own.texts)
 
 
-async def test_what_another_process_deletes_meanwhile_is_missed_by_nobody() -> None:
+async def test_what_another_process_deletes_meanwhile_is_not_missed() -> None:
     """A list may still have it: it is left out, and to delete it again is no error."""
 
     class Fading(Table):
@@ -619,7 +619,7 @@ async def test_a_batch_of_which_one_has_lost_its_lease_fails_by_itself() -> None
 
 
 async def test_one_backend_is_opened_once(tmp_path: Path) -> None:
-    """Whoever opens it shares one object; a copy has its own, and neither keeps the other alive."""
+    """All that open it share one object; a copy has its own, and neither keeps the other alive."""
     own, before = Files(tmp_path), set(threading.enumerate())
     storage = open_storage(own)
     assert open_storage(own) is open_storage(storage) is storage
@@ -774,7 +774,7 @@ def test_a_scheme_that_cannot_be_is_refused(scheme: Any, factory: Any, named: st
         register_storage(scheme, factory)
 
 
-def test_a_misspelt_scheme_is_told_what_was_meant(mine: object) -> None:
+def test_a_misspelt_scheme_is_refused_with_what_was_meant(mine: object) -> None:
     """Ours, registered ones, and those of entry points."""
     with pytest.raises(DefinitionError, match=r"no kind 'mien'. Did you mean 'mine'\?"):
         open_storage("mien:x")
@@ -792,18 +792,18 @@ def test_what_a_factory_gives_is_checked(mine: object) -> None:
         open_storage("none:x")
     with pytest.raises(DefinitionError, match="cannot be called with the URL and durability"):
         open_storage("mine:x?durability=fast")
-    said: list[str] = []
+    warnings: list[str] = []
 
     def durable(url: str, durability: str = "full") -> StorageBackend:
-        said.extend([url, durability])
+        warnings.extend([url, durability])
         return Table()
 
     register_storage("durable", durable)
     open_storage("durable:x?durability=fast&region=eu&keep_last=2")
-    assert said == ["durable:x?region=eu", "fast"]
+    assert warnings == ["durable:x?region=eu", "fast"]
 
 
-def test_an_object_with_the_four_methods_is_told_what_to_derive_from() -> None:
+def test_an_object_with_the_four_methods_is_refused_with_what_to_derive_from() -> None:
     """It is nearly there."""
 
     class Loose:

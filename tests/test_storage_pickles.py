@@ -182,11 +182,11 @@ async def test_a_planted_pickle_is_never_loaded(files: FileStorageBackend, key: 
                 await store.load("p")
             await store.runs("p")
             try:
-                found = await outputs(store)
+                values = await outputs(store)
             except CorruptRecordError:
                 continue
-            assert [(output.value, output.storable) for output in found] == [(None, False)]
-            assert "allow_pickle" in str(found[0].problem)
+            assert [(output.value, output.storable) for output in values] == [(None, False)]
+            assert "allow_pickle" in str(values[0].problem)
     assert not marker.exists()
     with pytest.raises(CorruptRecordError):
         _ = PickledOutput(sealed, "d", b"other" * 8).value

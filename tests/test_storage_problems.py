@@ -1,4 +1,4 @@
-"""What storage gets over is told to the user: in the warnings of the run that goes on, wherever she looks."""
+"""What storage gets over is reported: in the warnings of the run that goes on, wherever they are shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def small() -> Pipeline:
 # -- warnings ----------------------------------------------------------------------------------
 
 
-def test_a_problem_is_noted_and_told_once() -> None:
+def test_a_problem_is_noted_and_reported_once() -> None:
     """To all who listen at that moment."""
     storage = MemoryStorageBackend()
     first: list[str] = []
@@ -55,8 +55,8 @@ def test_a_problem_is_noted_and_told_once() -> None:
     assert storage.problems == ["one", "two", "three"]
 
 
-def test_what_nobody_heard_is_told_to_the_next_who_listens() -> None:
-    """And to nobody after that."""
+def test_what_no_subscriber_got_goes_to_the_next() -> None:
+    """And to none after that."""
     storage = MemoryStorageBackend()
     storage._report("early")
     heard: list[str] = []
@@ -89,8 +89,8 @@ async def test_what_happens_before_during_and_after_a_run_is_among_its_warnings(
     assert result.success
     assert result.warnings[:2] == ["before", "during"]
     assert result.warnings[2].startswith(f"After run {result.run_id}: ")
-    told = [event.message for event in seen if isinstance(event, Warned)]
-    assert told == result.warnings
+    messages = [event.message for event in seen if isinstance(event, Warned)]
+    assert messages == result.warnings
     assert isinstance(seen[-1], Warned)
     assert isinstance(seen[-2], RunFinished)
     await storage.close()
@@ -115,7 +115,7 @@ async def test_a_torn_end_is_a_warning_of_the_resumed_run(tmp_path: Path) -> Non
 async def test_a_run_that_storage_ends_keeps_the_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had been told before the error is in ``executor.result``."""
+    """What had been reported before the error is in ``executor.result``."""
     storage = FileStorageBackend(tmp_path / "runs")
     pipeline = small()
     real = storage.append
@@ -187,6 +187,6 @@ def test_the_notebook_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         shell.run_line_magic("tagent_run", "")
     finally:
         shell.display_pub = before
-    shown = [one["data"] for one in published.outputs if "text/html" in one["data"]]
+    shown = [output["data"] for output in published.outputs if "text/html" in output["data"]]
     assert any("After run" in data["text/plain"] for data in shown)
     assert any("After run" in data["text/html"] for data in shown)

@@ -40,9 +40,9 @@ pytestmark = pytest.mark.requires("redis-server")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One server for tests that do it no harm; each has its own prefix."""
-    found = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes")
-    yield found
-    found.kill()
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "yes")
+    yield server
+    server.kill()
 
 
 @pytest.fixture
@@ -155,14 +155,14 @@ def test_without_the_package_the_error_names_the_remedy(monkeypatch: pytest.Monk
 
 async def test_stores_with_different_prefixes_share_nothing(server: RedisServer, prefix: str) -> None:
     """Neither runs nor documents; and every key of a store starts with its prefix."""
-    one = RedisStorageBackend(server.url, prefix=f"{prefix}-1")
+    first = RedisStorageBackend(server.url, prefix=f"{prefix}-1")
     two = RedisStorageBackend(server.url, prefix=f"{prefix}-2")
-    lease = await one.acquire("p", "r")
-    await record(one, "x", token=lease.token)
-    await one.save("p", {"x": 1})
+    lease = await first.acquire("p", "r")
+    await record(first, "x", token=lease.token)
+    await first.save("p", {"x": 1})
     assert await two.list_pipelines() == []
     assert (await two.acquire("p", "r")).token > 0
-    keys = [key.decode() for key in await raw(one).keys(f"{prefix}-*")]
+    keys = [key.decode() for key in await raw(first).keys(f"{prefix}-*")]
     assert {key.split(":")[0] for key in keys} == {f"{prefix}-1", f"{prefix}-2"}
 
 
@@ -310,7 +310,7 @@ async def test_a_server_that_is_away_is_an_error_after_the_deadline() -> None:
     ("scheme", "hint"),
     [("redis", "takes no TLS (else write rediss://)"), ("rediss", "that its port takes TLS;")],
 )
-async def test_who_gets_no_answer_is_told_to_look_at_tls(scheme: str, hint: str) -> None:
+async def test_without_an_answer_the_error_names_tls(scheme: str, hint: str) -> None:
     """A port of the other kind says nothing that tells it."""
     storage = RedisStorageBackend(f"{scheme}://127.0.0.1:{free_port()}", deadline=0.2)
     with pytest.raises(StorageUnavailableError, match=re.escape(hint)):
@@ -319,17 +319,17 @@ async def test_who_gets_no_answer_is_told_to_look_at_tls(scheme: str, hint: str)
 
 async def test_a_host_that_does_not_exist_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """To wait would not help."""
-    asked = []
+    calls = []
 
     def unknown(*arguments: Any, **options: Any) -> Any:
-        asked.append(arguments)
+        calls.append(arguments)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     storage = RedisStorageBackend("redis://nowhere:6379/0", deadline=60.0)
     with pytest.raises(StorageUnavailableError, match="There is no such host: look at the URL"):
         await storage.list_pipelines()
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> None:
@@ -344,8 +344,8 @@ async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> N
     server.signal(signal.SIGCONT)
     storage.deadline = 60.0
     await record(storage, "three")
-    found = await read(storage)
-    assert found in (["one", "three"], ["one", "two", "three"])
+    texts = await read(storage)
+    assert texts in (["one", "three"], ["one", "two", "three"])
 
 
 async def test_after_a_deadline_the_next_one_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +418,7 @@ class Proxy:
 
 
 async def test_a_lost_reply_records_nothing_twice(server: RedisServer, prefix: str) -> None:
-    """The command was carried out, but nobody said so: sent again, it finds itself there."""
+    """The command was carried out, but the reply was lost: sent again, it finds itself there."""
     proxy = Proxy(server.port, b"EVALSHA", losses=3)
     async with proxy as url:
         storage = RedisStorageBackend(url, prefix=prefix)
@@ -430,7 +430,7 @@ async def test_a_lost_reply_records_nothing_twice(server: RedisServer, prefix: s
 
 
 async def test_a_lost_reply_costs_no_lease(server: RedisServer, prefix: str) -> None:
-    """The claim was granted, but nobody said so: claimed again, it is the same claim."""
+    """The claim was granted, but the reply was lost: claimed again, it is the same claim."""
     proxy = Proxy(server.port, b"EVALSHA", losses=1)
     async with proxy as url:
         storage = RedisStorageBackend(url, prefix=prefix)
@@ -444,7 +444,7 @@ async def test_a_lost_reply_costs_no_lease(server: RedisServer, prefix: str) -> 
 
 
 async def test_runs_whose_list_the_server_has_evicted_are_found(store: RedisStorageBackend) -> None:
-    """By their keys, with their sizes; they are told of, backed up and restored like others."""
+    """By their keys, with their sizes; they are listed, backed up and restored like others."""
     await record(store, "one", "two")
     await record(store, "three", run_id="s")
     before = await store.runs("p")
@@ -465,7 +465,7 @@ LISTS = {"runs": ["runs"], "order": ["order"], "runs and order": ["runs", "order
 async def test_a_list_of_runs_that_the_server_has_lost_is_made_again(
     store: RedisStorageBackend, gone: str, then: str
 ) -> None:
-    """Whoever comes next: no run is missing in it, and the newest is still the newest."""
+    """To the next that comes no run is missing in it, and the newest is still the newest."""
     for run_id in ("a", "b", "c"):
         await record(store, run_id, run_id=run_id)
     if gone in LISTS:
@@ -493,7 +493,7 @@ async def test_a_list_of_runs_that_the_server_has_lost_is_made_again(
 
 
 @pytest.mark.parametrize("beside", [[], ["runs"], ["order"], ["runs", "order"], ["lease"]], ids="-".join)
-async def test_a_run_whose_records_the_server_has_lost_is_told(
+async def test_a_run_whose_records_the_server_has_lost_is_reported(
     store: RedisStorageBackend, beside: list[str]
 ) -> None:
     """And no older run takes its place, whatever is lost besides; it can be deleted."""
@@ -573,7 +573,7 @@ async def test_records_that_the_server_has_lost_are_recorded_again(store: RedisS
     assert "the last 2 records" in store.problems[0]
 
 
-async def test_records_that_nobody_has_any_more_are_an_error(
+async def test_records_that_are_nowhere_any_more_are_an_error(
     store: RedisStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run with a hole is not carried on."""
@@ -583,14 +583,14 @@ async def test_records_that_nobody_has_any_more_are_an_error(
     await raw(store).ltrim(store._name("p", "run", "r"), 0, 0)
     with pytest.raises(StorageUnavailableError, match="has lost 2 records of run r"):
         await record(store, "four", token=lease.token)
-    first, told = await read(store)
+    first, warning = await read(store)
     assert first == "one"
-    assert told.startswith(
+    assert warning.startswith(
         "The end of run r of pipeline p is missing: 3 records were recorded, and 1 are there."
     )
 
 
-async def test_a_lease_that_the_server_has_thrown_away_is_told(store: RedisStorageBackend) -> None:
+async def test_a_lease_that_the_server_has_thrown_away_is_reported(store: RedisStorageBackend) -> None:
     """It is not taken for a run that was deleted or taken over; what was recorded can be carried on."""
     lease = await store.acquire("p", "r")
     await record(store, "one", token=lease.token)
@@ -634,7 +634,7 @@ async def test_few_records_are_remembered(
     for n in range(20):
         await record(store, "x" * 1000 + str(n))
     queue = store._connection.here().runs["p", "r"]
-    assert 3000 < queue.size == sum(len(one) for _, one in queue.recent) <= 5000
+    assert 3000 < queue.size == sum(len(data) for _, data in queue.recent) <= 5000
 
 
 async def test_batches_are_bounded_and_of_one_token(
@@ -659,7 +659,7 @@ async def test_batches_are_bounded_and_of_one_token(
 
 
 async def test_cancelling_one_record_leaves_the_others(store: RedisStorageBackend) -> None:
-    """Whoever is cancelled while it waits does not hold up the rest."""
+    """What is cancelled while it waits does not hold up the rest."""
     await record(store, "one")
     tasks = [asyncio.ensure_future(record(store, text)) for text in ("two", "three", "four")]
     await asyncio.sleep(0)
@@ -855,10 +855,10 @@ async def test_a_run_deleted_while_runs_are_listed_stays_deleted(
     find = getattr(store, look)
 
     async def find_and_delete(*arguments: Any) -> Any:
-        found = await find(*arguments)
+        answer = await find(*arguments)
         setattr(store, look, find)
         await other.delete_run("p", "r1")
-        return found
+        return answer
 
     setattr(store, look, find_and_delete)
     await store.runs("p")

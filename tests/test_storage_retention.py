@@ -33,7 +33,7 @@ from tagent_nb.storage import (
     RunInfo,
     SQLiteStorageBackend,
     StorageBackend,
-    base,
+    run_storage,
 )
 from tagent_nb.storage import prune as retention
 from tagent_nb.storage.policy import Retention
@@ -174,7 +174,7 @@ async def test_a_list_that_takes_for_ever_does_not_hold_up_the_end_of_a_run(
         raise AssertionError
 
     monkeypatch.setattr(store, "_newest", never)
-    monkeypatch.setattr(base, "LIMIT", 0.01)
+    monkeypatch.setattr(run_storage, "LIMIT", 0.01)
     await store.release(lease)
     assert len(store.problems) == 1
     assert "prune('p', ...)" in store.problems[0]
@@ -235,19 +235,19 @@ def test_whatever_the_rules_the_promises_hold(
         for n, (status, size) in enumerate(drawn)
     ]
     gone = Retention(keep_last, older_than, max_bytes).to_delete(runs, now=20.0)
-    assert all(one.status != "damaged" for one in gone)
-    runs = [one for one in runs if one.status != "damaged"]
-    stay = [one for one in runs if one not in gone]
-    good = [one for one in runs if one.status == "completed"]
-    assert all(one in stay for one in runs if one.status == "running")
-    assert good[-1:] == [one for one in good[-1:] if one in stay]
-    assert [one for one in runs if one in gone] == gone
-    if keep_last is None and older_than is None and sum(one.size for one in runs) <= max_bytes:
+    assert all(run.status != "damaged" for run in gone)
+    runs = [run for run in runs if run.status != "damaged"]
+    stay = [run for run in runs if run not in gone]
+    good = [run for run in runs if run.status == "completed"]
+    assert all(run in stay for run in runs if run.status == "running")
+    assert good[-1:] == [run for run in good[-1:] if run in stay]
+    assert [run for run in runs if run in gone] == gone
+    if keep_last is None and older_than is None and sum(run.size for run in runs) <= max_bytes:
         assert gone == []
-    free = [one for one in stay if one.status != "running" and one not in good[-1:]]
-    assert not free or sum(one.size for one in stay) <= max_bytes
-    assert keep_last is None or all(one in runs[max(0, len(runs) - keep_last) :] for one in free)
-    assert older_than is None or all(20.0 - one.started_at < older_than for one in free)
+    free = [run for run in stay if run.status != "running" and run not in good[-1:]]
+    assert not free or sum(run.size for run in stay) <= max_bytes
+    assert keep_last is None or all(run in runs[max(0, len(runs) - keep_last) :] for run in free)
+    assert older_than is None or all(20.0 - run.started_at < older_than for run in free)
 
 
 @pytest.fixture(params=KINDS)
@@ -411,9 +411,9 @@ async def test_an_older_run_that_is_carried_on_is_not_pruned_by_its_end(store: S
 
 async def waiting(store: StorageBackend, name: str, *after: Event) -> None:
     """A run in which a value waits for a decision, and what happened after that."""
-    asked = ApprovalRequested(run_id=name, step="a", output=StoredValue.of("held"))
+    request = ApprovalRequested(run_id=name, step="a", output=StoredValue.of("held"))
     started = RunStarted(run_id=name, at=1.0, pipeline="p", steps=("a", "b"))
-    await store.append("p", name, [started, asked])
+    await store.append("p", name, [started, request])
     if after:
         await store.append("p", name, after)
 
@@ -425,9 +425,9 @@ async def test_a_run_that_waits_for_an_approval_stays(store: StorageBackend) -> 
     failed = StepFailed(run_id="failed", step="b", error_type="E", message="")
     await waiting(store, "failed", failed, RunFinished(run_id="failed", success=False, waiting=("a",)))
     await waiting(store, "cancelled", RunFinished(run_id="cancelled", success=False, cancelled=True))
-    given = ApprovalGiven(run_id="decided", step="a", verdict="approved")
+    decision = ApprovalGiven(run_id="decided", step="a", verdict="approved")
     done = StepFinished(run_id="decided", step="a", output=StoredValue.of("held"))
-    await waiting(store, "decided", given, done, RunFinished(run_id="decided", success=False))
+    await waiting(store, "decided", decision, done, RunFinished(run_id="decided", success=False))
     await waiting(store, "settled", done, RunFinished(run_id="settled", success=False))
     await run(store, "new", at=100.0)
     undecided = {info.run_id: info.undecided for info in await store.runs("p")}
@@ -544,7 +544,7 @@ async def test_what_changes_hands_between_a_look_and_the_deletion_stays(
 
 
 async def test_a_run_that_a_process_elsewhere_left_goes_after_it_was_watched(store: StorageBackend) -> None:
-    """At the end of a run nobody waits for that; called by hand, it takes the time that it takes."""
+    """The end of a run does not wait for that; called by hand, it takes the time that it takes."""
     await run(store, "r0", at=100.0, outcome="interrupted")
     await run(store, "r1", at=101.0)
     await run(store, "r2", at=102.0, outcome="failed")

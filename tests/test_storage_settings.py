@@ -31,7 +31,7 @@ def small(name: str = "small", *, fails: bool = False) -> Pipeline:
     pipeline = Pipeline(name)
 
     @pipeline.task(max_retries=0)
-    def one() -> int:
+    def number() -> int:
         return 1 // (not fails)
 
     return pipeline
@@ -40,7 +40,7 @@ def small(name: str = "small", *, fails: bool = False) -> Pipeline:
 # -- in the call -------------------------------------------------------------------------------
 
 
-def test_nobody_says_anything() -> None:
+def test_nothing_is_said() -> None:
     """Then nothing is ever deleted, and no backup is made."""
     storage = open_storage("runs")
     assert (storage.retention, storage.backup_schedule) == (None, None)
@@ -219,7 +219,7 @@ def test_rules_of_a_running_pipeline_cannot_change(tmp_path: Path, monkeypatch: 
 
 
 def test_the_command_line_keeps_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    """As many as it is told."""
+    """As many as were asked for."""
     Path("demo.json").write_text(small_json())
     for _ in range(3):
         assert cli.main(["run", "demo.json", "--storage", "runs", "--keep-last", "2"]) == 0

@@ -316,7 +316,7 @@ async def test_cut_at_every_64th_page_it_is_never_silently_empty(store: SQLiteSt
 
 @pytest.mark.parametrize("which", ["min", "max(id) - 1 FROM records UNION SELECT min"])
 async def test_a_record_that_was_taken_out_is_damage(store: SQLiteStorageBackend, which: str) -> None:
-    """The first one, or one in the middle: what happened is not told without it."""
+    """The first one, or one in the middle: what happened is not known without it."""
     await record(store, "one", "two", "three")
     await store.close()
     edit(store, f"DELETE FROM records WHERE id IN (SELECT {which}(id) FROM records)")
@@ -363,7 +363,7 @@ async def test_an_error_besides_a_lock_is_passed_on_at_once(store: SQLiteStorage
 
 
 async def test_a_row_in_the_way_that_is_no_record_is_an_error(store: SQLiteStorageBackend) -> None:
-    """Where somebody else recorded meanwhile, the record goes behind that; but only behind a record."""
+    """Where another process recorded meanwhile, the record goes behind that; but only behind a record."""
     lease = await store.acquire("p", "r")
     await record(store, "one", "two", token=lease.token)
     edit(store, "INSERT INTO records SELECT max(id) + 1, x'00' FROM records")
@@ -407,8 +407,8 @@ HEAD, FRAME = 32, 24 + database.PAGE
 async def test_what_a_damaged_log_has_lost_is_named_and_stays_known(
     store: SQLiteStorageBackend, tmp_path: Path
 ) -> None:
-    """Whole runs, the end of one, and saved data: told as the file is opened, and by the runs ever after. The
-    log is kept, and all can be carried on."""
+    """Whole runs, the end of one, and saved data: reported as the file is opened, and by the runs ever after.
+    The log is kept, and all can be carried on."""
     await store.save("p", {"saved": 1})
     leases = {}
     for run_id in ("a", "b", "c"):
@@ -424,12 +424,14 @@ async def test_what_a_damaged_log_has_lost_is_named_and_stays_known(
     flip(other, place + 1000)
     damaged = log_of(other).read_bytes()
     assert await other.list_pipelines() == ["p"]
-    (told,) = other.problems
-    assert "records 3 to 4 of run a of pipeline p; record 3 of run b of pipeline p; record 1 of run d" in told
-    assert "the snapshot that pipeline p saved last" in told
-    assert "run c" not in told
+    (message,) = other.problems
+    assert (
+        "records 3 to 4 of run a of pipeline p; record 3 of run b of pipeline p; record 1 of run d" in message
+    )
+    assert "the snapshot that pipeline p saved last" in message
+    assert "run c" not in message
     (kept,) = other.path.parent.glob("*.damaged-*")
-    assert (str(kept) in told, kept.read_bytes(), kept.stat().st_mode & 0o777) == (True, damaged, 0o600)
+    assert (str(kept) in message, kept.read_bytes(), kept.stat().st_mode & 0o777) == (True, damaged, 0o600)
     assert await read(other, "c") == ["one", "two"]
     await other.close()
     again = SQLiteStorageBackend(other.path, durability="fast")
@@ -525,7 +527,7 @@ async def test_a_run_whose_pipeline_the_log_does_not_tell_is_named(
     await record(store, "one", "two", token=lease.token)
     other = await crashed(store, tmp_path / "copy")
     data = log_of(other).read_bytes()
-    places = [found.start() for found in re.finditer(b"tail p r ", data)]
+    places = [match.start() for match in re.finditer(b"tail p r ", data)]
     assert len(places) == 2
     for place in places:
         flip(other, place)
@@ -573,7 +575,7 @@ async def test_a_crash_in_the_middle_of_a_transaction_is_no_damage(
     assert other.problems == []
 
 
-async def test_a_damaged_log_that_cannot_be_kept_aside_is_told(
+async def test_a_damaged_log_that_cannot_be_kept_aside_is_reported(
     store: SQLiteStorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full: what is lost is named all the same."""
@@ -602,7 +604,7 @@ class OnFullDisk(sqlite3.Connection):
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-async def test_damage_of_the_log_is_told_although_the_log_cannot_be_emptied(
+async def test_damage_of_the_log_is_reported_although_the_log_cannot_be_emptied(
     store: SQLiteStorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     lease = await store.acquire("p", "r")
@@ -618,7 +620,7 @@ async def test_damage_of_the_log_is_told_although_the_log_cannot_be_emptied(
 async def test_a_transaction_under_way_is_no_damage(
     store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What looks like it is looked at once more when nobody writes."""
+    """What looks like it is looked at once more when no process writes."""
     await record(store, "one")
     looks = [[b"frame"], []]
     monkeypatch.setattr(wal, "_lost", lambda *args: looks.pop(0))
@@ -706,7 +708,7 @@ async def test_the_database_of_another_program_is_left_alone(store: SQLiteStorag
 
 
 @pytest.mark.parametrize("gone", [1, 2])
-async def test_rows_deleted_after_a_kill_are_told(
+async def test_rows_deleted_after_a_kill_are_reported(
     store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch, gone: int
 ) -> None:
     """Of steps that take longer than a second the end is noted with each record, not only with the lease."""
@@ -714,7 +716,7 @@ async def test_rows_deleted_after_a_kill_are_told(
     lease = await store.acquire("p", "r")
     for number in range(4):
         await record(store, str(number), token=lease.token)
-    # Nobody gives the lease back, as after a kill.
+    # The lease is not given back, as after a kill.
     store._file.open().execute(
         "DELETE FROM records WHERE id IN (SELECT id FROM records ORDER BY id DESC LIMIT ?)", (gone,)
     )
@@ -867,7 +869,7 @@ async def test_a_database_deleted_under_a_run_is_noticed(store: SQLiteStorageBac
         await record(store, "two", token=lease.token)
 
 
-async def test_a_store_that_somebody_has_restored_is_used_anew(store: SQLiteStorageBackend) -> None:
+async def test_a_store_that_another_process_has_restored_is_used_anew(store: SQLiteStorageBackend) -> None:
     """By those who read and by runs that begin, through the object that had the old file open."""
     await record(store, "one")
     other = SQLiteStorageBackend(store.path)
@@ -961,7 +963,7 @@ async def test_a_lock_that_is_never_given_back_is_an_error(
     store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a bounded time; then it goes on."""
-    monkeypatch.setattr(database, "BUSY", 20)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", 20)
     await record(store, "one")
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -1100,7 +1102,7 @@ async def test_opening_gives_up_with_the_remedy(
 ) -> None:
     """A lock that stays is an error that names the file."""
     other = await locked(store)
-    monkeypatch.setattr(database, "BUSY", 1)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", 1)
     with pytest.raises(StorageUnavailableError, match="Another process has locked it"):
         await record(store, "first")
     other.close()
@@ -1165,7 +1167,7 @@ async def test_of_two_that_make_a_store_both_use_the_same(
     """The second finds the first one's file at the last moment, also where there are no hard links."""
     other = SQLiteStorageBackend(store.path)
     publish = database.publish
-    given: list[bool] = []
+    published: list[bool] = []
     calls = iter([True, False])
 
     def refuse(*_: object) -> None:
@@ -1174,14 +1176,14 @@ async def test_of_two_that_make_a_store_both_use_the_same(
     def overtaken(aside: Path, path: Path, *, sync: bool) -> bool:
         if next(calls):
             asyncio.run(record(other, "theirs"))
-        given.append(publish(aside, path, sync=sync))
-        return given[-1]
+        published.append(publish(aside, path, sync=sync))
+        return published[-1]
 
     if not links:
         monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(database, "publish", overtaken)
     await record(store, "ours")
-    assert given == [True, False]
+    assert published == [True, False]
     assert await read(store) == ["theirs", "ours"]
     assert not list(store.path.parent.glob(".tagent-*"))
 
@@ -1279,8 +1281,8 @@ async def test_a_file_that_may_only_be_read_is_read_and_not_written() -> None:
         store = SQLiteStorageBackend(folder / "runs.db")
         await record(store, "one")
         await store.close()
-        listed, found, refused = await read_as_another_user(store, folder)
-        assert (listed, found) == ("['p'] ['r']", "['one']")
+        listed, texts, refused = await read_as_another_user(store, folder)
+        assert (listed, texts) == ("['p'] ['r']", "['one']")
         assert "It may not be written: change its permissions" in refused
         folder.chmod(0o755)
         store.path.chmod(0o644)
@@ -1399,7 +1401,7 @@ async def test_a_look_for_the_newest_run_takes_few_steps(store: SQLiteStorageBac
 
 
 async def test_a_name_that_is_no_id_does_not_hide_the_newest_run(store: SQLiteStorageBackend) -> None:
-    """Somebody else may have put anything into the file."""
+    """Another program may have put anything into the file."""
     await record(store, "one", run_id="r1")
     await record(store, "one", run_id="r2")
     edit(
@@ -1437,8 +1439,8 @@ with open(sys.argv[1], "r+b") as index:
 
 
 async def test_a_second_connection_takes_no_lock_of_the_first_away(store: SQLiteStorageBackend) -> None:
-    """Whoever opens and closes a file of SQLite's drops the locks of the whole process on it, and another
-    process may then empty the index that this one has in its memory."""
+    """A program that opens and closes a file of SQLite's drops the locks of the whole process on it, and
+    another process may then empty the index that this one has in its memory."""
     await record(store, "one")
     index = store.path.with_name(store.path.name + "-shm")
 

@@ -239,7 +239,7 @@ async def test_records_in_the_place_of_others_are_named(store: RedisStorageBacke
 async def test_a_changed_end_of_a_run_is_put_right(
     store: RedisStorageBackend, client: Redis, tail: bytes | None
 ) -> None:
-    """The records are all there and say so themselves; the change is told."""
+    """The records are all there and say so themselves; the change is reported."""
     lease = await store.acquire("p", "r")
     await record(store, "one", token=lease.token)
     if tail is None:
@@ -303,7 +303,7 @@ async def test_the_newest_run_that_has_lost_all_its_keys_is_listed(
 
 
 async def test_all_runs_that_have_lost_all_their_keys(store: RedisStorageBackend, client: Redis) -> None:
-    """That there were some is told, with their number."""
+    """That there were some is reported, with their number."""
     for number in range(3):
         await record(store, "one", f"r{number}")
     lose(client, "r0", "r1", "r2")
@@ -318,7 +318,7 @@ async def test_all_runs_that_have_lost_all_their_keys(store: RedisStorageBackend
 async def test_an_older_run_that_has_lost_all_its_keys_is_counted(
     store: RedisStorageBackend, client: Redis, then: str
 ) -> None:
-    """Nothing has its name any more, and yet it is told that it is missing: once."""
+    """Nothing has its name any more, and yet it is reported that it is missing: once."""
     for number in range(4):
         await record(store, "one", f"r{number}")
     await store.delete_run("p", "r0")
@@ -338,7 +338,7 @@ async def test_an_older_run_that_has_lost_all_its_keys_is_counted(
 
 
 async def test_a_store_without_a_count_gets_one(store: RedisStorageBackend, client: Redis) -> None:
-    """As older versions left it: nothing is told of it."""
+    """As older versions left it: nothing is reported of it."""
     for run_id in ("r0", "r1"):
         await record(store, "one", run_id)
         client.hdel(key_of("lease", "p", run_id), "counted")
@@ -356,10 +356,10 @@ async def test_a_store_without_a_count_gets_one(store: RedisStorageBackend, clie
 
 
 @pytest.mark.parametrize("besides", ["", "runs", "order"])
-async def test_a_lost_count_is_told_and_made_again(
+async def test_a_lost_count_is_reported_and_made_again(
     store: RedisStorageBackend, client: Redis, besides: str
 ) -> None:
-    """Once: what is lost after that is told again."""
+    """Once: what is lost after that is reported again."""
     for number in range(3):
         await record(store, "one", f"r{number}")
     lose(client, "r1")
@@ -374,7 +374,9 @@ async def test_a_lost_count_is_told_and_made_again(
     assert not any("lost" in problem for problem in fresh.problems)
 
 
-async def test_a_pipeline_of_which_nothing_is_left_is_told(store: RedisStorageBackend, client: Redis) -> None:
+async def test_a_pipeline_of_which_nothing_is_left_is_reported(
+    store: RedisStorageBackend, client: Redis
+) -> None:
     """As long as it is listed; what was deleted is no loss."""
     await record(store, "one", "r0")
     keys = [key for key in client.keys("tagent-nb:*") if key != b"tagent-nb:pipelines"]

@@ -18,7 +18,7 @@ APPLICATION = 0x7461676E
 SCHEMA = 1
 """Version of the tables, in the file's ``user_version``."""
 
-BUSY = 10_000
+BUSY_TIMEOUT = 10_000
 """Milliseconds to wait for another process that writes."""
 
 PAGE = 2048
@@ -187,7 +187,7 @@ def _prepare_patiently(connection: sqlite3.Connection, path: Path, *, sync: bool
     The time-out of SQLite is not enough: a change to the write-ahead log that meets another such change
     gives up at once (on deadlocks, see https://www.sqlite.org/c3ref/busy_handler.html).
     """
-    deadline = monotonic() + BUSY / 1000
+    deadline = monotonic() + BUSY_TIMEOUT / 1000
     while True:
         try:
             return _prepare(connection, path, sync=sync)
@@ -270,8 +270,8 @@ def file_system(path: Path) -> str:
 
 @contextmanager
 def waiting(connection: sqlite3.Connection) -> Iterator[None]:
-    """Wait up to :data:`BUSY` for other processes that write, which only a thread may do."""
-    connection.execute(f"PRAGMA busy_timeout = {BUSY}")
+    """Wait up to :data:`BUSY_TIMEOUT` for other processes that write, which only a thread may do."""
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
     try:
         yield
     finally:
@@ -328,7 +328,8 @@ def trouble(error: sqlite3.Error, path: Path) -> StorageError:
             "under its name, or use another place."
         )
     elif is_busy(error):
-        remedy = f"Another process has locked it for {BUSY / 1000:.0f} s. Find it with `fuser` and end it."
+        seconds = BUSY_TIMEOUT / 1000
+        remedy = f"Another process has locked it for {seconds:.0f} s. Find it with `fuser` and end it."
     elif code == sqlite3.SQLITE_TOOBIG or isinstance(error, sqlite3.DataError):
         remedy = "A record is too big for it: write such data to a file in the step and return its path."
     else:
