@@ -184,7 +184,7 @@ class LeaseContract:
         assert await again.runs("p") == []
         assert (await store.acquire("p", "r")).token > lease.token
 
-    async def test_a_lease_that_cannot_be_read_keeps_nobody_out(self, store: RunStorage) -> None:
+    async def test_a_lease_that_cannot_be_read_keeps_no_process_out(self, store: RunStorage) -> None:
         """Garbage in place of a holder counts as none, and the token still grows."""
         assert await store._swap_lease("p", "r", 0, 5, b"\xff{not json")
         assert (await store.acquire("p", "r")).token > 5
