@@ -110,7 +110,7 @@ class PipelineExecutor:
         trace_content: Whether OpenTelemetry spans, where that is set up, hold what is sent and answered.
         prices: Prices of own models by name, such as ``{"openai:my-model": Price(0.5, 1.5)}``; they
             come before the known ones.
-        approver: Decides on what steps with ``approve`` and tools with ``approval_required`` hold: a
+        approver: Decides on what steps with ``approve`` and tools with ``approval_required`` suspend: a
             function that takes an :class:`ApprovalRequest` and returns :class:`Approved`,
             :class:`Edited` or :class:`Rejected`, or ``"wait"``: the run waits for :meth:`approve` and
             :meth:`reject`. ``None``: the run does what else it can and ends; it can be resumed.
@@ -431,8 +431,8 @@ class PipelineExecutor:
     def approve(
         self, step: str, item: str | None = None, *, tool: str | None = None, value: Any = ...
     ) -> None:
-        """Approve what a step holds. A run with ``approver="wait"`` goes on with it at once. Without a run,
-        or where it began without an approver, ``run(resume=True)`` goes on with it.
+        """Approve what a step has suspended. A run with ``approver="wait"`` goes on with it at once. Without
+        a run, or where it began without an approver, ``run(resume=True)`` goes on with it.
 
         Args:
             step: Whose result, or whose call of a tool.
@@ -457,7 +457,7 @@ class PipelineExecutor:
         tool: str | None = None,
         retry: bool = False,
     ) -> None:
-        """Refuse what a step holds; arguments and errors as for :meth:`approve`.
+        """Refuse what a step has suspended; arguments and errors as for :meth:`approve`.
 
         Args:
             step: Whose result, or whose call of a tool.

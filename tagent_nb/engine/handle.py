@@ -62,10 +62,10 @@ class RunHandle:
     def when_done(self, callback: Callable[[PipelineResult | BaseException], None]) -> None:
         """Call ``callback`` once with the result or the error, on the run's loop, or now if it has ended."""
 
-        def tell(future: futures.Future[PipelineResult]) -> None:
+        def call(future: futures.Future[PipelineResult]) -> None:
             callback(future.exception() or future.result())
 
-        self._future.add_done_callback(tell)
+        self._future.add_done_callback(call)
 
     def result(self, timeout: float | None = None) -> PipelineResult:
         """Wait for the result, at most ``timeout`` seconds.

@@ -135,7 +135,7 @@ def interrupted_calls(memory: PipelineMemory) -> dict[WorkKey, list[CallRecorded
                 # Calls of a step before it was forced answer for nothing any more.
                 calls = {unit: made for unit, made in calls.items() if unit[0] not in forced}
             case ApprovalRequested(call=""):
-                # Its attempt is over: what it gave is held, and need not be computed again.
+                # Its attempt is over: what it gave is suspended, and need not be computed again.
                 calls.pop((event.step, event.item), None)
     return calls
 

@@ -227,9 +227,9 @@ def function_source(function: Callable[..., Any]) -> str:
         LookupError: It has none, or cannot be moved; the message says why.
     """
     inner = inspect.unwrap(function)
-    held = inner.__code__.co_freevars if isinstance(inner, FunctionType) else ()
-    if held:
-        raise LookupError(f"it uses {', '.join(map(repr, held))} of the function around it")
+    captured = inner.__code__.co_freevars if isinstance(inner, FunctionType) else ()
+    if captured:
+        raise LookupError(f"it uses {', '.join(map(repr, captured))} of the function around it")
     source = source_of(function).strip("\n")
     statement = _only_statement(source)
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -319,7 +319,7 @@ class Approvals:
             answer.set_result(replace(decision, used=True))
 
 
-class ApprovalGate(CallMiddleware):
+class ApprovalMiddleware(CallMiddleware):
     """Lets a call of a tool pass when it needs no approval, or has it.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.approval.gate import ApprovalGate, Approvals
+from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
 from tagent_nb.engine.background import apart, in_thread, run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot
 from tagent_nb.engine.step_reads import source_of
@@ -180,6 +180,9 @@ class Attempts:
         services, pipeline = context.services, context.pipeline
         publish, spend = self._recorder.publish, services.ledger.spend
         memory = self._recorder.memory
+        middleware: tuple[CallMiddleware, ...] = ()
+        if not step.is_python:
+            middleware = (*self._middleware, ApprovalMiddleware(self._approvals, work))
         loop = asyncio.get_running_loop()
 
         def emit(event: Event) -> None:
@@ -213,7 +216,7 @@ class Attempts:
             model=step_model(context, step),
             idempotency_key=f"{context.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
             emit=emit,
-            middleware=() if step.is_python else (*self._middleware, ApprovalGate(self._approvals, work)),
+            middleware=middleware,
             offline=context.options.offline,
             prices=services.prices,
             refusals=self._approvals.refusals(work) if memory.pending else (),

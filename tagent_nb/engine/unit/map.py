@@ -112,7 +112,7 @@ class MapExecution:
         return await recorder.record(outcome)
 
     async def _wanted(self, step: PipelineStep, outputs: StepOutputs, rows: list[Row]) -> list[Row]:
-        """The items whose condition holds. Others are recorded as skipped, or failed if it has an error."""
+        """The items whose condition is true. Others are recorded as skipped, or failed if it has an error."""
         if step.when is None or step.item_condition is None:
             return rows
         condition = item_condition(self._context, self._recorder, step, outputs)
