@@ -128,10 +128,10 @@ def test_the_task_decorator_is_no_part_of_the_source() -> None:
     def second(load: Any) -> Any:
         return load
 
-    one, two = steps.bodies["first"], steps.bodies["second"]
-    assert one.source.startswith("def first(")
-    assert two.source.startswith("@traced\ndef second(")
-    assert "traced" in two.names
+    bare, decorated = steps.bodies["first"], steps.bodies["second"]
+    assert bare.source.startswith("def first(")
+    assert decorated.source.startswith("@traced\ndef second(")
+    assert "traced" in decorated.names
 
 
 def test_a_function_goes_to_plain_data_and_back() -> None:
@@ -181,13 +181,13 @@ def test_what_cannot_be_rebuilt_says_why() -> None:
 
 
 def test_functions_without_a_definition_are_told_apart_by_bytecode() -> None:
-    one = PythonBody.from_function(lambda load: [x + 1 for x in load])
+    first = PythonBody.from_function(lambda load: [x + 1 for x in load])
     same = PythonBody.from_function(lambda load: [x + 1 for x in load])
     other = PythonBody.from_function(lambda load: [x + 2 for x in load])
     named = PythonBody.from_function(lambda load: load + THRESHOLD)
-    assert one.normalised() == same.normalised() != other.normalised()
+    assert first.normalised() == same.normalised() != other.normalised()
     assert "THRESHOLD" in named.names
-    assert one.summary == "Python step <lambda>"
+    assert first.summary == "Python step <lambda>"
 
 
 @pytest.mark.parametrize(
@@ -395,10 +395,10 @@ def test_summary_is_the_first_line_of_what_is_written_on_top(source: str, summar
 
 
 def test_comments_blank_lines_and_docstrings_do_not_count() -> None:
-    one = cell('def f():\n    """Doc."""\n    return 1\nclass A:\n    "Doc"\n    x = 1\nf()  # c')
+    first = cell('def f():\n    """Doc."""\n    return 1\nclass A:\n    "Doc"\n    x = 1\nf()  # c')
     two = cell("'''Top.'''\n# comment\n\ndef f():\n    return 1\n\n\nclass A:\n    x=1\nf()")
-    assert one.normalised() == two.normalised()
-    assert one.normalised() != cell("def f():\n    return 2\nclass A:\n    x = 1\nf()").normalised()
+    assert first.normalised() == two.normalised()
+    assert first.normalised() != cell("def f():\n    return 2\nclass A:\n    x = 1\nf()").normalised()
     assert cell("'a'").normalised() != cell("'b'").normalised()
 
 
@@ -420,8 +420,8 @@ def test_a_functions_docstring_and_decorating_task_do_not_count() -> None:
 
         return steps.bodies["f"]
 
-    one, two = build(True), build(False)
-    assert one.normalised() == two.normalised()
+    first, two = build(True), build(False)
+    assert first.normalised() == two.normalised()
 
 
 def test_a_cell_goes_to_plain_data_and_back() -> None:

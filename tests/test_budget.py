@@ -121,9 +121,9 @@ async def stops_at_the_dime_and_goes_on(executor: PipelineExecutor, calls: Seque
     assert result.total_cost <= 0.10 + ANSWER
     assert len(done(result)) == 25 == len(calls)
     assert {step.error_type for step in result.steps.values()} == {"", "BudgetExceededError"}
-    told = result.error_details[result.failed_steps[0]]
-    assert "the run's budget is used up: $0.10 of $0.10 spent" in told
-    assert "%tagent_run --resume --budget" in told
+    message = result.error_details[result.failed_steps[0]]
+    assert "the run's budget is used up: $0.10 of $0.10 spent" in message
+    assert "%tagent_run --resume --budget" in message
     assert [str(share) for share in result.budget_shares()] == ["$0.10 of $0.10 spent"]
 
     kept = done(result)
@@ -252,7 +252,7 @@ async def test_a_step_has_a_budget_of_its_own_for_all_its_items(tmp_path: Path) 
     assert len(calls) == 5
     assert result["other"] == "so be it"
     step = result.steps["each"]
-    assert step.status is StepStatus.FAILED, "items that nobody asked about are not bad items"
+    assert step.status is StepStatus.FAILED, "items without a call are not bad items"
     assert step.error_type == "BudgetExceededError"
     assert step.error.startswith("4 of 10 items are done. The budget of step 'each' is used up")
     assert "Give step 'each' a higher budget" in step.error
@@ -322,7 +322,7 @@ async def test_calls_wait_for_the_rest_of_a_budget_and_say_so() -> None:
     calls: list[int] = []
     executor = PipelineExecutor(fifty(costing(lambda number: 0.06, calls)), budget=0.10, prices=PRICES)
     result = await executor.execute()
-    waits = [one.reason for one in result.events if isinstance(one, events.StepWaiting)]
+    waits = [event.reason for event in result.events if isinstance(event, events.StepWaiting)]
     assert set(waits) == {"the rest of the budget, which calls under way may use up"}
     assert len(calls) == 2
     assert result.total_cost == pytest.approx(0.12)
@@ -333,7 +333,7 @@ async def test_a_run_stopped_while_calls_wait_leaves_nothing_behind() -> None:
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         await hang.wait()
-        raise AssertionError("nobody lets it go on")
+        raise AssertionError("it is never let through")
 
     executor = PipelineExecutor(fifty(FunctionModel(answer, model_name="mine")), budget=0.10, prices=PRICES)
     executor.subscribe(lambda event: executor.cancel() if isinstance(event, events.StepWaiting) else None)
@@ -354,11 +354,11 @@ async def test_a_model_without_a_price_is_refused_before_any_step(where: str) ->
     executor = PipelineExecutor(pipeline, budget=0.5 if where == "run" else None)
     with pytest.raises(
         DefinitionError, match=r"budget of 0.5 USD.*price of model 'function:counted'"
-    ) as told:
+    ) as caught:
         await executor.execute()
-    assert str(told.value).startswith("Step 's' cannot run")
-    assert "Price(input_per_million=" in str(told.value)
-    assert '"5000 tokens"' in str(told.value)
+    assert str(caught.value).startswith("Step 's' cannot run")
+    assert "Price(input_per_million=" in str(caught.value)
+    assert '"5000 tokens"' in str(caught.value)
     assert not ran
     assert executor.memory is None
 
@@ -374,7 +374,7 @@ async def test_what_is_free_fits_into_any_budget() -> None:
     pipeline.step("a", "Think.").step("b", "Think.")
     result = await PipelineExecutor(pipeline, budget=0).execute()
     assert result.success, result.error_details
-    assert not [one for one in result.events if isinstance(one, events.StepWaiting)]
+    assert not [event for event in result.events if isinstance(event, events.StepWaiting)]
 
 
 async def test_every_model_behind_a_fallback_needs_a_price() -> None:

@@ -33,9 +33,9 @@ async def result() -> PipelineResult:
     ],
 )
 async def test_a_step_without_a_value_says_why(result: PipelineResult, step: str, why: str) -> None:
-    with pytest.raises(UnknownStepError) as told:
+    with pytest.raises(UnknownStepError) as caught:
         result[step]
-    assert str(told.value) == f"Step {step!r} of run {result.run_id!r} has no value: {why}"
+    assert str(caught.value) == f"Step {step!r} of run {result.run_id!r} has no value: {why}"
 
 
 async def test_an_unknown_step_gets_a_suggestion_and_the_names_of_all(result: PipelineResult) -> None:
@@ -46,9 +46,9 @@ async def test_an_unknown_step_gets_a_suggestion_and_the_names_of_all(result: Pi
 
 
 def test_one_that_has_not_ended_says_where_it_stands() -> None:
-    def told(status: StepStatus) -> str:
+    def message(status: StepStatus) -> str:
         return no_value({"a": StepResult("a", status)}, "a", "r")
 
-    assert told(StepStatus.PENDING).endswith("has no value: it has not run.")
-    assert told(StepStatus.RUNNING).endswith("has no value: it is running.")
-    assert told(StepStatus.CANCELLED).endswith("has no value: it was stopped.")
+    assert message(StepStatus.PENDING).endswith("has no value: it has not run.")
+    assert message(StepStatus.RUNNING).endswith("has no value: it is running.")
+    assert message(StepStatus.CANCELLED).endswith("has no value: it was stopped.")

@@ -48,10 +48,10 @@ def test_whatever_is_written_comes_first(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TAGENT_NB_MODEL", "openai:none-such")
     monkeypatch.setenv("TAGENT_NB_STORAGE", "here")
     monkeypatch.setenv("TAGENT_NB_CACHE", "answers")
-    said = TestModel(custom_output_text="said")
-    assert hello(model=said).run(storage="there", cache=False)["a"] == "said"
-    assert hello().run(model=said, storage="there", cache=False)["a"] == "said"
-    assert Pipeline("p").step("a", "Hello", model=said).run(storage="there", cache=False)["a"] == "said"
+    explicit = TestModel(custom_output_text="said")
+    assert hello(model=explicit).run(storage="there", cache=False)["a"] == "said"
+    assert hello().run(model=explicit, storage="there", cache=False)["a"] == "said"
+    assert Pipeline("p").step("a", "Hello", model=explicit).run(storage="there", cache=False)["a"] == "said"
     assert runs("there") == 3
     assert not Path("here").exists()
     assert not Path("answers").exists()
@@ -91,7 +91,7 @@ def test_a_misspelt_name_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -
     Path(".env").write_text("\nTAGENT_NB_STORGE=x")
     with pytest.warns(UserWarning, match="means nothing") as caught:
         defaults()
-    texts = [str(one.message) for one in caught]
+    texts = [str(warning.message) for warning in caught]
     assert "TAGENT_NB_MODLE (environment) means nothing. Did you mean 'TAGENT_NB_MODEL'?" in texts[0]
     assert "TAGENT_NB_STORGE (.env, line 2) means nothing. Did you mean 'TAGENT_NB_STORAGE'?" in texts[1]
     with warnings.catch_warnings():

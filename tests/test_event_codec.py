@@ -172,17 +172,17 @@ def through_json(data: dict[str, Any]) -> dict[str, Any]:
 
 def shown(event: events.Event) -> dict[str, Any]:
     """An event's fields, with its output as its value."""
-    found = {one.name: getattr(event, one.name) for one in fields(event)}
-    if found.get("output") is not None:
-        found["output"] = (found["output"].value, found["output"].digest)
-    return found
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
+    if values.get("output") is not None:
+        values["output"] = (values["output"].value, values["output"].digest)
+    return values
 
 
 def test_every_event_that_is_kept_is_tested_here_with_all_its_fields() -> None:
     assert set(FULL) == set(STORED.values())
     for kind, kwargs in FULL.items():
         optional = {"run_id", "at", "item"} if kind is not events.StepFinished else {"run_id", "at"}
-        assert {one.name for one in fields(kind)} - set(kwargs) <= optional
+        assert {field.name for field in fields(kind)} - set(kwargs) <= optional
 
 
 @pytest.mark.parametrize("event", ALL, ids=lambda event: type(event).__name__)
@@ -225,9 +225,9 @@ def test_models_come_back_with_the_schemas_given() -> None:
         ({"Answer": Answer}, [Answer(label="x"), Answer(label="y")]),
         (None, [{"label": "x"}, {"label": "y"}]),
     ):
-        one: Any = event_from_dict(event_to_dict(event), schemas)
+        first: Any = event_from_dict(event_to_dict(event), schemas)
         other: Any = event_from_dict(event_to_dict(fact), schemas)
-        assert [one.output.value, other.value] == values
+        assert [first.output.value, other.value] == values
 
 
 def test_an_output_that_cannot_be_stored_comes_back_as_none_with_its_problem() -> None:

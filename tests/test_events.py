@@ -49,15 +49,15 @@ def test_usage_is_plain_data_by_name() -> None:
 
 def kinds() -> list[type[Event]]:
     return [
-        one
-        for one in vars(events).values()
-        if isinstance(one, type) and issubclass(one, Event) and one not in (Event, StepEvent)
+        kind
+        for kind in vars(events).values()
+        if isinstance(kind, type) and issubclass(kind, Event) and kind not in (Event, StepEvent)
     ]
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
 def test_an_event_is_frozen_small_and_named_by_keyword(kind: type[Event]) -> None:
-    """Observers on other threads may keep it: nobody can change it under them."""
+    """Observers on other threads may keep it: it cannot be changed under them."""
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert "__slots__" in vars(kind)
     assert kind.__doc__
@@ -75,9 +75,9 @@ def test_an_event_tells_its_run_and_time() -> None:
 
 
 def test_defaults_of_events_are_not_shared() -> None:
-    one, other = (events.RunStarted(run_id="r", pipeline="p", steps=()) for _ in range(2))
-    assert one.definition == {}
-    assert one.definition is not other.definition
+    first, other = (events.RunStarted(run_id="r", pipeline="p", steps=()) for _ in range(2))
+    assert first.definition == {}
+    assert first.definition is not other.definition
 
 
 def test_streamed_text_starts_and_waits_are_not_kept() -> None:

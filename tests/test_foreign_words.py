@@ -30,12 +30,12 @@ from tagent_nb.pipeline.foreign_words import METHODS, NAMES, PIPELINE, STEP
 )
 def test_a_step_names_our_word(word: str, remedy: str) -> None:
     """However the step is made: by a pipeline, by itself, as a task, or from a cell."""
-    given: dict[str, Any] = {word: "x"}
+    options: dict[str, Any] = {word: "x"}
     makers = [
-        lambda: Pipeline("p").step("a", "Go.", **given),
-        lambda: PipelineStep("a", "Go.", **given),
-        lambda: PipelineStep.from_cell("a", "Go.", **given),
-        lambda: Pipeline("p").task(**given)(_task),
+        lambda: Pipeline("p").step("a", "Go.", **options),
+        lambda: PipelineStep("a", "Go.", **options),
+        lambda: PipelineStep.from_cell("a", "Go.", **options),
+        lambda: Pipeline("p").task(**options)(_task),
     ]
     for make in makers:
         with pytest.raises(DefinitionError) as caught:
@@ -144,8 +144,8 @@ def test_signatures_still_show_the_keywords() -> None:
 
 
 def test_every_remedy_names_fields_that_exist() -> None:
-    known = {field.name for field in fields(PipelineStep)}
+    options = {field.name for field in fields(PipelineStep)}
     named: set[str] = set()
     for text in STEP.values():
         foreign_words._filled(text, lambda field: named.add(field) or field)  # type: ignore[func-returns-value]
-    assert named <= known
+    assert named <= options

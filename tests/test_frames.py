@@ -413,25 +413,25 @@ def test_a_result_put_together_by_hand_has_frames_too() -> None:
 
 def happened() -> PipelineResult:
     base: dict[str, Any] = {"run_id": "r", "at": 1_700_000_000.123456}
-    one = base | {"step": "a"}
+    fields = base | {"step": "a"}
     result = PipelineResult("p", True, 1.0)
     result.events = [
         events.RunStarted(**base, pipeline="p", steps=("a",)),
-        events.StepStarted(**one, why="first run"),
-        events.StepProgress(**one, kind="tool", detail={"name": "search", "object": object}),
-        events.StepRetried(**one, attempt=1, error_type="OSError", message="gone\naway", delay=1.0),
-        events.FactLearned(**one, key="k", value=[1]),
-        events.MemorySaved(**one, key="k", value="v"),
-        events.StepFinished(**one, item="x", attempt=2, output=StoredValue.of([1])),
-        events.StepCached(**one, key="k", output=StoredValue.unstorable("output: gone")),
-        events.StepFailed(**one, error_type="KeyError", message="no"),
-        events.StepSkipped(**one, reason="a failed"),
-        events.StepCancelled(**one),
+        events.StepStarted(**fields, why="first run"),
+        events.StepProgress(**fields, kind="tool", detail={"name": "search", "object": object}),
+        events.StepRetried(**fields, attempt=1, error_type="OSError", message="gone\naway", delay=1.0),
+        events.FactLearned(**fields, key="k", value=[1]),
+        events.MemorySaved(**fields, key="k", value="v"),
+        events.StepFinished(**fields, item="x", attempt=2, output=StoredValue.of([1])),
+        events.StepCached(**fields, key="k", output=StoredValue.unstorable("output: gone")),
+        events.StepFailed(**fields, error_type="KeyError", message="no"),
+        events.StepSkipped(**fields, reason="a failed"),
+        events.StepCancelled(**fields),
         events.Warned(**base, message="careful", step="a"),
         events.RunFinished(**base, success=True),
         events.RunFinished(**base, success=False),
         events.RunFinished(**base, success=False, cancelled=True),
-        events.StepProgress(**one, kind="tool", detail={"sizes": {(1, 2): 3}}),
+        events.StepProgress(**fields, kind="tool", detail={"sizes": {(1, 2): 3}}),
     ]
     return result
 
@@ -731,9 +731,9 @@ def test_keys_are_unique_short_and_can_be_written(labels: list[Any]) -> None:
 
 def test_long_labels_with_one_beginning_have_keys_of_their_own() -> None:
     frame = pd.Series([1, 2], index=["x" * 200 + "a", "x" * 200 + "b"])
-    one, other = (key for key, _, _ in rows_of(frame))
-    assert one != other
-    assert len(one) == len(other) == 100
+    first, other = (key for key, _, _ in rows_of(frame))
+    assert first != other
+    assert len(first) == len(other) == 100
 
 
 @pytest.mark.parametrize(
@@ -747,7 +747,7 @@ def test_long_labels_with_one_beginning_have_keys_of_their_own() -> None:
         (3, "it is of type int"),
         ({}, "it is of type dict"),
         (np.array(1), "it is of type ndarray"),
-        ((one for one in ()), "it is of type generator"),
+        ((item for item in ()), "it is of type generator"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "it has two columns named 'a'. Rename one of them."),
     ],
 )  # fmt: skip

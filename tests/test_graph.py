@@ -47,8 +47,8 @@ def chain(count: int) -> Pipeline:
 
 def groups(svg: str, kind: str) -> dict[str, ET.Element]:
     """The drawn nodes or edges by id."""
-    found = ET.fromstring(svg).iter(f"{SVG}g")
-    return {one.get("id", ""): one for one in found if kind in one.get("class", "").split()}
+    groups = ET.fromstring(svg).iter(f"{SVG}g")
+    return {group.get("id", ""): group for group in groups if kind in group.get("class", "").split()}
 
 
 def words(element: ET.Element) -> str:
@@ -185,7 +185,7 @@ def test_hostile_texts_stay_text_and_nothing_is_a_link() -> None:
     tags = {element.tag.removeprefix(SVG) for element in root.iter()}
     assert tags <= {"svg", "g", "title", "path", "polygon", "text", "style", "rect", "line"}
     assert not any(
-        name.endswith("href") or name.startswith("on") for one in root.iter() for name in one.attrib
+        name.endswith("href") or name.startswith("on") for element in root.iter() for name in element.attrib
     )
     assert "<script" not in svg
 

@@ -23,10 +23,10 @@ def test_few_steps_stand_alone() -> None:
 
 def test_a_chain_is_taken_together_piece_by_piece() -> None:
     chain = pipeline(**{f"s{n}": [f"s{n - 1}"] if n else [] for n in range(12)})
-    found = members(chain, 6)
-    assert all(len(steps) <= 4 for steps in found)
-    assert len(found) <= 6
-    assert [name for steps in found for name in steps] == [step.name for step in chain.steps]
+    groups = members(chain, 6)
+    assert all(len(steps) <= 4 for steps in groups)
+    assert len(groups) <= 6
+    assert [name for steps in groups for name in steps] == [step.name for step in chain.steps]
 
 
 def test_steps_that_read_the_same_for_the_same_are_one() -> None:
@@ -48,9 +48,9 @@ def test_what_has_no_structure_is_taken_together_by_levels() -> None:
     ladder = {"a0": [], "b0": []}
     for n in range(1, 10):
         ladder |= {f"a{n}": [f"a{n - 1}", f"b{n - 1}"], f"b{n}": [f"b{n - 1}"]}
-    found = members(pipeline(**ladder), 5)
-    assert found[0] == ("a0", "b0", "a1", "b1")
-    assert len(found) == 5
+    groups = members(pipeline(**ladder), 5)
+    assert groups[0] == ("a0", "b0", "a1", "b1")
+    assert len(groups) == 5
 
 
 def test_cycles_and_unknown_steps_do_not_hang_it() -> None:

@@ -22,7 +22,7 @@ from tagent_nb.runners.models.output import output_of
 assert book  # a fixture: pytest finds it by its name
 
 
-class Told:
+class Recorder:
     """A model that notes the system prompts it gets."""
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class Told:
 
 def test_a_step_has_its_own_instructions_and_else_the_pipelines() -> None:
     """They stand in place of the usual role; the rule about data and the constraints follow them."""
-    told = Told()
-    pipeline = Pipeline("p", model=told.model, instructions="You are a pirate.").constraint("Be brief.")
+    recorder = Recorder()
+    pipeline = Pipeline("p", model=recorder.model, instructions="You are a pirate.").constraint("Be brief.")
     pipeline.step("a", "Hello {{ '{' }}").step("b", "{{ a }}", instructions="You are {{ a }} nun.")
     assert pipeline.run().success
-    first, second = told.instructions
+    first, second = recorder.instructions
     assert first.startswith("You are a pirate.\n\n")
     assert second.startswith("You are {{ a }} nun.\n\n")
     for text in (first, second):
@@ -50,10 +50,10 @@ def test_a_step_has_its_own_instructions_and_else_the_pipelines() -> None:
 
 
 def test_instructions_hold_in_every_phase_of_a_plan() -> None:
-    told = Told()
-    run_agent("Hello", model=told.model, agent="plan", instructions="You are a pirate.", output_retries=0)
-    assert len(told.instructions) > 1
-    assert all(text.startswith("You are a pirate.") for text in told.instructions)
+    recorder = Recorder()
+    run_agent("Hello", model=recorder.model, agent="plan", instructions="You are a pirate.", output_retries=0)
+    assert len(recorder.instructions) > 1
+    assert all(text.startswith("You are a pirate.") for text in recorder.instructions)
 
 
 def test_changed_instructions_run_the_step_again_and_say_so(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_changed_instructions_run_the_step_again_and_say_so(tmp_path: Path) -> N
     assert why() == "instructions changed"
     pipeline.put(pipeline.get_step("a").with_(output_mode="prompted"))
     assert why() == "output_mode is new"
-    pipeline.instructions = "Nobody reads this."
+    pipeline.instructions = "Not read."
     assert why() == ""
 
 
@@ -111,18 +111,21 @@ def test_pipelines_with_instructions_are_stored_compared_and_copied() -> None:
 
 
 def test_cells_take_instructions_and_modes(book: Notebook) -> None:
-    told = Told()
-    book.shell.user_ns.update(mine=told.model, Word=Word)
+    recorder = Recorder()
+    book.shell.user_ns.update(mine=recorder.model, Word=Word)
     book("tagent_pipeline p --model mine --instructions 'You are a pirate.'")
     book("tagent_step a", "Hello")
     book("tagent_step b --instructions 'You are a nun.' --output-mode prompted", "{{ a }}")
     assert "You are a nun." in book.shown[-1]
     book("tagent_run")
-    assert [text.partition("\n")[0] for text in told.instructions] == ["You are a pirate.", "You are a nun."]
+    assert [text.partition("\n")[0] for text in recorder.instructions] == [
+        "You are a pirate.",
+        "You are a nun.",
+    ]
     book("tagent_pipeline p --instructions none")
     assert book.session.pipeline.instructions is None
     book("tagent_ask --model mine --instructions 'You are a cat.'", "Hello")
-    assert told.instructions[-1].startswith("You are a cat.")
+    assert recorder.instructions[-1].startswith("You are a cat.")
     assert "invalid choice: 'nativ'" in refused(book, "tagent_step b --output-mode nativ", "Hello")
 
 
@@ -130,12 +133,12 @@ def test_cells_take_instructions_and_modes(book: Notebook) -> None:
 
 
 def test_a_step_can_choose_the_form() -> None:
-    known = model(supports_json_schema_output=True)[0]
-    assert isinstance(output_of(known, Word, "native")[0], NativeOutput)
-    assert isinstance(output_of(known, Word, "tool")[0], ToolOutput)
-    output, hint = output_of(known, Word, "prompted")
+    capable = model(supports_json_schema_output=True)[0]
+    assert isinstance(output_of(capable, Word, "native")[0], NativeOutput)
+    assert isinstance(output_of(capable, Word, "tool")[0], ToolOutput)
+    output, hint = output_of(capable, Word, "prompted")
     assert "Answer with JSON only" in hint[0]
-    assert output_of(known, None, "prompted") == (str, [])
+    assert output_of(capable, None, "prompted") == (str, [])
     assert output is not None
 
 
@@ -149,16 +152,16 @@ def test_a_form_that_the_model_does_not_know_is_refused() -> None:
 @pytest.mark.parametrize("profile", [{}, {"supports_tools": False, "supports_json_schema_output": True}])
 def test_a_profile_that_asks_for_json_in_words_gets_it(profile: dict[str, Any]) -> None:
     """Without a say of the step, what the profile says is done."""
-    one, told = model('{"word": "tea"}', default_structured_output_mode="prompted", **profile)
-    assert run_agent("Go", output_schema=Word, model=one).output == Word(word="tea")
-    assert "Answer with JSON only, of this JSON schema" in told[0]
+    answering, prompts = model('{"word": "tea"}', default_structured_output_mode="prompted", **profile)
+    assert run_agent("Go", output_schema=Word, model=answering).output == Word(word="tea")
+    assert "Answer with JSON only, of this JSON schema" in prompts[0]
 
 
 def test_json_by_prompt_from_a_model_with_tools() -> None:
-    one, told = model('Here: {"word": "tea"}')
-    answer = run_agent("Go", output_schema=Word, model=one, output_mode="prompted")
+    answering, prompts = model('Here: {"word": "tea"}')
+    answer = run_agent("Go", output_schema=Word, model=answering, output_mode="prompted")
     assert isinstance(answer.output, BaseModel)
-    assert "Answer with JSON only" in told[0]
+    assert "Answer with JSON only" in prompts[0]
 
 
 def test_a_misspelt_form_gets_a_near_one() -> None:

@@ -55,7 +55,7 @@ def run(pipeline: Pipeline, rows: Any = ROWS, **options: Any) -> PipelineResult:
 
 
 def _inputs(pipeline: Pipeline) -> list[str]:
-    names = [one.name for step in pipeline.steps for one in pipeline.dependencies(step)]
+    names = [dependency.name for step in pipeline.steps for dependency in pipeline.dependencies(step)]
     return [name for name in dict.fromkeys(names) if name not in pipeline]
 
 
@@ -126,7 +126,7 @@ def test_what_is_mapped_over_may_be_a_part_of_a_value(when: str | Condition) -> 
 
 
 class Lucky(Condition):
-    """A condition of the user's own: nobody knows how to ask it about an item."""
+    """A condition of the user's own: it cannot be asked about an item."""
 
     def evaluate(self, values: Any) -> bool:
         return len(values["rows"]) == 3
@@ -156,8 +156,8 @@ def test_items_cost_nothing_and_do_not_count_as_failures() -> None:
     assert result.step_metadata["each"]["items_failed"] == 1
     strict = run(flow("item.stars < 5", code="assert item['stars'] < 4\n1", max_retries=0))
     assert "1 of 2 items failed" in strict.error_details["each"]
-    nobody = run(flow("item.stars > 5"))
-    assert (nobody.success, nobody["each"]) == (True, [None, None, None])
+    none = run(flow("item.stars > 5"))
+    assert (none.success, none["each"]) == (True, [None, None, None])
     assert run(flow("item.stars > 5"), [])["each"] == []
 
 
@@ -229,9 +229,9 @@ def test_a_plan_counts_the_items_that_the_condition_lets_in(tmp_path: Path) -> N
     assert plan(flow("item.stars > 4"), rows=ROWS).action == "cached"
     assert plan(flow("item.stars > 4", min_success=0.5), rows=[*ROWS, {}]).action == "run"
     unsure = flow("item.stars > other").put(cell("other", "3"))
-    found = plan(unsure, rows=ROWS)
-    assert (found.action, found.items) == ("may run", 3)
-    assert "its condition depends on other" in found.why
+    planned = plan(unsure, rows=ROWS)
+    assert (planned.action, planned.items) == ("may run", 3)
+    assert "its condition depends on other" in planned.why
     above = flow("rows.stars > 3").put(cell("rows", "[]"))
     assert "its condition" not in plan(above).why
 

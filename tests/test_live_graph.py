@@ -37,8 +37,8 @@ def large() -> Pipeline:
 
 
 def texts(graph: LiveGraph, node: str) -> list[str]:
-    (found,) = [one for one in ET.fromstring(graph.svg).iter(f"{SVG}g") if one.get("id") == node]
-    return [text.text or "" for text in found.iter(f"{SVG}text")]
+    (group,) = [element for element in ET.fromstring(graph.svg).iter(f"{SVG}g") if element.get("id") == node]
+    return [text.text or "" for text in group.iter(f"{SVG}text")]
 
 
 def label(step: StepResult, now: float = 0.0) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_node_has_three_lines_and_room_for_the_last() -> None:
 
 
 def test_the_svg_has_nothing_that_acts_fetches_or_styles() -> None:
-    names = {one.tag.removeprefix(SVG) for one in ET.fromstring(LiveGraph(reviews()).svg).iter()}
+    names = {element.tag.removeprefix(SVG) for element in ET.fromstring(LiveGraph(reviews()).svg).iter()}
     assert names <= {"svg", "g", "title", "path", "polygon", "text", "ellipse", "polyline"}
 
 
@@ -72,9 +72,9 @@ def test_a_step_without_a_state_is_pending() -> None:
 
 def test_a_running_step_has_a_clock() -> None:
     running = StepResult("load", StepStatus.RUNNING, started_at=100.0)
-    state, first, last, told = label(running, 112.0)
+    state, first, last, tooltip = label(running, 112.0)
     assert (state, first, last) == ("running", "▸ load", "12 s")
-    assert told.startswith("load: running, 12 s")
+    assert tooltip.startswith("load: running, 12 s")
     assert label(StepResult("load", StepStatus.RUNNING), 112.0)[2] == ""
 
 
@@ -94,9 +94,9 @@ def test_a_mapped_step_counts_its_items_and_what_they_cost() -> None:
 
 def test_a_failed_step_tells_its_error_on_one_line() -> None:
     failed = StepResult("load", StepStatus.FAILED, error_type="ValueError", error="no\nluck\ud800")
-    state, first, _, told = label(failed)
+    state, first, _, tooltip = label(failed)
     assert (state, first) == ("failed", "✗ load")
-    assert told.split("\n")[2] == "ValueError: no luck "
+    assert tooltip.split("\n")[2] == "ValueError: no luck "
 
 
 def test_large_graphs_have_groups_that_tell_the_state_of_their_steps() -> None:

@@ -112,7 +112,7 @@ class TestPipelineStep:
 
     def test_dependency_types_are_read_from_text(self) -> None:
         step = PipelineStep("c", "goal", depends_on=["a", "b:weak", Dependency("d", DependencyType.OPTIONAL)])
-        assert [str(one) for one in step.dependencies] == ["a", "b:weak", "d:optional"]
+        assert [str(dependency) for dependency in step.dependencies] == ["a", "b:weak", "d:optional"]
         assert step.depends_on[0] == "a"
 
     def test_validate_output_follows_the_schema(self) -> None:
@@ -256,14 +256,14 @@ class TestPipeline:
         assert pipeline.get_step("load").goal == "Load some numbers."
         step = pipeline.get_step("summed")
         assert (step.goal, step.timeout) == ("Add them", 5)
-        assert [str(one) for one in pipeline.dependencies("summed")] == ["load"]
+        assert [str(dependency) for dependency in pipeline.dependencies("summed")] == ["load"]
         assert add([3], 2) == 6
 
     def test_ids_are_safe_and_differ_by_the_whole_name(self) -> None:
-        one, two = Pipeline("Réviews / 2026").id, Pipeline("Réviews : 2026").id
-        assert one != two
-        assert one == Pipeline("Réviews / 2026").id
-        assert one.replace("-", "").isalnum()
+        first, two = Pipeline("Réviews / 2026").id, Pipeline("Réviews : 2026").id
+        assert first != two
+        assert first == Pipeline("Réviews / 2026").id
+        assert first.replace("-", "").isalnum()
 
     def test_a_snapshot_does_not_see_later_changes(self) -> None:
         pipeline = Pipeline("p").step("a", "x")
@@ -285,17 +285,21 @@ class TestInference:
     def test_references_become_dependencies_beside_explicit_ones(self) -> None:
         pipeline = Pipeline("p").step("load", "x").step("extra", "x").step("first", "x")
         pipeline.step("last", "Use {{ load.text }} and {{ extra }}", depends_on=["first", "extra:weak"])
-        assert [str(one) for one in pipeline.dependencies("last")] == ["first", "extra:weak", "load"]
+        assert [str(dependency) for dependency in pipeline.dependencies("last")] == [
+            "first",
+            "extra:weak",
+            "load",
+        ]
 
     def test_conditions_and_maps_are_references_too(self) -> None:
         pipeline = Pipeline("p").step("load", "x").step("flag", "x")
         pipeline.step("each", "{{ load.text }}", map_over="load", when="flag == 1")
-        assert {str(one) for one in pipeline.dependencies("each")} == {"load", "flag"}
+        assert {str(dependency) for dependency in pipeline.dependencies("each")} == {"load", "flag"}
 
     def test_cells_read_only_names_that_are_steps(self) -> None:
         pipeline = Pipeline("p").step("load", "x")
         pipeline.put(PipelineStep.from_cell("count", "len(load) + limit", python=True))
-        assert [str(one) for one in pipeline.dependencies("count")] == ["load"]
+        assert [str(dependency) for dependency in pipeline.dependencies("count")] == ["load"]
 
     def test_a_parameter_with_a_default_may_be_absent(self) -> None:
         pipeline = Pipeline("p")
@@ -319,7 +323,7 @@ class TestInference:
                 "use", "u", body=PythonBody.from_function(use), depends_on=["load:weak"], map_over="load"
             )
         )
-        assert [str(one) for one in pipeline.dependencies("use")] == ["load:weak"]
+        assert [str(dependency) for dependency in pipeline.dependencies("use")] == ["load:weak"]
 
     def test_a_field_that_the_schema_lacks_is_an_error_at_once(self) -> None:
         pipeline = Pipeline("p").step("classify", "x", output_schema=Sentiment)
@@ -358,29 +362,29 @@ class TestValidate:
         def needs(missing: int) -> int:
             return missing
 
-        found = pipeline.validate()
-        assert len(found) == 7
-        assert "2 steps are named 'load'" in found[0]
-        assert "depends on itself" in found[1]
-        assert "own depends_on" in found[1]
-        assert "unknown step 'laod' in its goal. Did you mean 'load'" in found[2]
-        assert "wrong" in found[3]
-        assert "condition (when)" in found[4]
-        assert "map_over" in found[5]
-        assert "'missing' in its parameters" in found[6]
+        problems = pipeline.validate()
+        assert len(problems) == 7
+        assert "2 steps are named 'load'" in problems[0]
+        assert "depends on itself" in problems[1]
+        assert "own depends_on" in problems[1]
+        assert "unknown step 'laod' in its goal. Did you mean 'load'" in problems[2]
+        assert "wrong" in problems[3]
+        assert "condition (when)" in problems[4]
+        assert "map_over" in problems[5]
+        assert "'missing' in its parameters" in problems[6]
 
     def test_a_cycle_is_named_beside_other_problems(self) -> None:
         pipeline = Pipeline("p").step("a", "{{ b }}").step("b", "{{ a }}").step("c", "{{ nowhere }}")
-        found = pipeline.validate()
-        assert len(found) == 2
-        assert "'nowhere'" in found[0]
-        assert "a -> b -> a" in found[1]
+        problems = pipeline.validate()
+        assert len(problems) == 2
+        assert "'nowhere'" in problems[0]
+        assert "a -> b -> a" in problems[1]
 
     def test_a_cycle_is_named_with_its_path(self) -> None:
-        found = Pipeline("p").step("a", "{{ c }}").step("b", "{{ a }}").step("c", "{{ b }}").validate()
-        assert len(found) == 1
-        assert "Circular dependency" in found[0]
-        assert found[0].count("->") == 3
+        problems = Pipeline("p").step("a", "{{ c }}").step("b", "{{ a }}").step("c", "{{ b }}").validate()
+        assert len(problems) == 1
+        assert "Circular dependency" in problems[0]
+        assert problems[0].count("->") == 3
 
 
 def test_a_dependency_on_what_is_no_name_is_refused_as_a_name() -> None:

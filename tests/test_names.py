@@ -138,22 +138,22 @@ def test_ids_are_readable_and_never_shared() -> None:
 @given(st.text())
 def test_an_id_is_always_safe_and_always_the_same(name: str) -> None:
     try:
-        found = storage_id(name)
+        identifier = storage_id(name)
     except DefinitionError:
         return
-    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found)
-    assert storage_id(pipeline_name(name)) == found
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identifier)
+    assert storage_id(pipeline_name(name)) == identifier
 
 
 @given(st.text())
 def test_a_step_name_that_is_taken_can_be_written_in_python(name: str) -> None:
     try:
-        found = step_name(name)
+        checked = step_name(name)
     except DefinitionError:
         return
     namespace: dict[str, int] = {}
-    exec(f"{found} = 1", namespace)
-    assert namespace[found] == 1
+    exec(f"{checked} = 1", namespace)
+    assert namespace[checked] == 1
 
 
 @pytest.mark.parametrize("value", ["a", "A-1_b", "x" * 64, storage_id("any name")])

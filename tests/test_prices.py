@@ -58,14 +58,14 @@ def test_own_prices_come_before_all_others() -> None:
     table = {"openai:gpt-4o": MINE, "local/smollm2-135m": Price(1.0, 1.0)}
     assert price("openai:gpt-4o", TokenUsage(input_tokens=1_000_000), table) == 2.0
     assert price("local", TokenUsage(input_tokens=1_000_000), table) == 1.0
-    told = response()
-    told.usage.cost = Decimal("99")
-    assert cost_of("openai:gpt-4o", told, table) == pytest.approx(2.4)
-    assert cost_of("openai:gpt-4o", told) == 99
+    answer = response()
+    answer.usage.cost = Decimal("99")
+    assert cost_of("openai:gpt-4o", answer, table) == pytest.approx(2.4)
+    assert cost_of("openai:gpt-4o", answer) == 99
 
 
 def test_the_model_that_answered_is_looked_up_too() -> None:
-    """As behind a fallback, whose own name nobody has a price for."""
+    """As behind a fallback, whose own name has no price."""
     answered = response(model_name="mine", provider_name="openai")
     assert cost_of("fallback:mine,other", answered, {"openai:mine": MINE}) == pytest.approx(2.4)
 

@@ -75,8 +75,8 @@ def test_an_unknown_price_is_never_shown_as_nothing() -> None:
     text = Reader(result_html(result_of(free, unpriced_steps=["free"]))).text
     assert " · 1 step of unknown price" in text
     assert "$0" not in text
-    known = result_html(result_of(unpriced_steps=["a"], total_cost=0.5))
-    assert "$0.50 + 1 step of unknown price" in known
+    priced = result_html(result_of(unpriced_steps=["a"], total_cost=0.5))
+    assert "$0.50 + 1 step of unknown price" in priced
     assert "$?" in text
     assert "2 steps of unknown price" in result_html(result_of(unpriced_steps=["a", "b"]))
 

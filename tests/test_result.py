@@ -68,7 +68,7 @@ async def test_a_value_that_was_not_stored_is_no_none(tmp_path: Path) -> None:
     executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
     assert (await executor.execute())["odd"] == {"x": [1j]}
     opened = await executor.load_result()
-    told = (
+    message = (
         "The value of step 'odd' was not stored, so only the process that ran it had it (output.x[0]: an "
         "object of class builtins.complex cannot be stored. Return plain data, a dataclass, a pydantic model "
         "or a DataFrame). Run the step again: force=['odd'], or %tagent_run --force odd."
@@ -76,7 +76,7 @@ async def test_a_value_that_was_not_stored_is_no_none(tmp_path: Path) -> None:
     for read in (lambda: opened["odd"], lambda: opened.step_outputs["odd"]):
         with pytest.raises(NotStoredError) as caught:
             read()
-        assert str(caught.value) == told
+        assert str(caught.value) == message
     assert opened["nothing"] is None
     assert "odd" in opened.step_outputs
     assert list(opened.step_outputs) == ["odd", "nothing"]
@@ -162,9 +162,9 @@ def test_what_the_cache_saved_is_the_sum_of_what_is_known() -> None:
 
 
 def test_results_do_not_share_their_containers() -> None:
-    one, other = PipelineResult("p", True, 0.0), PipelineResult("p", True, 0.0)
-    one.warnings.append("x")
-    one.learned_facts["k"] = 1
+    changed, other = PipelineResult("p", True, 0.0), PipelineResult("p", True, 0.0)
+    changed.warnings.append("x")
+    changed.learned_facts["k"] = 1
     assert other.warnings == []
     assert other.learned_facts == {}
 

@@ -30,26 +30,26 @@ def step(name: str, status: StepStatus, **fields: object) -> StepResult:
 
 
 def view(*steps: StepResult, phase: str = "running", **fields: object) -> RunView:
-    return RunView("reviews", {one.name: one for one in steps}, phase, 31.0, **fields)  # type: ignore[arg-type]
+    return RunView("reviews", {step_result.name: step_result for step_result in steps}, phase, 31.0, **fields)  # type: ignore[arg-type]
 
 
 def test_the_head_sums_up_steps_seconds_tokens_and_dollars() -> None:
-    one = step("a", StepStatus.COMPLETED, usage=TokenUsage(1000, 200), cost=0.02)
+    first = step("a", StepStatus.COMPLETED, usage=TokenUsage(1000, 200), cost=0.02)
     two = step("b", StepStatus.CACHED, saved_cost=0.5)
     three = step("c", StepStatus.FAILED, usage=TokenUsage(10, 0), cost=None)
-    told = text_of(run_html(view(one, two, three, step("d", StepStatus.RUNNING))))
+    text = text_of(run_html(view(first, two, three, step("d", StepStatus.RUNNING))))
     assert (
         "2 of 4 steps, 1 failed · 31 s · 1.2k tokens · $0.0200 · 1 step without a known price · $0.50 saved"
-        in told
+        in text
     )
 
 
 def test_an_unknown_price_alone_is_never_shown_as_zero() -> None:
-    one = step("a", StepStatus.COMPLETED, usage=TokenUsage(10, 0), cost=None)
-    told = text_of(run_html(view(one)))
-    assert "$0" not in told
-    assert "1 step without a known price" in told
-    assert "$?" in told
+    first = step("a", StepStatus.COMPLETED, usage=TokenUsage(10, 0), cost=None)
+    text = text_of(run_html(view(first)))
+    assert "$0" not in text
+    assert "1 step without a known price" in text
+    assert "$?" in text
 
 
 def test_python_steps_alone_have_no_columns_for_tokens() -> None:
@@ -57,27 +57,27 @@ def test_python_steps_alone_have_no_columns_for_tokens() -> None:
 
 
 def test_a_row_tells_items_attempts_reason_error_and_what_the_cache_saved() -> None:
-    one = step("a", StepStatus.RUNNING, attempts=2, reason="goal changed", seconds=12.0)
+    first = step("a", StepStatus.RUNNING, attempts=2, reason="goal changed", seconds=12.0)
     two = step("b", StepStatus.FAILED, error_type="ValueError", error="no\n<b>")
     three = step("c", StepStatus.CACHED, saved_cost=0.25)
     four = step("d", StepStatus.FAILED, error="plain")
-    told = text_of(run_html(view(one, two, three, four, items={"a": (4, 1, 10)})))
-    assert "4/10 items, 1 failed · attempt 2 · goal changed 12 s" in told
-    assert "ValueError: no <b>" in told
-    assert "saved $0.25" in told
-    assert "plain" in told
+    text = text_of(run_html(view(first, two, three, four, items={"a": (4, 1, 10)})))
+    assert "4/10 items, 1 failed · attempt 2 · goal changed 12 s" in text
+    assert "ValueError: no <b>" in text
+    assert "saved $0.25" in text
+    assert "plain" in text
 
 
 def test_items_without_failures_say_nothing_of_failures() -> None:
-    told = text_of(run_html(view(step("a", StepStatus.RUNNING), items={"a": (4, 0, 10)})))
-    assert "4/10 items" in told
-    assert "failed" not in told
+    text = text_of(run_html(view(step("a", StepStatus.RUNNING), items={"a": (4, 0, 10)})))
+    assert "4/10 items" in text
+    assert "failed" not in text
 
 
 def test_tracebacks_and_texts_are_there_folded() -> None:
-    one = step("a", StepStatus.COMPLETED)
+    first = step("a", StepStatus.COMPLETED)
     two = step("b", StepStatus.FAILED, error="x", traceback="line 3 of the cell")
-    twin = run_html(view(one, two, texts={"a": "x" * 700 + "end", "b": "printed by b"}))
+    twin = run_html(view(first, two, texts={"a": "x" * 700 + "end", "b": "printed by b"}))
     assert twin.count("<details>") == 3
     assert "x" * 597 + "end" in twin
     assert "printed by b" in twin
@@ -85,13 +85,13 @@ def test_tracebacks_and_texts_are_there_folded() -> None:
 
 
 def test_the_head_alone_says_how_the_whole_goes_and_how_long_it_still_takes() -> None:
-    told = text_of(
+    text = text_of(
         head_html(view(step("a", StepStatus.RUNNING), left=90.0, note="Go on.", warnings=["Careful."]))
     )
-    assert "0 of 1 step · 31 s · about 1 min 30 s left" in told
-    assert "Go on." in told
-    assert "Careful." in told
-    assert "state" not in told
+    assert "0 of 1 step · 31 s · about 1 min 30 s left" in text
+    assert "Go on." in text
+    assert "Careful." in text
+    assert "state" not in text
 
 
 def test_progress_is_readable_by_screen_readers() -> None:
@@ -113,18 +113,20 @@ def test_each_phase_is_told_by_word(phase: str) -> None:
 
 
 def test_hostile_texts_stay_text() -> None:
-    one = step("a", StepStatus.FAILED, error=HOSTILE, error_type=HOSTILE, reason=HOSTILE, traceback=HOSTILE)
-    shown = RunView(HOSTILE, {"a": one}, "failed", 1.0, HOSTILE, {"a": HOSTILE}, warnings=[HOSTILE])
+    hostile = step(
+        "a", StepStatus.FAILED, error=HOSTILE, error_type=HOSTILE, reason=HOSTILE, traceback=HOSTILE
+    )
+    shown = RunView(HOSTILE, {"a": hostile}, "failed", 1.0, HOSTILE, {"a": HOSTILE}, warnings=[HOSTILE])
     assert_safe(run_html(shown))
     assert_safe(head_html(shown))
 
 
 def test_the_text_twin_has_one_line_a_step() -> None:
-    one = step("a", StepStatus.COMPLETED, seconds=1.0, usage=TokenUsage(10, 5), cost=0.01)
+    first = step("a", StepStatus.COMPLETED, seconds=1.0, usage=TokenUsage(10, 5), cost=0.01)
     two = step("b", StepStatus.FAILED, error_type="E", error="bad")
     three = step("c", StepStatus.SKIPPED, reason="step 'b' failed")
-    told = run_text(view(one, two, three, phase="failed", note="Go on.", warnings=["Careful."]))
-    assert told.splitlines() == [
+    text = run_text(view(first, two, three, phase="failed", note="Go on.", warnings=["Careful."]))
+    assert text.splitlines() == [
         "reviews: failed (1 of 3 steps, 1 failed, 1 skipped, 31 s, 15 tokens, $0.0100)",
         "  ✓ a: completed, 1.0 s",
         "  ✗ b: failed, E: bad",
@@ -171,9 +173,9 @@ def test_a_budget_shows_what_is_spent_and_reserved_of_it() -> None:
     shares = (Share("usd", 0.05, 0.025, 0.1), Share("requests", 30, 0, 20), Share("tokens", 0, 0, 0))
     html = run_html(view(step("a", StepStatus.RUNNING), budget=shares))
     assert_safe(html)
-    told = text_of(html)
-    assert "budget: $0.0500 of $0.10 spent, $0.0250 reserved" in told
-    assert "budget: 30 requests of 20 requests spent" in told
+    text = text_of(html)
+    assert "budget: $0.0500 of $0.10 spent, $0.0250 reserved" in text
+    assert "budget: 30 requests of 20 requests spent" in text
     assert "width:50.0%" in html
     assert "width:25.0%" in html
     assert "width:100.0%" in html
@@ -192,7 +194,7 @@ def test_a_step_that_waits_says_for_what() -> None:
 
 def test_an_error_without_words_and_failed_items_are_told() -> None:
     """In text and in HTML."""
-    pipeline = Pipeline("told")
+    pipeline = Pipeline("seen")
 
     @pipeline.task
     def load() -> list[int]:

@@ -104,7 +104,7 @@ def forms(key: str) -> dict[str, str]:
         "inside base64 at 2": b64encode(b"xx" + raw + b"y").decode(),
         "inside base64 at 3": b64encode(b"xxx" + raw).decode(),
         "percent-encoded": quote(key, safe=""),
-        "percent-encoded in lower case": re.sub("%..", lambda found: found[0].lower(), quote(key, safe="")),
+        "percent-encoded in lower case": re.sub("%..", lambda match: match[0].lower(), quote(key, safe="")),
         "json": json.dumps(key),
         "json with escaped slashes": json.dumps(key).replace("/", "\\/"),
         "repr": repr(key),
@@ -174,7 +174,7 @@ def test_a_tool_argument_reaches_no_record_and_no_view(
 
     def call(messages: list[Any], info: Any) -> Any:
         if len(messages) == 1:
-            return ModelResponse(parts=[ToolCallPart("look", {"where": one}) for one in shown])
+            return ModelResponse(parts=[ToolCallPart("look", {"where": form}) for form in shown])
         return ModelResponse(parts=[TextPart("done")])
 
     def look(where: str) -> str:
@@ -187,8 +187,8 @@ def test_a_tool_argument_reaches_no_record_and_no_view(
     assert result.success
     views = str(result.events) + result.events_frame().to_string() + result._repr_html_()
     views += b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()).decode()
-    for one in shown:
-        assert one not in views
+    for form in shown:
+        assert form not in views
 
 
 def pipeline_that_returns(value: Any) -> Pipeline:

@@ -419,7 +419,7 @@ def test_a_result_comes_back_as_it_was() -> None:
     assert (step.key, step.components, step.started_at, step.ended_at) == ("k", {"goal": "1"}, 1.0, 2.0)
     assert step.metadata == {"model": "m", "fn": "(not stored: a function cannot be stored)"}
     assert items is not None
-    assert [(one.index, one.status, one.error, one.cost) for one in items.values()] == [
+    assert [(item.index, item.status, item.error, item.cost) for item in items.values()] == [
         (("x", 1), StepStatus.COMPLETED, "", None),
         (("y", 2), StepStatus.FAILED, "no ?", 0.0),
     ]
@@ -571,7 +571,7 @@ def test_what_cannot_be_pickled_says_so() -> None:
     with pytest.raises(EncodeError, match="^PipelineResult: it cannot be pickled: "):
         to_pickle(PipelineResult("p", True, 0.0, final_output=lambda: 1))
     with pytest.raises(EncodeError, match="^generator: it cannot be pickled: "):
-        to_pickle(one for one in ())
+        to_pickle(item for item in ())
 
 
 class Payload:

@@ -27,7 +27,7 @@ from tagent_nb.serde import StoredValue
         (10**5000, "int (its repr fails: ValueError)"),
         ("x" * 100, "x" * 79 + "…"),
     ],
-    ids=lambda one: type(one).__name__,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_is_one_short_line(value: Any, text: str) -> None:
     assert short_text(value) == text

@@ -105,10 +105,10 @@ def test_every_kind_of_data_is_an_input(kind: str) -> None:
 
 
 def test_goal_condition_parameter_dependency_and_field_name_inputs() -> None:
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        asked.append(str(messages))
+        prompts.append(str(messages))
         return ModelResponse(parts=[TextPart("fine")])
 
     model = FunctionModel(answer)
@@ -125,7 +125,7 @@ def test_goal_condition_parameter_dependency_and_field_name_inputs() -> None:
     space = {"topic": "cats", "rows": [1, 2], "settings": {"mood": "glad"}, "limit": 99}
     result = PipelineExecutor(flow, namespace=space).run()
     assert result.success
-    assert "<data>cats</data> and <data>glad</data>" in asked[0]
+    assert "<data>cats</data> and <data>glad</data>" in prompts[0]
     assert (result["some"], result["cell"]) == (1, "CATS")
     assert result.steps["never"].status is StepStatus.SKIPPED
     # A default is a value: only what is given as an input comes before it.
@@ -209,7 +209,7 @@ def test_a_misspelt_name_is_told_over_steps_variables_and_inputs(session: Sessio
 
 
 UNSTORABLE: dict[str, Callable[[], Any]] = {
-    "a generator": lambda: (one for one in [1]),
+    "a generator": lambda: (number for number in [1]),
     "a file": lambda: Path(__file__).open(encoding="utf-8"),  # noqa: SIM115
     "a lock": threading.Lock,
     "an object": lambda: SimpleNamespace(client=threading.Lock()),
@@ -269,15 +269,15 @@ def test_a_step_of_the_name_wins_from_then_on_and_the_card_says_so(session: Sess
     step = session.put(cell("df", "[{'stars': 3}]"))
     assert session.pipeline.inputs_of("each") == []
     assert session.start().result()["each"] == [3]
-    for one in (step, each):
+    for defined in (step, each):
         assert (
             "hint: df is the step of that name, not the variable: rename one"
-            in step_card(session.pipeline, one).text
+            in step_card(session.pipeline, defined).text
         )
     session.pipeline.remove("df")
     assert session.start().result()["each"] == [5, 1]
-    given = Pipeline("given", inputs={"a": 1}).put(cell("a", "2"))
-    assert "a is the step of that name, not the input" in step_card(given, given.get_step("a")).text
+    pipeline = Pipeline("given", inputs={"a": 1}).put(cell("a", "2"))
+    assert "a is the step of that name, not the input" in step_card(pipeline, pipeline.get_step("a")).text
 
 
 # -- what is seen of them -----------------------------------------------------------------------------
@@ -300,9 +300,9 @@ def test_cards_status_plan_and_explain_name_the_input(session: Session) -> None:
     assert "input df changed" in plan["each"].why
     assert plan["ask"].action == "cached"
     session.start().result()
-    told = explain_step(session, "each")
-    assert "input df changed" in told
-    assert "It read input:df (DataFrame, 1 row), as taken when the run began." in told
+    text = explain_step(session, "each")
+    assert "input df changed" in text
+    assert "It read input:df (DataFrame, 1 row), as taken when the run began." in text
 
 
 def test_graphs_show_inputs_with_a_shape_of_their_own(session: Session) -> None:
@@ -465,10 +465,11 @@ def test_an_input_that_holds_a_secret_is_told_or_refused(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_API_KEY", "sk-secret-1234567890")
-    given = {"df": [{"stars": 1, "key": "sk-secret-1234567890"}]}
-    warned = PipelineExecutor(pipeline, storage=tmp_path / "a").run(inputs=given)
+    inputs = {"df": [{"stars": 1, "key": "sk-secret-1234567890"}]}
+    warned = PipelineExecutor(pipeline, storage=tmp_path / "a").run(inputs=inputs)
     assert any(
-        "Input 'df' holds the value of the environment variable MY_API_KEY" in one for one in warned.warnings
+        "Input 'df' holds the value of the environment variable MY_API_KEY" in warning
+        for warning in warned.warnings
     )
     assert warned.success
     harmless = PipelineExecutor(pipeline, storage=tmp_path / "harmless").run(inputs={"df": [{"stars": 1}]})
@@ -476,15 +477,15 @@ def test_an_input_that_holds_a_secret_is_told_or_refused(
     assert harmless.warnings == []
     strict = PipelineExecutor(pipeline, storage=tmp_path / "b", secret_values="fail")
     with pytest.raises(DefinitionError, match="Input 'df' holds .*Nothing was stored or run"):
-        strict.run(inputs=given)
+        strict.run(inputs=inputs)
     assert b"sk-secret" not in b"".join(
-        one.read_bytes() for one in (tmp_path / "b").rglob("*") if one.is_file()
+        path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()
     )
     for quiet in (
         PipelineExecutor(pipeline, storage=tmp_path / "c", secret_values="ignore"),
         PipelineExecutor(pipeline),
     ):
-        assert not any("Input" in one for one in quiet.run(inputs=given).warnings)
+        assert not any("Input" in warning for warning in quiet.run(inputs=inputs).warnings)
 
 
 # -- definitions elsewhere ------------------------------------------------------------------------------
