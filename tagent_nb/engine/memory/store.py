@@ -101,10 +101,7 @@ def known_facts(memory: PipelineMemory, step: PipelineStep) -> tuple[dict[str, A
     """
     facts, memories = wants(step, "facts"), wants(step, "memories")
     if step.map_over is None:
-        return (
-            dict(memory.facts) if memory.facts and facts else {},
-            dict(memory.memories) if memory.memories and memories else {},
-        )
+        return (dict(memory.facts) if facts else {}, dict(memory.memories) if memories else {})
     return (
         _without(step.name, memory.facts, {}, FactLearned, memory.events) if facts else {},
         _without(step.name, memory.memories, memory.began_with, MemorySaved, memory.events)

@@ -192,7 +192,7 @@ class Preparation:
     def _facts_for(self, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
         memory = self._recorder.memory
         if step.map_over is None:
-            return known_facts(memory, step)
+            return known_facts(memory, step) if memory.facts or memory.memories else ({}, {})
         facts = self._known_facts.get(step.name)
         if facts is None:
             facts = self._known_facts[step.name] = known_facts(memory, step)
