@@ -59,15 +59,15 @@ class TestOrder:
         assert order == ["load", "clean", "stats", "report"]
 
     def test_the_order_is_a_copy(self) -> None:
-        one = scheduler(a="", b="a")
-        one.get_execution_order().clear()
-        assert one.get_execution_order() == ["a", "b"]
+        schedule = scheduler(a="", b="a")
+        schedule.get_execution_order().clear()
+        assert schedule.get_execution_order() == ["a", "b"]
 
     def test_the_graph_names_each_dependency_once(self) -> None:
-        one = scheduler(a="", b="a a", c="a a:weak b:optional gone:optional")
-        assert one.dependency_graph == {"a": [], "b": ["a"], "c": ["a", "b"]}
-        assert one.mark("a", COMPLETED) == Change(["b"])
-        assert one.mark("b", COMPLETED) == Change(["c"])
+        schedule = scheduler(a="", b="a a", c="a a:weak b:optional gone:optional")
+        assert schedule.dependency_graph == {"a": [], "b": ["a"], "c": ["a", "b"]}
+        assert schedule.mark("a", COMPLETED) == Change(["b"])
+        assert schedule.mark("b", COMPLETED) == Change(["c"])
 
     def test_what_goals_conditions_maps_and_bodies_read_is_waited_for(self) -> None:
         made = pipeline(a="", b="", c="", d="")
@@ -89,16 +89,16 @@ class TestOrder:
 
     def test_later_changes_of_the_pipeline_are_not_seen(self) -> None:
         made = pipeline(a="")
-        one = PipelineScheduler(made)
+        schedule = PipelineScheduler(made)
         made.step("b", "goal")
-        assert one.get_execution_order() == ["a"]
-        assert one.pipeline is made
+        assert schedule.get_execution_order() == ["a"]
+        assert schedule.pipeline is made
 
     def test_an_empty_pipeline_is_done(self) -> None:
-        one = scheduler()
-        assert one.is_done
-        assert not one.has_deadlock()
-        assert one.get_execution_order() == one.get_ready_steps() == []
+        schedule = scheduler()
+        assert schedule.is_done
+        assert not schedule.has_deadlock()
+        assert schedule.get_execution_order() == schedule.get_ready_steps() == []
 
 
 class TestRefusals:
@@ -141,10 +141,10 @@ class TestRefusals:
         assert path[-1] == "0"
 
     def test_detect_cycle_finds_none_in_what_was_accepted(self) -> None:
-        one = scheduler(a="", b="a", c="a b")
-        assert one.detect_cycle() is None
-        one.dependency_graph["a"].append("b")
-        assert one.detect_cycle() == ["a", "b", "a"]
+        schedule = scheduler(a="", b="a", c="a b")
+        assert schedule.detect_cycle() is None
+        schedule.dependency_graph["a"].append("b")
+        assert schedule.detect_cycle() == ["a", "b", "a"]
 
     @pytest.mark.parametrize("names", ["aa", "aba", "abab", "aabbb"])
     def test_duplicate_names_are_refused_and_each_is_named(self, names: str) -> None:
@@ -190,136 +190,136 @@ class TestStatusesAsAMapping:
 
 class TestMarking:
     def test_a_step_is_ready_when_the_last_of_its_dependencies_has_a_value(self) -> None:
-        one = scheduler(a="", b="", c="a b")
-        assert ready(one) == ["a", "b"]
-        assert one.mark("a", COMPLETED) == Change()
-        assert one.status_of("c") is PENDING
-        assert one.mark("b", CACHED) == Change(["c"])
-        assert one.status_of("c") is READY
-        assert ready(one) == ["c"]
+        schedule = scheduler(a="", b="", c="a b")
+        assert ready(schedule) == ["a", "b"]
+        assert schedule.mark("a", COMPLETED) == Change()
+        assert schedule.status_of("c") is PENDING
+        assert schedule.mark("b", CACHED) == Change(["c"])
+        assert schedule.status_of("c") is READY
+        assert ready(schedule) == ["c"]
 
     def test_a_step_passes_through_running_and_waiting_any_number_of_times(self) -> None:
-        one = scheduler(a="", b="a")
+        schedule = scheduler(a="", b="a")
         for status in (RUNNING, WAITING, RUNNING, READY, RUNNING):
-            assert one.mark("a", status) == Change()
-            assert one.status_of("a") is status
-            assert ready(one) == (["a"] if status is READY else [])
-        assert one.mark("a", COMPLETED) == Change(["b"])
+            assert schedule.mark("a", status) == Change()
+            assert schedule.status_of("a") is status
+            assert ready(schedule) == (["a"] if status is READY else [])
+        assert schedule.mark("a", COMPLETED) == Change(["b"])
 
     def test_ready_steps_come_in_definition_order(self) -> None:
-        one = scheduler(z="first", y="", x="first", first="", w="")
-        one.mark("first", COMPLETED)
-        one.mark("y", RUNNING)
-        assert ready(one) == ["z", "x", "w"]
+        schedule = scheduler(z="first", y="", x="first", first="", w="")
+        schedule.mark("first", COMPLETED)
+        schedule.mark("y", RUNNING)
+        assert ready(schedule) == ["z", "x", "w"]
 
     @pytest.mark.parametrize("end", [FAILED, SKIPPED, CANCELLED])
     def test_an_end_without_a_value_dooms_strong_dependents_and_frees_the_others(
         self, end: StepStatus
     ) -> None:
-        one = scheduler(a="", strong="a", weak="a:weak", optional="a:optional", below="strong")
-        assert one.mark("a", end) == Change(["weak", "optional"], [("strong", "a")])
-        assert one.status_of("strong") is PENDING
-        assert one.mark("strong", SKIPPED) == Change([], [("below", "strong")])
+        schedule = scheduler(a="", strong="a", weak="a:weak", optional="a:optional", below="strong")
+        assert schedule.mark("a", end) == Change(["weak", "optional"], [("strong", "a")])
+        assert schedule.status_of("strong") is PENDING
+        assert schedule.mark("strong", SKIPPED) == Change([], [("below", "strong")])
 
     def test_a_step_below_a_failed_one_has_one_step_to_blame_and_is_never_ready(self) -> None:
-        one = scheduler(a="", b="", c="", d="a b c:weak")
-        assert one.mark("a", FAILED) == Change([], [("d", "a")])
-        assert one.mark("b", FAILED) == Change()
-        assert one.mark("c", COMPLETED) == Change()
-        assert one.status_of("d") is PENDING
+        schedule = scheduler(a="", b="", c="", d="a b c:weak")
+        assert schedule.mark("a", FAILED) == Change([], [("d", "a")])
+        assert schedule.mark("b", FAILED) == Change()
+        assert schedule.mark("c", COMPLETED) == Change()
+        assert schedule.status_of("d") is PENDING
 
     def test_a_step_below_a_failed_one_is_not_freed_by_the_failure_of_a_weak_one(self) -> None:
-        one = scheduler(a="", b="", c="a b:weak")
-        one.mark("a", FAILED)
-        assert one.mark("b", FAILED) == Change()
+        schedule = scheduler(a="", b="", c="a b:weak")
+        schedule.mark("a", FAILED)
+        assert schedule.mark("b", FAILED) == Change()
 
     def test_a_step_that_has_a_value_already_is_neither_readied_nor_ruled_out(self) -> None:
         """A resumed run marks recorded steps as completed before what is above them ran."""
-        one = scheduler(a="", b="a", c="", d="c")
-        one.mark("b", COMPLETED)
-        one.mark("d", CACHED)
-        assert one.mark("a", COMPLETED) == Change()
-        assert one.mark("c", FAILED) == Change()
-        assert one.is_done
+        schedule = scheduler(a="", b="a", c="", d="c")
+        schedule.mark("b", COMPLETED)
+        schedule.mark("d", CACHED)
+        assert schedule.mark("a", COMPLETED) == Change()
+        assert schedule.mark("c", FAILED) == Change()
+        assert schedule.is_done
 
     def test_an_unknown_step_is_refused_with_a_near_one(self) -> None:
-        one = scheduler(load="")
-        for ask in (lambda: one.mark("laod", RUNNING), lambda: one.status_of("laod")):
+        schedule = scheduler(load="")
+        for ask in (lambda: schedule.mark("laod", RUNNING), lambda: schedule.status_of("laod")):
             with pytest.raises(
                 UnknownStepError, match="Pipeline 'p' has no step 'laod'. Did you mean 'load'?"
             ):
                 ask()
 
     def test_a_status_may_be_given_by_its_value(self) -> None:
-        one = scheduler(a="", b="a")
-        one.mark("a", "running")
-        assert one.mark("a", "completed") == Change(["b"])
-        assert one.status_of("a") is COMPLETED
-        assert one.mark("a", "completed") == Change()
+        schedule = scheduler(a="", b="a")
+        schedule.mark("a", "running")
+        assert schedule.mark("a", "completed") == Change(["b"])
+        assert schedule.status_of("a") is COMPLETED
+        assert schedule.mark("a", "completed") == Change()
         with pytest.raises(IllegalTransitionError, match="'a' is completed and cannot become failed"):
-            one.mark("a", "failed")
+            schedule.mark("a", "failed")
 
     @pytest.mark.parametrize("status", ["complete", "", None, 3])
     def test_what_is_no_status_is_refused(self, status: Any) -> None:
-        one = scheduler(a="")
+        schedule = scheduler(a="")
         with pytest.raises(
             DefinitionError, match="there is no such status.*Use one of pending, ready"
-        ) as told:
-            one.mark("a", status)
-        assert ("Did you mean 'completed'?" in str(told.value)) == (status == "complete")
-        assert one.get_ready_steps()[0].name == "a"
+        ) as caught:
+            schedule.mark("a", status)
+        assert ("Did you mean 'completed'?" in str(caught.value)) == (status == "complete")
+        assert schedule.get_ready_steps()[0].name == "a"
 
     @pytest.mark.parametrize("end", ENDS)
     def test_what_has_ended_stays_so(self, end: StepStatus) -> None:
-        one = scheduler(a="", b="a")
-        first = one.mark("a", end)
+        schedule = scheduler(a="", b="a")
+        first = schedule.mark("a", end)
         assert first != Change()
-        assert one.mark("a", end) == Change()
+        assert schedule.mark("a", end) == Change()
         for status in StepStatus:
             if status is not end:
                 with pytest.raises(IllegalTransitionError) as caught:
-                    one.mark("a", status)
+                    schedule.mark("a", status)
                 assert str(caught.value) == (
                     f"Step 'a' is {end.value} and cannot become {status.value}. "
                     "Start another run to run it again."
                 )
-        assert one.status_of("a") is end
+        assert schedule.status_of("a") is end
 
     def test_no_step_becomes_pending_again(self) -> None:
-        one = scheduler(a="", b="a")
-        assert one.mark("b", PENDING) == Change()
+        schedule = scheduler(a="", b="a")
+        assert schedule.mark("b", PENDING) == Change()
         with pytest.raises(IllegalTransitionError, match="Step 'a' is ready and cannot become pending"):
-            one.mark("a", PENDING)
-        assert ready(one) == ["a"]
+            schedule.mark("a", PENDING)
+        assert ready(schedule) == ["a"]
 
 
 class TestQuestions:
     def test_blocked_steps_say_what_they_wait_for(self) -> None:
-        one = scheduler(a="", b="", c="a b", d="c")
-        one.mark("a", COMPLETED)
-        one.mark("b", RUNNING)
-        assert one.blocked_steps() == {"c": ["b"], "d": ["c"]}
-        one.mark("b", FAILED)
-        assert one.blocked_steps() == {"c": [], "d": ["c"]}
+        schedule = scheduler(a="", b="", c="a b", d="c")
+        schedule.mark("a", COMPLETED)
+        schedule.mark("b", RUNNING)
+        assert schedule.blocked_steps() == {"c": ["b"], "d": ["c"]}
+        schedule.mark("b", FAILED)
+        assert schedule.blocked_steps() == {"c": [], "d": ["c"]}
 
     def test_a_deadlock_is_when_something_is_left_and_nothing_can_go_on(self) -> None:
-        one = scheduler(a="", b="a")
+        schedule = scheduler(a="", b="a")
         for status in (READY, RUNNING, WAITING):
-            one.mark("a", status)
-            assert not one.has_deadlock()
-        one.mark("a", FAILED)
-        assert one.has_deadlock()
-        one.mark("b", SKIPPED)
-        assert not one.has_deadlock()
-        assert one.is_done
+            schedule.mark("a", status)
+            assert not schedule.has_deadlock()
+        schedule.mark("a", FAILED)
+        assert schedule.has_deadlock()
+        schedule.mark("b", SKIPPED)
+        assert not schedule.has_deadlock()
+        assert schedule.is_done
 
     def test_upstream_and_downstream_include_the_steps_themselves(self) -> None:
-        one = scheduler(a="", b="a", c="a", d="b c:weak", alone="")
-        assert one.downstream(["b"]) == {"b", "d"}
-        assert one.downstream("a") == {"a", "b", "c", "d"}
-        assert one.upstream(["d", "alone"]) == {"a", "b", "c", "d", "alone"}
-        assert one.upstream([]) == set()
-        for ask in (one.downstream, one.upstream):
+        schedule = scheduler(a="", b="a", c="a", d="b c:weak", alone="")
+        assert schedule.downstream(["b"]) == {"b", "d"}
+        assert schedule.downstream("a") == {"a", "b", "c", "d"}
+        assert schedule.upstream(["d", "alone"]) == {"a", "b", "c", "d", "alone"}
+        assert schedule.upstream([]) == set()
+        for ask in (schedule.downstream, schedule.upstream):
             with pytest.raises(UnknownStepError, match="has no step 'e'"):
                 ask(["a", "e"])
 
@@ -333,17 +333,17 @@ class CountingList(list[str]):
     looked = 0
 
     def __iter__(self) -> Iterator[str]:
-        for one in super().__iter__():
+        for step in super().__iter__():
             CountingList.looked += 1
-            yield one
+            yield step
 
 
-def run_through(one: PipelineScheduler) -> list[str]:
+def run_through(schedule: PipelineScheduler) -> list[str]:
     """Run every step, going on with whatever becomes ready; returns the order."""
-    order = ready(one)
+    order = ready(schedule)
     for name in order:
-        one.mark(name, RUNNING)
-        order.extend(one.mark(name, COMPLETED).ready)
+        schedule.mark(name, RUNNING)
+        order.extend(schedule.mark(name, COMPLETED).ready)
     return order
 
 
@@ -354,12 +354,12 @@ class TestSize:
         made.step("s0", "goal")
         for n in range(1, size):
             made.step(f"s{n}", "goal", depends_on=[f"s{n - 1}"])
-        one = PipelineScheduler(made)
+        schedule = PipelineScheduler(made)
         expected = [f"s{n}" for n in range(size)]
-        assert one.get_execution_order() == expected
-        assert len(one.downstream(["s0"])) == len(one.upstream([expected[-1]])) == size
-        assert run_through(one) == expected
-        assert one.is_done
+        assert schedule.get_execution_order() == expected
+        assert len(schedule.downstream(["s0"])) == len(schedule.upstream([expected[-1]])) == size
+        assert run_through(schedule) == expected
+        assert schedule.is_done
 
     def test_a_loop_over_ready_steps_does_not_look_at_all_others(self) -> None:
         """20,000 questions about 20,000 steps: would take minutes if each looked at all."""
@@ -367,33 +367,35 @@ class TestSize:
         made = Pipeline("chain").step("s0", "goal")
         for n in range(1, size):
             made.step(f"s{n}", "goal", depends_on=[f"s{n - 1}"])
-        one = PipelineScheduler(made)
-        asked = 0
-        while not one.is_done:
-            for step in one.get_ready_steps():
-                one.mark(step.name, COMPLETED)
-                asked += 1
-        assert asked == size
+        schedule = PipelineScheduler(made)
+        lookups = 0
+        while not schedule.is_done:
+            for step in schedule.get_ready_steps():
+                schedule.mark(step.name, COMPLETED)
+                lookups += 1
+        assert lookups == size
 
     def test_a_fan_in_of_2_000_steps(self) -> None:
-        one = scheduler(**{f"s{n}": "" for n in range(2_000)}, end=" ".join(f"s{n}" for n in range(2_000)))
+        schedule = scheduler(
+            **{f"s{n}": "" for n in range(2_000)}, end=" ".join(f"s{n}" for n in range(2_000))
+        )
         for n in range(1_999):
-            assert one.mark(f"s{n}", COMPLETED) == Change()
-        assert one.blocked_steps() == {"end": ["s1999"]}
-        assert one.mark("s1999", COMPLETED) == Change(["end"])
+            assert schedule.mark(f"s{n}", COMPLETED) == Change()
+        assert schedule.blocked_steps() == {"end": ["s1999"]}
+        assert schedule.mark("s1999", COMPLETED) == Change(["end"])
 
     @pytest.mark.parametrize("end", [COMPLETED, FAILED])
     def test_a_run_looks_at_each_edge_once(self, end: StepStatus) -> None:
         """Counted in both directions, with all marks of a whole run."""
         size = 60
-        one = scheduler(**{f"s{n}": " ".join(f"s{m}:weak" for m in range(n)) for n in range(size)})
-        for direction in (one._dependents, one.dependency_graph):
+        schedule = scheduler(**{f"s{n}": " ".join(f"s{m}:weak" for m in range(n)) for n in range(size)})
+        for direction in (schedule._dependents, schedule.dependency_graph):
             direction.update({name: CountingList(names) for name, names in direction.items()})
         CountingList.looked = 0
-        for name in one.get_execution_order():
+        for name in schedule.get_execution_order():
             for status in (RUNNING, WAITING, RUNNING, end):
-                one.mark(name, status)
-        assert one.is_done
+                schedule.mark(name, status)
+        assert schedule.is_done
         assert CountingList.looked == size * (size - 1) // 2
 
 
@@ -415,16 +417,16 @@ class Obvious:
             if self.status[name] is not PENDING or name in self.upstream_failed:
                 continue
             blame = [
-                one
-                for one, kind in above.items()
+                dependency
+                for dependency, kind in above.items()
                 if kind is DependencyType.STRONG
-                and self.status[one].is_final
-                and not self.status[one].has_value
+                and self.status[dependency].is_final
+                and not self.status[dependency].has_value
             ]
             if blame:
                 self.upstream_failed[name] = blame[0]
                 change.upstream_failed.append((name, blame[0]))
-            elif all(self.status[one].is_final for one in above):
+            elif all(self.status[dependency].is_final for dependency in above):
                 self.status[name] = READY
                 change.ready.append(name)
         return change
@@ -449,7 +451,7 @@ def graphs(draw: st.DrawFn) -> dict[str, dict[str, DependencyType]]:
 def built(edges: dict[str, dict[str, DependencyType]]) -> Pipeline:
     made = Pipeline("random")
     for name, above in edges.items():
-        made.step(name, "goal", depends_on=[Dependency(*one) for one in above.items()])
+        made.step(name, "goal", depends_on=[Dependency(*dependency) for dependency in above.items()])
     return made
 
 
@@ -463,12 +465,12 @@ def test_every_run_of_every_graph_goes_as_the_obvious_implementation_says(
     assert fast.dependency_graph == {name: list(above) for name, above in edges.items()}
     order = fast.get_execution_order()
     assert sorted(order) == sorted(edges)
-    assert all(order.index(one) < order.index(name) for name, above in edges.items() for one in above)
+    assert all(order.index(parent) < order.index(name) for name, above in edges.items() for parent in above)
     while not fast.is_done:
         assert fast.step_status == obvious.status
         assert ready(fast) == [name for name in edges if obvious.status[name] is READY]
         waits = {
-            name: [one for one in above if not obvious.status[one].is_final]
+            name: [dependency for dependency in above if not obvious.status[dependency].is_final]
             for name, above in edges.items()
             if obvious.status[name] is PENDING
         }
@@ -494,16 +496,16 @@ def test_every_run_of_every_graph_goes_as_the_obvious_implementation_says(
 
 
 def _closure(edges: dict[str, list[str]], name: str) -> set[str]:
-    return {name}.union(*(_closure(edges, one) for one in edges[name]))
+    return {name}.union(*(_closure(edges, dependency) for dependency in edges[name]))
 
 
 @given(edges=graphs())
 def test_upstream_and_downstream_are_each_others_mirror(edges: dict[str, dict[str, DependencyType]]) -> None:
-    one = PipelineScheduler(built(edges))
+    schedule = PipelineScheduler(built(edges))
     for name in edges:
-        up = _closure(one.dependency_graph, name)
-        assert one.upstream([name]) == up
-        assert {other for other in edges if name in one.downstream([other])} == up
+        up = _closure(schedule.dependency_graph, name)
+        assert schedule.upstream([name]) == up
+        assert {other for other in edges if name in schedule.downstream([other])} == up
 
 
 @given(
@@ -515,8 +517,8 @@ def test_upstream_and_downstream_are_each_others_mirror(edges: dict[str, dict[st
 )
 def test_a_cycle_is_found_exactly_when_there_is_one(graph: list[list[int]]) -> None:
     """Against: take away whatever waits for nothing, until nothing changes."""
-    named = {f"s{n}": [f"s{one}" for one in above] for n, above in enumerate(graph)}
-    left = {name: {one for one in above if one in named} for name, above in named.items()}
+    named = {f"s{n}": [f"s{other}" for other in above] for n, above in enumerate(graph)}
+    left = {name: {other for other in above if other in named} for name, above in named.items()}
     while free := [name for name, above in left.items() if not above & left.keys()]:
         for name in free:
             del left[name]

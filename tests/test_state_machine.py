@@ -29,8 +29,8 @@ PATHS = {
 def machine(*descriptions: str, phase: Phase = Phase.EXECUTING, **options: Any) -> TaskBasedStateMachine:
     """A machine with these tasks, moved to ``phase``."""
     made = TaskBasedStateMachine("goal", map(Task, descriptions), **options)
-    for one in PATHS[phase]:
-        made.transition(one)
+    for after in PATHS[phase]:
+        made.transition(after)
     return made
 
 
@@ -49,16 +49,16 @@ class TestPhases:
     @pytest.mark.parametrize("before", TABLE)
     @pytest.mark.parametrize("after", Phase)
     def test_only_the_transitions_of_the_table_are_allowed(self, before: Phase, after: Phase) -> None:
-        one = machine(phase=before)
+        states = machine(phase=before)
         if after in TABLE[before]:
-            one.transition(after)
-            assert one.phase is after
-            assert one.history == [Phase.INIT, *PATHS[before], after]
+            states.transition(after)
+            assert states.phase is after
+            assert states.history == [Phase.INIT, *PATHS[before], after]
         else:
             with pytest.raises(IllegalTransitionError, match=f"{before.name} cannot become {after.name}"):
-                one.transition(after)
-            assert one.phase is before
-            assert one.history == [Phase.INIT, *PATHS[before]]
+                states.transition(after)
+            assert states.phase is before
+            assert states.history == [Phase.INIT, *PATHS[before]]
 
     def test_the_error_lists_what_is_allowed(self) -> None:
         with pytest.raises(IllegalTransitionError) as caught:
@@ -72,10 +72,10 @@ class TestPhases:
         assert {phase for phase in TABLE if machine(phase=phase).is_done} == {Phase.COMPLETED, Phase.FAILED}
 
     def test_a_subclass_may_pause_and_resume_and_its_base_may_not(self) -> None:
-        one = Pausable("goal")
+        states = Pausable("goal")
         for phase in (Phase.EXECUTING, Phase.PAUSED, Phase.RESUMING, Phase.EXECUTING):
-            one.transition(phase)
-        assert one.allowed == [
+            states.transition(phase)
+        assert states.allowed == [
             Phase.PLANNING,
             Phase.EVALUATING,
             Phase.COMPLETED,
@@ -86,29 +86,29 @@ class TestPhases:
             machine().transition(Phase.PAUSED)
 
     def test_a_phase_that_the_table_lacks_is_an_end(self) -> None:
-        one = machine()
-        one.phase = Phase.PAUSED
+        states = machine()
+        states.phase = Phase.PAUSED
         with pytest.raises(IllegalTransitionError, match="PAUSED cannot become EXECUTING. It is an end"):
-            one.transition(Phase.EXECUTING)
+            states.transition(Phase.EXECUTING)
 
 
 class TestTasks:
     def test_tasks_get_ids_in_order_and_keep_their_own(self) -> None:
-        one = TaskBasedStateMachine("goal", [Task("a"), Task("b", id="own"), Task("c", id="task_4")])
-        one.add_task(Task("d"))
-        assert [task.id for task in one.tasks] == ["task_1", "own", "task_4", "task_5"]
-        assert one.task("own").description == "b"
+        states = TaskBasedStateMachine("goal", [Task("a"), Task("b", id="own"), Task("c", id="task_4")])
+        states.add_task(Task("d"))
+        assert [task.id for task in states.tasks] == ["task_1", "own", "task_4", "task_5"]
+        assert states.task("own").description == "b"
 
     def test_an_id_is_given_once(self) -> None:
-        one = machine("a")
+        states = machine("a")
         with pytest.raises(DefinitionError, match="There is a task 'task_1' already"):
-            one.add_task(Task("b", id="task_1"))
-        assert [task.description for task in one.tasks] == ["a"]
+            states.add_task(Task("b", id="task_1"))
+        assert [task.description for task in states.tasks] == ["a"]
 
     def test_the_list_of_tasks_is_a_copy(self) -> None:
-        one = machine("a")
-        one.tasks.clear()
-        assert [task.description for task in one.tasks] == ["a"]
+        states = machine("a")
+        states.tasks.clear()
+        assert [task.description for task in states.tasks] == ["a"]
 
     @pytest.mark.parametrize("phase", [Phase.COMPLETED, Phase.FAILED])
     def test_nothing_is_added_when_the_work_has_ended(self, phase: Phase) -> None:
@@ -128,119 +128,119 @@ class TestTasks:
             Task("a", max_retries=wrong)
 
     def test_tasks_run_one_after_the_other(self) -> None:
-        one = machine("a", "b")
+        states = machine("a", "b")
         done = []
-        while task := one.next_task():
-            assert one.start_task(task.id).status is TaskStatus.RUNNING
-            done.append(one.complete_task(task.id, result=task.description * 2).status)
+        while task := states.next_task():
+            assert states.start_task(task.id).status is TaskStatus.RUNNING
+            done.append(states.complete_task(task.id, result=task.description * 2).status)
         assert done == [TaskStatus.COMPLETED] * 2
-        assert one.results == {"task_1": "aa", "task_2": "bb"}
-        assert one.failed_tasks == []
+        assert states.results == {"task_1": "aa", "task_2": "bb"}
+        assert states.failed_tasks == []
 
     def test_several_tasks_may_run_at_once(self) -> None:
-        one = machine("a", "b")
+        states = machine("a", "b")
         for name in ("task_1", "task_2"):
-            assert one.next_task() is one.task(name)
-            one.start_task(name)
-        assert one.next_task() is None
-        one.complete_task("task_2", None)
-        assert one.results == {"task_2": None}
+            assert states.next_task() is states.task(name)
+            states.start_task(name)
+        assert states.next_task() is None
+        states.complete_task("task_2", None)
+        assert states.results == {"task_2": None}
 
     def test_a_failing_task_is_tried_max_retries_times_more(self) -> None:
-        one = machine("a", "b")
-        task = one.task("task_1")
+        states = machine("a", "b")
+        task = states.task("task_1")
         task.max_retries = 2
         for attempt in (1, 2, 3):
-            one.start_task("task_1")
-            assert one.fail_task("task_1", f"error {attempt}") is (attempt < 3)
+            states.start_task("task_1")
+            assert states.fail_task("task_1", f"error {attempt}") is (attempt < 3)
             assert (task.attempts, task.retries, task.error) == (attempt, attempt - 1, f"error {attempt}")
         assert task.status is TaskStatus.FAILED
-        assert one.failed_tasks == [task]
-        assert one.next_task() is one.task("task_2")
+        assert states.failed_tasks == [task]
+        assert states.next_task() is states.task("task_2")
 
     def test_a_retry_that_succeeds_clears_the_error(self) -> None:
-        one = machine("a")
-        one.start_task("task_1")
-        assert one.fail_task("task_1", "once")
-        assert one.next_task() is one.start_task("task_1")
-        task = one.complete_task("task_1", 7)
+        states = machine("a")
+        states.start_task("task_1")
+        assert states.fail_task("task_1", "once")
+        assert states.next_task() is states.start_task("task_1")
+        task = states.complete_task("task_1", 7)
         assert (task.status, task.result, task.error, task.retries) == (TaskStatus.COMPLETED, 7, "", 1)
 
     def test_a_hopeless_failure_is_not_tried_again(self) -> None:
-        one = machine("a")
-        one.start_task("task_1")
-        assert not one.fail_task("task_1", "no such tool", retry=False)
-        assert one.task("task_1").status is TaskStatus.FAILED
-        assert one.task("task_1").retries == 0
+        states = machine("a")
+        states.start_task("task_1")
+        assert not states.fail_task("task_1", "no such tool", retry=False)
+        assert states.task("task_1").status is TaskStatus.FAILED
+        assert states.task("task_1").retries == 0
 
     def test_an_interrupted_attempt_does_not_count(self) -> None:
-        one = machine("a")
-        one.start_task("task_1")
-        task = one.release_task("task_1")
+        states = machine("a")
+        states.start_task("task_1")
+        task = states.release_task("task_1")
         assert (task.status, task.attempts, task.retries) == (TaskStatus.PENDING, 0, 0)
-        assert one.next_task() is task
+        assert states.next_task() is task
 
     @pytest.mark.parametrize("phase", [phase for phase in TABLE if phase is not Phase.EXECUTING])
     def test_tasks_start_in_executing_only(self, phase: Phase) -> None:
-        one = machine("a", phase=phase)
+        states = machine("a", phase=phase)
         remedy = "Move to EXECUTING first" if Phase.EXECUTING in TABLE[phase] else "Only EXECUTING allows it"
         with pytest.raises(IllegalTransitionError) as caught:
-            one.start_task("task_1")
+            states.start_task("task_1")
         assert str(caught.value) == f"Task 'task_1' cannot start in {phase.name}. {remedy}."
-        assert one.task("task_1").attempts == 0
+        assert states.task("task_1").attempts == 0
 
     def test_moves_that_a_task_cannot_make_are_refused(self) -> None:
-        one = machine("a", "b", "c")
-        one.start_task("task_2")
-        one.start_task("task_3")
-        one.complete_task("task_3")
+        states = machine("a", "b", "c")
+        states.start_task("task_2")
+        states.start_task("task_3")
+        states.complete_task("task_3")
         refused = {
-            "task_1": [one.complete_task, lambda name: one.fail_task(name, "no"), one.release_task],
-            "task_2": [one.start_task],
-            "task_3": [one.start_task, one.complete_task, lambda name: one.fail_task(name, "no")],
+            "task_1": [states.complete_task, lambda name: states.fail_task(name, "no"), states.release_task],
+            "task_2": [states.start_task],
+            "task_3": [states.start_task, states.complete_task, lambda name: states.fail_task(name, "no")],
         }
-        before = one.to_dict()
+        before = states.to_dict()
         for name, moves in refused.items():
             for move in moves:
                 with pytest.raises(IllegalTransitionError, match=f"Task '{name}' is .* only a .* one can."):
                     move(name)
-        assert one.to_dict() == before
+        assert states.to_dict() == before
 
 
 class TestPlans:
     def test_a_second_plan_takes_the_place_of_what_still_waits(self) -> None:
-        one = machine(phase=Phase.PLANNING)
-        first, *_ = one.add_plan([Task("look"), Task("count", max_retries=0), Task("write")])
-        one.transition(Phase.EXECUTING)
-        one.start_task(first.id)
-        one.complete_task(first.id, "seen")
-        one.start_task("task_2")
-        one.fail_task("task_2", "cannot count")
-        assert [task.description for task in one.failed_tasks] == ["count"]
-        one.transition(Phase.EVALUATING)
-        one.transition(Phase.PLANNING)
-        again = one.add_plan([Task("guess", arguments={"from": "{{ task_1 }}"}), Task("write")])
+        states = machine(phase=Phase.PLANNING)
+        first, *_ = states.add_plan([Task("look"), Task("count", max_retries=0), Task("write")])
+        states.transition(Phase.EXECUTING)
+        states.start_task(first.id)
+        states.complete_task(first.id, "seen")
+        states.start_task("task_2")
+        states.fail_task("task_2", "cannot count")
+        assert [task.description for task in states.failed_tasks] == ["count"]
+        states.transition(Phase.EVALUATING)
+        states.transition(Phase.PLANNING)
+        again = states.add_plan([Task("guess", arguments={"from": "{{ task_1 }}"}), Task("write")])
         assert [(task.id, task.plan) for task in again] == [("task_4", 2), ("task_5", 2)]
-        assert [task.status.value for task in one.tasks] == [
+        assert [task.status.value for task in states.tasks] == [
             "completed",
             "failed",
             "skipped",
             "pending",
             "pending",
         ]
-        assert one.next_task() is again[0]
-        assert one.results == {"task_1": "seen"}
-        assert one.failed_tasks == []
+        assert states.next_task() is again[0]
+        assert states.results == {"task_1": "seen"}
+        assert states.failed_tasks == []
 
     def test_plans_are_bounded(self) -> None:
-        one = machine(phase=Phase.PLANNING, max_plans=2)
+        states = machine(phase=Phase.PLANNING, max_plans=2)
         for number in (1, 2):
-            assert one.may_plan
-            one.add_plan([Task(f"plan {number}")])
-        assert not one.may_plan
+            assert states.may_plan
+            states.add_plan([Task(f"plan {number}")])
+        assert not states.may_plan
         with pytest.raises(IllegalTransitionError, match="2 of 2 plans have been made. Move to FAILED"):
-            one.add_plan([Task("plan 3")])
-        assert len(one.tasks) == 2
+            states.add_plan([Task("plan 3")])
+        assert len(states.tasks) == 2
 
     def test_a_plan_is_added_in_planning_only(self) -> None:
         with pytest.raises(IllegalTransitionError) as caught:
@@ -248,38 +248,38 @@ class TestPlans:
         assert str(caught.value) == "A plan cannot be added in EVALUATING. Move to PLANNING first."
 
     def test_an_empty_plan_is_refused(self) -> None:
-        one = machine(phase=Phase.PLANNING)
+        states = machine(phase=Phase.PLANNING)
         with pytest.raises(DefinitionError, match="A plan needs at least one task"):
-            one.add_plan([])
-        assert one.plans == 0
+            states.add_plan([])
+        assert states.plans == 0
 
     def test_a_plan_may_bring_its_own_ids(self) -> None:
-        one = machine("before", phase=Phase.PLANNING)
-        plan = one.add_plan([Task("a"), Task("b", id="task_2"), Task("c")])
+        states = machine("before", phase=Phase.PLANNING)
+        plan = states.add_plan([Task("a"), Task("b", id="task_2"), Task("c")])
         assert [task.id for task in plan] == ["task_3", "task_2", "task_4"]
 
     @pytest.mark.parametrize("ids", [["task_1"], ["x", "x"]])
     def test_a_plan_that_repeats_an_id_changes_nothing(self, ids: list[str]) -> None:
-        one = machine("before", phase=Phase.PLANNING)
-        before = one.to_dict()
+        states = machine("before", phase=Phase.PLANNING)
+        before = states.to_dict()
         with pytest.raises(DefinitionError, match=f"There is a task '{ids[-1]}' already"):
-            one.add_plan([Task("a"), *[Task("b", id=name) for name in ids]])
-        assert one.to_dict() == before
+            states.add_plan([Task("a"), *[Task("b", id=name) for name in ids]])
+        assert states.to_dict() == before
 
 
 class TestStoring:
     def test_a_machine_comes_back_from_json_as_it_was(self) -> None:
-        one = machine(phase=Phase.PLANNING, max_plans=5)
-        one.add_plan([Task("a", "search", {"query": "x"}, max_retries=0), Task("b"), Task("c")])
-        one.transition(Phase.EXECUTING)
-        one.start_task("task_1")
-        one.fail_task("task_1", "down")
-        one.start_task("task_2")
-        one.complete_task("task_2", {"rows": [1, 2]})
-        data = json.loads(json.dumps(one.to_dict()))
+        states = machine(phase=Phase.PLANNING, max_plans=5)
+        states.add_plan([Task("a", "search", {"query": "x"}, max_retries=0), Task("b"), Task("c")])
+        states.transition(Phase.EXECUTING)
+        states.start_task("task_1")
+        states.fail_task("task_1", "down")
+        states.start_task("task_2")
+        states.complete_task("task_2", {"rows": [1, 2]})
+        data = json.loads(json.dumps(states.to_dict()))
         back = TaskBasedStateMachine.from_dict(data)
-        assert back.to_dict() == one.to_dict()
-        assert back.tasks == one.tasks
+        assert back.to_dict() == states.to_dict()
+        assert back.tasks == states.tasks
         assert (back.phase, back.history, back.plans, back.max_plans) == (
             Phase.EXECUTING,
             [Phase.INIT, Phase.PLANNING, Phase.EXECUTING],
@@ -289,27 +289,27 @@ class TestStoring:
         assert back.next_task() == back.task("task_3")
 
     def test_what_ran_when_it_was_stored_waits_again(self) -> None:
-        one = machine("a")
-        one.start_task("task_1")
-        stored = one.to_dict()
+        states = machine("a")
+        states.start_task("task_1")
+        stored = states.to_dict()
         task = TaskBasedStateMachine.from_dict(stored).task("task_1")
         assert (task.status, task.attempts) == (TaskStatus.PENDING, 0)
-        assert one.task("task_1").status is TaskStatus.RUNNING
+        assert states.task("task_1").status is TaskStatus.RUNNING
 
     def test_the_data_is_no_part_of_the_machine(self) -> None:
-        one = machine()
-        one.add_task(Task("a", arguments={"x": 1}))
-        data = one.to_dict()
+        states = machine()
+        states.add_task(Task("a", arguments={"x": 1}))
+        data = states.to_dict()
         data["tasks"][0]["arguments"]["x"] = 2
         data["history"].clear()
-        assert one.task("task_1").arguments == {"x": 1}
-        assert one.history == [Phase.INIT, Phase.EXECUTING]
+        assert states.task("task_1").arguments == {"x": 1}
+        assert states.history == [Phase.INIT, Phase.EXECUTING]
 
     def test_a_subclass_comes_back_as_itself(self) -> None:
-        one = Pausable("goal")
-        one.transition(Phase.EXECUTING)
-        one.transition(Phase.PAUSED)
-        back = Pausable.from_dict(one.to_dict())
+        states = Pausable("goal")
+        states.transition(Phase.EXECUTING)
+        states.transition(Phase.PAUSED)
+        back = Pausable.from_dict(states.to_dict())
         assert type(back) is Pausable
         assert back.allowed == [Phase.RESUMING]
 
@@ -327,11 +327,11 @@ class TestStoring:
         ],
     )
     def test_other_data_is_refused_and_changes_nothing(self, change: dict[str, Any]) -> None:
-        one = machine("kept")
-        before = one.to_dict()
+        states = machine("kept")
+        before = states.to_dict()
         with pytest.raises(DefinitionError, match="This is not a stored state machine: .* to_dict"):
-            one.restore({**machine("a").to_dict(), **change})
-        assert one.to_dict() == before
+            states.restore({**machine("a").to_dict(), **change})
+        assert states.to_dict() == before
 
     def test_missing_parts_are_named(self) -> None:
         with pytest.raises(DefinitionError, match="This is not a stored state machine: KeyError: 'goal'"):
@@ -383,11 +383,13 @@ class Planner(RuleBasedStateMachine):
 
     @invariant()
     def consistent(self) -> None:
-        one = self.machine
-        assert one.history[-1] is one.phase
-        assert one.plans <= one.max_plans
-        assert set(one.results) == {task.id for task in one.tasks if task.status is TaskStatus.COMPLETED}
-        for task in one.tasks:
+        states = self.machine
+        assert states.history[-1] is states.phase
+        assert states.plans <= states.max_plans
+        assert set(states.results) == {
+            task.id for task in states.tasks if task.status is TaskStatus.COMPLETED
+        }
+        for task in states.tasks:
             assert 0 <= task.attempts <= task.max_retries + 1
             assert task.attempts or task.status in (TaskStatus.PENDING, TaskStatus.SKIPPED)
 
