@@ -52,7 +52,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-# Older kernels for tests/test_kernel.py, each by itself in a folder that a kernel gets first on its path:
+# Older kernels for tests/notebook/test_kernel.py, each by itself in a folder that a kernel gets first on its path:
 # what they depend on is what the newest depends on too.
 KERNELS := 6.31 7.3
 $(VENV)/.kernels: Makefile | $(VENV)/.dev
@@ -138,8 +138,13 @@ test-faults: $(VENV)/.dev system
 # What depends on the versions of other packages, under each set of them: VERSIONS="colab lowest" chooses.
 # No coverage. "browser" is the panel of Colab's versions with the classic widgets, in JupyterLab 3.
 VERSIONS ?= lowest colab sagemaker newest browser
-VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,frames arrow labels magics cells completing display \
-  approving panel executor run kernel codec round_trip copying storage_file storage_sqlite storage_memory))
+VERSION_TESTS := $(addprefix tests/,$(addsuffix .py, \
+  $(addprefix display/test_,display) \
+  $(addprefix engine/test_,executor run) \
+  $(addprefix notebook/test_,approval_form cells completion kernel magics panel) \
+  $(addprefix results/test_,frames) \
+  $(addprefix serde/test_,arrow copies labels round_trip value) \
+  $(addprefix storage/test_,file_backend memory_backend sqlite_backend)))
 CLASSIC_TESTS := $(addprefix tests/browser/test_browser_,$(addsuffix .py,smoke panel controls approval))
 PYTHONS_lowest := python3.11
 PYTHONS_colab := python3.12 python3.13

@@ -330,7 +330,7 @@ async def test_a_file_of_an_older_version_that_may_only_be_read_is_read(
 ) -> None:
     """It lacks the place for what says where a run ends, and cannot be given it."""
     path = tmp_path / "runs.db"
-    shutil.copy(Path(__file__).parent / "fixtures/storage-format-1/runs.db", path)
+    shutil.copy(Path(__file__).parents[1] / "fixtures/storage-format-1/runs.db", path)
     monkeypatch.setattr(sqlite_link, "is_read_only", lambda path: True)
     store = SQLiteStorageBackend(path)
     (pipeline_id,) = await store.list_pipelines()
@@ -343,7 +343,7 @@ async def test_of_two_that_make_room_in_an_old_file_one_does(
 ) -> None:
     """The other finds it done once it may write."""
     path = tmp_path / "runs.db"
-    shutil.copy(Path(__file__).parent / "fixtures/storage-format-1/runs.db", path)
+    shutil.copy(Path(__file__).parents[1] / "fixtures/storage-format-1/runs.db", path)
     store = SQLiteStorageBackend(path, durability="fast")
     assert len(await store.list_pipelines()) == 1
     answers = [True, False]

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from test_magics import Notebook, book, refused
 
 from tagent_nb import (
     BudgetExceededError,
@@ -22,6 +21,7 @@ from tagent_nb import (
     UnknownModelError,
     export_module,
 )
+from tests.notebook.test_magics import Notebook, book, refused
 
 assert book  # a fixture: pytest finds it by its name
 

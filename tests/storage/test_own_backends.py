@@ -47,7 +47,7 @@ from tagent_nb.testing.samples import plain, sample_run
 from tests.own_storage import Files, Table
 from tests.storage_kinds import stored_records
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class TestFiles(StorageContract):

@@ -41,7 +41,7 @@ from tests.storage_kinds import replace_records, stored_records
 pytestmark = pytest.mark.faults
 
 Repetitions = Callable[[int, int], int]
-CHILD = Path(__file__).with_name("storage_child.py")
+CHILD = Path(__file__).parents[1] / "storage_child.py"
 BACKENDS = ["file", "sqlite", pytest.param("redis", marks=pytest.mark.requires("redis-server"))]
 
 

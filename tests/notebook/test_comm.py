@@ -14,7 +14,7 @@ from tagent_nb.notebook.shell.comm import AnsweredChanges, handle_clicks
 
 
 class SixKernel:
-    """The part of ipykernel 6 that hands messages on; tests/test_kernel.py has a real one."""
+    """The part of ipykernel 6 that hands messages on; tests/notebook/test_kernel.py has a real one."""
 
     def __init__(self) -> None:
         self.session = Session(key=b"secret")

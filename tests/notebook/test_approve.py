@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from test_magics import Notebook, book, refused
 
 from tagent_nb.engine import RunHandle
+from tests.notebook.test_magics import Notebook, book, refused
 
 PATIENCE = 30.0
 assert book  # a fixture: pytest finds it by its name

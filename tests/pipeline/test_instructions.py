@@ -10,14 +10,14 @@ from pydantic import BaseModel
 from pydantic_ai import NativeOutput, ToolOutput
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from test_forms import Word, model
-from test_magics import Notebook, book, refused
 
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep, ResultCache, run_agent
 from tagent_nb.cache import explain
 from tagent_nb.errors import StepError
 from tagent_nb.runners.agent.runner import ROLE
 from tagent_nb.runners.models.output import output_of
+from tests.notebook.test_magics import Notebook, book, refused
+from tests.runners.test_output_modes import Word, model
 
 assert book  # a fixture: pytest finds it by its name
 

@@ -472,7 +472,7 @@ def test_different_components_have_different_keys(one: dict[str, str], two: dict
 PROCESS = """
     import sys
     sys.path.insert(0, {folder!r})
-    from tests.test_fingerprint import HELPERS, Review, agent, cell, notebook, search
+    from tests.cache.test_fingerprint import HELPERS, Review, agent, cell, notebook, search
     from tagent_nb.cache.fingerprint.components import unit_key
     import helpers_of_tests
     space = notebook(HELPERS, helpers_of_tests=helpers_of_tests, words={{"a", "b", "c"}})
@@ -486,7 +486,7 @@ def test_keys_are_the_same_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "helpers_of_tests.py").write_text(
         "class Base:\n    def run(self, x): return x in {'p', 'q', 'r'}\ndef work(x): return Base().run(x)\n"
     )
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     keys = set()
     for seed in ("1", "2", "3"):
         done = subprocess.run(

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
-from test_magics import Notebook, book, refused
 
 from tagent_nb import (
     AgentResult,
@@ -31,6 +30,7 @@ from tagent_nb import (
 from tagent_nb.cli import main
 from tagent_nb.naming import storage_id
 from tagent_nb.templating import literal, render
+from tests.notebook.test_magics import Notebook, book, refused
 
 assert book  # a fixture: pytest finds it by its name
 

@@ -30,10 +30,10 @@ from tagent_nb.cli import main
 from tagent_nb.errors import NotStoredError
 from tagent_nb.events import RunFinished, StepFinished
 from tagent_nb.storage import RecordStoreBackend, open_storage
+from tests.engine.test_user_objects import METHODS, MORE, Stop, odd_class, pipeline_with_others
 from tests.redis_server import RedisServer
-from tests.test_foreign import METHODS, MORE, Stop, odd_class, pipeline_with_others
-from tests.test_secrets import forms
-from tests.test_storage_faults import BACKENDS, Repetitions, kind_of
+from tests.storage.test_storage_faults import BACKENDS, Repetitions, kind_of
+from tests.test_redaction import forms
 
 pytestmark = pytest.mark.faults
 

@@ -11,11 +11,11 @@ import nest_asyncio2
 import pandas as pd
 import pytest
 from html_safety import HOSTILE, assert_safe
-from test_magics import Notebook, book, refused
 
 from tagent_nb.engine import submit
 from tagent_nb.results import PipelineResult
 from tagent_nb.storage import SQLiteStorageBackend
+from tests.notebook.test_magics import Notebook, book, refused
 
 assert book  # a fixture: pytest finds it by its name
 

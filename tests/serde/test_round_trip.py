@@ -28,7 +28,7 @@ from tagent_nb.pipeline import PythonBody
 from tagent_nb.serde import StoredValue, classes, from_tree, to_tree
 from tagent_nb.serde import value as codec
 
-CHILD = Path(__file__).parent / "round_trip_child.py"
+CHILD = Path(__file__).parents[1] / "round_trip_child.py"
 
 
 def write(folder: Path, **modules: str) -> None:

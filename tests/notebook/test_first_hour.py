@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kernels import Kernel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TABLE = "import pandas as pd\ndf = pd.DataFrame({'text': ['a', 'bb', 'ccc'], 'rating': [1, 4, 5]})"
 SIZE = "%%tagent_step size --python --map-over df\nlen(df['text'])"
 JUDGE = "%%tagent_step judge --map-over df --when 'df.rating > 3'\nJudge {{ df.text }}."

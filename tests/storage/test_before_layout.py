@@ -26,7 +26,7 @@ from tagent_nb import (
 )
 from tagent_nb.runners.tools.registry import forget_tool
 
-FIXTURE = Path(__file__).parent / "fixtures" / "before-layout"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "before-layout"
 
 
 @pytest.fixture

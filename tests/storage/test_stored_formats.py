@@ -13,7 +13,7 @@ from tagent_nb.events import StepCached, StepFinished, Warned
 from tagent_nb.storage import RecordStoreBackend, open_storage
 from tests.storage_kinds import replace_records, stored_records
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 PIPELINE = "reviews-0123456789ab"
 
 

@@ -779,7 +779,7 @@ async def test_after_a_budget_stop_and_another_failure_all_is_asked_anew(tmp_pat
 
 
 def child(url: Path, effects: Path, agent: str, block: int) -> subprocess.Popen[str]:
-    script = Path(__file__).with_name("replay_child.py")
+    script = Path(__file__).parents[1] / "replay_child.py"
     command = [sys.executable, str(script), str(url), str(effects), agent, str(block)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_magics import Notebook, book
 
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineResult, open_storage
 from tagent_nb.cli import main
 from tagent_nb.engine.background import background_loop
 from tagent_nb.results import failure, phase_of
+from tests.notebook.test_magics import Notebook, book
 
 assert book  # a fixture: pytest finds it by its name
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from test_magics import Notebook, book
 
 from tagent_nb import DefinitionError, ExecutionMode, MissingExtraError, Pipeline, PipelineStep
 from tagent_nb.cli import main
 from tagent_nb.errors import FormatVersionError
+from tests.notebook.test_magics import Notebook, book
 
 assert book  # a fixture: pytest finds it by its name
 

@@ -780,7 +780,7 @@ def first_run() -> Path:
 PROCESS = """
 import asyncio, sys
 from pathlib import Path
-from tests.test_staleness import CELLS, COMPUTED, OPTIONS, SHARED, STEPS, Notebook
+from tests.pipeline.test_staleness import CELLS, COMPUTED, OPTIONS, SHARED, STEPS, Notebook
 
 async def main():
     print(sorted(await Notebook(Path(sys.argv[1]) / "a", STEPS, OPTIONS, SHARED).run(CELLS)))
@@ -792,7 +792,7 @@ asyncio.run(main())
 
 
 def test_another_process_finds_every_answer(tmp_path: Path) -> None:
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     outputs = [
         subprocess.run(
             [sys.executable, "-c", PROCESS, str(tmp_path)],

@@ -15,7 +15,7 @@ import pytest
 
 from tagent_nb.cache.fingerprint.dependencies import class_digest
 from tagent_nb.serde import meaning_of
-from tests.test_fingerprint import agent, changed
+from tests.cache.test_fingerprint import agent, changed
 
 HEAD = """
 import enum, functools
@@ -739,10 +739,10 @@ import types, sys, warnings
 from tagent_nb.cache.fingerprint.components import unit_key
 from tagent_nb.cache.fingerprint.dependencies import class_digest
 from tagent_nb.serde.schemas import meaning_of
-from tests.test_fingerprint import agent, changed
+from tests.cache.test_fingerprint import agent, changed
 from tagent_nb.serde.schemas import json_schema, schema_hash
-from tests.test_cache_classes import EDITS, HEAD, SETS
-from tests.test_fingerprint import agent, components
+from tests.cache.test_classes import EDITS, HEAD, SETS
+from tests.cache.test_fingerprint import agent, components
 from tagent_nb.pipeline.python_body import PythonBody
 from tagent_nb.pipeline import PipelineStep
 
@@ -769,7 +769,7 @@ print(unit_key(components(PipelineStep("step", "step", body=body))))
 
 
 def test_digests_of_classes_are_the_same_in_every_process() -> None:
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     processes: list[Any] = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS],

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_magics import Notebook, book, refused
 
 from tagent_nb import DefinitionError, Pipeline, PipelineResult, RunInProgressError, TagentError, open_storage
 from tagent_nb.naming import storage_id
+from tests.notebook.test_magics import Notebook, book, refused
 
 assert book  # a fixture: pytest finds it by its name
 

@@ -1,6 +1,6 @@
 """Faults that a run as a whole must survive: changed definitions, locks, writers beside it, equal questions.
 
-With `make test-faults` in full, as the faults of storage in ``test_storage_faults.py``.
+With `make test-faults` in full, as the faults of storage in ``storage/test_storage_faults.py``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.runners import StepContext
 from tagent_nb.storage import RecordStoreBackend, open_storage
 from tests.redis_server import RedisServer
+from tests.storage.test_storage_faults import BACKENDS, Child, Repetitions, finished, kind_of, report
 from tests.storage_child import STEPS, steps
-from tests.test_storage_faults import BACKENDS, Child, Repetitions, finished, kind_of, report
 
 pytestmark = pytest.mark.faults
 

@@ -34,7 +34,7 @@ def _no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shop() -> MCPToolset[Any]:
     """A real MCP server in a process of its own, started when it is needed."""
-    path = Path(__file__).parent / "mcp_server.py"
+    path = Path(__file__).parents[1] / "mcp_server.py"
     return MCPToolset(StdioTransport(sys.executable, [str(path)], env=dict(os.environ), keep_alive=False))
 
 

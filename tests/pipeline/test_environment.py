@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from pydantic_ai.models.test import TestModel
-from test_magics import Notebook, book
 
 from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, open_storage, run_agent
 from tagent_nb.cli import main
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import Defaults, defaults, environment
+from tests.notebook.test_magics import Notebook, book
 
 assert book  # a fixture: pytest finds it by its name
 
