@@ -7,6 +7,7 @@ in https://www.sqlite.org/walformat.html.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sqlite3
@@ -15,7 +16,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tagent_nb.storage.format.envelope import LINK, Tail, tail_line
+from tagent_nb.errors import CorruptRecordError
+from tagent_nb.storage.format.envelope import LINK, Tail, read_record, tail_line
 from tagent_nb.storage.sqlite.schema import transaction, waiting
 
 _HEAD = struct.Struct(">8I")
@@ -53,7 +55,7 @@ def recover(connection: sqlite3.Connection, path: Path, key: bytes | None) -> st
         # Now no process writes; before, a transaction may have been half-way.
         data = _read(log)
         whole_head = len(data) >= _HEAD.size + _FRAME.size
-        lost = _lost(_mended(data), _intact(data)) if whole_head else []
+        lost = _lost(_mended(data, key), _intact(data)) if whole_head else []
         if not lost:
             return None
         aside = log.with_name(f"{log.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
@@ -119,10 +121,11 @@ def _summed(data: bytes, place: int, size: int) -> bytes:
     return data[place : place + 8] + data[place + _FRAME.size : place + size]
 
 
-def _mended(data: bytes) -> bytes:
+def _mended(data: bytes, key: bytes | None) -> bytes:
     """The log with its first damaged frame as it was, if one bit of it is wrong: its checksum shows which.
 
-    That bit may be in the name of the run that is lost with the frame.
+    That bit may be in the name of the run that is lost with the frame. It may be in the checksum, too: then
+    the frame is right as it is.
     """
     magic, _, page, *_, first, second = _HEAD.unpack_from(data)
     size = _FRAME.size + page
@@ -133,19 +136,31 @@ def _mended(data: bytes) -> bytes:
         sums = _checksum(summed, magic & 1, sums)
         if sums != (first, second):
             missing = ((first - sums[0]) % _WORD, (second - sums[1]) % _WORD)
-            best, mended = (-1, False), data
+            best = data[place : place + size]
+            rank = (*_readable(best, key), False)
             for byte, mask in _wrong_bits(summed, magic & 1, missing):
                 at = byte if byte < 8 else byte - 8 + _FRAME.size
                 frame = bytearray(data[place : place + size])
                 frame[at] ^= mask
-                heads = [head.span() for kind in (_RECORD, _DOCUMENT) for head in kind.finditer(frame)]
                 # The highest bits of several words count the same. What matters is a bit of a head: that one
-                # is right which makes most of them readable, and is in one.
-                rank = (len(heads), any(start <= at < end for start, end in heads))
-                if rank > best:
-                    best, mended = rank, data[:place] + bytes(frame) + data[place + size :]
-            return mended
+                # is right which makes most records whole, else most heads readable, and is in one.
+                spans = [head.span() for kind in (_RECORD, _DOCUMENT) for head in kind.finditer(frame)]
+                other = (*_readable(frame, key), any(start <= at < end for start, end in spans))
+                if other > rank:
+                    best, rank = bytes(frame), other
+            return data[:place] + best + data[place + size :]
     return data
+
+
+def _readable(frame: bytes | bytearray, key: bytes | None) -> tuple[int, int]:
+    """How many records in a frame are whole, by their own checksum, and how many heads can be read."""
+    whole = heads = 0
+    for head in (head for kind in (_RECORD, _DOCUMENT) for head in kind.finditer(frame)):
+        heads += 1
+        with contextlib.suppress(CorruptRecordError):
+            read_record(bytes(frame), head.start(), "", key)
+            whole += 1
+    return whole, heads
 
 
 def _wrong_bits(data: bytes, big: int, missing: tuple[int, int]) -> Iterator[tuple[int, int]]:
