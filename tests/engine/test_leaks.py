@@ -19,7 +19,9 @@ from tagent_nb.engine import submit
 from tagent_nb.engine.background import background_loop
 
 OURS = (
-    "Run",
+    "RunLoop",
+    "RunContext",
+    "Recorder",
     "RunHandle",
     "PipelineExecutor",
     "PipelineMemory",
@@ -62,15 +64,15 @@ def flow(rows: int = 5) -> Pipeline:
 
 
 def settled(others: Container[threading.Thread], expected: Counter[str] | None = None) -> Counter[str]:
-    """The census once no run is left, or once it is as expected.
+    """The census once no run is left, or once nothing is more than expected.
 
     A thread that watches a run may hold it a moment longer than it lasts: what stays for good is asked.
     """
     deadline = time.monotonic() + 30
     while True:
         counts = census(others)
-        idle = not (counts["Run"] or counts["StepContext"] or counts["tasks"])
-        if (counts == expected if expected else idle) or time.monotonic() > deadline:
+        idle = not (counts["RunLoop"] or counts["StepContext"] or counts["tasks"])
+        if (counts <= expected if expected else idle) or time.monotonic() > deadline:
             return counts
 
 
@@ -86,16 +88,16 @@ def after(repetitions: int, act: Any) -> tuple[Counter[str], Counter[str]]:
 
 
 class TestRunsLeaveNothing:
-    """The counts after dozens of runs are those after three."""
+    """After dozens of runs nothing is more than after three, which may have left a little that goes later."""
 
     def test_runs_of_one_executor(self, tmp_path: Path) -> None:
         executor = PipelineExecutor(flow(), storage=tmp_path / "runs", cache=ResultCache(tmp_path / "cache"))
         before, later = after(40, executor.run)
-        assert later == before
+        assert later <= before
 
     def test_runs_of_many_executors(self) -> None:
         before, later = after(40, lambda: PipelineExecutor(flow()).run())
-        assert later == before
+        assert later <= before
 
     def test_cancelled_runs(self) -> None:
         def cancelled() -> None:
@@ -113,7 +115,7 @@ class TestRunsLeaveNothing:
             assert handle.result().cancelled
 
         before, later = after(30, cancelled)
-        assert later == before
+        assert later <= before
 
     def test_streams_that_are_left_early(self) -> None:
         async def first_event() -> None:
@@ -121,7 +123,7 @@ class TestRunsLeaveNothing:
                 break
 
         before, later = after(30, lambda: asyncio.run(first_event()))
-        assert later == before
+        assert later <= before
 
     def test_executors_that_are_dropped_in_mid_run(self) -> None:
         """Nobody holds the executor or its handle while it runs; when it has ended, it goes."""
@@ -138,13 +140,13 @@ class TestRunsLeaveNothing:
             assert ended.acquire(timeout=60)
 
         before, later = after(30, dropped)
-        assert later == before
+        assert later <= before
 
     def test_runs_that_fail(self) -> None:
         pipeline = Pipeline("fail")
         pipeline.task(lambda: 1 / 0, name="broken", max_retries=0)
         before, later = after(40, lambda: PipelineExecutor(pipeline).run())
-        assert later == before
+        assert later <= before
 
 
 CENSUS = """

@@ -1197,7 +1197,7 @@ REFUSED = [
     (math, "output: a module cannot be stored"),
     (
         Plain(),
-        "output: an object of class test_codec.Plain cannot be stored. "
+        "output: an object of class test_value.Plain cannot be stored. "
         "Return plain data, a dataclass, a pydantic model or a DataFrame",
     ),
     (
