@@ -99,7 +99,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(call section,"Types: mypy --strict")
 	@$(BIN)/mypy
-	@$(call section,"Rooms: import-linter")
+	@$(call section,"Packages: import-linter")
 	@$(BIN)/lint-imports
 
 unit: $(VENV)/.dev $(VENV)/.model $(VENV)/.kernels system

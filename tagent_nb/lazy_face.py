@@ -13,15 +13,15 @@ from typing import Any
 
 
 def face(
-    package: str, modules: Mapping[str, tuple[str, ...]]
+    package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names load late (PEP 562).
 
     Args:
         package: The package's ``__name__``.
-        modules: Names by the module that defines them, relative to the package.
+        modules: Names, separated by blanks, by the module that defines them, relative to the package.
     """
-    homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
+    homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names.split()}
 
     def load(name: str) -> Any:
         home = homes.get(name)

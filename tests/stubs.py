@@ -17,7 +17,8 @@ def faces() -> dict[Path, dict[str, tuple[str, ...]]]:
     for path in sorted(PACKAGE.rglob("__init__.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "face":
-                tables[path] = ast.literal_eval(node.args[1])
+                table = ast.literal_eval(node.args[1])
+                tables[path] = {module: tuple(names.split()) for module, names in table.items()}
     return tables
 
 

@@ -5,35 +5,16 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "diskcache_table": ("CacheStats",),
-        "entry": ("CacheEntry",),
-        "fingerprint.bytecode": (
-            "Reads",
-            "code_reads",
-            "text_reads",
-        ),
+        "diskcache_table": "CacheStats",
+        "entry": "CacheEntry",
+        "fingerprint.bytecode": "Reads code_reads text_reads",
         "fingerprint.components": (
-            "add_components",
-            "class_components",
-            "definition_components",
-            "input_components",
-            "text_digest",
-            "tool_code",
-            "unit_key",
+            "add_components class_components definition_components input_components text_digest tool_code "
+            "unit_key"
         ),
-        "fingerprint.explain": (
-            "GENERATION",
-            "differing",
-            "explain",
-            "is_earlier",
-            "uncompared",
-        ),
-        "fingerprint.modules": ("is_user_module",),
-        "fingerprint.values": (
-            "LargeValue",
-            "refusing_large_values",
-            "remember_digest",
-        ),
-        "store": ("ResultCache",),
+        "fingerprint.explain": "GENERATION differing explain is_earlier uncompared",
+        "fingerprint.modules": "is_user_module",
+        "fingerprint.values": "LargeValue refusing_large_values remember_digest",
+        "store": "ResultCache",
     },
 )

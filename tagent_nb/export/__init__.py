@@ -5,10 +5,7 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "inputs": ("feed",),
-        "module": (
-            "export_module",
-            "is_own",
-        ),
+        "inputs": "feed",
+        "module": "export_module is_own",
     },
 )

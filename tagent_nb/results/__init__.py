@@ -6,43 +6,14 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "frames": (
-            "events_frame",
-            "output_frame",
-            "plan_frame",
-            "runs_frame",
-            "steps_frame",
-            "table_text",
-            "usage_frame",
-            "write_frame",
+            "events_frame output_frame plan_frame runs_frame steps_frame table_text usage_frame write_frame"
         ),
         "html": (
-            "MAX_STEPS",
-            "RunView",
-            "about_words",
-            "done_words",
-            "error_text",
-            "head_html",
-            "item_counts",
-            "phase_of",
-            "result_html",
-            "result_view",
-            "run_html",
-            "run_text",
+            "MAX_STEPS RunView about_words done_words error_text head_html item_counts phase_of result_html "
+            "result_view run_html run_text"
         ),
-        "records": (
-            "ItemResult",
-            "OutputMap",
-            "StepResult",
-            "ending",
-            "failed_items",
-            "failure",
-            "skipped_items",
-        ),
-        "result": ("PipelineResult",),
-        "rows": (
-            "frame_of",
-            "is_frame",
-            "rows_of",
-        ),
+        "records": "ItemResult OutputMap StepResult ending failed_items failure skipped_items",
+        "result": "PipelineResult",
+        "rows": "frame_of is_frame rows_of",
     },
 )
