@@ -58,12 +58,15 @@ class SerialLock:
 
     Args:
         order: Position of each step in the definition; those that are ready start in this order.
-        on_freed: Called when a step has yielded the lock: the next step may start.
+
+    Attributes:
+        on_freed: Called when a step has yielded the lock: the next step may start. Who starts steps sets it.
     """
 
-    def __init__(self, order: Mapping[str, int], on_freed: Callable[[], None] | None = None) -> None:
+    on_freed: Callable[[], None]
+
+    def __init__(self, order: Mapping[str, int]) -> None:
         self._order = order
-        self.on_freed = on_freed
         self._ready: list[tuple[int, str]] = []
         self._holder: str | None = None
         self._returning: dict[str, list[asyncio.Future[None]]] = {}
@@ -108,7 +111,7 @@ class SerialLock:
         self._working[step] = left = self._working.get(step, 1) - 1
         if not left and self._waiting.get(step) and self._holder == step:
             self._holder = None
-            self._freed()
+            self.on_freed()
 
     def yield_lock(self, step: str) -> None:
         """A worker of this step waits for a person. The last one at work gives the lock away."""
@@ -126,17 +129,13 @@ class SerialLock:
         self.wait_over(step)
         self.join(step)
 
-    def _freed(self) -> None:
-        if self.on_freed is not None:
-            self.on_freed()
-
     async def _in_line(self, step: str) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         others = self._returning.setdefault(step, [])
         others.append(waiter)
         if len(others) == 1:
             self.offer(step)
-            self._freed()
+            self.on_freed()
         try:
             await waiter
         except asyncio.CancelledError:

@@ -18,7 +18,8 @@ def lock_of(*steps: str) -> tuple[SerialLock, list[str]]:
         if step is not None:
             started.append(step)
 
-    lock = SerialLock({step: place for place, step in enumerate(steps)}, freed)
+    lock = SerialLock({step: place for place, step in enumerate(steps)})
+    lock.on_freed = freed
     return lock, started
 
 

@@ -139,7 +139,7 @@ class DryRun:
                 return _gone(step, "skip", f"step {dependency.name!r} {upstream.why}")
         doubt = self._doubt(step)
         if step.when is not None and not doubt:
-            unmet = unmet_condition(context, self._recorder, step, outputs)
+            unmet = unmet_condition(context, self._recorder, step, step.when, outputs)
             if isinstance(unmet, StepFailed):
                 return _gone(step, "fail", unmet.message)
             if unmet is not None:

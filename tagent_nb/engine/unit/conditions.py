@@ -17,21 +17,23 @@ if TYPE_CHECKING:
 
 
 def unmet_condition(
-    context: RunContext, recorder: Recorder, step: PipelineStep, outputs: Mapping[str, Output | None]
+    context: RunContext,
+    recorder: Recorder,
+    step: PipelineStep,
+    when: str | Condition,
+    outputs: Mapping[str, Output | None],
 ) -> StepSkipped | StepFailed | None:
-    """What keeps a step from running: its condition, which does not hold or cannot be decided.
+    """What keeps a step from running: its condition ``when``, which does not hold or cannot be decided.
 
     One that is to be decided for each item of a mapped step keeps no step from running.
     """
-    if step.when is None:
-        return None
     try:
         if step.item_condition is not None:
             return None
         values = {name: None if output is None else output.value for name, output in outputs.items()}
     except BaseException as error:
         return unprepared(recorder, step, error)
-    return _decided(context, recorder, step, step.when, values)
+    return _decided(context, recorder, step, when, values)
 
 
 def item_condition(

@@ -72,7 +72,7 @@ async def run_step(
         from tagent_nb.engine.unit.conditions import unmet_condition
 
         await read_heavy(outputs.values())
-        reason = unmet_condition(context, recorder, step, outputs)
+        reason = unmet_condition(context, recorder, step, step.when, outputs)
         if reason is not None:
             return await recorder.record(reason)
     return await (run_unit if step.map_over is None else run_mapped)(step, outputs)

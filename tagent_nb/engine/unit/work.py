@@ -148,10 +148,33 @@ class Preparation:
 
     def static_components(self, step: PipelineStep) -> dict[str, str]:
         """The part of a fingerprint that is the same for all items of a step in this run."""
-        components = self._static.get(step.name)
-        if components is None:
-            components = self._static[step.name] = self._definition_components(step)
-        return components
+        from tagent_nb.cache import definition_components
+
+        context = self._context
+        name, parts, tools = None, {}, []
+        roles: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        if step.body is None:
+            from tagent_nb.runners import model_name, model_parts, tools_for
+
+            model = step_model(context, step)
+            name, parts, tools = model_name(model), model_parts(model), tools_for(step)
+            roles = {role: (model_name(other), model_parts(other)) for role, other in step.models.items()}
+        upstream = self._recorder.machine.scheduler.dependency_graph[step.name]
+        return definition_components(
+            step,
+            constraints=[*context.pipeline.global_constraints, *step.constraints],
+            shared=context.pipeline.shared_context,
+            model=name,
+            settings={setting: value for setting, value in step.settings.items() if setting != "stream"},
+            tools=tools,
+            runner_version=runner_of(context, step).version,
+            namespace=context.services.namespace,
+            inputs=(*upstream, *inputs_for(context, step.name)),
+            memo=self.memo,
+            model_parts=parts,
+            instructions=instructions_of(context, step),
+            roles=roles,
+        )
 
     def read_names(self, step: PipelineStep, outputs: Mapping[str, Output | None]) -> frozenset[str]:
         """Names of the steps that units of this step read: the same for all of them."""
@@ -206,40 +229,11 @@ class Preparation:
         while step.name not in self._static:
             try:
                 with refusing_large_values(examined):
-                    self.static_components(step)
+                    self._static[step.name] = self.static_components(step)
             except LargeValue as large:
                 examined[id(large.value)] = large.value
                 await in_thread(remember_digest, large.value, self.memo)
         return self._static[step.name]
-
-    def _definition_components(self, step: PipelineStep) -> dict[str, str]:
-        from tagent_nb.cache import definition_components
-
-        context = self._context
-        name, parts, tools = None, {}, []
-        roles: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        if step.body is None:
-            from tagent_nb.runners import model_name, model_parts, tools_for
-
-            model = step_model(context, step)
-            name, parts, tools = model_name(model), model_parts(model), tools_for(step)
-            roles = {role: (model_name(other), model_parts(other)) for role, other in step.models.items()}
-        upstream = self._recorder.machine.scheduler.dependency_graph[step.name]
-        return definition_components(
-            step,
-            constraints=[*context.pipeline.global_constraints, *step.constraints],
-            shared=context.pipeline.shared_context,
-            model=name,
-            settings={setting: value for setting, value in step.settings.items() if setting != "stream"},
-            tools=tools,
-            runner_version=runner_of(context, step).version,
-            namespace=context.services.namespace,
-            inputs=(*upstream, *inputs_for(context, step.name)),
-            memo=self.memo,
-            model_parts=parts,
-            instructions=instructions_of(context, step),
-            roles=roles,
-        )
 
     async def _last_time(self, work: WorkItem) -> tuple[Mapping[str, str], str] | None:
         """The unit's last fingerprint, of this run or of the one before, and what failed then.
