@@ -38,6 +38,7 @@ from tagent_nb.events import Event, StepProgress
 from tagent_nb.runners import options_of, step_context
 from tagent_nb.runners.tools import registry as tools_module
 from tagent_nb.runners.tools.adapter import context_parameter
+from tagent_nb.serde import value as codec
 
 PATIENCE = 30.0
 DONE: list[Any] = []
@@ -171,6 +172,39 @@ async def test_edited_arguments_are_the_ones_that_the_tool_gets() -> None:
     result = await PipelineExecutor(shop(), approver=approver).execute()
     assert DONE == [("coffee", 2)]
     assert result["buy"] == "ordered 2 coffee"
+
+
+async def test_large_arguments_are_encoded_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other steps go on meanwhile."""
+    arguments = {"text": "x" * 1_000_001, "to": "all"}
+    threads: list[int] = []
+    seal = codec._seal
+
+    def watched(value: Any, path: str) -> Any:
+        if value == arguments:
+            threads.append(threading.get_ident())
+        return seal(value, path)
+
+    def send(text: str, to: str) -> str:
+        """Send a text."""
+        DONE.append((len(text), to))
+        return "sent"
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if len(messages) == 1:
+            return ModelResponse(parts=[ToolCallPart("send", arguments)])
+        return ModelResponse(parts=[TextPart("done")])
+
+    monkeypatch.setattr(codec, "_seal", watched)
+    defined = Pipeline("post", model=FunctionModel(answer))
+    defined.step("post", "Post.", tools=[send], approve_tools=["send"], max_retries=0)
+    result = await PipelineExecutor(defined, approver=lambda _: Approved(), storage=tmp_path).execute()
+    assert result["post"] == "done"
+    assert DONE == [(1_000_001, "all")]
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 def edits(*changed: dict[str, Any]) -> Any:

@@ -35,6 +35,7 @@ from tagent_nb import (
 from tagent_nb.engine import submit
 from tagent_nb.errors import DefinitionError, OutputValidationError, StorageUnavailableError
 from tagent_nb.events import Event, StepFailed, StepRetried, TokenUsage
+from tagent_nb.serde import value as codec
 
 PATIENCE = 30.0
 RAN: Counter[str] = Counter()
@@ -227,6 +228,27 @@ async def test_an_edited_value_is_what_others_see_and_is_marked_as_the_users() -
     frame = result.events_frame()
     assert "edited" in frame[frame.event == "ApprovalGiven"].detail.iloc[0]
     assert "good" in frame[frame.event == "ApprovalRequested"].detail.iloc[0]
+
+
+async def test_a_large_edited_value_is_encoded_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other steps go on meanwhile."""
+    text = "x" * 1_000_001
+    threads: list[int] = []
+    seal = codec._seal
+
+    def watched(value: Any, path: str) -> Any:
+        if value == text:
+            threads.append(threading.get_ident())
+        return seal(value, path)
+
+    monkeypatch.setattr(codec, "_seal", watched)
+    run = executor(pipeline("draft", "send"), storage=tmp_path, approver=lambda request: Edited(text))
+    result = await run.execute()
+    assert result["send"] == f"sent: {text}"
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep, UnknownStepError, feed
+from tagent_nb import (
+    DefinitionError,
+    Pipeline,
+    PipelineExecutor,
+    PipelineStep,
+    PipelineValidationError,
+    UnknownStepError,
+    feed,
+)
 
 
 def python(name: str, code: str, **options: Any) -> PipelineStep:
@@ -175,3 +184,14 @@ def test_a_file_that_cannot_be_read_or_whose_input_is_unclear_is_refused(
         feed(flow, "rows.json")
     with pytest.raises(UnknownStepError, match="no step 'dff'"):
         feed(flow, "dff=rows.json")
+
+
+def test_a_large_input_that_cannot_be_stored_is_refused_before_anything_runs(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """The message has the path to what is in the way."""
+    pipeline.remove("load")
+    rows = ["x" * 1_000_001, threading.Lock()]
+    executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
+    with pytest.raises(PipelineValidationError, match=r"'load'.*\[1\].*_thread.lock cannot be stored"):
+        executor.run(inputs={"load": rows})

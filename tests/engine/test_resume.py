@@ -27,6 +27,7 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.engine import read_memory
+from tagent_nb.engine.unit import work
 from tagent_nb.events import StepFinished
 from tagent_nb.runners import registered_tools
 from tagent_nb.runners.tools.registry import forget_tool
@@ -326,6 +327,36 @@ async def test_a_cancelled_run_is_resumable(lab: Lab) -> None:
     result = await executor.execute(resume=True)
     assert lab.ran == ["d"]
     assert result["d"] == 4
+    await storage.close()
+
+
+async def test_a_resume_that_is_cancelled_while_it_compares_large_values_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is taken for changed, and the next one finds all as it was."""
+    begun = asyncio.Event()
+
+    async def hold(function: Any, *arguments: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    pipeline = Pipeline("large")
+    pipeline.put(PipelineStep.from_cell("text", "'x' * 1_000_001", python=True))
+    pipeline.put(PipelineStep.from_cell("length", "len(text)", python=True))
+    storage = FileStorageBackend(tmp_path)
+    executor = PipelineExecutor(pipeline, storage=storage)
+    first = await executor.execute()
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "in_thread", hold)
+        resuming = asyncio.ensure_future(executor.execute(resume=True, on_change="refuse"))
+        await begun.wait()
+        resuming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await resuming
+    again = await executor.execute(resume=True, on_change="refuse")
+    assert again.run_id == first.run_id
+    assert again["length"] == 1_000_001
+    assert {step.attempts for step in again.steps.values()} == {1}
     await storage.close()
 
 

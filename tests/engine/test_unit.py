@@ -21,7 +21,10 @@ from tagent_nb import (
     StepStatus,
     tool,
 )
-from tagent_nb.events import StepFinished, TokenUsage
+from tagent_nb.engine.background import in_thread
+from tagent_nb.engine.unit import map as mapped
+from tagent_nb.engine.unit import work
+from tagent_nb.events import StepFailed, StepFinished, TokenUsage
 from tagent_nb.serde import StoredValue
 from tagent_nb.serde import value as codec
 
@@ -303,3 +306,114 @@ async def test_a_large_answer_is_checked_and_decoded_beside_the_loop(
         assert again["total"] == first["total"] == rows * (rows - 1) // 2
         assert set(decoded) == {on_loop}
         cache.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{"when": "rows[0] == 0"}, {"map_over": "rows"}], ids=["when", "map_over"]
+)
+async def test_a_large_answer_that_decides_what_runs_is_decoded_beside_the_loop(
+    options: dict[str, str], cache: ResultCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conditions and maps read it before any attempt begins."""
+    threads: list[int] = []
+    decode = codec.decode
+
+    def watched(blob: bytes, schemas: Any = None) -> Any:
+        if blob == b"[0,1,2,3]":
+            threads.append(threading.get_ident())
+        return decode(blob, schemas)
+
+    monkeypatch.setattr(codec, "decode", watched)
+    monkeypatch.setattr(codec, "LARGE", 5)
+    pipeline = Pipeline("large")
+    pipeline.put(PipelineStep.from_cell("rows", "[0, 1, 2, 3]", python=True))
+    pipeline.put(PipelineStep.from_cell("read", "'read'", python=True, **options))
+    first = await PipelineExecutor(pipeline, cache=cache).execute()
+    threads.clear()
+    again = await PipelineExecutor(pipeline, cache=cache).execute()
+    assert again.steps["rows"].status is StepStatus.CACHED
+    assert again["read"] == first["read"]
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
+
+
+async def test_a_large_fact_is_examined_beside_the_loop(
+    cache: ResultCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of the fingerprints of agent steps: where it changes, they run again."""
+    threads: set[int] = set()
+    examine = codec.examine
+
+    def watched(value: Any) -> Any:
+        if isinstance(value, dict) and "text" in value:
+            threads.add(threading.get_ident())
+        return examine(value)
+
+    async def go_on(letter: str) -> StepStatus:
+        pipeline = Pipeline("facts")
+
+        @pipeline.task
+        def teach(context: StepContext) -> int:
+            context.learn("text", context.shared["letter"] * 1_000_001)
+            return 1
+
+        pipeline.share(letter=letter).step("ask", "{{ teach }}")
+        executor = PipelineExecutor(pipeline, cache=cache, runners={"agent": Answers()})
+        return (await executor.execute()).steps["ask"].status
+
+    monkeypatch.setattr(codec, "examine", watched)
+    assert await go_on("x") is StepStatus.COMPLETED
+    assert await go_on("x") is StepStatus.CACHED
+    assert await go_on("y") is StepStatus.COMPLETED
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+class Held:
+    """Takes the place of ``in_thread``: the call of this number begins, and never ends."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.begun = asyncio.Event()
+
+    async def __call__(self, function: Any, *arguments: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            self.begun.set()
+            await asyncio.Event().wait()
+        return await in_thread(function, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "options"),
+    [
+        (work, 1, {}),
+        (work, 1, {"map_over": "rows"}),
+        (work, 2, {"map_over": "rows"}),
+        (mapped, 1, {"map_over": "rows"}),
+    ],
+    ids=["fingerprint", "fingerprint of a map", "fingerprint of an item", "value of a map"],
+)
+async def test_a_run_that_is_cancelled_while_a_thread_works_for_a_step_fails_no_step(
+    module: Any, number: int, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step has not ended, and runs when the run is resumed."""
+    held = Held(number)
+    pipeline = Pipeline("held")
+    pipeline.put(PipelineStep.from_cell("rows", "['x' * 1_000_001]", python=True))
+    pipeline.put(PipelineStep.from_cell("read", "rows", python=True, **options))
+    storage = FileStorageBackend(tmp_path)
+    executor = PipelineExecutor(pipeline, storage=storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "in_thread", held)
+        running = asyncio.ensure_future(executor.execute())
+        await held.begun.wait()
+        executor.cancel()
+        result = await running
+    assert result.cancelled
+    assert result.error_details == {}
+    assert not any(isinstance(event, StepFailed) for event in result.events)
+    resumed = await executor.execute(resume=True)
+    assert resumed.steps["rows"].attempts == 1
+    assert resumed["read"] == ["x" * 1_000_001]
+    await storage.close()

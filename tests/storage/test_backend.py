@@ -35,6 +35,7 @@ from tagent_nb.storage import (
     Holder,
     MemoryStorageBackend,
     RecordStoreBackend,
+    SQLiteStorageBackend,
     StorageBackend,
     open_storage,
 )
@@ -83,6 +84,18 @@ def test_without_locks_a_folder_holds_a_database(tmp_path: Path) -> None:
     folder, database = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert folder == f"SQLiteStorageBackend({str(tmp_path / 'runs' / 'runs.db')!r}, durability='fast')"
     assert database == f"SQLiteStorageBackend({str(tmp_path / 'runs')!r}, durability='full')"
+
+
+def test_where_the_system_has_no_locks_a_folder_is_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its durability is what was asked for."""
+    for module in ("backend", "journal"):
+        monkeypatch.delitem(sys.modules, f"tagent_nb.storage.file.{module}")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    storage = open_storage(tmp_path / "runs", durability="fast")
+    assert isinstance(storage, SQLiteStorageBackend)
+    assert (storage.path, storage.durability) == (tmp_path / "runs" / "runs.db", "fast")
 
 
 def test_a_module_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,6 +338,7 @@ async def test_a_server_that_hangs_is_an_error_after_the_deadline(own: Any) -> N
     storage = RedisStorageBackend(server.url, deadline=60.0)
     await record(storage, "one")
     storage.deadline = 0.5
+    assert storage.deadline == 0.5
     server.signal(signal.SIGSTOP)
     with pytest.raises(StorageUnavailableError, match=r"did not answer within 0\.5 s"):
         await record(storage, "two")

@@ -556,6 +556,26 @@ async def test_a_run_that_a_process_elsewhere_left_goes_after_it_was_watched(sto
     assert store.problems == []
 
 
+async def test_a_run_that_was_watched_may_be_deleted_by_another_meanwhile(
+    store: StorageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as that one's, and is no problem."""
+    await run(store, "r0", at=100.0, outcome="interrupted")
+    await run(store, "r1", at=101.0)
+    future = await store._now() + DAY
+    assert await store._swap_lease("p", "r0", 0, 1, holder(7, **ELSEWHERE, beat=future, ttl=0.01))
+    delete = store.delete_run
+
+    async def deleted_twice(pipeline_id: str, run_id: str) -> None:
+        await delete(pipeline_id, run_id)
+        await delete(pipeline_id, run_id)
+
+    monkeypatch.setattr(store, "delete_run", deleted_twice)
+    assert await store.prune("p", keep_last=1) == []
+    assert await left(store) == ["r1"]
+    assert store.problems == []
+
+
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 async def test_sqlite_removes_many_runs_in_one_transaction(
     store: SQLiteStorageBackend, monkeypatch: pytest.MonkeyPatch

@@ -417,3 +417,24 @@ async def test_runs_put_aside_take_their_count_along(
     assert client.hget("tagent-nb:last-runs", "p") == b"3 r2"
     assert [info.run_id for info in await store.runs("p")] == ["r0", "r1", "r2"]
     assert not any("lost" in problem for problem in store.problems)
+
+
+async def test_of_two_that_find_the_count_lost_the_first_reports_it(
+    store: RedisStorageBackend, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one finds it made when it would make it."""
+    for number in range(2):
+        await record(store, "one", f"r{number}")
+    client.delete("tagent-nb:last-runs")
+    first, second = (RedisStorageBackend(store._connection.url, durability="fast") for _ in range(2))
+    script = second._connection.script
+
+    async def after_the_first(*arguments: Any) -> Any:
+        assert await first.newest_run("p") == "r1"
+        return await script(*arguments)
+
+    monkeypatch.setattr(second._connection, "script", after_the_first)
+    assert await second.newest_run("p") == "r1"
+    assert any("the count of runs" in problem for problem in first.problems)
+    assert second.problems == []
+    assert client.hget("tagent-nb:last-runs", "p") == b"2 r1"
