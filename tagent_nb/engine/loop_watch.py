@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners import USER_CODE
 
 if TYPE_CHECKING:
     from tagent_nb.engine.recorder import Recorder
@@ -20,13 +21,6 @@ BLOCKED = 1.0
 
 PERIOD = 0.25
 """Seconds from one look to the next."""
-
-_CALLERS = {
-    ("tagent_nb.runners.python", "_value"): "its code",
-    ("tagent_nb.runners.tools.adapter", "_called"): "a tool of it",
-    ("tagent_nb.runners.validators", "_verdict"): "a check of it",
-}
-"""What calls code of users on the loop. (A tool has a task of its own: its step is not below it.)"""
 
 
 def may_block(step: PipelineStep) -> bool:
@@ -86,7 +80,8 @@ class LoopWatch:
         """The step of this run whose code is on the loop's stack just now, and what of it."""
         frame: FrameType | None = sys._current_frames().get(self._loop_thread)
         while frame is not None:
-            what = _CALLERS.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+            # A tool has a task of its own: its step is not below it.
+            what = USER_CODE.get(frame.f_code)
             if what is not None:
                 names = frame.f_locals
                 context: StepContext = names["context"] if "context" in names else names["self"].context

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "agent.runner": "AgentRunner",
-        "base": "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON",
+        "base": "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON USER_CODE",
         "calls": "call_refused edited_call edited_failure",
         "execution.traceback": "user_traceback",
         "middleware.budget": "BudgetMiddleware",

@@ -7,6 +7,7 @@ from tagent_nb.runners.base import StepContext as StepContext
 from tagent_nb.runners.base import StepRunner as StepRunner
 from tagent_nb.runners.base import ToolCall as ToolCall
 from tagent_nb.runners.base import UNKNOWN_REASON as UNKNOWN_REASON
+from tagent_nb.runners.base import USER_CODE as USER_CODE
 from tagent_nb.runners.calls import call_refused as call_refused
 from tagent_nb.runners.calls import edited_call as edited_call
 from tagent_nb.runners.calls import edited_failure as edited_failure

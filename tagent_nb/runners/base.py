@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tagent_nb.events import (
     NO_USAGE,
@@ -34,6 +35,27 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+USER_CODE: dict[CodeType, str] = {}
+"""What of a step runs on the loop in each function that calls code of users, in words."""
+
+
+def calls_user_code(what: str) -> Callable[[F], F]:
+    """Mark a function that calls code of a user on the loop, so that a step that blocks it can be named.
+
+    Args:
+        what: What of the step that code is, as in ``"a check of it"``. The function has a ``context``, or a
+            ``self`` that has one.
+    """
+
+    def mark(function: F) -> F:
+        USER_CODE[function.__code__] = what
+        return function
+
+    return mark
 
 
 def _ignore(event: Event) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tagent_nb.errors import StepError
 from tagent_nb.pipeline import CELL_FUNCTION, PipelineStep, PythonBody
-from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.base import StepContext, calls_user_code
 from tagent_nb.runners.execution.capture import Lines, captured, show, show_error
 from tagent_nb.runners.execution.thread import in_thread
 from tagent_nb.runners.execution.traceback import show_source
@@ -53,6 +53,7 @@ class PythonRunner:
         value = await self._value(step, context)
         return await checked(step, context, value) if step.checks else value
 
+    @calls_user_code("its code")
     async def _value(self, step: PipelineStep, context: StepContext) -> Any:
         function = _bind(step, context)
         target = function.func

@@ -13,7 +13,7 @@ from typing import Any
 from tagent_nb.errors import OutputValidationError, StepError
 from tagent_nb.pipeline import PipelineStep, takes_context
 from tagent_nb.redaction import redact
-from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.base import StepContext, calls_user_code
 from tagent_nb.runners.execution.capture import Lines, captured
 from tagent_nb.runners.execution.thread import in_thread
 from tagent_nb.serde import bare
@@ -88,6 +88,7 @@ class Checks:
             ) from error
         return "it returned False" if verdict is False else None
 
+    @calls_user_code("a check of it")
     async def _verdict(self, name: str, call: partial[Any]) -> Any:
         lines = Lines(self.context.write)
         if inspect.iscoroutinefunction(call.func):

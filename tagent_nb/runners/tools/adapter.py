@@ -17,7 +17,7 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import whole_text
 from tagent_nb.pipeline import schema_of
 from tagent_nb.redaction import redact
-from tagent_nb.runners.base import StepContext, ToolCall, ToolContext
+from tagent_nb.runners.base import StepContext, ToolCall, ToolContext, calls_user_code
 from tagent_nb.runners.calls import tool_chain
 from tagent_nb.runners.execution.capture import Lines
 from tagent_nb.runners.execution.thread import in_thread
@@ -198,6 +198,7 @@ async def _reported(name: str, call: partial[Any], context: StepContext) -> Any:
         raise ToolFailed(f"The tool failed: {message}") from error
 
 
+@calls_user_code("a tool of it")
 async def _called(name: str, call: partial[Any], context: StepContext) -> Any:
     if inspect.iscoroutinefunction(call.func):
         return await call()
