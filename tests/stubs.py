@@ -1,6 +1,6 @@
 """Stubs of the packages' faces for type checkers, made from the tables in their ``__init__.py``.
 
-``python -m tests.stubs`` writes them; ``tests/test_faces.py`` compares them.
+``python -m tests.stubs`` writes them; ``tests/test_public_api.py`` compares them.
 """
 
 from __future__ import annotations

@@ -162,6 +162,11 @@ class PipelineExecutor:
         self.storage = open_storage(self.defaults.storage if storage is None else storage)
         if cache is None and self.defaults.cache is not None:
             cache = _cache_in(Path(self.defaults.cache).resolve())
+        if isinstance(cache, bool | str | Path) and cache is not False:
+            raise DefinitionError(
+                f"cache must be a ResultCache, None or False, not {cache!r}. "
+                "Write cache=ResultCache('folder')."
+            )
         self.cache = None if cache is False else cache
         self.model = model
         self.max_concurrency = max_concurrency

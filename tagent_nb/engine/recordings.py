@@ -26,10 +26,10 @@ from tagent_nb.events import (
     StepFinished,
     StepRetried,
 )
-from tagent_nb.runners import WorkKey
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline import Pipeline
+    from tagent_nb.runners import WorkKey
     from tagent_nb.storage import StorageBackend
 
 

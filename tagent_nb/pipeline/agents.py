@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tagent_nb.errors import DefinitionError
+
 if TYPE_CHECKING:
     from argparse import Namespace
 
@@ -74,5 +76,15 @@ OPTIONAL_KINDS = [kind for kind in AGENT_KINDS.values() if kind is not SINGLE]
 
 
 def chosen_kind(args: Namespace) -> str | None:
-    """The kind that the options of a cell or a command choose; ``None`` without one."""
-    return next((kind.name for kind in OPTIONAL_KINDS if getattr(args, kind.name, False)), None)
+    """The kind that the options of a cell or a command choose; ``None`` without one.
+
+    Raises:
+        DefinitionError: They choose two.
+    """
+    chosen = [kind for kind in OPTIONAL_KINDS if getattr(args, kind.name, False)]
+    if len(chosen) > 1:
+        raise DefinitionError(
+            f"{' and '.join(kind.option for kind in chosen)} are {len(chosen)} kinds of agent, and a step "
+            "has one. Leave all but one out."
+        )
+    return chosen[0].name if chosen else None

@@ -98,7 +98,7 @@ def check_step(step: Any) -> None:
         fail("output_mode", "is for agent steps; a Python step asks no model. Leave it out.")
     if kind is not SINGLE and step.is_python:
         fail("agent", f"is {step.agent!r}, but a Python step asks no model. "
-             "Leave --plan (agent=) out, or write the step as a goal.")  # fmt: skip
+             f"Leave {kind.option} (agent=) out, or write the step as a goal.")  # fmt: skip
     if not isinstance(step.approve, bool):
         fail("approve", f"must be True or False, not {step.approve!r}. For tools, use approve_tools.")
     if not isinstance(step.final, bool):

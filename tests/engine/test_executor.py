@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from tagent_nb import (
+    DefinitionError,
     DependencyType,
     ExecutionMode,
     Pipeline,
@@ -617,3 +619,9 @@ def test_what_names_no_run_and_no_step_is_refused(options: dict[str, Any]) -> No
     pipeline = Pipeline("names").step("a", "Go.")
     with pytest.raises(errors.DefinitionError, match=f"{next(iter(options))} must name one"):
         PipelineExecutor(pipeline, model="test").run(**options)
+
+
+@pytest.mark.parametrize("cache", [True, "folder", Path("folder")])
+def test_what_is_no_cache_is_refused_with_what_to_write(cache: Any) -> None:
+    with pytest.raises(DefinitionError, match="cache must be a ResultCache, None or False"):
+        PipelineExecutor(Pipeline("p"), cache=cache)

@@ -12,7 +12,9 @@ Definition = Mapping[str, Any]
 
 GENERATION = {"generation": "2"}
 """Goes with the components of a record, but not into its key. Raised when components are added whose like was
-not recorded before, or when digests of one kind come to mean something else. Records without it are older."""
+not recorded before, or when digests of one kind come to mean something else. Records without it are older.
+:data:`_LATER_KINDS` and :data:`_OTHER_DIGESTS` hold for records of before 2: with a 3, each kind needs its
+number there."""
 
 EARLIER_VERSION = "it was recorded by an earlier version, whose fingerprints say less"
 

@@ -167,7 +167,7 @@ class Preparation:
             model=name,
             settings={setting: value for setting, value in step.settings.items() if setting != "stream"},
             tools=tools,
-            runner_version=runner_of(context, step).version,
+            runner_version=runner_version(step, runner_of(context, step)),
             namespace=context.services.namespace,
             inputs=(*upstream, *inputs_for(context, step.name)),
             memo=self.memo,
@@ -339,6 +339,14 @@ def step_model(context: RunContext, step: PipelineStep) -> Any:
 def runner_of(context: RunContext, step: PipelineStep) -> StepRunner:
     """The runner for this kind of step."""
     return context.services.runners["python" if step.is_python else AGENT_KINDS[step.agent].runner_key]
+
+
+def runner_version(step: PipelineStep, runner: StepRunner) -> str:
+    """What a fingerprint has of the runner: its version, which names the kind of agent unless that is
+    ``"single"``, so that no kind answers for another."""
+    if step.is_python or step.agent == "single" or runner.version.startswith(f"{step.agent} "):
+        return runner.version
+    return f"{step.agent} {runner.version}"
 
 
 def is_heavy(output: Output | None) -> bool:

@@ -174,8 +174,13 @@ class Panel:
                 self.start(offline=offline, **options)
             except TagentError as error:
                 # A button cannot raise: show it where it was pressed.
-                self._note = redact(str(error))
-                self._refresh()
+                self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        """Show a sentence below the progress bar, in place of the advice how to go on, until the next run."""
+        with self._lock:
+            self._note = redact(text)
+            self._refresh()
 
     def select(self, name: str) -> None:
         """Show the details of a step; an empty name closes them."""
@@ -354,6 +359,7 @@ class Panel:
             self._note = redact(str(error))
 
     def _offer(self, view: PanelView, phase: str) -> None:
+        """Show the buttons that make sense now: while a run goes on, else by how it ended."""
         if self.feed is not None and not self.feed.over.is_set():
             view.offer(["stop", "go_on" if phase == "paused" else "pause"], enabled=not self._stopping)
             return

@@ -33,7 +33,7 @@ class PanelView:
 
     Attributes:
         head: Title, phase, progress and warnings.
-        buttons: By name: run, stop, pause, go_on, retry, force.
+        buttons: By name, as in ``_BUTTONS``.
         step: Choice of the step for Force step; its details are open.
         offline: Whether runs that are started here ask no model.
         graph: The live graph.
@@ -143,3 +143,5 @@ _BUTTONS = (
     ("retry", "Retry failed", "repeat", "Try the failed steps again; what is done is not run again"),
     ("force", "Force step", "bolt", "Run the chosen step anew, cached or not"),
 )
+"""Name (also that of the method of :class:`PanelActions`), label, icon of Font Awesome, tooltip; in the order
+in which they are shown."""
