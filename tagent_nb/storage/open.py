@@ -152,7 +152,8 @@ def _own(url: str, scheme: str, durability: Any) -> StorageBackend:
         schemes = (*SCHEMES, *sorted({*_registered, *entries}))
         raise DefinitionError(
             f"Storage {shown(url)!r}: there is no kind {scheme!r}.{did_you_mean(scheme, schemes)} "
-            f"Known: {', '.join(schemes)}, or the path of a folder."
+            f"Known: {', '.join(schemes)}, or the path of a folder. A scheme of your own is known in a "
+            "process that has called register_storage: import the module that does."
         )
     if factory is None:
         entry = entries[scheme]
@@ -170,6 +171,7 @@ def _own(url: str, scheme: str, durability: Any) -> StorageBackend:
         raise DefinitionError(
             f"Storage {shown(url)!r}: the factory of scheme {scheme!r} cannot be called with the URL"
             f"{' and durability' if options else ''} ({error})."
+            f"{' Give it a parameter durability=None, or leave durability out.' if options else ''}"
         ) from None
     storage = factory(url, **options)
     if not isinstance(storage, StorageBackend):
