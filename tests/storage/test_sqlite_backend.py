@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -1456,3 +1457,30 @@ async def test_a_second_connection_takes_no_lock_of_the_first_away(store: SQLite
     assert state() == "held"
     await store.close()
     assert not index.exists()
+
+
+async def test_an_append_while_a_thread_uses_the_file_is_written_when_it_is_free(
+    store: SQLiteStorageBackend,
+) -> None:
+    """An append goes without a thread only where nothing is in the way."""
+    lease = await store.acquire("p", "r")
+    await store.append("p", "r", [Warned(run_id="r", message="one")], token=lease.token)
+    in_use, free = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with store._file.lock:
+            in_use.set()
+            free.wait(60)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    in_use.wait(60)
+    append = asyncio.ensure_future(
+        store.append("p", "r", [Warned(run_id="r", message="two")], token=lease.token)
+    )
+    await asyncio.sleep(0)
+    assert not append.done()
+    free.set()
+    await append
+    thread.join()
+    assert [event.message for event in await store.read_run("p", "r")] == ["one", "two"]
