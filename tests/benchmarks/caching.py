@@ -21,7 +21,7 @@ def _first(name: str) -> Side:
     "cache-first",
     "first run of 1,000 steps of 2 KB",
     limit="diskcache get + set",
-    promised=1.6,
+    promised=3.4,
     reach=1.5,
     dream=1.0,
     each=RECORDS,
