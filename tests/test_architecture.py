@@ -6,14 +6,17 @@ Which packages may import which, and that outsiders import faces only, is checke
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-from tests.house import BLUNT, bindings, circles, imports, words
-from tests.stubs import PACKAGE
+from tests.house import BLUNT, bindings, circles, imports, module_name, words
+from tests.stubs import PACKAGE, faces
 
+TAKEN_BY_NAME = {"run_pipeline", "load_ipython_extension", "unload_ipython_extension"}
+"""Names that are looked up with ``import_module`` by what must not import their package."""
 DOCS = PACKAGE.parent / "docs"
 PRIVATE_WORDS = {
     "told", "sitting", "somebody", "nobody", "whoever", "doomed", "unbroken", "taught", "rehearsal",
@@ -29,6 +32,27 @@ def test_no_file_imports_another_in_a_circle() -> None:
 def test_a_circle_would_be_found() -> None:
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
     assert circles(graph) == [["b", "c"]]
+
+
+def test_a_face_offers_only_what_others_take() -> None:
+    """Each name of a package's face is public, or taken from it by another package, a test or a page."""
+    tables = {module_name(path): table for path, table in faces().items()}
+    public = {name for names in tables["tagent_nb"].values() for name in names}
+    taken = {(package, name) for package in tables for name in public | TAKEN_BY_NAME}
+    for path in [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py"), *DOCS.rglob("*.py")]:
+        own = f"tagent_nb.{path.relative_to(PACKAGE).parts[0]}" if path.is_relative_to(PACKAGE) else ""
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module != own:
+                taken |= {(str(node.module), alias.name) for alias in node.names}
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                taken.add((f"tagent_nb.{node.value.id}", node.attr))
+    assert [
+        f"{package}: {name}"
+        for package, table in tables.items()
+        for names in table.values()
+        for name in names
+        if (package, name) not in taken
+    ] == []
 
 
 def test_the_picture_of_the_packages_is_that_of_the_code() -> None:

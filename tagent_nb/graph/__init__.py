@@ -5,8 +5,7 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "drawing": "Theme",
         "live": "LiveGraph live_style",
-        "picture": "FORMATS checked_format save_picture save_svg to_dot to_svg",
+        "picture": "save_picture save_svg to_dot to_svg",
     },
 )

@@ -5,11 +5,9 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "frames": (
-            "events_frame output_frame plan_frame runs_frame steps_frame table_text usage_frame write_frame"
-        ),
+        "frames": "plan_frame runs_frame table_text",
         "html": (
-            "MAX_STEPS RunView about_words done_words error_text head_html item_counts phase_of result_html "
+            "RunView about_words done_words error_text head_html item_counts phase_of result_html "
             "result_view run_html run_text"
         ),
         "records": "ItemResult OutputMap StepResult ending failed_items failure skipped_items",

@@ -1,13 +1,7 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
-from tagent_nb.results.frames import events_frame as events_frame
-from tagent_nb.results.frames import output_frame as output_frame
 from tagent_nb.results.frames import plan_frame as plan_frame
 from tagent_nb.results.frames import runs_frame as runs_frame
-from tagent_nb.results.frames import steps_frame as steps_frame
 from tagent_nb.results.frames import table_text as table_text
-from tagent_nb.results.frames import usage_frame as usage_frame
-from tagent_nb.results.frames import write_frame as write_frame
-from tagent_nb.results.html import MAX_STEPS as MAX_STEPS
 from tagent_nb.results.html import RunView as RunView
 from tagent_nb.results.html import about_words as about_words
 from tagent_nb.results.html import done_words as done_words

@@ -213,8 +213,6 @@ _PART = re.compile(r"\.([\w-]+)|\[\s*(?:(\d+)|'([^']*)'|\"([^\"]*)\")\s*\]")
 _WHOLE = ("result", "output")
 """What models like to write after an id for the whole result."""
 
-Known = Collection[str]
-
 
 def task_id(text: str) -> str:
     """An id as an identifier: what a model calls ``1`` or ``step-1`` is ``t1`` or ``step_1``."""
@@ -222,7 +220,7 @@ def task_id(text: str) -> str:
     return f"t{name}" if name[:1].isdigit() else name
 
 
-def _read(braces: re.Match[str], task_ids: Known) -> tuple[str, tuple[str, ...]] | str | None:
+def _read(braces: re.Match[str], task_ids: Collection[str]) -> tuple[str, tuple[str, ...]] | str | None:
     """The id and the path in braces; a problem as text; ``None`` for text that is no reference."""
     inside = braces["double"] if braces["double"] is not None else braces["dollar"]
     match = _REFERENCE.fullmatch(inside)
@@ -240,7 +238,7 @@ def _read(braces: re.Match[str], task_ids: Known) -> tuple[str, tuple[str, ...]]
     return None
 
 
-def references(value: Any, task_ids: Known) -> tuple[list[str], list[str]]:
+def references(value: Any, task_ids: Collection[str]) -> tuple[list[str], list[str]]:
     """The ids that texts inside ``value`` refer to, each once, and what is wrong with others, in words."""
     ids: dict[str, None] = {}
     wrong: dict[str, None] = {}
