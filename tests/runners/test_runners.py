@@ -58,6 +58,8 @@ def test_an_executor_of_python_steps_loads_nothing_of_agents() -> None:
         "heavy = 'runners.agent.runner runners.models.resolve engine.dry_run'\n"
         "heavy += ' cache.fingerprint results.frames'\n"
         "print([name for name in heavy.split() if f'tagent_nb.{name}' in sys.modules])\n"
+        "from importlib.util import find_spec\n"
+        "assert all(find_spec(f'tagent_nb.{name}') for name in heavy.split())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

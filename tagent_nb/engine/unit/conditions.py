@@ -31,7 +31,7 @@ def unmet_condition(
         if step.item_condition is not None:
             return None
         values = {name: None if output is None else output.value for name, output in outputs.items()}
-    except BaseException as error:
+    except BaseException as error:  # the user's objects may raise anything
         return unprepared(recorder, step, error)
     return _decided(context, recorder, step, when, values)
 
@@ -85,7 +85,7 @@ def _decided(
         }
         if holds(when, values, step=step.name, **about):
             return None
-    except BaseException as error:
+    except BaseException as error:  # the user's objects may raise anything
         return unprepared(recorder, step, error, key)
     text = step.when if isinstance(step.when, str) or step.when is None else step.when.describe()
     return StepSkipped(run_id=context.run_id, step=step.name, item=key, reason=f"condition not met: {text}")

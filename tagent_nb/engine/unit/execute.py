@@ -111,7 +111,7 @@ class Execution:
         """Run a step that is one unit, and record how it ended."""
         try:
             work = await self._preparation.work_item(step, outputs)
-        except BaseException as error:
+        except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
             return await self._recorder.record(unprepared(self._recorder, step, error))
@@ -127,7 +127,7 @@ class Execution:
         """
         try:
             return await self._settle(work)
-        except BaseException as error:
+        except BaseException as error:  # the user's objects may raise anything
             if (
                 is_cancelled()
                 or self._signals.failing

@@ -79,7 +79,7 @@ class MapExecution:
             work = await whole(self._preparation, step, outputs)
             await read_heavy([outputs[source.step]])
             rows = source_rows(step, outputs[source.step], source)
-        except BaseException as error:
+        except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
             failure = unprepared(recorder, step, error)
@@ -105,7 +105,7 @@ class MapExecution:
 
                 notes["model"] = model_name(step_model(self._context, step))
             outcome = await self._outcome(step, work, rows, started, notes)
-        except BaseException as error:
+        except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
             outcome = unprepared(recorder, step, error)
@@ -151,7 +151,7 @@ class MapExecution:
                     work = await self._preparation.work_item(
                         step, {**outputs, source: StoredValue.of(row)}, key
                     )
-                except BaseException as error:
+                except BaseException as error:  # the user's objects may raise anything
                     if is_cancelled():
                         raise
                     await recorder.record(unprepared(recorder, step, error, key))
