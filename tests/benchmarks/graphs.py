@@ -34,3 +34,8 @@ def scattered(size: int, dependencies: int = 3, *, seed: int = 1) -> Graph:
 def chain(size: int) -> Graph:
     """Each step waits for the one before it."""
     return {f"s{n}": [f"s{n - 1}"] if n else [] for n in range(size)}
+
+
+def fan(size: int) -> Graph:
+    """One step, and all others wait for it."""
+    return {f"s{n}": ["s0"] if n else [] for n in range(size)}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from tests.benchmarks.graphs import Graph
+
+Functions = Mapping[str, Callable[..., Awaitable[object]]]
+"""An async function by the name of each step, which takes the values of the steps above it in their order."""
 
 
 def _edges(graph: Graph) -> tuple[dict[str, list[str]], dict[str, int]]:
@@ -14,28 +17,30 @@ def _edges(graph: Graph) -> tuple[dict[str, list[str]], dict[str, int]]:
     left = {}
     for name, above in graph.items():
         left[name] = len(above)
-        for one in above:
-            below[one].append(name)
+        for dependency in above:
+            below[dependency].append(name)
     return below, left
 
 
-async def bare(graph: Graph, work: Callable[[str], Awaitable[object]]) -> None:
-    """Plain asyncio: a task for each step, and a counter of what it still waits for.
+async def bare(graph: Graph, functions: Functions) -> dict[str, object]:
+    """Plain asyncio: a task for each step, a counter of what it still waits for, and the values by name.
 
     In a group, so that an error is raised and no task is lost to the garbage collector.
     """
     below, left = _edges(graph)
+    values: dict[str, object] = {}
 
     async def run(name: str) -> None:
-        await work(name)
-        for one in below[name]:
-            left[one] -= 1
-            if not left[one]:
-                group.create_task(run(one))
+        values[name] = await functions[name](*[values[above] for above in graph[name]])
+        for following in below[name]:
+            left[following] -= 1
+            if not left[following]:
+                group.create_task(run(following))
 
     async with asyncio.TaskGroup() as group:
         for name in [name for name, count in left.items() if not count]:
             group.create_task(run(name))
+    return values
 
 
 def kahn(graph: Graph) -> list[str]:
@@ -43,8 +48,8 @@ def kahn(graph: Graph) -> list[str]:
     below, left = _edges(graph)
     order = [name for name, count in left.items() if not count]
     for name in order:
-        for one in below[name]:
-            left[one] -= 1
-            if not left[one]:
-                order.append(one)
+        for following in below[name]:
+            left[following] -= 1
+            if not left[following]:
+                order.append(following)
     return order
