@@ -8,10 +8,20 @@ import platform
 import time
 from collections.abc import Sequence
 
-from tests.benchmarks import caching, growth, maps, overhead, processes, recording, scheduling, showing
+from tests.benchmarks import (
+    build,
+    caching,
+    growth,
+    maps,
+    overhead,
+    processes,
+    recording,
+    scheduling,
+    showing,
+)
 from tests.benchmarks.measure import BENCHMARKS, Result, checked, complaint, measure, table
 
-MODULES = (scheduling, overhead, caching, recording, maps, growth, processes, showing)
+MODULES = (scheduling, build, overhead, caching, recording, maps, growth, processes, showing)
 """Importing them fills ``BENCHMARKS``; the table is in this order."""
 
 

@@ -29,8 +29,8 @@ def run(cache: diskcache.Cache, steps: int) -> int:
 
 
 run(diskcache.Cache(folder / "warm"), 1)
-began = time.perf_counter()
+began = time.process_time()
 last = run(diskcache.Cache(folder / "cache"), 1000)
-taken = time.perf_counter() - began
+taken = time.process_time() - began
 assert last == 999
 print(taken)
