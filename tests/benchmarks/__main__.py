@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from tests.benchmarks import (
+    agents,
     build,
     caching,
     growth,
@@ -21,7 +22,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.measure import BENCHMARKS, Result, checked, complaint, measure, table
 
-MODULES = (scheduling, build, overhead, caching, recording, maps, growth, processes, showing)
+MODULES = (scheduling, build, overhead, caching, recording, maps, growth, processes, showing, agents)
 """Importing them fills ``BENCHMARKS``; the table is in this order."""
 
 
