@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = face(
         "memory.state_machine": "PipelineStateMachine",
         "preflight": "part_of refuse_problems",
         "recordings": "read_recording",
-        "step_reads": "source_of",
+        "unit.prepared": "source_of",
         "unit.map": "source_rows",
     },
 )

@@ -27,5 +27,5 @@ from tagent_nb.engine.memory.state_machine import PipelineStateMachine as Pipeli
 from tagent_nb.engine.preflight import part_of as part_of
 from tagent_nb.engine.preflight import refuse_problems as refuse_problems
 from tagent_nb.engine.recordings import read_recording as read_recording
-from tagent_nb.engine.step_reads import source_of as source_of
 from tagent_nb.engine.unit.map import source_rows as source_rows
+from tagent_nb.engine.unit.prepared import source_of as source_of

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tagent_nb.engine.context import RunOptions
 from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.engine.unit.prepared import model_of
 from tagent_nb.errors import DefinitionError, ModelError, PipelineValidationError, TagentError, did_you_mean
 from tagent_nb.events import TokenUsage
-from tagent_nb.pipeline import Budget, Pipeline, PipelineStep, Price, listed, missing_names
+from tagent_nb.pipeline import Budget, Pipeline, Price, listed, missing_names
 from tagent_nb.runners import Ledger, StepRunner
 from tagent_nb.user_objects import ends_program
 
@@ -120,7 +121,7 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
     for step in pipeline.steps:
         if step.is_python:
             continue
-        main_model = _model(pipeline, step, default)
+        main_model = model_of(pipeline, step, default)
         if main_model is None:
             raise ModelError(
                 f"Step {step.name!r} has no model. Give the pipeline one: Pipeline(..., model='local'), "
@@ -153,7 +154,7 @@ def name_warnings(
         prices: The user's own, by model.
         limits: Providers that the user limits.
     """
-    models = [_model(pipeline, step, default) for step in pipeline.steps if not step.is_python] + [
+    models = [model_of(pipeline, step, default) for step in pipeline.steps if not step.is_python] + [
         model for step in pipeline.steps for model in step.models.values()
     ]
     limited = list(limits)
@@ -229,7 +230,7 @@ def refuse_unpriced(
         from tagent_nb.runners import unpriced
 
         try:
-            models = (_model(pipeline, step, default), *step.models.values())
+            models = (model_of(pipeline, step, default), *step.models.values())
             names = [name for model in models for name in unpriced(model, prices)]
         except BaseException as error:  # the model's own code: the step that asks it fails
             if ends_program(error):
@@ -279,17 +280,12 @@ def _before(
             # Its price may be known by now; tokens that were not reported count as assumed. Which of the
             # models behind a fallback answered is not recorded: the dearest counts.
             step = pipeline.get_step(name)
-            models = (_model(pipeline, step, default), *step.models.values())
+            models = (model_of(pipeline, step, default), *step.models.values())
             behind = [candidate for model in models for candidate in models_behind(model)]
             costs = [price(candidate, usage.counted, prices) for candidate in behind]
             cost = None if None in costs else max(candidate_cost or 0.0 for candidate_cost in costs)
         spent[name] = (usage, cost)
     return spent
-
-
-def _model(pipeline: Pipeline, step: PipelineStep, default: Any) -> Any:
-    candidates = (step.model, default, pipeline.model)
-    return next((model for model in candidates if model is not None), None)
 
 
 def asks_models(pipeline: Pipeline, runners: Mapping[str, StepRunner], *, offline: bool) -> bool:

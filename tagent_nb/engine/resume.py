@@ -10,10 +10,11 @@ from tagent_nb.cache import differing, explain
 from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.unit.map import whole
-from tagent_nb.engine.unit.work import Preparation, inputs_for, is_heavy
+from tagent_nb.engine.unit.prepared import PreparedStep
+from tagent_nb.engine.unit.work import Preparation, is_heavy
 from tagent_nb.errors import ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunResumed, StepCached, StepFinished
-from tagent_nb.pipeline import Pipeline, PipelineStep
+from tagent_nb.pipeline import Pipeline
 from tagent_nb.serde import unreadable
 from tagent_nb.user_objects import blame
 
@@ -119,10 +120,10 @@ async def judge(
         upstream = scheduler.dependency_graph[name]
         if any(above not in kept for above in upstream):
             continue
-        outputs: dict[str, Output | None] = {above: records[above, None].output for above in upstream}
-        outputs.update(inputs_for(context, name))
+        prepared = preparation.prepared(step)
+        outputs = prepared.outputs({above: records[above, None].output for above in upstream})
         differences = await _differences(
-            recorder, preparation, step, outputs, recorded, old.get(name), new.get(name)
+            recorder, preparation, prepared, outputs, recorded, old.get(name), new.get(name)
         )
         if differences:
             verdict.changed[name] = differences
@@ -145,7 +146,7 @@ async def judge(
 async def _differences(
     recorder: Recorder,
     preparation: Preparation,
-    step: PipelineStep,
+    prepared: PreparedStep,
     outputs: Mapping[str, Output | None],
     recorded: StepFinished | StepCached,
     old: Mapping[str, Any] | None,
@@ -153,16 +154,16 @@ async def _differences(
 ) -> list[str]:
     if not recorded.key:
         # Recorded by this process without fingerprints: its definitions are still at hand.
-        before = recorder.memory.pipeline
+        before, step = recorder.memory.pipeline, prepared.step
         if before is None:
             return ["it was recorded in memory by another executor, so whether it changed is unknown"]
         same = step.name in before and before.get_step(step.name) == step
         return [] if same else ["its definition changed"]
     try:
-        if step.map_over is not None:
-            work = await whole(preparation, step, outputs)
+        if prepared.step.map_over is not None:
+            work = await whole(preparation, prepared, outputs)
         else:
-            work = await preparation.work_item(step, outputs)
+            work = await preparation.work_item(prepared, outputs)
     except TagentError as error:
         return [str(error)]
     except BaseException as error:  # the user's objects, which fingerprints ask, may raise anything

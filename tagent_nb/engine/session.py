@@ -28,13 +28,13 @@ from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
 from tagent_nb.errors import LeaseLostError
 from tagent_nb.events import ApprovalGiven, Event, InputTaken, RunResumed, RunStarted
-from tagent_nb.pipeline import AGENT_KINDS, Pipeline, PipelineStep, inputs_by_step
+from tagent_nb.pipeline import AGENT_KINDS, Pipeline, inputs_by_step
 from tagent_nb.runners import PythonRunner, StepRunner
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunOptions, RunServices
     from tagent_nb.engine.resume import Recorded
-    from tagent_nb.engine.unit.execute import StepOutputs
+    from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
     from tagent_nb.events import Output
     from tagent_nb.pipeline import Change
     from tagent_nb.runners import Models
@@ -183,13 +183,13 @@ def session_of(
     attempts = Attempts(context, recorder, preparation, approvals, signals, lock, checks)
     execution = Execution(context, recorder, preparation, attempts, signals, checks)
 
-    async def run_mapped(step: PipelineStep, outputs: StepOutputs) -> Change:
+    async def run_mapped(prepared: PreparedStep, outputs: StepOutputs) -> Change:
         from tagent_nb.engine.unit.map import MapExecution  # few pipelines map
 
-        mapping = MapExecution(context, recorder, preparation, execution, attempts, approvals, signals, lock)
-        return await mapping.run(step, outputs)
+        mapping = MapExecution(context, recorder, preparation, execution, approvals, signals, lock)
+        return await mapping.run(prepared, outputs)
 
-    run = partial(run_step, context, recorder, signals, execution.run, run_mapped)
+    run = partial(run_step, context, recorder, preparation, signals, execution.run, run_mapped)
     return Session(context, recorder, approvals, RunLoop(context, recorder, signals, lock, approvals, run))
 
 

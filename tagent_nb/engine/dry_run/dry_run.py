@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import RunHistory
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
-from tagent_nb.engine.step_reads import reads, source_of, wants
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import source_rows, whole
+from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
 from tagent_nb.engine.unit.work import (
     NOT_ASKED,
     NOT_CACHED,
     Preparation,
     WorkItem,
-    cache_for,
     cached_answer,
-    inputs_for,
     recorded_answer,
 )
 from tagent_nb.errors import TagentError
@@ -28,7 +26,6 @@ from tagent_nb.events import Output, StepFailed, StepSkipped
 from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.serde import StoredValue
-from tagent_nb.templating import Reference
 from tagent_nb.user_objects import blame
 
 if TYPE_CHECKING:
@@ -126,11 +123,8 @@ class DryRun:
 
     async def _forecast(self, step: PipelineStep) -> tuple[StepPlan, StepForecast]:
         context = self._context
-        outputs = {
-            name: self._forecasts[name].output
-            for name in self._recorder.machine.scheduler.dependency_graph[step.name]
-        }
-        outputs.update(inputs_for(context, step.name))
+        prepared = self._preparation.prepared(step)
+        outputs = prepared.outputs({name: self._forecasts[name].output for name in prepared.above})
         if step.name in self._kept:
             return self._answered(step, "recorded", context.recorded[step.name, None].output)
         for dependency in context.pipeline.dependencies(step):
@@ -144,7 +138,7 @@ class DryRun:
                 return _gone(step, "fail", unmet.message)
             if unmet is not None:
                 return _gone(step, "skip", unmet.reason)
-        plan, forecast = await self._judge(step, outputs)
+        plan, forecast = await self._judge(prepared, outputs)
         if doubt and plan.action != "fail":
             # Skipped or not: its value is not certain.
             action = "may run" if plan.action == "run" else plan.action
@@ -164,15 +158,16 @@ class DryRun:
         return f"its condition depends on {', '.join(unsure)}" if unsure else ""
 
     async def _judge(
-        self, step: PipelineStep, outputs: Mapping[str, Output | None]
+        self, prepared: PreparedStep, outputs: Mapping[str, Output | None]
     ) -> tuple[StepPlan, StepForecast]:
         """Who answers for a step whose condition holds."""
-        unsure = self._unsure(step, outputs)
+        step = prepared.step
+        unsure = self._unsure(prepared)
         if unsure:
-            return await self._in_the_dark(step, unsure), UNKNOWN
+            return await self._in_the_dark(prepared, unsure), UNKNOWN
         if step.map_over is not None:
-            return await self._judge_items(step, outputs)
-        work = await self._preparation.work_item(step, outputs)
+            return await self._judge_items(prepared, outputs)
+        work = await self._preparation.work_item(prepared, outputs)
         action, output = await self._answer(work)
         if action:
             return self._answered(step, action, output)
@@ -185,9 +180,9 @@ class DryRun:
         return StepPlan(step.name, "run", await self._why(work)), UNKNOWN
 
     async def _judge_items(
-        self, step: PipelineStep, outputs: Mapping[str, Output | None]
+        self, prepared: PreparedStep, outputs: Mapping[str, Output | None]
     ) -> tuple[StepPlan, StepForecast]:
-        source = source_of(step)
+        step, source = prepared.step, prepared.source
         rows = source_rows(step, outputs[source.step], source)
         values: list[Output | None] = []
         done = skipped = 0
@@ -207,7 +202,7 @@ class DryRun:
                 values.append(None)
                 continue
             item_outputs = {**outputs, source.step: StoredValue.of(row)}
-            work = await self._preparation.work_item(step, item_outputs, key)
+            work = await self._preparation.work_item(prepared, item_outputs, key)
             action, output = await self._answer(work)
             recorded = (recorded or len(values) == skipped) and action == "recorded"
             done += bool(action or self._twin(work))
@@ -220,7 +215,7 @@ class DryRun:
         if self._is_missed(step):
             why = "the run is offline: recorded calls answer, or items fail"
             return StepPlan(step.name, "may run", why, **counts), UNKNOWN
-        why = await self._why(await whole(self._preparation, step, outputs))
+        why = await self._why(await whole(self._preparation, prepared, outputs))
         if done:
             why = "the other items are new, have changed, or failed"
         if skipped:
@@ -235,7 +230,7 @@ class DryRun:
         record = recorded_answer(self._context, work)
         if record is not None:
             return "recorded", record.output
-        entry = await cached_answer(self._context, work, count=False)
+        entry = await cached_answer(work, count=False)
         if entry is None:
             return "", None
         self._learn(entry)
@@ -243,14 +238,10 @@ class DryRun:
 
     def _twin(self, work: WorkItem) -> str:
         """The step that does the very same before this unit, so that its answer serves both; else ``""``."""
-        if not self._caches(work.step) or self._context.options.passes_cache(work.step.name):
+        if work.prepared.cache is None or work.prepared.passes_cache:
             return ""
         first = self._under_way.setdefault(work.key, work.unit)
         return "" if first == work.unit else first[0]
-
-    def _caches(self, step: PipelineStep) -> bool:
-        """Whether the cache is asked, and filled, for a step."""
-        return cache_for(self._context, step) is not None
 
     def _is_missed(self, step: PipelineStep) -> bool:
         return self._context.options.offline and not step.is_python
@@ -268,11 +259,11 @@ class DryRun:
 
     # -- why ----------------------------------------------------------------------------------
 
-    def _unsure(self, step: PipelineStep, outputs: Mapping[str, Output | None]) -> list[str]:
+    def _unsure(self, prepared: PreparedStep) -> list[str]:
         """What a step reads that is not certain, in words: parts of steps that run, and what these learn."""
-        references: list[Reference] = reads(step, outputs)
+        step, references = prepared.step, prepared.references
         if step.map_over is not None:
-            source = source_of(step)
+            source = prepared.source
             references = [*(part for part in references if part.step != source.step), source]
         reasons = {
             f"input {part.text} may change, because {part.step} {self._comes(part.step)}": None
@@ -289,46 +280,49 @@ class DryRun:
         """What happens to a step whose value is not certain."""
         return {"run": "runs", "may run": "may run"}.get(self._actions[name], "is not certain yet")
 
-    async def _in_the_dark(self, step: PipelineStep, unsure: list[str]) -> StepPlan:
+    async def _in_the_dark(self, prepared: PreparedStep, unsure: list[str]) -> StepPlan:
         """The plan of a step that reads what is not there yet."""
-        if self._context.options.passes_cache(step.name):
+        step = prepared.step
+        if prepared.passes_cache:
             return StepPlan(step.name, "run", "forced")
         changes = [*self._changed.get(step.name, ())]
         if not changes and self._context.keyed:
-            changes = await self._changes(step)
-        can_be_answered = self._caches(step) or (step.name, None) in self._context.recorded
+            changes = await self._changes(prepared)
+        can_be_answered = prepared.cache is not None or (step.name, None) in self._context.recorded
         if self._is_missed(step):
             why = ["the run is offline: the cache or recorded calls answer, or it fails", *changes, *unsure]
             return StepPlan(step.name, "may run", "; ".join(why))
         action = "may run" if can_be_answered and changes == [] else "run"
         return StepPlan(step.name, action, "; ".join([*changes, *unsure]))
 
-    async def _changes(self, step: PipelineStep, now: Mapping[str, str] | None = None) -> list[str]:
+    async def _changes(self, prepared: PreparedStep, now: Mapping[str, str] | None = None) -> list[str]:
         """What differs from the last time a step had a value; without ``now``, in its definition only."""
-        before = await self._history.components(step.name)
+        before = await self._history.components(prepared.name)
         if before is None:
             return ["first run"]
         if not before:
-            return [await self._history.last_time(step.name) or "it has no earlier result"]
+            return [await self._history.last_time(prepared.name) or "it has no earlier result"]
         if now is not None:
             return explain(before, now, None, None)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
-        return explain(defined, {**self._preparation.static_components(step), **GENERATION}, None, None)
+        return explain(
+            defined, {**prepared.static_components(self._preparation.memo), **GENERATION}, None, None
+        )
 
     async def _why(self, work: WorkItem) -> str:
         """Why a step runs whose inputs are all known."""
         step = work.step
-        if self._context.options.passes_cache(step.name):
+        if work.prepared.passes_cache:
             return "forced"
         if step.name in self._changed:
             return "; ".join(self._changed[step.name])
         ended = await self._history.last_time(step.name)
         if ended:
             return ended
-        changes = await self._changes(step, work.components) if self._context.keyed else []
+        changes = await self._changes(work.prepared, work.components) if self._context.keyed else []
         if changes:
             return "; ".join(changes)
-        return NOT_CACHED if self._caches(step) else NOT_ASKED
+        return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
 
 
 _READ = ("input", "facts", "memories")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from tagent_nb.engine.memory.entries import STATUS_OF_EVENT
 from tagent_nb.engine.memory.load import PipelineMemoryManager, schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.step_reads import reads
+from tagent_nb.engine.unit.prepared import reads
 from tagent_nb.errors import (
     CorruptRecordError,
     DefinitionError,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tagent_nb.engine.memory.memory import PipelineMemory
-from tagent_nb.engine.step_reads import wants
+from tagent_nb.engine.unit.prepared import wants
 from tagent_nb.events import Event, FactLearned, MemorySaved
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.serde import StoredValue

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
 from tagent_nb.engine.background import apart, in_thread, run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot
-from tagent_nb.engine.step_reads import source_of
 from tagent_nb.engine.unit.value_checks import ValueChecks
-from tagent_nb.engine.unit.work import Preparation, WorkItem, instructions_of, runner_of, step_model
+from tagent_nb.engine.unit.work import Preparation, WorkItem
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
     NO_USAGE,
@@ -28,7 +27,7 @@ from tagent_nb.events import (
     StepStarted,
     TokenUsage,
 )
-from tagent_nb.pipeline import ExecutionMode, PipelineStep
+from tagent_nb.pipeline import PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.runners import UNKNOWN_REASON, StepContext, user_traceback
 from tagent_nb.serde import StoredValue, is_bulky, own_copy
@@ -77,8 +76,6 @@ class Attempts:
         self._lock = lock
         self._checks = checks
         self._slots = asyncio.Semaphore(context.services.max_concurrency)
-        # What the items of a mapped Python step share, by step.
-        self._shared_inputs: dict[str, dict[str, Any]] = {}
 
     async def run(self, work: WorkItem, candidate: list[Event] | None = None) -> list[Event]:
         """Run a unit until it gives a value or must be given up.
@@ -87,8 +84,7 @@ class Attempts:
         value that is known already.
         """
         step = work.step
-        serial = step.execution_mode is ExecutionMode.SERIAL
-        work.slot = Slot(step.name, serial, self._slots, self._lock, work.on_yield)
+        work.slot = Slot(step.name, work.prepared.serial, self._slots, self._lock, work.on_yield)
         if step.approve:
             candidate = candidate or self._approvals.recorded(work)
         attempt = step.retry_count + 1
@@ -128,10 +124,6 @@ class Attempts:
                 await self._wait_for_next(work, error, attempt, context)
             attempt += 1
 
-    def forget(self, step: str) -> None:
-        """A mapped step has ended: its items share nothing any more."""
-        self._shared_inputs.pop(step, None)
-
     # -- one attempt ------------------------------------------------------------------------
 
     async def _attempt(self, work: WorkItem, context: StepContext) -> Any:
@@ -148,11 +140,11 @@ class Attempts:
                 )
             )
             if step.timeout is None:
-                return step.validate_output(await self._value(step, context))
+                return step.validate_output(await self._value(work, context))
             try:
                 async with asyncio.timeout(step.timeout) as limit:
                     context.limit = limit
-                    value = await self._value(step, context)
+                    value = await self._value(work, context)
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -164,9 +156,9 @@ class Attempts:
         finally:
             work.slot.give_back()
 
-    async def _value(self, step: PipelineStep, context: StepContext) -> Any:
-        running = runner_of(self._context, step).run(step, context)
-        return await (running if step.is_python else apart(running))
+    async def _value(self, work: WorkItem, context: StepContext) -> Any:
+        running = work.prepared.runner.run(work.step, context)
+        return await (running if work.step.is_python else apart(running))
 
     def _step_context(
         self,
@@ -208,12 +200,12 @@ class Attempts:
             attempt=attempt,
             inputs=inputs,
             shared=shared,
-            constraints=[*pipeline.global_constraints, *step.constraints],
-            instructions=instructions_of(context, step),
+            constraints=list(work.prepared.constraints),
+            instructions=work.prepared.instructions,
             facts=work.facts,
             memories=work.memories,
             namespace=services.namespace,
-            model=step_model(context, step),
+            model=work.prepared.model,
             idempotency_key=f"{context.run_id}:{step.name}:{work.item or ''}:{work.key[:16]}",
             emit=emit,
             middleware=middleware,
@@ -264,7 +256,7 @@ class Attempts:
         body = work.step.body
         if not work.outputs or (body is not None and body.takes_nothing):
             return {}
-        names = self._preparation.read_names(work.step, work.outputs)
+        names = work.prepared.read_names
         values = {
             name: None if output is None else output.value
             for name, output in work.outputs.items()
@@ -274,8 +266,8 @@ class Attempts:
             return values
         if work.item is None:
             return {name: await _copy_of(value) for name, value in values.items()}
-        common = self._shared_inputs.setdefault(work.step.name, {})
-        source = source_of(work.step).step
+        common = work.prepared.shared_inputs
+        source = work.prepared.source.step
         for name in values.keys() - common.keys() - {source}:
             copy = await _copy_of(values[name])
             # Another item may have made one meanwhile: all share the same.
@@ -292,7 +284,7 @@ class Attempts:
         """Decode in a thread what the unit reads, where that takes long: all else goes on meanwhile."""
         for name, output in work.outputs.items():
             large = isinstance(output, StoredValue) and output.is_large
-            if large and name in self._preparation.read_names(work.step, work.outputs):
+            if large and name in work.prepared.read_names:
                 await in_thread(getattr, output, "value")
 
     # -- how it ends ------------------------------------------------------------------------

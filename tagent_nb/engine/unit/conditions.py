@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.step_reads import source_of
 from tagent_nb.engine.unit.attempt import unprepared
+from tagent_nb.engine.unit.prepared import source_of
 from tagent_nb.events import Output, StepFailed, StepSkipped
 from tagent_nb.pipeline import PipelineStep
 

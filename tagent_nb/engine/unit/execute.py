@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,14 @@ from tagent_nb.engine.approval.gate import StepSuspended
 from tagent_nb.engine.background import is_cancelled
 from tagent_nb.engine.concurrency import RunSignals
 from tagent_nb.engine.unit.attempt import Attempts, failed, unprepared
+from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import (
     Preparation,
     WorkItem,
-    cache_for,
     cached_answer,
-    inputs_for,
     read_heavy,
     recorded_answer,
-    runner_of,
 )
 from tagent_nb.errors import OfflineMissError
 from tagent_nb.events import Event, FactLearned, MemorySaved, Output, StepCached, StepFinished, TokenUsage
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
     from tagent_nb.engine.recorder import Recorder
     from tagent_nb.pipeline import Change
 
-StepOutputs = Mapping[str, Output | None]
-"""What a step may read, by name."""
-
 SUSPENDED = "suspended"
 """How a flight ends whose value waits for a decision that is not taken in this session."""
 
@@ -44,9 +39,10 @@ SUSPENDED = "suspended"
 async def run_step(
     context: RunContext,
     recorder: Recorder,
+    preparation: Preparation,
     signals: RunSignals,
-    run_unit: Callable[[PipelineStep, StepOutputs], Awaitable[Change]],
-    run_mapped: Callable[[PipelineStep, StepOutputs], Awaitable[Change]],
+    run_unit: Callable[[PreparedStep, StepOutputs], Awaitable[Change]],
+    run_mapped: Callable[[PreparedStep, StepOutputs], Awaitable[Change]],
     step: PipelineStep,
 ) -> Change:
     """Run a step to its final event, and record it. Returns what became ready, or can never run.
@@ -54,6 +50,7 @@ async def run_step(
     Args:
         context: Of the run.
         recorder: Of the run.
+        preparation: Of the run.
         signals: Whether anything may start.
         run_unit: Runs a step that is one unit.
         run_mapped: Runs a step over items.
@@ -61,13 +58,11 @@ async def run_step(
     """
     if signals.paused_or_stopping:
         await signals.may_start()
+    prepared = preparation.prepared(step)
     states = recorder.memory.steps
-    outputs: dict[str, Output | None] = {
-        name: states[name].output if name in states else None
-        for name in recorder.machine.scheduler.dependency_graph[step.name]
-    }
-    if context.inputs:
-        outputs.update(inputs_for(context, step.name))
+    outputs = prepared.outputs(
+        {name: states[name].output if name in states else None for name in prepared.above}
+    )
     if step.when is not None:
         from tagent_nb.engine.unit.conditions import unmet_condition
 
@@ -75,7 +70,7 @@ async def run_step(
         reason = unmet_condition(context, recorder, step, step.when, outputs)
         if reason is not None:
             return await recorder.record(reason)
-    return await (run_unit if step.map_over is None else run_mapped)(step, outputs)
+    return await (run_unit if step.map_over is None else run_mapped)(prepared, outputs)
 
 
 class Execution:
@@ -107,14 +102,14 @@ class Execution:
         self._checks = checks
         self._flights: dict[str, asyncio.Future[StepFinished | str | None]] = {}
 
-    async def run(self, step: PipelineStep, outputs: StepOutputs) -> Change:
+    async def run(self, prepared: PreparedStep, outputs: StepOutputs) -> Change:
         """Run a step that is one unit, and record how it ended."""
         try:
-            work = await self._preparation.work_item(step, outputs)
+            work = await self._preparation.work_item(prepared, outputs)
         except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
-            return await self._recorder.record(unprepared(self._recorder, step, error))
+            return await self._recorder.record(unprepared(self._recorder, prepared.step, error))
         return await self._recorder.record(*await self.events_of(work))
 
     async def events_of(self, work: WorkItem) -> list[Event]:
@@ -141,7 +136,7 @@ class Execution:
         record = recorded_answer(self._context, work)
         if record is not None:
             return [_from_record(record)]
-        cache = cache_for(self._context, work.step)
+        cache = work.prepared.cache
         if cache is None:
             return self._offline_miss(work) or await self._attempts.run(work)
         return await self._single_flight(work, cache)
@@ -149,7 +144,7 @@ class Execution:
     def _offline_miss(self, work: WorkItem) -> list[Event]:
         if not self._context.options.offline or work.step.is_python:
             return []
-        if getattr(runner_of(self._context, work.step), "replays", False):
+        if getattr(work.prepared.runner, "replays", False):
             return []  # its calls are answered by records, or fail
         error = OfflineMissError(
             f"Step {work.step.name!r} has no cached answer for these inputs, the run is offline, and its "
@@ -172,7 +167,7 @@ class Execution:
         self._flights[work.key] = mine
         done = None
         try:
-            entry = await cached_answer(self._context, work)
+            entry = await cached_answer(work)
             events = None
             if entry is not None:
                 events = self._from_cache(work, entry.output, entry.usage, entry.cost, dict(entry.metadata))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
-from tagent_nb.engine.step_reads import reads, source_of
-from tagent_nb.engine.unit.attempt import Attempts, encoded, unprepared
+from tagent_nb.engine.unit.attempt import encoded, unprepared
 from tagent_nb.engine.unit.conditions import item_condition
-from tagent_nb.engine.unit.execute import Execution, StepOutputs
-from tagent_nb.engine.unit.work import Preparation, WorkItem, read_heavy, step_model
+from tagent_nb.engine.unit.execute import Execution
+from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
+from tagent_nb.engine.unit.work import Preparation, WorkItem, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline import PipelineStep, StepStatus
@@ -44,7 +44,6 @@ class MapExecution:
         recorder: Of the run.
         preparation: Says what an item is about.
         execution: Runs each item.
-        attempts: Keeps what the items of a step share.
         approvals: Of the run.
         signals: Whether anything may start.
         lock: What SERIAL steps share.
@@ -56,7 +55,6 @@ class MapExecution:
         recorder: Recorder,
         preparation: Preparation,
         execution: Execution,
-        attempts: Attempts,
         approvals: Approvals,
         signals: RunSignals,
         lock: SerialLock,
@@ -65,18 +63,17 @@ class MapExecution:
         self._recorder = recorder
         self._preparation = preparation
         self._execution = execution
-        self._attempts = attempts
         self._approvals = approvals
         self._signals = signals
         self._lock = lock
 
-    async def run(self, step: PipelineStep, outputs: StepOutputs) -> Change:
+    async def run(self, prepared: PreparedStep, outputs: StepOutputs) -> Change:
         """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
-        recorder = self._recorder
+        recorder, step = self._recorder, prepared.step
         started = time.monotonic()
-        source = source_of(step)
+        source = prepared.source
         try:
-            work = await whole(self._preparation, step, outputs)
+            work = await whole(self._preparation, prepared, outputs)
             await read_heavy([outputs[source.step]])
             rows = source_rows(step, outputs[source.step], source)
         except BaseException as error:  # the user's objects may raise anything
@@ -94,8 +91,8 @@ class MapExecution:
             )
         why = await self._preparation.why_it_runs(work)
         recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
-        left = await self._run_items(step, outputs, source.step, await self._wanted(step, outputs, rows))
-        self._attempts.forget(step.name)
+        left = await self._run_items(prepared, outputs, await self._wanted(step, outputs, rows))
+        prepared.shared_inputs.clear()  # its items share nothing any more
         if left:
             self._approvals.leave(step.name, left)
         try:
@@ -103,7 +100,7 @@ class MapExecution:
             if not step.is_python:
                 from tagent_nb.runners import model_name
 
-                notes["model"] = model_name(step_model(self._context, step))
+                notes["model"] = model_name(prepared.model)
             outcome = await self._outcome(step, work, rows, started, notes)
         except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
@@ -132,12 +129,13 @@ class MapExecution:
                 await asyncio.sleep(0)
         return wanted
 
-    async def _run_items(self, step: PipelineStep, outputs: StepOutputs, source: str, rows: list[Row]) -> int:
+    async def _run_items(self, prepared: PreparedStep, outputs: StepOutputs, rows: list[Row]) -> int:
         """Workers that share one iterator: 50,000 items are never 50,000 tasks.
 
         A worker whose item waits for a person is replaced, and ends with that item. Returns how many items
         are left waiting.
         """
+        step, source = prepared.step, prepared.source.step
         queue: Iterator[Row] = iter(rows)
         recorder, signals, lock = self._recorder, self._signals, self._lock
         left = 0
@@ -149,7 +147,7 @@ class MapExecution:
                     await signals.may_start()
                 try:
                     work = await self._preparation.work_item(
-                        step, {**outputs, source: StoredValue.of(row)}, key
+                        prepared, {**outputs, source: StoredValue.of(row)}, key
                     )
                 except BaseException as error:  # the user's objects may raise anything
                     if is_cancelled():
@@ -187,7 +185,7 @@ class MapExecution:
     def _is_recorded(self, work: WorkItem) -> bool:
         """Whether an earlier session of this run has recorded the very same item."""
         record = self._context.recorded.get(work.unit)
-        if record is None or record.key != work.key or self._context.options.forces(work.step.name):
+        if record is None or record.key != work.key or work.prepared.forced:
             return False
         item = (self._recorder.memory.steps[work.step.name].items or {}).get(str(work.item))
         return item is not None and item.status.has_value
@@ -259,13 +257,13 @@ class MapExecution:
         )
 
 
-async def whole(preparation: Preparation, step: PipelineStep, outputs: StepOutputs) -> WorkItem:
+async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepOutputs) -> WorkItem:
     """The fingerprint of the mapped step as a whole, over the whole of its source."""
-    source = source_of(step)
-    references = [reference for reference in reads(step, outputs) if reference.step != source.step]
+    step, source = prepared.step, prepared.source
+    references = [reference for reference in prepared.references if reference.step != source.step]
     condition = step.item_condition
     if condition is None:
-        return await preparation.work_item(step, outputs, references=[*references, source])
+        return await preparation.work_item(prepared, outputs, references=[*references, source])
     # Which items have a value depends on it; each item's own does not.
     references += [
         reference
@@ -273,7 +271,7 @@ async def whole(preparation: Preparation, step: PipelineStep, outputs: StepOutpu
         if reference.kind == "when" and reference.step != source.step
     ]
     text = condition if isinstance(condition, str) else condition.describe()
-    return await preparation.work_item(step, outputs, references=[*references, source], when=text)
+    return await preparation.work_item(prepared, outputs, references=[*references, source], when=text)
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:

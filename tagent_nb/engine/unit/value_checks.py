@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tagent_nb.engine.unit.work import classes_of
 from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.events import Event, FactLearned, InputTaken, MemorySaved, Output, StepFinished
 from tagent_nb.redaction import note_secrets
-from tagent_nb.serde import StoredValue
+from tagent_nb.serde import Classes, StoredValue
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
@@ -100,7 +99,7 @@ class ValueChecks:
         if not new:
             return
         seen |= new
-        schemas = classes_of(self._context, step)
+        schemas = Classes.of(self._context.services.schemas, step)
         losses = sorted(loss for loss in map(schemas.loss_of, new) if loss)
         if losses:
             self._recorder.warn(

@@ -13,20 +13,19 @@ from tagent_nb.engine.background import in_thread
 from tagent_nb.engine.concurrency import Slot
 from tagent_nb.engine.memory.entries import last_time
 from tagent_nb.engine.memory.store import known_facts
-from tagent_nb.engine.step_reads import reads
+from tagent_nb.engine.unit.prepared import PreparedStep
 from tagent_nb.errors import CorruptRecordError, StorageError
 from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
-from tagent_nb.pipeline import AGENT_KINDS, PipelineStep
+from tagent_nb.pipeline import PipelineStep
 from tagent_nb.results import failed_items
-from tagent_nb.serde import Classes, StoredValue
+from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
 
 if TYPE_CHECKING:
-    from tagent_nb.cache import CacheEntry, ResultCache
+    from tagent_nb.cache import CacheEntry
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.engine.recorder import Recorder
-    from tagent_nb.runners import StepRunner
 
 NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is not asked"
 """Why a step runs that has not changed."""
@@ -37,6 +36,7 @@ class WorkItem:
     """What one unit is about: its step, its item, what it reads, its fingerprint, and its slot in the run.
 
     Attributes:
+        prepared: What is the same for all units of its step.
         slot: Its slot among those that run, from its first attempt on.
         on_yield: Called before it waits for a person.
         counted: Tokens and USD that led to its value, where they were counted before it ended.
@@ -44,7 +44,7 @@ class WorkItem:
         waited: Seconds that it waited for a person.
     """
 
-    step: PipelineStep
+    prepared: PreparedStep
     outputs: Mapping[str, Output | None]
     key: str
     components: Mapping[str, str]
@@ -59,13 +59,17 @@ class WorkItem:
     slot: Slot = field(init=False, repr=False)
 
     @property
+    def step(self) -> PipelineStep:
+        return self.prepared.step
+
+    @property
     def has_yielded(self) -> bool:
         """Whether another worker does what it would have done next, since it waited for a person."""
         return hasattr(self, "slot") and self.slot.was_yielded
 
     @property
     def unit(self) -> tuple[str, str | None]:
-        return (self.step.name, self.item)
+        return (self.prepared.name, self.item)
 
 
 class Preparation:
@@ -87,15 +91,21 @@ class Preparation:
         self._recorder = recorder
         self._read_previous = previous
         self._previous: asyncio.Future[PipelineMemory | None] | None = None
-        self._static: dict[str, dict[str, str]] = {}
-        self._known_facts: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._read_names: dict[str, frozenset[str]] = {}
+        self._steps: dict[str, PreparedStep] = {}
         # What the fingerprints of this run share.
         self.memo: dict[Any, Any] = {}
 
+    def prepared(self, step: PipelineStep) -> PreparedStep:
+        """What is the same for all units of a step, made when it is first asked for."""
+        prepared = self._steps.get(step.name)
+        if prepared is None:
+            above = self._recorder.machine.scheduler.dependency_graph[step.name]
+            prepared = self._steps[step.name] = PreparedStep(self._context, step, above)
+        return prepared
+
     async def work_item(
         self,
-        step: PipelineStep,
+        prepared: PreparedStep,
         outputs: Mapping[str, Output | None],
         item: str | None = None,
         references: Sequence[Reference] | None = None,
@@ -104,15 +114,15 @@ class Preparation:
         """A unit with its fingerprint; large values are examined in a thread.
 
         Args:
-            step: The step.
+            prepared: The step.
             outputs: What it may read, by name; for an item, the item stands for its source.
             item: The item's key.
             references: What it reads, where that is not what the step says.
             when: The condition by which a mapped step as a whole leaves items out.
         """
-        facts, memories = self._facts_for(step)
+        facts, memories = self._facts_for(prepared)
         if not self._context.keyed:
-            return WorkItem(step, outputs, "", {}, item, facts, memories)
+            return WorkItem(prepared, outputs, "", {}, item, facts, memories)
         from tagent_nb.cache import (
             GENERATION,
             add_components,
@@ -122,10 +132,10 @@ class Preparation:
             unit_key,
         )
 
-        components = dict(await self._static_beside_the_loop(step))
-        parts = reads(step, outputs) if references is None else references
+        components = dict(await self._static_beside_the_loop(prepared))
+        parts = prepared.references if references is None else references
         around: dict[str, Any] = {
-            "step": step,
+            "step": prepared.step,
             "namespace": self._context.services.namespace,
             "memo": self.memo,
         }
@@ -144,56 +154,19 @@ class Preparation:
             components["when"] = text_digest(when)
         key = unit_key(components)
         components.update(GENERATION)
-        return WorkItem(step, outputs, key, components, item, facts, memories)
-
-    def static_components(self, step: PipelineStep) -> dict[str, str]:
-        """The part of a fingerprint that is the same for all items of a step in this run."""
-        from tagent_nb.cache import definition_components
-
-        context = self._context
-        name, parts, tools = None, {}, []
-        roles: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        if step.body is None:
-            from tagent_nb.runners import model_name, model_parts, tools_for
-
-            model = step_model(context, step)
-            name, parts, tools = model_name(model), model_parts(model), tools_for(step)
-            roles = {role: (model_name(other), model_parts(other)) for role, other in step.models.items()}
-        upstream = self._recorder.machine.scheduler.dependency_graph[step.name]
-        return definition_components(
-            step,
-            constraints=[*context.pipeline.global_constraints, *step.constraints],
-            shared=context.pipeline.shared_context,
-            model=name,
-            settings={setting: value for setting, value in step.settings.items() if setting != "stream"},
-            tools=tools,
-            runner_version=runner_version(step, runner_of(context, step)),
-            namespace=context.services.namespace,
-            inputs=(*upstream, *inputs_for(context, step.name)),
-            memo=self.memo,
-            model_parts=parts,
-            instructions=instructions_of(context, step),
-            roles=roles,
-        )
-
-    def read_names(self, step: PipelineStep, outputs: Mapping[str, Output | None]) -> frozenset[str]:
-        """Names of the steps that units of this step read: the same for all of them."""
-        names = self._read_names.get(step.name)
-        if names is None:
-            names = frozenset(reference.step for reference in reads(step, outputs))
-            self._read_names[step.name] = names
-        return names
+        return WorkItem(prepared, outputs, key, components, item, facts, memories)
 
     def forget_facts(self) -> None:
         """Look again at what is known when a mapped step begins."""
-        self._known_facts.clear()
+        for prepared in self._steps.values():
+            prepared.facts = None
 
     async def why_it_runs(self, work: WorkItem) -> str:
         """In words: what differs from the last time this step ended with a value, or how it ended without."""
         context = self._context
         if work.item is not None or not context.keyed:
             return ""
-        if context.options.passes_cache(work.step.name):
+        if work.prepared.passes_cache:
             return "forced"
         before = await self._last_time(work)
         if before is None:
@@ -208,32 +181,31 @@ class Preparation:
             return "; ".join(sentences)
         if work.step.map_over is not None:
             return ended  # without failed items, these say for themselves whether they were cached
-        return NOT_CACHED if cache_for(context, work.step) is not None else NOT_ASKED
+        return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _facts_for(self, step: PipelineStep) -> tuple[dict[str, Any], dict[str, Any]]:
-        memory = self._recorder.memory
+    def _facts_for(self, prepared: PreparedStep) -> tuple[dict[str, Any], dict[str, Any]]:
+        memory, step = self._recorder.memory, prepared.step
         if step.map_over is None:
             return known_facts(memory, step) if memory.facts or memory.memories else ({}, {})
-        facts = self._known_facts.get(step.name)
-        if facts is None:
-            facts = self._known_facts[step.name] = known_facts(memory, step)
-        return facts
+        if prepared.facts is None:
+            prepared.facts = known_facts(memory, step)
+        return prepared.facts
 
-    async def _static_beside_the_loop(self, step: PipelineStep) -> Mapping[str, str]:
-        """:meth:`static_components`, but large values that the step refers to are examined in a thread."""
+    async def _static_beside_the_loop(self, prepared: PreparedStep) -> Mapping[str, str]:
+        """The static components of a step; large values that it refers to are examined in a thread."""
         from tagent_nb.cache import LargeValue, refusing_large_values, remember_digest
 
         examined: dict[int, Any] = {}
-        while step.name not in self._static:
+        while prepared.components is None:
             try:
                 with refusing_large_values(examined):
-                    self._static[step.name] = self.static_components(step)
+                    prepared.components = prepared.static_components(self.memo)
             except LargeValue as large:
                 examined[id(large.value)] = large.value
                 await in_thread(remember_digest, large.value, self.memo)
-        return self._static[step.name]
+        return prepared.components
 
     async def _last_time(self, work: WorkItem) -> tuple[Mapping[str, str], str] | None:
         """The unit's last fingerprint, of this run or of the one before, and what failed then.
@@ -276,29 +248,23 @@ class Preparation:
 
 def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepCached | None:
     """What this run has recorded of the unit, if that is still its answer."""
-    if context.options.forces(work.step.name):
+    if work.prepared.forced:
         return None
     event = context.recorded.get(work.unit)
     return event if event is not None and _still_answers(event, work) else None
 
 
-async def cached_answer(context: RunContext, work: WorkItem, *, count: bool = True) -> CacheEntry | None:
+async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | None:
     """What the cache answers for the unit, if it may.
 
     Args:
-        context: Of the run.
         work: The unit.
         count: Whether the cache counts the question among its hits and misses.
     """
-    cache = cache_for(context, work.step)
-    if cache is None or context.options.passes_cache(work.step.name):
+    prepared = work.prepared
+    if prepared.cache is None or prepared.passes_cache:
         return None
-    return await cache.aget(work.key, classes_of(context, work.step.name), count=count)
-
-
-def cache_for(context: RunContext, step: PipelineStep) -> ResultCache | None:
-    """The cache, if it is asked, and filled, for a step."""
-    return context.services.cache if context.options.use_cache and step.cache else None
+    return await prepared.cache.aget(work.key, prepared.classes, count=count)
 
 
 def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
@@ -310,43 +276,7 @@ def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
     return is_earlier(event.components, work.components) and not differing(event.components, work.components)
 
 
-# -- what a step has ------------------------------------------------------------------------
-
-
-def inputs_for(context: RunContext, step: str) -> dict[str, Output | None]:
-    """The values that a step reads and no step makes, by name."""
-    return {name: context.inputs[name] for name in context.reads_inputs.get(step, ())}
-
-
-def classes_of(context: RunContext, step: str) -> Classes:
-    """Classes that stored values of a step may become."""
-    return Classes.of(context.services.schemas, step)
-
-
-def instructions_of(context: RunContext, step: PipelineStep) -> str | None:
-    """The step's own system prompt, else the pipeline's."""
-    return context.pipeline.instructions if step.instructions is None else step.instructions
-
-
-def step_model(context: RunContext, step: PipelineStep) -> Any:
-    """The step's own model, else the run's, else the pipeline's."""
-    for model in (step.model, context.services.model):
-        if model is not None:
-            return model
-    return context.pipeline.model
-
-
-def runner_of(context: RunContext, step: PipelineStep) -> StepRunner:
-    """The runner for this kind of step."""
-    return context.services.runners["python" if step.is_python else AGENT_KINDS[step.agent].runner_key]
-
-
-def runner_version(step: PipelineStep, runner: StepRunner) -> str:
-    """What a fingerprint has of the runner: its version, which names the kind of agent unless that is
-    ``"single"``, so that no kind answers for another."""
-    if step.is_python or step.agent == "single" or runner.version.startswith(f"{step.agent} "):
-        return runner.version
-    return f"{step.agent} {runner.version}"
+# -- large values ---------------------------------------------------------------------------
 
 
 def is_heavy(output: Output | None) -> bool:
