@@ -1,14 +1,18 @@
-"""What `make bench-check` calls worse than promised, by ratios that are made up: no time is measured here."""
+"""What the benchmarks call worse or slower, by ratios that are made up: no time is measured here."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import measure
-from tests.benchmarks.measure import BENCHMARKS, Benchmark, Result, Sides, checked, complaint
+from tests.benchmarks.measure import Benchmark, Result, Sides, checked, complaint
+from tests.benchmarks.report import Saved, save, table
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +22,7 @@ def no_rubbish(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_row(sides: Callable[[], Sides], promised: float = 2.0, name: str = "row") -> Benchmark:
-    return Benchmark(name, "what", "limit", promised, 1.5, 1.0, sides)
+    return Benchmark(name, "what", "limit", promised, 1.5, sides)
 
 
 def of(ratios: Sequence[float], promised: float = 2.0) -> Result:
@@ -86,15 +90,27 @@ def test_rounds_are_compared_side_by_side() -> None:
     assert result.rounds == (2.0, 2.0, 2.0)
 
 
+def test_a_quick_row_gets_more_rounds_while_there_is_time() -> None:
+    """Up to the most; a slow one gets the fewest."""
+    numbers = itertools.count(1)
+    row = a_row(lambda: Sides(lambda: float(next(numbers)), lambda: 1.0))
+    assert len(measure.measure(row, 3, 7, seconds=1000).rounds) == 7
+    assert len(measure.measure(row, 3, 7, seconds=0).rounds) == 3
+    assert len(measure.measure(row, 3).rounds) == 3
+
+
+def test_a_large_row_is_not_warmed_up() -> None:
+    """Its first measurement counts."""
+    rounds = measure.measure(replace(a_row(lambda: sides_of([2.0])), large=True), 2).rounds
+    assert rounds == (1.0, 2.0)
+
+
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[Benchmark]:
     """The rows of the command in place of ours: one that holds, one that is worse, one that is noise."""
     shown = {"good": [1.0] * 3, "worse": [3.0] * 3, "noisy": [0.1, 3.0, 9.0]}
     made = [a_row(lambda name=name: sides_of(shown[name] * 2), name=name) for name in shown]  # type: ignore[misc]
-    monkeypatch.setattr(command, "BENCHMARKS", made)
-    monkeypatch.setattr(command, "MODULES", [measure])
-    for row in made:
-        row.setup.__module__ = measure.__name__
+    monkeypatch.setattr(command, "find_rows", lambda: made)
     return made
 
 
@@ -116,7 +132,90 @@ def test_the_command_fails_where_a_ratio_is_worse(
         command.main(["--only", "none"])
 
 
-@pytest.mark.parametrize("words", [["--check", "--quick"], ["--check", "--rounds", "2"]])
+def test_a_run_is_kept_and_compared_with_the_next(
+    rows: list[Benchmark], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slower is what is more than a tenth above the earlier ratio, and above the noise of both."""
+    kept = tmp_path / "kept.json"
+    assert command.main(["--rounds", "3", "--only", "good", "--only", "worse", "--json", str(kept)]) == 0
+    capsys.readouterr()
+    assert command.main(["--rounds", "3", "--against", str(kept)]) == 0
+    printed = capsys.readouterr().out
+    assert "good: 1.00x -> 1.00x\n" in printed
+    assert "noisy: 3.00x, not measured so before\n" in printed
+    rows[0] = a_row(lambda: sides_of([1.2] * 6), name="good")
+    assert command.main(["--rounds", "3", "--against", str(kept), "--only", "good"]) == 1
+    assert "good: 1.00x -> 1.20x, slower than before\n" in capsys.readouterr().out
+
+
+def saved(tmp_path: Path, *results: Result) -> Saved:
+    save(tmp_path / "run.json", results, {"made": "2026-11-30T12:00:00+00:00", "cores": 2})
+    return Saved.read(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "slower"),
+    [
+        ([2.0] * 5, [2.2] * 5, False),
+        ([2.0] * 5, [2.4] * 5, True),
+        ([2.0] * 5, [1.0] * 5, False),
+        # The earlier run may have been quick by chance.
+        ([1.2, 1.6, 2.0, 2.4, 2.8], [2.4] * 5, False),
+        ([2.0] * 5, [1.5, 2.0, 2.4, 3.0, 3.5], False),
+    ],
+)
+def test_slower_is_beyond_a_tenth_and_the_noise_of_both_runs(
+    tmp_path: Path, before: list[float], after: list[float], slower: bool
+) -> None:
+    """What either run's spread explains is not slower."""
+    assert saved(tmp_path, of(before)).slower(of(after)) is slower
+
+
+def test_another_workload_is_not_compared(tmp_path: Path) -> None:
+    """A row that measures something else than it did has no earlier ratio."""
+    earlier = saved(tmp_path, of([1.0] * 5))
+    now = of([9.0] * 5)
+    for changes in ({"what": "more"}, {"limit": "other"}, {"clock": "wall"}, {"each": 7}):
+        other = replace(now, benchmark=replace(now.benchmark, **changes))
+        assert not earlier.slower(other)
+        assert list(earlier.compare([other])) == ["row: 9.00x, not measured so before"]
+    assert earlier.slower(now)
+    with pytest.raises(NotImplementedError, match="cannot be measured"):
+        earlier.results["row"].benchmark.setup()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"rows": [1]}', '{"rows": [{"name": "row"}]}'])
+def test_a_file_that_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
+    """It says how to make one; so does a file that is not there."""
+    file = tmp_path / "run.json"
+    file.write_text(text)
+    for path in (file, tmp_path / "absent.json"):
+        with pytest.raises(SystemExit, match=r"is no run of benchmarks .* Make one with --json"):
+            Saved.read(path)
+
+
+def test_the_table_says_what_is_measured_and_how_far_it_came() -> None:
+    """CPU or wall time or a size, per piece of work, and whether the reach is met."""
+    row = replace(a_row(lambda: sides_of([])), dream=0.5, each=1000, clock="wall")
+    shown = table(
+        [
+            Result(row, 2.0, 1.0, "a note", (2.0,)),
+            Result(replace(row, unit="MB", each=1), 1.2, 1.0, "", (1.2,)),
+            Result(replace(row, each=10**9), 0.05, 1.0, "", (0.05,)),
+        ]
+    ).splitlines()
+    assert shown[0].split() == ["name", "what", "limit", "ours", "limit", "ratio", "+-", "promised", "reach"]
+    assert shown[2].split()[3:] == ["wall", "2", "ms", "1", "ms", "2.00x", "0.04", "2x", "1.5x", "-"]
+    assert shown[3].split()[3:8] == ["MB", "1.2", "MB", "1", "MB"]
+    assert shown[3].endswith("reached")
+    assert shown[4].split()[3:9] == ["wall", "5e-05", "us", "0.001", "us", "0.050x"]
+    assert shown[4].endswith("dream")
+    assert shown[5] == "row: a note"
+
+
+@pytest.mark.parametrize(
+    "words", [["--check", "--quick"], ["--check", "--rounds", "2"], ["--against", "x", "--rounds", "2"]]
+)
 def test_a_check_needs_rounds_that_have_a_spread(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,9 +225,20 @@ def test_a_check_needs_rounds_that_have_a_spread(
     assert "at least 3 rounds" in capsys.readouterr().err
 
 
-def test_every_row_promises_something_and_what_is_reached_is_not_less() -> None:
-    """A promise is what holds today: no better than the dream, and finite."""
-    assert len({row.name for row in BENCHMARKS}) == len(BENCHMARKS) > 10
-    for row in BENCHMARKS:
-        assert 0 < row.dream <= row.reach, row.name
+def test_rounds_are_at_least_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """None at all has no median."""
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--rounds", "0"])
+    assert "--rounds must be at least 1" in capsys.readouterr().err
+
+
+def test_every_row_promises_something() -> None:
+    """Rows are found by themselves, ordered by module; a dream is no worse than the reach."""
+    rows = command.find_rows()
+    assert len({row.name for row in rows}) == len(rows) > 10
+    modules = [row.setup.__module__ for row in rows]
+    assert modules == sorted(modules)
+    for row in rows:
+        assert row.reach > 0, row.name
+        assert row.dream is None or 0 < row.dream <= row.reach, row.name
         assert 0 < row.promised < 100, row.name

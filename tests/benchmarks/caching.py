@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from tests.benchmarks.fresh import program, told
+from tests.benchmarks.fresh import printed_by, program
 from tests.benchmarks.measure import Side, Sides, benchmark
 from tests.benchmarks.pipelines import RECORDS
 
@@ -12,7 +12,7 @@ from tests.benchmarks.pipelines import RECORDS
 def _first(name: str) -> Side:
     def side() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return told(program(name), folder, "first")
+            return printed_by(program(name), folder, "first")
 
     return side
 
@@ -43,9 +43,9 @@ def cached_again() -> Sides:
     # Kept until the process ends: both sides read what they wrote here.
     folders = {name: tempfile.TemporaryDirectory() for name in ("cached", "cached_by_hand")}
     for name, folder in folders.items():
-        told(program(name), folder.name, "first")
+        printed_by(program(name), folder.name, "first")
 
     def again(name: str) -> Side:
-        return lambda: told(program(name), folders[name].name, "again")
+        return lambda: printed_by(program(name), folders[name].name, "again")
 
     return Sides(again("cached"), again("cached_by_hand"))

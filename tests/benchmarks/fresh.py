@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def told(*arguments: str) -> float:
+def printed_by(*arguments: str) -> float:
     """The number that ``python ARGUMENTS`` prints last."""
     return float(_run(arguments).split()[-1])
 
 
-def lasted(*arguments: str) -> float:
-    """Seconds from the start of ``python ARGUMENTS`` to its end."""
-    began = time.perf_counter()
+def cpu_of(*arguments: str) -> float:
+    """Seconds of the processor that ``python ARGUMENTS`` takes from its start to its end."""
+    began = cpu_with_children()
     _run(arguments)
-    return time.perf_counter() - began
+    return cpu_with_children() - began
+
+
+def cpu_with_children() -> float:
+    """Seconds of the processor that this process and its children that have ended took so far."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in (own, children))
 
 
 def program(name: str) -> str:
@@ -45,8 +51,6 @@ def peak() -> float:
         # ru_maxrss would count the parent as it was at the fork.
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         1024**2 if sys.platform == "darwin" else 1024
     )

@@ -5,14 +5,27 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 LEAST_NOISE = 0.02
 """Part of a ratio that is noise at least: a few rounds may happen to agree."""
 
 TOO_NOISY = 0.5
 """Part of the promised ratio from which on noise leaves nothing to be said."""
+
+LEAST_ROUNDS = 5
+"""Rounds that every row gets, whatever its time budget."""
+
+MOST_ROUNDS = 15
+"""Rounds of a row that is quick."""
+
+SECONDS = 8.0
+"""Wall time after which a row gets no more rounds than it must have."""
+
+Clock = Literal["cpu", "wall"]
 
 Side = Callable[[], float]
 """Does its work once and returns what it took, in the benchmark's unit; set-up is not in it."""
@@ -47,11 +60,14 @@ class Benchmark:
         limit: What it is measured against.
         promised: Ratio that holds today; a larger one is a step back.
         reach: Ratio that should be reached.
-        dream: Ratio that would be wonderful.
+        setup: Makes the two sides.
+        dream: Ratio that would be wonderful; None: as far as `reach`.
         unit: ``"s"`` or ``"MB"``.
         each: Pieces of work (steps) in one measurement; times are shown for one of them.
-        large: Left out by ``--quick``.
-        setup: Makes the two sides.
+        large: Left out by ``--quick``, and measured without a round that warms up.
+        clock: Whether times are those of the processor (all threads) or of the wall. Sides that wait
+            for something on purpose need the wall; everything else is disturbed less by other programs
+            when it is measured by the processor.
     """
 
     name: str
@@ -59,11 +75,17 @@ class Benchmark:
     limit: str
     promised: float
     reach: float
-    dream: float
     setup: Setup
+    dream: float | None = None
     unit: str = "s"
     each: int = 1
     large: bool = False
+    clock: Clock = "cpu"
+
+    @property
+    def measures(self) -> str:
+        """``"cpu"``, ``"wall"`` or, where no time is measured, the unit."""
+        return self.clock if self.unit == "s" else self.unit
 
 
 @dataclass(frozen=True)
@@ -82,14 +104,18 @@ class Result:
         return self.ours / self.limit
 
     @property
+    def middle(self) -> float:
+        """The median of the rounds' ratios, which is what is compared."""
+        return statistics.median(self.rounds)
+
+    @property
     def noise(self) -> float:
-        """How far the median of the rounds' ratios may be off: twice its standard error, by their spread.
+        """How far `middle` may be off: twice its standard error, by the spread of the rounds.
 
         The spread is their median absolute deviation, which one disturbed round does not change.
         """
-        middle = statistics.median(self.rounds)
-        spread = 1.4826 * statistics.median(abs(ratio - middle) for ratio in self.rounds)
-        return max(LEAST_NOISE * middle, 2 * 1.2533 * spread / math.sqrt(len(self.rounds)))
+        spread = 1.4826 * statistics.median(abs(ratio - self.middle) for ratio in self.rounds)
+        return max(LEAST_NOISE * self.middle, 2 * 1.2533 * spread / math.sqrt(len(self.rounds)))
 
     @property
     def check(self) -> str:
@@ -97,11 +123,11 @@ class Result:
         promised = self.benchmark.promised
         if self.noise > TOO_NOISY * promised:
             return "unsure"
-        return "worse" if statistics.median(self.rounds) - self.noise > promised else "holds"
+        return "worse" if self.middle - self.noise > promised else "holds"
 
 
 BENCHMARKS: list[Benchmark] = []
-"""All benchmarks, in the order of the table."""
+"""All benchmarks, in the order in which they were defined."""
 
 
 def benchmark(
@@ -111,90 +137,70 @@ def benchmark(
     limit: str,
     promised: float,
     reach: float,
-    dream: float,
+    dream: float | None = None,
     unit: str = "s",
     each: int = 1,
     large: bool = False,
+    clock: Clock = "cpu",
 ) -> Callable[[Setup], Setup]:
     """Add a row; the decorated function makes its two sides, ours first."""
 
     def add(setup: Setup) -> Setup:
-        BENCHMARKS.append(Benchmark(name, what, limit, promised, reach, dream, setup, unit, each, large))
+        BENCHMARKS.append(
+            Benchmark(name, what, limit, promised, reach, setup, dream, unit, each, large, clock)
+        )
         return setup
 
     return add
 
 
-def measure(one: Benchmark, rounds: int) -> Result:
-    """Run both sides alternately, the first to go changing each round, after a round that warms up."""
-    sides = one.setup()
-    if not one.large:
+def measure(row: Benchmark, rounds: int, most: int = 0, *, seconds: float = SECONDS) -> Result:
+    """Run both sides alternately, the first to go changing each round, after a round that warms up.
+
+    Args:
+        row: What is measured.
+        rounds: How many rounds are made in any case.
+        most: How many are made while `seconds` last; fewer than `rounds`: no more than these.
+        seconds: Wall time of the row, its set-up included.
+    """
+    began = time.perf_counter()
+    sides = row.setup()
+    if not row.large:
         sides.limit()
         sides.ours()
-    taken: dict[Side, list[float]] = {sides.ours: [], sides.limit: []}
-    for number in range(rounds):
-        for side in (sides.limit, sides.ours) if number % 2 else (sides.ours, sides.limit):
+    ours: list[float] = []
+    limits: list[float] = []
+    while len(ours) < rounds or (len(ours) < most and time.perf_counter() - began < seconds):
+        turns = [(sides.ours, ours), (sides.limit, limits)]
+        for side, taken in reversed(turns) if len(ours) % 2 else turns:
             gc.collect()
-            taken[side].append(side())
-    ours, limit = (statistics.median(taken[side]) for side in (sides.ours, sides.limit))
-    ratios = tuple(mine / bare for mine, bare in zip(taken[sides.ours], taken[sides.limit], strict=True))
-    return Result(one, ours, limit, sides.note(), ratios)
+            taken.append(side())
+    ratios = tuple(mine / bare for mine, bare in zip(ours, limits, strict=True))
+    return Result(row, statistics.median(ours), statistics.median(limits), sides.note(), ratios)
 
 
-def checked(one: Benchmark, rounds: int) -> Result:
-    """A result that is worse than promised only if it is so in twice as many rounds, too."""
-    result = measure(one, rounds)
-    return result if result.check == "holds" else measure(one, 2 * rounds)
+def checked(
+    row: Benchmark, rounds: int, most: int = 0, *, holds: Callable[[Result], bool] | None = None
+) -> Result:
+    """A result that is bad only if it is so in twice as many rounds, too.
+
+    Args:
+        row: What is measured.
+        rounds: How many rounds are made in any case.
+        most: How many are made while there is time.
+        holds: Whether a result is good; by default, whether it is what the row promises.
+    """
+    result = measure(row, rounds, most)
+    good = result.check == "holds" if holds is None else holds(result)
+    return result if good else measure(row, 2 * rounds, 2 * most)
 
 
 def complaint(result: Result) -> str:
     """What is wrong with a checked result, in a line; empty if nothing is."""
-    one = result.benchmark
-    seen = f"{one.name}: {statistics.median(result.rounds):.2f}x, give or take {result.noise:.2f}"
+    row = result.benchmark
+    seen = f"{row.name}: {result.middle:.2f}x, give or take {result.noise:.2f}"
     if result.check == "worse":
-        return f"{seen}, and {one.promised:g}x is promised: worse than before"
+        return f"{seen}, and {row.promised:g}x is promised: worse than before"
     if result.check == "unsure":
         return f"{seen}: too noisy to tell; measure on a quieter machine"
     return ""
-
-
-def amount(value: float, unit: str) -> str:
-    """A time in seconds, or a size in MB, with three digits."""
-    if unit != "s":
-        return f"{value:.3g} {unit}"
-    for factor, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if value >= factor:
-            return f"{value / factor:.3g} {name}"
-    return f"{value * 1e6:.3g} us"
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results as aligned text."""
-    head = ["what", "limit", "ours", "limit", "ratio", "promised", "reach", "dream", ""]
-    rows = []
-    for result in results:
-        one = result.benchmark
-        verdict = "dream" if result.ratio <= one.dream else "reached" if result.ratio <= one.reach else "-"
-        rows.append(
-            [
-                one.what,
-                one.limit,
-                amount(result.ours / one.each, one.unit),
-                amount(result.limit / one.each, one.unit),
-                f"{result.ratio:.2f}x" if result.ratio > 0.1 else f"{result.ratio:.3f}x",
-                f"{one.promised:g}x",
-                f"{one.reach:g}x",
-                f"{one.dream:g}x",
-                verdict,
-            ]
-        )
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = []
-    for row in [head, ["-" * width for width in widths], *rows]:
-        cells = [
-            text.ljust(width) if column < 2 or column == 8 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines += [f"{result.benchmark.name}: {result.note}" for result in results if result.note]
-    return "\n".join(lines)

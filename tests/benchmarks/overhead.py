@@ -79,6 +79,7 @@ def long_chain() -> Sides:
     reach=1.02,
     dream=1.015,
     large=True,
+    clock="wall",
 )
 def critical_path() -> Sides:
     graph = layered(20, 10)

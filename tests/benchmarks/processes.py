@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.fresh import lasted, program, told
+from tests.benchmarks.fresh import cpu_of, printed_by, program
 from tests.benchmarks.measure import Sides, benchmark
 
-_IMPORT = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
+_IMPORT = "import time; began = time.process_time(); {}; print(time.process_time() - began)"
 PYDANTIC = _IMPORT.format("import pydantic; pydantic.BaseModel")
 
 
 def _imports(statement: str) -> Sides:
     ours = _IMPORT.format(statement)
-    return Sides(lambda: told("-c", ours), lambda: told("-c", PYDANTIC))
+    return Sides(lambda: printed_by("-c", ours), lambda: printed_by("-c", PYDANTIC))
 
 
-@benchmark("import", "import tagent_nb", limit="import pydantic", promised=0.25, reach=1.5, dream=1.1)
+@benchmark("import", "import tagent_nb", limit="import pydantic", promised=0.25, reach=0.2)
 def bare_import() -> Sides:
     return _imports("import tagent_nb")
 
@@ -25,17 +25,14 @@ def bare_import() -> Sides:
     limit="import pydantic",
     promised=4,
     reach=1.5,
-    dream=1.1,
 )
 def engine_import() -> Sides:
     return _imports("from tagent_nb import Pipeline, PipelineExecutor")
 
 
-@benchmark(
-    "three-steps", "three-step pipeline, whole process", limit="by hand", promised=5, reach=2.5, dream=1.3
-)
+@benchmark("three-steps", "three-step pipeline, whole process", limit="by hand", promised=5, reach=2.0)
 def three_steps() -> Sides:
-    return Sides(lambda: lasted(program("three_steps")), lambda: lasted(program("three_steps_by_hand")))
+    return Sides(lambda: cpu_of(program("three_steps")), lambda: cpu_of(program("three_steps_by_hand")))
 
 
 @benchmark(
@@ -49,4 +46,4 @@ def three_steps() -> Sides:
     large=True,
 )
 def memory() -> Sides:
-    return Sides(lambda: told(program("memory")), lambda: told(program("memory_bare")))
+    return Sides(lambda: printed_by(program("memory")), lambda: printed_by(program("memory_bare")))

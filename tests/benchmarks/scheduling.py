@@ -27,17 +27,17 @@ def order() -> Sides:
     pipeline.steps = [PipelineStep(name, "goal", depends_on=list(above)) for name, above in graph.items()]
 
     def ours() -> float:
-        began = time.perf_counter()
-        found = PipelineScheduler(pipeline).get_execution_order()
-        taken = time.perf_counter() - began
-        assert len(found) == SIZE
+        began = time.process_time()
+        ordered = PipelineScheduler(pipeline).get_execution_order()
+        taken = time.process_time() - began
+        assert len(ordered) == SIZE
         return taken
 
     def limit() -> float:
-        began = time.perf_counter()
-        found = kahn(graph)
-        taken = time.perf_counter() - began
-        assert len(found) == SIZE
+        began = time.process_time()
+        ordered = kahn(graph)
+        taken = time.process_time() - began
+        assert len(ordered) == SIZE
         return taken
 
     return Sides(ours, limit)

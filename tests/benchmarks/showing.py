@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 
 import graphviz
@@ -14,6 +13,7 @@ from tagent_nb import ExecutionMode
 from tagent_nb.graph import to_dot, to_svg
 from tagent_nb.notebook.panel.controller import Panel
 from tagent_nb.notebook.session import Session
+from tests.benchmarks.fresh import cpu_with_children
 from tests.benchmarks.graphs import layered, scattered
 from tests.benchmarks.measure import Sides, benchmark
 from tests.benchmarks.pipelines import no_ops
@@ -32,6 +32,7 @@ async def _pause() -> int:
     reach=1.1,
     dream=1.03,
     large=True,
+    clock="wall",
 )
 def panel() -> Sides:
     """Without a page: what the kernel does for one. ``tests/browser/measure_clicks.py`` has a page."""
@@ -63,23 +64,17 @@ def _picture(size: int) -> Sides:
     pipeline = no_ops(scattered(size))
 
     def ours() -> float:
-        began = _cpu()
+        began = cpu_with_children()
         assert to_svg(pipeline)
-        return _cpu() - began
+        return cpu_with_children() - began
 
     def limit() -> float:
         source = graphviz.Source(to_dot(pipeline).source)
-        began = _cpu()
+        began = cpu_with_children()
         assert source.pipe(format="svg")
-        return _cpu() - began
+        return cpu_with_children() - began
 
     return Sides(ours, limit)
-
-
-def _cpu() -> float:
-    """CPU seconds of this process and of those that it has waited for, such as ``dot``."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 @benchmark(
