@@ -5,7 +5,8 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "frames": "plan_frame runs_frame table_text",
+        "files": "write_frame",
+        "frames": "NESTED plan_frame runs_frame table_text",
         "html": (
             "RunView about_words done_words error_text head_html item_counts phase_of result_html "
             "result_view run_html run_text"

@@ -1,4 +1,6 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
+from tagent_nb.results.files import write_frame as write_frame
+from tagent_nb.results.frames import NESTED as NESTED
 from tagent_nb.results.frames import plan_frame as plan_frame
 from tagent_nb.results.frames import runs_frame as runs_frame
 from tagent_nb.results.frames import table_text as table_text

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterable
-from math import isfinite
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb import events
-from tagent_nb.errors import UnknownStepError
+from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import short_text, value_text
 from tagent_nb.redaction import redact
 from tagent_nb.results.records import RunRecord, StepResult, error_line, no_value, steps_of
-from tagent_nb.results.rows import column_of, frame_of, is_frame, items_of, plain, record_of
-from tagent_nb.serde import clean, index_from, index_of, plain_attributes
-from tagent_nb.templating import distinct
+from tagent_nb.results.rows import DEEPEST, column_of, frame_of, is_frame, items_of, record_of, rows_of
+from tagent_nb.serde import index_from, index_of
+from tagent_nb.templating import Reference, distinct, lookup
 from tagent_nb.user_objects import safe_repr, safe_str
 
 if TYPE_CHECKING:
@@ -146,8 +143,18 @@ def _detail(event: events.Event) -> str:
 
 # -- one step's value -----------------------------------------------------------------------------
 
+NESTED = ("dict", "columns", "object")
+"""What a record inside a record may become in a frame."""
 
-def output_frame(result: RunRecord, step: str) -> pd.DataFrame:
+
+def output_frame(
+    result: RunRecord,
+    step: str,
+    *,
+    source: bool = False,
+    nested: str = "dict",
+    explode: str | Sequence[str] = (),
+) -> pd.DataFrame:
     """See :meth:`PipelineResult.output_frame`.
 
     A list gives a row an item, a single record one row, a DataFrame is returned as it is, and
@@ -157,19 +164,118 @@ def output_frame(result: RunRecord, step: str) -> pd.DataFrame:
     and is missing where it has one.
 
     Raises:
-        UnknownStepError: The step has neither a value nor items.
+        DefinitionError: ``nested`` is none of :data:`NESTED`, a column of ``explode`` is not there, or the
+            step of ``source`` is not mapped.
+        UnknownStepError: The step has neither a value nor items, or its source has no value.
     """
+    if nested not in NESTED:
+        raise DefinitionError(f"nested must be {', '.join(map(repr, NESTED))}, not {nested!r}.")
     steps = steps_of(result)
     record = steps.get(step)
     if record is not None and record.items is not None:
-        return _items_frame(record)
-    if record is None or record.output is None:
+        frame = _items_frame(record, objects=nested == "object")
+        if source:
+            frame = _beside(_source_rows(result, record), frame, result.sources.get(step, ""))
+    elif record is None or record.output is None:
         raise UnknownStepError(no_value(steps, step, result.run_id or result.pipeline_name))
-    return value_frame(record.output.value)
+    elif source:
+        raise DefinitionError(
+            f"Step {step!r} is not mapped, so its value has no source to stand beside. Leave source out."
+        )
+    else:
+        frame = value_frame(record.output.value, objects=nested == "object")
+    if nested == "columns":
+        frame = _unnested(frame)
+    return _exploded(frame, [explode] if isinstance(explode, str) else explode, step)
 
 
-def value_frame(value: Any) -> pd.DataFrame:
-    """Any value as rows and columns; see :func:`output_frame`."""
+def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
+    """The rows that a mapped step ran over, in the order of its items."""
+    mapped = result.sources.get(step.name)
+    if mapped is None:
+        raise UnknownStepError(
+            f"What step {step.name!r} was mapped over is not recorded in this result, which is of an earlier "
+            "version. Run the step again, or leave source out."
+        )
+    reference = Reference.parse(mapped, "map")
+    if reference.step in result.step_outputs:
+        value = result.step_outputs[reference.step]
+    elif reference.step in result.inputs:
+        value = result.inputs[reference.step]
+    else:
+        run = result.run_id or result.pipeline_name
+        raise UnknownStepError(no_value(steps_of(result), reference.step, run))
+    value = lookup(value, reference.path, name=reference.step)
+    places = {key: place for place, (key, _, _) in enumerate(rows_of(value))}
+    return value_frame(value).iloc[[places[key] for key in step.items or {}]]
+
+
+def _beside(source: pd.DataFrame, answers: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns of a source, and then those of the answers to its rows.
+
+    A column of the source whose name the answers have, too, is called as goals refer to it: ``load.text``.
+    """
+    import pandas as pd
+
+    labels = [f"{name}.{label}" if label in answers.columns else label for label in source.columns]
+    source = source.set_axis(pd.Index(labels, name=source.columns.name, tupleize_cols=False), axis="columns")
+    return pd.concat([source.set_axis(answers.index), answers], axis="columns")
+
+
+def _unnested(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of records as a column a field, with dotted names, down to fields that are no records."""
+    import pandas as pd
+
+    columns: list[tuple[Any, Any]] = []
+    for place, label in enumerate(frame.columns):
+        _add_fields(columns, label, frame.iloc[:, place], frame.index)
+    wide = pd.concat([column for _, column in columns], axis="columns") if columns else frame.iloc[:, :0]
+    wide.columns = index_from([label for label, _ in columns]) if columns else frame.columns[:0]
+    return wide
+
+
+def _add_fields(columns: list[tuple[Any, Any]], label: Any, column: Any, index: Any, depth: int = 0) -> None:
+    cells = column.tolist() if str(column.dtype) == "object" else []
+    records = [cell for cell in cells if isinstance(cell, dict)]
+    blank = all(isinstance(cell, dict) or _is_missing(cell) for cell in cells)
+    fields = dict.fromkeys(name for record in records for name in record)
+    if not fields or not blank or depth > DEEPEST:
+        columns.append((label, column))
+        return
+    for name in fields:
+        values = [cell.get(name) if isinstance(cell, dict) else None for cell in cells]
+        _add_fields(columns, f"{label}.{name}", column_of(values, index), index, depth + 1)
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and cell != cell)
+
+
+def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str) -> pd.DataFrame:
+    """A row for each item of the lists in these columns; the index repeats the row's label."""
+    for name in names:
+        if name not in frame.columns:
+            raise DefinitionError(
+                f"Step {step!r} has no column {name!r} to explode."
+                f"{did_you_mean(name, frame.columns)} Columns: {', '.join(map(str, frame.columns))}."
+            )
+    if not names:
+        return frame
+    frame = frame.explode(list(names))
+    for name in names:
+        frame[name] = column_of(
+            [None if _is_missing(cell) else cell for cell in frame[name].tolist()], frame.index
+        )
+    return frame
+
+
+def value_frame(value: Any, *, objects: bool = False) -> pd.DataFrame:
+    """Any value as rows and columns; see :func:`output_frame`.
+
+    Args:
+        value: The value.
+        objects: Whether records inside records stay the objects that they are.
+    """
     import pandas as pd
 
     if is_frame(value):
@@ -180,9 +286,11 @@ def value_frame(value: Any) -> pd.DataFrame:
     if getattr(value, "ndim", 1) == 2:
         return pd.DataFrame(value)
     if record_of(value) is not None:
-        return frame_of([value])
+        return frame_of([value], objects=objects)
     items = items_of(value)
-    return frame_of(items if items is not None else [value]) if value is not None else _nothing()
+    if value is None:
+        return _nothing()
+    return frame_of(items if items is not None else [value], objects=objects)
 
 
 def _nothing() -> pd.DataFrame:
@@ -191,7 +299,7 @@ def _nothing() -> pd.DataFrame:
     return pd.DataFrame({"value": pd.Series([None], dtype=object)})
 
 
-def _items_frame(step: StepResult) -> pd.DataFrame:
+def _items_frame(step: StepResult, *, objects: bool = False) -> pd.DataFrame:
     import pandas as pd
 
     items = list((step.items or {}).values())
@@ -199,7 +307,7 @@ def _items_frame(step: StepResult) -> pd.DataFrame:
     # One that could not be stored is a text that says so.
     index = index_of([item.index for item in items], levels if isinstance(levels, list) else None)
     values = [None if item.output is None else item.output.value for item in items]
-    frame = frame_of(values, index)
+    frame = frame_of(values, index, objects=objects)
     errors = [
         f"{item.error_type}: {item.error}"
         if item.error_type
@@ -283,128 +391,7 @@ def _seconds(run: Any) -> float | None:
     return None if run.ended_at is None else max(0.0, run.ended_at - run.started_at)
 
 
-# -- files ----------------------------------------------------------------------------------------
-
-
-def write_frame(result: RunRecord, path: str | Path, step: str | None, kind: str) -> None:
-    """Write :func:`steps_frame`, or a step's :func:`output_frame`, as ``"csv"`` or ``"parquet"``.
-
-    Cells that such a file cannot hold, such as lists, are written as JSON, and columns and labels of types
-    that it does not know as text. Names become text; of two that are equal then, the second is numbered. Of
-    the frame's ``attrs``, Parquet files get those that JSON has words for.
-
-    Raises:
-        UnknownStepError: The step has no value.
-        OSError: The file cannot be written.
-    """
-    import pandas as pd
-
-    frame = steps_frame(result) if step is None else output_frame(result, step)
-    frame = _flat(frame)
-    if kind == "csv":
-        says_something = not isinstance(frame.index, pd.RangeIndex) or frame.index.name is not None
-        frame.to_csv(path, index=says_something, lineterminator="\n")
-        return
-    try:
-        frame.to_parquet(path)
-    except _NOT_IN_PARQUET:
-        _as_texts(frame).to_parquet(path)
-
-
-_NOT_IN_PARQUET = (ValueError, TypeError, NotImplementedError)
-"""What Arrow raises for a type that it does not know; its own errors are among these."""
-
-
-def _as_texts(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame whose columns, and levels of the index, are texts where Parquet does not know their type."""
-    import pandas as pd
-
-    def in_parquet(column: Any) -> Any:
-        alone = pd.DataFrame({"0": column.array})
-        try:
-            alone.to_parquet(io.BytesIO())
-        except _NOT_IN_PARQUET:
-            return column_of(_cell_text(cell) for cell in column.tolist()).array
-        return column.array
-
-    made = frame.copy(deep=False)
-    for place in range(frame.shape[1]):
-        made.isetitem(place, in_parquet(frame.iloc[:, place]))
-    made.index = _index_of([in_parquet(level) for level in _levels(frame.index)], frame.index.names)
-    return made
-
-
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame whose cells, labels and names are all of types that files know."""
-    flat = frame.copy(deep=False)
-    flat.attrs = plain_attributes(frame.attrs)
-    names = distinct(clean(str(label)) for label in frame.columns)
-    flat.columns = index_from(names) if names else frame.columns
-    for place, dtype in enumerate(frame.dtypes):
-        if str(dtype) == "object":
-            flat.isetitem(place, _flat_cells(frame.iloc[:, place]))
-    index = frame.index
-    labels = [None if name is None else clean(str(name)) for name in index.names]
-    texts = iter(distinct((label for label in labels if label is not None), names))
-    if any(str(level.dtype) == "object" for level in _levels(index)):
-        parts = [_flat_cells(level) if str(level.dtype) == "object" else level for level in _levels(index)]
-        index = _index_of(parts, index.names)
-    flat.index = index.set_names([None if label is None else next(texts) for label in labels])
-    return flat
-
-
-def _flat_cells(column: Any) -> Any:
-    """The array of a column of objects, or of such a level; texts if they are not of one simple type."""
-    cells = column.tolist()
-    kinds = {type(cell) for cell in cells if cell is not None}
-    if len(kinds) <= 1 and kinds <= _IN_FILES:
-        return column.array
-    return column_of(_cell_text(cell) for cell in cells).array
-
-
-def _levels(index: pd.Index) -> list[Any]:
-    return [index.get_level_values(place) for place in range(index.nlevels)]
-
-
-def _index_of(levels: list[Any], names: Any) -> pd.Index:
-    import pandas as pd
-
-    if len(levels) > 1:
-        return pd.MultiIndex.from_arrays(levels, names=list(names))
-    made: pd.Index = pd.Index(levels[0], name=names[0])
-    return made
-
-
-_IN_FILES = frozenset({bytes, float, bool})
-
-
-def _cell_text(cell: Any) -> str | None:
-    if cell is None or (isinstance(cell, float) and cell != cell):
-        return None
-    if isinstance(cell, str):
-        return clean(cell)
-    record = record_of(cell) is not None
-    if record or isinstance(cell, list | tuple | set | frozenset | bool | int | float):
-        try:
-            return clean(json.dumps(_finite(plain(cell)), ensure_ascii=False, default=_in_json))
-        except (TypeError, ValueError, RecursionError):
-            # A key that is no text, or an object that holds itself: as Python shows it.
-            return clean(str(cell))
-    return clean(str(cell))
-
-
-def _finite(value: Any) -> Any:
-    """Plain data without numbers that JSON does not have, such as NaN."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return {key: _finite(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _in_json(value: Any) -> Any:
-    items = items_of(value)
-    return str(value) if items is None else _finite(plain(list(items)))
+# -- text ----------------------------------------------------------------------------------------
 
 
 def table_text(frame: pd.DataFrame, max_rows: int = 20) -> str:

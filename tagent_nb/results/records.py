@@ -135,6 +135,8 @@ class RunRecord(Protocol):
     events: list[Event]
     warnings: list[str]
     final_step: str
+    inputs: Mapping[str, Any]
+    sources: Mapping[str, str]
 
     @property
     def waiting_steps(self) -> list[str]: ...

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, KeysView, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import Event, TokenUsage
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results.records import StepResult, no_value, steps_of
@@ -51,6 +51,7 @@ class PipelineResult:
         warnings: What the user should know.
         budget: The run's budget as text; empty without one. See :meth:`budget_shares`.
         final_step: Name of the step whose value is the final output; empty where no step is.
+        sources: What mapped steps ran over by step, as in ``{"classify": "load.rows"}``.
     """
 
     pipeline_name: str
@@ -76,6 +77,7 @@ class PipelineResult:
     final_step: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     timed_out: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
@@ -218,15 +220,27 @@ class PipelineResult:
 
         return steps_frame(self)
 
-    def output_frame(self, step: str) -> pd.DataFrame:
+    def output_frame(
+        self, step: str, *, source: bool = False, nested: str = "dict", explode: str | Sequence[str] = ()
+    ) -> pd.DataFrame:
         """A step's value as rows and columns with dtypes; an item a row for a mapped step.
 
+        Args:
+            step: Name of the step.
+            source: Put the columns of what a mapped step ran over before those of its answers. One whose name
+                the answers have, too, is called as in goals, such as ``load.text``.
+            nested: What models and dicts inside a row become: ``"dict"``, or ``"columns"``, one a field with
+                dotted names such as ``address.city``, or ``"object"``: they stay what they are.
+            explode: Columns of lists that get a row an item, side by side; the index repeats.
+
         Raises:
-            UnknownStepError: The step has neither a value nor items.
+            DefinitionError: ``nested`` or a column of ``explode`` is unknown, or ``source`` is asked of a
+                step that is not mapped.
+            UnknownStepError: The step has neither a value nor items, or its source has none.
         """
         from tagent_nb.results.frames import output_frame
 
-        return output_frame(self, step)
+        return output_frame(self, step, source=source, nested=nested, explode=explode)
 
     def usage_frame(self) -> pd.DataFrame:
         """Tokens, calls, USD and USD saved by step, with a ``total`` row."""
@@ -242,15 +256,36 @@ class PipelineResult:
 
     def to_csv(self, path: str | Path, step: str | None = None) -> None:
         """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as CSV."""
-        from tagent_nb.results.frames import write_frame
-
-        write_frame(self, path, step, "csv")
+        self._write(path, step, ".csv")
 
     def to_parquet(self, path: str | Path, step: str | None = None) -> None:
         """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, as Parquet."""
-        from tagent_nb.results.frames import write_frame
+        self._write(path, step, ".parquet")
 
-        write_frame(self, path, step, "parquet")
+    def to_file(self, path: str | Path, step: str | None = None, **options: Any) -> None:
+        """Write :meth:`to_frame`, or with ``step`` that step's :meth:`output_frame`, to a file.
+
+        Cells that such a file cannot hold, such as lists, become JSON. In Excel a text is a text, also one
+        that begins like a formula.
+
+        Args:
+            path: The file. Its name says its kind: .csv, .parquet, .xlsx (needs openpyxl), .arrow, .feather.
+            step: Name of the step.
+            options: Those of :meth:`output_frame`.
+
+        Raises:
+            DefinitionError: There is no such kind of file, or it cannot hold the frame.
+            UnknownStepError: The step has neither a value nor items.
+            OSError: The file cannot be written.
+        """
+        self._write(path, step, "", **options)
+
+    def _write(self, path: str | Path, step: str | None, kind: str, **options: Any) -> None:
+        from tagent_nb.results.files import write_frame
+
+        if step is None and options:
+            raise DefinitionError(f"{', '.join(options)}: of which step? Write to_file(path, step, ...).")
+        write_frame(self.to_frame() if step is None else self.output_frame(step, **options), path, kind)
 
     # -- storing ----------------------------------------------------------------------------
 

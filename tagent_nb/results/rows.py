@@ -22,7 +22,7 @@ MAX_KEY = 100
 
 _EXACT_FLOATS = 2**53
 _INT64 = 2**63
-_DEEPEST = 50
+DEEPEST = 50
 """Levels of a cell that become plain data; an object that holds itself has no end."""
 
 
@@ -174,21 +174,28 @@ def record_of(value: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def frame_of(values: Sequence[Any], index: Any = None) -> pd.DataFrame:
+def frame_of(values: Sequence[Any], index: Any = None, *, objects: bool = False) -> pd.DataFrame:
     """One row a value: records give columns, in the order in which fields first appear; if one of
     the values is no record, all of them are one column ``value``. ``None`` is a row of blanks.
 
     Columns get the dtype of what they hold where nothing is lost by it, else ``object``.
+
+    Args:
+        values: One a row.
+        index: Labels of the rows; without them they are counted.
+        objects: Whether records in the cells stay the objects that they are; else they become dicts.
     """
     import pandas as pd
 
     records = [record_of(value) for value in values]
     if any(record is None and value is not None for record, value in zip(records, values, strict=True)):
-        return pd.DataFrame({"value": column_of(values, index)}, index=index)
+        return pd.DataFrame({"value": column_of(values, index, objects=objects)}, index=index)
     names = dict.fromkeys(name for record in records if record for name in record)
     if not names and any(record is None for record in records):
-        return pd.DataFrame({"value": column_of(values, index)}, index=index)
-    columns = [column_of([(record or {}).get(name) for record in records], index) for name in names]
+        return pd.DataFrame({"value": column_of(values, index, objects=objects)}, index=index)
+    columns = [
+        column_of([(record or {}).get(name) for record in records], index, objects=objects) for name in names
+    ]
     frame = pd.DataFrame(dict(enumerate(columns)), index=_index_of(values, index))
     # A dict of columns would join names that are equal, such as 1 and True.
     frame.columns = index_from(list(names)) if names else pd.Index([], dtype="str")
@@ -201,18 +208,27 @@ def _index_of(values: Sequence[Any], index: Any) -> Any:
     return pd.RangeIndex(len(values)) if index is None else index
 
 
-def column_of(values: Iterable[Any], index: Any = None) -> pd.Series:
-    """A column with the dtype of its values where that loses nothing; ``None`` is missing."""
+def column_of(values: Iterable[Any], index: Any = None, *, objects: bool = False) -> pd.Series:
+    """A column with the dtype of its values where that loses nothing; ``None`` is missing.
+
+    Args:
+        values: The cells.
+        index: Labels of the rows.
+        objects: Whether values that are no single scalars stay the objects that they are.
+    """
     import pandas as pd
 
-    cells = [plain(value) for value in values]
+    kept = list(values) if objects else []
+    cells = [plain(value) for value in (kept or values)]
+    if any(isinstance(cell, dict | list | tuple) for cell in cells):
+        cells = kept or cells
     column: pd.Series = pd.Series(cells, index=index, dtype=_dtype(cells))
     return column
 
 
 def plain(value: Any, depth: int = 0) -> Any:
     """A cell as plain data: models as dicts, enums as their values, NumPy scalars as Python's."""
-    if depth > _DEEPEST:
+    if depth > DEEPEST:
         return value
     if type(value).__name__ in ("NAType", "NaTType"):
         return None

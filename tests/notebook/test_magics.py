@@ -707,6 +707,29 @@ def test_status_and_results(book: Notebook) -> None:
     assert "Did you mean 'load'?" in refused(book, "tagent_results laod")
 
 
+def test_results_stand_beside_their_source_and_go_to_a_file(
+    book: Notebook, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options of a step's frame, and a file of the kind that its name says."""
+    book("tagent_pipeline reviews")
+    book.python("load", "[{'text': 'ab'}, {'text': 'c'}]")
+    book.python("letters --map-over load", "{'all': list(load['text']), 'size': {'n': len(load['text'])}}")
+    book("tagent_run")
+    frame = book("tagent_results letters --source --nested columns --explode all")
+    assert list(frame.columns) == ["text", "all", "size.n", "error"]
+    assert frame["all"].tolist() == ["a", "b", "c"]
+    path = tmp_path / "letters.csv"
+    assert book(f"tagent_results letters --source --to {path}") is None
+    assert f"Written: {path} (2 rows)" in capsys.readouterr().out
+    assert path.read_text().startswith(",text,all,size,error\n0,ab,")
+    book(f"tagent_results --to {tmp_path / 'steps.xlsx'}")
+    assert len(pd.read_excel(tmp_path / "steps.xlsx")) == 2
+    assert "which step" in refused(book, "tagent_results --source")
+    assert "does not say what kind of file" in refused(book, f"tagent_results --to {tmp_path / 'a.doc'}")
+    missing = tmp_path / "no" / "a.csv"
+    assert f"{missing} cannot be written" in refused(book, f"tagent_results --to {missing}")
+
+
 def test_status_says_how_the_last_run_stands_also_a_paused_one(book: Notebook) -> None:
     def status() -> str:
         book("tagent_status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, RootModel, computed_field
 
-from tagent_nb import events
-from tagent_nb.errors import UnknownStepError
+from tagent_nb import FileStorageBackend, Pipeline, PipelineExecutor, events
+from tagent_nb.errors import DefinitionError, UnknownStepError
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult, is_frame, rows_of, table_text
@@ -774,3 +775,115 @@ def test_items_are_told_without_loading_pandas_or_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- with their sources, nested and exploded -----------------------------------------------------
+
+
+class Verdict(BaseModel):
+    text: str
+    place: Point | None = None
+    tags: list[str] = []
+    parts: list[Part] = []
+
+
+def reviewed(source: Any, **inputs: Any) -> PipelineResult:
+    """A step that gives verdicts on the rows of ``source``; it fails for a row whose text is bad."""
+
+    def judge(load: Any) -> Verdict:
+        text = load["text"]
+        if text == "bad":
+            raise NameError("unreadable")
+        return Verdict(text=text.upper(), place=Point(1), tags=list(text), parts=[Part(n=1)])
+
+    pipeline = Pipeline("reviews", inputs=inputs)
+    if not inputs:
+        pipeline.task(lambda: source, name="load")
+    pipeline.task(judge, map_over="load", min_success=0.0)
+    return PipelineExecutor(pipeline).run()
+
+
+@pytest.mark.parametrize("given_as", ["step", "input"])
+def test_answers_stand_beside_the_rows_that_they_are_about(given_as: str) -> None:
+    """By label, a failed one too; a name that both have is the source's dotted one, as in goals."""
+    load = pd.DataFrame(
+        {"text": ["ok", "bad", "go"], "stars": [5, 1, 3]}, index=pd.Index([7, 9, 9], name="id")
+    )
+    result = reviewed(load) if given_as == "step" else reviewed(None, load=load)
+    frame = result.output_frame("judge", source=True)
+    assert list(frame.columns) == ["load.text", "stars", "text", "place", "tags", "parts", "error"]
+    assert frame.index.equals(load.index)
+    assert frame["stars"].tolist() == [5, 1, 3]
+    assert frame["text"].tolist()[::2] == ["OK", "GO"]
+    assert frame["error"].tolist()[1] == "NameError: unreadable"
+    assert PipelineResult.from_json(result.to_json()).output_frame("judge", source=True)[
+        "stars"
+    ].tolist() == [5, 1, 3]
+
+
+def test_the_source_may_be_a_part_of_a_value_and_is_known_of_a_stored_run(tmp_path: Path) -> None:
+    pipeline = Pipeline("parts")
+    pipeline.task(lambda: {"rows": ["a", "bb"], "more": 1}, name="load")
+    pipeline.task(lambda load: len(load), name="size", map_over="load.rows")
+    storage = FileStorageBackend(tmp_path)
+    PipelineExecutor(pipeline, storage=storage).run()
+    frame = asyncio.run(PipelineExecutor(Pipeline("parts"), storage=storage).load_result()).output_frame(
+        "size", source=True
+    )
+    assert frame["load.rows.value"].tolist() == ["a", "bb"]
+    assert frame["value"].tolist() == [1, 2]
+
+
+def test_a_source_that_is_not_there_is_one_clear_error() -> None:
+    """The step is not mapped, its result is of an earlier version, or the source has no value."""
+    result = reviewed([{"text": "ok"}])
+    with pytest.raises(DefinitionError, match="'load' is not mapped"):
+        result.output_frame("load", source=True)
+    result.sources = {}
+    with pytest.raises(UnknownStepError, match="not recorded in this result"):
+        result.output_frame("judge", source=True)
+    result.sources = {"judge": "lost"}
+    with pytest.raises(UnknownStepError, match="no step 'lost'"):
+        result.output_frame("judge", source=True)
+
+
+def test_nested_records_become_dicts_columns_or_stay_objects() -> None:
+    result = reviewed([{"text": "ok"}, {"text": "bad"}])
+    assert result.output_frame("judge")["place"].tolist() == [{"x": 1, "y": 0.5}, None]
+    kept = result.output_frame("judge", nested="object")
+    assert kept["place"].tolist() == [Point(1), None]
+    assert kept["parts"].tolist()[0] == [Part(n=1)]
+    assert str(kept["text"].dtype) == str(result.output_frame("judge")["text"].dtype)
+    wide = result.output_frame("judge", nested="columns")
+    assert list(wide.columns) == ["text", "place.x", "place.y", "tags", "parts", "error"]
+    assert str(wide["place.x"].dtype) == "Int64"
+    with pytest.raises(DefinitionError, match="nested must be 'dict', 'columns', 'object', not 'wide'"):
+        result.output_frame("judge", nested="wide")
+
+
+def test_nested_columns_go_down_to_fields_that_are_no_records() -> None:
+    """Cells of other kinds beside records keep the column whole; a frame without columns stays one."""
+    deep = result_with([{"a": {"b": {"c": 1}, "d": []}, "m": {"x": 1}}, {"a": {"b": {"c": 2}}, "m": "text"}])
+    wide = deep.output_frame("s", nested="columns")
+    assert list(wide.columns) == ["a.b.c", "a.d", "m"]
+    assert wide["a.b.c"].tolist() == [1, 2]
+    assert result_with([]).output_frame("s", nested="columns").shape == (0, 0)
+    assert result_with(pd.DataFrame(index=[1, 2])).output_frame("s", nested="columns").shape == (2, 0)
+    single = result_with({"a": {"b": 1}}).output_frame("s", nested="object")
+    assert single["a"].tolist() == [{"b": 1}]
+
+
+def test_lists_get_a_row_an_item() -> None:
+    frame = reviewed([{"text": "ok"}, {"text": "bad"}]).output_frame("judge", explode="tags")
+    assert frame.index.tolist() == [0, 0, 1]
+    assert frame["tags"].tolist()[:2] == ["o", "k"]
+    assert str(frame["tags"].dtype) == TEXT
+    both = result_with([{"a": [1, 2], "b": ["x", "y"]}]).output_frame("s", explode=["a", "b"])
+    assert both.to_dict("list") == {"a": [1, 2], "b": ["x", "y"]}
+    with pytest.raises(DefinitionError, match="no column 'tag' to explode. Did you mean 'tags'"):
+        reviewed([{"text": "ok"}]).output_frame("judge", explode="tag")
+
+
+def result_with(value: Any) -> PipelineResult:
+    """A result whose step ``s`` has this value."""
+    return PipelineResult("p", True, 0.0, step_outputs={"s": value})

@@ -483,6 +483,7 @@ class PipelineMemory:
             budget=self.budget,
             final_step=final,
             final_output=_readable(outputs.get(final)),
+            sources=self._sources(),
         )
 
     def _final_step(self) -> str:
@@ -492,6 +493,13 @@ class PipelineMemory:
         steps = self.definition.get("steps", ())
         marked = next((step["name"] for step in steps if step.get("final")), None)
         return str(marked or self.definition.get("final", ""))
+
+    def _sources(self) -> dict[str, str]:
+        """What mapped steps run over, by step."""
+        if self.pipeline is not None:
+            return {step.name: step.map_over for step in self.pipeline.steps if step.map_over is not None}
+        steps = self.definition.get("steps", ())
+        return {step["name"]: step["map_over"] for step in steps if step.get("map_over")}
 
 
 def _readable(output: Output | None) -> Any:

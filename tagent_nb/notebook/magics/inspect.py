@@ -19,7 +19,7 @@ from tagent_nb.notebook.magics.base import NotebookMagics
 from tagent_nb.notebook.magics.explain import explain_step
 from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option
 from tagent_nb.notebook.magics.tables import cache_table, last_run, memories_table
-from tagent_nb.results import runs_frame
+from tagent_nb.results import NESTED, runs_frame, write_frame
 
 DAY = 86_400.0
 """Seconds."""
@@ -46,11 +46,31 @@ class InspectMagics(NotebookMagics):
     @arguments()
     @option("step", nargs="?", help="Give this step's values instead, as a DataFrame.")
     @option("--run", metavar="RUN", help="Of this recorded run; see %%tagent_history.")
+    @option("--source", action="store_true", help="Before the answers, the columns of what they are about.")
+    @option("--nested", choices=NESTED, default="dict", help="What records inside a row become.")
+    @option("--explode", metavar="COLUMN", action="append", default=[], help="A row an item of its lists.")
+    @option("--to", metavar="FILE", help="Write it to this file: .csv, .parquet, .xlsx or .arrow.")
     def tagent_results(self, args: Namespace) -> Any:
         """Give the result of the last run as a DataFrame, one row a step; it is 'result' too."""
+        if not args.step and (args.source or args.nested != "dict" or args.explode):
+            raise UsageError("%tagent_results: which step? Write: %tagent_results STEP --source")
         result = self.session.stored_result(args.run) if args.run else self.session.last_result()
         self.control.keep(result)
-        return result.output_frame(args.step) if args.step else result.to_frame()
+        frame = result.to_frame()
+        if args.step:
+            frame = result.output_frame(
+                args.step, source=args.source, nested=args.nested, explode=args.explode
+            )
+        if not args.to:
+            return frame
+        try:
+            write_frame(frame, args.to)
+        except OSError as error:
+            raise UsageError(
+                f"%tagent_results: {args.to} cannot be written: {error.strerror or error}."
+            ) from None
+        print(f"Written: {args.to} ({count(len(frame), 'row')})")
+        return None
 
     @line_magic
     @arguments()
