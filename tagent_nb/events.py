@@ -17,6 +17,26 @@ Components = Mapping[str, str]
 """Fingerprint of a unit of work: component name to digest (``"goal"``, ``"input:load.text"``)."""
 
 
+class _NoEntries(dict[str, Any]):
+    """An empty dict that is shared and so refuses changes; a copy of it is a usual one."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("What an event says cannot be changed. Copy it first: dict(event.metadata).")
+
+    __setitem__ = __ior__ = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[()]]:
+        return dict, ()
+
+
+NO_ENTRIES: Mapping[str, Any] = _NoEntries()
+"""What all events without entries have in common: a map of 100,000 rows would keep as many empty dicts."""
+
+
+def _no_entries() -> Mapping[str, Any]:
+    return NO_ENTRIES
+
+
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
     """Tokens and calls that were used.
@@ -147,10 +167,10 @@ class RunStarted(Event):
 
     pipeline: str
     steps: tuple[str, ...]
-    definition: Mapping[str, Any] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=_no_entries)
     host: str = ""
     pid: int = 0
-    memories: Mapping[str, Any] = field(default_factory=dict)
+    memories: Mapping[str, Any] = field(default_factory=_no_entries)
     budget: str = ""
     forced: tuple[str, ...] = ()
     use_cache: bool = True
@@ -166,7 +186,7 @@ class RunResumed(Event):
 
     steps: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    definition: Mapping[str, Any] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=_no_entries)
     host: str = ""
     pid: int = 0
     budget: str = ""
@@ -227,7 +247,7 @@ class StepProgress(StepEvent):
     """Something a running step did, such as a tool call; ``detail`` is plain data."""
 
     kind: str
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,9 +283,9 @@ class ApprovalRequested(StepEvent):
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    memories: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
+    facts: Mapping[str, Any] = field(default_factory=_no_entries)
+    memories: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +320,7 @@ class CallRecorded(StepEvent):
     kind: str
     key: str
     attempt: int = 1
-    request: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=_no_entries)
     answer: Any = None
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
@@ -324,12 +344,12 @@ class StepFinished(StepEvent):
 
     output: Output
     key: str = ""
-    components: Components = field(default_factory=dict)
+    components: Components = field(default_factory=_no_entries)
     attempt: int = 1
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,10 +358,10 @@ class StepCached(StepEvent):
 
     output: Output
     key: str
-    components: Components = field(default_factory=dict)
+    components: Components = field(default_factory=_no_entries)
     saved_usage: TokenUsage = NO_USAGE
     saved_cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,7 +375,7 @@ class StepFailed(StepEvent):
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,7 +419,7 @@ class MemorySaved(StepEvent):
 class SharedDataSaved(Event):
     """The values that all steps share, by name, as they were when the memory was saved."""
 
-    shared: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

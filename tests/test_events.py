@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -74,10 +77,16 @@ def test_an_event_tells_its_run_and_time() -> None:
         event.step = "other"  # type: ignore[misc]
 
 
-def test_defaults_of_events_are_not_shared() -> None:
-    first, other = (events.RunStarted(run_id="r", pipeline="p", steps=()) for _ in range(2))
-    assert first.definition == {}
-    assert first.definition is not other.definition
+def test_no_event_can_change_the_default_of_another() -> None:
+    event = events.RunStarted(run_id="r", pipeline="p", steps=())
+    definition: Any = event.definition
+    assert definition == {}
+    with pytest.raises(TypeError, match="Copy it first"):
+        definition["a"] = 1
+    for own in (dict(definition), copy.deepcopy(definition), pickle.loads(pickle.dumps(definition))):
+        own["a"] = 1
+        assert type(own) is dict
+    assert event.definition == {}
 
 
 def test_streamed_text_starts_and_waits_are_not_kept() -> None:

@@ -47,7 +47,7 @@ class PipelineResult:
         timed_out: Whether the run was stopped by its timeout; it can be resumed.
         unpriced_steps: Steps whose price is unknown, and which ``total_cost`` leaves out.
         steps: One :class:`StepResult` by name, in definition order.
-        events: What happened, in order.
+        events: What happened, in order, without streamed text and the starts of items.
         warnings: What the user should know.
         budget: The run's budget as text; empty without one. See :meth:`budget_shares`.
         final_step: Name of the step whose value is the final output; empty where no step is.

@@ -192,6 +192,8 @@ def examine(value: Any) -> tuple[str, frozenset[type]]:
 
 
 _NO_CLASSES: frozenset[type] = frozenset()
+_NOTHING: frozenset[str] = frozenset()
+"""Shared by all values: each call of ``frozenset()`` makes another set of 216 bytes."""
 
 
 def _frozen(walk: Encoder) -> frozenset[type]:
@@ -222,7 +224,7 @@ class StoredValue:
         stored = cls.__new__(cls)
         stored._value = value
         stored._blob = stored._digest = stored._refused = stored._schemas = stored._classes = None
-        stored.left_out = frozenset()
+        stored.left_out = _NOTHING
         return stored
 
     @classmethod
@@ -295,7 +297,8 @@ class StoredValue:
             try:
                 walk, self._blob, tree = _seal(self._value, "output")
                 self._classes = _frozen(walk)
-                self.left_out = frozenset(walk.left_out)
+                if walk.left_out:
+                    self.left_out = frozenset(walk.left_out)
                 if self._digest is None and walk.same:
                     walk.strip()
                     self._digest = _sha(self._blob if walk.sorted else to_canonical(tree).encode())

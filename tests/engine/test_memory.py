@@ -193,6 +193,8 @@ class TestFold:
         for key in ("1", "0"):
             memory.apply(step(events.StepStarted, item=key))
             memory.apply(finished(item=key, value=key, usage=used, cost=0.5))
+        kinds = [type(event) for event in memory.events[1:]]
+        assert kinds == [events.StepStarted, events.StepFinished, events.StepFinished]
         memory.apply(finished(value=["0", "1"], metadata={"item_keys": ["0", "1"], "item_index": [7, 8]}))
         state = memory.steps["a"]
         assert state.usage.output_tokens == 6

@@ -74,7 +74,7 @@ class PipelineMemory:
         memories: Memories saved by this or an earlier run.
         began_with: The memories of the pipeline when this run started.
         pending: What waits for a decision.
-        events: Everything applied so far but streamed text, in order.
+        events: Everything applied so far in order, but streamed text and the starts of items.
         pipeline: The definition that ran, in the process that ran it.
         reads_of: Gives the names of the steps that a step reads, where the definition is at hand.
         budget: The run's budget as text; empty without one.
@@ -180,7 +180,9 @@ class PipelineMemory:
         kind = type(event)
         if kind is StepStreamed:
             return
-        self.events.append(event)
+        # Stored runs have no starts. That of a step says why it ran; those of 100,000 items only take memory.
+        if kind is not StepStarted or event.item is None:  # type: ignore[attr-defined]
+            self.events.append(event)
         fold = _FOLDS.get(kind)
         if fold is not None:
             fold(self, event)

@@ -16,6 +16,7 @@ from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation, WorkItem
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
+    NO_ENTRIES,
     NO_USAGE,
     CallRecorded,
     Event,
@@ -340,12 +341,12 @@ class Attempts:
             item=work.item,
             output=output,
             key=work.key,
-            components={} if work.item is not None else work.components,
+            components=NO_ENTRIES if work.item is not None else work.components,
             attempt=attempt,
             seconds=seconds,
             usage=context.usage,
             cost=context.cost,
-            metadata=context.metadata,
+            metadata=context.metadata or NO_ENTRIES,
         )
 
 
