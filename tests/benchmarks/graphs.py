@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 
 Graph = dict[str, list[str]]
 
@@ -39,3 +40,14 @@ def chain(size: int) -> Graph:
 def fan(size: int) -> Graph:
     """One step, and all others wait for it."""
     return {f"s{n}": ["s0"] if n else [] for n in range(size)}
+
+
+def no_op_functions(graph: Graph) -> dict[str, Callable[..., Awaitable[object]]]:
+    """An async function for each step: it takes the values of the steps above it and gives its number."""
+    names: dict[str, Callable[..., Awaitable[object]]] = {}
+    lines = (
+        f"async def {name}({', '.join(above)}): return {number}"
+        for number, (name, above) in enumerate(graph.items())
+    )
+    exec("\n".join(lines), names)
+    return {name: names[name] for name in graph}

@@ -7,10 +7,10 @@ import random
 import time
 
 from tagent_nb import ExecutionMode, Pipeline, PipelineExecutor, StepContext
-from tests.benchmarks.graphs import Graph, chain, fan, layered, scattered
+from tests.benchmarks.graphs import Graph, chain, fan, layered, no_op_functions, scattered
 from tests.benchmarks.limits import bare
 from tests.benchmarks.measure import Sides, benchmark
-from tests.benchmarks.pipelines import no_op_functions, no_ops
+from tests.benchmarks.pipelines import no_ops
 
 BARE = "bare asyncio"
 

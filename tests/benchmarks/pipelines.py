@@ -9,21 +9,10 @@ from pathlib import Path
 
 from tagent_nb import ExecutionMode, Pipeline
 from tagent_nb.pipeline import PipelineStep, PythonBody
-from tests.benchmarks.graphs import Graph
+from tests.benchmarks.graphs import Graph, no_op_functions
 
 RECORDS = 1000
 """Steps of a chain of records."""
-
-
-def no_op_functions(graph: Graph) -> dict[str, Callable[..., Awaitable[object]]]:
-    """An async function for each step: it takes the values of the steps above it and gives its number."""
-    names: dict[str, Callable[..., Awaitable[object]]] = {}
-    lines = (
-        f"async def {name}({', '.join(above)}): return {number}"
-        for number, (name, above) in enumerate(graph.items())
-    )
-    exec("\n".join(lines), names)
-    return {name: names[name] for name in graph}
 
 
 def no_ops(graph: Graph, functions: Mapping[str, Callable[..., Awaitable[object]]] | None = None) -> Pipeline:
