@@ -26,6 +26,8 @@ from tagent_nb.serde import StoredValue
 from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
 
 STEPS = 12
+ROWS = 400
+ROWS_AT_ONCE = 8
 
 
 def say(*words: object) -> None:
@@ -170,6 +172,34 @@ async def run(storage: StorageBackend, effects: str) -> None:
     say("done", result.success, len(result.step_outputs))
 
 
+def mapped() -> Pipeline:
+    """A step over many rows, each of which notes that it ran."""
+    pipeline = Pipeline("kill my map")
+    pipeline.put(PipelineStep.from_cell("rows", f"list(range({ROWS}))", python=True))
+    pipeline.put(PipelineStep.from_cell("each", "await note(item)", python=True, map_over="rows"))
+    pipeline.put(PipelineStep.from_cell("count", "len(each)", python=True))
+    return pipeline
+
+
+async def run_map(storage: StorageBackend, effects: str) -> None:
+    """Run the map, or carry on where the last process was ended."""
+    file = os.open(effects, os.O_APPEND | os.O_WRONLY)
+
+    async def note(row: int) -> str:
+        await asyncio.sleep(0.0005 * (row % 7))
+        os.write(file, b"%d\n" % row)
+        return f"{row} " + "x" * 200
+
+    pipeline = mapped()
+    executor = PipelineExecutor(
+        pipeline, storage=storage, namespace={"note": note}, max_concurrency=ROWS_AT_ONCE
+    )
+    resume = bool(await storage.runs(pipeline.id))
+    say("go")
+    result = await executor.execute(resume=resume)
+    say("done", result.success, result["count"])
+
+
 def nursery(descriptor: int) -> list[str]:
     """Start processes, and wait for their end, as a test asks through a socket.
 
@@ -207,7 +237,7 @@ def main() -> None:
     storage = open_storage(url, durability=os.environ.get("DURABILITY", "fast"))  # type: ignore[arg-type]
     verbs: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
         "record": record, "many": many, "churn": churn, "claim": claim, "hang": hang, "restore": restore,
-        "run": run, "leave": leave, "turnover": turnover,
+        "run": run, "run_map": run_map, "leave": leave, "turnover": turnover,
     }  # fmt: skip
     asyncio.run(verbs[what](storage, *rest))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.memory.store import save
-from tagent_nb.errors import StorageError
+from tagent_nb.errors import EncodeError, StorageError
 from tagent_nb.events import (
     PASSING,
     Event,
@@ -20,6 +21,7 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline import Change
 from tagent_nb.redaction import redact
+from tagent_nb.serde import LARGE, StoredValue
 from tagent_nb.user_objects import safe_repr
 
 if TYPE_CHECKING:
@@ -28,8 +30,25 @@ if TYPE_CHECKING:
     from tagent_nb.runners import StepContext
 
 
+AHEAD = 64
+"""Items of mapped steps that may have ended without being recorded yet: what a crash makes run again."""
+
+AHEAD_SECONDS = 0.02
+"""Seconds after which they are written, however few they are."""
+
+
+class _Entry(NamedTuple):
+    """Events that wait to be written together, and what tells their sender; ``None`` without a waiter."""
+
+    events: Sequence[Event]
+    done: asyncio.Future[Change] | None
+
+
 class Recorder:
     """Takes the events of one run, and keeps its memory and its scheduler up to date. Made on the run's loop.
+
+    One write is under way at a time. What is to be recorded meanwhile goes out together in the next one,
+    in the order in which it came.
 
     Args:
         context: Of the run.
@@ -46,6 +65,15 @@ class Recorder:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._unwritten: list[Event] = []
+        # To record in memory takes no time that could be saved.
+        self._may_be_ahead = context.services.storage.durable
+        self._waiting: deque[_Entry] = deque()
+        self._is_writing = False
+        self._writer: asyncio.Task[None] | None = None  # the loop itself holds tasks weakly
+        self._timer: asyncio.TimerHandle | None = None
+        # Entries of items without a waiter, and why some could not be recorded.
+        self._ahead = 0
+        self._failure: BaseException | None = None
         self.machine = machine
         self.memory = machine.pipeline_memory
         self.attempts: dict[tuple[str, str | None], StepContext] = {}
@@ -57,11 +85,45 @@ class Recorder:
         Raises:
             StorageError: They could not be recorded; they were not applied either.
         """
-        saved = {event.key: event.value for event in events if type(event) is MemorySaved}
-        if not saved:
-            return await self._record(events)
-        # Stopped between the two, what is recorded would be stored for no other run.
-        return await run_shielded(self._record_and_store(events, saved))
+        for event in events:
+            if type(event) is MemorySaved:
+                # Stopped between the two, what is recorded would be stored for no other run.
+                return await run_shielded(self._record_and_store(events))
+        return await self._record(events)
+
+    async def record_item(self, events: Sequence[Event]) -> None:
+        """:meth:`record` the end of a mapped step's item, but return before it is durable.
+
+        At most :data:`AHEAD` items are ahead of what is recorded: :meth:`settled` waits for them, and what
+        depends on an item must come after that. An item that has learned something is waited for.
+
+        Raises:
+            StorageError: These or earlier events could not be recorded.
+        """
+        if not self._may_be_ahead or len(events) > 1 or self._ahead >= AHEAD:
+            await self.record(*events)
+            return
+        if self._failure is not None:
+            raise self._failure
+        self._ahead += 1
+        self._waiting.append(_Entry(events, None))
+        if self._is_writing:
+            return
+        if self._ahead >= AHEAD // 2:
+            self._write_waiting()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(AHEAD_SECONDS, self._write_waiting)
+
+    async def settled(self) -> None:
+        """Wait until all that was to be recorded is, also what :meth:`record_item` did not wait for.
+
+        Raises:
+            StorageError: Some of that could not be.
+        """
+        if self._waiting or self._is_writing:
+            await self._in_line(())
+        if self._failure is not None:
+            raise self._failure
 
     def publish(self, event: Event) -> Change | None:
         """Apply an event and call the observers; storage gets it with the next record."""
@@ -96,26 +158,107 @@ class Recorder:
         services = self._context.services
         await save(services.storage, self.memory.pipeline_id, services.schemas, saved)
 
-    async def _record_and_store(self, events: Sequence[Event], saved: Mapping[str, Any]) -> Change:
+    async def _record_and_store(self, events: Sequence[Event]) -> Change:
         change = await self._record(events)
-        await self.save_memories(saved)
+        await self.save_memories({event.key: event.value for event in events if type(event) is MemorySaved})
         return change
 
     async def _record(self, events: Sequence[Event]) -> Change:
-        batch = events
+        if self._is_writing or self._waiting:
+            return await self._in_line(events)
+        # Nothing is in the way: to write here takes less time than to wake a task.
+        self._is_writing = True
+        try:
+            await self._append(events)
+            return self._applied(events)
+        finally:
+            self._is_writing = False
+            if self._waiting:
+                self._write_waiting()
+
+    async def _in_line(self, events: Sequence[Event]) -> Change:
+        """Have events written behind all that waits, also if who waits here is stopped."""
+        done: asyncio.Future[Change] = self._loop.create_future()
+        self._waiting.append(_Entry(events, done))
+        if not self._is_writing:
+            self._write_waiting()
+        return await done
+
+    def _write_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._is_writing = True
+        self._writer = self._loop.create_task(self._write_all(), name="tagent-nb recorder")
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            await self._write(self._next_entries())
+        self._is_writing = False
+
+    def _next_entries(self) -> list[_Entry]:
+        """What goes out in one write: not too much to be held in memory twice."""
+        entries: list[_Entry] = []
+        size = 0
+        while self._waiting and size <= LARGE:
+            entry = self._waiting.popleft()
+            entries.append(entry)
+            size += sum(_size(event) for event in entry.events)
+        return entries
+
+    async def _write(self, entries: Sequence[_Entry]) -> None:
+        try:
+            events = [event for entry in entries for event in entry.events]
+            if events:
+                await self._append(events)
+        except EncodeError as error:
+            if len(entries) == 1:
+                self._refuse(entries[0], error)
+                return
+            # Nothing of it is recorded, and one of them is to blame.
+            for entry in entries:
+                await self._write([entry])
+        except BaseException as error:  # all who wait must get it
+            for entry in entries:
+                self._refuse(entry, error)
+        else:
+            for entry in entries:
+                self._accept(entry)
+
+    def _accept(self, entry: _Entry) -> None:
+        try:
+            change = self._applied(entry.events)
+        except Exception as error:
+            self._refuse(entry, error)
+            return
+        if entry.done is None:
+            self._ahead -= 1
+        elif not entry.done.done():
+            entry.done.set_result(change)
+
+    def _refuse(self, entry: _Entry, error: BaseException) -> None:
+        if entry.done is None:
+            self._ahead -= 1
+            self._failure = self._failure or error
+        elif not entry.done.done():
+            entry.done.set_exception(error)
+
+    async def _append(self, events: Sequence[Event]) -> None:
         if self._unwritten:
-            batch = [*self._unwritten, *events]
+            events = [*self._unwritten, *events]
             self._unwritten = []
         context = self._context
         try:
             await context.services.storage.append(
-                self.memory.pipeline_id, context.run_id, batch, token=context.token
+                self.memory.pipeline_id, context.run_id, events, token=context.token
             )
         except StorageError as error:
             # What cannot be recorded must not be acted upon, nor be taken for a failure of the step.
             if self.on_failure is not None:
                 self.on_failure(error)
             raise
+
+    def _applied(self, events: Sequence[Event]) -> Change:
         change: Change | None = None
         for event in events:
             change = self._apply(event)
@@ -142,3 +285,9 @@ class Recorder:
 
 _COUNTED = (StepRetried, StepFinished, StepFailed)
 """Events that count what an attempt has spent."""
+
+
+def _size(event: Event) -> int:
+    """Bytes of an event's value, as far as they are encoded already."""
+    output = getattr(event, "output", None)
+    return output.size if isinstance(output, StoredValue) else 0

@@ -268,6 +268,14 @@ class RunLoop:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*tuple(self._tasks), return_exceptions=True)
+        try:
+            # What has ended is recorded, and only what has not is cancelled.
+            await self._recorder.settled()
+        finally:
+            self._cancel_units()
+
+    def _cancel_units(self) -> None:
+        """Say of each unit under way that it was stopped."""
         undecided = self._approvals.only_undecided
         for name, step in self._recorder.memory.steps.items():
             for key, item in (step.items or {}).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +20,13 @@ from pydantic import BaseModel
 
 from tagent_nb import ExecutionMode, Pipeline, PipelineExecutor, PipelineStep, ResumeConflictError
 from tagent_nb.cache import ResultCache
+from tagent_nb.engine.recorder import AHEAD
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.runners import StepContext
-from tagent_nb.storage import RecordStoreBackend, open_storage
+from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
 from tests.redis_server import RedisServer
 from tests.storage.test_storage_faults import BACKENDS, Child, Repetitions, finished, kind_of, report
-from tests.storage_child import STEPS, steps
+from tests.storage_child import ROWS, ROWS_AT_ONCE, STEPS, mapped, steps
 
 pytestmark = pytest.mark.faults
 
@@ -204,6 +206,52 @@ async def test_equal_questions_at_once_make_one_call(tmp_path: Path, repetitions
         # The failed call, and one for each of the two questions; nobody else asked.
         wrong += calls != 3 or answers.count("answer") != 19
     report("equal questions at once", count, wrong)
+
+
+# -- killed in the middle of a map -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", BACKENDS, indirect=True)
+async def test_killed_in_the_middle_of_a_map(url: str, tmp_path: Path, repetitions: Repetitions) -> None:
+    """What is recorded never runs again. Of what had ended, little enough was not recorded."""
+    count, injected, lost, most = repetitions(4, 100), 0, 0, 0
+    effects, pipeline_id = tmp_path / "effects", mapped().id
+    while injected < count:
+        effects.write_text("")
+        recorded: set[str] = set()
+        seen, output, patience = 0, "", 0.15
+        while "done" not in output:
+            child = Child("run_map", url, str(effects))
+            assert child.hear() == "go"
+            time.sleep(random.random() * patience)
+            # On a busy machine it needs longer to come any further.
+            patience *= 1.1
+            output = " ".join(child.kill())
+            injected += "done" not in output
+            ran = effects.read_text().split()
+            session, seen = ran[seen:], len(ran)
+            lost += len(set(session) & recorded) + len(session) - len(set(session))
+            storage = open_storage(url)
+            runs = await storage.runs(pipeline_id)
+            items = await finished_items(storage, pipeline_id, runs[-1].run_id) if runs else []
+            await storage.close()
+            lost += len(items) - len(set(items)) + len(recorded - set(items))
+            recorded = set(items)
+            most = max(most, len(set(session) - recorded))
+        assert f"done True {ROWS}" in output
+        assert len(recorded) == ROWS
+        storage = open_storage(url)
+        await storage.delete_run(pipeline_id, runs[-1].run_id)
+        await storage.close()
+    print(f"\nat most {most} rows had ended without being recorded")
+    assert most <= AHEAD + ROWS_AT_ONCE
+    report(f"SIGKILL in the middle of a map ({kind_of(url)})", injected, lost)
+
+
+async def finished_items(storage: StorageBackend, pipeline_id: str, run_id: str) -> list[str]:
+    """The items that a run has recorded, in order."""
+    events = await storage.read_run(pipeline_id, run_id)
+    return [event.item for event in events if isinstance(event, StepFinished) and event.item is not None]
 
 
 # -- locks and writers beside it ---------------------------------------------------------------

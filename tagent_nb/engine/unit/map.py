@@ -92,6 +92,8 @@ class MapExecution:
         why = await self._preparation.why_it_runs(work)
         recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
         left = await self._run_items(prepared, outputs, await self._wanted(step, outputs, rows))
+        # From here on others act on what the items gave.
+        await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
         if left:
             self._approvals.leave(step.name, left)
@@ -158,7 +160,7 @@ class MapExecution:
                 if self._is_recorded(work):
                     continue
                 try:
-                    await recorder.record(*await self._execution.events_of(work))
+                    await recorder.record_item(await self._execution.events_of(work))
                 except StepSuspended:
                     left += 1
                 if work.has_yielded:
