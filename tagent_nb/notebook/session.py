@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -165,6 +165,38 @@ class Session:
         }
         self._current = key if self._current == old else self._current
         return space.pipeline
+
+    def fork(self, name: str, changes: Mapping[str, Any]) -> Pipeline:
+        """Make a second pipeline of the current one's steps with some changes, and make it current.
+
+        It has the storage and the options of the current one. See :meth:`Pipeline.fork`.
+
+        Raises:
+            DefinitionError: The name is taken, or a change is not allowed.
+            UnknownStepError: A change names no step.
+        """
+        space = self.workspace
+        pipeline = space.pipeline.fork(name, changes)
+        if pipeline.name in self.workspaces:
+            raise DefinitionError(
+                f"There is a pipeline {pipeline.name!r} already. Choose another name, or take it out: "
+                f"%tagent_pipeline {pipeline.name} --delete"
+            )
+        names = {
+            step: replace(cell, step=pipeline.get_step(step), objects=dict(cell.objects))
+            for step, cell in space.names.items()
+        }
+        made = self._workspace(pipeline, space.where, space.keep_last)
+        self.workspaces[pipeline.name] = replace(
+            made,
+            cached=space.cached,
+            recording=space.recording,
+            max_concurrency=space.max_concurrency,
+            names=names,
+            model_name=space.model_name,
+        )
+        self._current = pipeline.name
+        return pipeline
 
     def delete(self, name: str, *, runs: bool = False) -> None:
         """Take a pipeline out of this notebook; another one becomes current.
@@ -370,7 +402,7 @@ class Session:
         past = RunHistory(workspace.storage, pipeline.id, pipeline.name, most=3)
         return submit(past.durations([step.name for step in pipeline.steps]))
 
-    def stored_result(self, run_id: str | None = None) -> PipelineResult:
+    def stored_result(self, run_id: str | None = None, workspace: Workspace | None = None) -> PipelineResult:
         """The result of a recorded run of the current pipeline, without an id of the newest.
 
         Raises:
@@ -379,25 +411,25 @@ class Session:
         """
         from tagent_nb.engine import read_memory, schemas_of
 
-        space = self.workspace
+        space = workspace or self.workspace
         schemas = schemas_of(space.pipeline, self.schemas().values(), self.namespace)
         reading = read_memory(space.storage, space.pipeline.name, run_id, schemas)
         return submit(reading).result().to_result()
 
-    def last_result(self) -> PipelineResult:
-        """The last result of this kernel, else of the storage.
+    def last_result(self, workspace: Workspace | None = None) -> PipelineResult:
+        """The last result of this kernel, else of the storage; of the current pipeline, or of a workspace.
 
         Raises:
             NotStoredError: The pipeline has not run yet.
         """
-        result = self.workspace.result
-        if result is not None:
-            return result
+        space = workspace or self.workspace
+        if space.result is not None:
+            return space.result
         try:
-            return self.stored_result()
+            return self.stored_result(workspace=space)
         except NotStoredError:
             raise NotStoredError(
-                f"Pipeline {self.pipeline.name!r} has not run yet. Run it with %tagent_run."
+                f"Pipeline {space.pipeline.name!r} has not run yet. Run it with %tagent_run."
             ) from None
 
     # -- what options name ------------------------------------------------------------------

@@ -329,6 +329,29 @@ class Pipeline:
         copy.variables = self.variables
         return copy
 
+    def fork(self, name: str, changes: Mapping[str, Any] | None = None) -> Pipeline:
+        """A pipeline of another name with the same steps but for some changes, to be compared with this one.
+
+        What has not changed has the same fingerprint, so a cache answers for it: nothing of it is paid again.
+        Later changes of this pipeline do not reach the other.
+
+        Args:
+            name: The new pipeline's.
+            changes: New values by step and field, as in ``{"classify.model": "openai:gpt-5"}`` or
+                ``{"classify.settings.temperature": 0.0}``.
+
+        Raises:
+            DefinitionError: A change names no field that may be changed, or its value is not allowed.
+            UnknownStepError: There is no such step.
+        """
+        other = self.snapshot()
+        other.name, other._known = pipeline_name(name), None
+        for place, value in (changes or {}).items():
+            step, _, field = place.partition(".")
+            field, _, key = field.partition(".")
+            other.put(_with_change(other.get_step(step), place, field, key, value))
+        return other
+
     def forget_dependencies(self) -> None:
         """Work out dependencies anew: in a snapshot they are kept, and :attr:`inputs` has changed."""
         self._known = None if self._known is None else {}
@@ -515,3 +538,27 @@ def _same_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
         left[name] is right[name] or StoredValue.of(left[name]).digest == StoredValue.of(right[name]).digest
         for name in left
     )
+
+
+_FIXED_FIELDS = ("name", "body", "retry_count")
+"""What makes a step another one, or is no part of its definition."""
+
+
+def _with_change(step: PipelineStep, place: str, field: str, key: str, value: Any) -> PipelineStep:
+    """A step with another value of a field, or of one key of a field that is a dict."""
+    allowed = [name for name in step.__dataclass_fields__ if name not in _FIXED_FIELDS]
+    if field not in allowed:
+        raise DefinitionError(
+            f"{place!r} names no field of a step that can be changed.{did_you_mean(field, allowed)} Write "
+            f"STEP.FIELD, such as {step.name}.goal. Fields: {', '.join(allowed)}."
+        )
+    if step.is_python and field == "goal":
+        raise DefinitionError(
+            f"{place!r}: step {step.name!r} is Python, which has no goal. Put another step."
+        )
+    if not key:
+        return step.with_(**{field: value})
+    before = getattr(step, field)
+    if not isinstance(before, dict):
+        raise DefinitionError(f"{place!r}: {field!r} has no parts. Write {step.name}.{field}.")
+    return step.with_(**{field: {**before, key: value}})

@@ -12,7 +12,16 @@ from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import short_text, value_text
 from tagent_nb.redaction import redact
 from tagent_nb.results.records import RunRecord, StepResult, error_line, no_value, steps_of
-from tagent_nb.results.rows import DEEPEST, column_of, frame_of, is_frame, items_of, record_of, rows_of
+from tagent_nb.results.rows import (
+    DEEPEST,
+    column_of,
+    frame_of,
+    is_frame,
+    is_missing,
+    items_of,
+    record_of,
+    rows_of,
+)
 from tagent_nb.serde import index_from, index_of
 from tagent_nb.templating import Reference, distinct, lookup
 from tagent_nb.user_objects import safe_repr, safe_str
@@ -237,7 +246,7 @@ def _unnested(frame: pd.DataFrame) -> pd.DataFrame:
 def _add_fields(columns: list[tuple[Any, Any]], label: Any, column: Any, index: Any, depth: int = 0) -> None:
     cells = column.tolist() if str(column.dtype) == "object" else []
     records = [cell for cell in cells if isinstance(cell, dict)]
-    blank = all(isinstance(cell, dict) or _is_missing(cell) for cell in cells)
+    blank = all(isinstance(cell, dict) or is_missing(cell) for cell in cells)
     fields = dict.fromkeys(name for record in records for name in record)
     if not fields or not blank or depth > DEEPEST:
         columns.append((label, column))
@@ -245,10 +254,6 @@ def _add_fields(columns: list[tuple[Any, Any]], label: Any, column: Any, index: 
     for name in fields:
         values = [cell.get(name) if isinstance(cell, dict) else None for cell in cells]
         _add_fields(columns, f"{label}.{name}", column_of(values, index), index, depth + 1)
-
-
-def _is_missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and cell != cell)
 
 
 def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str) -> pd.DataFrame:
@@ -264,7 +269,7 @@ def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str) -> pd.DataFr
     frame = frame.explode(list(names))
     for name in names:
         frame[name] = column_of(
-            [None if _is_missing(cell) else cell for cell in frame[name].tolist()], frame.index
+            [None if is_missing(cell) else cell for cell in frame[name].tolist()], frame.index
         )
     return frame
 

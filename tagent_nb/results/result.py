@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.pipeline import Share
+    from tagent_nb.results.compare import Comparison
+    from tagent_nb.results.evaluate import Evaluation
 
 T = TypeVar("T")
 
@@ -286,6 +288,39 @@ class PipelineResult:
         if step is None and options:
             raise DefinitionError(f"{', '.join(options)}: of which step? Write to_file(path, step, ...).")
         write_frame(self.to_frame() if step is None else self.output_frame(step, **options), path, kind)
+
+    # -- against another result, or a truth (see compare.py, evaluate.py) ---------------------
+
+    def compare(self, other: PipelineResult, names: Sequence[str] = ()) -> Comparison:
+        """What differs from another result, of this pipeline or of another one, step by step and row by row.
+
+        Steps are those that both have; items of mapped steps stand side by side by their keys.
+
+        Args:
+            other: The other result.
+            names: What to call the two; without them, by their pipelines, or by their runs.
+        """
+        from tagent_nb.results.compare import compare
+
+        return compare(self, other, names)
+
+    def evaluate(self, answer: str, truth: str) -> Evaluation:
+        """How good answers are, where the truth is known: accuracy, and precision, recall and F1 by class.
+
+        Each has a 95 % interval, by a bootstrap over the rows.
+
+        Args:
+            answer: Step and field of the answers, such as ``"classify.label"``; a step alone is its value.
+            truth: Step or input, and field, of what is true, such as ``"load.label"``. Rows without one are
+                left out; a row without an answer is a wrong one.
+
+        Raises:
+            DefinitionError: The two have not equally many rows, or no row has a truth.
+            UnknownStepError: There is no such step or field.
+        """
+        from tagent_nb.results.evaluate import evaluate
+
+        return evaluate(self, answer, truth)
 
     # -- storing ----------------------------------------------------------------------------
 

@@ -230,7 +230,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     """A cell as plain data: models as dicts, enums as their values, NumPy scalars as Python's."""
     if depth > DEEPEST:
         return value
-    if type(value).__name__ in ("NAType", "NaTType"):
+    if is_missing(value) and not isinstance(value, float):
         return None
     if isinstance(value, Enum):
         return plain(value.value, depth + 1)
@@ -245,6 +245,13 @@ def plain(value: Any, depth: int = 0) -> Any:
     if numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in "biufUS":
         return own_float(value) if value.dtype.kind == "f" else value.item()
     return value
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell of a frame is none: ``None``, NaN, or what pandas has for a missing time or integer."""
+    if cell is None or (isinstance(cell, float) and cell != cell):
+        return True
+    return type(cell).__name__ in ("NAType", "NaTType")
 
 
 def _dtype(cells: list[Any]) -> Any:

@@ -12,7 +12,7 @@ from tagent_nb.engine import submit
 from tagent_nb.errors import TagentError
 from tagent_nb.notebook.magics.registry import magic_functions
 from tagent_nb.notebook.session import Session
-from tagent_nb.pipeline import is_variable
+from tagent_nb.pipeline import PipelineStep, is_variable
 
 _LINE = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(tagent_\w+)[ \t](.*)$", re.DOTALL)
 _REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$", re.DOTALL)
@@ -109,6 +109,11 @@ class MagicCompleter:
             return fragment.rpartition(",")[2], self._steps(), False
         if before in _RUN_OPTIONS or (not before and magic == "tagent_history"):
             return fragment, self._runs(), False
+        if magic == "tagent_compare" and not before.startswith("-"):
+            return fragment, [*sorted(self.session.workspaces), *self._runs()], False
+        if before == "--set":
+            fields = [field for field in PipelineStep.__dataclass_fields__ if field not in ("name", "body")]
+            return fragment, [f"{step}.{field}=" for step in self._steps() for field in fields], False
         if not before and magic == "tagent_pipeline":
             return fragment, sorted(self.session.workspaces), False
         if not before and magic == "tagent_nest":

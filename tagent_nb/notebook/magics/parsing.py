@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
+from IPython.core.magic import no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
@@ -46,7 +47,9 @@ ROLES_HELP = " ".join(
 """Help of the option for models by role."""
 
 
-def arguments(*, cell: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def arguments(
+    *, cell: bool = False, expand: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a method the function of a magic that reads options (see :func:`option`).
 
     The method is called with the options in place of the line, a cell magic's with the cell as well.
@@ -55,6 +58,8 @@ def arguments(*, cell: bool = False) -> Callable[[Callable[..., Any]], Callable[
 
     Args:
         cell: Whether it is a cell magic. Its line may go on in the next one after a backslash.
+        expand: Whether IPython puts values of variables into the line, for ``$name`` and ``{name}``. In a
+            goal braces mean something else.
     """
 
     def add(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +80,7 @@ def arguments(*, cell: bool = False) -> Callable[[Callable[..., Any]], Callable[
                     return None
                 return method(self, args, body) if cell else method(self, args)
 
-        return magic
+        return magic if expand else no_var_expand(magic)
 
     return add
 

@@ -8,6 +8,7 @@ from typing import Any
 from tagent_nb.notebook.magics.approve import ApproveMagics
 from tagent_nb.notebook.magics.ask import AskMagics
 from tagent_nb.notebook.magics.base import NotebookMagics
+from tagent_nb.notebook.magics.compare import CompareMagics
 from tagent_nb.notebook.magics.define import DefineMagics
 from tagent_nb.notebook.magics.export import ExportMagics
 from tagent_nb.notebook.magics.inspect import InspectMagics
@@ -21,6 +22,7 @@ GROUPS: tuple[type[NotebookMagics], ...] = (
     DefineMagics,
     RunMagics,
     InspectMagics,
+    CompareMagics,
     ApproveMagics,
     AskMagics,
     ExportMagics,
