@@ -63,6 +63,7 @@ class Secrets:
 
 
 _noticed: Any = None
+_version = 0
 _secrets = Secrets({})
 
 
@@ -75,7 +76,7 @@ def note_secrets() -> Secrets:
     An environment that has not changed is not read again: its raw data are compared, which takes a
     hundredth of the time of reading it.
     """
-    global _noticed, _secrets
+    global _noticed, _secrets, _version
     environment = os.environ
     raw = getattr(environment, "_data", None)
     if type(raw) is not dict:  # another mapping is in its place
@@ -89,7 +90,14 @@ def note_secrets() -> Secrets:
         if _seen != before:
             _secrets = Secrets(_seen.copy())
         _noticed = noticed
+        _version += 1
     return _secrets
+
+
+def environment_version() -> int:
+    """A number that is another one whenever the environment has changed."""
+    note_secrets()
+    return _version
 
 
 def _forms(value: str) -> Iterable[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import StepError
 from tagent_nb.formatting import whole_text
@@ -20,8 +22,12 @@ from tagent_nb.runners.validators import Checks
 from tagent_nb.templating import DATA_RULE, delimit, render
 
 if TYPE_CHECKING:
-    from pydantic_ai import Agent
+    from pydantic_ai import Agent, Tool
+    from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model
+
+    from tagent_nb.runners.agent.request import RequestTemplate
+    from tagent_nb.runners.models.gateway import ModelGateway
 
 
 ROLE = "You carry out one step of a pipeline. Do what the task says and give the result only."
@@ -82,6 +88,7 @@ class AgentRunner:
 
     def __init__(self, models: Models | None = None) -> None:
         self.models = Models() if models is None else models
+        self._shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()
 
     async def run(self, step: PipelineStep, context: StepContext) -> Any:
         """Return the model's answer.
@@ -96,32 +103,168 @@ class AgentRunner:
         """
         task = prompt(step, context)
         model = await self.models.get(context.model, offline=context.offline)
-        checks = Checks(step, context)
-        return await _answer(step, context, model, _agent(step, context, model, checks), task, checks)
+        tools = _usable_tools(step, context, model)
+        shared = self._shared_by_units(step, context, model)
+        unit = _Unit(step, context, model, shared, task, tools)
+        context.metadata["model"] = model_name(context.model)
+        with tools_of(context), captured(Lines(context.write)):
+            try:
+                template = None if tools else await shared.template()
+                return await (unit.by_agent() if template is None else unit.by_template(template))
+            except asyncio.CancelledError:
+                context.stop.set()
+                raise
+            except Exception as error:
+                better = explained(step, context, error, unit.messages, unit.checks.refused)
+                if better is error:
+                    raise
+                raise better from error
+
+    def _shared_by_units(self, step: PipelineStep, context: StepContext, model: Model[Any]) -> _Shared:
+        """What is the same for all units of a step in one run, worked out for the first of them."""
+        of_loop = self._shared.setdefault(asyncio.get_running_loop(), {})
+        shared, system = of_loop.get(step.name), instructions(context)
+        if shared is None or not shared.serves(step, context.run_id, model, system):
+            shared = of_loop[step.name] = _Shared(step, context, model, system)
+        return shared
 
 
-def _agent(step: PipelineStep, context: StepContext, model: Model[Any], checks: Checks) -> Agent[Any, Any]:
-    from pydantic_ai import Agent
+class _Shared:
+    """What the units of a step share in one run.
 
-    from tagent_nb.runners.models.gateway import ModelGateway
-    from tagent_nb.runners.models.output import output_of
+    Attributes:
+        settings: Those of the step.
+    """
 
-    output, hint = output_of(model, step.output_schema, step.output_mode)
-    streamed = streams(step, context, model)
-    agent: Agent[Any, Any] = Agent(
-        ModelGateway(
-            model, context, context.write if streamed else None, structured=step.output_schema is not None
-        ),
-        output_type=output,
-        instructions="\n\n".join([instructions(context), *hint]),
-        name=step.name,
-        deps_type=StepContext,
-        retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
-        tools=toolset(_usable_tools(step, context, model), context),
-    )
-    if step.checks:
-        agent.output_validator(checks.validate)
-    return agent
+    def __init__(self, step: PipelineStep, context: StepContext, model: Model[Any], system: str) -> None:
+        from tagent_nb.runners.models.output import output_of
+
+        self._of = (step, context.run_id, model, system)
+        self._template: asyncio.Future[RequestTemplate | None] | None = None
+        self._output, hint = output_of(model, step.output_schema, step.output_mode)
+        self._instructions = "\n\n".join([system, *hint])
+        self.settings = model_settings(step, model)
+        self._without_tools = self.agent([])
+
+    def serves(self, step: PipelineStep, run_id: str, model: Model[Any], system: str) -> bool:
+        """Whether it is of this step in this run."""
+        of_step, of_run, of_model, of_system = self._of
+        return of_step is step and of_model is model and (of_run, of_system) == (run_id, system)
+
+    def agent(self, tools: list[Tool[Any]]) -> Agent[Any, Any]:
+        """An agent for the step, which gets its model when it runs."""
+        from pydantic_ai import Agent
+
+        step = self._of[0]
+        return Agent(
+            None,
+            output_type=self._output,
+            instructions=self._instructions,
+            name=step.name,
+            deps_type=StepContext,
+            retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
+            tools=tools,
+        )
+
+    async def template(self) -> RequestTemplate | None:
+        """The request that units fill in; ``None`` where only an agent can make it."""
+        if self._template is None:
+            from tagent_nb.runners.agent.request import request_template
+
+            step, _, model, _ = self._of
+            made = request_template(
+                self._without_tools, model, self.settings, self._output, step.output_schema
+            )
+            self._template = asyncio.ensure_future(made)
+        return await asyncio.shield(self._template)
+
+
+class _Unit:
+    """One attempt at one unit.
+
+    Attributes:
+        messages: The conversation so far.
+        checks: The checks of the step.
+    """
+
+    def __init__(
+        self,
+        step: PipelineStep,
+        context: StepContext,
+        model: Model[Any],
+        shared: _Shared,
+        task: str,
+        tools: Mapping[str, Any],
+    ) -> None:
+        self._step = step
+        self._context = context
+        self._model = model
+        self._shared = shared
+        self._task = task
+        self._tools = tools
+        self._refusal = ""
+        self.messages: Sequence[ModelMessage] = ()
+        self.checks = Checks(step, context)
+
+    def _gateway(self, outcome: ModelResponse | Exception | None = None) -> ModelGateway:
+        from tagent_nb.runners.models.gateway import ModelGateway
+
+        context = self._context
+        streamed = streams(self._step, context, self._model)
+        return ModelGateway(
+            self._model,
+            context,
+            context.write if streamed else None,
+            structured=self._step.output_schema is not None,
+            outcome=outcome,
+        )
+
+    async def by_template(self, template: RequestTemplate) -> Any:
+        """Ask once; an answer that is not plainly right, or that a check refuses, goes to an agent."""
+        from tagent_nb.runners.agent.request import FOR_THE_AGENT, UnusualAnswer
+
+        gateway = self._gateway()
+        messages = template.messages(gateway, self._task)
+        settings: Any = None if template.settings is None else {**template.settings}
+        try:
+            response = await gateway.request(messages, settings, template.parameters)
+        except FOR_THE_AGENT as error:
+            return await self.by_agent(error)
+        try:
+            value = template.value(response)
+        except UnusualAnswer:
+            return await self.by_agent(response)
+        if self._step.checks:
+            self._refusal = await self.checks.judge(value)
+        return await self.by_agent(response) if self._refusal else value
+
+    async def by_agent(self, outcome: ModelResponse | Exception | None = None) -> Any:
+        """Let an agent go on until it has an answer.
+
+        Args:
+            outcome: What the first request has come to already. A check that has refused that answer is not
+                asked again.
+        """
+        from pydantic_ai import capture_run_messages
+
+        agent = self._shared.agent(toolset(self._tools, self._context))
+        if self._step.checks:
+            agent.output_validator(self._validated)
+        with capture_run_messages() as self.messages:
+            gateway = self._gateway(outcome)
+            result = await agent.run(
+                self._task, model=gateway, deps=self._context, model_settings=self._shared.settings
+            )
+        return result.output
+
+    async def _validated(self, value: Any) -> Any:
+        """What the checks say of a value; of the first one they may have said it already."""
+        from pydantic_ai.exceptions import ModelRetry
+
+        refusal, self._refusal = self._refusal, ""
+        if refusal:
+            raise ModelRetry(refusal)
+        return await self.checks.validate(value)
 
 
 def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -> dict[str, Any]:
@@ -136,28 +279,3 @@ def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -
         )
     context.progress("tools_left_out", tools=list(tools), message="this model cannot call tools")
     return {}
-
-
-async def _answer(
-    step: PipelineStep,
-    context: StepContext,
-    model: Model[Any],
-    agent: Agent[Any, Any],
-    task: str,
-    checks: Checks,
-) -> Any:
-    from pydantic_ai import capture_run_messages
-
-    context.metadata["model"] = model_name(context.model)
-    with capture_run_messages() as messages, tools_of(context), captured(Lines(context.write)):
-        try:
-            result = await agent.run(task, deps=context, model_settings=model_settings(step, model))
-        except asyncio.CancelledError:
-            context.stop.set()
-            raise
-        except Exception as error:
-            better = explained(step, context, error, messages, checks.refused)
-            if better is error:
-                raise
-            raise better from error
-    return result.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -12,9 +11,11 @@ from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.pipeline import PipelineStep
+from tagent_nb.redaction import environment_version
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models import local
 from tagent_nb.runners.models.resolve import is_local, models_behind, resolve_model, stand_in
+from tagent_nb.templating import instance_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -44,19 +45,22 @@ class Models:
         Raises:
             ModelError: The model cannot be used.
         """
+        if instance_of(wanted, "pydantic_ai.models", "Model"):
+            return cast("Model[Any]", wanted)
         if not isinstance(wanted, str):
             return await asyncio.to_thread(resolve_model, wanted)
         address = "offline" if offline else ""
         if is_local(wanted) and not offline:
             address = await asyncio.to_thread(local.address)
         # A key that is set later must be read; its value stays where it is.
-        key = (type(wanted), wanted, address, hash(frozenset(os.environ.items())))
+        key = (type(wanted), wanted, address, environment_version())
         models = self._models.setdefault(asyncio.get_running_loop(), {})
         if key not in models:
             make = stand_in if offline else resolve_model
             models[key] = asyncio.ensure_future(asyncio.to_thread(make, wanted))
             models[key].add_done_callback(functools.partial(_forget_failed, models, key))
-        return await asyncio.shield(models[key])
+        made = models[key]
+        return made.result() if made.done() else await asyncio.shield(made)
 
     def __len__(self) -> int:
         """How many clients the current loop has."""

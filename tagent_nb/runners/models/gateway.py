@@ -30,6 +30,7 @@ class ModelGateway(WrapperModel):
         context: Of the attempt that asks.
         write: Takes the text of answers while it comes; ``None`` waits for whole answers.
         structured: Whether the answer has a schema.
+        outcome: What the first request has come to already: it is not made again.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class ModelGateway(WrapperModel):
         write: Callable[[str], None] | None = None,
         *,
         structured: bool = False,
+        outcome: ModelResponse | Exception | None = None,
     ) -> None:
         super().__init__(tolerant(model, context.quirks.unstreamed))
         self._context = context
         self._write = write
         self._structured = structured
+        self._outcome = outcome
 
     async def request(
         self,
@@ -63,6 +66,11 @@ class ModelGateway(WrapperModel):
             ContentFilterError: The provider's filter cut it.
         """
         context = self._context
+        outcome, self._outcome = self._outcome, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is not None:
+            return outcome
         answered = False
 
         async def ask(call: ModelCall) -> ModelResponse:

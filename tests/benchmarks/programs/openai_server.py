@@ -54,8 +54,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
             lines = ("HTTP/1.1 200 OK", f"content-type: {kind}", f"content-length: {len(body)}", "", "")
             writer.write("\r\n".join(lines).encode() + body)
             await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
+    except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+        pass  # the client has gone, or the server ends
     finally:
         writer.close()
 
