@@ -17,6 +17,8 @@ RESERVED = frozenset({"item", "shared", "facts", "memories", "context", "loop"})
 _CONSTANTS = frozenset({"true", "false", "none"})
 """What a goal reads as a value: ``{{ none }}`` would never be the step."""
 
+_TAKEN = RESERVED | _CONSTANTS | frozenset(keyword.kwlist)
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -26,6 +28,15 @@ def step_name(name: object) -> str:
     Raises:
         DefinitionError: The name is not an identifier of at most 64 characters, or is reserved.
     """
+    if (
+        type(name) is str
+        and name.isascii()  # nothing of Unicode is to be looked at
+        and name.isidentifier()
+        and len(name) <= MAX_NAME
+        and name not in _TAKEN
+        and not name.startswith("__")
+    ):
+        return sys.intern(name)
     if not isinstance(name, str):
         raise DefinitionError(
             f"Step name must be text, not {type(name).__name__} ({name!r}). Write a name such as 'load'."
@@ -50,7 +61,7 @@ def step_name(name: object) -> str:
         raise DefinitionError(
             f"Step name {name!a} has letters that Python reads as others. Write {compatible!r}."
         )
-    if keyword.iskeyword(normal) or normal in RESERVED or normal in _CONSTANTS:
+    if normal in _TAKEN:
         raise DefinitionError(f"Step name {normal!r} is reserved. Choose another, such as '{normal}_step'.")
     # Names are keys of many dicts: an interned one is found by identity, and kept once.
     return sys.intern(str.__str__(normal))

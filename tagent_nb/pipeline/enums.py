@@ -81,7 +81,9 @@ class Dependency:
             raise DefinitionError(
                 f"A dependency must be a step's name, not {type(text).__name__} ({text!r})."
             )
-        name, _, kind = text.partition(":")
+        name, colon, kind = text.partition(":")
+        if not colon:
+            return cls(step_name(name.strip()))
         try:
             return cls(step_name(name.strip()), DependencyType(kind.strip().lower() or "strong"))
         except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -132,6 +132,21 @@ class _Scope(ast.NodeVisitor):
         self.bound: set[str] = set()
         self.inner: set[str] = set()
         self.outer: set[str] = set()  # declared global or nonlocal
+
+    def visit(self, node: ast.AST) -> None:
+        kind = type(node)
+        method = _METHODS.get(kind)
+        if method is None:
+            method = _METHODS[kind] = getattr(_Scope, f"visit_{kind.__name__}", _Scope.generic_visit)
+        method(self, node)
+
+    def generic_visit(self, node: ast.AST) -> None:
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                self.visit_all(part for part in value if isinstance(part, ast.AST))
+            elif isinstance(value, ast.AST) and value._fields:  # nothing is in what has no fields: Load()
+                self.visit(value)
 
     def visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
         for node in nodes:
@@ -279,3 +294,7 @@ class _Scope(ast.NodeVisitor):
     visit_SetComp = _comprehension  # noqa: N815
     visit_DictComp = _comprehension  # noqa: N815
     visit_GeneratorExp = _comprehension  # noqa: N815
+
+
+_METHODS: dict[type[ast.AST], Callable[[_Scope, Any], None]] = {}
+"""By kind of node: looked up once, since this is done for every node of every step."""

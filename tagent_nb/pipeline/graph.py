@@ -216,6 +216,8 @@ def check_fields(pipeline: Definition, step: PipelineStep) -> None:
 
 
 def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
+    if step.is_plain:
+        return []
     from tagent_nb.templating import unknown_fields
 
     wrong = []
@@ -279,6 +281,12 @@ def problems(pipeline: Definition) -> list[str]:
     graph: dict[str, list[str]] = {}
     forward = False
     for step in pipeline.steps:
+        written = step.depends_on
+        if step.implies_nothing and step.name not in written and counts.keys() >= set(written):
+            # Names of other steps, and nothing besides: no need of a closer look.
+            forward = forward or not graph.keys() >= set(written)
+            graph[step.name] = written  # type: ignore[assignment]
+            continue
         try:
             needed = pipeline.dependencies(step)
         except TemplateError as error:

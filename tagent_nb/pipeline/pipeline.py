@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import fields
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError, TagentError, UnknownStepError, did_you_mean
@@ -11,7 +11,7 @@ from tagent_nb.naming import pipeline_name, step_name, storage_id
 from tagent_nb.pipeline.enums import Dependency, ExecutionMode
 from tagent_nb.pipeline.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
 from tagent_nb.pipeline.graph import check_fields, dependencies_of, inputs_of, problems
-from tagent_nb.pipeline.step import PipelineStep, step_of, unknown_option
+from tagent_nb.pipeline.step import PipelineStep, check_options, step_of
 from tagent_nb.pipeline.step_validation import checked_instructions, checked_timeout
 from tagent_nb.pipeline.variables import checked_inputs, is_variable
 
@@ -21,6 +21,60 @@ if TYPE_CHECKING:
     from tagent_nb.results import PipelineResult
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _changing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of lists after which places are looked for anew."""
+
+    @wraps(method)
+    def change(steps: StepList, *args: Any, **kwargs: Any) -> Any:
+        steps._places = None
+        return method(steps, *args, **kwargs)
+
+    return change
+
+
+class StepList(list["PipelineStep"]):
+    """Steps in definition order, and by name. It may be changed as any list."""
+
+    _places: dict[str, int] | None = None
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Place of each step by name; of several of one name, the first."""
+        places = self._places
+        if places is None:
+            places = {}
+            for place, step in enumerate(self):
+                places.setdefault(step.name, place)
+            self._places = places
+        return places
+
+    def add(self, step: PipelineStep) -> None:
+        """Append a step, whether there is one of its name or not."""
+        self.places.setdefault(step.name, len(self))
+        list.append(self, step)
+
+    def put(self, step: PipelineStep) -> None:
+        """Append a step, or put it into the place of the first of its name."""
+        place = self.places.get(step.name)
+        if place is None:
+            self.add(step)
+        else:
+            list.__setitem__(self, place, step)
+
+    append = _changing(list.append)
+    clear = _changing(list.clear)
+    extend = _changing(list.extend)
+    insert = _changing(list.insert)
+    pop = _changing(list.pop)
+    remove = _changing(list.remove)
+    reverse = _changing(list.reverse)
+    sort = _changing(list.sort)
+    __delitem__ = _changing(list.__delitem__)
+    __iadd__ = _changing(list.__iadd__)
+    __imul__ = _changing(list.__imul__)
+    __setitem__ = _changing(list.__setitem__)
 
 
 class Pipeline:
@@ -40,7 +94,6 @@ class Pipeline:
             same name comes first.
 
     Attributes:
-        steps: The steps in definition order.
         global_constraints: Constraints of every step.
         shared_context: Values that every step sees, by name.
         inputs: Values of inputs by name; each run takes them as they are when it begins.
@@ -69,20 +122,26 @@ class Pipeline:
         self.model = model
         self.instructions = instructions
         self.timeout = timeout
-        self.steps: list[PipelineStep] = []
+        self._steps = StepList()
         self.global_constraints: list[str] = []
         self.shared_context: dict[str, Any] = {}
         self.inputs: dict[str, Any] = checked_inputs(inputs or {}, "Pipeline(inputs=)")
         self.variables: Mapping[str, Any] | None = None
-        # Places of the steps by name, and the list for which they are right.
-        self._positions: dict[str, int] = {}
-        self._placed: list[PipelineStep] = []
         # Dependencies by step, in a snapshot only: there they cannot change any more.
         self._known: dict[str, list[Dependency]] | None = None
         self._subscribers: list[Callable[[], None]] = []
         self.final = None if final is None or callable(final) else step_name(final)
         if callable(final):
             self.task(final, final=True)
+
+    @property
+    def steps(self) -> list[PipelineStep]:
+        """The steps in definition order; the list may be changed, or replaced by another."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: Iterable[PipelineStep]) -> None:
+        self._steps = StepList(steps)
 
     @property
     def final_step(self) -> str | None:
@@ -142,7 +201,7 @@ class Pipeline:
     __hash__ = None  # type: ignore[assignment]  # it can change
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._position(name) is not None
+        return isinstance(name, str) and name in self._steps.places
 
     # -- building ---------------------------------------------------------------------------
 
@@ -201,13 +260,8 @@ class Pipeline:
             DefinitionError: A goal or condition reads a field that its upstream's schema lacks.
         """
         check_fields(self, step)
-        place = self._position(step.name)
-        if place is None:
-            self._append(step)
-        else:
-            self.steps[place] = step
-            self._placed[place : place + 1] = [step]
-            self._changed()
+        self._steps.put(step)
+        self._changed()
         return self
 
     def renew(self, steps: Mapping[str, PipelineStep]) -> None:
@@ -217,10 +271,8 @@ class Pipeline:
             steps: By name; each of them must be in the pipeline.
         """
         for name, step in steps.items():
-            self.get_step(name)  # so that its place is known
-            place = self._positions[name]
-            self.steps[place] = step
-            self._placed[place : place + 1] = [step]
+            self.get_step(name)  # raises where there is none
+            self._steps.put(step)
         if steps:
             self._changed()
 
@@ -230,8 +282,8 @@ class Pipeline:
         Raises:
             UnknownStepError: There is no such step.
         """
-        self.steps.remove(self.get_step(name))
-        self._placed = []
+        self.get_step(name)  # raises where there is none
+        del self._steps[self._steps.places[name]]
         self._changed()
         return self
 
@@ -270,14 +322,14 @@ class Pipeline:
         Raises:
             UnknownStepError: There is none; the message suggests a near name.
         """
-        place = self._position(name)
+        place = self._steps.places.get(name)
         if place is None:
             names = [step.name for step in self.steps]
             raise UnknownStepError(
                 f"Pipeline {self.name!r} has no step {name!r}.{did_you_mean(name, names)} "
                 f"Steps: {', '.join(names) or 'none'}."
             )
-        return self.steps[place]
+        return self._steps[place]
 
     def dependencies(self, step: PipelineStep | str) -> list[Dependency]:
         """All dependencies of a step that are in the pipeline or must be, each name once; no inputs.
@@ -478,11 +530,15 @@ class Pipeline:
 
     def __getstate__(self) -> dict[str, Any]:
         # Subscribers and variables are of this process, and no part of the definition.
-        return {**self.__dict__, "_subscribers": [], "variables": None}
+        state = {**self.__dict__, "steps": list(self._steps), "_subscribers": [], "variables": None}
+        del state["_steps"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pickles of an earlier version have no inputs.
-        self.__dict__.update({"inputs": {}, "variables": None, **state})
+        state = {"inputs": {}, "variables": None, **state}
+        self._steps = StepList(state.pop("steps"))
+        self.__dict__.update(state)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -492,33 +548,19 @@ class Pipeline:
             raise foreign_attribute(self, name, METHODS)
 
     def _make(self, **kwargs: Any) -> PipelineStep:
-        options = {field.name for field in fields(PipelineStep)}
-        for option in kwargs:
-            if option not in options:
-                raise DefinitionError(unknown_option(str(kwargs["name"]), option))
-        kwargs.setdefault("execution_mode", self.default_mode)
+        check_options(str(kwargs["name"]), kwargs)
+        if self.default_mode is not ExecutionMode.SERIAL:
+            kwargs.setdefault("execution_mode", self.default_mode)
         return PipelineStep(**kwargs)
 
     def _append(self, step: PipelineStep) -> None:
-        self._positions.setdefault(step.name, len(self.steps))
-        self.steps.append(step)
-        self._placed.append(step)
+        self._steps.add(step)
         self._changed()
 
-    def _position(self, name: str) -> int | None:
-        place = self._positions.get(name)
-        if place is not None and place < len(self.steps) and self.steps[place].name == name:
-            return place
-        # ``steps`` is a public list: it may have been changed from outside.
-        if place is not None or self._placed != self.steps:
-            self._positions, self._placed = {}, list(self.steps)
-            for index, step in enumerate(self.steps):
-                self._positions.setdefault(step.name, index)
-        return self._positions.get(name)
-
     def _changed(self) -> None:
-        for callback in list(self._subscribers):
-            callback()
+        if self._subscribers:
+            for callback in list(self._subscribers):
+                callback()
 
 
 def _package(name: str) -> Any:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
+import linecache
 import re
 import textwrap
+import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import takewhile
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, Literal
 
 from tagent_nb.errors import DefinitionError, EncodeError
 from tagent_nb.naming import RESERVED
-from tagent_nb.pipeline.free_variables import free_names, own_nodes, unseen_queries
+from tagent_nb.pipeline.free_variables import QUERIES, free_names, own_nodes, unseen_queries
 
 _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 _NEW = frozenset({"type_params"})
@@ -80,6 +83,8 @@ PROVIDED = RESERVED - {"loop", "item"}
 """Names that a body may ask for besides steps: ``context``, ``shared``, ``facts``, ``memories``."""
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
+_NONE: frozenset[str] = frozenset()
+_BLANKS = re.compile(r"^[ \t]+$", re.MULTILINE)
 _NOT_PYTHON = re.compile(r"^\s*[%!?]|^[^#'\"]*=\s*[%!]|\?\s*$")
 
 
@@ -147,25 +152,27 @@ class PythonBody:
                 "Wrap it: def step(load): return ..."
             )
         name = function.__name__
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise DefinitionError(_no_yield(f"function {name!r}", function.__code__.co_firstlineno))
-        params, optional = _parameters(name, inspect.signature(function).parameters.values())
-        source = source_of(function)
-        node = _definition(source)
+        code = function.__code__
+        if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+            raise DefinitionError(_no_yield(f"function {name!r}", code.co_firstlineno))
+        params, optional = _parameters_of(function)
+        source, node = _read(function)
         # The bytecode of a lambda names attributes as well: too many names do no harm.
-        names = free_names([node]) if node is not None else frozenset(function.__code__.co_names)
-        written = names if node is None else free_names([node], quoted=False)
-        return cls(
+        names, quoted = (frozenset(code.co_names), _NONE) if node is None else _names(node, source)
+        body = cls(
             source=source,
             kind="function",
             name=name,
             params=tuple(param for param in params if param not in PROVIDED),
             optional=frozenset(optional) - PROVIDED,
             names=names,
-            quoted=names - written,
-            provided=frozenset(params) & PROVIDED,
+            quoted=quoted,
+            provided=PROVIDED.intersection(params),
             function=function,
         )
+        if node is not None:
+            body.__dict__["summary"] = _summary(name, node)  # it is parsed now, and will not be later
+        return body
 
     @classmethod
     def from_cell(cls, name: str, source: str) -> PythonBody:
@@ -210,12 +217,9 @@ class PythonBody:
     def summary(self) -> str:
         """The first line of the docstring or of the leading comment, else ``Python step NAME``."""
         if self.kind == "function":
-            node = _definition(self.source)
-            text = (ast.get_docstring(node) or "") if node is not None else ""
-        else:
-            text = ast.get_docstring(_parse(self.name, self.source)) or _first_comment(self.source)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines[0] if lines else f"Python step {self.name}"
+            return _summary(self.name, _definition(self.source))
+        text = ast.get_docstring(_parse(self.name, self.source)) or _first_comment(self.source)
+        return _first_line(text) or f"Python step {self.name}"
 
     def unseen_queries(self, namespace: Mapping[str, Any]) -> list[str]:
         """Calls of ``query`` and ``eval`` with what is neither a text of the body's own nor one of the
@@ -267,14 +271,15 @@ class PythonBody:
             return cls.from_cell(name, source)
         node = _definition_named(name, source)
         params, optional = _parameters(name, _signature_of(node))
+        names, quoted = _names(node, source)
         return cls(
             source=source,
             kind="function",
             name=name,
             params=tuple(param for param in params if param not in PROVIDED),
             optional=frozenset(optional) - PROVIDED,
-            names=free_names([node]),
-            quoted=free_names([node]) - free_names([node], quoted=False),
+            names=names,
+            quoted=quoted,
             provided=frozenset(params) & PROVIDED,
         )
 
@@ -317,22 +322,118 @@ def _signature_of(node: _Definition) -> list[inspect.Parameter]:
     return parameters
 
 
+def _parameters_of(function: Callable[..., Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of a function's parameters, and of those that have a default."""
+    code = function.__code__
+    strange = code.co_posonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    if strange or not isinstance(function, FunctionType) or function.__dict__:
+        return _parameters(function.__name__, inspect.signature(function).parameters.values())
+    # A plain function says it by itself.
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    first_default = code.co_argcount - len(function.__defaults__ or ())
+    return names, [*names[first_default : code.co_argcount], *(function.__kwdefaults__ or ())]
+
+
+def _names(node: _Definition, source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Names that a function reads from outside itself, and those of them that only stand in texts."""
+    if source.isascii() and not any(word in source for word in QUERIES):
+        return free_names([node], quoted=False), _NONE
+    names = free_names([node])
+    return names, names - free_names([node], quoted=False)
+
+
 def source_of(function: Callable[..., Any]) -> str:
     """The function's text without the decorators that the caller's ``@pipeline.task`` brings."""
-    try:
-        text = textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):
-        return ""
-    node = _definition(text)
+    return _read(function)[0]
+
+
+def _read(function: Callable[..., Any]) -> tuple[str, _Definition | None]:
+    """The text of :func:`source_of`, and the definition that it is: ``None`` for a lambda."""
+    text, node, line = _found_in_file(function) or _cut_out(function)
     if node is None:
-        return text  # a lambda: shown, never rebuilt
-    inner = list(node.decorator_list)
-    for index, decorator in enumerate(node.decorator_list):
+        return text, None  # a lambda, shown and never rebuilt; or there is no text
+    decorators = node.decorator_list
+    inner = decorators
+    for index, decorator in enumerate(decorators):
         target = decorator.func if isinstance(decorator, ast.Call) else decorator
         if isinstance(target, ast.Attribute) and target.attr == "task":
-            inner = node.decorator_list[index + 1 :]
+            inner = decorators[index + 1 :]
+    if inner is not decorators:
+        node = copy.copy(node)
+        node.decorator_list = inner
     start = min([node.lineno, *(decorator.lineno for decorator in inner)])
-    return "\n".join(text.split("\n")[start - 1 :])
+    return (text if start == line else text.split("\n", start - line)[-1]), node
+
+
+def _cut_out(function: Callable[..., Any]) -> tuple[str, _Definition | None, int]:
+    """A function's text as Python itself finds it, what it defines, and the number of its first line."""
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+        return "", None, 1  # the last two: its file is another by now
+    return text, _definition(text), 1
+
+
+_FILES: dict[str, tuple[list[str], dict[int, _Definition]]] = {}
+"""Lines of the files that were read last, and the functions at their margin by their first line."""
+_MOST_FILES = 4
+
+
+def _found_in_file(function: Callable[..., Any]) -> tuple[str, _Definition, int] | None:
+    """As :func:`_cut_out`, with one parse for all functions of a file; ``None`` where that may differ."""
+    inner = inspect.unwrap(function)
+    code = getattr(inner, "__code__", None)
+    if not isinstance(code, CodeType):
+        return None
+    lines, definitions = _definitions(code.co_filename, getattr(inner, "__globals__", {}))
+    first = code.co_firstlineno
+    node = definitions.get(first)
+    if node is None or node.name != code.co_name or not lines[first - 1].startswith(("def", "async", "@")):
+        return None
+    assert node.end_lineno is not None
+    last, body = node.end_lineno, node.body[0]
+    if not lines[body.lineno - 1][: body.col_offset].strip():
+        # Comments behind the last statement, as deep as the first, belong to the function.
+        for number in range(last, len(lines)):
+            after = lines[number].lstrip()
+            if after and not after.startswith("#"):
+                break
+            if after and len(lines[number]) - len(after) >= body.col_offset:
+                last = number + 1
+    text = "".join(lines[first - 1 : last])
+    # A line of blanks alone would be emptied, in texts of several lines too.
+    return None if _BLANKS.search(text) else (text, node, first)
+
+
+def _definitions(filename: str, namespace: dict[str, Any]) -> tuple[list[str], dict[int, _Definition]]:
+    linecache.checkcache(filename)
+    lines = linecache.getlines(filename, namespace)
+    file = _FILES.get(filename)
+    if file is not None and file[0] is lines:  # of a file that was changed, there are new lines
+        return file
+    try:
+        statements = ast.parse("".join(lines)).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        statements = []
+    functions = [node for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    file = lines, {min(part.lineno for part in [node, *node.decorator_list]): node for node in functions}
+    while len(_FILES) >= _MOST_FILES:
+        _FILES.pop(next(iter(_FILES), ""), None)  # another thread may do the same
+    _FILES[filename] = file
+    return file
+
+
+def _summary(name: str, node: _Definition | None) -> str:
+    """The first line of a function's docstring, else a name for it."""
+    first = None if node is None else node.body[0]
+    value = first.value if isinstance(first, ast.Expr) else None
+    text = value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
+    return _first_line(text.expandtabs()) or f"Python step {name}"
+
+
+def _first_line(text: str) -> str:
+    """The first line that is not blank; empty if there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _definition(source: str) -> _Definition | None:

@@ -111,13 +111,7 @@ class PipelineScheduler:
         counts = self._open
         dependents: dict[Any, list[str]] = self._dependents
         for name, step in self._steps.items():
-            body = step.body
-            if (
-                (body is not None and (body.params or body.kind == "cell"))
-                or step.when is not None
-                or step.map_over is not None
-                or (body is None and "{" in step.goal)
-            ):
+            if not step.implies_nothing:
                 self._connect_implied(name, step)
                 continue
             # Nothing is implied, and names alone are STRONG: no need of a closer look.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, OutputValidationError, did_you_mean
 from tagent_nb.naming import step_name
-from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
+from tagent_nb.pipeline.enums import Dependency, ExecutionMode
 from tagent_nb.pipeline.foreign_words import STEP, advice, own_keywords
-from tagent_nb.pipeline.step_validation import check_step, checked_budget, to_schema
+from tagent_nb.pipeline.step_validation import check_fields_of, to_schema
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -105,20 +105,6 @@ class PipelineStep:
     instructions: str | None = None
     models: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", step_name(self.name))
-        check_step(self)
-        # Copies: what the caller does to its lists afterwards must not reach a definition.
-        for name in ("constraints", "tools", "checks", "approve_tools"):
-            object.__setattr__(self, name, list(getattr(self, name)))
-        object.__setattr__(self, "settings", dict(self.settings))
-        object.__setattr__(self, "models", dict(self.models))
-        object.__setattr__(self, "depends_on", [_plain(Dependency.parse(text)) for text in self.depends_on])
-        if self.budget is not None:
-            object.__setattr__(self, "budget", checked_budget(self.name, self.budget))
-        if self.tools_filter is not None:
-            object.__setattr__(self, "tools_filter", list(self.tools_filter))
-
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
         """Make a step from the text of a cell: a goal, or with ``python`` a Python body.
@@ -126,9 +112,7 @@ class PipelineStep:
         Raises:
             DefinitionError: The cell is blank, is not valid Python, or an option is not allowed.
         """
-        unknown = set(options) - {field.name for field in fields(cls)}
-        if unknown:
-            raise DefinitionError(unknown_option(step_name(name), sorted(unknown)[0]))
+        check_options(step_name(name), options)
         text = cell.strip("\n")
         if not text.strip():
             raise DefinitionError(
@@ -145,6 +129,17 @@ class PipelineStep:
     def is_python(self) -> bool:
         """Whether this is a Python step, else an agent step."""
         return self.body is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether goal, condition and ``map_over`` cannot refer to anything: ``references`` is empty."""
+        return self.when is None and self.map_over is None and (self.body is not None or "{" not in self.goal)
+
+    @property
+    def implies_nothing(self) -> bool:
+        """Whether the step waits for what ``depends_on`` says, and for nothing else."""
+        body = self.body
+        return (body is None or not (body.params or body.kind == "cell")) and self.is_plain
 
     @cached_property
     def dependencies(self) -> tuple[Dependency, ...]:
@@ -250,25 +245,65 @@ class PipelineStep:
 
     def with_(self, **changes: Any) -> PipelineStep:
         """A copy of this step with some fields changed."""
-        return replace(self, **changes)
+        fields = self.__dict__
+        return PipelineStep(**{**{name: fields[name] for name in fields.keys() & _FIELDS}, **changes})
 
 
-# The dataclass has made it, so it cannot be decorated where it is defined.
-PipelineStep.__init__ = own_keywords(STEP)(PipelineStep.__init__)  # type: ignore[method-assign]
+class _Fresh:
+    """The default of a field that can be changed in place: made when it is first read, one for each step."""
+
+    def __init__(self, name: str, kind: Callable[[], Any]) -> None:
+        self.name, self.kind = name, kind
+
+    def __get__(self, step: object | None, owner: type) -> Any:
+        if step is None:  # as for any field that has no default in the class
+            raise AttributeError(f"type object {owner.__name__!r} has no attribute {self.name!r}")
+        return step.__dict__.setdefault(self.name, self.kind())
 
 
-def _plain(dependency: Dependency) -> str | Dependency:
-    """A strong dependency is kept as its bare name, as the specification writes it."""
-    return dependency.name if dependency.type is DependencyType.STRONG else dependency
+FIELDS = tuple(field.name for field in fields(PipelineStep))
+"""Names of what a step has, in the order of its positional arguments."""
+
+_FIELDS = frozenset(FIELDS)
+_refuse = own_keywords(STEP)(PipelineStep.__init__)
+
+
+@wraps(PipelineStep.__init__)
+def _init(self: PipelineStep, *values: Any, **named: Any) -> None:
+    # Only what is passed is looked at and kept: the rest is in the class.
+    passed = dict(zip(FIELDS, values, strict=False)) | named if values else named
+    if (
+        len(passed) < len(values) + len(named)
+        or not passed.keys() <= _FIELDS
+        or "name" not in passed
+        or "goal" not in passed
+    ):
+        _refuse(self, *values, **named)  # always raises: it says what is missing, there twice, or unknown
+    self.__dict__["name"] = passed["name"] = step_name(passed["name"])
+    check_fields_of(self, passed)
+
+
+PipelineStep.__init__ = _init  # type: ignore[method-assign]
+for _field in fields(PipelineStep):
+    if _field.default_factory is not MISSING:
+        setattr(PipelineStep, _field.name, _Fresh(_field.name, _field.default_factory))
 
 
 def step_of(data: Any, reader: Reader) -> PipelineStep:
     """A step from its data, as it stands in that of a pipeline."""
-    return PipelineStep(**reader.step(data, [field.name for field in fields(PipelineStep)]))
+    return PipelineStep(**reader.step(data, list(FIELDS)))
 
 
-def unknown_option(step: str, option: str) -> str:
-    """The message for a keyword that a step does not have."""
-    options = [field.name for field in fields(PipelineStep)]
-    hint = advice(option, STEP) or did_you_mean(option, options)
-    return f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(options[2:])}."
+def check_options(step: str, options: Mapping[str, Any]) -> None:
+    """Check the names of the fields that are passed for a step.
+
+    Raises:
+        DefinitionError: There is no such field; the message says what was meant.
+    """
+    if options.keys() <= _FIELDS:
+        return
+    option = sorted(options.keys() - _FIELDS)[0]
+    hint = advice(option, STEP) or did_you_mean(option, FIELDS)
+    raise DefinitionError(
+        f"Step {step!r}: there is no option {option!r}.{hint} Known: {', '.join(FIELDS[2:])}."
+    )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tagent_nb.errors import DefinitionError, did_you_mean
+from tagent_nb.naming import step_name
 from tagent_nb.pipeline.agents import AGENT_KINDS, SINGLE
-from tagent_nb.pipeline.enums import ExecutionMode
+from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
 from tagent_nb.pipeline.foreign_words import ROLE_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pydantic import BaseModel
 
     from tagent_nb.pipeline.budget import Budget
@@ -28,92 +28,246 @@ MAX_GOAL = 262_144
 """Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
 
 
-def check_step(step: Any) -> None:
-    """Check the fields of one step by themselves.
+def check_fields_of(step: Any, given: Mapping[str, Any]) -> None:
+    """Check the fields that were passed for one step, and put what it is to have into its ``__dict__``.
 
     Args:
-        step: A :class:`PipelineStep` whose fields hold what was passed, of whatever type.
+        step: A :class:`PipelineStep` that has its name.
+        given: What was passed, of whatever type, by field.
 
     Raises:
         DefinitionError: The first field that is not allowed.
     """
+    values = step.__dict__
+    for field, value in given.items():
+        check = _CHECKS.get(field)
+        values[field] = value if check is None else check(step.name, field, value)
+    if not given.keys().isdisjoint(_TOGETHER):
+        _check_together(step)
 
-    def fail(field: str, problem: str) -> NoReturn:
-        raise DefinitionError(f"Step {step.name!r}: {field} {problem}")
 
-    if not isinstance(step.goal, str) or not step.goal.strip():
-        fail("goal", "cannot be empty. Say what the step is to achieve.")
-    if len(step.goal) > MAX_GOAL:
-        fail("goal", f"has {len(step.goal):,} characters; at most {MAX_GOAL:,} are allowed. "
-             "Put long text into a step and refer to it, as in {{ load }}.")  # fmt: skip
-    for field in ("constraints", "depends_on", "tools", "checks", "tools_filter", "approve_tools"):
-        value = getattr(step, field)
-        if isinstance(value, str) or not (
-            isinstance(value, list | tuple) or (field == "tools_filter" and value is None)
-        ):
-            fail(field, f"must be a list, not {type(value).__name__}. Write [{value!r}].")
-    for field in ("constraints", "tools_filter", "approve_tools"):
-        if not all(isinstance(text, str) for text in getattr(step, field) or ()):
-            fail(field, "must hold text only.")
-    for field in ("tools", "checks"):
-        for function in getattr(step, field):
-            if not callable(function):
-                fail(field, f"must be functions, not {type(function).__name__} ({function!r}).")
-    for check in step.checks:
+def _fail(step: str, field: str, problem: str) -> NoReturn:
+    raise DefinitionError(f"Step {step!r}: {field} {problem}")
+
+
+def _goal(step: str, field: str, goal: Any) -> str:
+    if not isinstance(goal, str) or not goal.strip():
+        _fail(step, field, "cannot be empty. Say what the step is to achieve.")
+    if len(goal) > MAX_GOAL:
+        _fail(step, field, f"has {len(goal):,} characters; at most {MAX_GOAL:,} are allowed. "
+              "Put long text into a step and refer to it, as in {{ load }}.")  # fmt: skip
+    return goal
+
+
+# Copies of lists and dicts: what the caller does to them afterwards must not reach a definition.
+
+
+def _list(step: str, field: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        _fail(step, field, f"must be a list, not {type(value).__name__}. Write [{value!r}].")
+    return list(value)
+
+
+def _texts(step: str, field: str, value: Any) -> list[str]:
+    texts = _list(step, field, value)
+    if not all(isinstance(text, str) for text in texts):
+        _fail(step, field, "must hold text only.")
+    return texts
+
+
+def _filter(step: str, field: str, value: Any) -> list[str] | None:
+    return None if value is None else _texts(step, field, value)
+
+
+def _functions(step: str, field: str, value: Any) -> list[Callable[..., Any]]:
+    functions = _list(step, field, value)
+    for function in functions:
+        if not callable(function):
+            _fail(step, field, f"must be functions, not {type(function).__name__} ({function!r}).")
+    return functions
+
+
+def _checks(step: str, field: str, value: Any) -> list[Callable[..., Any]]:
+    checks = _functions(step, field, value)
+    for check in checks:
         if takes_context(check) is None:
-            fail("checks", f"has {check!r}, which takes neither (value) nor (value, context). "
-                 "Write: def check(value): ...")  # fmt: skip
-    if not isinstance(step.execution_mode, ExecutionMode):
-        fail("execution_mode", "must be ExecutionMode.SERIAL or ExecutionMode.CONCURRENT, "
-             f"not {step.execution_mode!r}.")  # fmt: skip
-    if step.timeout is not None and (not is_number(step.timeout) or step.timeout <= 0):
-        fail("timeout", f"must be a number of seconds above 0, or None, not {step.timeout!r}.")
-    for field in ("retry_count", "max_retries", "output_retries", "max_replans"):
-        value = getattr(step, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            fail(field, f"must be a whole number from 0 on, not {value!r}.")
-    if not is_number(step.min_success) or not 0 <= step.min_success <= 1:
-        fail("min_success", f"must be a share from 0 to 1, not {step.min_success!r}.")
-    kind = AGENT_KINDS.get(step.agent) if isinstance(step.agent, str) else None
-    if kind is None:
-        fail("agent", f"must be {' or '.join(map(repr, AGENT_KINDS))}, not {step.agent!r}."
-             f"{did_you_mean(str(step.agent), AGENT_KINDS)}")  # fmt: skip
-    if not isinstance(step.models, dict):
-        fail("models", f"must be a dict such as {{'plan': 'openai:gpt-5'}}, not {step.models!r}.")
-    for role, model in step.models.items():
+            _fail(step, field, f"has {check!r}, which takes neither (value) nor (value, context). "
+                  "Write: def check(value): ...")  # fmt: skip
+    return checks
+
+
+def _depends_on(step: str, field: str, value: Any) -> list[str | Dependency]:
+    return [
+        step_name(entry.strip()) if type(entry) is str and ":" not in entry else _stored(entry)
+        for entry in _list(step, field, value)
+    ]
+
+
+def _stored(entry: Any) -> str | Dependency:
+    """A strong dependency is kept as its bare name, as the specification writes it."""
+    dependency = Dependency.parse(entry)
+    return dependency.name if dependency.type is DependencyType.STRONG else dependency
+
+
+def _execution_mode(step: str, field: str, value: Any) -> ExecutionMode:
+    if not isinstance(value, ExecutionMode):
+        _fail(step, field, f"must be ExecutionMode.SERIAL or ExecutionMode.CONCURRENT, not {value!r}.")
+    return value
+
+
+def _timeout(step: str, field: str, value: Any) -> float | None:
+    if value is not None and (not is_number(value) or value <= 0):
+        _fail(step, field, f"must be a number of seconds above 0, or None, not {value!r}.")
+    return value  # type: ignore[no-any-return]
+
+
+def _count(step: str, field: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        _fail(step, field, f"must be a whole number from 0 on, not {value!r}.")
+    return value
+
+
+def _share(step: str, field: str, value: Any) -> float:
+    if not is_number(value) or not 0 <= value <= 1:
+        _fail(step, field, f"must be a share from 0 to 1, not {value!r}.")
+    return value  # type: ignore[no-any-return]
+
+
+def _agent(step: str, field: str, value: Any) -> str:
+    if not isinstance(value, str) or value not in AGENT_KINDS:
+        _fail(step, field, f"must be {' or '.join(map(repr, AGENT_KINDS))}, not {value!r}."
+              f"{did_you_mean(str(value), AGENT_KINDS)}")  # fmt: skip
+    return value
+
+
+def _models(step: str, field: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _fail(step, field, f"must be a dict such as {{'plan': 'openai:gpt-5'}}, not {value!r}.")
+    for role, model in value.items():
         if role not in ROLES:
-            fail("models", f"has a role {role!r}.{role_hint(role)} Roles: {', '.join(ROLES)}.")
+            _fail(step, field, f"has a role {role!r}.{role_hint(role)} Roles: {', '.join(ROLES)}.")
         if model is None or model == "":
-            fail("models", f"names no model for the role {role!r}.")
+            _fail(step, field, f"names no model for the role {role!r}.")
+    return dict(value)
+
+
+def _output_mode(step: str, field: str, value: Any) -> str | None:
+    if value is not None and value not in OUTPUT_MODES:
+        _fail(step, field, f"must be {', '.join(map(repr, OUTPUT_MODES))} or None, not {value!r}."
+              f"{did_you_mean(str(value), OUTPUT_MODES)}")  # fmt: skip
+    return value  # type: ignore[no-any-return]
+
+
+def _instructions(step: str, field: str, value: Any) -> str | None:
+    return checked_instructions(f"Step {step!r}", value)
+
+
+def _approve(step: str, field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        _fail(step, field, f"must be True or False, not {value!r}. For tools, use approve_tools.")
+    return value
+
+
+def _final(step: str, field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        _fail(step, field, f"must be True or False, not {value!r}. A pipeline takes a name: final='report'.")
+    return value
+
+
+def _output_schema(step: str, field: str, value: Any) -> type[BaseModel] | None:
+    if value is None:
+        return None
+    from pydantic import BaseModel
+
+    if not (inspect.isclass(value) and issubclass(value, BaseModel)):
+        _fail(step, field, f"must be a pydantic model class, not {value!r}. "
+              "Write 'class Answer(BaseModel): ...' and pass Answer itself.")  # fmt: skip
+    return value
+
+
+def _when(step: str, field: str, value: Any) -> Any:
+    from tagent_nb.pipeline.conditions import Condition
+
+    if value is not None and not (isinstance(value, Condition) or (isinstance(value, str) and value.strip())):
+        _fail(step, field, "must be an expression such as 'load.count > 0' or a condition "
+              f"such as IsGreaterThan('load.count', 0), not {value!r}.")  # fmt: skip
+    return value
+
+
+def _map_over(step: str, field: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        _fail(step, field, f"must be a step's name such as 'load' or 'load.rows', not {value!r}.")
+    return value
+
+
+def _settings(step: str, field: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _fail(step, field, f"must be a dict such as {{'temperature': 0.0}}, not {value!r}.")
+    return dict(value)
+
+
+def _budget(step: str, field: str, value: Any) -> Budget | None:
+    if value is None:
+        return None
+    from tagent_nb.pipeline.budget import Budget
+
+    try:
+        return Budget.of(value)
+    except DefinitionError as error:
+        raise DefinitionError(f"Step {step!r}: {error}") from None
+
+
+_CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
+    "goal": _goal,
+    "constraints": _texts,
+    "depends_on": _depends_on,
+    "execution_mode": _execution_mode,
+    "timeout": _timeout,
+    "retry_count": _count,
+    "max_retries": _count,
+    "tools_filter": _filter,
+    "output_schema": _output_schema,
+    "when": _when,
+    "map_over": _map_over,
+    "min_success": _share,
+    "agent": _agent,
+    "max_replans": _count,
+    "settings": _settings,
+    "tools": _functions,
+    "output_retries": _count,
+    "output_mode": _output_mode,
+    "checks": _checks,
+    "approve": _approve,
+    "approve_tools": _texts,
+    "budget": _budget,
+    "final": _final,
+    "instructions": _instructions,
+    "models": _models,
+}
+"""By field, what returns a value that was passed as a step is to have it, or raises."""
+
+_TOGETHER = frozenset({"agent", "models", "instructions", "output_mode", "remember"})
+"""Fields that are allowed for some kinds of steps only."""
+
+
+def _check_together(step: Any) -> None:
+    name, kind = step.name, AGENT_KINDS[step.agent]
     if not kind.roles and step.models:
-        fail("models", "are for the roles of a planning step. Add agent='plan' (--plan), or write model=.")
-    if step.output_mode is not None and step.output_mode not in OUTPUT_MODES:
-        fail("output_mode", f"must be {', '.join(map(repr, OUTPUT_MODES))} or None, not {step.output_mode!r}."
-             f"{did_you_mean(str(step.output_mode), OUTPUT_MODES)}")  # fmt: skip
-    if step.instructions is not None:
-        checked_instructions(f"Step {step.name!r}", step.instructions)
-        if step.is_python:
-            fail("instructions", "are for agent steps; a Python step asks no model. Leave them out.")
-    if step.output_mode is not None and step.is_python:
-        fail("output_mode", "is for agent steps; a Python step asks no model. Leave it out.")
-    if kind is not SINGLE and step.is_python:
-        fail("agent", f"is {step.agent!r}, but a Python step asks no model. "
-             f"Leave {kind.option} (agent=) out, or write the step as a goal.")  # fmt: skip
-    if not isinstance(step.approve, bool):
-        fail("approve", f"must be True or False, not {step.approve!r}. For tools, use approve_tools.")
-    if not isinstance(step.final, bool):
-        fail("final", f"must be True or False, not {step.final!r}. A pipeline takes a name: final='report'.")
+        _fail(
+            name,
+            "models",
+            "are for the roles of a planning step. Add agent='plan' (--plan), or write model=.",
+        )
+    if step.is_python and step.instructions is not None:
+        _fail(name, "instructions", "are for agent steps; a Python step asks no model. Leave them out.")
+    if step.is_python and step.output_mode is not None:
+        _fail(name, "output_mode", "is for agent steps; a Python step asks no model. Leave it out.")
+    if step.is_python and kind is not SINGLE:
+        _fail(name, "agent", f"is {step.agent!r}, but a Python step asks no model. "
+              f"Leave {kind.option} (agent=) out, or write the step as a goal.")  # fmt: skip
     if not isinstance(step.remember, bool) or (step.remember and step.is_python):
-        fail("remember", "must be True or False, and is for agent steps only; "
-             "Python steps call context.learn and context.save_memory.")  # fmt: skip
-    if step.output_schema is not None:
-        _check_schema(step.name, step.output_schema)
-    if step.when is not None:
-        _check_when(step)
-    if step.map_over is not None and not isinstance(step.map_over, str):
-        fail("map_over", f"must be a step's name such as 'load' or 'load.rows', not {step.map_over!r}.")
-    if not isinstance(step.settings, dict):
-        fail("settings", f"must be a dict such as {{'temperature': 0.0}}, not {step.settings!r}.")
+        _fail(name, "remember", "must be True or False, and is for agent steps only; "
+              "Python steps call context.learn and context.save_memory.")  # fmt: skip
 
 
 def role_hint(role: object) -> str:
@@ -131,30 +285,6 @@ def checked_instructions(where: str, text: Any) -> str | None:
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise DefinitionError(f"{where}: instructions must be text that says something, not {text!r}.")
     return text
-
-
-def checked_budget(name: str, value: Any) -> Budget:
-    """The budget of a step, read.
-
-    Raises:
-        DefinitionError: It cannot be read; the message names the step.
-    """
-    from tagent_nb.pipeline.budget import Budget
-
-    try:
-        return Budget.of(value)
-    except DefinitionError as error:
-        raise DefinitionError(f"Step {name!r}: {error}") from None
-
-
-def _check_schema(name: str, schema: object) -> None:
-    from pydantic import BaseModel
-
-    if not (inspect.isclass(schema) and issubclass(schema, BaseModel)):
-        raise DefinitionError(
-            f"Step {name!r}: output_schema must be a pydantic model class, not {schema!r}. "
-            "Write 'class Answer(BaseModel): ...' and pass Answer itself."
-        )
 
 
 def takes_context(check: Callable[..., Any]) -> bool | None:
@@ -177,16 +307,6 @@ def takes_context(check: Callable[..., Any]) -> bool | None:
             continue
         return count == 2
     return None
-
-
-def _check_when(step: Any) -> None:
-    from tagent_nb.pipeline.conditions import Condition
-
-    if not isinstance(step.when, Condition) and not (isinstance(step.when, str) and step.when.strip()):
-        raise DefinitionError(
-            f"Step {step.name!r}: when must be an expression such as 'load.count > 0' or a condition "
-            f"such as IsGreaterThan('load.count', 0), not {step.when!r}."
-        )
 
 
 def to_schema(schema: type[BaseModel], result: Any) -> BaseModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import pickle
 from typing import Any
 
@@ -65,6 +67,38 @@ class TestPipelineStep:
             step.goal = "other"  # type: ignore[misc]
         assert step.with_(goal="other").goal == "other"
         assert step.goal == "goal"
+
+    def test_what_is_not_passed_is_the_steps_own(self) -> None:
+        """A default that can be changed is made for each step, and two steps without it are equal."""
+        first, second = PipelineStep("a", "goal"), PipelineStep("a", goal="goal")
+        assert first == second
+        first.tools.append(len)
+        first.settings["temperature"] = 0.0
+        assert (second.tools, second.settings, first.tools) == ([], {}, [len])
+        assert first != second
+        assert first.with_(goal="other").tools == [len]
+        assert pickle.loads(pickle.dumps(first)) == first
+        assert repr(second).startswith("PipelineStep(name='a', goal='goal', constraints=[], depends_on=[]")
+        with pytest.raises(AttributeError, match="'PipelineStep' has no attribute 'tools'"):
+            PipelineStep.tools  # noqa: B018
+
+    @pytest.mark.parametrize(
+        ("values", "named", "message"),
+        [
+            ((), {"name": "a"}, "missing 1 required positional argument: 'goal'"),
+            ((), {"goal": "x"}, "missing 1 required positional argument: 'name'"),
+            (("a", "x"), {"goal": "y"}, "multiple values for argument 'goal'"),
+            (("a", "x", *[None] * 40), {}, "takes from 3 to 3. positional arguments"),
+        ],
+    )
+    def test_arguments_are_those_of_a_function(
+        self, values: tuple[Any, ...], named: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(TypeError, match=message):
+            PipelineStep(*values, **named)
+        assert list(inspect.signature(PipelineStep).parameters) == [
+            field.name for field in dataclasses.fields(PipelineStep)
+        ]
 
     @pytest.mark.parametrize(
         ("fields", "message"),
@@ -207,7 +241,7 @@ class TestPipeline:
             ("e", "7"), ("d", "9"), ("c", "8"), ("f", "10")
         ]  # fmt: skip
 
-    @given(st.lists(st.tuples(st.sampled_from("prsxi"), st.sampled_from("abc")), max_size=30))
+    @given(st.lists(st.tuples(st.sampled_from("prsxil"), st.sampled_from("abc")), max_size=30))
     def test_however_steps_are_changed_a_name_has_one_place(self, changes: list[tuple[str, str]]) -> None:
         """By our methods and in the public list, in any order; against a plain search."""
         pipeline = Pipeline("p")
@@ -222,6 +256,8 @@ class TestPipeline:
                 pipeline.steps.reverse()
             elif how == "x" and there and name not in there:
                 pipeline.steps[place % len(there)] = new
+            elif how == "l":
+                pipeline.steps = list(pipeline.steps)
             elif how == "i" and name not in there:
                 pipeline.steps.insert(place % (len(there) + 1), new)
             names = [step.name for step in pipeline.steps]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +134,101 @@ def test_the_task_decorator_is_no_part_of_the_source() -> None:
     assert bare.source.startswith("def first(")
     assert decorated.source.startswith("@traced\ndef second(")
     assert "traced" in decorated.names
+
+
+FILE = '''"""A file of functions."""
+from functools import wraps
+
+class Steps:
+    def task(self, function):
+        return function
+
+steps = Steps()
+
+def one_line(load): return load
+    # not its own
+
+@steps.task
+async def documented(load, *, limit=3):
+    """Say	it.
+
+    At length.
+    """
+    return load  # the last
+
+    # a comment behind
+  # not as deep
+
+    # and another
+def query(load):
+    text = "@limit"
+    return load.query(text)
+def blanks():
+    return """
+{blanks}
+"""
+if True:
+    def inside(load):
+        return load
+'''.replace("{blanks}", "   ")
+
+
+def loaded(path: Path, text: str) -> dict[str, Any]:
+    """The functions of a file, as an import makes them."""
+    path.write_text(text)
+    namespace: dict[str, Any] = {"__name__": path.stem}
+    exec(compile(text, path, "exec"), namespace)
+    return {name: value for name, value in namespace.items() if inspect.isfunction(value)}
+
+
+def test_the_source_of_a_function_is_what_inspect_says(tmp_path: Path) -> None:
+    """Whatever stands around it in its file; only the decorator that makes a step of it is left out."""
+    functions = loaded(tmp_path / "steps.py", FILE)
+    bodies = {name: PythonBody.from_function(functions[name]) for name in functions if name != "wraps"}
+    assert len(bodies) == 5
+    for name, body in bodies.items():
+        source = textwrap.dedent(inspect.getsource(functions[name]))
+        assert body.source == source.removeprefix("@steps.task\n")
+        rebuilt = PythonBody.from_dict(body.to_dict())
+        assert rebuilt == body
+        assert (rebuilt.summary, rebuilt.normalised()) == (body.summary, body.normalised())
+    assert bodies["documented"].source.endswith("    # and another\n")
+    assert bodies["documented"].summary == "Say     it."
+    assert bodies["query"].quoted == {"limit"}
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    """A function that is made anew of it has its new text; what no longer parses is no text of it."""
+    path = tmp_path / "changing.py"
+    for number in range(3):
+        text = f"def number():\n    return {number}\n{'# longer' * number}"
+        assert PythonBody.from_function(loaded(path, text)["number"]).source.endswith(f"return {number}\n")
+    before = loaded(path, "def number():\n    return 10\n")["number"]
+    path.write_text("number = (\n")
+    assert PythonBody.from_function(before).source == ""
+    path.write_text("\ndef other():\n    return 1\n# what was here\n")
+    assert "def number" not in PythonBody.from_function(before).source
+
+
+def test_functions_of_many_files_in_any_order(tmp_path: Path) -> None:
+    """Only the last files are remembered, and all are right."""
+    functions = [
+        loaded(tmp_path / f"file{number}.py", f"def number():\n    return {number}\n")["number"]
+        for number in range(6)
+    ]
+    for number in [0, 1, 2, 3, 4, 5, 0, 5, 1]:
+        assert f"return {number}" in PythonBody.from_function(functions[number]).source
+
+
+def test_a_function_around_something_without_code_has_no_source() -> None:
+    """Such as a partial of a built-in function."""
+
+    def around(load: Any) -> Any:
+        return load
+
+    around.__wrapped__ = functools.partial(sorted)  # type: ignore[attr-defined]
+    around.__signature__ = inspect.Signature()  # type: ignore[attr-defined]
+    assert PythonBody.from_function(around).source == ""
 
 
 def test_a_function_goes_to_plain_data_and_back() -> None:
