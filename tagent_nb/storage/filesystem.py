@@ -301,14 +301,23 @@ def make_folder(path: Path, *, sync: bool = True) -> None:
         raise trouble(error, "make the folder", path) from error
 
 
-def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
+def sweep(folder: Path, prefix: str = ".") -> None:
     """Remove temporary files that a process left when it died.
 
     After the clock was set forward, a file that is being written seems old: its name says by whom.
     """
-    for file in folder.glob(pattern):
+    try:
+        # Of the many files in a folder of runs, only their names are looked at.
+        with os.scandir(folder) as entries:
+            left = [
+                entry for entry in entries if entry.name.endswith(".tmp") and entry.name.startswith(prefix)
+            ]
+    except OSError:
+        return
+    for entry in left:
         # Another process may be sweeping, too.
         with contextlib.suppress(OSError):
+            file = Path(entry)
             writer = _WRITER.search(file.name)
             age = time.time() - file.lstat().st_mtime
             lives = writer is not None and process_start(int(writer.group(1))) is not None

@@ -416,7 +416,7 @@ async def test_a_bit_of_the_write_ahead_log(tmp_path: Path, repetitions: Repetit
     assert child.hear() == "go"
     child.kill()
     log = (tmp_path / "runs.db-wal").read_bytes()
-    frame = 24 + 2048
+    frame = 24 + int.from_bytes(log[8:12], "big")
     whole = {**{f"r{n}": 6 for n in range(4)}, "saved": 1}
     for n in range(count):
         copy = tmp_path / str(n)

@@ -33,11 +33,9 @@ it would cost a quarter more; with steps that take longer than this it is with e
 CHECKPOINT = 4_000_000
 """Bytes of records after which what they changed is moved from the log into the database."""
 
-_INSERT = """
-INSERT INTO records(id, record)
-SELECT (:number << 32) + :place, :record FROM runs
-WHERE number = :number AND (:token IS NULL OR token = :token)
-"""
+_INSERT = (
+    "INSERT INTO records(id, record) SELECT ?1, ?2 FROM runs WHERE number = ?3 AND token = ifnull(?4, token)"
+)
 _LAST = (
     "SELECT id - (:number << 32), record FROM records "
     "WHERE id BETWEEN :number << 32 AND ((:number + 1) << 32) - 1 "
@@ -220,7 +218,7 @@ class SQLiteStorageBackend(RecordStoreBackend):
         """
         number, end = ends[key]
         data, after = record.seal(end)
-        values = {"number": number, "place": end.count, "record": data, "token": token}
+        values = ((number << 32) + end.count, data, number, token)
         if connection.execute(_INSERT, values).rowcount < 1:
             return False
         ends[key] = (number, after)

@@ -22,7 +22,9 @@ BUSY_TIMEOUT = 10_000
 """Milliseconds to wait for another process that writes."""
 
 PAGE = 2048
-"""Bytes of a page. A record of a usual step changes fewer bytes of such pages than of larger ones."""
+"""Bytes of a page. With its own pages, a record writes up to two more into the log, so that small pages make
+for fewer bytes. In smaller ones than these, the first page of a record may hold less than its head, by which
+the record is known in a damaged log."""
 
 _TABLES = """
 CREATE TABLE documents(
@@ -38,7 +40,7 @@ CREATE TABLE runs(
 CREATE TABLE records(id INTEGER PRIMARY KEY, record BLOB NOT NULL);
 """
 
-_ASIDE = ".tagent-*.tmp"
+_ASIDE = ".tagent-"
 _counter = itertools.count()
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs")
@@ -157,7 +159,7 @@ def _check_files(path: Path, *, sync: bool) -> None:
 def _create(path: Path, *, sync: bool) -> None:
     """Make a database with its tables, whole or not at all: one without anything in it is then damaged."""
     sweep(path.parent, _ASIDE)
-    aside = path.with_name(_ASIDE.replace("*", f"{os.getpid()}-{next(_counter)}"))
+    aside = path.with_name(f"{_ASIDE}{os.getpid()}-{next(_counter)}.tmp")
     try:
         try:
             os.close(open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, "open"))
