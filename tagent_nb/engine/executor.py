@@ -70,7 +70,7 @@ from tagent_nb.pipeline import (
     shape_text,
 )
 from tagent_nb.redaction import note_secrets
-from tagent_nb.results import PipelineResult
+from tagent_nb.results import PipelineResult, RunHistory
 from tagent_nb.runners import Ledger, RateLimiter, traced
 from tagent_nb.serde import Classes, to_tree
 from tagent_nb.storage import RunInfo, open_storage
@@ -508,6 +508,18 @@ class PipelineExecutor:
             CorruptRecordError: It is damaged.
         """
         return (await read_memory(self.storage, self.pipeline.name, run_id, self._classes())).to_result()
+
+    async def load_history(self, last: int = 20) -> RunHistory:
+        """The results of the newest recorded runs, the oldest of them first, to be looked at together.
+
+        Raises:
+            DefinitionError: ``last`` is less than 1.
+            CorruptRecordError: One of them is damaged.
+        """
+        if last < 1:
+            raise DefinitionError(f"last must be 1 or more, not {last}.")
+        runs = await self.storage.runs(self.pipeline.id, limit=last)
+        return RunHistory([await self.load_result(run.run_id) for run in runs])
 
     async def export_recording(self, path: str | Path, run_id: str | None = None) -> int:
         """Write the calls behind a recorded run, without an id the newest, to a file that replays it.

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = face(
         "external_names": "listed missing_names outside_names",
         "foreign_words": "ANSWER EXECUTOR RESULT foreign_attribute foreign_name option_advice own_keywords",
         "free_variables": "QUERIES evaluated_names free_names quoted_attributes quoted_names",
-        "graph": "find_cycle input_text input_value inputs_by_step",
+        "graph": "dependencies_of find_cycle input_text input_value inputs_by_step",
         "hints": "map_warnings step_hints",
         "json": "pipeline_to_dict",
         "pipeline": "Pipeline",

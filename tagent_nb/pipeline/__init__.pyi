@@ -51,6 +51,7 @@ from tagent_nb.pipeline.free_variables import evaluated_names as evaluated_names
 from tagent_nb.pipeline.free_variables import free_names as free_names
 from tagent_nb.pipeline.free_variables import quoted_attributes as quoted_attributes
 from tagent_nb.pipeline.free_variables import quoted_names as quoted_names
+from tagent_nb.pipeline.graph import dependencies_of as dependencies_of
 from tagent_nb.pipeline.graph import find_cycle as find_cycle
 from tagent_nb.pipeline.graph import input_text as input_text
 from tagent_nb.pipeline.graph import input_value as input_value

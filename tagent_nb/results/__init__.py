@@ -7,11 +7,12 @@ __getattr__, __dir__, __all__ = face(
     {
         "files": "write_frame",
         "frames": "NESTED plan_frame runs_frame table_text",
+        "history": "RunHistory",
         "html": (
             "RunView about_words done_words error_text head_html item_counts phase_of result_html "
             "result_view run_html run_text"
         ),
-        "records": "ItemResult OutputMap StepResult ending failed_items failure skipped_items",
+        "records": "ItemResult LazyMap OutputMap StepResult ending failed_items failure skipped_items",
         "result": "PipelineResult",
         "rows": "frame_of is_frame rows_of",
     },

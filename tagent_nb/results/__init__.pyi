@@ -4,6 +4,7 @@ from tagent_nb.results.frames import NESTED as NESTED
 from tagent_nb.results.frames import plan_frame as plan_frame
 from tagent_nb.results.frames import runs_frame as runs_frame
 from tagent_nb.results.frames import table_text as table_text
+from tagent_nb.results.history import RunHistory as RunHistory
 from tagent_nb.results.html import RunView as RunView
 from tagent_nb.results.html import about_words as about_words
 from tagent_nb.results.html import done_words as done_words
@@ -16,6 +17,7 @@ from tagent_nb.results.html import result_view as result_view
 from tagent_nb.results.html import run_html as run_html
 from tagent_nb.results.html import run_text as run_text
 from tagent_nb.results.records import ItemResult as ItemResult
+from tagent_nb.results.records import LazyMap as LazyMap
 from tagent_nb.results.records import OutputMap as OutputMap
 from tagent_nb.results.records import StepResult as StepResult
 from tagent_nb.results.records import ending as ending

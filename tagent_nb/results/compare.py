@@ -90,18 +90,39 @@ class Comparison:
         return "; ".join([head, *lone, *took])
 
     def _repr_html_(self) -> str:
-        from tagent_nb.display import Bundle, escape, table
+        from tagent_nb.display import FONT, Bundle, escape, table
 
-        def as_table(frame: pd.DataFrame) -> str:
-            cells = [[escape(_short(cell)) for cell in row] for row in frame.itertuples(index=False)]
-            numbers = [place for place, dtype in enumerate(frame.dtypes) if dtype.kind in "if"]
-            return table([str(label) for label in frame.columns], cells, right=numbers)
+        def line(text: str) -> str:
+            return f'<div style="{FONT}">{escape(text)}</div>'
 
-        parts = [f"<div>{escape(f'{self.names[0]} and {self.names[1]}: {self.total}')}</div>"]
-        parts += [as_table(self.steps.reset_index())] if len(self.steps) else []
-        parts += [as_table(self.rows.head(MOST_SHOWN))] if len(self.rows) else []
+        head = ["step", "rows", "differ", "agreement", "changed"]
+        head += [f"{name}, {what}" for what in ("cost", "seconds") for name in self.names]
+        cells = [
+            [
+                step,
+                f"{rows:,}",
+                f"{differ:,}",
+                "" if is_missing(agreement) else f"{agreement:.1%}",
+                changed,
+                *(cost_text(None if is_missing(cost) else cost) for cost in took[:2]),
+                *map(seconds_text, took[2:]),
+            ]
+            for step, rows, differ, agreement, changed, *took in self.steps.itertuples()
+        ]
+        parts = [line(f"{self.names[0]} and {self.names[1]}: {self.total}")]
+        if cells:
+            escaped = [[escape(cell) for cell in row] for row in cells]
+            parts.append(table(head, escaped, right=(1, 2, 3, 5, 6, 7, 8), wide=4))
+        if len(self.rows):
+            shown = self.rows.head(MOST_SHOWN).itertuples(index=False)
+            parts.append(
+                table(
+                    [str(label) for label in self.rows],
+                    [[escape(_short(cell)) for cell in row] for row in shown],
+                )
+            )
         left = len(self.rows) - MOST_SHOWN
-        parts += [f"<div>and {left:,} more: see .rows</div>"] if left > 0 else []
+        parts += [line(f"and {left:,} more: see .rows")] if left > 0 else []
         return Bundle("".join(parts), repr(self))._repr_mimebundle_()["text/html"]
 
 

@@ -59,12 +59,13 @@ class Evaluation:
         return f"{self.total}\n{self._shown().to_string()}"
 
     def _repr_html_(self) -> str:
-        from tagent_nb.display import Bundle, escape, table
+        from tagent_nb.display import FONT, Bundle, escape, table
 
         shown = self._shown().reset_index()
         cells = [[escape(cell) for cell in row] for row in shown.itertuples(index=False)]
         body = table([str(label) for label in shown.columns], cells, right=range(1, shown.shape[1]), wide=0)
-        return Bundle(f"<div>{escape(self.total)}</div>{body}", repr(self))._repr_mimebundle_()["text/html"]
+        head = f'<div style="{FONT}">{escape(self.total)}</div>'
+        return Bundle(f"{head}{body}", repr(self))._repr_mimebundle_()["text/html"]
 
     def _shown(self) -> pd.DataFrame:
         """Each figure with its interval, as text."""

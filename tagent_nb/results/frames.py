@@ -11,7 +11,15 @@ from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import short_text, value_text
 from tagent_nb.redaction import redact
-from tagent_nb.results.records import RunRecord, StepResult, error_line, no_value, steps_of
+from tagent_nb.results.records import (
+    ItemResult,
+    RunRecord,
+    StepResult,
+    error_line,
+    no_value,
+    outcome,
+    steps_of,
+)
 from tagent_nb.results.rows import (
     DEEPEST,
     column_of,
@@ -72,6 +80,68 @@ def _reported(usage: TokenUsage, name: str) -> int | None:
 
 def _dtype_of_counts(usages: Iterable[TokenUsage]) -> str:
     return "Int64" if any(usage.unmeasured for usage in usages) else "int64"
+
+
+def run_frame(result: RunRecord) -> pd.DataFrame:
+    """One row for a run; see :meth:`RunHistory.runs_frame`."""
+    import pandas as pd
+
+    steps = list(steps_of(result).values())
+    usages = [step.usage for step in steps]
+    counts = _dtype_of_counts(usages)
+    unknown = bool(result.unpriced_steps) and not result.total_cost
+    tokens = {
+        name: [
+            None
+            if any(usage.unmeasured for usage in usages)
+            else sum(getattr(usage, name) for usage in usages)
+        ]
+        for name in ("input_tokens", "output_tokens")
+    }
+    index = pd.Index([result.run_id], name="run", dtype="str")
+    return pd.DataFrame(
+        {
+            "status": pd.Series([outcome(result)[1]], index, dtype="str"),
+            "seconds": pd.Series([result.execution_time], index, dtype="float64"),
+            "cost": pd.Series([None if unknown else result.total_cost], index, dtype="float64"),
+            "saved_cost": pd.Series([sum(step.saved_cost or 0.0 for step in steps)], index, dtype="float64"),
+            **{name: pd.Series(cells, index, dtype=counts) for name, cells in tokens.items()},
+            "steps": pd.Series([len(steps)], index, dtype="int64"),
+            "failed": pd.Series([len(result.failed_steps)], index, dtype="int64"),
+        },
+        index,
+    )
+
+
+def items_frame(step: StepResult) -> pd.DataFrame:
+    """One row an item of a mapped step; see :meth:`RunHistory.items_frame`."""
+    import pandas as pd
+
+    items = list((step.items or {}).values())
+    counts = _dtype_of_counts(item.usage for item in items)
+    columns: dict[str, tuple[str, Callable[[ItemResult], Any]]] = {
+        "status": ("str", lambda item: item.status.value),
+        "attempts": ("int64", lambda item: item.attempts),
+        "seconds": ("float64", lambda item: item.seconds),
+        "input_tokens": (counts, lambda item: _reported(item.usage, "input_tokens")),
+        "output_tokens": (counts, lambda item: _reported(item.usage, "output_tokens")),
+        "cost": ("float64", lambda item: item.cost),
+        "error": ("str", _item_error),
+    }
+    index = pd.Index([item.key for item in items], name="item", dtype="str")
+    return pd.DataFrame(
+        {
+            name: pd.Series([read(item) for item in items], index=index, dtype=dtype)
+            for name, (dtype, read) in columns.items()
+        },
+        index=index,
+    )
+
+
+def _item_error(item: ItemResult) -> str | None:
+    if item.error_type:
+        return f"{item.error_type}: {item.error}"
+    return f"skipped: {item.reason}" if item.reason else None
 
 
 def usage_frame(result: RunRecord) -> pd.DataFrame:
@@ -313,14 +383,7 @@ def _items_frame(step: StepResult, *, objects: bool = False) -> pd.DataFrame:
     index = index_of([item.index for item in items], levels if isinstance(levels, list) else None)
     values = [None if item.output is None else item.output.value for item in items]
     frame = frame_of(values, index, objects=objects)
-    errors = [
-        f"{item.error_type}: {item.error}"
-        if item.error_type
-        else f"skipped: {item.reason}"
-        if item.reason
-        else None
-        for item in items
-    ]
+    errors = [_item_error(item) for item in items]
     names = [label for label in frame.columns if isinstance(label, str)]
     # The values' own columns stay, whatever they are called.
     name = "error" if "error" not in names else distinct(["step_error"], names)[0]

@@ -57,6 +57,7 @@ def result_to_dict(result: RunRecord) -> dict[str, Any]:
         "step_metadata": {name: notes_to_tree(notes) for name, notes in result.step_metadata.items()},
         "final_output": to_tree(result.final_output, path="final_output"),
         "steps": [_step_to_dict(step) for step in result.steps.values()],
+        "dependencies": {step: list(map(clean, names)) for step, names in result.dependencies.items()},
         "sources": {step: clean(source) for step, source in result.sources.items()},
     }
 
@@ -160,6 +161,7 @@ def _fields(data: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
         **{name: _from_trees(data[name], schemas) for name in _VALUES if name != "inputs"},
         "inputs": _from_trees(data.get("inputs", {}), schemas),  # an earlier version wrote none
         "sources": dict(data.get("sources", {})),
+        "dependencies": dict(data.get("dependencies", {})),
         "token_usage": {name: TokenUsage(**counts) for name, counts in data["token_usage"].items()},
         "step_metadata": {name: _from_trees(notes, schemas) for name, notes in data["step_metadata"].items()},
         "final_output": from_tree(data["final_output"], schemas),

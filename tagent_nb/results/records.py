@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tagent_nb.errors import NotStoredError, did_you_mean
 from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
@@ -13,6 +14,9 @@ from tagent_nb.pipeline import StepStatus
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline import Share
+
+
+V = TypeVar("V")
 
 
 class OutputMap(Mapping[str, Any]):
@@ -48,6 +52,36 @@ class OutputMap(Mapping[str, Any]):
             for name, output in self._outputs.items()
         }
         return "{" + ", ".join(f"{name!r}: {text}" for name, text in shown.items()) + "}"
+
+
+class LazyMap(Mapping[str, V]):
+    """A mapping that is made when it is first read. It is copied and pickled as a dict.
+
+    Args:
+        make: Makes it.
+    """
+
+    def __init__(self, make: Callable[[], Mapping[str, V]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, V]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> V:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 @dataclass(slots=True)
@@ -137,6 +171,7 @@ class RunRecord(Protocol):
     final_step: str
     inputs: Mapping[str, Any]
     sources: Mapping[str, str]
+    dependencies: Mapping[str, Sequence[str]]
 
     @property
     def waiting_steps(self) -> list[str]: ...

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tagent_nb.pipeline import Share
     from tagent_nb.results.compare import Comparison
     from tagent_nb.results.evaluate import Evaluation
+    from tagent_nb.results.timeline import Timeline
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class PipelineResult:
         budget: The run's budget as text; empty without one. See :meth:`budget_shares`.
         final_step: Name of the step whose value is the final output; empty where no step is.
         sources: What mapped steps ran over by step, as in ``{"classify": "load.rows"}``.
+        dependencies: Names of the steps that each step waited for.
     """
 
     pipeline_name: str
@@ -80,6 +82,7 @@ class PipelineResult:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     timed_out: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
+    dependencies: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
@@ -289,7 +292,7 @@ class PipelineResult:
             raise DefinitionError(f"{', '.join(options)}: of which step? Write to_file(path, step, ...).")
         write_frame(self.to_frame() if step is None else self.output_frame(step, **options), path, kind)
 
-    # -- against another result, or a truth (see compare.py, evaluate.py) ---------------------
+    # -- looking closer (see compare.py, evaluate.py, timeline.py) ----------------------------
 
     def compare(self, other: PipelineResult, names: Sequence[str] = ()) -> Comparison:
         """What differs from another result, of this pipeline or of another one, step by step and row by row.
@@ -321,6 +324,15 @@ class PipelineResult:
         from tagent_nb.results.evaluate import evaluate
 
         return evaluate(self, answer, truth)
+
+    def timeline(self) -> Timeline:
+        """When each step worked, and which of them held the run up: a Gantt chart, also as a frame.
+
+        In a resumed run the times are those of the sessions in which the steps ended.
+        """
+        from tagent_nb.results.timeline import timeline
+
+        return timeline(self)
 
     # -- storing ----------------------------------------------------------------------------
 

@@ -117,3 +117,28 @@ def test_bad_input_is_one_clear_error(book: Notebook) -> None:
     message = refused(book, "tagent_compare revews")
     assert "neither a pipeline of this notebook nor a run" in message
     assert "Did you mean 'reviews'" in message
+
+
+def test_the_timeline_of_the_last_run_is_shown_and_saved(book: Notebook, tmp_path: Path) -> None:
+    reviews(book)
+    book("tagent_run")
+    book(f"tagent_graph --timeline --save {tmp_path / 'runs.svg'}")
+    assert "held up by load" in book.shown[-1]
+    assert (tmp_path / "runs.svg").read_text().startswith("<svg")
+    book("tagent_graph --timeline")
+    assert "exclude each other" in refused(book, "tagent_graph --timeline --definition")
+    assert "cannot be written" in refused(book, f"tagent_graph --timeline --save {tmp_path / 'no' / 'a.svg'}")
+    assert "saved as .svg" in refused(book, f"tagent_graph --timeline --save {tmp_path / 'a.png'}")
+
+
+def test_steps_items_and_events_of_recorded_runs_are_frames(book: Notebook) -> None:
+    reviews(book)
+    for _ in range(2):
+        book("tagent_run")
+    assert len(book("tagent_history --steps")) == 6
+    assert len(book("tagent_history --items classify")) == 4
+    assert len(book("tagent_history --steps --last 1")) == 3
+    assert "RunStarted" in book("tagent_history --events")["event"].tolist()
+    assert "exclude each other" in refused(book, "tagent_history --steps --events")
+    assert "exclude each other" in refused(book, "tagent_history abc --steps")
+    assert "Did you mean 'classify'" in refused(book, "tagent_history --items clasify")

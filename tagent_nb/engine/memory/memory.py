@@ -53,8 +53,8 @@ from tagent_nb.events import (
     Warned,
 )
 from tagent_nb.formatting import is_lost
-from tagent_nb.pipeline import Pipeline, StepStatus
-from tagent_nb.results import ItemResult, OutputMap, PipelineResult, StepResult
+from tagent_nb.pipeline import Dependency, Pipeline, StepStatus, dependencies_of
+from tagent_nb.results import ItemResult, LazyMap, OutputMap, PipelineResult, StepResult
 from tagent_nb.serde import StoredValue
 
 
@@ -485,7 +485,8 @@ class PipelineMemory:
             budget=self.budget,
             final_step=final,
             final_output=_readable(outputs.get(final)),
-            sources=self._sources(),
+            sources=LazyMap(self._sources),
+            dependencies=LazyMap(self._dependencies),
         )
 
     def _final_step(self) -> str:
@@ -502,6 +503,24 @@ class PipelineMemory:
             return {step.name: step.map_over for step in self.pipeline.steps if step.map_over is not None}
         steps = self.definition.get("steps", ())
         return {step["name"]: step["map_over"] for step in steps if step.get("map_over")}
+
+    def _dependencies(self) -> dict[str, list[str]]:
+        """The steps that each step waits for, by step."""
+        pipeline = self.pipeline
+        if pipeline is not None:
+            return {
+                step.name: [dependency.name for dependency in dependencies_of(pipeline, step)]
+                for step in pipeline.steps
+            }
+        waits: dict[str, list[str]] = {}
+        for step in self.definition.get("steps", ()):
+            names = [Dependency.parse(text).name for text in step.get("depends_on", ())]
+            state = self.steps.get(step["name"])
+            read = [] if state is None else inputs_of(state.components)
+            waits[step["name"]] = [
+                name for name in dict.fromkeys([*names, *read]) if name in self.steps and name != step["name"]
+            ]
+        return waits
 
 
 def _readable(output: Output | None) -> Any:

@@ -85,8 +85,12 @@ class InspectMagics(NotebookMagics):
     @arguments()
     @option("--save", metavar="FILE", help="Also write the picture to this file: .svg, .png or .pdf.")
     @option("--definition", action="store_true", help="Leave out the states of the last run.")
+    @option("--timeline", action="store_true", help="Show when each step of the last run worked instead.")
     def tagent_graph(self, args: Namespace) -> None:
         """Show the current pipeline as a picture, with the states of its last run."""
+        if args.timeline:
+            self._timeline(args)
+            return
         states = None if args.definition else self.session.workspace.states()
         picture = Picture(self.session.pipeline, states)
         if args.save:
@@ -98,17 +102,42 @@ class InspectMagics(NotebookMagics):
                 ) from None
         show(picture)
 
+    def _timeline(self, args: Namespace) -> None:
+        """Show, and with ``--save`` write, when the steps of the last run worked."""
+        if args.definition:
+            raise UsageError("%tagent_graph: --timeline and --definition exclude each other. Keep one.")
+        timeline = self.session.last_result().timeline()
+        if args.save:
+            try:
+                timeline.save(args.save)
+            except OSError as error:
+                raise UsageError(
+                    f"%tagent_graph: {args.save} cannot be written: {error.strerror or error}."
+                ) from None
+        show(timeline)
+
     @line_magic
     @arguments()
     @option(
         "run", nargs="?", help="Give this run's result: its id, or so much of one end of it as is enough."
     )
+    @option("--steps", action="store_true", help="Give a row for each step of each run.")
+    @option("--items", metavar="STEP", help="Give a row for each item of this mapped step in each run.")
+    @option("--events", action="store_true", help="Give a row for each event of each run.")
+    @option("--last", type=int, metavar="N", default=20, help="With these: of the newest N runs; 20 without.")
     def tagent_history(self, args: Namespace) -> Any:
         """Give the recorded runs of the current pipeline as a DataFrame, the newest first.
 
         With a run, give its result as it was recorded, which becomes the variable 'result'.
         """
         executor = self.session.executor()
+        if args.steps or args.items or args.events:
+            if args.run or args.steps + bool(args.items) + args.events > 1:
+                raise UsageError("%tagent_history: a run, --steps, --items and --events exclude each other.")
+            history = submit(executor.load_history(args.last)).result()
+            if args.items:
+                return history.items_frame(args.items)
+            return history.steps_frame() if args.steps else history.events_frame()
         runs = submit(executor.history()).result()
         if not args.run:
             lost = "" if runs else submit(executor.storage.lost_runs()).result()

@@ -1,0 +1,84 @@
+"""Several recorded runs together, as DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tagent_nb.errors import UnknownStepError, did_you_mean
+from tagent_nb.formatting import count
+from tagent_nb.results.frames import events_frame, items_frame, run_frame, steps_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tagent_nb.results.result import PipelineResult
+
+
+class RunHistory(Sequence["PipelineResult"]):
+    """Results of recorded runs, the oldest first. Frames have the run's id first in their index.
+
+    Args:
+        results: The results.
+    """
+
+    def __init__(self, results: Sequence[PipelineResult]) -> None:
+        self._results = list(results)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._results[place]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[PipelineResult]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        return f"<RunHistory: {count(len(self), 'run')}>"
+
+    def runs_frame(self) -> pd.DataFrame:
+        """One row a run: ``status``, ``seconds``, ``cost`` and ``saved_cost`` (USD), tokens, ``steps``,
+        ``failed``.
+
+        A missing cost is one of which no price is known.
+        """
+        import pandas as pd
+
+        frames = [run_frame(result) for result in self._results]
+        return pd.concat(frames) if frames else pd.DataFrame(index=pd.Index([], name="run", dtype="str"))
+
+    def steps_frame(self) -> pd.DataFrame:
+        """One row for each step of each run; columns as in :meth:`PipelineResult.to_frame`."""
+        return self._together(steps_frame)
+
+    def items_frame(self, step: str) -> pd.DataFrame:
+        """One row for each item of a mapped step in each run: ``status``, ``attempts``, ``seconds``, tokens,
+        ``cost`` (USD), ``error``.
+
+        Raises:
+            UnknownStepError: No run has such a mapped step.
+        """
+        mapped = {
+            name
+            for result in self._results
+            for name, state in result.steps.items()
+            if state.items is not None
+        }
+        if step not in mapped:
+            raise UnknownStepError(
+                f"No run has a mapped step {step!r}.{did_you_mean(step, mapped)} "
+                f"Mapped steps: {', '.join(sorted(mapped)) or 'none'}."
+            )
+        have = [result for result in self._results if step in result.steps]
+        return RunHistory(have)._together(lambda result: items_frame(result.steps[step]))
+
+    def events_frame(self) -> pd.DataFrame:
+        """One row for each event of each run; columns as in :meth:`PipelineResult.events_frame`."""
+        return self._together(events_frame)
+
+    def _together(self, frame_of: Callable[[PipelineResult], pd.DataFrame]) -> pd.DataFrame:
+        import pandas as pd
+
+        frames = {result.run_id: frame_of(result) for result in self._results}
+        return pd.concat(frames, names=["run"]) if frames else pd.DataFrame()
