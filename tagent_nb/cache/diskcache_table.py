@@ -7,7 +7,7 @@ import re
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,18 @@ REMEMBER_USE = 60.0
 
 FILL = 0.9
 """Share of the limit that is left in use after old entries were removed."""
+
+AT_ONCE = 256
+"""Entries that one statement reads or marks."""
+
+_STORE = f"""
+INSERT INTO Cache (key, raw, store_time, access_time, tag, size, mode, value)
+VALUES (?, 1, ?, ?, ?, ?, {diskcache.core.MODE_RAW}, ?)
+ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time, expire_time = NULL,
+access_time = excluded.access_time, access_count = 0, tag = excluded.tag, size = excluded.size,
+mode = excluded.mode, filename = NULL, value = excluded.value
+"""
+"""What diskcache's ``set`` does of a record that is bytes, for many of them."""
 
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 _SETTINGS: Mapping[str, Any] = {
@@ -90,9 +102,6 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
     def put(self, key: object) -> tuple[str, bool]:
         return check_key(key), True
 
-    def store(self, value: bytes, read: bool, key: object = None) -> tuple[int, int, None, bytes]:
-        return len(value), diskcache.core.MODE_RAW, None, value
-
     def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
         if mode != diskcache.core.MODE_RAW or filename is not None or not isinstance(value, bytes):
             raise CorruptRecordError("it was not written by tagent-nb")
@@ -153,16 +162,37 @@ class Database(diskcache.Cache):  # type: ignore[misc]
         ((size,),) = self._sql("PRAGMA page_size").fetchall()
         return int((pages - free) * size)
 
-    def write(self, entries: Iterable[tuple[str, bytes, str]], used: Iterable[str]) -> None:
+    def read(self, keys: Sequence[str], longest: int) -> dict[str, bytes | None]:
+        """What is stored under keys; ``None`` for those under which nothing is.
+
+        Left out are records of more than ``longest`` bytes, and those that another program wrote.
+        """
+        records: dict[str, bytes | None] = dict.fromkeys(keys)
+        rows = self._sql(
+            "SELECT key, mode, filename, CASE WHEN length(value) <= ? THEN value END FROM Cache "
+            f"WHERE key IN ({_places(keys)}) AND raw = 1 AND (expire_time IS NULL OR expire_time > ?)",
+            (longest, *keys, time.time()),
+        )
+        for key, mode, filename, value in rows:
+            try:
+                records[key] = self._disk.fetch(mode, filename, value, False)
+            except CorruptRecordError:
+                del records[key]
+        return records
+
+    def write(self, entries: Iterable[tuple[str, bytes, str]], used: Sequence[str]) -> None:
         """Store entries, and when others were used, in one transaction."""
         now = time.time()
+        rows = [(key, now, now, tag, len(record), record) for key, record, tag in entries]
         with self.transact():
-            for key, record, tag in entries:
-                self.set(key, record, tag=tag)
-            for key in used:
+            if rows:
+                self._con.executemany(_STORE, rows)
+            for start in range(0, len(used), AT_ONCE):
+                keys = used[start : start + AT_ONCE]
                 self._sql(
-                    "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1 AND access_time < ?",
-                    (now, key, now - REMEMBER_USE),
+                    "UPDATE Cache SET access_time = ? WHERE raw = 1 AND access_time < ? "
+                    f"AND key IN ({_places(keys)})",
+                    (now, now - REMEMBER_USE, *keys),
                 )
 
     def evict(self, size_limit: int, protected: Collection[str]) -> bool:
@@ -212,6 +242,10 @@ class Database(diskcache.Cache):  # type: ignore[misc]
             step, _, pipeline = str(tag).partition("\n")
             steps.append(StepCacheStats(pipeline, step, int(entries), int(size), float(first), float(last)))
         return sorted(steps, key=lambda stats: -stats.size)
+
+
+def _places(keys: Sequence[str]) -> str:
+    return ", ".join("?" * len(keys))
 
 
 def is_busy(error: Exception) -> bool:

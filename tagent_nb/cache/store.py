@@ -11,7 +11,7 @@ import asyncio
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,9 @@ SIZE_LIMIT = 2**30
 _WAITING_ENTRIES, _WAITING_BYTES = 1000, 65536
 """Writes that may wait in memory; a larger one, or one more, waits for the file."""
 
+GATHERED, GATHERED_SECONDS = 256, 0.02
+"""Answers that are written together, and seconds after which they are, however few."""
+
 
 class ResultCache:
     """Answers of steps by the SHA-256 of their fingerprint.
@@ -92,6 +95,8 @@ class ResultCache:
         self._waiting: dict[str, tuple[str, bytes, str]] = {}
         self._used: deque[str] = deque()
         self._flush_asked = False
+        # The loop on which a timer ends the gathering of writes.
+        self._gathering: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tagent-nb cache")
 
     def __repr__(self) -> str:
@@ -111,14 +116,25 @@ class ResultCache:
         return self._answer(key, record, schemas)
 
     async def aget(
-        self, key: str, schemas: Mapping[str, type] | None = None, *, count: bool = True
+        self,
+        key: str,
+        schemas: Mapping[str, type] | None = None,
+        *,
+        count: bool = True,
+        ahead: dict[str, bytes | None] | None = None,
     ) -> CacheEntry | None:
         """As :meth:`get`; when the file is locked, the loop goes on meanwhile.
 
         Args:
+            key: As for :meth:`get`.
+            schemas: As for :meth:`get`.
             count: Whether this is a use of the entry, and a hit or a miss; else only a look.
+            ahead: What :meth:`read_ahead` gave of this and other keys; what is used is taken out.
         """
-        record = self._read_now(key)
+        record = _NOT_READ if ahead is None else ahead.pop(key, _NOT_READ)
+        if record is _NOT_READ or (record is None and self._active.uses(key)):
+            # It was not asked for, or has been stored since.
+            record = self._read_now(key)
         if isinstance(record, Exception):
             record = await self._hop(self._read_patiently, key)
         if isinstance(record, bytes) and len(record) > LARGE:
@@ -126,6 +142,19 @@ class ResultCache:
             entry = await asyncio.to_thread(_unpacked, key, record, schemas)
             return self._counted(key, entry, count)
         return self._answer(key, record, schemas, count)
+
+    async def read_ahead(self, keys: Sequence[str]) -> dict[str, bytes | None]:
+        """What is stored under keys, for :meth:`aget` to use; that counts it, and asks for what is left out.
+
+        Args:
+            keys: At most a few hundred.
+        """
+        self._notice_fork()
+        try:
+            database = self._database or await self._hop(self._open)
+            return {} if database is None else database.read(keys, _WAITING_BYTES)
+        except Exception:  # whatever is wrong with the file: the question for a single one says so
+            return {}
 
     def _read_now(self, key: str) -> bytes | Exception | None:
         """The record, ``None`` without one, or why it cannot be read without waiting."""
@@ -222,19 +251,37 @@ class ResultCache:
         step: str = "",
         pipeline: str = "",
         metadata: Mapping[str, Any] | None = None,
+        gather: bool = False,
     ) -> bool:
         """As :meth:`put`, but returns when the answer is in memory and its write is under way.
 
         It is encoded before this returns, so that later changes of the value do not reach it.
+
+        Args:
+            key: As for :meth:`put`, and so are the others.
+            gather: Whether its write may wait for :data:`GATHERED_SECONDS`, to be one with others.
         """
         if not self._accept(key, output, usage, cost, step, pipeline, metadata):
             return False
         if len(self._waiting) > _WAITING_ENTRIES or len(self._waiting[key][1]) > _WAITING_BYTES:
             await self._hop(self._flush)
-        elif not self._flush_asked:
+        elif gather and len(self._waiting) < GATHERED:
+            loop = asyncio.get_running_loop()
+            if self._gathering is not loop:
+                self._gathering = loop
+                loop.call_later(GATHERED_SECONDS, self._end_gathering)
+        else:
+            self._ask_to_flush()
+        return True
+
+    def _end_gathering(self) -> None:
+        self._gathering = None
+        self._ask_to_flush()
+
+    def _ask_to_flush(self) -> None:
+        if not self._flush_asked and self._waiting:
             self._flush_asked = True
             self._thread.submit(self._flush)
-        return True
 
     def _accept(
         self,
@@ -273,7 +320,7 @@ class ResultCache:
             if entries or used:
                 database = self._open()
                 if database is not None:
-                    database.write(entries.values(), used)
+                    database.write(entries.values(), list(used))
             if self._database is not None:
                 self._keep_within_limit(self._database)
         except Exception as error:  # a full disk, a lock, a poisoned file: the run goes on without
@@ -453,6 +500,8 @@ def _unpacked(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Ca
 
 _GOES_ON = "The run goes on without it; clearing the cache mends it where that is possible."
 
+_NOT_READ: Any = object()
+
 _PARENTS: list[Any] = []
 """What a forked child got from its parent: closing it would disturb the parent."""
 
@@ -494,6 +543,10 @@ class ActiveRuns:
         """Every active run may stand on this entry."""
         for run in tuple(self._runs.values()):
             run.used.add(key)
+
+    def uses(self, key: str) -> bool:
+        """Whether an active run has used this entry."""
+        return any(key in run.used for run in tuple(self._runs.values()))
 
     def keys(self) -> set[str]:
         """The entries that must stay."""

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, field_validator
 
-from tagent_nb.cache import definition_components, input_components, tool_code, unit_key
+from tagent_nb.cache import ItemKeys, definition_components, input_components, tool_code, unit_key
 from tagent_nb.pipeline import PipelineStep, PythonBody
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
@@ -467,6 +467,34 @@ def test_a_key_does_not_depend_on_the_order_of_components(found: dict[str, str],
 @given(st.dictionaries(names, names, max_size=4), st.dictionaries(names, names, max_size=4))
 def test_different_components_have_different_keys(one: dict[str, str], two: dict[str, str]) -> None:
     assert (unit_key(one) == unit_key(two)) == (one == two)
+
+
+ITEMS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+)
+PARTS = st.lists(st.sampled_from([(), ("x",), ("x", "y"), ("a b",), ("0",)]), unique=True, max_size=3)
+
+
+@given(st.dictionaries(names, names, max_size=6), PARTS, ITEMS)
+def test_items_have_the_keys_of_all_their_components(
+    shared: dict[str, str], paths: list[tuple[str, ...]], item: Any
+) -> None:
+    references = [Reference("rows", path) for path in paths]
+    output = StoredValue.of(item)
+    keys = ItemKeys(shared, [*references, *references])
+    own = input_components(references, {"rows": output}, step=cell("rows"))
+    assert keys.of(output) == unit_key(shared | own)
+
+
+def test_a_key_is_not_made_of_digests_alone_where_classes_count() -> None:
+    class Row(BaseModel):
+        text: str
+
+    row = StoredValue.of(Row(text="good"))
+    assert ItemKeys({"code": "c"}, [Reference("rows")]).of(row) is None
+    assert ItemKeys({"code": "c"}, [Reference("rows", ("0",))]).of(StoredValue.of([row.value])) is None
+    assert ItemKeys({"code": "c"}, []).of(row) == unit_key({"code": "c"})
 
 
 PROCESS = """

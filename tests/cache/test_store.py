@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from tagent_nb.cache import CacheStats, ResultCache
 from tagent_nb.cache import diskcache_table as database_module
 from tagent_nb.cache.entry import MAGIC, pack, unpack
+from tagent_nb.cache.store import GATHERED
 from tagent_nb.errors import CorruptRecordError, DefinitionError, EncodeError, StorageUnavailableError
 from tagent_nb.events import TokenUsage
 from tagent_nb.serde import StoredValue
@@ -178,6 +179,153 @@ async def test_large_answers_are_written_before_aput_returns(cache: ResultCache,
     assert entry is not None
     assert entry.output.value == "x" * 100_000
     assert told == []
+
+
+class Transactions:
+    """How many entries each transaction of the cache wrote, and lets a test wait for one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.ended = asyncio.Event()
+        loop, write = asyncio.get_running_loop(), database_module.Database.write
+
+        def noted(database: Any, entries: Any, used: Any) -> None:
+            entries = list(entries)
+            write(database, entries, used)
+            self.sizes.append(len(entries))
+            loop.call_soon_threadsafe(self.ended.set)
+
+        monkeypatch.setattr(database_module.Database, "write", noted)
+
+
+async def test_answers_that_are_gathered_are_written_together(
+    cache: ResultCache, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions = Transactions(monkeypatch)
+    for number in range(100):
+        assert await cache.aput(key_of(number), stored(number), gather=True)
+    assert transactions.sizes == []
+    entry = await cache.aget(key_of(7))
+    assert entry is not None
+    assert entry.output.value == 7
+    await transactions.ended.wait()  # by the clock
+    assert transactions.sizes == [100]
+    for number in range(GATHERED):
+        await cache.aput(key_of(("more", number)), stored(number), gather=True)
+    cache.flush()
+    assert sum(transactions.sizes) == 100 + GATHERED
+    assert len(transactions.sizes) <= 4
+    assert cache.stats().entries == 100 + GATHERED
+    assert told == []
+
+
+async def test_an_answer_that_does_not_gather_takes_those_along_that_do(
+    cache: ResultCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions = Transactions(monkeypatch)
+    await cache.aput(key_of(1), stored(1), gather=True)
+    await cache.aput(key_of(2), stored(2))
+    await transactions.ended.wait()
+    assert transactions.sizes == [2]
+
+
+def test_what_gathers_on_a_loop_that_ends_is_not_lost(cache: ResultCache, told: list[str]) -> None:
+    asyncio.run(cache.aput(key_of(1), stored(1), gather=True))
+    asyncio.run(cache.aput(key_of(2), stored(2), gather=True))
+    again = reopened(cache, told)
+    assert again.stats().entries == 2
+    again.close()
+
+
+def test_an_answer_that_is_written_again_counts_once(cache: ResultCache, told: list[str]) -> None:
+    """Its counters are those that diskcache itself would have."""
+    cache.put(key_of(1), stored("short"), step="first")
+    cache.put(key_of(1), stored("longer than before"), step="second")
+    stats = cache.stats()
+    assert [(step.step, step.entries) for step in stats.steps] == [("second", 1)]
+    ((count, size, length),) = in_table(
+        cache,
+        "SELECT (SELECT value FROM Settings WHERE key = 'count'), "
+        "(SELECT value FROM Settings WHERE key = 'size'), length(value) FROM Cache",
+    )
+    assert (count, size) == (1, length)
+    again = reopened(cache, told)
+    entry = again.get(key_of(1))
+    assert entry is not None
+    assert entry.output.value == "longer than before"
+    again.close()
+
+
+# -- reading ahead ------------------------------------------------------------------------------
+
+
+async def test_many_answers_are_read_together_and_counted_one_by_one(
+    filled: ResultCache, told: list[str]
+) -> None:
+    cache = reopened(filled, told)
+    keys = [key_of(number) for number in range(5)]
+    ahead = await cache.read_ahead(keys)
+    assert (cache.hits, cache.misses) == (0, 0)
+    found = [await cache.aget(key, ahead=ahead) for key in keys]
+    assert [None if entry is None else entry.output.value for entry in found] == [
+        "value 0",
+        "value 1",
+        "value 2",
+        None,
+        None,
+    ]
+    assert (cache.hits, cache.misses) == (3, 2)
+    assert ahead == {}
+    assert await cache.aget(keys[0], ahead=ahead) is not None
+    assert told == []
+    cache.close()
+
+
+async def test_what_was_stored_since_it_was_looked_for_is_found(cache: ResultCache) -> None:
+    cache.protect("run")
+    ahead = await cache.read_ahead([key_of(1), key_of(2)])
+    await cache.aput(key_of(1), stored("since"))
+    cache.flush()
+    entry = await cache.aget(key_of(1), ahead=ahead)
+    assert entry is not None
+    assert entry.output.value == "since"
+    assert await cache.aget(key_of(2), ahead=ahead) is None
+    await cache.arelease("run")
+
+
+async def test_what_is_large_or_of_another_program_is_not_read_ahead(
+    filled: ResultCache, told: list[str], tmp_path: Path
+) -> None:
+    mark = tmp_path / "executed"
+    filled.put(key_of("large"), stored("x" * 100_000))
+    in_table(
+        filled, "UPDATE Cache SET mode = 4, value = ? WHERE key = ?", pickle.dumps(Bomb(mark)), key_of(0)
+    )
+    ahead = await filled.read_ahead([key_of(0), key_of(1), key_of("large")])
+    assert list(ahead) == [key_of(1)]
+    assert await filled.aget(key_of(0), ahead=ahead) is None
+    entry = await filled.aget(key_of("large"), ahead=ahead)
+    assert entry is not None
+    assert not mark.exists()
+    assert len(told) == 1
+
+
+async def test_a_file_that_cannot_be_read_ahead_is_told_by_the_first_question(
+    tmp_path: Path, told: list[str], filled: ResultCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise sqlite3.DatabaseError("malformed")
+
+    monkeypatch.setattr(database_module.Database, "read", broken)
+    assert await filled.read_ahead([key_of(0)]) == {}
+    assert await filled.aget(key_of(0), ahead={}) is not None
+    (tmp_path / "no folder").write_text("")
+    unusable = ResultCache(tmp_path / "no folder", warn=told.append)
+    ahead = await unusable.read_ahead([key_of(0)])
+    assert ahead == {}
+    assert await unusable.aget(key_of(0), ahead=ahead) is None
+    assert len(told) == 1
+    unusable.close()
 
 
 def test_another_kind_of_output_is_encoded_here(cache: ResultCache) -> None:

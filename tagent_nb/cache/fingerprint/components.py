@@ -24,7 +24,15 @@ from tagent_nb.events import Output
 from tagent_nb.pipeline import PipelineStep, PythonBody, schema_of
 from tagent_nb.templating import Reference, lookup, shown_text
 
-__all__ = ["definition_components", "explain", "input_components", "text_digest", "tool_code", "unit_key"]
+__all__ = [
+    "ItemKeys",
+    "definition_components",
+    "explain",
+    "input_components",
+    "text_digest",
+    "tool_code",
+    "unit_key",
+]
 
 FORMAT = b"tagent-nb fingerprint 1\n"
 """Raised when equal components mean something else than before."""
@@ -303,6 +311,44 @@ def unit_key(components: Mapping[str, str]) -> str:
     # ASCII text of the pairs: no two different sets of components share it, and it is quick.
     text = ascii(sorted(components.items()))
     return hashlib.sha256(FORMAT + text.encode()).hexdigest()
+
+
+class ItemKeys:
+    """The :func:`unit_key` of each item of a mapped step, by what all items share and what is of the item.
+
+    Args:
+        shared: The components that the items share.
+        references: The parts of an item that its unit reads.
+    """
+
+    def __init__(self, shared: Mapping[str, str], references: Sequence[Reference]) -> None:
+        paths = {f"input:{reference.text}": reference.path for reference in references}
+        # Where each part of the item belongs into the text that is hashed, and what stands behind it.
+        self._parts: list[tuple[tuple[str, ...], bytes]] = []
+        pieces: list[str] = ["["]
+        for number, name in enumerate(sorted({*shared, *paths})):
+            pieces[-1] += f"{', ' if number else ''}({name!a}, "
+            if name in paths:
+                pieces.append(")")
+            else:
+                pieces[-1] += f"{shared[name]!a})"
+        pieces[-1] += "]"
+        self._start = hashlib.sha256(FORMAT + pieces[0].encode())
+        in_order = (paths[name] for name in sorted(paths))
+        self._parts = list(zip(in_order, (piece.encode() for piece in pieces[1:]), strict=True))
+
+    def of(self, item: Output) -> str | None:
+        """The key of an item; ``None`` where more of it counts than digests, such as classes."""
+        hasher = self._start.copy()
+        for path, after in self._parts:
+            if path:
+                digest, _, classes = _part(item.value, path)
+            else:
+                digest, classes = item.digest, item.classes
+            if classes:
+                return None
+            hasher.update(ascii(digest).encode() + after)
+        return hasher.hexdigest()
 
 
 def text_digest(*texts: str) -> str:

@@ -206,6 +206,7 @@ class Execution:
             step=work.step.name,
             pipeline=self._recorder.memory.pipeline_id,
             metadata=metadata,
+            gather=work.item is not None,
         )
         self._checks.warn_of_losses(work.step.name, final.output)
 

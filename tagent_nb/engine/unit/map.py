@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from tagent_nb.engine.unit.attempt import encoded, unprepared
 from tagent_nb.engine.unit.conditions import item_condition
 from tagent_nb.engine.unit.execute import Execution
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.work import Preparation, WorkItem, read_heavy
+from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline import PipelineStep, StepStatus
@@ -25,12 +26,19 @@ from tagent_nb.serde import LARGE, StoredValue, is_bulky
 from tagent_nb.templating import Reference, lookup
 
 if TYPE_CHECKING:
+    from tagent_nb.cache import ResultCache
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.recorder import Recorder
     from tagent_nb.pipeline import Change
 
 Row = tuple[str, Any, Any]
 """Key, label in the source's index, and the item itself."""
+
+READ_AHEAD = 256
+"""Items whose answers are read from the cache together."""
+
+READ_AHEAD_SECONDS = 0.005
+"""Seconds after which no further items are added to them: the rest of the loop waits meanwhile."""
 
 AT_ONCE = 200
 """Items whose condition is decided before anything else may happen."""
@@ -76,6 +84,7 @@ class MapExecution:
             work = await whole(self._preparation, prepared, outputs)
             await read_heavy([outputs[source.step]])
             rows = source_rows(step, outputs[source.step], source)
+            units = await self._preparation.item_units(prepared, outputs)
         except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
@@ -91,7 +100,7 @@ class MapExecution:
             )
         why = await self._preparation.why_it_runs(work)
         recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
-        left = await self._run_items(prepared, outputs, await self._wanted(step, outputs, rows))
+        left = await self._run_items(prepared, units, await self._wanted(step, outputs, rows))
         # From here on others act on what the items gave.
         await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
@@ -131,31 +140,25 @@ class MapExecution:
                 await asyncio.sleep(0)
         return wanted
 
-    async def _run_items(self, prepared: PreparedStep, outputs: StepOutputs, rows: list[Row]) -> int:
+    async def _run_items(self, prepared: PreparedStep, units: ItemUnits, rows: list[Row]) -> int:
         """Workers that share one iterator: 50,000 items are never 50,000 tasks.
 
         A worker whose item waits for a person is replaced, and ends with that item. Returns how many items
         are left waiting.
         """
-        step, source = prepared.step, prepared.source.step
-        queue: Iterator[Row] = iter(rows)
+        step = prepared.step
         recorder, signals, lock = self._recorder, self._signals, self._lock
+        queue = _Queue(recorder, prepared, units, rows)
         left = 0
 
         async def work_off() -> None:
             nonlocal left
-            for key, _, row in queue:
+            while True:
                 if signals.paused_or_stopping:
                     await signals.may_start()
-                try:
-                    work = await self._preparation.work_item(
-                        prepared, {**outputs, source: StoredValue.of(row)}, key
-                    )
-                except BaseException as error:  # the user's objects may raise anything
-                    if is_cancelled():
-                        raise
-                    await recorder.record(unprepared(recorder, step, error, key))
-                    continue
+                work = await queue.next()
+                if work is None:
+                    break
                 work.on_yield = replaced
                 if self._is_recorded(work):
                     continue
@@ -257,6 +260,64 @@ class MapExecution:
             seconds=time.monotonic() - started,
             metadata=notes,
         )
+
+
+class _Queue:
+    """The units of a map's items, one after the other for all of its workers.
+
+    With a cache they are made some hundred at a time, and what is stored of these is read together.
+
+    Args:
+        recorder: Takes the failures of items of which no unit can be made.
+        prepared: The step.
+        units: Makes the units.
+        rows: The items.
+    """
+
+    def __init__(
+        self, recorder: Recorder, prepared: PreparedStep, units: ItemUnits, rows: Sequence[Row]
+    ) -> None:
+        self._recorder = recorder
+        self._prepared = prepared
+        self._units = units
+        self._rows: Iterator[Row] = iter(rows)
+        self._cache = None if prepared.passes_cache else prepared.cache
+        self._ready: deque[WorkItem] = deque()
+        self._filling = asyncio.Lock()
+
+    async def next(self) -> WorkItem | None:
+        """The unit of the next item; ``None`` if there is none."""
+        if self._cache is None:
+            return await self._make()
+        if not self._ready:
+            async with self._filling:
+                if not self._ready:
+                    await self._fill(self._cache)
+        return self._ready.popleft() if self._ready else None
+
+    async def _make(self) -> WorkItem | None:
+        for key, _, row in self._rows:
+            try:
+                return await self._units.unit(key, row)
+            except BaseException as error:  # the user's objects may raise anything
+                if is_cancelled():
+                    raise
+                await self._recorder.record(unprepared(self._recorder, self._prepared.step, error, key))
+        return None
+
+    async def _fill(self, cache: ResultCache) -> None:
+        works: list[WorkItem] = []
+        until = time.monotonic() + READ_AHEAD_SECONDS
+        while len(works) < READ_AHEAD and time.monotonic() < until:
+            work = await self._make()
+            if work is None:
+                break
+            works.append(work)
+        if works:
+            ahead = await cache.read_ahead([work.key for work in works])
+            for work in works:
+                work.ahead = ahead
+            self._ready.extend(works)
 
 
 async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepOutputs) -> WorkItem:

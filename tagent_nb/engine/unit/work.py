@@ -15,14 +15,14 @@ from tagent_nb.engine.memory.entries import last_time
 from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.unit.prepared import PreparedStep
 from tagent_nb.errors import CorruptRecordError, StorageError
-from tagent_nb.events import Output, StepCached, StepFinished, TokenUsage
+from tagent_nb.events import NO_ENTRIES, Output, StepCached, StepFinished, TokenUsage
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.results import failed_items
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
 
 if TYPE_CHECKING:
-    from tagent_nb.cache import CacheEntry
+    from tagent_nb.cache import CacheEntry, ItemKeys
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.engine.recorder import Recorder
@@ -40,6 +40,7 @@ class WorkItem:
         slot: Its slot among those that run, from its first attempt on.
         on_yield: Called before it waits for a person.
         counted: Tokens and USD that led to its value, where they were counted before it ended.
+        ahead: What was read ahead from the cache, of this and other units.
         calls: How often each call of a tool was suspended in this attempt, by tool and arguments.
         waited: Seconds that it waited for a person.
     """
@@ -55,6 +56,7 @@ class WorkItem:
     counted: tuple[TokenUsage, float | None] | None = None
     waited: float = 0.0
     on_yield: Callable[[], None] | None = None
+    ahead: dict[str, bytes | None] | None = None
     calls: dict[tuple[str, str], int] = field(default_factory=dict)
     slot: Slot = field(init=False, repr=False)
 
@@ -123,26 +125,35 @@ class Preparation:
         facts, memories = self._facts_for(prepared)
         if not self._context.keyed:
             return WorkItem(prepared, outputs, "", {}, item, facts, memories)
-        from tagent_nb.cache import (
-            GENERATION,
-            add_components,
-            class_components,
-            input_components,
-            text_digest,
-            unit_key,
-        )
+        from tagent_nb.cache import GENERATION, text_digest, unit_key
+
+        parts = prepared.references if references is None else references
+        components = await self._components(prepared, outputs, parts)
+        if when:
+            components["when"] = text_digest(when)
+        key = unit_key(components)
+        components.update(GENERATION)
+        return WorkItem(prepared, outputs, key, components, item, facts, memories)
+
+    async def _components(
+        self,
+        prepared: PreparedStep,
+        outputs: Mapping[str, Output | None],
+        references: Sequence[Reference],
+    ) -> dict[str, str]:
+        """The fingerprint of a unit that reads these parts of these values."""
+        from tagent_nb.cache import add_components, class_components, input_components
 
         components = dict(await self._static_beside_the_loop(prepared))
-        parts = prepared.references if references is None else references
         around: dict[str, Any] = {
             "step": prepared.step,
             "namespace": self._context.services.namespace,
             "memo": self.memo,
         }
-        examine = partial(input_components, parts, outputs, **around)
-        heavy = any(is_heavy(outputs.get(part.step)) for part in parts)
+        examine = partial(input_components, references, outputs, **around)
+        heavy = any(is_heavy(outputs.get(part.step)) for part in references)
         add_components(components, await in_thread(examine) if heavy else examine())
-        for name, notes in (("facts", facts), ("memories", memories)):
+        for name, notes in zip(("facts", "memories"), self._facts_for(prepared), strict=True):
             if notes:
                 stored = StoredValue.of(notes)
                 if stored.is_heavy:
@@ -150,11 +161,24 @@ class Preparation:
                 components[name] = stored.digest
                 if stored.classes:
                     add_components(components, class_components(name, notes, stored.classes, **around))
-        if when:
-            components["when"] = text_digest(when)
-        key = unit_key(components)
-        components.update(GENERATION)
-        return WorkItem(prepared, outputs, key, components, item, facts, memories)
+        return components
+
+    async def item_units(self, prepared: PreparedStep, outputs: Mapping[str, Output | None]) -> ItemUnits:
+        """What makes the units of a mapped step's items.
+
+        Args:
+            prepared: The step.
+            outputs: What it may read, by name.
+        """
+        keys = None
+        if self._context.keyed:
+            from tagent_nb.cache import ItemKeys
+
+            source = prepared.source.step
+            shared = [reference for reference in prepared.references if reference.step != source]
+            own = [reference for reference in prepared.references if reference.step == source]
+            keys = ItemKeys(await self._components(prepared, outputs, shared), own)
+        return ItemUnits(self, prepared, outputs, keys, *self._facts_for(prepared))
 
     def forget_facts(self) -> None:
         """Look again at what is known when a mapped step begins."""
@@ -243,6 +267,48 @@ class Preparation:
             return None
 
 
+class ItemUnits:
+    """Makes the units of a mapped step's items, which share all of their fingerprint but the item.
+
+    Args:
+        preparation: Works out the fingerprint of an item that is more than plain data.
+        prepared: The step.
+        outputs: What it may read, by name.
+        keys: Makes the keys of plain items; ``None`` for a run without fingerprints.
+        facts: The facts that reach the items.
+        memories: The memories that do.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        prepared: PreparedStep,
+        outputs: Mapping[str, Output | None],
+        keys: ItemKeys | None,
+        facts: Mapping[str, Any],
+        memories: Mapping[str, Any],
+    ) -> None:
+        self._preparation = preparation
+        self._prepared = prepared
+        self._outputs = outputs
+        self._source = prepared.source.step
+        self._keys = keys
+        self._facts = facts
+        self._memories = memories
+
+    async def unit(self, key: str, row: Any) -> WorkItem:
+        """The unit of an item, of which its step reads what the item is in place of its source's value."""
+        value = StoredValue.of(row)
+        outputs = {**self._outputs, self._source: value}
+        unit_key = ""
+        if self._keys is not None:
+            plain = None if value.is_heavy else self._keys.of(value)
+            if plain is None:
+                return await self._preparation.work_item(self._prepared, outputs, key)
+            unit_key = plain
+        return WorkItem(self._prepared, outputs, unit_key, NO_ENTRIES, key, self._facts, self._memories)
+
+
 # -- who answers for a unit -----------------------------------------------------------------
 
 
@@ -264,7 +330,7 @@ async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | N
     prepared = work.prepared
     if prepared.cache is None or prepared.passes_cache:
         return None
-    return await prepared.cache.aget(work.key, prepared.classes, count=count)
+    return await prepared.cache.aget(work.key, prepared.classes, count=count, ahead=work.ahead)
 
 
 def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
