@@ -15,7 +15,6 @@ from tagent_nb.engine.background import background_loop, submit
 from tagent_nb.engine.context import RunOptions, RunServices
 from tagent_nb.engine.handle import RunHandle
 from tagent_nb.engine.inputs import TakenInputs, expected_names, looking_in, settle, take
-from tagent_nb.engine.lease import lease_held
 from tagent_nb.engine.memory.load import read_memory, schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.memory.store import change_memories
@@ -40,6 +39,7 @@ from tagent_nb.engine.session import (
     begin,
     context_of,
     definition_of,
+    lease_held,
     memory_of,
     preparation_of,
     record_decision,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -12,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals
 from tagent_nb.engine.approval.requests import unit_of
+from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.context import RunContext
-from tagent_nb.engine.lease import lease_held
 from tagent_nb.engine.memory.entries import new_run_id
 from tagent_nb.engine.memory.load import PipelineMemoryManager, find_run, read_memory, read_previous
 from tagent_nb.engine.memory.memory import PipelineMemory
@@ -26,7 +28,7 @@ from tagent_nb.engine.unit.attempt import Attempts
 from tagent_nb.engine.unit.execute import Execution, run_step
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
-from tagent_nb.errors import LeaseLostError
+from tagent_nb.errors import LeaseLostError, StorageError
 from tagent_nb.events import ApprovalGiven, Event, InputTaken, RunResumed, RunStarted
 from tagent_nb.pipeline import AGENT_KINDS, Pipeline, inputs_by_step
 from tagent_nb.runners import PythonRunner, StepRunner
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from tagent_nb.events import Output
     from tagent_nb.pipeline import Change
     from tagent_nb.runners import Models
-    from tagent_nb.storage import StorageBackend
+    from tagent_nb.storage import Lease, StorageBackend
 
 
 async def run_id_of(storage: StorageBackend, pipeline: Pipeline, options: RunOptions) -> str:
@@ -307,3 +309,62 @@ class Runners(dict[str, StepRunner]):
 
             self._models = Models()
         return self._models
+
+
+# -- the lease -----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def lease_held(
+    storage: StorageBackend, pipeline_id: str, run_id: str, lost: Callable[[LeaseLostError], None]
+) -> AsyncIterator[Lease]:
+    """Have the lease of a run, and renew it until the block ends.
+
+    Args:
+        storage: Where the run is recorded.
+        pipeline_id: The pipeline.
+        run_id: The run, new or interrupted.
+        lost: Called on the loop, once, when another process has taken the run over.
+
+    Raises:
+        LeaseLostError: Another process carries the run on; the block is not entered.
+    """
+    lease = await _acquired(storage, pipeline_id, run_id)
+    heartbeat = asyncio.ensure_future(_beat(storage, lease, lost))
+    try:
+        yield lease
+    finally:
+        heartbeat.cancel()
+        await run_shielded(_give_back(storage, lease, heartbeat))
+
+
+async def _give_back(storage: StorageBackend, lease: Lease, heartbeat: asyncio.Future[None]) -> None:
+    await asyncio.wait([heartbeat])
+    # A lease that cannot be given back ends by itself; the run's result or error is what counts.
+    with contextlib.suppress(StorageError):
+        await storage.release(lease)
+
+
+async def _acquired(storage: StorageBackend, pipeline_id: str, run_id: str) -> Lease:
+    acquiring = asyncio.ensure_future(storage.acquire(pipeline_id, run_id))
+    try:
+        return await asyncio.shield(acquiring)
+    except asyncio.CancelledError:
+        # Half-way through it cannot be stopped, and what is not given back keeps the run from all processes.
+        await asyncio.wait([acquiring])
+        if acquiring.exception() is None:
+            await storage.release(acquiring.result())
+        raise
+
+
+async def _beat(storage: StorageBackend, lease: Lease, lost: Callable[[LeaseLostError], None]) -> None:
+    while True:
+        await asyncio.sleep(lease.ttl / 3)
+        try:
+            await storage.renew(lease)
+        except LeaseLostError as error:
+            lost(error)
+            return
+        except StorageError:
+            # The next beat may succeed. If it comes too late, the token keeps us from recording.
+            continue

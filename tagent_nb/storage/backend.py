@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,46 +16,6 @@ from tagent_nb.storage.policy import BackupSchedule, Retention
 from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo
 
 OnWarning = Callable[[str], None]
-
-
-class Reporting:
-    """Notes problems that stop nothing, each once.
-
-    Attributes:
-        problems: What was found wrong and got over, such as a dropped torn record; one sentence each.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.problems: list[str] = []
-        self._undelivered: list[str] = []
-        self._subscribers: list[OnWarning] = []
-        self._subscribing = threading.Lock()
-
-    @contextmanager
-    def subscribe(self, on_warning: OnWarning) -> Iterator[None]:
-        """Call ``on_warning`` with each problem as it is found. See :meth:`StorageBackend.subscribe`."""
-        with self._subscribing:
-            undelivered, self._undelivered = self._undelivered, []
-            self._subscribers.append(on_warning)
-        try:
-            for message in undelivered:
-                on_warning(message)
-            yield
-        finally:
-            with self._subscribing:
-                self._subscribers.remove(on_warning)
-
-    def _report(self, message: str) -> None:
-        with self._subscribing:
-            if message in self.problems:
-                return
-            self.problems.append(message)
-            subscribers = tuple(self._subscribers)
-            if not subscribers:
-                self._undelivered.append(message)
-        for on_warning in subscribers:
-            on_warning(message)
 
 
 LEASES = "leases"

@@ -12,8 +12,9 @@ from tagent_nb.errors import DefinitionError, StorageError
 from tagent_nb.events import PASSING, Event, Output
 from tagent_nb.naming import places_of
 from tagent_nb.storage.backend import LEASES, ORDER
+from tagent_nb.storage.format.events import Summary
 from tagent_nb.storage.policy import BackupSchedule
-from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo, Summary
+from tagent_nb.storage.run_info import BackupInfo, RestoreInfo, RunInfo
 from tagent_nb.storage.run_storage import RunStorage
 
 

@@ -99,9 +99,10 @@ def open_storage(
         DefinitionError: ``where`` is not understood, or a value is not allowed.
         MissingExtraError: It is a Redis server, and the package for that is not installed.
     """
-    settings = Settings(
-        durability, keep_last, older_than, max_bytes, backup_every, backup_keep, backup_folder
-    )
+    values = (durability, keep_last, older_than, max_bytes, backup_every, backup_keep, backup_folder)
+    if isinstance(where, StorageBackend) and not any(value is not None for value in values):
+        return _with_runs(where)
+    settings = Settings(*values)
     if isinstance(where, StorageBackend):
         if durability is not None:
             raise DefinitionError(f"Say durability where {where!r} is made; it cannot change now.")

@@ -36,11 +36,11 @@ from tagent_nb.storage.format.envelope import (
     split,
     unpack,
 )
-from tagent_nb.storage.format.events import decode_events, encode_events, summary_of
+from tagent_nb.storage.format.events import Summary, decode_events, encode_events, summary_of
 from tagent_nb.storage.format.pickled import key_from, seal
 from tagent_nb.storage.lease import Lease
 from tagent_nb.storage.policy import BackupSchedule
-from tagent_nb.storage.run_info import BackupInfo, Item, RestoreInfo, RunInfo, Summary, damaged
+from tagent_nb.storage.run_info import BackupInfo, Item, RestoreInfo, RunInfo, damaged
 from tagent_nb.storage.run_storage import RunStorage
 
 LONG = 1 << 16

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, DefinitionError, LeaseLostError, NotStoredError, StorageError
 from tagent_nb.naming import id_of, places_of, safe_id
 from tagent_nb.storage import lease as leases
-from tagent_nb.storage.backend import Reporting, StorageBackend
+from tagent_nb.storage.backend import OnWarning, StorageBackend
 from tagent_nb.storage.backup.archive import DOCUMENTS
 from tagent_nb.storage.format.envelope import pack, unpack
 from tagent_nb.storage.format.pickled import decode_document, encode_document
@@ -28,6 +30,46 @@ from tagent_nb.storage.run_info import RunInfo
 
 CHUNK = 200
 """Runs that are looked at together."""
+
+
+class Reporting:
+    """Notes problems that stop nothing, each once.
+
+    Attributes:
+        problems: What was found wrong and got over, such as a dropped torn record; one sentence each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+        self._undelivered: list[str] = []
+        self._subscribers: list[OnWarning] = []
+        self._subscribing = threading.Lock()
+
+    @contextmanager
+    def subscribe(self, on_warning: OnWarning) -> Iterator[None]:
+        """Call ``on_warning`` with each problem as it is found. See :meth:`StorageBackend.subscribe`."""
+        with self._subscribing:
+            undelivered, self._undelivered = self._undelivered, []
+            self._subscribers.append(on_warning)
+        try:
+            for message in undelivered:
+                on_warning(message)
+            yield
+        finally:
+            with self._subscribing:
+                self._subscribers.remove(on_warning)
+
+    def _report(self, message: str) -> None:
+        with self._subscribing:
+            if message in self.problems:
+                return
+            self.problems.append(message)
+            subscribers = tuple(self._subscribers)
+            if not subscribers:
+                self._undelivered.append(message)
+        for on_warning in subscribers:
+            on_warning(message)
 
 
 class RunStorage(Reporting, StorageBackend):

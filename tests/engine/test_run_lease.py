@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tagent_nb import FileStorageBackend, MemoryStorageBackend, Pipeline, PipelineExecutor
-from tagent_nb.engine.lease import lease_held
+from tagent_nb.engine.session import lease_held
 from tagent_nb.errors import LeaseLostError, NotStoredError, StorageUnavailableError
 from tagent_nb.storage import Lease
 

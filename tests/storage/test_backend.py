@@ -41,9 +41,8 @@ from tagent_nb.storage import (
 )
 from tagent_nb.storage import lease as leases
 from tagent_nb.storage.file.journal import TAIL
-from tagent_nb.storage.format.events import decode_events, encode_events, summary_of
+from tagent_nb.storage.format.events import Summary, decode_events, encode_events, summary_of
 from tagent_nb.storage.lease import process_start
-from tagent_nb.storage.run_info import Summary
 from tagent_nb.testing.contract import StorageContract
 from tagent_nb.testing.samples import DEAD_PID, holder, plain, sample_run
 from tests.storage_kinds import replace_records, stored_records

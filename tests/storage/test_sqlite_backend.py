@@ -34,9 +34,7 @@ from tagent_nb.events import Event, Warned
 from tagent_nb.storage import SQLiteStorageBackend, StorageBackend, open_storage
 from tagent_nb.storage.format.envelope import pack
 from tagent_nb.storage.sqlite import backend as sqlite
-from tagent_nb.storage.sqlite import connection as sqlite_link
-from tagent_nb.storage.sqlite import schema as database
-from tagent_nb.storage.sqlite import wal
+from tagent_nb.storage.sqlite import database, wal
 from tagent_nb.testing.contract import StorageContract
 from tagent_nb.testing.samples import plain, sample_run
 
@@ -186,7 +184,7 @@ async def test_trouble_with_emptying_the_log_stops_nothing(
     await record(store, "one")
     await store._file.in_reader(store._file._close_reader)
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite_link, "connect", refuse)
+        patch.setattr(database, "connect", refuse)
         await record(store, "two")
         await store._file.in_reader(lambda: None)
     assert store.problems == ["The log could not be emptied. no"]
@@ -332,7 +330,7 @@ async def test_a_file_of_an_older_version_that_may_only_be_read_is_read(
     """It lacks the place for what says where a run ends, and cannot be given it."""
     path = tmp_path / "runs.db"
     shutil.copy(Path(__file__).parents[1] / "fixtures/storage-format-1/runs.db", path)
-    monkeypatch.setattr(sqlite_link, "is_read_only", lambda path: True)
+    monkeypatch.setattr(database, "is_read_only", lambda path: True)
     store = SQLiteStorageBackend(path)
     (pipeline_id,) = await store.list_pipelines()
     assert [info.run_id for info in await store.runs(pipeline_id)] == ["finished", "stopped"]
@@ -641,7 +639,7 @@ async def test_a_log_that_stays_locked_is_an_error(
 
     other = SQLiteStorageBackend(store.path, durability="fast")
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite_link, "recover", refuse)
+        patch.setattr(wal, "recover", refuse)
         with pytest.raises(StorageUnavailableError, match="database is locked"):
             await read(other)
     assert await read(other) == ["one"]
@@ -1066,7 +1064,7 @@ async def test_another_process_id_means_a_fork(
     await record(store, "two")
     assert await read(store) == ["one", "two"]
     await store.close()
-    for connection in sqlite_link._left_to_parent:
+    for connection in database._left_to_parent:
         connection.close()
 
 
@@ -1238,7 +1236,7 @@ async def test_what_a_stranger_made_in_the_file_never_runs(tmp_path: Path, made:
 # -- files that may only be read ------------------------------------------------------------------
 
 READER = """
-    import asyncio, codecs, os, pydantic_core, sys
+    import asyncio, codecs, os, pydantic_core, shutil, sys
     from tagent_nb.errors import StorageUnavailableError
     from tagent_nb.events import Warned
     from tagent_nb.storage.sqlite.backend import SQLiteStorageBackend
@@ -1339,7 +1337,7 @@ async def test_a_store_on_a_full_disk_can_be_read(
         await store.close()
     for suffix in ("", "-wal") if crashed else ("",):
         shutil.copy(store.path.with_name(store.path.name + suffix), f"{path}{suffix}")
-    monkeypatch.setattr(sqlite_link, "connect", no_space)
+    monkeypatch.setattr(database, "connect", no_space)
     full = SQLiteStorageBackend(path)
     assert await read(full) == ["one", "two"]
     assert [info.run_id for info in await full.runs("p")] == ["r"]
@@ -1356,15 +1354,15 @@ async def test_a_disk_that_fails_is_not_taken_for_a_full_one(
     """If it cannot be read without space either, the error is the first one."""
     await record(store, "one")
     await store.close()
-    monkeypatch.setattr(sqlite_link, "connect", no_space)
-    monkeypatch.setattr(sqlite_link, "connect_without_space", lambda path: no_space(path, sync=False))
+    monkeypatch.setattr(database, "connect", no_space)
+    monkeypatch.setattr(database, "connect_without_space", lambda path: no_space(path, sync=False))
     with pytest.raises(StorageUnavailableError, match="disk I/O error"):
         await read(store)
 
     def locked(path: Path, *, sync: bool) -> sqlite3.Connection:
         raise StorageUnavailableError("locked")
 
-    monkeypatch.setattr(sqlite_link, "connect", locked)
+    monkeypatch.setattr(database, "connect", locked)
     with pytest.raises(StorageUnavailableError, match="locked"):
         await read(store)
 

@@ -1,19 +1,33 @@
-"""Events as the body of a record."""
+"""Events as the body of a record, and what its last record says of a whole run."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tagent_nb.errors import CorruptRecordError, StorageError, TagentError
-from tagent_nb.events import Event, StepCached, StepFinished
+from tagent_nb.events import (
+    ApprovalGiven,
+    ApprovalRequested,
+    CallRecorded,
+    Event,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepCached,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    StepRetried,
+    StepSkipped,
+)
 from tagent_nb.serde import Classes, StoredValue, event_from_dict, event_to_dict
 from tagent_nb.storage.format.envelope import read_record
 from tagent_nb.storage.format.pickled import PickledOutput, seal
-from tagent_nb.storage.run_info import RunInfo, Summary, info_of, time_in
+from tagent_nb.storage.run_info import RunInfo, time_in
 
 FIRST = 1 << 20
 """Bytes at the start of a run in which its first record is looked for."""
@@ -105,6 +119,145 @@ def decode_events(
     if place != len(body):
         raise CorruptRecordError(f"{where}: {len(body) - place:,} bytes belong to no event.")
     return events
+
+
+# -- the summary of a run ----------------------------------------------------------------------
+
+
+@dataclass
+class Summary:
+    """A fold over a run's events that counts what :class:`RunInfo` shows."""
+
+    pipeline: str = ""
+    outcome: str = ""
+    started_at: float = 0.0
+    ended_at: float | None = None
+    host: str = ""
+    pid: int = 0
+    steps: int = 0
+    cost: float = 0.0
+    unpriced: bool = False
+    states: dict[str, str] = field(default_factory=dict)
+    calls: dict[tuple[str, str | None], list[float | None]] = field(default_factory=dict)
+    pending: dict[tuple[str, str | None], set[str]] = field(default_factory=dict)
+
+    def add(self, event: Event) -> None:
+        """Take one event in."""
+        kind = type(event)
+        if kind in _SPENDING and not getattr(event, "call", ""):
+            # A call of a tool that waits for approval ends no attempt.
+            self.calls.pop((event.step, event.item), None)  # type: ignore[attr-defined]
+            self._spend(event.cost)  # type: ignore[attr-defined]
+        elif isinstance(event, CallRecorded):
+            # Counted with its attempt; if this is interrupted, by itself.
+            self.calls.setdefault((event.step, event.item), []).append(event.cost)
+        elif kind is RunResumed:
+            self._interrupted()
+        if kind in _APPROVALS:
+            self._approval(event)
+        state = _STATES.get(kind)
+        if state is not None:
+            if event.item is None:  # type: ignore[attr-defined]
+                self.states[event.step] = state  # type: ignore[attr-defined]
+        elif isinstance(event, RunStarted):
+            self.pipeline, self.started_at, self.steps = event.pipeline, event.at, len(event.steps)
+            self.host, self.pid = event.host, event.pid
+        elif isinstance(event, RunResumed):
+            self.states = {name: state for name, state in self.states.items() if name in event.kept}
+            self.steps = len(event.steps) or self.steps
+            self.host, self.pid = event.host, event.pid
+            self.outcome, self.ended_at = "", None
+        elif isinstance(event, RunFinished):
+            self.ended_at = event.at
+            self.outcome = "cancelled" if event.cancelled else "completed" if event.success else "failed"
+            if event.waiting and not event.cancelled and "failed" not in self.states.values():
+                self.outcome = "waiting"
+
+    def _approval(self, event: Any) -> None:
+        """Count what waits for a decision."""
+        unit = (event.step, event.item)
+        if isinstance(event, ApprovalRequested):
+            self.pending.setdefault(unit, set()).add(event.call)
+        elif isinstance(event, ApprovalGiven):
+            self.pending.get(unit, set()).discard(event.call)
+        elif self.pending:
+            # The unit has come to an end, or begins anew.
+            self.pending.pop(unit, None)
+
+    def _spend(self, cost: float | None) -> None:
+        if cost is None:
+            self.unpriced = True
+        else:
+            self.cost += cost
+
+    def _interrupted(self) -> None:
+        """Count the calls of attempts whose process died."""
+        for costs in self.calls.values():
+            for cost in costs:
+                self._spend(cost)
+        self.calls.clear()
+
+    def add_all(self, events: Iterable[Event]) -> Summary:
+        """Take several events in."""
+        for event in events:
+            self.add(event)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with counts in place of the steps' states."""
+        counted = replace(self, calls=dict(self.calls))
+        counted._interrupted()
+        data = asdict(counted)
+        del data["calls"], data["pending"]
+        data["undecided"] = sum(map(len, self.pending.values()))
+        data["states"] = _counts(self.states)
+        return data
+
+    def to_info(self, pipeline_id: str, run_id: str, *, size: int, alive: bool) -> RunInfo:
+        """The run as a list shows it; ``alive``: a process holds its lease."""
+        return info_of(self.to_dict(), pipeline_id, run_id, size=size, alive=alive)
+
+
+_SPENDING = (StepFinished, StepFailed, StepRetried, StepCancelled, ApprovalRequested)
+_APPROVALS = {
+    ApprovalRequested,
+    ApprovalGiven,
+    StepRetried,
+    StepFinished,
+    StepFailed,
+    StepCached,
+    StepSkipped,
+}
+_STATES: dict[type[Event], str] = {StepFinished: "done", StepCached: "cached", StepFailed: "failed"}
+
+
+def _counts(states: Mapping[str, str]) -> dict[str, int]:
+    values = list(states.values())
+    return {state: values.count(state) for state in _STATES.values()}
+
+
+def info_of(data: Mapping[str, Any], pipeline_id: str, run_id: str, *, size: int, alive: bool) -> RunInfo:
+    """The run of a :meth:`Summary.to_dict`, as a list shows it; ``alive``: a process holds its lease."""
+    counts = data["states"]
+    return RunInfo(
+        run_id=run_id,
+        pipeline_id=pipeline_id,
+        pipeline=data["pipeline"],
+        status="running" if alive else data["outcome"] or "interrupted",
+        started_at=data["started_at"],
+        ended_at=None if alive else data["ended_at"],
+        host=data["host"],
+        pid=data["pid"],
+        steps=data["steps"],
+        steps_done=counts["done"] + counts["cached"],
+        steps_cached=counts["cached"],
+        steps_failed=counts["failed"],
+        cost=data["cost"],
+        unpriced=data["unpriced"],
+        size=size,
+        # Older versions did not count them.
+        undecided=data.get("undecided", 0),
+    )
 
 
 def summary_of(

@@ -21,8 +21,14 @@ from tagent_nb.storage.filesystem import user_path
 from tagent_nb.storage.format.envelope import Draft, Tail, tail_line, unpack
 from tagent_nb.storage.lease import Lease
 from tagent_nb.storage.record_backend import LONG, RecordStoreBackend, Row
-from tagent_nb.storage.sqlite.connection import SQLiteFile
-from tagent_nb.storage.sqlite.schema import backups_of, is_busy, transaction, translated, waiting
+from tagent_nb.storage.sqlite.database import (
+    SQLiteFile,
+    backups_of,
+    is_busy,
+    transaction,
+    translated,
+    waiting,
+)
 
 T = TypeVar("T")
 
@@ -97,6 +103,16 @@ class SQLiteStorageBackend(RecordStoreBackend):
     def _opened(self) -> None:
         # Numbers of another file are no numbers of this one.
         self._ends.clear()
+
+    def _recover(self, connection: sqlite3.Connection) -> None:
+        log = self.path.with_name(f"{self.path.name}-wal")
+        # A log to which this object writes has been looked at.
+        if self._file.connection is None and log.exists() and log.stat().st_size:
+            from tagent_nb.storage.sqlite.wal import recover
+
+            lost = recover(connection, self.path, self._key)
+            if lost is not None:
+                self._report(lost)
 
     def __repr__(self) -> str:
         return f"SQLiteStorageBackend({str(self.path)!r}, durability={self.durability!r})"

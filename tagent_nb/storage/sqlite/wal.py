@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tagent_nb.errors import CorruptRecordError
 from tagent_nb.storage.format.envelope import LINK, Tail, read_record, tail_line
-from tagent_nb.storage.sqlite.schema import transaction, waiting
+from tagent_nb.storage.sqlite.database import transaction, waiting
 
 _HEAD = struct.Struct(">8I")
 """Magic number, version, size of a page, number of the checkpoint, two salts, two checksums."""
