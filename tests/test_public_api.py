@@ -106,7 +106,7 @@ def test_every_error_and_event_that_exists_is_public() -> None:
         kinds = {
             name
             for name, value in vars(module).items()
-            if isinstance(value, type) and issubclass(value, getattr(module, base))
+            if isinstance(value, type) and issubclass(value, getattr(module, base)) and name[0] != "_"
         }
         assert kinds <= set(public)
 

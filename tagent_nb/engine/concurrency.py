@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 
 class RunSignals:
@@ -147,6 +149,55 @@ class SerialLock:
             raise
 
 
+class Slots:
+    """How many attempts may be under way at the same time. Those that wait get a slot in the order they came.
+
+    Args:
+        free: Slots that there are.
+
+    Attributes:
+        free: Slots that are free now.
+    """
+
+    __slots__ = ("_waiting", "free")
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def take_now(self) -> bool:
+        """Take a slot if one is free and nothing waits for it; whether it was so."""
+        if self.free and not self._waiting:
+            self.free -= 1
+            return True
+        return False
+
+    async def take(self) -> None:
+        """Take a slot, when one is free."""
+        if self.take_now():
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):  # who gave a slot back has passed over it already
+                    self._waiting.remove(turn)
+            else:
+                self.give_back()  # it got the slot in the moment it was stopped
+            raise
+
+    def give_back(self) -> None:
+        """Give a slot back: the next that waits has it."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.free += 1
+
+
 class Slot:
     """The slot of one unit of work among those that run, and its share of its step's lock.
 
@@ -179,7 +230,7 @@ class Slot:
         self,
         step: str,
         serial: bool,
-        slots: asyncio.Semaphore,
+        slots: Slots,
         lock: SerialLock,
         on_yield: Callable[[], None] | None = None,
     ) -> None:
@@ -198,14 +249,14 @@ class Slot:
         if self.yielded:
             await self._lock.take_back(self._step, self._serial)
             self.yielded, self.at_work = False, True
-        await self._slots.acquire()
+        await self._slots.take()
         self._has_slot = True
 
     def give_back(self) -> None:
         """Give the slot back."""
         if self._has_slot:
             self._has_slot = False
-            self._slots.release()
+            self._slots.give_back()
 
     def yield_slot(self) -> None:
         """Let others work while this unit waits for a person."""

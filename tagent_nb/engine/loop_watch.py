@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from inspect import iscoroutinefunction
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners import USER_CODE
@@ -83,12 +84,19 @@ class LoopWatch:
             # A tool has a task of its own: its step is not below it.
             what = USER_CODE.get(frame.f_code)
             if what is not None:
-                names = frame.f_locals
-                context: StepContext = names["context"] if "context" in names else names["self"].context
-                if context.run_id == self._recorder.memory.run_id:
-                    return context.step, what
+                run_id, step = _unit_in(frame.f_locals)
+                if run_id == self._recorder.memory.run_id:
+                    return step, what
             frame = frame.f_back
         return None
+
+
+def _unit_in(names: Mapping[str, Any]) -> tuple[str, str]:
+    """Run and step of a function that calls code of a user, from its local names."""
+    if "prepared" in names:
+        return names["prepared"].run_id, names["prepared"].name
+    context: StepContext = names["context"] if "context" in names else names["self"].context
+    return context.run_id, context.step
 
 
 class _Watcher:

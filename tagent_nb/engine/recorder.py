@@ -74,6 +74,7 @@ class Recorder:
         # Entries of items without a waiter, and why some could not be recorded.
         self._ahead = 0
         self._failure: BaseException | None = None
+        self._append_now: Callable[[Event], bool] | None = None
         self.machine = machine
         self.memory = machine.pipeline_memory
         self.attempts: dict[tuple[str, str | None], StepContext] = {}
@@ -124,6 +125,20 @@ class Recorder:
             await self._in_line(())
         if self._failure is not None:
             raise self._failure
+
+    def record_at_once(self, events: Sequence[Event]) -> Change | None:
+        """:meth:`record` one event, where the storage of the run does so without waiting; else ``None``."""
+        if self._append_now is None:
+            # Only a run that has begun has a place in its storage.
+            self._append_now = (
+                self._context.services.storage.appender(
+                    self.memory.pipeline_id, self._context.run_id, self._context.token
+                )
+                or _never
+            )
+        if len(events) > 1 or self._unwritten or self._waiting or not self._append_now(events[0]):
+            return None
+        return self._apply(events[0])
 
     def publish(self, event: Event) -> Change | None:
         """Apply an event and call the observers; storage gets it with the next record."""
@@ -281,6 +296,11 @@ class Recorder:
                     f"Observer {safe_repr(observer)} failed and is no longer called: {safe_repr(error)}"
                 )
         return change
+
+
+def _never(event: Event) -> bool:
+    """For storage that has to be waited for."""
+    return False
 
 
 _COUNTED = (StepRetried, StepFinished, StepFailed)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.events import RunFinished, RunPaused, RunUnpaused, StepCancelled, StepSkipped, TokenUsage
 from tagent_nb.pipeline import Change, ExecutionMode, PipelineStep, StepStatus
+from tagent_nb.runners import routed
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
@@ -34,7 +36,9 @@ class RunLoop:
         signals: Tells the units of the run whether they may go on.
         lock: What SERIAL steps share.
         approvals: Knows what is left waiting.
-        run_step: Runs a step to its record, and returns what became ready.
+        run_step: Runs a step to its record, and returns what became ready; or what is left to do for that,
+            where another attempt follows.
+        is_short: Whether a step may share a task with others: it returns before it waits for another attempt.
 
     Attributes:
         cancelled: Whether the run was cancelled.
@@ -48,7 +52,8 @@ class RunLoop:
         signals: RunSignals,
         lock: SerialLock,
         approvals: Approvals,
-        run_step: Callable[[PipelineStep], Awaitable[Change]],
+        run_step: Callable[[PipelineStep], Awaitable[Change | Awaitable[Change]]],
+        is_short: Callable[[PipelineStep], bool],
     ) -> None:
         self._context = context
         self._recorder = recorder
@@ -56,8 +61,13 @@ class RunLoop:
         self._lock = lock
         self._approvals = approvals
         self._run_step = run_step
+        self._is_short = is_short
         self._steps = {step.name: step for step in context.pipeline.steps}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Short steps that are ready, how many are at work, and workers that have not begun.
+        self._queue: deque[str] = deque()
+        self._workers = self._starting = 0
+        self._most = context.services.max_concurrency
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Future[None] = self._loop.create_future()
         self._yield_at = 0.0
@@ -80,7 +90,8 @@ class RunLoop:
         limit = self._context.options.timeout
         timer = None if limit is None else self._loop.call_later(limit, self.time_out)
         try:
-            await self._work()
+            with routed():
+                await self._work()
         except asyncio.CancelledError:
             self.cancelled = True
             await run_shielded(self._finish(began))
@@ -184,11 +195,13 @@ class RunLoop:
     # -- scheduling -------------------------------------------------------------------------
 
     def _offer(self, names: Sequence[str]) -> None:
+        """Let steps that are ready start, each when it may."""
         for name in names:
-            if self._steps[name].execution_mode is ExecutionMode.SERIAL:
+            step = self._steps[name]
+            if step.execution_mode is ExecutionMode.SERIAL:
                 self._lock.offer(name)
             else:
-                self._spawn(name)
+                self._start_concurrent(step)
         self._start_next()
 
     def _start_next(self) -> None:
@@ -196,8 +209,22 @@ class RunLoop:
         if following is not None:
             self._spawn(following)
 
+    def _start_concurrent(self, step: PipelineStep) -> None:
+        """Start a step: in a task of its own, or a short one in a task that it shares with others."""
+        if not self._is_short(step):
+            self._spawn(step.name)
+            return
+        self._queue.append(step.name)
+        if self._workers < self._most and self._starting < len(self._queue):
+            self._workers += 1
+            self._starting += 1
+            self._start(self._work_off(), "tagent-nb worker")
+
     def _spawn(self, name: str) -> None:
-        task = self._loop.create_task(self._worker(name), name=f"tagent-nb {name}")
+        self._start(self._worker(name), f"tagent-nb {name}")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._worker_done)
 
@@ -213,38 +240,75 @@ class RunLoop:
         if not self._tasks and not self._idle.done():
             self._idle.set_result(None)
 
+    async def _work_off(self) -> None:
+        """Run what is in the queue."""
+        self._starting -= 1
+        self._workers -= 1  # a worker counts while it is at a step of the queue
+        if self._queue:
+            await self._worker(self._queue.popleft())
+
     async def _worker(self, name: str) -> None:
         """Run a step, and go on with one that it made ready in the same task: a hop less each."""
-        following: str | None = name
-        while following is not None:
-            step = self._steps[following]
+        while True:
+            step = self._steps[name]
+            counts = step.execution_mode is not ExecutionMode.SERIAL and self._is_short(step)
+            self._workers += counts
             try:
                 change = await self._run_step(step)
+                if not isinstance(change, Change):
+                    if counts:
+                        # It waits before its next attempt, and what is in the queue does not wait for that.
+                        self._start(self._rest(step, change), f"tagent-nb {name}")
+                        change = _NO_CHANGE
+                    else:
+                        change = await change
             except StepSuspended:
                 change = _NO_CHANGE
-            ready = change.ready
-            if change.upstream_failed:
-                ready = [*ready, *await self._skip(change.upstream_failed)]
-            following = self._follow(step, ready)
+            finally:
+                self._workers -= counts
+            following = await self._following(step, change)
+            if following is None:
+                return
+            name = following
             now = self._loop.time()
             if now >= self._yield_at:
                 await asyncio.sleep(0)
                 self._yield_at = self._loop.time() + YIELD_INTERVAL
 
-    def _follow(self, step: PipelineStep, ready: Sequence[str]) -> str | None:
+    async def _rest(self, step: PipelineStep, rest: Awaitable[Change]) -> None:
+        """End a step whose first attempt has failed, and go on as its worker does."""
+        following = await self._following(step, await rest)
+        if following is not None:
+            await self._worker(following)
+
+    async def _following(self, step: PipelineStep, change: Change) -> str | None:
+        """Let what a step made ready start, and return what its worker is to run next."""
+        ready = change.ready
+        if change.upstream_failed:
+            ready = [*ready, *await self._skip(change.upstream_failed)]
         if step.execution_mode is ExecutionMode.SERIAL:
             self._lock.release(step.name)
-        concurrent: list[str] = []
+        following: str | None = None
+        queue = self._queue
+        # A slot is free if a worker could still start: its own step may go before those that wait.
+        saturated = (
+            queue and not self._starting and self._workers + 1 >= self._context.services.max_concurrency
+        )
         for name in ready:
-            if self._steps[name].execution_mode is ExecutionMode.SERIAL:
+            below = self._steps[name]
+            if below.execution_mode is ExecutionMode.SERIAL:
                 self._lock.offer(name)
+            elif following is None and not (saturated and self._is_short(below)):
+                following = name
             else:
-                concurrent.append(name)
-        following = self._lock.next()
-        if following is None and concurrent:
-            following = concurrent.pop(0)
-        for name in concurrent:
-            self._spawn(name)
+                self._start_concurrent(below)
+        serial = self._lock.next()
+        if serial is not None:
+            if following is not None:
+                self._start_concurrent(self._steps[following])
+            return serial
+        if following is None and queue:
+            return queue.popleft()
         return following
 
     async def _skip(self, upstream_failed: Sequence[tuple[str, str]]) -> list[str]:

@@ -25,7 +25,7 @@ from tagent_nb.engine.memory.store import not_stored
 from tagent_nb.engine.recorder import Recorder
 from tagent_nb.engine.run_loop import RunLoop
 from tagent_nb.engine.unit.attempt import Attempts
-from tagent_nb.engine.unit.execute import Execution, run_step
+from tagent_nb.engine.unit.execute import Execution
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
 from tagent_nb.errors import LeaseLostError, StorageError
@@ -183,7 +183,6 @@ def session_of(
     lock = SerialLock({step.name: index for index, step in enumerate(context.pipeline.steps)})
     approvals = Approvals(context, recorder)
     attempts = Attempts(context, recorder, preparation, approvals, signals, lock, checks)
-    execution = Execution(context, recorder, preparation, attempts, signals, checks)
 
     async def run_mapped(prepared: PreparedStep, outputs: StepOutputs) -> Change:
         from tagent_nb.engine.unit.map import MapExecution  # few pipelines map
@@ -191,8 +190,9 @@ def session_of(
         mapping = MapExecution(context, recorder, preparation, execution, approvals, signals, lock)
         return await mapping.run(prepared, outputs)
 
-    run = partial(run_step, context, recorder, preparation, signals, execution.run, run_mapped)
-    return Session(context, recorder, approvals, RunLoop(context, recorder, signals, lock, approvals, run))
+    execution = Execution(context, recorder, preparation, attempts, signals, checks, run_mapped)
+    loop = RunLoop(context, recorder, signals, lock, approvals, execution.run, execution.is_short)
+    return Session(context, recorder, approvals, loop)
 
 
 async def begin(

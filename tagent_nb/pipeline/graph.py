@@ -69,6 +69,8 @@ def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency
         for name in sorted(body.names) if body.kind == "cell" else ():
             if name != step.name and name in pipeline:
                 dependencies.setdefault(name, Dependency(name))
+    if not _may_have_inputs(pipeline):
+        return list(dependencies.values())
     return [dependency for dependency in dependencies.values() if not pipeline.is_input(dependency.name)]
 
 
@@ -134,6 +136,8 @@ def inputs_by_step(pipeline: Definition) -> dict[str, list[str]]:
 
     A step whose goal or condition cannot be read counts as one that reads none.
     """
+    if not _may_have_inputs(pipeline):
+        return {}
     named = _all_named(pipeline)
     by_step = {}
     for step in pipeline.steps:
@@ -142,6 +146,11 @@ def inputs_by_step(pipeline: Definition) -> dict[str, list[str]]:
         except TemplateError:
             continue
     return {name: inputs for name, inputs in by_step.items() if inputs}
+
+
+def _may_have_inputs(pipeline: Definition) -> bool:
+    """Whether any name may be an input's: else no need to ask for each."""
+    return bool(pipeline.inputs or pipeline.variables)
 
 
 def _all_named(pipeline: Definition) -> set[str]:

@@ -6,8 +6,12 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "agent.runner": "AgentRunner",
-        "base": "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON USER_CODE",
+        "base": (
+            "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON USER_CODE "
+            "calls_user_code"
+        ),
         "calls": "call_refused edited_call edited_failure",
+        "execution.capture": "LazyLines Lines collected routed",
         "execution.traceback": "user_traceback",
         "middleware.budget": "BudgetMiddleware",
         "middleware.canonical_request": "plain",
@@ -21,7 +25,7 @@ __getattr__, __dir__, __all__ = face(
         "models.resolve": "check_model model_name model_parts models_behind price unpriced",
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",
-        "python": "PythonRunner",
+        "python": "PythonRunner lines_of raise_as_own",
         "tools.mcp": "tools_from",
         "tools.registry": (
             "ToolOptions named_tools options_of registered_tools step_context tool tool_problems tools_for"

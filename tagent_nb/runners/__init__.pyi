@@ -8,9 +8,14 @@ from tagent_nb.runners.base import StepRunner as StepRunner
 from tagent_nb.runners.base import ToolCall as ToolCall
 from tagent_nb.runners.base import UNKNOWN_REASON as UNKNOWN_REASON
 from tagent_nb.runners.base import USER_CODE as USER_CODE
+from tagent_nb.runners.base import calls_user_code as calls_user_code
 from tagent_nb.runners.calls import call_refused as call_refused
 from tagent_nb.runners.calls import edited_call as edited_call
 from tagent_nb.runners.calls import edited_failure as edited_failure
+from tagent_nb.runners.execution.capture import LazyLines as LazyLines
+from tagent_nb.runners.execution.capture import Lines as Lines
+from tagent_nb.runners.execution.capture import collected as collected
+from tagent_nb.runners.execution.capture import routed as routed
 from tagent_nb.runners.execution.traceback import user_traceback as user_traceback
 from tagent_nb.runners.middleware.budget import BudgetMiddleware as BudgetMiddleware
 from tagent_nb.runners.middleware.canonical_request import plain as plain
@@ -36,6 +41,8 @@ from tagent_nb.runners.models.settings import misspelt_limits as misspelt_limits
 from tagent_nb.runners.models.settings import misspelt_prices as misspelt_prices
 from tagent_nb.runners.planner.runner import PlanRunner as PlanRunner
 from tagent_nb.runners.python import PythonRunner as PythonRunner
+from tagent_nb.runners.python import lines_of as lines_of
+from tagent_nb.runners.python import raise_as_own as raise_as_own
 from tagent_nb.runners.tools.mcp import tools_from as tools_from
 from tagent_nb.runners.tools.registry import ToolOptions as ToolOptions
 from tagent_nb.runners.tools.registry import named_tools as named_tools

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 from tagent_nb.errors import StepError
 from tagent_nb.pipeline import CELL_FUNCTION, PipelineStep, PythonBody
@@ -57,7 +57,7 @@ class PythonRunner:
     async def _value(self, step: PipelineStep, context: StepContext) -> Any:
         function = _bind(step, context)
         target = function.func
-        lines = Lines(context.write) if context.watched else Lines(show, errors=show_error)
+        lines = lines_of(context)
         try:
             if _is_async(target):
                 with captured(lines):
@@ -70,28 +70,13 @@ class PythonRunner:
                 with captured(lines):
                     return await value
             return value
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                context.stop.set()
-                raise
-            raise StepError(
-                f"Step {step.name!r} awaited something that was cancelled. "
-                "Catch asyncio.CancelledError in the step if that is expected."
-            ) from error
-        except UnboundLocalError as error:
-            remedy = _remedy(step, error)
-            if remedy is None:
-                raise
-            raise StepError(remedy) from error
-        except Exception:
-            raise
         except BaseException as error:
-            # An object that the step handles may have raised it.
-            method = raising_method(error)
-            what = f"Step {step.name!r} raised {class_name(error)}" if not method else blame(error)
-            remedy = " (sys.exit or exit?). Return a value, or raise" if not method else ". Let it raise"
-            raise StepError(f"{what}, which would end the program{remedy} an ordinary error.") from error
+            raise_as_own(step, error, context)
+
+
+def lines_of(context: StepContext) -> Lines:
+    """Where what a body prints goes: to observers, or else where all is printed."""
+    return Lines(context.write) if context.watched else Lines(show, errors=show_error)
 
 
 # -- inputs -----------------------------------------------------------------------------------
@@ -168,7 +153,44 @@ def _compiled(body: PythonBody, inputs: tuple[str, ...]) -> CodeType:
 # -- errors -----------------------------------------------------------------------------------
 
 
-def _remedy(step: PipelineStep, error: UnboundLocalError) -> str | None:
+def raise_as_own(step: PipelineStep, error: BaseException, context: StepContext | None = None) -> NoReturn:
+    """Raise what a body raised, as far as an attempt may fail with it; called where it is handled.
+
+    Args:
+        step: Whose body it is.
+        error: What it raised.
+        context: Of the attempt, where it has one: its ``stop`` is set when this task is stopped.
+
+    Raises:
+        StepError: It would end the program, or is no error of the body's own.
+        Exception: The error itself.
+        CancelledError: This task is asked to end.
+    """
+    kind = type(error)  # not isinstance: the class of the user's own error may say another one
+    if issubclass(kind, UnboundLocalError):
+        remedy = _remedy(step, error)
+        if remedy is not None:
+            raise StepError(remedy) from error
+    if issubclass(kind, Exception):
+        raise error
+    if issubclass(kind, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            if context is not None:
+                context.stop.set()
+            raise error
+        raise StepError(
+            f"Step {step.name!r} awaited something that was cancelled. "
+            "Catch asyncio.CancelledError in the step if that is expected."
+        ) from error
+    # An object that the step handles may have raised it.
+    method = raising_method(error)
+    what = f"Step {step.name!r} raised {class_name(error)}" if not method else blame(error)
+    ending = " (sys.exit or exit?). Return a value, or raise" if not method else ". Let it raise"
+    raise StepError(f"{what}, which would end the program{ending} an ordinary error.") from error
+
+
+def _remedy(step: PipelineStep, error: BaseException) -> str | None:
     """What to do when a cell assigns a name that it reads from outside; ``None`` for other cases."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = face(
         "arrow_tables": "polars_rows",
         "bare_schemas": "bare bare_schema inner_type is_bare is_expression wrapped",
         "classes": "Classes Referred",
-        "copies": "is_bulky own_copy",
+        "copies": "FROZEN is_bulky own_copy",
         "event_json": "event_from_dict event_to_dict",
         "labels": "index_from index_of levels_of plain_attributes",
         "scalars": "own_float",

@@ -9,6 +9,7 @@ from tagent_nb.serde.bare_schemas import is_expression as is_expression
 from tagent_nb.serde.bare_schemas import wrapped as wrapped
 from tagent_nb.serde.classes import Classes as Classes
 from tagent_nb.serde.classes import Referred as Referred
+from tagent_nb.serde.copies import FROZEN as FROZEN
 from tagent_nb.serde.copies import is_bulky as is_bulky
 from tagent_nb.serde.copies import own_copy as own_copy
 from tagent_nb.serde.event_json import event_from_dict as event_from_dict

@@ -137,6 +137,19 @@ class StorageBackend(ABC):
         """
         await _opened(self).append(pipeline_id, run_id, events, token=token)
 
+    def appender(self, pipeline_id: str, run_id: str, token: int | None) -> Callable[[Event], bool] | None:
+        """What does :meth:`append` with one event without waiting, where that is possible; else ``None``.
+
+        Args:
+            pipeline_id: The pipeline's storage id.
+            run_id: A run that has begun.
+            token: The lease's token.
+
+        Returns:
+            A function that returns whether it has recorded an event; if not, :meth:`append` says why.
+        """
+        return None
+
     def keeps(self, output: Output) -> bool:
         """Whether a step's value can be recorded here; else the step runs again after a restart."""
         return _opened(self).keeps(output)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tagent_nb.engine.concurrency import SerialLock, Slot
+from tagent_nb.engine.concurrency import SerialLock, Slot, Slots
 
 
 def lock_of(*steps: str) -> tuple[SerialLock, list[str]]:
@@ -158,18 +158,51 @@ async def test_what_is_cancelled_in_line_leaves_the_line() -> None:
 
 async def test_a_slot_is_taken_at_work_and_free_while_it_is_yielded() -> None:
     lock, _ = lock_of("a")
-    slots = asyncio.Semaphore(1)
+    slots = Slots(1)
     replaced: list[bool] = []
     slot = Slot("a", False, slots, lock, lambda: replaced.append(True))
     await slot.take()
-    assert slots.locked()
+    assert slots.free == 0
     slot.yield_slot()
-    assert (slot.yielded, slot.at_work, slots.locked()) == (True, False, False)
+    assert (slot.yielded, slot.at_work, slots.free) == (True, False, 1)
     await slot.take()
-    assert (slot.yielded, slot.at_work, slots.locked()) == (False, True, True)
+    assert (slot.yielded, slot.at_work, slots.free) == (False, True, 0)
     slot.yield_slot()
     slot.end()
     slot.end()
     slot.give_back()
-    assert (slot.yielded, slot.was_yielded, slots.locked()) == (False, True, False)
+    assert (slot.yielded, slot.was_yielded, slots.free) == (False, True, 1)
     assert replaced == [True]
+
+
+async def test_slots_go_to_those_who_wait_in_the_order_they_came() -> None:
+    slots = Slots(1)
+    order: list[str] = []
+
+    async def work(name: str) -> None:
+        await slots.take()
+        order.append(name)
+
+    await work("first")
+    assert not slots.take_now()
+    waiting = [asyncio.create_task(work(name)) for name in ("second", "third", "fourth")]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    slots.give_back()  # the cancelled one is passed over
+    assert not slots.take_now(), "it has gone to the third"
+    await asyncio.sleep(0)
+    slots.give_back()
+    waiting[2].cancel()  # it has got the slot, and gives it back
+    await asyncio.wait(waiting)
+    assert (order, slots.free) == (["first", "third"], 1)
+
+
+async def test_one_that_is_stopped_while_it_waits_for_a_slot_leaves_the_line() -> None:
+    slots = Slots(1)
+    assert slots.take_now()
+    waiting = asyncio.create_task(slots.take())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    slots.give_back()
+    assert (waiting.cancelled(), slots.free) == (True, 1)

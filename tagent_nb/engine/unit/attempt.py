@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Coroutine, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
 from tagent_nb.engine.background import apart, in_thread, run_shielded
-from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot
+from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot, Slots
+from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.value_checks import ValueChecks
-from tagent_nb.engine.unit.work import Preparation, WorkItem
+from tagent_nb.engine.unit.work import Preparation, WorkItem, is_large
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
     NO_ENTRIES,
@@ -27,17 +28,28 @@ from tagent_nb.events import (
     StepRetried,
     StepStarted,
     TokenUsage,
+    step_finished,
+    step_started,
 )
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.redaction import redact
-from tagent_nb.runners import UNKNOWN_REASON, StepContext, user_traceback
-from tagent_nb.serde import StoredValue, is_bulky, own_copy
+from tagent_nb.runners import (
+    UNKNOWN_REASON,
+    LazyLines,
+    StepContext,
+    calls_user_code,
+    collected,
+    lines_of,
+    raise_as_own,
+    user_traceback,
+)
+from tagent_nb.serde import FROZEN, StoredValue, is_bulky, own_copy
 from tagent_nb.user_objects import blame, class_name, message_of
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.recorder import Recorder
-    from tagent_nb.runners import CallMiddleware
+    from tagent_nb.runners import CallMiddleware, Lines
 
 MAX_BACKOFF = 30.0
 """Most seconds between two attempts, unless the other side asks for more."""
@@ -76,7 +88,7 @@ class Attempts:
         self._signals = signals
         self._lock = lock
         self._checks = checks
-        self._slots = asyncio.Semaphore(context.services.max_concurrency)
+        self._slots = Slots(context.services.max_concurrency)
 
     async def run(self, work: WorkItem, candidate: list[Event] | None = None) -> list[Event]:
         """Run a unit until it gives a value or must be given up.
@@ -85,14 +97,20 @@ class Attempts:
         value that is known already.
         """
         step = work.step
-        work.slot = Slot(step.name, work.prepared.serial, self._slots, self._lock, work.on_yield)
-        if step.approve:
-            candidate = candidate or self._approvals.recorded(work)
-        attempt = step.retry_count + 1
-        last = max(attempt, step.max_retries + 1)
         if self._context.keyed:
             work.why = await self._preparation.why_it_runs(work)
-        began = time.monotonic()
+        if work.prepared.plain is not None and candidate is None:
+            events = await self.run_plain(work.prepared, work.outputs, work)
+            return events if isinstance(events, list) else await events
+        work.slot = self._slot(work)
+        if step.approve:
+            candidate = candidate or self._approvals.recorded(work)
+        return await self._run(work, candidate, step.retry_count + 1, time.monotonic())
+
+    async def _run(
+        self, work: WorkItem, candidate: list[Event] | None, attempt: int, began: float
+    ) -> list[Event]:
+        step = work.step
         while True:
             if self._signals.paused_or_stopping:
                 await self._signals.may_start()
@@ -112,18 +130,131 @@ class Attempts:
                     seconds = time.monotonic() - began - work.waited
                     if is_bulky(value):
                         value = await in_thread(encoded, self._context, value)
-                    events = [*learned, self._finished(work, value, attempt, seconds, context)]
+                    finished = self._finished(work.prepared, work, value, attempt, seconds, context)
+                    events = [*learned, finished]
                     self._checks.look_for_secrets(step.name, events)
                 return await self._approvals.suspend(work, events, context) if step.approve else events
             except Exception as error:  # the user's code and the model's side may raise anything
                 if self._signals.failing:
                     raise
-                if attempt >= last or not _may_succeed(error):
-                    seconds = time.monotonic() - began - work.waited
+                seconds = time.monotonic() - began - work.waited
+                if not _may_be_tried_again(step, error, attempt):
                     work.slot.end()
                     return [failed(self._context.run_id, work, error, attempt, seconds, context)]
                 await self._wait_for_next(work, error, attempt, context)
             attempt += 1
+
+    # -- the short way ----------------------------------------------------------------------
+
+    @calls_user_code("its code")
+    async def run_plain(
+        self, prepared: PreparedStep, outputs: StepOutputs, work: WorkItem | None = None
+    ) -> list[Event] | Coroutine[Any, Any, list[Event]]:
+        """One attempt at a unit of a step that is ``plain``: :meth:`run` with nothing that it does not need.
+
+        Args:
+            prepared: The step.
+            outputs: What the unit may read, by name.
+            work: The unit; it may be left out where there are no fingerprints, and the body asks for nothing.
+
+        Returns:
+            The events of the unit; or, where its attempt has failed and another may succeed, what is left to
+            do for them: to wait, and to go on.
+        """
+        plain, step = prepared.plain, prepared.step
+        assert plain is not None
+        if self._signals.paused_or_stopping:
+            await self._signals.may_start()
+        began = time.monotonic()
+        learned: list[Event] = []
+        context: StepContext | None = None
+        if plain.provided:
+            assert work is not None
+            await self._decode_large(work)
+            inputs = await self._inputs(work)
+            context = self._recorder.attempts[work.unit] = self._step_context(
+                work, 1, learned, inputs, await self._shared(step)
+            )
+            arguments = {parameter: inputs[name] for parameter, name in plain.parameters}
+            for name in plain.provided:
+                arguments[name] = context if name == "context" else getattr(context, name)
+        else:
+            arguments = {}
+            for parameter, name in plain.parameters:
+                output = outputs[name]
+                if output is None:
+                    arguments[parameter] = None
+                    continue
+                if self._context.keyed and is_large(output):
+                    await in_thread(getattr, output, "value")
+                value = output.value
+                if type(value) not in FROZEN:
+                    value = await self._own(prepared, work, name, value)
+                arguments[parameter] = value
+        slots = self._slots
+        try:
+            if not slots.take_now():
+                await slots.take()
+            try:
+                self._recorder.publish(
+                    step_started(
+                        prepared.run_id,
+                        step.name,
+                        None if work is None else work.item,
+                        1,
+                        "" if work is None else work.why,
+                    )
+                )
+                with collected(LazyLines(partial(self._lines, prepared, outputs, work, context))):
+                    try:
+                        value = await plain.function(**arguments)
+                    except BaseException as error:
+                        raise_as_own(step, error, context)
+                if step.output_schema is not None:
+                    value = step.validate_output(value)
+            finally:
+                slots.give_back()
+            seconds = time.monotonic() - began
+            if is_bulky(value):
+                value = await in_thread(encoded, self._context, value)
+            events: list[Event] = [*learned, self._finished(prepared, work, value, 1, seconds, context)]
+            if self._checks.searching:
+                self._checks.look_for_secrets(step.name, events)
+            return events
+        except Exception as error:  # the user's code may raise anything
+            if self._signals.failing:
+                raise
+            work = work or WorkItem(prepared, outputs, "", {})
+            if not _may_be_tried_again(step, error, 1):
+                seconds = time.monotonic() - began
+                return [failed(prepared.run_id, work, error, 1, seconds, context)]
+            return self._after_failure(work, error, began, context)
+
+    async def _after_failure(
+        self, work: WorkItem, error: Exception, began: float, context: StepContext | None
+    ) -> list[Event]:
+        """Go on with a unit whose first attempt has failed."""
+        work.slot = self._slot(work)
+        await self._wait_for_next(work, error, 1, context or self._step_context(work, 1, [], {}, {}))
+        return await self._run(work, None, 2, began)
+
+    async def _own(self, prepared: PreparedStep, work: WorkItem | None, name: str, value: Any) -> Any:
+        """A unit's own copy of a value that it reads, or that of all items of its step."""
+        if work is None or work.item is None or name == prepared.source.step:
+            return await _copy_of(value)
+        return await self._shared_copy(prepared, name, value)
+
+    def _lines(
+        self, prepared: PreparedStep, outputs: StepOutputs, work: WorkItem | None, context: StepContext | None
+    ) -> Lines:
+        """Where what a body prints goes, made when it prints."""
+        if context is None:
+            work = work or WorkItem(prepared, outputs, "", {})
+            context = self._step_context(work, 1, [], {}, {})
+        return lines_of(context)
+
+    def _slot(self, work: WorkItem) -> Slot:
+        return Slot(work.prepared.name, work.prepared.serial, self._slots, self._lock, work.on_yield)
 
     # -- one attempt ------------------------------------------------------------------------
 
@@ -267,15 +398,20 @@ class Attempts:
             return values
         if work.item is None:
             return {name: await _copy_of(value) for name, value in values.items()}
-        common = work.prepared.shared_inputs
         source = work.prepared.source.step
-        for name in values.keys() - common.keys() - {source}:
-            copy = await _copy_of(values[name])
-            # Another item may have made one meanwhile: all share the same.
-            common.setdefault(name, copy)
         return {
-            name: common[name] if name in common else await _copy_of(value) for name, value in values.items()
+            name: await (_copy_of(value) if name == source else self._shared_copy(work.prepared, name, value))
+            for name, value in values.items()
         }
+
+    async def _shared_copy(self, prepared: PreparedStep, name: str, value: Any) -> Any:
+        """The copy of a value that all items of a mapped step share."""
+        copies = prepared.shared_inputs
+        if name not in copies:
+            copy = await _copy_of(value)
+            # Another item may have made one meanwhile: all share the same.
+            copies.setdefault(name, copy)
+        return copies[name]
 
     async def _shared(self, step: PipelineStep) -> Mapping[str, Any]:
         shared = self._context.pipeline.shared_context
@@ -284,8 +420,7 @@ class Attempts:
     async def _decode_large(self, work: WorkItem) -> None:
         """Decode in a thread what the unit reads, where that takes long: all else goes on meanwhile."""
         for name, output in work.outputs.items():
-            large = isinstance(output, StoredValue) and output.is_large
-            if large and name in work.prepared.read_names:
+            if is_large(output) and name in work.prepared.read_names:
                 await in_thread(getattr, output, "value")
 
     # -- how it ends ------------------------------------------------------------------------
@@ -316,12 +451,18 @@ class Attempts:
         await asyncio.sleep(delay)
 
     def _finished(
-        self, work: WorkItem, value: Any, attempt: int, seconds: float, context: StepContext
+        self,
+        prepared: PreparedStep,
+        work: WorkItem | None,
+        value: Any,
+        attempt: int,
+        seconds: float,
+        context: StepContext | None,
     ) -> StepFinished:
-        storage, name = self._context.services.storage, work.step.name
+        storage, name = self._context.services.storage, prepared.name
         output = value if isinstance(value, StoredValue) else StoredValue.of(value)
-        reason = context.metadata.get(UNKNOWN_REASON)
-        if reason is not None:
+        if context is not None and UNKNOWN_REASON in context.metadata:
+            reason = context.metadata[UNKNOWN_REASON]
             self._recorder.warn(
                 f"Step {name!r}: {context.metadata.get('model')!r} ended its answer with the reason "
                 f"{reason!r}, whose meaning is not known. The answer is taken for whole and is not cached.",
@@ -335,18 +476,20 @@ class Attempts:
             )
         if storage.durable:
             self._checks.warn_of_losses(name, output)
+        if work is None and context is None:
+            return step_finished(prepared.run_id, name, output, seconds)
         return StepFinished(
-            run_id=context.run_id,
+            run_id=prepared.run_id,
             step=name,
-            item=work.item,
+            item=None if work is None else work.item,
             output=output,
-            key=work.key,
-            components=NO_ENTRIES if work.item is not None else work.components,
+            key="" if work is None else work.key,
+            components=NO_ENTRIES if work is None or work.item is not None else work.components,
             attempt=attempt,
             seconds=seconds,
-            usage=context.usage,
-            cost=context.cost,
-            metadata=context.metadata or NO_ENTRIES,
+            usage=NO_USAGE if context is None else context.usage,
+            cost=0.0 if context is None else context.cost,
+            metadata=NO_ENTRIES if context is None else context.metadata or NO_ENTRIES,
         )
 
 
@@ -422,6 +565,11 @@ def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
+
+
+def _may_be_tried_again(step: PipelineStep, error: Exception, attempt: int) -> bool:
+    """Whether a unit has attempts left after this one, and another may succeed."""
+    return attempt < max(step.retry_count + 1, step.max_retries + 1) and _may_succeed(error)
 
 
 def _may_succeed(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,16 @@ from tagent_nb.engine.unit.work import (
     recorded_answer,
 )
 from tagent_nb.errors import OfflineMissError
-from tagent_nb.events import Event, FactLearned, MemorySaved, Output, StepCached, StepFinished, TokenUsage
+from tagent_nb.events import (
+    Event,
+    FactLearned,
+    MemorySaved,
+    Output,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    TokenUsage,
+)
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners import UNKNOWN_REASON
 
@@ -36,43 +45,6 @@ SUSPENDED = "suspended"
 """How a flight ends whose value waits for a decision that is not taken in this session."""
 
 
-async def run_step(
-    context: RunContext,
-    recorder: Recorder,
-    preparation: Preparation,
-    signals: RunSignals,
-    run_unit: Callable[[PreparedStep, StepOutputs], Awaitable[Change]],
-    run_mapped: Callable[[PreparedStep, StepOutputs], Awaitable[Change]],
-    step: PipelineStep,
-) -> Change:
-    """Run a step to its final event, and record it. Returns what became ready, or can never run.
-
-    Args:
-        context: Of the run.
-        recorder: Of the run.
-        preparation: Of the run.
-        signals: Whether anything may start.
-        run_unit: Runs a step that is one unit.
-        run_mapped: Runs a step over items.
-        step: The step, whose dependencies are done.
-    """
-    if signals.paused_or_stopping:
-        await signals.may_start()
-    prepared = preparation.prepared(step)
-    states = recorder.memory.steps
-    outputs = prepared.outputs(
-        {name: states[name].output if name in states else None for name in prepared.above}
-    )
-    if step.when is not None:
-        from tagent_nb.engine.unit.conditions import unmet_condition
-
-        await read_heavy(outputs.values())
-        reason = unmet_condition(context, recorder, step, step.when, outputs)
-        if reason is not None:
-            return await recorder.record(reason)
-    return await (run_unit if step.map_over is None else run_mapped)(prepared, outputs)
-
-
 class Execution:
     """Runs the units of one run.
 
@@ -81,8 +53,9 @@ class Execution:
         recorder: Of the run.
         preparation: Says what a unit is about.
         attempts: Gets the values of units that neither a record nor the cache answers for.
-        signals: Whether the run fails.
+        signals: Whether anything may start, and whether the run fails.
         checks: Looks at values before they are stored.
+        run_mapped: Runs a step over items.
     """
 
     def __init__(
@@ -93,6 +66,7 @@ class Execution:
         attempts: Attempts,
         signals: RunSignals,
         checks: ValueChecks,
+        run_mapped: Callable[[PreparedStep, StepOutputs], Awaitable[Change]],
     ) -> None:
         self._context = context
         self._recorder = recorder
@@ -100,17 +74,68 @@ class Execution:
         self._attempts = attempts
         self._signals = signals
         self._checks = checks
+        self._run_mapped = run_mapped
         self._flights: dict[str, asyncio.Future[StepFinished | str | None]] = {}
 
-    async def run(self, prepared: PreparedStep, outputs: StepOutputs) -> Change:
-        """Run a step that is one unit, and record how it ended."""
+    async def run(self, step: PipelineStep) -> Change | Coroutine[Any, Any, Change]:
+        """Run a step whose dependencies are done to its final event, and record it.
+
+        Returns:
+            What became ready, or can never run; or, where a first attempt has failed and another may succeed,
+            what is left to do for that, which need not keep others waiting.
+        """
+        recorder = self._recorder
+        if self._signals.paused_or_stopping:
+            await self._signals.may_start()
+        prepared = self._preparation.prepared(step)
+        states = recorder.memory.steps
+        outputs = prepared.outputs(
+            {name: states[name].output if name in states else None for name in prepared.above}
+        )
+        if step.when is not None:
+            from tagent_nb.engine.unit.conditions import unmet_condition
+
+            await read_heavy(outputs.values())
+            reason = unmet_condition(self._context, recorder, step, step.when, outputs)
+            if reason is not None:
+                return await recorder.record(reason)
+        if step.map_over is not None:
+            return await self._run_mapped(prepared, outputs)
+        if not self._goes_short(prepared):
+            try:
+                work = await self._preparation.work_item(prepared, outputs)
+            except BaseException as error:  # the user's objects may raise anything
+                if is_cancelled():
+                    raise
+                return await recorder.record(unprepared(recorder, step, error))
+            return await recorder.record(*await self.events_of(work))
         try:
-            work = await self._preparation.work_item(prepared, outputs)
+            events = await self._attempts.run_plain(prepared, outputs)
         except BaseException as error:  # the user's objects may raise anything
-            if is_cancelled():
-                raise
-            return await self._recorder.record(unprepared(self._recorder, prepared.step, error))
-        return await self._recorder.record(*await self.events_of(work))
+            events = [self._own_failure(prepared, None, error)]
+        if isinstance(events, list):
+            self._preparation.forget(prepared)
+            return recorder.record_at_once(events) or await recorder.record(*events)
+        return self._rest(prepared, events)
+
+    def is_short(self, step: PipelineStep) -> bool:
+        """Whether :meth:`run` goes the short way with a step, and returns before it waits to try again."""
+        return (
+            step.when is None
+            and step.map_over is None
+            and not self._context.keyed
+            and self._goes_short(self._preparation.prepared(step))
+        )
+
+    def _goes_short(self, prepared: PreparedStep) -> bool:
+        return not self._context.keyed and prepared.plain is not None and not prepared.plain.provided
+
+    async def _rest(self, prepared: PreparedStep, rest: Awaitable[list[Event]]) -> Change:
+        try:
+            events = await rest
+        except BaseException as error:  # the user's objects may raise anything
+            events = [self._own_failure(prepared, None, error)]
+        return await self._recorder.record(*events)
 
     async def events_of(self, work: WorkItem) -> list[Event]:
         """The events of a unit: facts and memories, and last the final event.
@@ -123,13 +148,18 @@ class Execution:
         try:
             return await self._settle(work)
         except BaseException as error:  # the user's objects may raise anything
-            if (
-                is_cancelled()
-                or self._signals.failing
-                or issubclass(type(error), (StepSuspended, GeneratorExit))
-            ):
-                raise
-            return [unprepared(self._recorder, work.step, error, work.item)]
+            return [self._own_failure(work.prepared, work.item, error)]
+
+    def _own_failure(self, prepared: PreparedStep, item: str | None, error: BaseException) -> StepFailed:
+        """The end of a unit that the user's objects broke outside of an attempt; called in its handler.
+
+        Raises:
+            BaseException: ``error`` itself, where it is about the run.
+        """
+        kind = type(error)
+        if is_cancelled() or self._signals.failing or issubclass(kind, (StepSuspended, GeneratorExit)):
+            raise error
+        return unprepared(self._recorder, prepared.step, error, item)
 
     async def _settle(self, work: WorkItem) -> list[Event]:
         """Get a unit's value from its record, the cache, an equal unit under way, or its runner."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from inspect import CO_COROUTINE
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagent_nb.pipeline import AGENT_KINDS, ExecutionMode, PipelineStep
+from tagent_nb.runners import PythonRunner
 from tagent_nb.serde import Classes
 from tagent_nb.templating import Reference
 
@@ -21,7 +23,24 @@ if TYPE_CHECKING:
 StepOutputs = Mapping[str, "Output | None"]
 """What a step may read, by name."""
 
+_FEW = 8
+"""Names up to which a list is searched as fast as a set."""
+
 _ITEM = re.compile(r"\bitem\b")
+
+
+class Plain(NamedTuple):
+    """A body that is an async function, of a step that asks for no more than one attempt and its inputs.
+
+    Attributes:
+        function: The function.
+        parameters: Its parameters that have a value, each with the name of the step or input that it is of.
+        provided: Those that are something of the attempt, such as ``context``.
+    """
+
+    function: Callable[..., Awaitable[Any]]
+    parameters: Sequence[tuple[str, str]]
+    provided: frozenset[str]
 
 
 class PreparedStep:
@@ -33,6 +52,7 @@ class PreparedStep:
         above: Names of the steps that it waits for.
 
     Attributes:
+        plain: Its body, where each attempt may go the short way.
         inputs: The values that it reads and no step makes, by name.
         components: The part of its fingerprint that all its units share; ``None`` until it is worked out.
         shared_inputs: Copies of values that the items of a mapped Python step share.
@@ -41,6 +61,7 @@ class PreparedStep:
 
     def __init__(self, context: RunContext, step: PipelineStep, above: Sequence[str]) -> None:
         self._context = context
+        self.run_id = context.run_id
         self.step = step
         self.name = step.name
         self.above = above
@@ -52,6 +73,34 @@ class PreparedStep:
         self.components: Mapping[str, str] | None = None
         self.shared_inputs: dict[str, Any] = {}
         self.facts: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.plain = self._plain()
+
+    def _plain(self) -> Plain | None:
+        step = self.step
+        body = step.body
+        if (
+            body is None
+            or body.function is None
+            or step.timeout is not None
+            or step.approve
+            or step.checks
+            or step.retry_count
+            or type(self.runner) is not PythonRunner
+        ):
+            return None
+        code = getattr(body.function, "__code__", None)
+        if code is None or not code.co_flags & CO_COROUTINE:
+            return None
+        parameters = []
+        above = self.above if len(self.above) < _FEW else frozenset(self.above)
+        for name in body.params:
+            if name in above or name in self.inputs:
+                parameters.append((name, name))
+            elif name == "item" and step.map_over is not None:
+                parameters.append((name, self.source.step))
+            elif name not in body.optional:
+                return None  # an attempt says what is wrong
+        return Plain(body.function, parameters, body.provided)
 
     # -- how it is to go --------------------------------------------------------------------
 

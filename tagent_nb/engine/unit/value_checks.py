@@ -24,6 +24,9 @@ class ValueChecks:
     Args:
         context: Of the run.
         recorder: Takes the warnings.
+
+    Attributes:
+        searching: Whether values of steps are searched for secrets at all.
     """
 
     def __init__(self, context: RunContext, recorder: Recorder) -> None:
@@ -31,6 +34,9 @@ class ValueChecks:
         self._recorder = recorder
         # Noted once: a step may take one out of the environment, but seldom puts one in.
         self._secrets = note_secrets()
+        services = context.services
+        stored = services.storage.durable or services.cache is not None
+        self.searching = bool(self._secrets.needles) and stored and services.secret_values != "ignore"
         self._classes: dict[str, set[type]] = {}
         self._left_out: set[tuple[str, str]] = set()
 
@@ -40,9 +46,7 @@ class ValueChecks:
         Raises:
             StepError: There is one, and the executor's ``secret_values`` is ``"fail"``.
         """
-        services = self._context.services
-        stored = services.storage.durable or services.cache is not None
-        if not (self._secrets.needles and stored) or services.secret_values == "ignore":
+        if not self.searching:
             return
         for event in events:
             if isinstance(event, StepFinished):
@@ -55,7 +59,7 @@ class ValueChecks:
                 continue
             holds = f"holds the value of the environment variable {name}, as it is or encoded"
             message = f"Step {step!r}: {what} {holds}"
-            if services.secret_values == "fail":
+            if self._context.services.secret_values == "fail":
                 raise StepError(
                     f"{message}. Nothing of it was stored. Leave it out of what the step returns."
                 )

@@ -105,6 +105,10 @@ class Preparation:
             prepared = self._steps[step.name] = PreparedStep(self._context, step, above)
         return prepared
 
+    def forget(self, prepared: PreparedStep) -> None:
+        """A step has ended: of 100,000 steps not all need to be kept."""
+        del self._steps[prepared.name]
+
     async def work_item(
         self,
         prepared: PreparedStep,
@@ -345,6 +349,11 @@ def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
 # -- large values ---------------------------------------------------------------------------
 
 
+def is_large(output: Output | None) -> bool:
+    """Whether decoding a value takes so long that a thread does it."""
+    return isinstance(output, StoredValue) and output.is_large
+
+
 def is_heavy(output: Output | None) -> bool:
     """Whether reading or examining a value takes so long that a thread does it."""
     return isinstance(output, StoredValue) and output.is_heavy
@@ -353,6 +362,6 @@ def is_heavy(output: Output | None) -> bool:
 async def read_heavy(outputs: Iterable[Output | None]) -> None:
     """Decode in a thread what takes long to decode. Damage is left to what reads the value."""
     for output in outputs:
-        if isinstance(output, StoredValue) and output.is_large:
+        if is_large(output):
             with suppress(CorruptRecordError):
                 await in_thread(getattr, output, "value")

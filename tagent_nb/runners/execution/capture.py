@@ -1,8 +1,9 @@
 """What a body prints, apart from what all others print.
 
-``sys.stdout`` and ``sys.stderr`` are objects of the whole process. While at least one body runs, stand-ins
-take their place that look at a context variable: text of a body goes to that body's sink, all other text to
-the stream that was there before, which may be a terminal, ipykernel's ``OutStream`` or a test's buffer.
+``sys.stdout`` and ``sys.stderr`` are objects of the whole process. While at least one run goes on, or a body
+that has outlived its run, stand-ins take their place that look at a context variable: text of a body goes to
+that body's sink, all other text to the stream that was there before, which may be a terminal, ipykernel's
+``OutStream`` or a test's buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, cast
 
 from tagent_nb.redaction import redact
 
-_sink: ContextVar[Lines | None] = ContextVar("tagent_nb_printed", default=None)
+_sink: ContextVar[Lines | LazyLines | None] = ContextVar("tagent_nb_printed", default=None)
 _lock = threading.Lock()
 _running = 0
 _NAMES = ("stdout", "stderr")
@@ -66,6 +67,34 @@ class Lines:
             self._write(redact(text))
 
 
+class LazyLines:
+    """:class:`Lines` that are made when something is written: most bodies print nothing.
+
+    Args:
+        make: Makes them.
+    """
+
+    __slots__ = ("_lines", "_make")
+
+    def __init__(self, make: Callable[[], Lines]) -> None:
+        self._make = make
+        self._lines: Lines | None = None
+
+    @property
+    def lines(self) -> Lines:
+        """The lines themselves."""
+        # Two threads of one body may come at once: both get the same.
+        with _lock:
+            if self._lines is None:
+                self._lines = self._make()
+            return self._lines
+
+    def flush(self) -> None:
+        """Pass on what is kept, if there is anything."""
+        if self._lines is not None:
+            self._lines.flush()
+
+
 class _Router:
     """Stands in for a stream; what is not about writing is the stream's own affair."""
 
@@ -74,7 +103,8 @@ class _Router:
         self.stream = stream
 
     def _sink(self) -> Lines | None:
-        lines = _sink.get()
+        sink = _sink.get()
+        lines = sink.lines if isinstance(sink, LazyLines) else sink
         return lines.errors if lines is not None and self._errors else lines
 
     def write(self, text: str) -> int:
@@ -114,12 +144,24 @@ def _show(stream: Any, text: str) -> None:
         stream.flush()
 
 
+class routed:  # noqa: N801  # used as a function, as captured is
+    """Have the stand-ins in place until the block ends, for :class:`collected`."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        _install()
+
+    def __exit__(self, *_: object) -> None:
+        _remove()
+
+
 class captured:  # noqa: N801  # used as a function; a generator would cost every step three times as much
     """Send what this thread or task prints to ``lines`` until the block ends."""
 
     __slots__ = ("_before", "_lines")
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines | LazyLines) -> None:
         self._lines = lines
 
     def __enter__(self) -> None:
@@ -131,6 +173,30 @@ class captured:  # noqa: N801  # used as a function; a generator would cost ever
         # Not by a token: a coroutine that is closed late may end in another context than its own.
         _sink.set(self._before)
         _remove()
+        self._lines.flush()
+
+
+class collected:  # noqa: N801  # used as a function, as captured is
+    """As :class:`captured`, for what does not outlive the block of :class:`routed` around it."""
+
+    __slots__ = ("_before", "_lines", "_places")
+
+    def __init__(self, lines: LazyLines) -> None:
+        self._lines = lines
+        self._places = False
+
+    def __enter__(self) -> None:
+        if type(sys.stdout) is not _Router or type(sys.stderr) is not _Router:
+            # Other code has put its own stream in our place, or there is none.
+            self._places = True
+            _install()
+        self._before = _sink.get()
+        _sink.set(self._lines)
+
+    def __exit__(self, *_: object) -> None:
+        _sink.set(self._before)
+        if self._places:
+            _remove()
         self._lines.flush()
 
 
