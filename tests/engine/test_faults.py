@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 from tagent_nb import ExecutionMode, Pipeline, PipelineExecutor, PipelineStep, ResumeConflictError
 from tagent_nb.cache import ResultCache
 from tagent_nb.engine.recorder import AHEAD
+from tagent_nb.errors import RunError
 from tagent_nb.events import Event, StepFinished, Warned
 from tagent_nb.runners import StepContext
 from tagent_nb.storage import RecordStoreBackend, StorageBackend, open_storage
@@ -246,6 +248,62 @@ async def test_killed_in_the_middle_of_a_map(url: str, tmp_path: Path, repetitio
     print(f"\nat most {most} rows had ended without being recorded")
     assert most <= AHEAD + ROWS_AT_ONCE
     report(f"SIGKILL in the middle of a map ({kind_of(url)})", injected, lost)
+
+
+class Rows:
+    """Counts the rows that ran. With a lock it is no part of a fingerprint."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.ran: list[int] = []
+
+    async def note(self, row: int) -> int:
+        for _ in range(row % 3):
+            await asyncio.sleep(0)
+        self.ran.append(row)
+        return row
+
+
+@pytest.mark.parametrize("way", ["run", "task"])
+@pytest.mark.parametrize("url", BACKENDS[:2], indirect=True)
+async def test_cancelled_at_every_turn_of_a_map(
+    url: str, way: str, tmp_path: Path, repetitions: Repetitions
+) -> None:
+    """What had ended is recorded and never runs again, nothing is left running, and the run goes on."""
+    count, lost = repetitions(8, 200), 0
+    pipeline = Pipeline("turns")
+    pipeline.put(PipelineStep.from_cell("rows", "list(range(100))", python=True))
+    pipeline.put(PipelineStep.from_cell("each", "await note(item)", python=True, map_over="rows"))
+    storage = open_storage(url, durability="fast")
+    cache = ResultCache(tmp_path / "cache")
+    for turn in range(0, 400, 400 // count):
+        rows = Rows()
+        names = {"note": rows.note, "turn": turn}
+        executor = PipelineExecutor(
+            pipeline, storage=storage, namespace=names, max_concurrency=4, cache=cache
+        )
+        running = asyncio.ensure_future(executor.execute(use_cache=turn % 2 == 0))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        if way == "run":
+            executor.cancel()
+        else:
+            running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, RunError):
+            await running
+        lost += executor.running
+        ended, rows.ran = rows.ran, []
+        runs = await storage.runs(pipeline.id)
+        if runs:
+            items = await finished_items(storage, pipeline.id, runs[-1].run_id)
+            lost += sorted(items, key=int) != [str(row) for row in sorted(ended)]
+            again = await executor.execute(resume=True)
+            lost += again["each"] != list(range(100)) or bool(set(rows.ran) & set(ended))
+            await storage.delete_run(pipeline.id, runs[-1].run_id)
+        cache.clear()
+    cache.close()
+    await storage.close()
+    report(f"map cancelled at a turn of the loop ({kind_of(url)}, {way})", count, lost)
 
 
 async def finished_items(storage: StorageBackend, pipeline_id: str, run_id: str) -> list[str]:
