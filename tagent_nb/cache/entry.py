@@ -21,6 +21,8 @@ from tagent_nb.serde import StoredValue
 MAGIC = b"tagent-nb cache 1\n"
 """Marks an entry and its format; another number is an entry of another version, and so a miss."""
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().decode
 _LENGTHS = struct.Struct(">II")
 _CHECKSUM = 32
 _START = len(MAGIC) + _CHECKSUM
@@ -59,7 +61,7 @@ def pack(
     # Assumed tokens, which are rare, are left out: an older version reads all other entries.
     names = _USAGE if usage.unmeasured else _USAGE[:_REPORTED]
     spent = [getattr(usage, name) for name in names] if usage else None
-    header = json.dumps([stored.digest, spent, cost], separators=(",", ":")).encode()
+    header = _to_json([stored.digest, spent, cost]).encode()
     body = b"".join((_LENGTHS.pack(len(header), len(more)), header, more, blob))
     return b"".join((MAGIC, _checksum(key, body), body))
 
@@ -77,7 +79,7 @@ def unpack(key: str, record: bytes, schemas: Mapping[str, type] | None) -> Cache
         raise CorruptRecordError("its checksum does not match")
     header, more = _LENGTHS.unpack_from(record, _START)
     try:
-        digest, spent, cost = json.loads(record[start : start + header])
+        digest, spent, cost = _from_json(record[start : start + header].decode())
         usage = TokenUsage() if spent is None else _counts(spent)
         output = StoredValue.from_blob(record[start + header + more :], _text(digest), schemas)
         metadata = serde.decode(record[start + header : start + header + more], schemas) if more else {}

@@ -161,6 +161,8 @@ def parse(blob: bytes, on_object: Callable[[dict[str, Any]], Any] | None = None)
         return members if on_object is None else on_object(members)
 
     try:
+        if b"{" not in blob and _parse_int() is int:
+            return _without_objects(blob.decode())
         return json.loads(
             blob.decode(), object_pairs_hook=unique, parse_constant=_refuse, parse_int=_parse_int()
         )
@@ -184,6 +186,9 @@ def examine(value: Any) -> tuple[str, frozenset[type]]:
     Raises:
         EncodeError: Something in it cannot be stored.
     """
+    simple = _simple(value)
+    if simple is not None:
+        return _sha(simple), _NO_CLASSES
     walk = Encoder(identity=True)
     try:
         return _sha(_to_bytes(value, to_canonical(walk.tree(value)))), _frozen(walk)
@@ -294,6 +299,11 @@ class StoredValue:
             EncodeError: It cannot be stored; the message has the path to what is in the way.
         """
         if self._blob is None and self._refused is None:
+            simple = _simple(self._value)
+            if simple is not None:
+                self._blob, self._classes = simple, _NO_CLASSES
+                self._digest = self._digest or _sha(simple)
+                return simple
             try:
                 walk, self._blob, tree = _seal(self._value, "output")
                 self._classes = _frozen(walk)
@@ -380,6 +390,26 @@ def _sha(blob: bytes) -> str:
     return sha256(blob).hexdigest()
 
 
+_WORDS = {None: b"null", True: b"true", False: b"false"}
+
+
+def _simple(value: Any) -> bytes | None:
+    """The bytes of a value that needs no walk, the same with and without what is beside its identity."""
+    kind = type(value)
+    if kind is str:
+        if len(value) < LARGE:
+            try:
+                return to_json(value).encode()
+            except UnicodeEncodeError:  # a walk says where
+                return None
+    elif kind is int:
+        if -LARGE < value < LARGE:
+            return b"%d" % value
+    elif value is None or kind is bool:
+        return _WORDS[value]
+    return None
+
+
 def _seal(value: Any, path: str) -> tuple[Encoder, bytes, Any]:
     """The encoded bytes, and the walk and the tree that they come from."""
     walk = Encoder()
@@ -442,6 +472,10 @@ def _is_too_deep(blob: bytes) -> bool:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
+
+
+_without_objects = json.JSONDecoder(parse_constant=_refuse).decode
+"""How to read JSON in which there is no object: nothing has to be made for the reading."""
 
 
 def _parse_int() -> Any:
