@@ -15,7 +15,7 @@ OUT := demo-output
 
 section = printf '\n\033[1m== %s\033[0m\n' $(1)
 
-.PHONY: help demo test lint unit browser notebooks docs bench bench-check soak test-faults test-versions system clean
+.PHONY: help demo test lint unit browser notebooks docs bench bench-check bench-peers soak test-faults test-versions system clean
 
 help:
 	@echo "make demo         run notebooks/01_first_pipeline.ipynb on the local model (no key, no cost)"
@@ -26,6 +26,7 @@ help:
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure against the limits of docs/reference/benchmarks.md"
 	@echo "make bench-check  the same, and fail where a ratio is worse than promised"
+	@echo "make bench-peers  other libraries against the same limits, in environments of their own"
 	@echo "make soak         run a pipeline 200 times in a kernel, and fail where something has grown"
 	@echo "make test-faults  the fault tests with all repetitions"
 	@echo "make test-versions  the tests that depend on versions, with the lowest, Colab's, SageMaker's and the newest"
@@ -129,6 +130,9 @@ bench: $(VENV)/.dev
 bench-check: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks --check
 
+bench-peers: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks.peers
+
 soak: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks.soak
 
@@ -178,5 +182,5 @@ version-%:
 	"$$home/bin/python" -m pytest -q -n auto --maxprocesses 4 -p no:cacheprovider -W ignore::DeprecationWarning -W error:Binding:DeprecationWarning $(VERSION_TESTS)
 
 clean:
-	rm -rf $(VENV) $(OUT) docs/_build .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts
+	rm -rf $(VENV) .venv-peers $(OUT) docs/_build .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis test-artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

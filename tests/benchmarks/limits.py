@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from tests.benchmarks.graphs import Graph
+from tests.benchmarks.records import Record, following
 
 Functions = Mapping[str, Callable[..., Awaitable[object]]]
 """An async function by the name of each step, which takes the values of the steps above it in their order."""
@@ -32,10 +36,10 @@ async def bare(graph: Graph, functions: Functions) -> dict[str, object]:
 
     async def run(name: str) -> None:
         values[name] = await functions[name](*[values[above] for above in graph[name]])
-        for following in below[name]:
-            left[following] -= 1
-            if not left[following]:
-                group.create_task(run(following))
+        for dependent in below[name]:
+            left[dependent] -= 1
+            if not left[dependent]:
+                group.create_task(run(dependent))
 
     async with asyncio.TaskGroup() as group:
         for name in [name for name, count in left.items() if not count]:
@@ -48,8 +52,21 @@ def kahn(graph: Graph) -> list[str]:
     below, left = _edges(graph)
     order = [name for name, count in left.items() if not count]
     for name in order:
-        for following in below[name]:
-            left[following] -= 1
-            if not left[following]:
-                order.append(following)
+        for dependent in below[name]:
+            left[dependent] -= 1
+            if not left[dependent]:
+                order.append(dependent)
     return order
+
+
+def insert_records(folder: Path, count: int) -> None:
+    """A chain of records, each inserted and committed in SQLite before the next is made."""
+    record: Record | None = None
+    base = sqlite3.connect(folder / "runs.db", isolation_level=None)
+    base.execute("PRAGMA journal_mode = WAL")
+    base.execute("PRAGMA synchronous = NORMAL")
+    base.execute("CREATE TABLE records (step TEXT PRIMARY KEY, output TEXT)")
+    for n in range(count):
+        record = following(record)
+        base.execute("INSERT INTO records VALUES (?, ?)", (f"s{n}", json.dumps(record)))
+    base.close()

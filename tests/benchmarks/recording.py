@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from tagent_nb import FileStorageBackend, PipelineExecutor, SQLiteStorageBackend, StorageBackend
 from tests.benchmarks.fresh import written
+from tests.benchmarks.limits import insert_records
 from tests.benchmarks.measure import Side, Sides, benchmark
 from tests.benchmarks.pipelines import RECORDS, record_chain
 from tests.benchmarks.records import Record, following
@@ -87,17 +87,8 @@ def journal() -> Sides:
     each=RECORDS,
 )
 def sqlite() -> Sides:
-    def by_hand(folder: Path) -> None:
-        record: Record | None = None
-        base = sqlite3.connect(folder / "runs.db", isolation_level=None)
-        base.execute("PRAGMA journal_mode = WAL")
-        base.execute("PRAGMA synchronous = NORMAL")
-        base.execute("CREATE TABLE records (step TEXT PRIMARY KEY, output TEXT)")
-        for n in range(RECORDS):
-            record = following(record)
-            base.execute("INSERT INTO records VALUES (?, ?)", (f"s{n}", json.dumps(record)))
-        base.close()
-
     return _recorded(
-        lambda folder: SQLiteStorageBackend(folder / "runs.db", durability="fast"), by_hand, most=8
+        lambda folder: SQLiteStorageBackend(folder / "runs.db", durability="fast"),
+        lambda folder: insert_records(folder, RECORDS),
+        most=8,
     )

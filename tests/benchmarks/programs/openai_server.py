@@ -1,7 +1,8 @@
 """A server that speaks OpenAI's chat completions: ``python openai_server.py SECONDS``.
 
 It prints its port, answers every request after so many seconds, and ends when its input does. Requests with a
-tool are answered by a call of it, those that stream in 300 pieces, all others with a text.
+tool are answered by a call of it, those with a format by JSON, those that stream in 300 pieces, all others
+with a text.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from typing import Any
 
 PIECES = 300
 
+_ANSWER = {"label": "positive"}
+
 _USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 _HEAD = {"id": "c1", "created": 1_700_000_000, "model": "bench"}
 
 
 def _whole(request: dict[str, Any]) -> bytes:
-    message: dict[str, Any] = {"role": "assistant", "content": "word " * PIECES}
+    text = json.dumps(_ANSWER) if request.get("response_format") else "word " * PIECES
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     tools = request.get("tools")
     if tools:
-        function = {"name": tools[0]["function"]["name"], "arguments": '{"label": "positive"}'}
+        function = {"name": tools[0]["function"]["name"], "arguments": json.dumps(_ANSWER)}
         call = {"id": "call_1", "type": "function", "function": function}
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if tools else "stop"}

@@ -1,0 +1,103 @@
+"""Hamilton: its async driver for steps that do nothing, its cache, and a whole process."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from hamilton import ad_hoc_utils, async_driver
+
+from tests.benchmarks.fresh import cpu_of, printed_by, program
+from tests.benchmarks.graphs import Graph, chain, fan, layered, scattered
+from tests.benchmarks.measure import Sides
+from tests.benchmarks.peers.limits import bare_side
+from tests.benchmarks.peers.rows import peer_row
+
+ASYNC = "Hamilton, async driver"
+HERE = Path(__file__).parent / "programs"
+
+
+def _driven(graph: Graph) -> Sides:
+    names: dict[str, Any] = {}
+    lines = (
+        f"async def {name}({', '.join(f'{other}: int' for other in above)}) -> int: return {number}"
+        for number, (name, above) in enumerate(graph.items())
+    )
+    exec("\n".join(lines), names)
+    functions = [names[name] for name in graph]
+    module = ad_hoc_utils.create_temporary_module(*functions, module_name=f"no_ops_{id(graph)}")
+
+    async def theirs() -> float:
+        driver = await async_driver.Builder().with_modules(module).build()
+        began = time.process_time()
+        values = await driver.execute(list(graph))
+        taken = time.process_time() - began
+        assert len(values) == len(graph)
+        return taken
+
+    return Sides(lambda: asyncio.run(theirs()), bare_side(graph))
+
+
+@peer_row(ASYNC, "chain")
+def hamilton_chain() -> Sides:
+    return _driven(chain(1000))
+
+
+@peer_row(ASYNC, "layered")
+def hamilton_layered() -> Sides:
+    return _driven(layered(50, 20))
+
+
+@peer_row(ASYNC, "fan")
+def hamilton_fan() -> Sides:
+    return _driven(fan(1000))
+
+
+@peer_row(ASYNC, "random")
+def hamilton_random() -> Sides:
+    return _driven(scattered(10_000))
+
+
+CACHED = str(HERE / "cached_by_hamilton.py")
+
+
+@peer_row("Hamilton, cache", "cache-first")
+def cache_first() -> Sides:
+    def side(path: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return printed_by(path, folder, "first")
+
+    return Sides(lambda: side(CACHED), lambda: side(program("cached_by_hand")))
+
+
+@peer_row("Hamilton, cache", "cache-again")
+def cache_again() -> Sides:
+    home = tempfile.TemporaryDirectory()
+    folders = {path: Path(home.name) / Path(path).stem for path in (CACHED, program("cached_by_hand"))}
+    for path, folder in folders.items():
+        folder.mkdir()
+        printed_by(path, str(folder), "first")
+
+    def side(path: str) -> float:
+        _ = home  # kept as long as it is measured
+        return printed_by(path, str(folders[path]), "again")
+
+    return Sides(lambda: side(CACHED), lambda: side(program("cached_by_hand")))
+
+
+@peer_row("Hamilton", "import")
+def whole_import() -> Sides:
+    took = "import time; began = time.process_time(); {}; print(time.process_time() - began)"
+    return Sides(
+        lambda: printed_by("-c", took.format("from hamilton import driver")),
+        lambda: printed_by("-c", took.format("import pydantic; pydantic.BaseModel")),
+    )
+
+
+@peer_row("Hamilton", "three-steps")
+def three_steps() -> Sides:
+    theirs = str(HERE / "three_steps_by_hamilton.py")
+    return Sides(lambda: cpu_of(theirs), lambda: cpu_of(program("three_steps_by_hand")))

@@ -1,0 +1,119 @@
+"""dask, networkx and joblib: each is small, so they share an environment."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import networkx
+from dask.threaded import get
+
+from tests.benchmarks.fresh import printed_by, program
+from tests.benchmarks.graphs import Graph, chain, fan, layered, scattered
+from tests.benchmarks.limits import kahn
+from tests.benchmarks.measure import Sides
+from tests.benchmarks.peers.limits import bare_side
+from tests.benchmarks.peers.rows import peer_row
+
+DASK = "dask, threads"
+NETWORKX = "networkx"
+SIZE = 100_000
+
+
+def _number(number: int) -> Callable[..., int]:
+    return lambda *above: number
+
+
+def _threads(graph: Graph) -> Sides:
+    tasks = {name: (_number(number), *above) for number, (name, above) in enumerate(graph.items())}
+    names = list(graph)
+
+    def theirs() -> float:
+        began = time.process_time()
+        values = get(tasks, names, num_workers=8)
+        taken = time.process_time() - began
+        assert len(values) == len(graph)
+        return taken
+
+    return Sides(theirs, bare_side(graph))
+
+
+@peer_row(DASK, "chain")
+def dask_chain() -> Sides:
+    return _threads(chain(1000))
+
+
+@peer_row(DASK, "layered")
+def dask_layered() -> Sides:
+    return _threads(layered(50, 20))
+
+
+@peer_row(DASK, "fan")
+def dask_fan() -> Sides:
+    return _threads(fan(1000))
+
+
+@peer_row(DASK, "random")
+def dask_random() -> Sides:
+    return _threads(scattered(10_000))
+
+
+def _built(graph: Graph) -> Sides:
+    def theirs() -> float:
+        began = time.process_time()
+        made: networkx.DiGraph[str] = networkx.DiGraph()
+        for name, above in graph.items():
+            made.add_node(name)
+            made.add_edges_from((dependency, name) for dependency in above)
+        order = list(networkx.topological_sort(made))
+        taken = time.process_time() - began
+        assert len(order) == SIZE
+        return taken
+
+    def limit() -> float:
+        began = time.process_time()
+        order = kahn(graph)
+        taken = time.process_time() - began
+        assert len(order) == SIZE
+        return taken
+
+    return Sides(theirs, limit)
+
+
+@peer_row(NETWORKX, "build-random")
+def networkx_random() -> Sides:
+    return _built(scattered(SIZE))
+
+
+@peer_row(NETWORKX, "build-chain")
+def networkx_chain() -> Sides:
+    return _built(chain(SIZE))
+
+
+PROGRAM = str(Path(__file__).parent / "programs" / "cached_by_joblib.py")
+
+
+@peer_row("joblib", "cache-first")
+def joblib_first() -> Sides:
+    def side(path: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return printed_by(path, folder, "first")
+
+    return Sides(lambda: side(PROGRAM), lambda: side(program("cached_by_hand")))
+
+
+@peer_row("joblib", "cache-again")
+def joblib_again() -> Sides:
+    home = tempfile.TemporaryDirectory()
+    folders = {path: Path(home.name) / Path(path).stem for path in (PROGRAM, program("cached_by_hand"))}
+    for path, folder in folders.items():
+        folder.mkdir()
+        printed_by(path, str(folder), "first")
+
+    def side(path: str) -> float:
+        _ = home  # kept as long as it is measured
+        return printed_by(path, str(folders[path]), "again")
+
+    return Sides(lambda: side(PROGRAM), lambda: side(program("cached_by_hand")))
