@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import measure
+from tests.benchmarks import measure, page
 from tests.benchmarks.measure import Benchmark, Result, Sides, checked, complaint
+from tests.benchmarks.peers import __main__ as peers_command
 from tests.benchmarks.report import Saved, save, table
 
 
@@ -242,3 +245,114 @@ def test_every_row_promises_something() -> None:
         assert row.reach > 0, row.name
         assert row.dream is None or 0 < row.dream <= row.reach, row.name
         assert 0 < row.promised < 100, row.name
+
+
+def a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> Path:
+    """A page with a table that is replaced, in place of ours."""
+    file = tmp_path / "page.md"
+    file.write_text(f"before\n<!-- {table} -->\nold\n<!-- end of {table} -->\nafter\n")
+    monkeypatch.setattr(page, "PAGE", file)
+    return file
+
+
+def test_the_page_has_the_rows_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is around the table stays, and to write it again changes nothing."""
+    file = a_page(tmp_path, monkeypatch, "rows")
+    row = replace(a_row(lambda: sides_of([])), each=1000, clock="wall")
+    made = {"made": "2026-11-30T12:00:00+00:00", "cores": 2, "load": 0.1, "system": "Linux", "python": "3.11"}
+    save(tmp_path / "run.json", [Result(row, 2.0, 1.0, "", (2.0,))], made)
+    assert command.main(["--docs", str(tmp_path / "run.json")]) == 0
+    text = file.read_text()
+    assert text.startswith("before\n<!-- rows -->\n\nMeasured on 2026-11-30 on 2 cores (Linux, load 0.1")
+    assert "| `row` | what | limit | wall | 2 ms | 1 ms | **2.00x** | 2x | 1.5x |\n" in text
+    assert text.endswith("\n<!-- end of rows -->\nafter\n")
+    assert "old" not in text
+    assert command.main(["--docs", str(tmp_path / "run.json")]) == 0
+    assert file.read_text() == text
+    file.write_text("nothing")
+    with pytest.raises(SystemExit, match="has no table rows: it needs the lines <!-- rows -->"):
+        command.main(["--docs", str(tmp_path / "run.json")])
+
+
+def test_the_page_says_which_peers_are_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond our noise; a peer that failed says with what."""
+    file = a_page(tmp_path, monkeypatch, "peers")
+    made = {"made": "2026-11-30T12:00:00+00:00", "cores": 2, "load": 0.1, "system": "Linux", "python": "3.11"}
+    save(tmp_path / "ours.json", [of([2.0] * 5)], made)
+    rows = [
+        {"peer": "quick", "row": "row", "rounds": [1.0] * 5, "note": "a note"},
+        {"peer": "slow", "row": "row", "rounds": [9.0] * 5, "note": ""},
+        {"peer": "even", "row": "row", "rounds": [1.99] * 5, "note": ""},
+        {"peer": "absent", "row": "-", "error": "cannot be installed: no"},
+        {"peer": "new", "row": "other", "rounds": [3.0], "note": ""},
+    ]
+    (tmp_path / "peers.json").write_text(json.dumps({**made, "versions": ["quick==1"], "rows": rows}))
+    arguments = ["--docs", str(tmp_path / "peers.json"), "--ours", str(tmp_path / "ours.json")]
+    assert peers_command.main(arguments) == 0
+    text = file.read_text()
+    assert "Python 3.11. `quick==1`.\n" in text
+    assert "| quick | `row` | 1.00x | 2.00x | a note; we are behind |\n" in text
+    assert "| slow | `row` | 9.00x | 2.00x |  |\n" in text
+    assert "| even | `row` | 1.99x | 2.00x |  |\n" in text
+    assert "| absent | `-` | - |  | cannot be installed: no |\n" in text
+    assert "| new | `other` | 3.00x |  |  |\n" in text
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lists of requirements and environments of the peers, in place of ours; two libraries are named."""
+    (tmp_path / "first.txt").write_text("first==1\n")
+    (tmp_path / "second.txt").write_text("second==2\n")
+    monkeypatch.setattr(peers_command, "HERE", tmp_path)
+    monkeypatch.setattr(peers_command, "HOME", tmp_path / "environments")
+    return tmp_path
+
+
+def test_a_peer_that_cannot_be_installed_is_passed_over(
+    peers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are measured, and the file has both."""
+
+    def install(name: str) -> Path:
+        if name == "first":
+            raise RuntimeError("no such version")
+        return Path(sys.executable)
+
+    monkeypatch.setattr(peers_command, "install", install)
+    # The program that stands for a peer's rows prints one, and something of its own.
+    row = {"peer": "second", "row": "chain", "rounds": [2.0], "note": "quick"}
+    monkeypatch.setattr(peers_command, "ROWS", ("-c", f"print('hello'); print({json.dumps(row)!r})"))
+    assert peers_command.main(["--json", str(peers / "run.json")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["first", "-", "-", "cannot", "be", "installed:", "no", "such", "version"] in lines
+    assert ["second", "chain", "2.00x", "quick"] in lines
+    kept = json.loads((peers / "run.json").read_text())
+    assert kept["versions"] == ["first==1", "second==2"]
+    assert [kept_row["peer"] for kept_row in kept["rows"]] == ["first", "second"]
+    monkeypatch.setattr(peers_command, "ROWS", ("-c", "raise SystemExit(3)"))
+    assert peers_command.main(["--only", "second"]) == 0
+    assert "ended with code 3" in capsys.readouterr().out
+
+
+def test_an_environment_is_made_once_for_a_list(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again when its list has changed, and when pip had failed."""
+    ran: list[str] = []
+    monkeypatch.setattr(peers_command, "run_quietly", lambda *command: ran.append(command[2]))
+    (peers / "environments" / "first").mkdir(parents=True)
+    monkeypatch.setattr(peers_command.shutil, "rmtree", lambda *_, **__: None)
+    assert peers_command.install("first") == peers / "environments" / "first" / "bin" / "python"
+    assert ran == ["venv", "pip"]
+    peers_command.install("first")
+    assert ran == ["venv", "pip"]
+    (peers / "first.txt").write_text("first==2\n")
+    peers_command.install("first")
+    assert ran == ["venv", "pip"] * 2
+
+
+def test_what_pip_said_last_is_the_reason() -> None:
+    """The last line of its errors; a command that works says nothing."""
+    peers_command.run_quietly(sys.executable, "-c", "pass")
+    with pytest.raises(RuntimeError, match="^no such version$"):
+        peers_command.run_quietly(sys.executable, "-c", "raise SystemExit('a warning\\nno such version')")
+    with pytest.raises(RuntimeError, match="it says nothing"):
+        peers_command.run_quietly(sys.executable, "-c", "raise SystemExit(1)")

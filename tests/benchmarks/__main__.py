@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tests.benchmarks
+from tests.benchmarks import page
 from tests.benchmarks.measure import (
     BENCHMARKS,
     LEAST_ROUNDS,
@@ -64,6 +65,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="fail where a row is slower than in FILE, made with --json, by more than 10 %% and the noise",
     )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: rewrite the table in docs/reference/benchmarks.md from FILE, made with --json",
+    )
     parser.add_argument("--list", action="store_true", help="list the names and stop")
     arguments = parser.parse_args(words)
     if arguments.rounds is not None and arguments.rounds < 1:
@@ -86,6 +93,9 @@ def _choose(arguments: argparse.Namespace) -> list[Benchmark]:
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, showing each result as it comes, and print the table; 1 if a check failed."""
     arguments = _arguments(words)
+    if arguments.docs:
+        page.rewrite(page.PAGE, "rows", page.own_rows(Saved.read(arguments.docs)))
+        return 0
     before = Saved.read(arguments.against) if arguments.against else None
     chosen = _choose(arguments)
     if arguments.list:

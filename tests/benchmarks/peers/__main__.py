@@ -13,12 +13,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import page
 from tests.benchmarks.fresh import ROOT
 from tests.benchmarks.report import Saved, machine, times
 
 HERE = Path(__file__).parent
 HOME = ROOT / ".venv-peers"
 """Where the environments are made."""
+
+ROWS = ("-m", "tests.benchmarks.peers.rows")
+"""Prints the rows of the environment that is named after it."""
 
 
 def install(name: str) -> Path:
@@ -32,15 +36,15 @@ def install(name: str) -> Path:
     if stamp.exists() and stamp.read_text() == requirements.read_text():
         return python
     shutil.rmtree(home, ignore_errors=True)
-    _quietly(sys.executable, "-m", "venv", str(home))
-    _quietly(
+    run_quietly(sys.executable, "-m", "venv", str(home))
+    run_quietly(
         str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "-r", str(requirements)
     )
     shutil.copy(requirements, stamp)
     return python
 
 
-def _quietly(*command: str) -> None:
+def run_quietly(*command: str) -> None:
     """Run it behind everything else on the machine."""
     done = subprocess.run(
         command, text=True, capture_output=True, check=False, preexec_fn=lambda: os.nice(19)
@@ -57,7 +61,7 @@ def measured(name: str) -> Iterator[dict[str, Any]]:
         yield {"peer": name, "row": "-", "error": f"cannot be installed: {error}"}
         return
     process = subprocess.Popen(
-        [str(python), "-m", "tests.benchmarks.peers.rows", name],
+        [str(python), *ROWS, name],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         text=True,
@@ -93,8 +97,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ours", type=Path, metavar="FILE", help="show our ratios beside, of a run with --json"
     )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: rewrite the table in docs/reference/benchmarks.md from FILE, made with --json",
+    )
     arguments = parser.parse_args(words)
     ours = Saved.read(arguments.ours) if arguments.ours else None
+    if arguments.docs:
+        page.rewrite(page.PAGE, "peers", page.peer_rows(arguments.docs, ours))
+        return 0
     made_on = machine()
     rows: list[dict[str, Any]] = []
     for name in arguments.only or names:
