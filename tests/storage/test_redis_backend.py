@@ -843,6 +843,20 @@ async def test_a_look_for_the_newest_run_takes_one_question(store: RedisStorageB
     assert await commands() - before < 20
 
 
+async def test_whether_a_run_is_stored_takes_one_question(store: RedisStorageBackend) -> None:
+    """However many are stored; only of a run that left a trace is it asked whether it was lost."""
+    for n in range(30):
+        await record(store, "one", run_id=f"r{n}")
+    commands = (await raw(store).info("stats"))["total_commands_processed"]
+    assert not await store.has_run("p", "new")
+    assert await store.has_run("p", "r3")
+    # Of the new one it is asked for the id and for the name.
+    assert (await raw(store).info("stats"))["total_commands_processed"] - commands <= 16
+    await raw(store).delete(store._name("p", "runs"))
+    assert await store.has_run("p", "r3")
+    assert not await store.has_run("p", "new")
+
+
 @pytest.mark.parametrize("look", ["_sizes", "_keys"])
 async def test_a_run_deleted_while_runs_are_listed_stays_deleted(
     store: RedisStorageBackend, look: str
