@@ -281,7 +281,7 @@ class Recorder:
 
     def _apply(self, event: Event) -> Change | None:
         change = self.machine.apply(event)
-        if isinstance(event, _COUNTED):
+        if self.attempts and isinstance(event, _COUNTED):
             self.attempts.pop((event.step, event.item), None)
         observers = self._context.services.observers
         if not observers:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.loop_watch import LoopWatch
     from tagent_nb.engine.recorder import Recorder
+    from tagent_nb.engine.unit.prepared import PreparedStep
 
 YIELD_INTERVAL = 0.01
 """Seconds after which a chain of steps that never waits lets the rest of the loop run."""
@@ -36,9 +37,9 @@ class RunLoop:
         signals: Tells the units of the run whether they may go on.
         lock: What SERIAL steps share.
         approvals: Knows what is left waiting.
+        prepare: Prepares a step that is ready.
         run_step: Runs a step to its record, and returns what became ready; or what is left to do for that,
-            where another attempt follows.
-        is_short: Whether a step may share a task with others: it returns before it waits for another attempt.
+            where a short one waits before another attempt.
 
     Attributes:
         cancelled: Whether the run was cancelled.
@@ -52,20 +53,20 @@ class RunLoop:
         signals: RunSignals,
         lock: SerialLock,
         approvals: Approvals,
-        run_step: Callable[[PipelineStep], Awaitable[Change | Awaitable[Change]]],
-        is_short: Callable[[PipelineStep], bool],
+        prepare: Callable[[PipelineStep], PreparedStep],
+        run_step: Callable[[PreparedStep], Awaitable[Change | Awaitable[Change]]],
     ) -> None:
         self._context = context
         self._recorder = recorder
         self._signals = signals
         self._lock = lock
         self._approvals = approvals
+        self._prepare = prepare
         self._run_step = run_step
-        self._is_short = is_short
         self._steps = {step.name: step for step in context.pipeline.steps}
         self._tasks: set[asyncio.Task[None]] = set()
         # Short steps that are ready, how many are at work, and workers that have not begun.
-        self._queue: deque[str] = deque()
+        self._queue: deque[PreparedStep] = deque()
         self._workers = self._starting = 0
         self._most = context.services.max_concurrency
         self._loop = asyncio.get_running_loop()
@@ -201,27 +202,27 @@ class RunLoop:
             if step.execution_mode is ExecutionMode.SERIAL:
                 self._lock.offer(name)
             else:
-                self._start_concurrent(step)
+                self._start_concurrent(self._prepare(step))
         self._start_next()
 
     def _start_next(self) -> None:
         following = self._lock.next()
         if following is not None:
-            self._spawn(following)
+            self._spawn(self._prepare(self._steps[following]))
 
-    def _start_concurrent(self, step: PipelineStep) -> None:
+    def _start_concurrent(self, prepared: PreparedStep) -> None:
         """Start a step: in a task of its own, or a short one in a task that it shares with others."""
-        if not self._is_short(step):
-            self._spawn(step.name)
+        if not prepared.short:
+            self._spawn(prepared)
             return
-        self._queue.append(step.name)
+        self._queue.append(prepared)
         if self._workers < self._most and self._starting < len(self._queue):
             self._workers += 1
             self._starting += 1
             self._start(self._work_off(), "tagent-nb worker")
 
-    def _spawn(self, name: str) -> None:
-        self._start(self._worker(name), f"tagent-nb {name}")
+    def _spawn(self, prepared: PreparedStep) -> None:
+        self._start(self._worker(prepared), f"tagent-nb {prepared.name}")
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._loop.create_task(work, name=name)
@@ -247,18 +248,17 @@ class RunLoop:
         if self._queue:
             await self._worker(self._queue.popleft())
 
-    async def _worker(self, name: str) -> None:
+    async def _worker(self, prepared: PreparedStep) -> None:
         """Run a step, and go on with one that it made ready in the same task: a hop less each."""
         while True:
-            step = self._steps[name]
-            counts = step.execution_mode is not ExecutionMode.SERIAL and self._is_short(step)
+            counts = prepared.short and not prepared.serial
             self._workers += counts
             try:
-                change = await self._run_step(step)
+                change = await self._run_step(prepared)
                 if not isinstance(change, Change):
                     if counts:
                         # It waits before its next attempt, and what is in the queue does not wait for that.
-                        self._start(self._rest(step, change), f"tagent-nb {name}")
+                        self._start(self._rest(prepared, change), f"tagent-nb {prepared.name}")
                         change = _NO_CHANGE
                     else:
                         change = await change
@@ -266,47 +266,47 @@ class RunLoop:
                 change = _NO_CHANGE
             finally:
                 self._workers -= counts
-            following = await self._following(step, change)
+            following = await self._following(prepared, change)
             if following is None:
                 return
-            name = following
+            prepared = following
             now = self._loop.time()
             if now >= self._yield_at:
                 await asyncio.sleep(0)
                 self._yield_at = self._loop.time() + YIELD_INTERVAL
 
-    async def _rest(self, step: PipelineStep, rest: Awaitable[Change]) -> None:
+    async def _rest(self, prepared: PreparedStep, rest: Awaitable[Change]) -> None:
         """End a step whose first attempt has failed, and go on as its worker does."""
-        following = await self._following(step, await rest)
+        following = await self._following(prepared, await rest)
         if following is not None:
             await self._worker(following)
 
-    async def _following(self, step: PipelineStep, change: Change) -> str | None:
+    async def _following(self, prepared: PreparedStep, change: Change) -> PreparedStep | None:
         """Let what a step made ready start, and return what its worker is to run next."""
         ready = change.ready
         if change.upstream_failed:
             ready = [*ready, *await self._skip(change.upstream_failed)]
-        if step.execution_mode is ExecutionMode.SERIAL:
-            self._lock.release(step.name)
-        following: str | None = None
+        if prepared.serial:
+            self._lock.release(prepared.name)
+        following: PreparedStep | None = None
         queue = self._queue
         # A slot is free if a worker could still start: its own step may go before those that wait.
-        saturated = (
-            queue and not self._starting and self._workers + 1 >= self._context.services.max_concurrency
-        )
+        saturated = queue and not self._starting and self._workers + 1 >= self._most
         for name in ready:
-            below = self._steps[name]
-            if below.execution_mode is ExecutionMode.SERIAL:
+            step = self._steps[name]
+            if step.execution_mode is ExecutionMode.SERIAL:
                 self._lock.offer(name)
-            elif following is None and not (saturated and self._is_short(below)):
-                following = name
+                continue
+            below = self._prepare(step)
+            if following is None and not (saturated and below.short):
+                following = below
             else:
                 self._start_concurrent(below)
         serial = self._lock.next()
         if serial is not None:
             if following is not None:
-                self._start_concurrent(self._steps[following])
-            return serial
+                self._start_concurrent(following)
+            return self._prepare(self._steps[serial])
         if following is None and queue:
             return queue.popleft()
         return following

@@ -191,7 +191,7 @@ def session_of(
         return await mapping.run(prepared, outputs)
 
     execution = Execution(context, recorder, preparation, attempts, signals, checks, run_mapped)
-    loop = RunLoop(context, recorder, signals, lock, approvals, execution.run, execution.is_short)
+    loop = RunLoop(context, recorder, signals, lock, approvals, preparation.prepared, execution.run)
     return Session(context, recorder, approvals, loop)
 
 

@@ -34,12 +34,14 @@ def missing_names(pipeline: Pipeline, namespace: Container[str]) -> dict[str, li
     Functions that were not read from data see their own module, and code that catches NameError knows
     what it does: these are passed over.
     """
+    written = [step for step in pipeline.steps if step.body is not None and step.body.function is None]
+    if not written:
+        return {}
     readable = _readable(pipeline)
     by_step = {}
-    for step in pipeline.steps:
+    for step in written:
         body = step.body
-        if body is None or body.function is not None:
-            continue
+        assert body is not None
         names = [name for name in _outside(step, readable) if name not in namespace]
         if names and not _catches(body.source):
             by_step[step.name] = names

@@ -50,14 +50,15 @@ class Definition(Protocol):
 def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency]:
     """See :meth:`Pipeline.dependencies`."""
     dependencies: dict[str, Dependency] = {}
-    for dependency in step.dependencies:
+    written = step.dependencies if step.depends_on else ()
+    for dependency in written:
         if dependency.type is not DependencyType.OPTIONAL or dependency.name in pipeline:
             dependencies.setdefault(dependency.name, dependency)
-    for reference in step.references:
+    for reference in () if step.is_plain else step.references:
         dependencies.setdefault(reference.step, Dependency(reference.step))
     body = step.body
     if body is not None and (body.params or body.kind == "cell"):
-        declared = {dependency.name for dependency in step.dependencies}
+        declared = {dependency.name for dependency in written}
         for name in body.params:
             if name == "item" or name in declared:
                 continue
@@ -317,7 +318,7 @@ def problems(pipeline: Definition) -> list[str]:
 def _step_problems(
     pipeline: Definition, step: PipelineStep, needed: list[Dependency], steps: Counter[str]
 ) -> list[str]:
-    references = step.references
+    references = () if step.is_plain else step.references
     problems = []
     for dependency in needed:
         if dependency.name == step.name:

@@ -21,7 +21,7 @@ from tagent_nb.pipeline.graph import duplicate_names, find_cycle, unknown_name
 from tagent_nb.pipeline.pipeline import Pipeline
 from tagent_nb.pipeline.step import PipelineStep
 
-PENDING, READY = StepStatus.PENDING, StepStatus.READY
+PENDING, READY, RUNNING = StepStatus.PENDING, StepStatus.READY, StepStatus.RUNNING
 COMPLETED, CACHED = StepStatus.COMPLETED, StepStatus.CACHED
 FAILED, SKIPPED, CANCELLED = StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED
 
@@ -280,7 +280,7 @@ class PipelineScheduler:
         if not isinstance(status, StepStatus):
             status = _status(step, status)
         # Identities, not sets: to hash a member of an Enum is a Python call, and this is the hot path.
-        if (
+        if (before is not READY and before is not RUNNING) and (
             before is COMPLETED
             or before is CACHED
             or before is FAILED

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = face(
             "calls_user_code"
         ),
         "calls": "call_refused edited_call edited_failure",
-        "execution.capture": "LazyLines Lines collected routed",
+        "execution.capture": "Lines collected routed",
         "execution.traceback": "user_traceback",
         "middleware.budget": "BudgetMiddleware",
         "middleware.canonical_request": "plain",

@@ -12,7 +12,6 @@ from tagent_nb.runners.base import calls_user_code as calls_user_code
 from tagent_nb.runners.calls import call_refused as call_refused
 from tagent_nb.runners.calls import edited_call as edited_call
 from tagent_nb.runners.calls import edited_failure as edited_failure
-from tagent_nb.runners.execution.capture import LazyLines as LazyLines
 from tagent_nb.runners.execution.capture import Lines as Lines
 from tagent_nb.runners.execution.capture import collected as collected
 from tagent_nb.runners.execution.capture import routed as routed

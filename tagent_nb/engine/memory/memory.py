@@ -338,12 +338,14 @@ class PipelineMemory:
         if self.pending:
             self.pending.release(event, over=True)
         unit = self._unit(event)
-        self._tried(event, unit)
+        if unit.status is not StepStatus.RUNNING:
+            self._tried(event, unit)
         unit.status = StepStatus.COMPLETED
         unit.output = event.output
         self._took(event, unit)
         unit.error_type = unit.error = ""
-        self._spend(event, event.usage, event.cost)
+        if event.usage is not NO_USAGE or event.cost != 0.0 or self._under_way:
+            self._spend(event, event.usage, event.cost)
         if isinstance(unit, StepResult):
             self._valued(unit, event)
 

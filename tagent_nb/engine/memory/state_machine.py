@@ -121,9 +121,10 @@ class PipelineStateMachine(TaskBasedStateMachine):
 
         Returns what became ready or can never run, for an event that ends a whole step.
         """
-        scheduler = self.scheduler
-        self.pipeline_memory.apply(event)
-        self._seen = len(self.pipeline_memory.events)
+        memory = self.pipeline_memory
+        scheduler = self._scheduler if self._seen == len(memory.events) else self.scheduler
+        memory.apply(event)
+        self._seen = len(memory.events)
         status = STATUS_OF_EVENT.get(type(event))
         if status is None:
             self._follow(event)

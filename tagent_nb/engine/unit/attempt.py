@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
@@ -35,7 +35,6 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.runners import (
     UNKNOWN_REASON,
-    LazyLines,
     StepContext,
     calls_user_code,
     collected,
@@ -56,6 +55,9 @@ MAX_BACKOFF = 30.0
 
 NON_RETRYABLE = (NameError, SyntaxError, ImportError, AttributeError, TypeError, NotImplementedError)
 """Mistakes in the user's code, which another attempt would only repeat."""
+
+
+_SMALL = frozenset({type(None), bool, int, float})
 
 
 class Attempts:
@@ -205,7 +207,7 @@ class Attempts:
                         "" if work is None else work.why,
                     )
                 )
-                with collected(LazyLines(partial(self._lines, prepared, outputs, work, context))):
+                with collected(self._lines, prepared, outputs, work, context):
                     try:
                         value = await plain.function(**arguments)
                     except BaseException as error:
@@ -215,7 +217,7 @@ class Attempts:
             finally:
                 slots.give_back()
             seconds = time.monotonic() - began
-            if is_bulky(value):
+            if type(value) not in _SMALL and is_bulky(value):
                 value = await in_thread(encoded, self._context, value)
             events: list[Event] = [*learned, self._finished(prepared, work, value, 1, seconds, context)]
             if self._checks.searching:

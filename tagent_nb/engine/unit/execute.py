@@ -32,7 +32,6 @@ from tagent_nb.events import (
     StepFinished,
     TokenUsage,
 )
-from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners import UNKNOWN_REASON
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class Execution:
         self._run_mapped = run_mapped
         self._flights: dict[str, asyncio.Future[StepFinished | str | None]] = {}
 
-    async def run(self, step: PipelineStep) -> Change | Coroutine[Any, Any, Change]:
+    async def run(self, prepared: PreparedStep) -> Change | Coroutine[Any, Any, Change]:
         """Run a step whose dependencies are done to its final event, and record it.
 
         Returns:
@@ -87,11 +86,10 @@ class Execution:
         recorder = self._recorder
         if self._signals.paused_or_stopping:
             await self._signals.may_start()
-        prepared = self._preparation.prepared(step)
-        states = recorder.memory.steps
-        outputs = prepared.outputs(
-            {name: states[name].output if name in states else None for name in prepared.above}
-        )
+        step, states = prepared.step, recorder.memory.steps
+        outputs = {name: states[name].output for name in prepared.above}
+        if prepared.inputs:
+            outputs.update(prepared.inputs)
         if step.when is not None:
             from tagent_nb.engine.unit.conditions import unmet_condition
 
@@ -101,7 +99,7 @@ class Execution:
                 return await recorder.record(reason)
         if step.map_over is not None:
             return await self._run_mapped(prepared, outputs)
-        if not self._goes_short(prepared):
+        if not prepared.short:
             try:
                 work = await self._preparation.work_item(prepared, outputs)
             except BaseException as error:  # the user's objects may raise anything
@@ -114,21 +112,8 @@ class Execution:
         except BaseException as error:  # the user's objects may raise anything
             events = [self._own_failure(prepared, None, error)]
         if isinstance(events, list):
-            self._preparation.forget(prepared)
             return recorder.record_at_once(events) or await recorder.record(*events)
         return self._rest(prepared, events)
-
-    def is_short(self, step: PipelineStep) -> bool:
-        """Whether :meth:`run` goes the short way with a step, and returns before it waits to try again."""
-        return (
-            step.when is None
-            and step.map_over is None
-            and not self._context.keyed
-            and self._goes_short(self._preparation.prepared(step))
-        )
-
-    def _goes_short(self, prepared: PreparedStep) -> bool:
-        return not self._context.keyed and prepared.plain is not None and not prepared.plain.provided
 
     async def _rest(self, prepared: PreparedStep, rest: Awaitable[list[Event]]) -> Change:
         try:

@@ -52,7 +52,9 @@ class PreparedStep:
         above: Names of the steps that it waits for.
 
     Attributes:
+        serial: Whether it shares the lock of SERIAL steps.
         plain: Its body, where each attempt may go the short way.
+        short: Whether the whole step does: one unit without a fingerprint, which asks for inputs only.
         inputs: The values that it reads and no step makes, by name.
         components: The part of its fingerprint that all its units share; ``None`` until it is worked out.
         shared_inputs: Copies of values that the items of a mapped Python step share.
@@ -73,7 +75,15 @@ class PreparedStep:
         self.components: Mapping[str, str] | None = None
         self.shared_inputs: dict[str, Any] = {}
         self.facts: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.serial = step.execution_mode is ExecutionMode.SERIAL
         self.plain = self._plain()
+        self.short = (
+            self.plain is not None
+            and not self.plain.provided
+            and step.when is None
+            and step.map_over is None
+            and not context.keyed
+        )
 
     def _plain(self) -> Plain | None:
         step = self.step
@@ -85,7 +95,7 @@ class PreparedStep:
             or step.approve
             or step.checks
             or step.retry_count
-            or type(self.runner) is not PythonRunner
+            or type(self._context.services.runners["python"]) is not PythonRunner
         ):
             return None
         code = getattr(body.function, "__code__", None)
@@ -103,11 +113,6 @@ class PreparedStep:
         return Plain(body.function, parameters, body.provided)
 
     # -- how it is to go --------------------------------------------------------------------
-
-    @cached_property
-    def serial(self) -> bool:
-        """Whether it shares the lock of SERIAL steps."""
-        return self.step.execution_mode is ExecutionMode.SERIAL
 
     @cached_property
     def forced(self) -> bool:

@@ -102,12 +102,10 @@ class Preparation:
         prepared = self._steps.get(step.name)
         if prepared is None:
             above = self._recorder.machine.scheduler.dependency_graph[step.name]
-            prepared = self._steps[step.name] = PreparedStep(self._context, step, above)
+            prepared = PreparedStep(self._context, step, above)
+            if not prepared.short:  # it is over soon, and there may be 100,000 of them
+                self._steps[step.name] = prepared
         return prepared
-
-    def forget(self, prepared: PreparedStep) -> None:
-        """A step has ended: of 100,000 steps not all need to be kept."""
-        del self._steps[prepared.name]
 
     async def work_item(
         self,

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from tagent_nb.redaction import redact
 
-_sink: ContextVar[Lines | LazyLines | None] = ContextVar("tagent_nb_printed", default=None)
+_sink: ContextVar[Lines | collected | None] = ContextVar("tagent_nb_printed", default=None)
 _lock = threading.Lock()
 _running = 0
 _NAMES = ("stdout", "stderr")
@@ -67,18 +67,23 @@ class Lines:
             self._write(redact(text))
 
 
-class LazyLines:
-    """:class:`Lines` that are made when something is written: most bodies print nothing.
+class collected:  # noqa: N801  # used as a function, as captured is
+    """As :class:`captured`, for what does not outlive the block of :class:`routed` around it.
+
+    Its lines are made when something is written: most bodies print nothing.
 
     Args:
-        make: Makes them.
+        make: Makes the lines.
+        arguments: What it is called with.
     """
 
-    __slots__ = ("_lines", "_make")
+    __slots__ = ("_arguments", "_before", "_lines", "_make", "_places")
 
-    def __init__(self, make: Callable[[], Lines]) -> None:
+    def __init__(self, make: Callable[..., Lines], *arguments: Any) -> None:
         self._make = make
+        self._arguments = arguments
         self._lines: Lines | None = None
+        self._places = False
 
     @property
     def lines(self) -> Lines:
@@ -86,11 +91,21 @@ class LazyLines:
         # Two threads of one body may come at once: both get the same.
         with _lock:
             if self._lines is None:
-                self._lines = self._make()
+                self._lines = self._make(*self._arguments)
             return self._lines
 
-    def flush(self) -> None:
-        """Pass on what is kept, if there is anything."""
+    def __enter__(self) -> None:
+        if type(sys.stdout) is not _Router or type(sys.stderr) is not _Router:
+            # Other code has put its own stream in our place, or there is none.
+            self._places = True
+            _install()
+        self._before = _sink.get()
+        _sink.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        _sink.set(self._before)
+        if self._places:
+            _remove()
         if self._lines is not None:
             self._lines.flush()
 
@@ -104,7 +119,7 @@ class _Router:
 
     def _sink(self) -> Lines | None:
         sink = _sink.get()
-        lines = sink.lines if isinstance(sink, LazyLines) else sink
+        lines = sink.lines if isinstance(sink, collected) else sink
         return lines.errors if lines is not None and self._errors else lines
 
     def write(self, text: str) -> int:
@@ -161,7 +176,7 @@ class captured:  # noqa: N801  # used as a function; a generator would cost ever
 
     __slots__ = ("_before", "_lines")
 
-    def __init__(self, lines: Lines | LazyLines) -> None:
+    def __init__(self, lines: Lines) -> None:
         self._lines = lines
 
     def __enter__(self) -> None:
@@ -173,30 +188,6 @@ class captured:  # noqa: N801  # used as a function; a generator would cost ever
         # Not by a token: a coroutine that is closed late may end in another context than its own.
         _sink.set(self._before)
         _remove()
-        self._lines.flush()
-
-
-class collected:  # noqa: N801  # used as a function, as captured is
-    """As :class:`captured`, for what does not outlive the block of :class:`routed` around it."""
-
-    __slots__ = ("_before", "_lines", "_places")
-
-    def __init__(self, lines: LazyLines) -> None:
-        self._lines = lines
-        self._places = False
-
-    def __enter__(self) -> None:
-        if type(sys.stdout) is not _Router or type(sys.stderr) is not _Router:
-            # Other code has put its own stream in our place, or there is none.
-            self._places = True
-            _install()
-        self._before = _sink.get()
-        _sink.set(self._lines)
-
-    def __exit__(self, *_: object) -> None:
-        _sink.set(self._before)
-        if self._places:
-            _remove()
         self._lines.flush()
 
 
