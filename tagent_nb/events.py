@@ -33,7 +33,7 @@ NO_ENTRIES: Mapping[str, Any] = _NoEntries()
 """What all events without entries have in common: a map of 100,000 rows would keep as many empty dicts."""
 
 
-def _no_entries() -> Mapping[str, Any]:
+def no_entries() -> Mapping[str, Any]:
     return NO_ENTRIES
 
 
@@ -167,10 +167,10 @@ class RunStarted(Event):
 
     pipeline: str
     steps: tuple[str, ...]
-    definition: Mapping[str, Any] = field(default_factory=_no_entries)
+    definition: Mapping[str, Any] = field(default_factory=no_entries)
     host: str = ""
     pid: int = 0
-    memories: Mapping[str, Any] = field(default_factory=_no_entries)
+    memories: Mapping[str, Any] = field(default_factory=no_entries)
     budget: str = ""
     forced: tuple[str, ...] = ()
     use_cache: bool = True
@@ -186,7 +186,7 @@ class RunResumed(Event):
 
     steps: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    definition: Mapping[str, Any] = field(default_factory=_no_entries)
+    definition: Mapping[str, Any] = field(default_factory=no_entries)
     host: str = ""
     pid: int = 0
     budget: str = ""
@@ -247,7 +247,7 @@ class StepProgress(StepEvent):
     """Something a running step did, such as a tool call; ``detail`` is plain data."""
 
     kind: str
-    detail: Mapping[str, Any] = field(default_factory=_no_entries)
+    detail: Mapping[str, Any] = field(default_factory=no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,9 +283,9 @@ class ApprovalRequested(StepEvent):
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
-    facts: Mapping[str, Any] = field(default_factory=_no_entries)
-    memories: Mapping[str, Any] = field(default_factory=_no_entries)
+    metadata: Mapping[str, Any] = field(default_factory=no_entries)
+    facts: Mapping[str, Any] = field(default_factory=no_entries)
+    memories: Mapping[str, Any] = field(default_factory=no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,7 +320,7 @@ class CallRecorded(StepEvent):
     kind: str
     key: str
     attempt: int = 1
-    request: Mapping[str, Any] = field(default_factory=_no_entries)
+    request: Mapping[str, Any] = field(default_factory=no_entries)
     answer: Any = None
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
@@ -344,12 +344,12 @@ class StepFinished(StepEvent):
 
     output: Output
     key: str = ""
-    components: Components = field(default_factory=_no_entries)
+    components: Components = field(default_factory=no_entries)
     attempt: int = 1
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
+    metadata: Mapping[str, Any] = field(default_factory=no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,10 +358,10 @@ class StepCached(StepEvent):
 
     output: Output
     key: str
-    components: Components = field(default_factory=_no_entries)
+    components: Components = field(default_factory=no_entries)
     saved_usage: TokenUsage = NO_USAGE
     saved_cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
+    metadata: Mapping[str, Any] = field(default_factory=no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,7 +375,7 @@ class StepFailed(StepEvent):
     seconds: float = 0.0
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=_no_entries)
+    metadata: Mapping[str, Any] = field(default_factory=no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,7 +419,7 @@ class MemorySaved(StepEvent):
 class SharedDataSaved(Event):
     """The values that all steps share, by name, as they were when the memory was saved."""
 
-    shared: Mapping[str, Any] = field(default_factory=_no_entries)
+    shared: Mapping[str, Any] = field(default_factory=no_entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tagent_nb.errors import NotStoredError, did_you_mean
-from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage
+from tagent_nb.events import NO_USAGE, Event, Output, TokenUsage, no_entries
 from tagent_nb.formatting import count, is_lost, short_text
 from tagent_nb.pipeline import StepStatus
 
@@ -134,8 +134,8 @@ class StepResult:
     reason: str = ""
     waits_for: str = ""
     key: str = ""
-    components: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    components: Mapping[str, str] = field(default_factory=no_entries)
+    metadata: Mapping[str, Any] = field(default_factory=no_entries)
     started_at: float | None = None
     ended_at: float | None = None
     items: dict[str, ItemResult] | None = None
@@ -157,7 +157,7 @@ class RunRecord(Protocol):
     cost_per_step: dict[str, float | None]
     token_usage: dict[str, TokenUsage]
     step_outputs: Mapping[str, Any]
-    step_metadata: dict[str, dict[str, Any]]
+    step_metadata: Mapping[str, dict[str, Any]]
     final_output: Any
     failed_steps: list[str]
     error_details: dict[str, str]

@@ -65,7 +65,7 @@ class PipelineResult:
     cost_per_step: dict[str, float | None] = field(default_factory=dict)
     token_usage: dict[str, TokenUsage] = field(default_factory=dict)
     step_outputs: Mapping[str, Any] = field(default_factory=dict)
-    step_metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step_metadata: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     final_output: Any = None
     learned_facts: dict[str, Any] = field(default_factory=dict)
     saved_memories: dict[str, Any] = field(default_factory=dict)

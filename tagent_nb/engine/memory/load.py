@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,5 +222,21 @@ def schemas_of(pipeline: Pipeline, own_classes: Iterable[type], namespace: Mappi
 
         return of_namespace(passed, namespace)
 
-    steps = {step.name: partial(referred, step) for step in pipeline.steps}
-    return Classes(classes, steps, around, live=True)
+    return Classes(classes, _ByStep(pipeline.steps, referred), around, live=True)
+
+
+class _ByStep(Mapping[str, Callable[[], Referred]]):
+    """What gives the classes of each step, by its name. Made when it is asked for: most steps never are."""
+
+    def __init__(self, steps: Iterable[PipelineStep], referred: Callable[[PipelineStep], Referred]) -> None:
+        self._steps = {step.name: step for step in steps}
+        self._referred = referred
+
+    def __getitem__(self, name: str) -> Callable[[], Referred]:
+        return partial(self._referred, self._steps[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)

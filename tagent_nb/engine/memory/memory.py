@@ -471,7 +471,7 @@ class PipelineMemory:
             cost_per_step={step.name: None if step.cost is None else _usd(step.cost) for step in ran},
             token_usage={step.name: step.usage for step in ran},
             step_outputs=OutputMap(outputs),
-            step_metadata={step.name: metadata_of(step) for step in ran},
+            step_metadata=LazyMap(lambda: {step.name: metadata_of(step) for step in ran}),
             inputs=OutputMap(self.inputs),
             learned_facts=dict(self.facts),
             saved_memories=dict(self.memories),
