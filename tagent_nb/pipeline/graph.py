@@ -291,11 +291,11 @@ def problems(pipeline: Definition) -> list[str]:
     graph: dict[str, list[str]] = {}
     forward = False
     for step in pipeline.steps:
-        written = step.depends_on
-        if step.implies_nothing and step.name not in written and counts.keys() >= set(written):
+        names = step.bare_names
+        if names is not None and step.name not in names and counts.keys() >= set(names):
             # Names of other steps, and nothing besides: no need of a closer look.
-            forward = forward or not graph.keys() >= set(written)
-            graph[step.name] = written  # type: ignore[assignment]
+            forward = forward or not graph.keys() >= set(names)
+            graph[step.name] = names  # type: ignore[assignment]
             continue
         try:
             needed = pipeline.dependencies(step)

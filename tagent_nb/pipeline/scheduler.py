@@ -111,20 +111,20 @@ class PipelineScheduler:
         counts = self._open
         dependents: dict[Any, list[str]] = self._dependents
         for name, step in self._steps.items():
-            if not step.implies_nothing:
+            names = step.bare_names
+            if names is None:
                 self._connect_implied(name, step)
                 continue
-            # Nothing is implied, and names alone are STRONG: no need of a closer look.
-            written = step.depends_on
+            # Nothing else is implied, and names alone are STRONG: no need of a closer look.
             try:
-                for above in written:
+                for above in names:
                     dependents[above].append(name)
-            except KeyError:  # one that has a type, or is not there
-                for above in takewhile(dependents.__contains__, written):
+            except KeyError:  # one that has a type, or is no step
+                for above in takewhile(dependents.__contains__, names):
                     dependents[above].pop()
                 self._connect_implied(name, step)
             else:
-                counts[name] = len(written)
+                counts[name] = len(names)
 
     def _connect_implied(self, name: str, step: PipelineStep) -> None:
         above = self._implied[name] = []
@@ -153,7 +153,7 @@ class PipelineScheduler:
         return {
             name: implied[name]
             if name in implied
-            else [str(dependency) for dependency in dict.fromkeys(step.depends_on)]
+            else [str(dependency) for dependency in dict.fromkeys(step.bare_names or ())]
             for name, step in self._steps.items()
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
@@ -136,10 +136,15 @@ class PipelineStep:
         return self.when is None and self.map_over is None and (self.body is not None or "{" not in self.goal)
 
     @property
-    def implies_nothing(self) -> bool:
-        """Whether the step waits for what ``depends_on`` says, and for nothing else."""
+    def bare_names(self) -> Sequence[str | Dependency] | None:
+        """What the step waits for, where that is its ``depends_on`` alone, or the parameters of its function
+        alone: STRONG, if they are texts and names of steps. ``None`` where a closer look is needed."""
         body = self.body
-        return (body is None or not (body.params or body.kind == "cell")) and self.is_plain
+        if not self.is_plain or (body is not None and body.kind == "cell"):
+            return None
+        if body is None or not body.params:
+            return self.depends_on
+        return None if self.depends_on or body.optional or "item" in body.params else body.params
 
     @cached_property
     def dependencies(self) -> tuple[Dependency, ...]:
