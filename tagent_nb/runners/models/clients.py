@@ -14,7 +14,8 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.redaction import environment_version
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models import local
-from tagent_nb.runners.models.resolve import is_local, models_behind, resolve_model, stand_in
+from tagent_nb.runners.models.resolve import is_local, models_behind, resolve_model, speaks_openai, stand_in
+from tagent_nb.runners.models.transport import http_client
 from tagent_nb.templating import instance_of
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class Models:
         key = (type(wanted), wanted, address, environment_version())
         models = self._models.setdefault(asyncio.get_running_loop(), {})
         if key not in models:
-            make = stand_in if offline else resolve_model
-            models[key] = asyncio.ensure_future(asyncio.to_thread(make, wanted))
+            models[key] = asyncio.ensure_future(_made(wanted, offline))
             models[key].add_done_callback(functools.partial(_forget_failed, models, key))
         made = models[key]
         return made.result() if made.done() else await asyncio.shield(made)
@@ -65,6 +65,13 @@ class Models:
     def __len__(self) -> int:
         """How many clients the current loop has."""
         return len(self._models.get(asyncio.get_running_loop(), ()))
+
+
+async def _made(wanted: str, offline: bool) -> Model[Any]:
+    if offline:
+        return await asyncio.to_thread(stand_in, wanted)
+    client = await http_client() if speaks_openai(wanted) else None
+    return await asyncio.to_thread(resolve_model, wanted, client)
 
 
 def _forget_failed(

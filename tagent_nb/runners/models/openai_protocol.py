@@ -167,7 +167,10 @@ class _ChatModel(_Unstreamed):
 
         model: Any = super()
         response = await model._completions_create(
-            in_user_voice(messages), stream, model_settings, model_request_parameters
+            in_user_voice(messages),
+            stream,
+            _without_own_retries(self, model_settings),
+            model_request_parameters,
         )
         if stream and not isinstance(response, ModelResponse):
             body = await self._whole_answer(response)
@@ -239,7 +242,7 @@ class _ResponsesModel(_Unstreamed):
         response = await model._responses_create(
             in_user_voice(messages),
             stream=stream,
-            model_settings=model_settings,
+            model_settings=_without_own_retries(self, model_settings),
             model_request_parameters=model_request_parameters,
         )
         if stream and hasattr(response, "response"):
@@ -257,6 +260,13 @@ class _ResponsesModel(_Unstreamed):
             _refuse(self, _plain(response))
         model: Any = super()
         return model._process_response(response, model_settings, model_request_parameters)  # type: ignore[no-any-return]
+
+
+def _without_own_retries(model: Any, settings: Mapping[str, Any]) -> Any:
+    """The settings without what the client does anyway: it would be copied for each request to do it."""
+    if settings.get("max_retries") != model.client.max_retries:
+        return settings
+    return {name: value for name, value in settings.items() if name != "max_retries"}
 
 
 def in_user_voice(messages: Sequence[ModelMessage]) -> list[ModelMessage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pkgutil
 import re
@@ -12,8 +13,10 @@ from urllib.parse import urlsplit
 from tagent_nb.errors import MissingExtraError, MissingKeyError, ModelError, UnknownModelError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline import Price
-from tagent_nb.redaction import redact
+from tagent_nb.redaction import environment_version, redact
 from tagent_nb.runners.models import local
+from tagent_nb.runners.models.transport import PROVIDERS as OPENAI_PROVIDERS
+from tagent_nb.runners.models.transport import send_as_given
 from tagent_nb.user_objects import class_name, message_of, safe_repr
 
 if TYPE_CHECKING:
@@ -58,15 +61,41 @@ def check_model(model: Any) -> None:
     """
     if is_local(model):
         local.check()
+    elif isinstance(model, str):
+        _check(model, environment_version())
     else:
         resolve_model(model)
 
 
-def resolve_model(model: Any) -> Model[Any]:
+@functools.lru_cache
+def _check(model: str, version: int) -> None:
+    """A model of this name can be made in this state of the environment."""
+    _unconnected(model)
+
+
+def _unconnected(model: str) -> Model[Any]:
+    """A model that is asked nothing: reading certificates for it would take longer than all else."""
+    if not speaks_openai(model):
+        return resolve_model(model)
+    import httpx2
+
+    return resolve_model(model, httpx2.AsyncClient(transport=httpx2.AsyncBaseTransport()))
+
+
+def speaks_openai(model: str) -> bool:
+    """Whether the provider in a name takes an HTTP client for OpenAI's own client."""
+    return model.partition(":")[0] in OPENAI_PROVIDERS
+
+
+def resolve_model(model: Any, http_client: Any = None) -> Model[Any]:
     """The pydantic-ai model for a name such as ``"openai:gpt-5"``, ``"local"`` or ``"test"``.
 
     A pydantic-ai model object comes back as it is. ``"local"`` starts the local model, which takes
     about a second the first time. Keys are read from the environment now.
+
+    Args:
+        model: A name or an object.
+        http_client: What a model with OpenAI's protocol connects by; ``None`` lets its provider make one.
 
     Raises:
         ModelError: As :func:`check_model`.
@@ -89,7 +118,12 @@ def resolve_model(model: Any) -> Model[Any]:
             f"not {class_name(model)} ({safe_repr(model)})."
         )
     try:
-        return infer_model(model, _provider) if model.startswith("ollama:") else infer_model(model)
+        if speaks_openai(model):
+            resolved: Any = infer_model(model, functools.partial(_provider, http_client=http_client))
+            resolved.client.max_retries = 0  # attempts are the engine's affair
+            send_as_given(resolved.client)
+            return resolved  # type: ignore[no-any-return]
+        return infer_model(model)
     except UserError as error:
         raise _refused(model, str(error)) from None
     except ImportError as error:
@@ -98,11 +132,13 @@ def resolve_model(model: Any) -> Model[Any]:
         raise ModelError(f"Model {model!r} cannot be used: {redact(message_of(error))}") from error
 
 
-def _provider(name: str) -> Any:
-    """Ollama, which needs neither a key nor an address when it runs on this machine."""
-    from pydantic_ai.providers.ollama import OllamaProvider
+def _provider(name: str, http_client: Any) -> Any:
+    """A provider; Ollama needs neither a key nor an address when it runs on this machine."""
+    from pydantic_ai.providers import infer_provider_class
 
-    return OllamaProvider(base_url=os.environ.get("OLLAMA_BASE_URL") or OLLAMA_URL)
+    address = {"base_url": os.environ.get("OLLAMA_BASE_URL") or OLLAMA_URL} if name == "ollama" else {}
+    provider: Any = infer_provider_class(name)
+    return provider(**address, http_client=http_client)
 
 
 def stand_in(model: Any) -> Model[Any]:
@@ -116,7 +152,7 @@ def stand_in(model: Any) -> Model[Any]:
     if is_local(model):
         return local.stand_in()
     try:
-        return resolve_model(model)
+        return _unconnected(model) if isinstance(model, str) else resolve_model(model)
     except MissingKeyError:
         try:
             return infer_model(model, _keyless)
