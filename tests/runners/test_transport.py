@@ -171,7 +171,7 @@ def test_a_program_ends_without_a_word_about_its_connections(fake: FakeOpenAI) -
 
 
 def test_loops_that_never_end_leave_nothing_open(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether they run or not; of one that was closed nothing can be closed any more."""
+    """Whether they run or not, or were closed without their generators."""
     monkeypatch.setattr(transport, "_open", WeakKeyDictionary())
     stopped, running, closed = (asyncio.new_event_loop() for _ in range(3))
     thread = threading.Thread(target=running.run_forever)
@@ -183,11 +183,28 @@ def test_loops_that_never_end_leave_nothing_open(fake: FakeOpenAI, monkeypatch: 
     ]
     closed.close()
     transport._close_all()
-    assert [client.is_closed for client in clients if client is not None] == [True, True, False]
+    assert [client.is_closed for client in clients if client is not None] == [True] * 3
     running.call_soon_threadsafe(running.stop)
     thread.join(30)
     running.close()
     stopped.close()
+
+
+def test_a_loop_that_was_closed_without_its_generators_is_forgotten(
+    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_open", WeakKeyDictionary())
+    closed = asyncio.new_event_loop()
+    client = closed.run_until_complete(transport.http_client())
+    closed.close()
+
+    async def ask() -> list[Any]:
+        await transport.http_client()
+        return list(transport._open)
+
+    assert closed not in asyncio.run(ask())
+    assert client is not None
+    assert client.is_closed
 
 
 def test_a_forked_child_leaves_the_connections_alone(monkeypatch: pytest.MonkeyPatch) -> None:

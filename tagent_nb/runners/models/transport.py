@@ -49,6 +49,9 @@ async def http_client() -> AsyncClient | None:
         return None
     state = (*_certificates(), *sorted(proxies.items()))
     loop = asyncio.get_running_loop()
+    for ended in [other for other in _open if other.is_closed()]:
+        _ends.pop(ended, None)
+        await _close(ended)
     clients = _open.setdefault(loop, {})
     if state not in clients:
         try:
@@ -71,6 +74,7 @@ async def _until_the_loop_ends(loop: asyncio.AbstractEventLoop) -> AsyncIterator
 
 
 async def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Close the clients of a loop: on it, or on any one if it was closed without its generators."""
     for client in _open.pop(loop, {}).values():
         await client.aclose()
 
@@ -84,7 +88,9 @@ def _close_all() -> None:
         with contextlib.suppress(Exception):  # there is nothing left to tell it to
             if loop.is_running():
                 asyncio.run_coroutine_threadsafe(_close(loop), loop).result(CLOSE_TIMEOUT)
-            elif not loop.is_closed():
+            elif loop.is_closed():
+                asyncio.run(_close(loop))
+            else:
                 loop.run_until_complete(_close(loop))
 
 
