@@ -284,9 +284,11 @@ class RedisStorageBackend(RecordStoreBackend):
         return [run_id for run_id, _ in await self._runs(pipeline_id)][-count:]
 
     async def _has_run(self, pipeline_id: str, run_id: str) -> bool:
-        listed, *traces, noted = await self._look(
+        listed = self._name(pipeline_id, "runs")
+        if await self._connection.call(lambda client: client.hexists(listed, run_id)):
+            return True
+        *traces, noted = await self._look(
             lambda together: (
-                together.hexists(self._name(pipeline_id, "runs"), run_id),
                 together.exists(self._name(pipeline_id, "run", run_id)),
                 together.zscore(self._name(pipeline_id, "order"), run_id),
                 together.hexists(self._name(pipeline_id, "lease", run_id), "tail"),
@@ -294,10 +296,10 @@ class RedisStorageBackend(RecordStoreBackend):
             )
         )
         note = Note.from_bytes(noted)
-        if not listed and (any(traces) or (note is not None and note.newest == run_id)):
+        if any(traces) or (note is not None and note.newest == run_id):
             # It has begun, and the list of runs was lost.
             return run_id in await self._ordered(pipeline_id)
-        return bool(listed)
+        return False
 
     async def _in_order(self, pipeline_id: str, sizes: Mapping[str, int]) -> list[str]:
         """Runs in their order; what it lacks, as in a store of before, is put into it once."""
