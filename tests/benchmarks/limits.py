@@ -26,6 +26,10 @@ def _edges(graph: Graph) -> tuple[dict[str, list[str]], dict[str, int]]:
     return below, left
 
 
+async def accept(*values: object, **named: object) -> None:
+    """Do nothing with any values."""
+
+
 async def bare(graph: Graph, functions: Functions) -> dict[str, object]:
     """Plain asyncio: a task for each step, a counter of what it still waits for, and the values by name.
 

@@ -39,7 +39,7 @@ def three_steps() -> Sides:
     "memory",
     "peak memory, random 10,000",
     limit="bare asyncio",
-    promised=3.6,
+    promised=3,
     reach=3.0,
     dream=1.5,
     unit="MB",

@@ -6,12 +6,9 @@ import asyncio
 
 from tests.benchmarks.fresh import peak
 from tests.benchmarks.graphs import scattered
-from tests.benchmarks.limits import bare
+from tests.benchmarks.limits import accept, bare
 
-
-async def nothing(name: str) -> None:
-    """Do nothing."""
-
-
-asyncio.run(bare(scattered(10_000), nothing))
+graph = scattered(10_000)
+values = asyncio.run(bare(graph, dict.fromkeys(graph, accept)))
+assert len(values) == len(graph)
 print(peak())
