@@ -446,6 +446,14 @@ class _Finished(StepFinished):
     __delattr__ = object.__delattr__
 
 
+class _Cached(StepCached):
+    """A :class:`StepCached` while it is made."""
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__
+
+
 def step_started(run_id: str, step: str, item: str | None, attempt: int, why: str) -> StepStarted:
     """A :class:`StepStarted` of now. Of these there are as many as units of work, so they are made fast."""
     event: Any = object.__new__(_Started)
@@ -478,6 +486,34 @@ def step_finished(run_id: str, step: str, output: Output, seconds: float) -> Ste
     event.metadata = NO_ENTRIES
     event.__class__ = StepFinished
     made: StepFinished = event
+    return made
+
+
+def step_cached(
+    run_id: str,
+    step: str,
+    item: str | None,
+    output: Output,
+    key: str,
+    components: Mapping[str, str],
+    saved_usage: TokenUsage,
+    saved_cost: float | None,
+    metadata: Mapping[str, Any],
+) -> StepCached:
+    """A :class:`StepCached` of now."""
+    event: Any = object.__new__(_Cached)
+    event.run_id = run_id
+    event.at = time.time()
+    event.step = step
+    event.item = item
+    event.output = output
+    event.key = key
+    event.components = components
+    event.saved_usage = saved_usage
+    event.saved_cost = saved_cost
+    event.metadata = metadata
+    event.__class__ = StepCached
+    made: StepCached = event
     return made
 
 

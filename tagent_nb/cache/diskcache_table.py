@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import diskcache
 
@@ -32,9 +32,11 @@ FILL = 0.9
 AT_ONCE = 256
 """Entries that one statement reads or marks."""
 
+_RAW = diskcache.core.MODE_RAW
+
 _STORE = f"""
 INSERT INTO Cache (key, raw, store_time, access_time, tag, size, mode, value)
-VALUES (?, 1, ?, ?, ?, ?, {diskcache.core.MODE_RAW}, ?)
+VALUES (?, 1, ?, ?, ?, ?, {_RAW}, ?)
 ON CONFLICT (key, raw) DO UPDATE SET store_time = excluded.store_time, expire_time = NULL,
 access_time = excluded.access_time, access_count = 0, tag = excluded.tag, size = excluded.size,
 mode = excluded.mode, filename = NULL, value = excluded.value
@@ -103,12 +105,17 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return check_key(key), True
 
     def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
-        if mode != diskcache.core.MODE_RAW or filename is not None or not isinstance(value, bytes):
+        if not _is_ours(value, mode, filename):
             raise CorruptRecordError("it was not written by tagent-nb")
         return value
 
     def remove(self, file_path: object) -> None:
         """No entry of ours has a file; a name in the table is that of another program."""
+
+
+def _is_ours(value: object, mode: object, filename: object) -> TypeGuard[bytes]:
+    """Whether an entry is bytes in the row itself."""
+    return type(value) is bytes and mode == _RAW and filename is None
 
 
 class Database(diskcache.Cache):  # type: ignore[misc]
@@ -174,9 +181,9 @@ class Database(diskcache.Cache):  # type: ignore[misc]
             (longest, *keys, time.time()),
         )
         for key, mode, filename, value in rows:
-            try:
-                records[key] = self._disk.fetch(mode, filename, value, False)
-            except CorruptRecordError:
+            if _is_ours(value, mode, filename):
+                records[key] = value
+            else:
                 del records[key]
         return records
 

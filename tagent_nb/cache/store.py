@@ -143,6 +143,23 @@ class ResultCache:
             return self._counted(key, entry, count)
         return self._answer(key, record, schemas, count)
 
+    def take(
+        self, key: str, ahead: dict[str, bytes | None], schemas: Mapping[str, type] | None = None
+    ) -> CacheEntry | None:
+        """The answer that :meth:`read_ahead` gave, counted; ``None`` if :meth:`aget` has to be asked.
+
+        Args:
+            key: As for :meth:`get`.
+            ahead: What was read; what is used is taken out.
+            schemas: As for :meth:`get`.
+        """
+        record = ahead.get(key)
+        entry = None if record is None else _unpacked(key, record, schemas)
+        if entry is None or isinstance(entry, TagentError):
+            return None
+        del ahead[key]
+        return self._counted(key, entry, True)
+
     async def read_ahead(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """What is stored under keys, for :meth:`aget` to use; that counts it, and asks for what is left out.
 

@@ -102,7 +102,10 @@ class Recorder:
             StorageError: These or earlier events could not be recorded.
         """
         if not self._may_be_ahead or len(events) > 1 or self._ahead >= AHEAD:
-            await self.record(*events)
+            if not self._appends_at_once(events):
+                await self.record(*events)
+            else:
+                self._apply(events[0])
             return
         if self._failure is not None:
             raise self._failure
@@ -128,6 +131,10 @@ class Recorder:
 
     def record_at_once(self, events: Sequence[Event]) -> Change | None:
         """:meth:`record` one event, where the storage of the run does so without waiting; else ``None``."""
+        return self._apply(events[0]) if self._appends_at_once(events) else None
+
+    def _appends_at_once(self, events: Sequence[Event]) -> bool:
+        """Store one event, if that can be done without waiting; whether it is stored."""
         if self._append_now is None:
             # Only a run that has begun has a place in its storage.
             self._append_now = (
@@ -136,9 +143,9 @@ class Recorder:
                 )
                 or _never
             )
-        if len(events) > 1 or self._unwritten or self._waiting or not self._append_now(events[0]):
-            return None
-        return self._apply(events[0])
+        if len(events) > 1 or self._unwritten or self._waiting:
+            return False
+        return self._append_now(events[0])
 
     def publish(self, event: Event) -> Change | None:
         """Apply an event and call the observers; storage gets it with the next record."""

@@ -281,6 +281,21 @@ async def test_many_answers_are_read_together_and_counted_one_by_one(
     cache.close()
 
 
+async def test_an_answer_that_was_read_ahead_is_taken_without_a_question(
+    filled: ResultCache, told: list[str]
+) -> None:
+    """One that is damaged is left to the question, which says so and counts a miss."""
+    in_table(filled, "UPDATE Cache SET value = ? WHERE key = ?", b"nonsense", key_of(1))
+    ahead = await filled.read_ahead([key_of(number) for number in range(4)])
+    entry = filled.take(key_of(0), ahead)
+    assert entry is not None
+    assert entry.output.value == "value 0"
+    assert [filled.take(key_of(number), ahead) for number in (0, 1, 3)] == [None, None, None]
+    assert (filled.hits, filled.misses, told) == (1, 0, [])
+    assert await filled.aget(key_of(1), ahead=ahead) is None
+    assert (filled.hits, filled.misses, len(told)) == (1, 1, 1)
+
+
 async def test_what_was_stored_since_it_was_looked_for_is_found(cache: ResultCache) -> None:
     cache.protect("run")
     ahead = await cache.read_ahead([key_of(1), key_of(2)])

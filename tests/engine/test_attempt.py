@@ -217,7 +217,7 @@ async def test_large_values_are_encoded_and_copied_beside_the_loop(
         assert large.loop not in threads
 
 
-@pytest.mark.parametrize("value", ["a", [1, 2], {"rows": [1]}, pd.DataFrame({"n": [1]}), {1, 2}])
+@pytest.mark.parametrize("value", [("a",), [1, 2], {"rows": [1]}, pd.DataFrame({"n": [1]}), {1, 2}])
 async def test_small_values_take_no_thread(
     value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from tagent_nb.engine.unit.work import (
 )
 from tagent_nb.errors import OfflineMissError
 from tagent_nb.events import (
+    NO_ENTRIES,
     Event,
     FactLearned,
     MemorySaved,
@@ -31,6 +32,7 @@ from tagent_nb.events import (
     StepFailed,
     StepFinished,
     TokenUsage,
+    step_cached,
 )
 from tagent_nb.runners import UNKNOWN_REASON
 
@@ -154,6 +156,10 @@ class Execution:
         cache = work.prepared.cache
         if cache is None:
             return self._offline_miss(work) or await self._attempts.run(work)
+        if work.ahead is not None and not work.step.approve:
+            entry = cache.take(work.key, work.ahead, work.prepared.classes)
+            if entry is not None:
+                return self._from_cache(work, entry.output, entry.usage, entry.cost, entry.metadata)
         return await self._single_flight(work, cache)
 
     def _offline_miss(self, work: WorkItem) -> list[Event]:
@@ -177,7 +183,7 @@ class Execution:
             if done is SUSPENDED:
                 raise StepSuspended
             if isinstance(done, StepFinished):
-                return self._from_cache(work, done.output, done.usage, done.cost, dict(done.metadata))
+                return self._from_cache(work, done.output, done.usage, done.cost, done.metadata)
         mine: asyncio.Future[StepFinished | str | None] = asyncio.get_running_loop().create_future()
         self._flights[work.key] = mine
         done = None
@@ -185,7 +191,7 @@ class Execution:
             entry = await cached_answer(work)
             events = None
             if entry is not None:
-                events = self._from_cache(work, entry.output, entry.usage, entry.cost, dict(entry.metadata))
+                events = self._from_cache(work, entry.output, entry.usage, entry.cost, entry.metadata)
                 if not _needs_approval(work, events):
                     return events
             events = (self._offline_miss(work) if events is None else None) or await self._attempts.run(
@@ -226,26 +232,24 @@ class Execution:
         self._checks.warn_of_losses(work.step.name, final.output)
 
     def _from_cache(
-        self, work: WorkItem, output: Output, usage: TokenUsage, cost: float | None, metadata: dict[str, Any]
+        self,
+        work: WorkItem,
+        output: Output,
+        usage: TokenUsage,
+        cost: float | None,
+        metadata: Mapping[str, Any],
     ) -> list[Event]:
         name, run_id = work.step.name, self._context.run_id
         events: list[Event] = []
-        for key, value in metadata.pop("_facts", {}).items():
-            events.append(FactLearned(run_id=run_id, step=name, item=work.item, key=key, value=value))
-        for key, value in metadata.pop("_memories", {}).items():
-            events.append(MemorySaved(run_id=run_id, step=name, item=work.item, key=key, value=value))
+        if metadata:
+            metadata = dict(metadata)
+            for key, value in metadata.pop("_facts", {}).items():
+                events.append(FactLearned(run_id=run_id, step=name, item=work.item, key=key, value=value))
+            for key, value in metadata.pop("_memories", {}).items():
+                events.append(MemorySaved(run_id=run_id, step=name, item=work.item, key=key, value=value))
+        components = NO_ENTRIES if work.item is not None else work.components
         events.append(
-            StepCached(
-                run_id=run_id,
-                step=name,
-                item=work.item,
-                output=output,
-                key=work.key,
-                components={} if work.item is not None else work.components,
-                saved_usage=usage,
-                saved_cost=cost,
-                metadata=metadata,
-            )
+            step_cached(run_id, name, work.item, output, work.key, components, usage, cost, metadata)
         )
         return events
 

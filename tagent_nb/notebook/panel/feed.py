@@ -64,11 +64,13 @@ class RunFeed:
             self._write(event.step, event.item, event.text)
         elif isinstance(event, StepProgress) and event.kind in SHOWN_PROGRESS:
             self._write_tool(event)
-        elif isinstance(event, RunStarted | RunResumed):
+        elif isinstance(event, (RunStarted, RunResumed)):
             # A view that was drawn before the run was opened did not know what is recorded of these.
             self._touched.extend(event.steps)
             self.began.set()
-        self.changed.set()
+        # Who waits clears it before it looks; to set it again for each event would take most of the time.
+        if not self.changed.is_set():
+            self.changed.set()
 
     def touched(self) -> set[str]:
         """The steps with events since the last call."""
