@@ -6,13 +6,15 @@ import html
 import shutil
 import sysconfig
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tagent_nb.display import INPUT, KIND_STYLES, MISSING, STATUS_STYLES, Colors, StatusStyle
 from tagent_nb.errors import DefinitionError
 from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
+from tagent_nb.graph.grouping import MOST_NODES, Group, groups_of
 from tagent_nb.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus, inputs_by_step
 from tagent_nb.results import StepResult, skipped_items
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 Theme = Literal["auto", "light", "dark"]
 THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
 
+GROUP_MARK = "▤"
+"""Before the size of a group."""
+_RANKS = (StepStatus.FAILED, StepStatus.RUNNING, StepStatus.WAITING, StepStatus.CANCELLED)
+"""A group is in the first of these states that one of its steps is in."""
 COMPACT_FROM = 40
 """Number of steps from which nodes are one small line without details."""
 _WIDE = 640.0
@@ -63,7 +69,9 @@ class Drawing:
             raise DefinitionError(f"theme {theme!r} is not known. Write one of {', '.join(THEMES)}.")
         self.pipeline, self.steps, self.theme = pipeline, steps, theme
         self.ids: dict[str, str] = {}
-        self.compact = self._count() >= COMPACT_FROM
+        # Two steps of one name are two nodes, so that they are seen: in groups, names are members.
+        self.groups = self._groups()
+        self.compact = (len(self.groups) or len(pipeline.steps)) >= COMPACT_FROM
         self.nodes = self._nodes()
         for node in self.nodes:
             self.ids.setdefault(node.name, node.id)
@@ -71,11 +79,40 @@ class Drawing:
         self.size = 8 if self.compact else 10
         self.widths = {node.id: max(line_widths(node.lines, self.size)) + 18 for node in self.nodes}
 
-    def _count(self) -> int:
-        return len(self.pipeline.steps)
+    def _groups(self) -> list[Group]:
+        """What the nodes are, in their order; empty where each step is one."""
+        return groups_of(self.pipeline) if len(self.pipeline.steps) > MOST_NODES else []
 
     def _nodes(self) -> list[Node]:
-        return [self._node(f"node-{index}", step) for index, step in enumerate(self.pipeline.steps)]
+        if not self.groups:
+            return [self._node(f"node-{index}", step) for index, step in enumerate(self.pipeline.steps)]
+        nodes = []
+        for index, group in enumerate(self.groups):
+            ident = f"node-{index}"
+            self.ids.update(dict.fromkeys(group.steps, ident))
+            if len(group.steps) == 1:
+                nodes.append(self._node(ident, self.pipeline.get_step(group.steps[0])))
+            else:
+                nodes.append(self._group_node(ident, group))
+        return nodes
+
+    def _group_node(self, ident: str, group: Group) -> Node:
+        count = len(group.steps)
+        tooltip = [f"{count} steps: {', '.join(group.steps)}"]
+        lines, style, classes = [f"{GROUP_MARK} {count} steps"], KIND_STYLES["python"], "tagent-group"
+        if self.steps is not None:
+            states = [self.steps.get(name) or StepResult(name) for name in group.steps]
+            status = common_status(states)
+            style, classes = STATUS_STYLES[status], f"tagent-{status.value}"
+            ended = sum(state.status.is_final for state in states)
+            lines, tooltip = [f"{ended} of {count} ended"], [states_text(states), *tooltip]
+        name = group.title
+        first = short(name, 22 if self.compact else 30)
+        lines = [
+            first if self.steps is None else f"{style.mark} {first}",
+            *([] if self.compact else lines),
+        ]
+        return Node(ident, group.key, classes, style, lines, "\n".join([name, *tooltip]), False, False)
 
     def _node(self, ident: str, step: PipelineStep) -> Node:
         kind = "python" if step.is_python else "agent"
@@ -95,6 +132,19 @@ class Drawing:
         )
 
     def _edges(self) -> Iterator[Edge]:
+        """All of them; of groups, one between two nodes at the most, and none within one."""
+        if not self.groups:
+            yield from self._all_edges()
+            return
+        edges: dict[tuple[str, str], Edge] = {}
+        for edge in self._all_edges():
+            present = edges.get((edge.source, edge.target))
+            inside = edge.source == edge.target and len(self.groups[int(edge.source[5:])].steps) > 1
+            if not inside and (present is None or edge.type is DependencyType.STRONG):
+                edges[edge.source, edge.target] = edge
+        yield from edges.values()
+
+    def _all_edges(self) -> Iterator[Edge]:
         count = 0
         inputs = inputs_by_step(self.pipeline)
         for step in self.pipeline.steps:
@@ -151,6 +201,27 @@ class Drawing:
 
     def colors(self, style: StatusStyle) -> Colors:
         return style.dark if self.theme == "dark" else style.light
+
+
+def common_status(states: Sequence[StepResult]) -> StepStatus:
+    """The state of a group of steps."""
+    statuses = {state.status for state in states}
+    for status in _RANKS:
+        if status in statuses:
+            return status
+    if len(statuses) == 1:
+        return statuses.pop()
+    if all(status.is_final for status in statuses):
+        return StepStatus.COMPLETED
+    return StepStatus.RUNNING if any(status.is_final for status in statuses) else StepStatus.PENDING
+
+
+def states_text(states: Sequence[StepResult]) -> str:
+    """How many steps of a group are in which state."""
+    counts = Counter(state.status for state in states)
+    return ", ".join(
+        f"{counts[status]} {style.word}" for status, style in STATUS_STYLES.items() if status in counts
+    )
 
 
 def about_step(step: PipelineStep) -> str:

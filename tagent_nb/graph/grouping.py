@@ -27,6 +27,11 @@ class Group:
     key: str
     steps: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        """What it is called: by its first and last step."""
+        return f"{self.steps[0]} … {self.steps[-1]}"
+
 
 def groups_of(pipeline: Pipeline, *, most: int = MOST_NODES, opened: Collection[str] = ()) -> list[Group]:
     """The nodes of a picture: each step alone if there are at most ``most``, else groups of them.

@@ -6,27 +6,30 @@ sheet, since a state is a class of its node and nothing else.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 from tagent_nb.display import INPUT, KIND_STYLES, STATUS_STYLES, StatusStyle
 from tagent_nb.formatting import seconds_text
-from tagent_nb.graph.drawing import Drawing, Edge, Node, about_step, facts_of, short
+from tagent_nb.graph.drawing import (
+    GROUP_MARK,
+    Drawing,
+    Node,
+    about_step,
+    common_status,
+    facts_of,
+    short,
+    states_text,
+)
 from tagent_nb.graph.grouping import Group, groups_of
 from tagent_nb.graph.svg import laid_out
-from tagent_nb.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
 from tagent_nb.results import StepResult
 
 __all__ = ["LiveGraph", "live_style"]
 
-_MARK = "▤"
-"""Before the size of a group."""
 _WIDEST = {"python": "00 min 00 s", "agent": "00.0 s · 00.0k tokens · $0.0000"}
 """As wide as what a step of this kind says of itself when it has run."""
 _NAME, _COMPACT_NAME = 30, 22
-
-_RANKS = (StepStatus.FAILED, StepStatus.RUNNING, StepStatus.WAITING, StepStatus.CANCELLED)
-"""A group is in the first of these states that one of its steps is in."""
 
 
 class LiveGraph:
@@ -79,14 +82,10 @@ class LiveGraph:
         return [state.status.value, self._first(style, state.name), " · ".join(facts), tooltip]
 
     def _group_label(self, states: list[StepResult]) -> list[str]:
-        common = _common(states)
+        common = common_status(states)
         ended = sum(state.status.is_final for state in states)
-        counts = Counter(state.status for state in states)
-        words = ", ".join(
-            f"{counts[status]} {style.word}" for status, style in STATUS_STYLES.items() if status in counts
-        )
         name = f"{states[0].name} … {states[-1].name}"
-        tooltip = f"{name}: {words}\n{len(states)} steps; open the group to see them"
+        tooltip = f"{name}: {states_text(states)}\n{len(states)} steps; open the group to see them"
         return [
             common.value,
             self._first(STATUS_STYLES[common], name),
@@ -102,24 +101,13 @@ class _LiveDrawing(Drawing):
     """Groups as nodes, with space for the longest that they may say."""
 
     def __init__(self, pipeline: Pipeline, opened: Collection[str]) -> None:
-        self.groups = groups_of(pipeline, opened=opened)
+        self._opened = opened
         super().__init__(pipeline, None, "auto")
 
-    def _count(self) -> int:
-        return len(self.groups)
+    def _groups(self) -> list[Group]:
+        return groups_of(self.pipeline, opened=self._opened)
 
-    def _nodes(self) -> list[Node]:
-        nodes = []
-        for index, group in enumerate(self.groups):
-            ident = f"node-{index}"
-            self.ids.update(dict.fromkeys(group.steps, ident))
-            nodes.append(
-                self._step_node(ident, group) if len(group.steps) == 1 else self._group_node(ident, group)
-            )
-        return nodes
-
-    def _step_node(self, ident: str, group: Group) -> Node:
-        step = self.pipeline.get_step(group.steps[0])
+    def _node(self, ident: str, step: PipelineStep) -> Node:
         kind = "python" if step.is_python else "agent"
         lines = [f"▸ {short(step.name, _COMPACT_NAME if self.compact else _NAME)}"]
         if not self.compact:
@@ -129,26 +117,15 @@ class _LiveDrawing(Drawing):
         )
 
     def _group_node(self, ident: str, group: Group) -> Node:
-        name = f"{group.steps[0]} … {group.steps[-1]}"
-        lines = [f"▸ {short(name, _COMPACT_NAME if self.compact else _NAME)}"]
+        lines = [f"▸ {short(group.title, _COMPACT_NAME if self.compact else _NAME)}"]
         if not self.compact:
             count = len(group.steps)
-            lines += [f"{_MARK} {count} steps", f"{count} of {count} ended"]
+            lines += [f"{GROUP_MARK} {count} steps", f"{count} of {count} ended"]
         return self._node_of(ident, group.key, lines, rounded=False, double=False)
 
     def _node_of(self, ident: str, name: str, lines: list[str], *, rounded: bool, double: bool) -> Node:
         style = STATUS_STYLES[StepStatus.PENDING]
         return Node(ident, name, "tagent-pending", style, lines, name, rounded, double)
-
-    def _edges(self) -> Iterator[Edge]:
-        """One edge between two nodes at the most, and none within a group."""
-        edges: dict[tuple[str, str], Edge] = {}
-        for edge in super()._edges():
-            present = edges.get((edge.source, edge.target))
-            inside = edge.source == edge.target and len(self.groups[int(edge.source[5:])].steps) > 1
-            if not inside and (present is None or edge.type is DependencyType.STRONG):
-                edges[edge.source, edge.target] = edge
-        yield from edges.values()
 
 
 def _widest_facts(step: PipelineStep, kind: str) -> str:
@@ -166,19 +143,6 @@ def _facts(state: StepResult, now: float) -> list[str]:
             *(fact for fact in others if not fact.endswith("items")),
         ]
     return facts
-
-
-def _common(states: list[StepResult]) -> StepStatus:
-    """The state of a group."""
-    statuses = {state.status for state in states}
-    for status in _RANKS:
-        if status in statuses:
-            return status
-    if len(statuses) == 1:
-        return statuses.pop()
-    if all(status.is_final for status in statuses):
-        return StepStatus.COMPLETED
-    return StepStatus.RUNNING if any(status.is_final for status in statuses) else StepStatus.PENDING
 
 
 def live_style(scope: str) -> str:

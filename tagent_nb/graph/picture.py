@@ -3,6 +3,7 @@
 A state is shown by colour, by a mark before the name and by the outline; the kind of a step by its
 corners (agent steps are rounded, Python steps are not), mapped steps by a double outline, and inputs, which
 no step makes, by a folded corner.
+More than 80 steps are drawn in groups.
 The SVG has no background and plain colours that read on white and on near-black; where the page
 says which theme it has (Jupyter, VS Code, Colab), a scoped style sheet picks the colours for it.
 """

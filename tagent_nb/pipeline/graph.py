@@ -49,6 +49,8 @@ class Definition(Protocol):
 
 def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency]:
     """See :meth:`Pipeline.dependencies`."""
+    if step.implies_nothing and all(name in pipeline for name in step.depends_on):
+        return [Dependency(str(name)) for name in dict.fromkeys(step.depends_on)]
     dependencies: dict[str, Dependency] = {}
     written = step.dependencies if step.depends_on else ()
     for dependency in written:
@@ -110,25 +112,17 @@ def _turned(around: list[str], graph: Mapping[str, Iterable[str]]) -> list[str]:
 # -- inputs ------------------------------------------------------------------------------------
 
 
-def inputs_of(pipeline: Definition, step: PipelineStep, named: Iterable[str] | None = None) -> list[str]:
+def inputs_of(pipeline: Definition, step: PipelineStep) -> list[str]:
     """Names of the inputs that a step reads, each once.
 
     They are written as those of steps are: in its goal, its condition, ``map_over``, ``depends_on`` and the
     parameters of its Python. The code of a cell reads what is an input of the pipeline by its name; its other
     variables are the notebook's own.
-
-    Args:
-        pipeline: Where the step is.
-        step: The step.
-        known: Inputs of the pipeline that the code of a cell may read; those of all steps without it.
     """
     inputs = _named(pipeline, step)
     body = step.body
     if body is not None and body.kind == "cell":
-        names = body.names - inputs.keys()
-        if names:
-            readable = {*pipeline.inputs, *(_all_named(pipeline) if named is None else named)}
-            inputs.update(dict.fromkeys(name for name in sorted(names & readable) if name not in pipeline))
+        inputs = _with_reads_of_cell(pipeline, step, inputs, set().union(*_named_by_step(pipeline).values()))
     return list(inputs)
 
 
@@ -139,14 +133,12 @@ def inputs_by_step(pipeline: Definition) -> dict[str, list[str]]:
     """
     if not _may_have_inputs(pipeline):
         return {}
-    named = _all_named(pipeline)
-    by_step = {}
+    by_step = _named_by_step(pipeline)
+    named = set().union(*by_step.values())
     for step in pipeline.steps:
-        try:
-            by_step[step.name] = inputs_of(pipeline, step, named)
-        except TemplateError:
-            continue
-    return {name: inputs for name, inputs in by_step.items() if inputs}
+        if step.body is not None and step.body.kind == "cell" and step.name in by_step:
+            by_step[step.name] = _with_reads_of_cell(pipeline, step, by_step[step.name], named)
+    return {name: list(inputs) for name, inputs in by_step.items() if inputs}
 
 
 def _may_have_inputs(pipeline: Definition) -> bool:
@@ -154,19 +146,31 @@ def _may_have_inputs(pipeline: Definition) -> bool:
     return bool(pipeline.inputs or pipeline.variables)
 
 
-def _all_named(pipeline: Definition) -> set[str]:
-    """What all steps name as inputs."""
-    inputs: set[str] = set()
+def _named_by_step(pipeline: Definition) -> dict[str, dict[str, None]]:
+    """What each step names as inputs, but for those whose goal or condition cannot be read."""
+    by_step = {}
     for step in pipeline.steps:
         try:
-            inputs.update(_named(pipeline, step))
+            by_step[step.name] = _named(pipeline, step)
         except TemplateError:  # validate() says so
             continue
-    return inputs
+    return by_step
+
+
+def _with_reads_of_cell(
+    pipeline: Definition, step: PipelineStep, inputs: dict[str, None], named: Iterable[str]
+) -> dict[str, None]:
+    """What the code of a cell reads by name, besides: inputs of the pipeline, and what steps name as such."""
+    assert step.body is not None
+    names = step.body.names - inputs.keys()
+    readable = names & {*pipeline.inputs, *named} if names else ()
+    return inputs | dict.fromkeys(name for name in sorted(readable) if name not in pipeline)
 
 
 def _named(pipeline: Definition, step: PipelineStep) -> dict[str, None]:
     """What of a step's own fields names inputs."""
+    if step.implies_nothing and all(name in pipeline for name in step.depends_on):
+        return {}
     body = step.body
     names = [dependency.name for dependency in step.dependencies]
     names += [reference.step for reference in step.references]

@@ -15,7 +15,7 @@ from tagent_nb.display import STATUS_STYLES
 from tagent_nb.errors import DefinitionError, TagentError
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
-from tagent_nb.graph import save_picture, save_svg, to_dot, to_svg
+from tagent_nb.graph import LiveGraph, save_picture, save_svg, to_dot, to_svg
 from tagent_nb.pipeline import Pipeline, StepStatus
 from tagent_nb.results import ItemResult, StepResult
 
@@ -151,8 +151,57 @@ def test_two_steps_of_one_name_and_no_steps_at_all_are_drawn() -> None:
     assert groups(to_svg(Pipeline("p")), "node") == {}
 
 
-def test_two_hundred_steps_are_one_small_line_each() -> None:
-    pipeline = chain(200)
+def test_many_steps_are_drawn_in_groups_as_the_live_graph_draws_them() -> None:
+    """From 81 steps on: a node says of how many steps it is, its title of which, its state what theirs is."""
+    pipeline = chain(99)
+    pipeline.step("end", "go", depends_on=["s97:weak", "s98"])
+    pipeline.step("ring", "go", depends_on=["ring", "absent"])
+    live = LiveGraph(pipeline)
+    nodes = groups(to_svg(pipeline), "node")
+    assert set(live.nodes) == nodes.keys() - {f"node-{len(live.nodes)}"}
+    assert words(nodes["node-0"]) == "s0 … s2\n▤ 3 steps"
+    assert nodes["node-0"].findtext(f"{SVG}title") == "s0 … s2\n3 steps: s0, s1, s2"
+    alone = next(ident for ident, names in live.nodes.items() if names == ("ring",))
+    assert words(nodes[alone]) == "ring\n✦ agent"
+    edges = [edge.findtext(f"{SVG}title") for edge in groups(to_svg(pipeline), "edge").values()]
+    assert "ring → ring" in edges
+    assert "absent → ring" in edges
+    assert "s98 → end" in edges  # of two between the same nodes, the stronger one
+    ends = {
+        (live.node_of(dependency.name), live.node_of(step.name))
+        for step in pipeline.steps
+        for dependency in pipeline.dependencies(step)
+    }
+    assert len(edges) == sum(above != below or above == alone for above, below in ends)
+
+    states = {
+        "s0": StepResult("s0", StepStatus.COMPLETED),
+        "s1": StepResult("s1", StepStatus.FAILED),
+        "s3": StepResult("s3", StepStatus.RUNNING),
+        "ring": StepResult("ring", StepStatus.SKIPPED),
+    }
+    nodes = groups(to_svg(pipeline, states), "node")
+    assert "tagent-failed" in nodes["node-0"].get("class", "")
+    assert words(nodes["node-0"]).startswith(f"{STATUS_STYLES[StepStatus.FAILED].mark} s0")
+    assert nodes["node-0"].findtext(f"{SVG}title") == (
+        "s0 … s2\n1 pending, 1 completed, 1 failed\n3 steps: s0, s1, s2"
+    )
+    assert "tagent-running" in nodes["node-1"].get("class", "")
+    assert "tagent-skipped" in nodes[alone].get("class", "")
+
+
+def test_few_groups_say_more() -> None:
+    """Where a large pipeline is a few nodes, there is space for their size and for how far they are."""
+    pipeline = Pipeline("p").step("a", "go")
+    for number in range(90):
+        pipeline.step(f"f{number}", "go", depends_on=["a"])
+    assert words(groups(to_svg(pipeline), "node")["node-1"]) == "f0 … f89\n▤ 90 steps"
+    states = {f"f{number}": StepResult(f"f{number}", StepStatus.COMPLETED) for number in range(40)}
+    assert words(groups(to_svg(pipeline, states), "node")["node-1"]).split("\n")[1] == "40 of 90 ended"
+
+
+def test_eighty_steps_are_one_small_line_each() -> None:
+    pipeline = chain(80)
     svg = to_svg(pipeline, {"s3": StepResult("s3", StepStatus.COMPLETED, seconds=3)})
     nodes = groups(svg, "node")
     assert words(nodes["node-3"]) == "✓ s3"
