@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = face(
         "entry": "CacheEntry",
         "fingerprint.bytecode": "Reads code_reads text_reads",
         "fingerprint.components": (
-            "ItemKeys add_components class_components definition_components input_components text_digest "
-            "tool_code unit_key"
+            "ItemKeys SOURCES add_components class_components definition_components input_components "
+            "text_digest tool_code unit_key"
         ),
         "fingerprint.explain": "GENERATION differing explain is_earlier uncompared",
         "fingerprint.modules": "is_user_module",

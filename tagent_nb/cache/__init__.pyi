@@ -5,6 +5,7 @@ from tagent_nb.cache.fingerprint.bytecode import Reads as Reads
 from tagent_nb.cache.fingerprint.bytecode import code_reads as code_reads
 from tagent_nb.cache.fingerprint.bytecode import text_reads as text_reads
 from tagent_nb.cache.fingerprint.components import ItemKeys as ItemKeys
+from tagent_nb.cache.fingerprint.components import SOURCES as SOURCES
 from tagent_nb.cache.fingerprint.components import add_components as add_components
 from tagent_nb.cache.fingerprint.components import class_components as class_components
 from tagent_nb.cache.fingerprint.components import definition_components as definition_components

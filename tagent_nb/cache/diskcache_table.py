@@ -71,6 +71,13 @@ class StepCacheStats:
     last_used: float
 
 
+_SOURCES = """CREATE TABLE IF NOT EXISTS Sources (
+    rowid INTEGER PRIMARY KEY, source BLOB UNIQUE, code BLOB
+)"""
+MAX_SOURCES = 4096
+"""Sources whose digests are kept: a quarter of a megabyte, read in a few milliseconds."""
+
+
 @dataclass(frozen=True)
 class CacheStats:
     """State of a cache: sizes in bytes; hits and misses since it was opened in this process."""
@@ -202,6 +209,27 @@ class Database(diskcache.Cache):  # type: ignore[misc]
                     (now, now - REMEMBER_USE, *keys),
                 )
 
+    def write_sources(self, sources: Mapping[bytes, bytes]) -> None:
+        """Store digests by source, in place of the oldest if there are too many."""
+        with self.transact():
+            self._sql(_SOURCES)
+            self._con.executemany(
+                "INSERT OR REPLACE INTO Sources (source, code) VALUES (?, ?)", list(sources.items())
+            )
+            self._sql(
+                "DELETE FROM Sources WHERE rowid <= (SELECT MAX(rowid) FROM Sources) - ?", (MAX_SOURCES,)
+            )
+
+    def sources(self) -> dict[bytes, bytes]:
+        """What :meth:`write_sources` stored."""
+        if not self._sql("SELECT 1 FROM sqlite_master WHERE name = 'Sources'").fetchall():
+            return {}
+        return {
+            source: code
+            for source, code in self._sql("SELECT source, code FROM Sources")
+            if isinstance(source, bytes) and isinstance(code, bytes)
+        }
+
     def evict(self, size_limit: int, protected: Collection[str]) -> bool:
         """Remove the entries that were used longest ago until the file is well within its limit.
 
@@ -231,6 +259,8 @@ class Database(diskcache.Cache):  # type: ignore[misc]
             where.append("store_time < ?")
             values.append(time.time() - older_than)
         with self.transact():
+            if where == ["1"]:
+                self._sql("DROP TABLE IF EXISTS Sources")
             rows = self._sql(f"SELECT rowid FROM Cache WHERE {' AND '.join(where)}", values).fetchall()
             self._delete(row for (row,) in rows)
         return len(rows)

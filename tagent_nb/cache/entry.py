@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,41 @@ class CacheEntry:
     usage: TokenUsage = field(default_factory=TokenUsage)
     cost: float | None = 0.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SourceDigests:
+    """Digests of what functions do by their text, so that what one process has parsed, others need not.
+
+    Args:
+        stored: Those that are stored, both sides as bytes.
+    """
+
+    def __init__(self, stored: Mapping[bytes, bytes]) -> None:
+        self._digests = dict(stored)
+        self._new: dict[bytes, bytes] = {}
+
+    def get(self, source: str) -> str | None:
+        """The digest of what this text does, in hexadecimal; ``None`` if no process has parsed it."""
+        digest = self._digests.get(_source_key(source))
+        return digest.hex() if digest is not None and len(digest) == _CHECKSUM else None
+
+    def note(self, source: str, digest: str) -> None:
+        """Keep a digest (hex) of what this text does."""
+        key = _source_key(source)
+        self._digests[key] = self._new[key] = bytes.fromhex(digest)
+
+    def take_new(self) -> dict[bytes, bytes]:
+        """What was noted since the last time, to be stored."""
+        new, self._new = self._new, {}
+        return new
+
+
+def _source_key(source: str) -> bytes:
+    # Another version of Python may parse the same text to another tree.
+    return hashlib.sha256(_PYTHON + source.encode("utf-8", "surrogatepass")).digest()
+
+
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}\n".encode()
 
 
 def pack(

@@ -28,7 +28,7 @@ from tagent_nb.cache.diskcache_table import (
     is_busy,
     open_database,
 )
-from tagent_nb.cache.entry import CacheEntry, pack, unpack
+from tagent_nb.cache.entry import CacheEntry, SourceDigests, pack, unpack
 from tagent_nb.errors import (
     CorruptRecordError,
     DefinitionError,
@@ -94,6 +94,7 @@ class ResultCache:
         self._unusable = False
         self._waiting: dict[str, tuple[str, bytes, str]] = {}
         self._used: deque[str] = deque()
+        self._sources: SourceDigests | None = None
         self._flush_asked = False
         # The loop on which a timer ends the gathering of writes.
         self._gathering: asyncio.AbstractEventLoop | None = None
@@ -198,6 +199,21 @@ class ResultCache:
         except Exception as error:  # as above
             self._tell_unreadable(error)
             return None
+
+    async def source_digests(self) -> SourceDigests:
+        """Digests of functions by their text, of all processes; new ones are written with entries."""
+        if self._sources is None:
+            stored = await self._hop(self._read_sources)
+            self._sources = self._sources or SourceDigests(stored)  # another task may have been first
+        return self._sources
+
+    def _read_sources(self) -> dict[bytes, bytes]:
+        try:
+            database = self._open()
+            return {} if database is None else database.sources()
+        except Exception as error:  # a poisoned file makes diskcache fail in many ways
+            self._tell_unreadable(error)
+            return {}
 
     @staticmethod
     def _fetch(database: Database, key: str) -> bytes | None:
@@ -334,10 +350,13 @@ class ResultCache:
         while self._used:
             used.add(self._used.popleft())
         try:
-            if entries or used:
+            sources = self._sources.take_new() if self._sources is not None else {}
+            if entries or used or sources:
                 database = self._open()
-                if database is not None:
+                if database is not None and (entries or used):
                     database.write(entries.values(), list(used))
+                if database is not None and sources:
+                    database.write_sources(sources)
             if self._database is not None:
                 self._keep_within_limit(self._database)
         except Exception as error:  # a full disk, a lock, a poisoned file: the run goes on without

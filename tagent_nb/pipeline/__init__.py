@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = face(
         "hints": "map_warnings step_hints",
         "json": "pipeline_to_dict",
         "pipeline": "Pipeline",
-        "python_body": "CELL_FUNCTION PythonBody source_of",
+        "python_body": "BYTECODE CELL_FUNCTION PythonBody source_of",
         "scheduler": "Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
         "step": "PipelineStep",

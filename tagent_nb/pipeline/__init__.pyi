@@ -60,6 +60,7 @@ from tagent_nb.pipeline.hints import map_warnings as map_warnings
 from tagent_nb.pipeline.hints import step_hints as step_hints
 from tagent_nb.pipeline.json import pipeline_to_dict as pipeline_to_dict
 from tagent_nb.pipeline.pipeline import Pipeline as Pipeline
+from tagent_nb.pipeline.python_body import BYTECODE as BYTECODE
 from tagent_nb.pipeline.python_body import CELL_FUNCTION as CELL_FUNCTION
 from tagent_nb.pipeline.python_body import PythonBody as PythonBody
 from tagent_nb.pipeline.python_body import source_of as source_of

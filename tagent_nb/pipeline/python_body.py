@@ -76,6 +76,9 @@ def _without_docstring(kind: type, body: list[Any]) -> list[Any]:
     return body[1:] if type(value) is ast.Constant and isinstance(value.value, str) else body
 
 
+BYTECODE = "bytecode:"
+"""How :meth:`PythonBody.normalised` begins for a function whose text is no definition."""
+
 CELL_FUNCTION = "__step__"
 """Name of the function that a cell becomes."""
 
@@ -236,7 +239,7 @@ class PythonBody:
     def _normalised(self) -> str:
         node = _definition(self.source) if self.kind == "function" else None
         if self.kind == "function" and node is None:
-            return "bytecode:" + repr(_code_parts(inspect.unwrap(self._callable()).__code__))
+            return BYTECODE + repr(_code_parts(inspect.unwrap(self._callable()).__code__))
         # A function has been read already; what is around it, if anything, is a cell's.
         return dump(_parse(self.name, self.source) if node is None else ast.Module([node], []))
 

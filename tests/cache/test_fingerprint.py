@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, field_validator
 
-from tagent_nb.cache import ItemKeys, definition_components, input_components, tool_code, unit_key
+from tagent_nb import Pipeline, PipelineExecutor, ResultCache
+from tagent_nb.cache import SOURCES, ItemKeys, definition_components, input_components, tool_code, unit_key
+from tagent_nb.cache.entry import SourceDigests
 from tagent_nb.pipeline import PipelineStep, PythonBody
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
@@ -214,6 +216,47 @@ def test_a_function_step_counts_its_own_surroundings() -> None:
     old = components_of(1)
     assert set(old) == {"code", "runner", "function:helper", "global:LIMIT", "global:n"}
     assert changed(old, components_of(2)) == {"global:LIMIT", "global:n"}
+
+
+def test_what_a_function_does_is_looked_up_before_its_text_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The components are the same; of a lambda and a cell nothing is remembered, whose text says less."""
+
+    def half(load: int) -> float:
+        """Comments do not count."""
+        return load / 2
+
+    steps = [PipelineStep(name="step", goal="go", body=PythonBody.from_function(half))]
+    steps.append(PipelineStep(name="step", goal="go", body=PythonBody.from_function(lambda load: load * 2)))
+    steps.append(PipelineStep.from_cell("step", "load + 1", python=True))
+    plain = [components(step) for step in steps]
+    digests = SourceDigests({})
+    assert [components(step, memo={SOURCES: digests}) for step in steps] == plain
+    assert len(digests.take_new()) == 1
+    monkeypatch.setattr(PythonBody, "normalised", lambda body: pytest.fail("it is parsed again"))
+    assert components(steps[0], memo={SOURCES: digests}) == plain[0]
+
+
+async def test_a_run_with_a_cache_parses_no_function_that_another_run_has_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in another process: what it has parsed is in the cache."""
+
+    async def ran() -> int:
+        pipeline = Pipeline("p")
+
+        @pipeline.task
+        def number() -> int:
+            return 1
+
+        cache = ResultCache(tmp_path)
+        result = await PipelineExecutor(pipeline, cache=cache).execute()
+        assert result.success
+        cache.close()
+        return cache.hits
+
+    assert await ran() == 0
+    monkeypatch.setattr(PythonBody, "normalised", lambda body: pytest.fail("it is parsed again"))
+    assert await ran() == 1
 
 
 def test_what_a_function_holds_of_the_function_around_it_counts() -> None:

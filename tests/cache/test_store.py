@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagent_nb.cache import CacheStats, ResultCache
+from tagent_nb.cache import CacheStats, ResultCache, text_digest
 from tagent_nb.cache import diskcache_table as database_module
+from tagent_nb.cache import entry as entry_module
 from tagent_nb.cache.entry import MAGIC, pack, unpack
 from tagent_nb.cache.store import GATHERED
 from tagent_nb.errors import CorruptRecordError, DefinitionError, EncodeError, StorageUnavailableError
@@ -109,6 +111,57 @@ def test_falsy_answers_are_answers(cache: ResultCache, value: object) -> None:
     entry = cache.get(key_of(1))
     assert entry is not None
     assert entry.output.value == value
+
+
+async def test_what_functions_do_is_known_by_their_text_in_the_next_process(
+    cache: ResultCache, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the version of Python is the same, and of the newest only; it is no entry of a step."""
+    monkeypatch.setattr(database_module, "MAX_SOURCES", 3)
+    digests = await cache.source_digests()
+    assert digests is await cache.source_digests()
+    texts = [f"def f():\n    return {number}\n" for number in range(4)]
+    for text in texts:
+        assert digests.get(text) is None
+        digests.note(text, text_digest(text))
+    cache.flush()
+    assert digests.take_new() == {}
+    cache.close()
+    again = await ResultCache(cache.directory).source_digests()
+    assert [again.get(text) for text in texts] == [None, *map(text_digest, texts[1:])]
+    assert cache.stats().entries == 0
+    monkeypatch.setattr(entry_module, "_PYTHON", b"2.7\n")
+    assert again.get(texts[3]) is None
+    monkeypatch.undo()
+    with closing(sqlite3.connect(cache.directory / "cache.db")) as connection, connection:
+        connection.execute("UPDATE Sources SET code = 'text' WHERE rowid = 2")
+        connection.execute("UPDATE Sources SET code = x'00' WHERE rowid = 3")
+    damaged = await ResultCache(cache.directory).source_digests()
+    assert [damaged.get(text) for text in texts] == [None, None, None, text_digest(texts[3])]
+    cache.clear()
+    cleared = await ResultCache(cache.directory).source_digests()
+    assert cleared.get(texts[3]) is None
+    assert told == []
+
+
+async def test_digests_of_functions_are_none_where_the_cache_cannot_be_read(tmp_path: Path) -> None:
+    """It is reported, and they are worked out anew."""
+    told: list[str] = []
+    (tmp_path / "file").write_text("no folder")
+    digests = await ResultCache(tmp_path / "file", warn=told.append).source_digests()
+    assert digests.get("def f(): ...") is None
+    cache = ResultCache(tmp_path / "cache", warn=told.append)
+    await cache.source_digests()
+    with closing(sqlite3.connect(cache.directory / "cache.db")) as connection, connection:
+        connection.execute("CREATE TABLE Sources (other)")
+    again = await ResultCache(cache.directory, warn=told.append).source_digests()
+    assert again.get("def f(): ...") is None
+    assert ["cannot be used" in told[0], "no such column" in told[1], len(told)] == [True, True, 2]
+
+
+async def test_tasks_that_ask_at_once_share_the_digests_of_functions(cache: ResultCache) -> None:
+    first, second = await asyncio.gather(cache.source_digests(), cache.source_digests())
+    assert first is second
 
 
 def test_a_miss_is_none_and_counted(cache: ResultCache) -> None:

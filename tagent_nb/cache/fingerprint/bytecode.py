@@ -41,8 +41,8 @@ class Reads:
 def _instructions(code: CodeType) -> Iterator[tuple[int, int]]:
     extended = 0
     raw = code.co_code
-    for place in range(0, len(raw), 2):
-        operation, argument = raw[place], raw[place + 1] | extended
+    for operation, argument in zip(raw[::2], raw[1::2], strict=True):
+        argument |= extended
         extended = argument << 8 if operation == _EXTENDED else 0
         if operation:  # 0 is room that the interpreter keeps for itself
             yield operation, argument
@@ -84,7 +84,7 @@ def code_reads(code: CodeType) -> Reads:
     names: set[str] = set()
     others = set(code.co_names)
     imports: set[str] = set()
-    for operation, argument in _instructions(code):
+    for operation, argument in _instructions(code) if others else ():
         if operation == _GLOBAL:
             names.add(code.co_names[argument >> 1])
         elif operation in _BY_NAME:
@@ -111,6 +111,8 @@ def code_reads(code: CodeType) -> Reads:
 @functools.lru_cache(maxsize=4096)
 def quotes(code: CodeType) -> frozenset[str]:
     """Names and attributes behind ``@`` in the texts of a code object, but for its own local names."""
+    if not any(map(_may_quote, code.co_consts)):
+        return frozenset()
     names: set[str] = set()
     for local, text in _texts(code):
         if "@" in text:
@@ -119,13 +121,21 @@ def quotes(code: CodeType) -> frozenset[str]:
     return frozenset(names)
 
 
+def _may_quote(constant: object) -> bool:
+    if isinstance(constant, str):
+        return "@" in constant
+    return isinstance(constant, CodeType | tuple | frozenset)
+
+
 @functools.lru_cache(maxsize=4096)
 def rebound_names(code: CodeType) -> frozenset[str]:
     """Names outside of a code object to which it, or the code nested in it, gives another value."""
+    operations = code.co_code[::2]
+    rebinds = _REBIND_GLOBAL in operations or _REBIND_OUTER in operations
     places = (*code.co_varnames, *(name for name in code.co_cellvars if name not in code.co_varnames))
     places = (*places, *code.co_freevars)
     names = set()
-    for operation, argument in _instructions(code):
+    for operation, argument in _instructions(code) if rebinds else ():
         if operation == _REBIND_GLOBAL:
             names.add(code.co_names[argument])
         elif operation == _REBIND_OUTER and places[argument] in code.co_freevars:

@@ -15,13 +15,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tagent_nb import serde
+from tagent_nb.cache.entry import SourceDigests
 from tagent_nb.cache.fingerprint.bytecode import text_reads
 from tagent_nb.cache.fingerprint.dependencies import DependencySearch, Memo, class_digest, value_text
 from tagent_nb.cache.fingerprint.explain import explain
 from tagent_nb.cache.fingerprint.values import users_classes, value_digest
 from tagent_nb.errors import EncodeError, TemplateError
 from tagent_nb.events import Output
-from tagent_nb.pipeline import PipelineStep, PythonBody, schema_of
+from tagent_nb.pipeline import BYTECODE, PipelineStep, PythonBody, schema_of
 from tagent_nb.templating import Reference, lookup, shown_text
 
 __all__ = [
@@ -36,6 +37,9 @@ __all__ = [
 
 FORMAT = b"tagent-nb fingerprint 1\n"
 """Raised when equal components mean something else than before."""
+
+SOURCES = ("sources", None)
+"""Where a memo has the :class:`SourceDigests` of the cache, if there is one."""
 
 NO_VALUE, MISSING = "none", "missing"
 _NO_CLASSES: frozenset[type] = frozenset()
@@ -71,7 +75,7 @@ def definition_components(
         namespace: Globals that the Python of a cell sees, such as the notebook's.
         inputs: Names that a cell reads as steps, not as globals.
         memo: Digests of globals and schemas, to be shared by the steps of one run: a large frame
-            that many steps read is then looked at once.
+            that many steps read is then looked at once. At :data:`SOURCES`, what the cache knows of sources.
         roles: By role of a planning step, name and parts of the model that it has of its own.
         instructions: System prompt of an agent step, its own or the pipeline's.
         model_parts: What a model object brings besides its name: values, lists of functions, a class.
@@ -105,7 +109,7 @@ def definition_components(
             components["settings"] = value_text(dict(settings), {})
         components.update(_tools(tools, namespace, memo))
     else:
-        components["code"] = text_digest(body.normalised())
+        components["code"] = _code(body, memo.get(SOURCES))
         components.update(_surroundings(body, namespace, inputs, memo))
     if constraints and (body is None or body.wants_context):
         components["constraints"] = text_digest(*constraints)
@@ -118,6 +122,19 @@ def definition_components(
                 more = class_components(f"shared.{name}", value, classes, step, namespace, memo)
                 add_components(components, more)
     return components
+
+
+def _code(body: PythonBody, digests: SourceDigests | None) -> str:
+    """Digest of what a body does by its text; a function's is looked up before its text is parsed."""
+    if digests is None or body.kind != "function":
+        return text_digest(body.normalised())
+    digest = digests.get(body.source)
+    if digest is None:
+        text = body.normalised()
+        digest = text_digest(text)
+        if not text.startswith(BYTECODE):  # of a lambda, whose text may hold several
+            digests.note(body.source, digest)
+    return digest
 
 
 def _model_part(part: Any, namespace: Mapping[str, Any], memo: Memo) -> str:

@@ -48,6 +48,9 @@ from tagent_nb.serde import fields_of_class, in_order, parts_of_type
 
 __all__ = ["DependencySearch", "Memo", "class_digest", "value_text"]
 
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+"""Types of values that are nothing but values."""
+
 ABSENT = "absent"
 """Stands for a name that is not defined when the step is looked at."""
 
@@ -194,7 +197,9 @@ class DependencySearch:
     # -- kinds of things --------------------------------------------------------------------
 
     def _look_at(self, label: str, value: Any, attributes: frozenset[str]) -> None:
-        if isinstance(value, ModuleType):
+        if type(value) in _PLAIN:
+            self._value(label, value, attributes)
+        elif isinstance(value, ModuleType):
             self._module(label, value, attributes)
         elif isinstance(value, FunctionType):
             self._function(label, value, attributes)

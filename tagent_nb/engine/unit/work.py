@@ -221,8 +221,12 @@ class Preparation:
 
     async def _static_beside_the_loop(self, prepared: PreparedStep) -> Mapping[str, str]:
         """The static components of a step; large values that it refers to are examined in a thread."""
-        from tagent_nb.cache import LargeValue, refusing_large_values, remember_digest
+        if prepared.components is not None:
+            return prepared.components
+        from tagent_nb.cache import SOURCES, LargeValue, refusing_large_values, remember_digest
 
+        if prepared.cache is not None and SOURCES not in self.memo:
+            self.memo[SOURCES] = await prepared.cache.source_digests()
         examined: dict[int, Any] = {}
         while prepared.components is None:
             try:
