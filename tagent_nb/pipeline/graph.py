@@ -49,8 +49,9 @@ class Definition(Protocol):
 
 def dependencies_of(pipeline: Definition, step: PipelineStep) -> list[Dependency]:
     """See :meth:`Pipeline.dependencies`."""
-    if step.implies_nothing and all(name in pipeline for name in step.depends_on):
-        return [Dependency(str(name)) for name in dict.fromkeys(step.depends_on)]
+    names = step.bare_names
+    if names is not None and all(name in pipeline for name in names):
+        return [Dependency(str(name)) for name in dict.fromkeys(names)]
     dependencies: dict[str, Dependency] = {}
     written = step.dependencies if step.depends_on else ()
     for dependency in written:
@@ -169,7 +170,8 @@ def _with_reads_of_cell(
 
 def _named(pipeline: Definition, step: PipelineStep) -> dict[str, None]:
     """What of a step's own fields names inputs."""
-    if step.implies_nothing and all(name in pipeline for name in step.depends_on):
+    bare = step.bare_names
+    if bare is not None and all(name in pipeline for name in bare):
         return {}
     body = step.body
     names = [dependency.name for dependency in step.dependencies]
