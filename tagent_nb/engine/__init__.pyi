@@ -7,9 +7,10 @@ from tagent_nb.engine.ask import question as question
 from tagent_nb.engine.ask import run_agent as run_agent
 from tagent_nb.engine.background import submit as submit
 from tagent_nb.engine.dry_run.history import Durations as Durations
-from tagent_nb.engine.dry_run.history import RunHistory as RunHistory
+from tagent_nb.engine.dry_run.history import EarlierRuns as EarlierRuns
 from tagent_nb.engine.dry_run.plan import Plan as Plan
 from tagent_nb.engine.dry_run.plan import StepPlan as StepPlan
+from tagent_nb.engine.dry_run.plan import range_text as range_text
 from tagent_nb.engine.executor import PipelineExecutor as PipelineExecutor
 from tagent_nb.engine.executor import run_pipeline as run_pipeline
 from tagent_nb.engine.handle import CANCEL_GRACE as CANCEL_GRACE

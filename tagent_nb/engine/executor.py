@@ -330,15 +330,18 @@ class PipelineExecutor:
         offline: bool | None = None,
         use_cache: bool | None = None,
         on_change: str = "refuse",
+        budget: Budget | float | str | None = None,
         inputs: Mapping[str, Any] | None = None,
     ) -> Plan:
         """What :meth:`execute` would do with the same options, and why. Calls no runner, records nothing.
+
+        Where prompts are known, the plan says what their answers are likely to cost, from and to.
 
         Raises what :meth:`execute` raises before it begins; a resumed run that would be refused
         because steps have changed is planned, with ``conflicts`` set.
         """
         from tagent_nb.engine.dry_run.dry_run import DryRun
-        from tagent_nb.engine.dry_run.history import RunHistory
+        from tagent_nb.engine.dry_run.history import EarlierRuns
         from tagent_nb.engine.dry_run.plan import Plan
         from tagent_nb.engine.resume import judge
 
@@ -350,7 +353,7 @@ class PipelineExecutor:
             offline=True if self.recording is not None else offline,
             use_cache=use_cache,
             on_change=on_change,
-            budget=None,
+            budget=budget,
         )
         taken = self.take_inputs(inputs)
         pipeline = self._checked(options, taken)
@@ -367,12 +370,12 @@ class PipelineExecutor:
         if options.resume is not False:
             definition = definition_of(self.storage, pipeline)
             verdict = await judge(context, recorder, preparation, definition, other)
-        history = RunHistory(self.storage, pipeline.id, pipeline.name)
+        history = EarlierRuns(self.storage, pipeline.id, pipeline.name)
         steps = await DryRun(context, recorder, preparation, verdict, unreadable, history).steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
         resumed = None if verdict is None else memory.run_id
         inputs = {name: shape_text(output.value) for name, output in values.items()}
-        return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline), inputs)
+        return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline), inputs, services.budget)
 
     def take_inputs(self, inputs: Mapping[str, Any] | None = None) -> TakenInputs:
         """Copy what steps read that no step makes, as it is now: what ``run(inputs=...)`` takes by itself.

@@ -396,10 +396,10 @@ class Session:
 
     def durations(self, workspace: Workspace) -> Future[Durations]:
         """How long the steps of a pipeline took before, read from its newest runs in the background."""
-        from tagent_nb.engine import RunHistory
+        from tagent_nb.engine import EarlierRuns
 
         pipeline = workspace.pipeline
-        past = RunHistory(workspace.storage, pipeline.id, pipeline.name, most=3)
+        past = EarlierRuns(workspace.storage, pipeline.id, pipeline.name, most=3)
         return submit(past.durations([step.name for step in pipeline.steps]))
 
     def stored_result(self, run_id: str | None = None, workspace: Workspace | None = None) -> PipelineResult:

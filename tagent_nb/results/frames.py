@@ -397,7 +397,9 @@ def _items_frame(step: StepResult, *, objects: bool = False) -> pd.DataFrame:
 def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
     """One row a step, indexed by its name; see :meth:`tagent_nb.Plan.to_frame`.
 
-    Columns: ``action``, ``why``, ``items``, ``items_done``, ``seconds``, ``tokens``, ``cost`` (USD).
+    Columns: ``action``, ``why``, ``items``, ``items_done``, ``seconds``, ``tokens``, ``cost`` (USD) as the
+    last time, and of the quote ``calls``, and ``input_tokens``, ``output_tokens`` and ``cost``, each with
+    ``_low`` and ``_high``.
     """
     import pandas as pd
 
@@ -416,6 +418,14 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
         name: pd.Series([getattr(row, name) for row in rows], index, dtype=dtype)
         for name, dtype in dtypes.items()
     }
+    columns["calls"] = pd.Series(
+        [None if row.quote is None else row.quote.calls for row in rows], index, dtype="Int64"
+    )
+    for name, dtype in {"input_tokens": "Int64", "output_tokens": "Int64", "cost": "float64"}.items():
+        ranges = [None if row.quote is None else getattr(row.quote, name) for row in rows]
+        for place, end in enumerate(("low", "high")):
+            cells = [None if ends is None else ends[place] for ends in ranges]
+            columns[f"{name}_{end}"] = pd.Series(cells, index, dtype=dtype)
     return pd.DataFrame(columns, index)
 
 

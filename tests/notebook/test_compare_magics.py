@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from IPython.core.error import StdinNotImplementedError
 from test_magics import Notebook, book, refused
 
 __all__ = ["book"]
@@ -142,3 +144,40 @@ def test_steps_items_and_events_of_recorded_runs_are_frames(book: Notebook) -> N
     assert "exclude each other" in refused(book, "tagent_history --steps --events")
     assert "exclude each other" in refused(book, "tagent_history abc --steps")
     assert "Did you mean 'classify'" in refused(book, "tagent_history --items clasify")
+
+
+def test_a_run_asks_first_with_its_plan_where_it_is_told_to(
+    book: Notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its calls, tokens and cost are shown; any other answer than yes runs nothing."""
+    reviews(book)
+    answers = iter(["", "n", "Yes"])
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return next(answers)
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert book("tagent_run --confirm") is None
+    assert "reviews: 3 steps" in book.shown[-1]
+    assert book("tagent_run --confirm --budget 5 requests") is None
+    assert capsys.readouterr().out.count("Not run.") == 2
+    assert book("tagent_run --confirm").success
+    assert asked == ["Run it? [y/N] "] * 3
+    book("tagent_step report --model test", "Report again on {{ classify }}")
+    book("tagent_plan --budget 0 requests")
+    assert "About 1 call of models, $0. The budget of 0 requests may stop it" in book.shown[-1]
+    assert "at most" in book.shown[-1]
+
+
+def test_a_run_that_cannot_ask_says_what_to_do(book: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nbconvert and papermill."""
+
+    def unable(question: str) -> str:
+        raise StdinNotImplementedError
+
+    monkeypatch.setattr("builtins.input", unable)
+    reviews(book)
+    assert "Leave it out, or set a budget" in refused(book, "tagent_run --confirm")
+    assert book.session.result is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tagent_nb import Pipeline, PipelineExecutor
-from tagent_nb.engine import Durations, RunHistory
+from tagent_nb.engine import Durations, EarlierRuns
 from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results import StepResult
@@ -70,25 +70,25 @@ async def test_durations_are_those_of_the_newest_run_in_which_each_step_ran() ->
         return first
 
     executor = PipelineExecutor(pipeline, storage=storage)
-    assert await RunHistory(storage, pipeline.id, pipeline.name).durations(["first"]) == Durations()
+    assert await EarlierRuns(storage, pipeline.id, pipeline.name).durations(["first"]) == Durations()
     whole = await executor.execute()
     part = await executor.execute(until="first")
-    past = await RunHistory(storage, pipeline.id, pipeline.name).durations(["first", "second", "third"])
+    past = await EarlierRuns(storage, pipeline.id, pipeline.name).durations(["first", "second", "third"])
     assert past.seconds == {"first": part.steps["first"].seconds, "second": whole.steps["second"].seconds}
     assert 0 < past.pace <= 1.0
-    newest = await RunHistory(storage, pipeline.id, pipeline.name, most=1).durations(["first", "second"])
+    newest = await EarlierRuns(storage, pipeline.id, pipeline.name, most=1).durations(["first", "second"])
     assert set(newest.seconds) == {"first"}
-    assert set((await RunHistory(storage, pipeline.id, pipeline.name).durations(["first"])).seconds) == {
+    assert set((await EarlierRuns(storage, pipeline.id, pipeline.name).durations(["first"])).seconds) == {
         "first"
     }
 
 
 async def test_steps_that_overlapped_make_a_pace_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def memories(self: RunHistory) -> AsyncIterator[Any]:
+    async def memories(self: EarlierRuns) -> AsyncIterator[Any]:
         ran = {name: StepResult(name, StepStatus.COMPLETED, seconds=4.0) for name in ("left", "right")}
         yield SimpleNamespace(steps={"left": StepResult("left", StepStatus.CACHED)}, seconds=1.0)
         yield SimpleNamespace(steps=ran, seconds=6.0)
 
-    monkeypatch.setattr(RunHistory, "_memories", memories)
-    past = await RunHistory(MemoryStorageBackend(), "id", "overlap").durations(["left", "right"])
+    monkeypatch.setattr(EarlierRuns, "_memories", memories)
+    past = await EarlierRuns(MemoryStorageBackend(), "id", "overlap").durations(["left", "right"])
     assert past == Durations({"left": 4.0, "right": 4.0}, 0.75)

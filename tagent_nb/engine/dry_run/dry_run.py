@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache import GENERATION, explain
-from tagent_nb.engine.dry_run.history import RunHistory
+from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
+from tagent_nb.engine.dry_run.quote import prompt_tokens, quote
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
@@ -79,7 +80,7 @@ class DryRun:
         preparation: Preparation,
         verdict: Verdict | None,
         unreadable: Iterable[str],
-        history: RunHistory,
+        history: EarlierRuns,
     ) -> None:
         self._context = context
         self._recorder = recorder
@@ -95,6 +96,8 @@ class DryRun:
         }
         self._actions: dict[str, str] = {}
         self._under_way: dict[str, tuple[str, str | None]] = {}
+        # Input tokens of the prompts that would be sent, by step.
+        self._prompts: dict[str, list[int]] = {}
         # Keys that steps may learn anew, with the step.
         self._learned: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
 
@@ -113,11 +116,36 @@ class DryRun:
                 plan, forecast = _gone(step, "fail", redact(blame(error)))
             self._forecasts[name], self._actions[name] = forecast, plan.action
             if plan.action in RUNS:
-                plan = await self._history.expected(step, plan)
+                plan = await self._quoted(step, await self._history.expected(step, plan))
                 for kind, keys in (await self._history.learned(name)).items():
                     self._learned[kind].update(dict.fromkeys(keys, name))
             plans.append(plan)
         return plans
+
+    async def _quoted(self, step: PipelineStep, plan: StepPlan) -> StepPlan:
+        """The plan of a step that runs or may run, with what its calls are likely to take."""
+        if step.is_python or self._context.options.offline:
+            return plan
+        tokens = self._prompts.get(step.name, [])
+        units = len(tokens)
+        if not tokens:
+            units = await self._history.units(step)
+        if not units:
+            return plan
+        prepared = self._preparation.prepared(step)
+        seen = await self._history.usages(step.name)
+        return replace(plan, quote=quote(prepared, tokens, units, seen, self._context.services.prices))
+
+    def _note_prompt(self, work: WorkItem) -> None:
+        """Note how long the prompt of a unit that runs is."""
+        if work.step.is_python:
+            return
+        context = self._context
+        try:
+            tokens = prompt_tokens(work, context.pipeline.shared_context, context.run_id)
+        except Exception:  # the unit itself reports a prompt that cannot be written, when it runs
+            return
+        self._prompts.setdefault(work.step.name, []).append(tokens)
 
     # -- one step ---------------------------------------------------------------------------
 
@@ -177,6 +205,7 @@ class DryRun:
         twin = self._twin(work)
         if twin:
             return StepPlan(step.name, "cached", f"it does the same as {twin}"), UNKNOWN
+        self._note_prompt(work)
         return StepPlan(step.name, "run", await self._why(work)), UNKNOWN
 
     async def _judge_items(
@@ -205,7 +234,10 @@ class DryRun:
             work = await self._preparation.work_item(prepared, item_outputs, key)
             action, output = await self._answer(work)
             recorded = (recorded or len(values) == skipped) and action == "recorded"
-            done += bool(action or self._twin(work))
+            answered = bool(action or self._twin(work))
+            done += answered
+            if not answered:
+                self._note_prompt(work)
             values.append(output if action else None)
         counts: dict[str, Any] = {"items": len(rows) - skipped, "items_done": done}
         if all(value is not None for value in values):

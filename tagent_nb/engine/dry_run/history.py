@@ -10,7 +10,7 @@ from tagent_nb.engine.dry_run.plan import StepPlan
 from tagent_nb.engine.memory.entries import last_time
 from tagent_nb.engine.memory.load import read_memory
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
-from tagent_nb.events import FactLearned, MemorySaved
+from tagent_nb.events import FactLearned, MemorySaved, TokenUsage
 from tagent_nb.pipeline import PipelineStep, StepStatus
 from tagent_nb.results import StepResult
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 20
 """Newest runs to look through for one in which a step ran."""
+
+
+MOST_ANSWERS = 1000
+"""Newest answers of a step by which its next ones are estimated."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Durations:
     pace: float = 1.0
 
 
-class RunHistory:
+class EarlierRuns:
     """Earlier runs of a pipeline, read from storage when they are needed, the newest first."""
 
     def __init__(
@@ -64,6 +68,31 @@ class RunHistory:
             tokens=None if before.usage.unmeasured else round(before.usage.total_tokens * share),
             cost=None if before.cost is None else before.cost * share,
         )
+
+    async def units(self, step: PipelineStep) -> int:
+        """How many units of a step are to run whose source is yet to come: as many as the last time."""
+        if step.map_over is None:
+            return 1
+        memory = await self._last(step.name)
+        items = None if memory is None else memory.steps[step.name].items
+        return len(items or ())
+
+    async def usages(self, name: str) -> list[TokenUsage]:
+        """What the answers of a step took, a unit each, the newest first: of at most :data:`MOST_ANSWERS`."""
+        usages: list[TokenUsage] = []
+        async for memory in self._memories():
+            step = memory.steps.get(name)
+            if step is None:
+                continue
+            units = [step] if step.items is None else step.items.values()
+            usages += [
+                unit.usage
+                for unit in units
+                if unit.status is StepStatus.COMPLETED and unit.usage.requests and not unit.usage.unmeasured
+            ]
+            if len(usages) >= MOST_ANSWERS:
+                break
+        return usages[:MOST_ANSWERS]
 
     async def learned(self, name: str) -> dict[str, list[str]]:
         """The keys of ``facts`` and ``memories`` that a step recorded the last time it ran."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tagent_nb.errors import UnknownStepError, did_you_mean
-from tagent_nb.formatting import cost_text, seconds_text, tokens_text
+from tagent_nb.formatting import cost_text, count, seconds_text, tokens_text
 from tagent_nb.results import plan_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tagent_nb.engine.dry_run.quote import Quote
+    from tagent_nb.pipeline import Budget
 
 RUNS = ("run", "may run")
 """Actions for which a runner is called, or may be."""
@@ -44,6 +47,8 @@ class StepPlan:
             there is none, and 0 only for a step that calls no runner.
         tokens: Expected input and output tokens, as ``seconds``.
         cost: Expected USD, as ``seconds``; ``None`` as well when the price was unknown.
+        quote: What its calls of a model are likely to take, by its prompts and earlier answers; ``None`` for
+            a step that asks no model, or where nothing is known to go by.
     """
 
     step: str
@@ -54,6 +59,7 @@ class StepPlan:
     seconds: float | None = 0.0
     tokens: int | None = 0
     cost: float | None = 0.0
+    quote: Quote | None = None
 
     @property
     def state(self) -> str:
@@ -74,6 +80,7 @@ class Plan:
         conflicts: Recorded steps that have changed, with what changed: the run would be refused
             unless ``on_change="rerun"``.
         inputs: What no step makes and the run would take, by name, in a few words.
+        budget: Most that the run may spend; ``None`` limits nothing.
         warnings: What is probably not meant, such as a mapped step that asks the same for every item.
     """
 
@@ -83,6 +90,7 @@ class Plan:
     conflicts: Mapping[str, list[str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget | None = None
 
     def __iter__(self) -> Iterator[StepPlan]:
         return iter(self.steps)
@@ -128,6 +136,46 @@ class Plan:
         return sum(reported) if len(reported) == len(self.running) else None
 
     @property
+    def calls(self) -> int:
+        """Requests to models, as far as they can be counted."""
+        return sum(plan.quote.calls for plan in self.running if plan.quote is not None)
+
+    @property
+    def cost_range(self) -> tuple[float, float] | None:
+        """USD of all steps that run or may run, from and to; ``None`` if nothing is known of one of them.
+
+        The least is that of the steps that certainly run.
+        """
+        low = high = 0.0
+        for plan in self.running:
+            if plan.quote is None or plan.quote.cost is None:
+                if plan.cost != 0.0:
+                    return None
+                continue
+            low += plan.quote.cost[0] if plan.action == "run" else 0.0
+            high += plan.quote.cost[1]
+        return low, high
+
+    @property
+    def over_budget(self) -> str:
+        """In words, if the budget may stop the run; empty if it will not, or where nothing is known."""
+        if self.budget is None:
+            return ""
+        quotes = [plan.quote for plan in self.running if plan.quote is not None]
+        costs = self.cost_range
+        tokens = sum(quote.input_tokens[1] + quote.output_tokens[1] for quote in quotes)
+        most = {
+            "usd": (self.budget.usd, None if costs is None else costs[1]),
+            "tokens": (self.budget.tokens, tokens),
+            "requests": (self.budget.requests, self.calls),
+        }
+        if any(limit is not None and need is not None and need > limit for limit, need in most.values()):
+            return (
+                f"The budget of {self.budget} may stop it; what is done is kept, and a resumed run goes on."
+            )
+        return ""
+
+    @property
     def total(self) -> str:
         """All of it in one line."""
         counts = {action: sum(plan.action == action for plan in self.steps) for action in _WORDS}
@@ -155,7 +203,16 @@ class Plan:
         if unpriced:
             gaps.append(f"the price of {_listed(unpriced)} is unknown")
         text = "; ".join([*([estimate] if estimate else []), *gaps])
-        return f"{text[0].upper()}{text[1:]}."
+        parts = [f"{text[0].upper()}{text[1:]}.", self._quoted(), self.over_budget]
+        return " ".join(part for part in parts if part)
+
+    def _quoted(self) -> str:
+        """The calls, and their cost from and to."""
+        if not self.calls:
+            return ""
+        costs = self.cost_range
+        about = f"About {count(self.calls, 'call')} of models"
+        return f"{about}, {range_text(costs)}." if costs is not None else f"{about}."
 
     @property
     def reads(self) -> str:
@@ -193,3 +250,9 @@ class Plan:
 def _listed(names: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def range_text(costs: tuple[float, float]) -> str:
+    """USD from and to, in words."""
+    low, high = map(cost_text, costs)
+    return low if low == high else f"{low} to {high}"

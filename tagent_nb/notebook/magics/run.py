@@ -6,7 +6,7 @@ from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from IPython.core.error import UsageError
+from IPython.core.error import StdinNotImplementedError, UsageError
 from IPython.core.magic import line_magic, magics_class
 
 from tagent_nb.errors import DefinitionError
@@ -77,13 +77,15 @@ class RunMagics(NotebookMagics):
         action="store_true",
         help="A run that fails raises, so that papermill, nbconvert and scheduled notebooks fail.",
     )
+    @option("--confirm", action="store_true", help="Show the plan with its cost first, and ask.")
     @run_options
     def tagent_run(self, args: Namespace) -> Any:
         """Run the current pipeline and wait for it; the result is the variable 'result'.
 
         Stop and the kernel's interrupt end it, and --resume carries it on.
         """
-        return self.control.polling(self._request(args))
+        request = self._request(args)
+        return self.control.polling(request) if self._is_confirmed(args, request) else None
 
     async def run_awaited(self, line: str, used: bool) -> Any:
         """What a cell's ``%tagent_run`` is rewritten to; the value is given only where it is used."""
@@ -92,6 +94,8 @@ class RunMagics(NotebookMagics):
             if args is None:
                 return None
             request = self._request(args)
+            if not self._is_confirmed(args, request):
+                return None
             value = await self.control.awaited(request)
         return value if used or request.background else None
 
@@ -115,6 +119,24 @@ class RunMagics(NotebookMagics):
             args.strict,
         )
 
+    def _is_confirmed(self, args: Namespace, request: RunRequest) -> bool:
+        """Whether the user wants the run, after having seen its plan where she asked for that."""
+        if not args.confirm:
+            return True
+        budget = request.options["budget"]
+        show(plan_table(self.session.plan(**self._options(args), budget=budget)))
+        try:
+            answer = input("Run it? [y/N] ")
+        except StdinNotImplementedError:
+            raise UsageError(
+                "%tagent_run: --confirm asks, and there is no one to answer here. Leave it out, or set a "
+                "budget: --budget 5"
+            ) from None
+        if answer.strip().lower() in ("y", "yes"):
+            return True
+        print("Not run.")
+        return False
+
     def _options(self, args: Namespace) -> dict[str, Any]:
         """The options that a run and its plan share."""
         pipeline = self.session.pipeline
@@ -133,13 +155,21 @@ class RunMagics(NotebookMagics):
 
     @line_magic
     @arguments()
+    @option(
+        "--budget",
+        nargs="+",
+        metavar="AMOUNT",
+        help="Say whether this would be enough: 0.10 (USD), 5000 tokens.",
+    )
     @run_options
     def tagent_plan(self, args: Namespace) -> None:
         """Show what %%tagent_run with the same options would do, and why, before it costs anything.
 
-        Time, tokens and cost are those of the last run in which a step ran.
+        Time is that of the last run in which a step ran. Calls, tokens and cost go by its prompts as they are
+        now and by the answers of earlier runs; from and to.
         """
-        show(plan_table(self.session.plan(**self._options(args))))
+        budget = None if args.budget is None else " ".join(args.budget)
+        show(plan_table(self.session.plan(**self._options(args), budget=budget)))
 
     @line_magic
     @arguments()

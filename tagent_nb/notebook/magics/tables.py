@@ -8,7 +8,7 @@ from typing import Any
 
 from tagent_nb.cache import CacheStats
 from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, escape, table
-from tagent_nb.engine import Plan
+from tagent_nb.engine import Plan, range_text
 from tagent_nb.formatting import (
     cost_text,
     count,
@@ -84,24 +84,30 @@ def plan_table(plan: Plan) -> Bundle:
         took = "?" if forecast.seconds is None else seconds_text(forecast.seconds)
         used = "?" if forecast.tokens is None else tokens_text(forecast.tokens) if forecast.tokens else ""
         paid = cost_text(forecast.cost) if used and used != "?" else used
+        quote = forecast.quote
+        if quote is not None:
+            used = f"{tokens_text(quote.input_tokens[1] + quote.output_tokens[1])} at most"
+            paid = "$?" if quote.cost is None else range_text(quote.cost)
         mark = STATUS_STYLES[_PLANNED[forecast.action]].mark
         rows.append(
             [
                 forecast.step,
                 f"{mark} {forecast.state}",
                 forecast.why,
-                *((took, used, paid) if runs else ("", "", "")),
+                *((took, "" if quote is None else f"{quote.calls:,}", used, paid) if runs else ("",) * 4),
             ]
         )
-    rows += [[step, "✗ changed", "; ".join(reasons), "", "", ""] for step, reasons in plan.conflicts.items()]
+    rows += [
+        [step, "✗ changed", "; ".join(reasons), "", "", "", ""] for step, reasons in plan.conflicts.items()
+    ]
     reads = f" It {plan.reads}." if plan.inputs else ""
     refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
     warned = "".join(f"\nWarning: {warning}" for warning in plan.warnings)
     return _bundle(
         f"{plan.pipeline}: {plan.total}{reads}{refused}{warned}",
-        ["step", "would", "why", "time", "tokens", "cost"],
+        ["step", "would", "why", "time", "calls", "tokens", "cost"],
         rows,
-        [3, 4, 5],
+        [3, 4, 5, 6],
         2,
     )
 

@@ -1,0 +1,78 @@
+"""How long the first request of an agent step is, before it is paid: no model is asked, and none is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tagent_nb.pipeline import PipelineStep
+from tagent_nb.runners.agent.runner import instructions, prompt
+from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, TOKENS_A_PART
+from tagent_nb.runners.tools.registry import named_tools
+
+A_TEXT = 40
+"""Tokens that a text in an answer with a schema may well take, where no answer has been seen."""
+
+A_WHOLE_TEXT = (5, 1000)
+"""Tokens of an answer in free text, at least and at most, where none has been seen and nothing limits it."""
+
+
+_DEEPEST = 5
+"""Levels of a schema that are looked at; one that refers to itself has no end."""
+
+
+def request_tokens(step: PipelineStep, context: StepContext) -> int:
+    """About how many input tokens the first request of a unit sends.
+
+    By the rule of thumb that stands in for usage that a provider did not report: four bytes a token.
+
+    Raises:
+        TemplateError: The goal reads something that is not there.
+    """
+    texts = [instructions(context), prompt(step, context)]
+    if step.output_schema is not None:
+        texts.append(json.dumps(step.output_schema.model_json_schema()))
+    texts += [f"{name} {function.__doc__ or ''}" for name, function in named_tools(step).items()]
+    return sum(-(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) + TOKENS_A_PART for text in texts)
+
+
+def answer_tokens(step: PipelineStep) -> tuple[int, int]:
+    """Output tokens of one answer, at least and at most, where no answer of the step has been seen.
+
+    ``max_tokens`` of the step's settings is the most; else its schema says how much there is to write.
+    """
+    most = step.settings.get("max_tokens")
+    low, high = A_WHOLE_TEXT
+    if step.output_schema is not None:
+        low, high = _schema_tokens(step.output_schema.model_json_schema())
+    if isinstance(most, int):
+        return min(low, most), most
+    return low, high
+
+
+def _schema_tokens(schema: Mapping[str, Any], depth: int = 0) -> tuple[int, int]:
+    """Tokens of a value of a JSON schema; lists of up to ten items."""
+    definitions = schema.get("$defs", {})
+    schema = definitions.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
+    if depth > _DEEPEST:
+        return 1, A_TEXT
+
+    def inside(part: Any) -> tuple[int, int]:
+        return _schema_tokens({**part, "$defs": definitions}, depth + 1)
+
+    if "properties" in schema:
+        sizes = [inside(part) for part in schema["properties"].values()]
+        names = sum(len(name) for name in schema["properties"]) // BYTES_A_TOKEN
+        frame = names + 3 * len(sizes) + 2
+        return frame + sum(low for low, _ in sizes), 2 * frame + sum(high for _, high in sizes)
+    if schema.get("type") == "array":
+        return 1, 10 * inside(schema.get("items", {}))[1]
+    if "anyOf" in schema:
+        sizes = [inside(part) for part in schema["anyOf"]]
+        return min(low for low, _ in sizes), max(high for _, high in sizes)
+    if "enum" in schema or "const" in schema:
+        texts = [str(value) for value in schema.get("enum", [schema.get("const")])]
+        return 1, 2 + max(map(len, texts)) // 2
+    return (1, 4) if schema.get("type") in ("boolean", "integer", "number", "null") else (1, A_TEXT)
