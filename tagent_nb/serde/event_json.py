@@ -66,7 +66,7 @@ def event_from_dict(data: Mapping[str, Any], schemas: Schemas = None) -> Event:
             "or was written by a newer version of tagent-nb."
         )
     schemas = Classes.of(schemas, data.get("step"))
-    loaders = {field: load for field, _, load, _ in _plan(kind)}  # type: ignore[arg-type]
+    loaders = _loaders(kind)  # type: ignore[arg-type]  # mypy: dataclasses hash
     values = {}
     try:
         data["at"]  # the only field whose default is not a constant
@@ -97,6 +97,12 @@ def _plan(kind: type[Event]) -> tuple[tuple[str, Any, _Load, _Dump | None], ...]
         load, dump = special if special is not None else (_simple(str(field.type)), None)
         plan.append((field.name, default, load, dump))
     return tuple(plan)
+
+
+@cache
+def _loaders(kind: type[Event]) -> dict[str, _Load]:
+    """How to read each field of an event."""
+    return {field: load for field, _, load, _ in _plan(kind)}  # type: ignore[arg-type]
 
 
 def _simple(annotation: str) -> _Load:

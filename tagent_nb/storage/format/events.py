@@ -287,7 +287,7 @@ def _content(body: bytes, where: str) -> tuple[dict[str, Any], int]:
     """The line of JSON, and where the values start."""
     end = body.find(b"\n")
     try:
-        content = json.loads(body[: max(end, 0)], parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        content = _from_json(body[: max(end, 0)].decode())
     except (ValueError, RecursionError) as error:
         raise CorruptRecordError(f"{where}: the record is not JSON ({error}).") from None
     if not isinstance(content, dict) or not isinstance(content.get("events"), list) or not content["events"]:
@@ -304,6 +304,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         raise ValueError("a key occurs twice")
     return content
+
+
+_from_json = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique).decode
 
 
 def begun(first: bytes, run_id: str, key: bytes | None) -> float:
