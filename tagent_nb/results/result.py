@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
@@ -165,6 +165,12 @@ class PipelineResult:
             if name in outputs:
                 return outputs[name]
             raise self._no_attribute(name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A pickle of an older version lacks the fields that have come since.
+        factories = {part.name: part.default_factory for part in fields(self)}
+        made = {name: make() for name, make in factories.items() if make is not MISSING}
+        self.__dict__.update(made | state)
 
     def _no_attribute(self, name: str) -> AttributeError:
         if name.startswith("_"):

@@ -28,6 +28,7 @@ STORED: dict[str, type[Event]] = {
     for kind in vars(events).values()
     if isinstance(kind, type)
     and issubclass(kind, Event)
+    and not kind.__name__.startswith("_")
     and kind not in (Event, events.StepEvent, *events.PASSING)
 }
 """The kinds of events that records keep, by name."""
