@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tagent_nb import events
 from tagent_nb.events import Event, StepEvent, TokenUsage
+from tagent_nb.serde import StoredValue
 
 COUNTS = st.builds(TokenUsage, *[st.integers(0, 10**9)] * 6)
 
@@ -94,3 +95,38 @@ def test_streamed_text_starts_and_waits_are_not_kept() -> None:
         *(events.StepStreamed, events.StepStarted),
         *(events.StepWaiting, events.StepUnblocked),
     }
+
+
+def test_events_that_are_made_fast_are_as_any_other() -> None:
+    """Of all that there is one for each unit of work: equal to what the class makes, and as frozen."""
+    output = StoredValue.of([1])
+    usage = TokenUsage(input_tokens=3)
+    made: list[tuple[Event, Event]] = [
+        (
+            events.step_started("r", "s", "0", 2, "first run"),
+            events.StepStarted(run_id="r", step="s", item="0", attempt=2, why="first run"),
+        ),
+        (
+            events.step_finished("r", "s", output, 0.5),
+            events.StepFinished(run_id="r", step="s", output=output, seconds=0.5),
+        ),
+        (
+            events.step_cached("r", "s", "0", output, "k", {"code": "c"}, usage, None, {"model": "m"}),
+            events.StepCached(
+                run_id="r",
+                step="s",
+                item="0",
+                output=output,
+                key="k",
+                components={"code": "c"},
+                saved_usage=usage,
+                saved_cost=None,
+                metadata={"model": "m"},
+            ),
+        ),
+    ]
+    for fast, usual in made:
+        assert type(fast) is type(usual)
+        assert fast == dataclasses.replace(usual, at=fast.at)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            fast.run_id = "other"  # type: ignore[misc]

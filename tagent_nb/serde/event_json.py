@@ -30,6 +30,7 @@ STORED: dict[str, type[Event]] = {
     and issubclass(kind, Event)
     and not kind.__name__.startswith("_")
     and kind not in (Event, events.StepEvent, *events.PASSING)
+    and not kind.__name__.startswith("_")  # what an event is while it is made
 }
 """The kinds of events that records keep, by name."""
 
