@@ -67,16 +67,16 @@ def pytest_collection_finish() -> None:
 
 
 def _excuse_finalisers_without_room() -> None:
-    """Let a test fail for no finaliser of somebody else's garbage.
+    """Let a test fail for no finaliser of someone else's garbage.
 
     Tests nest values as deep as Python goes. A collection that happens to run down there leaves finalisers no
     frames to run in; pytest would count that against the test that nests.
     """
-    told = sys.unraisablehook
+    previous = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if not issubclass(unraisable.exc_type, RecursionError):
-            told(unraisable)
+            previous(unraisable)
 
     sys.unraisablehook = hook
 

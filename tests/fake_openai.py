@@ -71,7 +71,11 @@ def _present(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(prefix): one for name, one in fields.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): field_value
+        for name, field_value in fields.items()
+        if name.startswith(prefix)
+    }
 
 
 def pieces(*chunks: dict[str, Any] | str, done: bool = True) -> Act:
@@ -79,8 +83,8 @@ def pieces(*chunks: dict[str, Any] | str, done: bool = True) -> Act:
     head = _head({"model": "gpt-4o"}, "chat.completion.chunk")
     texts = []
     for chunk in chunks:
-        one = piece(chunk) if isinstance(chunk, str) else chunk
-        texts.append(json.dumps({**head, **one} if "choices" in one else one))
+        sent = piece(chunk) if isinstance(chunk, str) else chunk
+        texts.append(json.dumps({**head, **sent} if "choices" in sent else sent))
     body = "".join(f"data: {text}\n\n" for text in texts) + ("data: [DONE]\n\n" if done else "")
     return Act(body=body, headers={"Content-Type": "text/event-stream"})
 
@@ -137,15 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         fake: FakeOpenAI = self.server.fake  # type: ignore[attr-defined]
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers["Authorization"] not in (f"Bearer {KEY}", "Bearer api-key-not-set"):
             self._send(
-                error(401, f"Incorrect API key: {self.headers['Authorization']}", "invalid_api_key"), asked
+                error(401, f"Incorrect API key: {self.headers['Authorization']}", "invalid_api_key"), request
             )
             return
         act = fake.acts[min(len(fake.requests), len(fake.acts) - 1)]
         with fake.another:
-            fake.requests.append(asked)
+            fake.requests.append(request)
             fake.another.notify_all()
         fake.arrived.set()
         if act.hang:
@@ -154,18 +158,18 @@ class _Handler(BaseHTTPRequestHandler):
         if act.drop == "before":
             self.close_connection = True
             return
-        self._send(act, asked)
+        self._send(act, request)
 
-    def _body(self, act: Act, asked: dict[str, Any]) -> str:
+    def _body(self, act: Act, request: dict[str, Any]) -> str:
         if act.body is not None:
             return act.body
         if self.path.endswith("/responses"):
-            return (_events if asked.get("stream") else _response)(act, asked)
-        return (_stream if asked.get("stream") else _whole)(act, asked)
+            return (_events if request.get("stream") else _response)(act, request)
+        return (_stream if request.get("stream") else _whole)(act, request)
 
-    def _send(self, act: Act, asked: dict[str, Any]) -> None:
-        streamed = act.body is None and asked.get("stream")
-        body = self._body(act, asked).encode()
+    def _send(self, act: Act, request: dict[str, Any]) -> None:
+        streamed = act.body is None and request.get("stream")
+        body = self._body(act, request).encode()
         self.send_response(act.status)
         headers = {
             "Content-Type": "text/event-stream" if streamed else "application/json",
@@ -204,8 +208,8 @@ USAGE = {
 }
 
 
-def _head(asked: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "object": kind, "created": 1_700_000_000, "model": asked["model"]}
+def _head(request: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": 1_700_000_000, "model": request["model"]}
 
 
 def _message(act: Act) -> dict[str, Any]:
@@ -220,14 +224,14 @@ def _finish(act: Act) -> str:
     return "tool_calls" if act.tool and act.finish == "stop" else act.finish
 
 
-def _whole(act: Act, asked: dict[str, Any]) -> str:
+def _whole(act: Act, request: dict[str, Any]) -> str:
     choice = {"index": 0, "message": _message(act), "finish_reason": _finish(act)}
     took = {"usage": USAGE} if act.usage else {}
-    return json.dumps({**_head(asked, "chat.completion"), "choices": [choice], **took})
+    return json.dumps({**_head(request, "chat.completion"), "choices": [choice], **took})
 
 
-def _stream(act: Act, asked: dict[str, Any]) -> str:
-    head = _head(asked, "chat.completion.chunk")
+def _stream(act: Act, request: dict[str, Any]) -> str:
+    head = _head(request, "chat.completion.chunk")
     message = _message(act)
     if act.tool:
         message["tool_calls"][0]["index"] = 0
@@ -236,7 +240,7 @@ def _stream(act: Act, asked: dict[str, Any]) -> str:
         words = act.text.split(" ")
         pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
         deltas = [{"role": "assistant", "content": piece} for piece in pieces]
-    chunks = [{**head, "choices": [{"index": 0, "delta": one, "finish_reason": None}]} for one in deltas]
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
     if not act.finish:
         return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     last = {"index": 0, "delta": {}, "finish_reason": _finish(act)}
@@ -257,15 +261,15 @@ _TOOK = {
 }
 
 
-def _response(act: Act, asked: dict[str, Any]) -> str:
-    return json.dumps(_responded(act, asked))
+def _response(act: Act, request: dict[str, Any]) -> str:
+    return json.dumps(_responded(act, request))
 
 
-def _responded(act: Act, asked: dict[str, Any]) -> dict[str, Any]:
-    told = {"length": "max_output_tokens", "content_filter": "content_filter"}
-    reason = told.get(act.finish)
+def _responded(act: Act, request: dict[str, Any]) -> dict[str, Any]:
+    reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
+    reason = reasons.get(act.finish)
     return {
-        **_begun(asked),
+        **_begun(request),
         "status": "incomplete" if reason else "completed",
         "incomplete_details": {"reason": reason} if reason else None,
         "output": [_item(act)],
@@ -273,12 +277,12 @@ def _responded(act: Act, asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _begun(asked: dict[str, Any]) -> dict[str, Any]:
+def _begun(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "resp_1",
         "object": "response",
         "created_at": 1_700_000_000,
-        "model": asked["model"],
+        "model": request["model"],
         "status": "in_progress",
         "output": [],
         "parallel_tool_calls": True,
@@ -290,23 +294,23 @@ def _begun(asked: dict[str, Any]) -> dict[str, Any]:
 def _item(act: Act) -> dict[str, Any]:
     if act.tool:
         call = _message(act)["tool_calls"][0]
-        told = {"id": "fc_1", "type": "function_call", "call_id": call["id"], "status": "completed"}
-        return {**told, **call["function"]}
+        call_fields = {"id": "fc_1", "type": "function_call", "call_id": call["id"], "status": "completed"}
+        return {**call_fields, **call["function"]}
     text = {"type": "output_text", "text": act.text, "annotations": []}
     return {"id": "m_1", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
 
 
-def _events(act: Act, asked: dict[str, Any]) -> str:
+def _events(act: Act, request: dict[str, Any]) -> str:
     """The events of a text; without a ``finish`` the last one is missing."""
     place = {"item_id": "m_1", "output_index": 0, "content_index": 0}
     item = {**_item(act), "content": [], "status": "in_progress"}
-    told: list[dict[str, Any]] = [
-        {"type": "response.created", "response": _begun(asked)},
+    sequence: list[dict[str, Any]] = [
+        {"type": "response.created", "response": _begun(request)},
         {"type": "response.output_item.added", "output_index": 0, "item": item},
         {"type": "response.output_text.delta", **place, "delta": act.text, "logprobs": []},
     ]
     if act.finish:
-        end = _responded(act, asked)
-        told.append({"type": f"response.{end['status']}", "response": end})
-    events = [{**event, "sequence_number": number} for number, event in enumerate(told)]
+        end = _responded(act, request)
+        sequence.append({"type": f"response.{end['status']}", "response": end})
+    events = [{**event, "sequence_number": number} for number, event in enumerate(sequence)]
     return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)

@@ -99,12 +99,12 @@ class Kernel:
 
     def text(self, cell: str) -> str:
         """What a cell printed, displayed and raised so far."""
-        found = []
+        outputs = []
         for message in self.outputs.get(cell, []):
             content = message["content"]
-            found.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
-            found.extend(content.get("traceback", []))
-        return "\n".join(found)
+            outputs.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
+            outputs.extend(content.get("traceback", []))
+        return "\n".join(outputs)
 
     def story(self) -> str:
         """What all cells said."""

@@ -47,13 +47,13 @@ def main() -> None:
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         last = messages[-1]
-        told = [part for message in messages for part in message.parts if part.part_kind == "tool-return"]
+        returns = [part for message in messages for part in message.parts if part.part_kind == "tool-return"]
         system = (last.instructions if last.kind == "request" else "") or ""
         if agent == "single":
-            await note(f"model {len(told)}")
-            if len(told) < 2:
-                return ModelResponse(parts=[ToolCallPart("look_up", {"name": "ab"[len(told)]})])
-            return ModelResponse(parts=[TextPart(" and ".join(str(part.content) for part in told))])
+            await note(f"model {len(returns)}")
+            if len(returns) < 2:
+                return ModelResponse(parts=[ToolCallPart("look_up", {"name": "ab"[len(returns)]})])
+            return ModelResponse(parts=[TextPart(" and ".join(str(part.content) for part in returns))])
         await note(f"model {system[:60]} {''.join(str(part.content) for part in last.parts)[:60]!r}")
         text = json.dumps(PLAN) if "Make a plan" in system else "A and B"
         if "Judge whether" in system:

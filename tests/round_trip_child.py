@@ -31,7 +31,7 @@ def typed(value: Any) -> str:
         unset = sorted(inside.keys() - value.model_fields_set)
         return f"{name}({typed(inside)}, unset {unset})"
     if dataclasses.is_dataclass(kind):
-        parts = {one.name: getattr(value, one.name) for one in dataclasses.fields(kind)}
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
         return f"{name}({typed(parts)})"
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return f"{kind.__qualname__}({typed(value._asdict())})"
@@ -79,18 +79,18 @@ def main() -> None:
         namespace=getattr(script, "namespace", None),
         model=getattr(script, "model", None),
     )
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     if mode == "later":
         earliest = asyncio.run(executor.history())[0]
-        told["recorded"] = values_of(asyncio.run(executor.load_result(earliest.run_id)))
+        report["recorded"] = values_of(asyncio.run(executor.load_result(earliest.run_id)))
     first = executor.run()
-    told["first"], told["warnings"] = values_of(first), list(first.warnings)
-    told["steps"] = {name: step.status.value for name, step in first.steps.items()}
+    report["first"], report["warnings"] = values_of(first), list(first.warnings)
+    report["steps"] = {name: step.status.value for name, step in first.steps.items()}
     if mode == "run":
         again = executor.run()
-        told["cached"] = values_of(again)
-        told["steps"] = {name: step.status.value for name, step in again.steps.items()}
-    print(json.dumps(told))
+        report["cached"] = values_of(again)
+        report["steps"] = {name: step.status.value for name, step in again.steps.items()}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

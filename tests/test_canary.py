@@ -165,7 +165,9 @@ async def lab(
     await executor.storage.close()
     cache.close()
     read = capfd.readouterr()
-    logs = "\n".join(f"{one.getMessage()} {one.args} {one.exc_text}" for one in caplog.records)
+    logs = "\n".join(
+        f"{log_record.getMessage()} {log_record.args} {log_record.exc_text}" for log_record in caplog.records
+    )
     logs += caplog.text
     yield Lab(
         tmp_path,
@@ -190,8 +192,8 @@ async def lab(
 @place
 async def files(lab: Lab) -> bytes:
     """All files: store, log of the database or server, backups, cache."""
-    found = [path for path in sorted(lab.folder.rglob("*")) if path.is_file()]
-    return b"\n".join(path.read_bytes() for path in found)
+    stored = [path for path in sorted(lab.folder.rglob("*")) if path.is_file()]
+    return b"\n".join(path.read_bytes() for path in stored)
 
 
 @place
@@ -224,7 +226,7 @@ async def recordings(lab: Lab) -> bytes:
 
 @place
 async def spans(lab: Lab) -> bytes:
-    """What OpenTelemetry was told."""
+    """What OpenTelemetry received."""
     assert "look_up" in lab.spans
     return lab.spans.encode()
 
@@ -292,13 +294,13 @@ async def test_the_secret_is_nowhere(lab: Lab) -> None:
     failed = {"raised", "chained", "mapped", "unmappable", "asked", "helped"}
     assert set(lab.result.failed_steps) == failed
     assert lab.result["quiet"] == len(CANARY) + len(OTHER) + 1
-    found = {name: await look(lab) for name, look in PLACES.items()}
+    places = {name: await look(lab) for name, look in PLACES.items()}
     for name in ("stored_events", "observed_events", "results", "views"):
-        assert b"401 for ***" in found[name], name
-    assert all(found.values())
+        assert b"401 for ***" in places[name], name
+    assert all(places.values())
     leaks = {
         name: [text[max(0, text.index(secret) - 200) : text.index(secret) + 40]]
-        for name, text in found.items()
+        for name, text in places.items()
         for secret in (CANARY.encode(), OTHER.encode())
         if secret in text
     }
@@ -455,7 +457,7 @@ def test_a_store_does_not_show_its_password(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.models
-async def test_a_recording_leaves_out_what_a_tool_told_of_it(
+async def test_a_recording_leaves_out_what_a_tool_reported_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recording is made to be shared; what the run itself stores is the user's own."""

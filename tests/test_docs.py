@@ -60,8 +60,8 @@ class Block(NamedTuple):
 
 
 def pages() -> list[Path]:
-    found = [ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "notebooks").rglob("*.md")]
-    return sorted(page for page in found if "_build" not in page.parts)
+    markdown = [ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "notebooks").rglob("*.md")]
+    return sorted(page for page in markdown if "_build" not in page.parts)
 
 
 def blocks(page: Path) -> list[Block]:
@@ -150,19 +150,19 @@ def test_every_error_has_its_entry_in_troubleshooting() -> None:
 
 def strings_of_the_package() -> list[str]:
     """Every text in the code, with a NUL where an f-string fills something in."""
-    found: list[str] = []
+    names: list[str] = []
     for path in Path(tagent_nb.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append(
+                names.append(
                     "".join(
                         getattr(part, "value", "\0") if isinstance(part, ast.Constant) else "\0"
                         for part in node.values
                     )
                 )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                names.append(node.value)
+    return names
 
 
 def test_every_message_in_troubleshooting_is_one_that_the_code_can_say() -> None:
@@ -174,7 +174,9 @@ def test_every_message_in_troubleshooting_is_one_that_the_code_can_say() -> None
     assert [part for part in parts if part not in code] == []
 
 
-def test_a_block_that_should_raise_is_told_from_one_that_should_not(tmp_path: Path, run_blocks: Run) -> None:
+def test_a_block_that_should_raise_is_distinguished_from_one_that_should_not(
+    tmp_path: Path, run_blocks: Run
+) -> None:
     """The runner itself can fail: a wrong, a missing and an unexpected error are all reported."""
     for place, (raises, code, verdict) in enumerate(
         (

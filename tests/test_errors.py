@@ -27,15 +27,18 @@ KINDS = [
 
 def drawn() -> dict[str, tuple[str, set[str]]]:
     """The tree of the module's docstring: name to parent and built-in bases."""
-    found: dict[str, tuple[str, set[str]]] = {}
+    classes: dict[str, tuple[str, set[str]]] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
         match = re.match(r"    ([│├└─ ]*)(\w+Error)( : (\w+))?", line)
         if match:
             depth = len(match[1]) // 4
             above[depth:] = [match[2]]
-            found[match[2]] = (above[depth - 1] if depth else "Exception", {match[4]} if match[4] else set())
-    return found
+            classes[match[2]] = (
+                above[depth - 1] if depth else "Exception",
+                {match[4]} if match[4] else set(),
+            )
+    return classes
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

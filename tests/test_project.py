@@ -24,13 +24,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def test_every_provider_extra_is_one_of_pydantic_ai() -> None:
     """pip only warns about an extra that does not exist; a user would notice at the first request."""
-    known = set(importlib.metadata.metadata("pydantic-ai-slim").get_all("Provides-Extra") or ())
+    extras = set(importlib.metadata.metadata("pydantic-ai-slim").get_all("Provides-Extra") or ())
     passed_on = {
         name
         for name, requirements in PROJECT["optional-dependencies"].items()
         if requirements == [f"pydantic-ai-slim[{name}]"]
     }
-    assert {"anthropic", "google", "groq", "mistral", "bedrock"} <= passed_on <= known
+    assert {"anthropic", "google", "groq", "mistral", "bedrock"} <= passed_on <= extras
 
 
 def test_the_notebooks_are_the_six_lessons() -> None:
@@ -46,15 +46,15 @@ def test_the_notebooks_are_the_six_lessons() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS[2:4], ids=lambda path: path.stem)
 def test_a_recorded_notebook_replays_its_own_recording(path: Path) -> None:
-    """It asks nobody: its recording lies beside it, is whole, and was made by the local model."""
+    """It asks no one: its recording lies beside it, is whole, and was made by the local model."""
     file = f"data/{path.stem}.json"
     assert file in path.read_text(encoding="utf-8")
-    asked = {
+    wanted = {
         call.answer.get("model_name")
         for call in read_recording(ROOT / "notebooks" / file)
         if call.kind == "model"
     }
-    assert "local/smollm2-135m" in asked
+    assert "local/smollm2-135m" in wanted
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -41,10 +41,10 @@ def run(schema: Any = Sentiment, **options: Any) -> StepResult:
 
 
 def cost(answers: int) -> Any:
-    one = price("openai:gpt-4o", ONE)
-    assert one is not None
-    assert one > 0
-    return pytest.approx(answers * one)
+    usd = price("openai:gpt-4o", ONE)
+    assert usd is not None
+    assert usd > 0
+    return pytest.approx(answers * usd)
 
 
 def times(answers: int) -> TokenUsage:

@@ -55,7 +55,7 @@ async def _fill(storage: StorageBackend, pipeline: Pipeline, count: int) -> None
 
 
 def _grown(open_storage: Callable[[Path], StorageBackend]) -> Sides:
-    # It goes when nobody refers to it any more.
+    # It goes when no one refers to it any more.
     home = tempfile.TemporaryDirectory()
     pipeline = _pipeline()
     listing: list[float] = []

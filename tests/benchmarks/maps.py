@@ -153,7 +153,7 @@ def cold() -> Sides:
 )
 def warm() -> Sides:
     pipeline = _add_steps(Pipeline("map"))
-    # It goes when nobody refers to it any more.
+    # It goes when no one refers to it any more.
     home = tempfile.TemporaryDirectory()
     folder = Path(home.name)
     asyncio.run(_run(pipeline, cache=ResultCache(folder / "ours")))

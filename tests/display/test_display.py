@@ -214,7 +214,7 @@ def test_a_bundle_has_a_plain_twin_for_shells_without_html(capsys: pytest.Captur
     assert "shown" in capsys.readouterr().out
 
 
-def test_a_bundle_is_its_text_where_nobody_shows_html() -> None:
+def test_a_bundle_is_its_text_where_no_one_shows_html() -> None:
     bundle = Bundle("<b>bold</b>", "bold")
     assert repr(bundle) == "bold"
     assert bundle._repr_mimebundle_() == {

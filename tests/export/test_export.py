@@ -40,7 +40,7 @@ from tagent_nb.runners.tools.registry import forget_tool
 
 
 class Sentiment(BaseModel):
-    """What somebody feels."""
+    """What someone feels."""
 
     label: Literal["good", "bad"]
 
@@ -249,10 +249,10 @@ def sums(values):
 
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:
-    one = InteractiveShell.instance()
-    one.reset(new_session=False)
-    yield one
-    one.reset(new_session=False)
+    interactive = InteractiveShell.instance()
+    interactive.reset(new_session=False)
+    yield interactive
+    interactive.reset(new_session=False)
 
 
 def test_what_cells_of_a_notebook_define_goes_along(shell: InteractiveShell, tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def make_closure() -> Callable[[], int]:
     return closure
 
 
-def test_all_that_cannot_be_written_is_told_at_once() -> None:
+def test_all_that_cannot_be_written_is_reported_at_once() -> None:
     loop: list[Any] = []
     loop.append(loop)
     made = type("Made", (BaseModel,), {"__annotations__": {"x": int}, "__module__": "__main__"})
@@ -434,7 +434,7 @@ def test_a_secret_stands_in_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sk-0123456789abcdef" not in str(caught.value)
 
 
-def test_functions_that_cannot_be_moved_are_told() -> None:
+def test_functions_that_cannot_be_moved_are_reported() -> None:
     pipeline = Pipeline("p")
     pipeline.task(name="a")(make_closure())
     pipeline.task(name="b")(lambda: 1)
@@ -457,7 +457,7 @@ def two(number: int) -> Callable[[], int]:
     return same
 
 
-def test_two_functions_of_one_name_are_told() -> None:
+def test_two_functions_of_one_name_are_reported() -> None:
     pipeline = Pipeline("p")
     pipeline.task(name="a")(two(1))
     pipeline.task(name="b")(two(2))
@@ -493,7 +493,7 @@ def test_a_pipeline_with_problems_is_refused() -> None:
         export_module(Pipeline("empty"))
 
 
-def test_a_model_object_is_left_to_whoever_runs_the_module() -> None:
+def test_a_model_object_is_left_to_anyone_who_runs_the_module() -> None:
     text = export_module(Pipeline("p", model=TestModel()).step("a", "x"))
     assert "# The notebook used a model object (TestModel): give --model." in text
     assert "pipeline = tagent_nb.Pipeline('p')" in text
@@ -507,8 +507,8 @@ def test_the_module_runs_by_itself(tmp_path: Path) -> None:
     pipeline.step("ask", "Say {{ load }}.")
     file = tmp_path / "exported.py"
     file.write_text(export_module(pipeline), encoding="utf-8")
-    told = script(file, "--help").stdout
-    assert "Run the pipeline 'script'." in told
+    help_text = script(file, "--help").stdout
+    assert "Run the pipeline 'script'." in help_text
     without = script(file)
     assert (without.returncode, without.stdout) == (1, "")
     assert "Step 'ask' has no model" in without.stderr
@@ -553,7 +553,7 @@ def test_a_module_goes_on_with_what_the_notebook_has_cached_and_recorded(
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_a_module_is_known_until_somebody_changes_it() -> None:
+def test_a_module_is_known_until_someone_changes_it() -> None:
     text = export_module(one_cell("1"))
     assert is_own(text)
     assert not is_own(text + "# mine\n")

@@ -138,7 +138,7 @@ def test_what_the_page_says_counts_even_if_the_click_comes_first() -> None:
 
 
 @pytest.mark.parametrize(("name", "entered"), [("copies", None), ("tone", 9)])
-def test_what_a_field_cannot_hold_is_told_in_the_form(name: str, entered: Any) -> None:
+def test_what_a_field_cannot_hold_is_reported_in_the_form(name: str, entered: Any) -> None:
     shown, decisions = form(MAIL, Mail)
     press(shown, "approve", **{name: entered})
     assert f"{name}: " in shown.error.value
@@ -296,7 +296,7 @@ def test_each_thing_that_waits_has_a_form_until_it_is_decided(tmp_path: Any) -> 
     assert forms.widget.layout.display == "none"
 
 
-def test_an_edit_that_the_step_does_not_take_is_told_in_its_form(tmp_path: Any) -> None:
+def test_an_edit_that_the_step_does_not_take_is_reported_in_its_form(tmp_path: Any) -> None:
     class Answer(BaseModel):
         label: str
 

@@ -68,7 +68,7 @@ def test_a_wait_for_approval_survives_a_killed_kernel_and_nothing_is_computed_ag
     assert "sent: Dear all" in second.run("print(result['send'])")
 
 
-def test_where_nobody_can_click_the_run_ends_waiting_and_goes_on_by_magics(
+def test_where_no_one_can_click_the_run_ends_waiting_and_goes_on_by_magics(
     kernel: Callable[[], Kernel],
 ) -> None:
     """As nbconvert and nbval execute cells: they say that they take no input."""

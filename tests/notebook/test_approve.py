@@ -109,7 +109,7 @@ def test_another_kernel_decides_on_what_is_recorded(book: Notebook) -> None:
     assert later("tagent_run --resume")["send"] == "sent: Dear all"
 
 
-def test_mistakes_are_told_in_one_sentence(book: Notebook) -> None:
+def test_mistakes_are_reported_in_one_sentence(book: Notebook) -> None:
     held(book)
     assert "exclude each other" in refused(book, "tagent_approve draft --reject no --retry no")
     assert "there is no variable 'bettr'" in refused(book, "tagent_approve draft --value bettr")
@@ -136,7 +136,7 @@ def test_memories_are_listed_shown_edited_and_deleted(book: Notebook) -> None:
     assert "Saved: none." in refused(book, "tagent_memory limit")
 
 
-def test_mistakes_with_memories_are_told(book: Notebook) -> None:
+def test_mistakes_with_memories_are_reported(book: Notebook) -> None:
     book("tagent_pipeline mails")
     assert "which memory?" in refused(book, "tagent_memory --forget")
     assert "exclude each other" in refused(book, "tagent_memory a --set 1 --forget")

@@ -68,7 +68,7 @@ def test_code_that_a_cell_hands_on_belongs_to_the_cell(front: Front) -> None:
     assert front.gone == {"a": DELETED}
 
 
-def test_nothing_is_guessed_where_no_ids_are_told(front: Front) -> None:
+def test_nothing_is_guessed_where_no_ids_are_reported(front: Front) -> None:
     front.run("one", "a")
     front.run(None, "a", "b")
     front.run(None)

@@ -120,7 +120,7 @@ async def test_a_change_of_a_widget_is_answered_under_its_own_name(waits: bool, 
     assert kernel.shell_handlers == {"comm_msg": handler}
 
 
-def test_without_a_kernel_nobody_is_answered() -> None:
+def test_without_a_kernel_no_one_is_answered() -> None:
     for kernel in (None, SimpleNamespace()):
         changes = AnsweredChanges(kernel)
         changes.install()

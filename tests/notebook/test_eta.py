@@ -41,7 +41,7 @@ def test_a_mapped_step_goes_by_its_items_of_now() -> None:
     assert left(mapped, new=(0, 0, 20)) is None
 
 
-def test_steps_that_nobody_knows_take_the_mean_unless_most_are_unknown() -> None:
+def test_steps_that_no_one_knows_take_the_mean_unless_most_are_unknown() -> None:
     assert left(StepResult("a"), StepResult("b"), StepResult("new")) == 45.0
     assert left(StepResult("a"), StepResult("new"), StepResult("newer")) is None
     assert left(StepResult("new"), past=Durations()) is None

@@ -75,7 +75,7 @@ def test_a_run_has_begun_with_its_first_event_and_every_event_is_a_change() -> N
     assert feed.began.is_set()
 
 
-def test_touched_steps_are_told_once() -> None:
+def test_touched_steps_are_reported_once() -> None:
     feed = RunFeed()
     feed(StepStarted(run_id=RUN, step="a"))
     feed(StepStreamed(run_id=RUN, step="b", text="x"))

@@ -78,7 +78,7 @@ SLIPS = [
 ]
 
 
-def test_a_slip_is_told_with_its_remedy_and_nothing_is_lost(kernel: Callable[[], Kernel]) -> None:
+def test_a_slip_is_reported_with_its_remedy_and_nothing_is_lost(kernel: Callable[[], Kernel]) -> None:
     notebook = kernel()
     for cell in ("%tagent_pipeline mine --model test", TABLE, SIZE, TOTAL, "%tagent_run"):
         notebook.run(cell)

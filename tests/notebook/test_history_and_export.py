@@ -81,7 +81,7 @@ def test_a_run_of_the_past_is_opened_as_a_result(book: Notebook) -> None:
     assert later(f"tagent_history {second[-8:]}")["a"] == 2
 
 
-def test_a_run_that_is_not_there_is_told(book: Notebook) -> None:
+def test_a_run_that_is_not_there_is_reported(book: Notebook) -> None:
     book("tagent_pipeline reviews")
     assert refused(book, "tagent_history nothing").endswith("no recorded run 'nothing'. It has none yet.")
     book.python("a", "1")
@@ -94,7 +94,7 @@ def test_a_run_that_is_not_there_is_told(book: Notebook) -> None:
     assert "there is no variable 'run'" in refused(book, "tagent_history $run")
 
 
-def test_prices_that_nobody_knows_are_missing_not_zero(book: Notebook) -> None:
+def test_prices_that_no_one_knows_are_missing_not_zero(book: Notebook) -> None:
     book("tagent_pipeline reviews")
     book.shell.run_cell("from tagent_nb import TokenUsage")
     book.python("free", "context.spend(TokenUsage(1, 1), None)\n1")
@@ -216,9 +216,9 @@ def test_json_says_which_names_of_the_notebook_it_does_not_hold(
     book.python("clean", "tidy(pd.Series(load))")
     capsys.readouterr()
     book("tagent_export p.json")
-    told = capsys.readouterr().out
-    assert "which its Python uses: pd (load, clean), tidy (clean)." in told
-    assert "tagent-nb run p.json --schemas FILE.py" in told
+    printed = capsys.readouterr().out
+    assert "which its Python uses: pd (load, clean), tidy (clean)." in printed
+    assert "tagent-nb run p.json --schemas FILE.py" in printed
     book("tagent_export p.svg")
     assert "--schemas" not in capsys.readouterr().out
 

@@ -551,7 +551,7 @@ def test_a_strict_run_raises_an_error_that_programs_see(book: Notebook, line: st
     assert book("tagent_run --strict").success
 
 
-def test_a_failed_run_is_told_and_resumed(book: Notebook) -> None:
+def test_a_failed_run_is_reported_and_resumed(book: Notebook) -> None:
     book("tagent_pipeline reviews --no-cache")
     book.noting("a", "1")
     code = "import os\nif not os.path.exists('luck'):\n    raise ValueError('no luck')\na + 1"

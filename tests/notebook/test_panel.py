@@ -326,7 +326,7 @@ def test_a_click_while_another_run_goes_on_says_so(
     other.result(10)
 
 
-def test_without_a_front_end_the_end_is_told_as_text(
+def test_without_a_front_end_the_end_is_reported_as_text(
     session: Session, shown: CapturingDisplayPublisher
 ) -> None:
     put(session, cell("load", "1"))
@@ -571,7 +571,7 @@ def test_without_graphviz_the_rows_are_there_and_the_panel_says_why(
     assert left(shown)[2] == ""
 
 
-def test_the_time_left_is_told_from_earlier_runs(
+def test_the_time_left_is_estimated_from_earlier_runs(
     session: Session, shown: CapturingDisplayPublisher, gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate.touch()

@@ -35,7 +35,7 @@ def test_the_same_cell_changes_nothing() -> None:
     assert changes(python("1 + 1"), python("1 + 1")) == []
 
 
-def test_texts_are_told_by_their_changed_lines() -> None:
+def test_texts_are_reported_by_their_changed_lines() -> None:
     assert changes(step("Say this\nin a word"), step("Say this\nin two words")) == [
         "- in a word",
         "+ in two words",
@@ -49,7 +49,7 @@ def test_a_long_diff_is_cut() -> None:
     assert lines[-1] == "… and 44 more lines"
 
 
-def test_another_kind_of_step_is_told() -> None:
+def test_another_kind_of_step_is_reported() -> None:
     assert changes(python("1"), step("go")) == ["was a Python step", "- 1", "+ go"]
     assert changes(step("go"), python("1"))[0] == "was an agent step"
 
@@ -74,7 +74,9 @@ def test_another_kind_of_step_is_told() -> None:
         ),
     ],
 )
-def test_options_are_told_in_a_line_each(before: dict[str, Any], after: dict[str, Any], line: str) -> None:
+def test_options_are_reported_in_a_line_each(
+    before: dict[str, Any], after: dict[str, Any], line: str
+) -> None:
     assert changes(step(**before), step(**after)) == [line]
 
 

@@ -181,7 +181,7 @@ async def test_cancelling_an_awaited_run_cancels_it(control: RunControl) -> None
     assert resumed["slow"] == 5
 
 
-def test_a_step_that_does_not_end_in_time_is_told(
+def test_a_step_that_does_not_end_in_time_is_reported(
     control: RunControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "CANCEL_GRACE", 0.0)

@@ -112,7 +112,7 @@ def test_a_recording_is_named_and_taken_back(session: Session) -> None:
 
 
 class Watching:
-    """What a watcher of one run was told."""
+    """What a watcher of one run received."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

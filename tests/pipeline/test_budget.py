@@ -74,7 +74,7 @@ def test_a_step_names_itself_when_its_budget_cannot_be_read() -> None:
     assert Pipeline("p").step("s", "Think.", budget=0.5).get_step("s").budget == Budget(usd=0.5)
 
 
-def test_shares_are_told_in_words() -> None:
+def test_shares_are_reported_in_words() -> None:
     assert str(Share("usd", 0.0963, 0.004, 0.1)) == "$0.0963 of $0.10 spent, $0.0040 reserved"
     assert str(Share("tokens", 1200, 0, 5000)) == "1,200 tokens of 5,000 tokens spent"
     assert str(Share("requests", 1, 0, 4)) == "1 request of 4 requests spent"
@@ -384,7 +384,7 @@ async def test_every_model_behind_a_fallback_needs_a_price() -> None:
         await executor.execute()
 
 
-async def test_a_price_told_later_counts_for_what_was_spent_before() -> None:
+async def test_a_price_reported_later_counts_for_what_was_spent_before() -> None:
     calls: list[int] = []
     pipeline = fifty(costing(lambda number: ANSWER, calls))
     executor = PipelineExecutor(pipeline, budget="20 requests")
@@ -396,7 +396,7 @@ async def test_a_price_told_later_counts_for_what_was_spent_before() -> None:
     assert "$0.10 of $0.10 spent" in result.error_details[result.failed_steps[0]]
 
 
-async def test_usd_that_nobody_knows_end_a_budget_in_usd() -> None:
+async def test_usd_that_no_one_knows_end_a_budget_in_usd() -> None:
     pipeline = Pipeline("p", model=counting([]))
 
     def own(context: StepContext) -> None:

@@ -33,7 +33,7 @@ def runs(folder: str) -> int:
     return len(asyncio.run(open_storage(folder).runs(hello().id)))
 
 
-def test_an_executor_takes_what_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_executor_takes_what_no_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Model, storage and cache; the second run is answered from the cache."""
     monkeypatch.setenv("TAGENT_NB_MODEL", "test")
     monkeypatch.setenv("TAGENT_NB_STORAGE", "here")

@@ -71,5 +71,5 @@ async def test_a_run_warns_of_names_that_nothing_defines_before_it_comes_to_them
     names = [type(event).__name__ for event in seen]
     assert names.index("Warned") < names.index("StepStarted")
     assert result.error_details["clean"].startswith("NameError: name 'tidy' is not defined")
-    given = {"tidy": abs, "offset": 1}
-    assert (await PipelineExecutor(pipeline, namespace=given).execute()).warnings == []
+    namespace = {"tidy": abs, "offset": 1}
+    assert (await PipelineExecutor(pipeline, namespace=namespace).execute()).warnings == []

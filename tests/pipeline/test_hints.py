@@ -73,11 +73,11 @@ def test_a_cell_whose_last_line_has_no_value_says_what_to_write(code: str, ends_
         "await go()",
     ],
 )
-def test_a_cell_with_a_value_is_told_nothing(code: str) -> None:
+def test_a_cell_with_a_value_gets_no_hint(code: str) -> None:
     assert python_hints(code) == []
 
 
-def test_functions_are_told_nothing() -> None:
+def test_functions_get_no_hint() -> None:
     pipeline = Pipeline("p")
 
     @pipeline.task
@@ -102,7 +102,9 @@ def test_functions_are_told_nothing() -> None:
         ("{other} or {other}", "{other}", "{{ other }}"),
     ],
 )
-def test_single_braces_around_a_step_are_told_with_the_remedy(goal: str, written: str, instead: str) -> None:
+def test_single_braces_around_a_step_are_reported_with_the_remedy(
+    goal: str, written: str, instead: str
+) -> None:
     hint = f"{written} is sent to the model as it stands; for the value write {instead}."
     pipeline = mapped(goal)
     unread, *hints = step_hints(pipeline, pipeline.get_step("ask"))
@@ -127,7 +129,7 @@ def test_single_braces_around_a_step_are_told_with_the_remedy(goal: str, written
         "{{ {load: 1} | length }} {# {load} #}",
     ],
 )
-def test_goals_that_read_the_item_are_told_nothing(goal: str) -> None:
+def test_goals_that_read_the_item_get_no_hint(goal: str) -> None:
     pipeline = mapped(goal)
     assert step_hints(pipeline, pipeline.get_step("ask")) == []
     assert map_warnings(pipeline) == []
@@ -136,7 +138,7 @@ def test_goals_that_read_the_item_are_told_nothing(goal: str) -> None:
 @pytest.mark.parametrize(
     "goal", ["Is this item good?", "Say {{ other }}.", "{{ shared.tone }} {# {{ item }} #}", "hi"]
 )
-async def test_equal_prompts_for_all_items_are_told_before_they_are_paid(goal: str) -> None:
+async def test_equal_prompts_for_all_items_are_reported_before_they_are_paid(goal: str) -> None:
     pipeline = mapped(goal).share(tone="kind")
     executor = PipelineExecutor(pipeline)
     (warning,) = map_warnings(pipeline)

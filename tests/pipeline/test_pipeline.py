@@ -262,12 +262,12 @@ class TestPipeline:
                 pipeline.steps.insert(place % (len(there) + 1), new)
             names = [step.name for step in pipeline.steps]
             assert sorted(set(names)) == sorted(names)
-            for one in "abc":
-                assert (one in pipeline) == (one in names)
-                if one in names:
-                    assert pipeline.get_step(one) is pipeline.steps[names.index(one)]
+            for letter in "abc":
+                assert (letter in pipeline) == (letter in names)
+                if letter in names:
+                    assert pipeline.get_step(letter) is pipeline.steps[names.index(letter)]
 
-    def test_every_change_is_told_until_the_subscription_ends(self) -> None:
+    def test_every_change_is_reported_until_the_subscription_ends(self) -> None:
         calls: list[int] = []
         pipeline = Pipeline("p")
         end = pipeline.subscribe(lambda: calls.append(len(pipeline)))

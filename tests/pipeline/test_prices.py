@@ -75,7 +75,7 @@ def test_a_provider_s_own_name_for_a_model_does_not_hide_its_price() -> None:
     assert cost_of("openai:gpt-4o", answered) == price(
         "openai:gpt-4o", TokenUsage(1_000_000, 100_000, 400_000)
     )
-    assert cost_of("openai:nobody-knows", answered) is None
+    assert cost_of("openai:no-one-knows", answered) is None
 
 
 @pytest.mark.models

@@ -277,7 +277,7 @@ def test_what_cannot_be_rebuilt_says_why() -> None:
         assert caught.value.path == f"steps.{body.name}.body"
 
 
-def test_functions_without_a_definition_are_told_apart_by_bytecode() -> None:
+def test_functions_without_a_definition_are_distinguished_by_bytecode() -> None:
     first = PythonBody.from_function(lambda load: [x + 1 for x in load])
     same = PythonBody.from_function(lambda load: [x + 1 for x in load])
     other = PythonBody.from_function(lambda load: [x + 2 for x in load])

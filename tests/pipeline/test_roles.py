@@ -41,8 +41,14 @@ class Cast:
 
     def model(self, name: str) -> FunctionModel:
         def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-            told = info.instructions or ""
-            phase = "plan" if "Make a plan" in told else "judge" if "Judge whether" in told else "act"
+            instructions = info.instructions or ""
+            phase = (
+                "plan"
+                if "Make a plan" in instructions
+                else "judge"
+                if "Judge whether" in instructions
+                else "act"
+            )
             self.asked.append((name, phase))
             text = {"plan": json.dumps(PLAN), "judge": '{"achieved": true}'}.get(phase, f"by {name}")
             return ModelResponse(parts=[TextPart(text)])
@@ -105,7 +111,7 @@ def _refuse(value: str) -> None:
     raise ValueError("never")
 
 
-def test_what_earlier_sittings_spent_counts_at_the_dearest_price(tmp_path: Path) -> None:
+def test_what_earlier_sessions_spent_counts_at_the_dearest_price(tmp_path: Path) -> None:
     """A resumed run does not know which role took the tokens."""
     cast = Cast()
     first = planning(cast, plan="big")

@@ -416,8 +416,8 @@ def test_a_text_with_an_at_sign_names_nothing_that_is_missing() -> None:
 
 
 def test_the_explanation_says_what_goals_can_print() -> None:
-    told = explain({"shown:load": "1", "goal": "1"}, {"shown:load": "2", "goal": "1"}, None, None)
-    assert told == ["what goals can print of load changed, such as computed fields of its classes"]
+    reasons = explain({"shown:load": "1", "goal": "1"}, {"shown:load": "2", "goal": "1"}, None, None)
+    assert reasons == ["what goals can print of load changed, such as computed fields of its classes"]
 
 
 # -- more kinds of classes, helpers and models --------------------------------------------------

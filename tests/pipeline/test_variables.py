@@ -99,9 +99,9 @@ def test_every_kind_of_data_is_an_input(kind: str) -> None:
     def same(value: Any) -> Any:
         return value
 
-    found = PipelineExecutor(flow, namespace={"value": VALUES[kind]}).run()["same"]
-    assert type(found) is type(VALUES[kind])
-    assert repr(found) == repr(VALUES[kind])
+    value_read = PipelineExecutor(flow, namespace={"value": VALUES[kind]}).run()["same"]
+    assert type(value_read) is type(VALUES[kind])
+    assert repr(value_read) == repr(VALUES[kind])
 
 
 def test_goal_condition_parameter_dependency_and_field_name_inputs() -> None:
@@ -194,7 +194,7 @@ def test_what_ipython_defines_is_no_input(name: str) -> None:
         PipelineExecutor(flow, namespace={name: [1]}).run()
 
 
-def test_a_misspelt_name_is_told_over_steps_variables_and_inputs(session: Session) -> None:
+def test_a_misspelt_name_is_reported_over_steps_variables_and_inputs(session: Session) -> None:
     session.namespace["reviews"] = frame()  # type: ignore[index]
     session.put(cell("load", "1"))
     session.put(cell("each", "1", map_over="reveiws"))
@@ -227,7 +227,7 @@ def test_what_cannot_be_stored_is_refused_with_variable_step_and_remedy(kind: st
     assert problem.endswith("or make it in a Python step.")
 
 
-def test_inputs_that_nobody_reads_or_that_are_steps_are_refused(pipeline: Pipeline) -> None:
+def test_inputs_that_no_one_reads_or_that_are_steps_are_refused(pipeline: Pipeline) -> None:
     executor = PipelineExecutor(pipeline, namespace={"df": frame()})
     with pytest.raises(DefinitionError, match="no step of pipeline 'reviews' reads 'dff'. Did you mean 'df'"):
         executor.run(inputs={"dff": 1})
@@ -243,7 +243,7 @@ def test_inputs_that_nobody_reads_or_that_are_steps_are_refused(pipeline: Pipeli
         PipelineExecutor(Pipeline("p").put(cell("a", "1"))).run(inputs={"x": 1})
 
 
-def test_a_goal_that_cannot_be_read_is_told_as_ever(tmp_path: Path) -> None:
+def test_a_goal_that_cannot_be_read_is_reported_as_ever(tmp_path: Path) -> None:
     flow = Pipeline("flow", model="test").step("bad", "{{ df").put(cell("each", "item", map_over="df"))
     flow.put(cell("code", "df"))
     executor = PipelineExecutor(flow, storage=tmp_path, namespace={"df": [1]})
@@ -384,7 +384,7 @@ def test_a_run_sees_the_values_as_they_were_when_it_was_started(session: Session
     assert handle.result()["each"] == [0, 0]
 
 
-def test_a_step_that_changes_what_it_got_changes_it_for_nobody(session: Session) -> None:
+def test_a_step_that_changes_what_it_got_changes_it_for_no_one(session: Session) -> None:
     session.put(cell("spoil", "df['stars'] = 0\n0", depends_on=["df"]))
     session.put(cell("each", "item['stars']", map_over="df", depends_on=["spoil"]))
     result = session.start().result()
@@ -461,7 +461,7 @@ def test_a_changed_input_is_refused_on_resume_or_taken_anew(tmp_path: Path) -> N
 # -- secrets ------------------------------------------------------------------------------------------
 
 
-def test_an_input_that_holds_a_secret_is_told_or_refused(
+def test_an_input_that_holds_a_secret_is_reported_or_refused(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_API_KEY", "sk-secret-1234567890")

@@ -1,4 +1,4 @@
-"""Two results side by side, and answers against a truth: every difference is told, and no other."""
+"""Two results side by side, and answers against a truth: every difference is reported, and no other."""
 
 from __future__ import annotations
 

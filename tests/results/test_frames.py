@@ -764,7 +764,7 @@ def test_is_frame_knows_frames_only() -> None:
     assert not is_frame([])
 
 
-def test_items_are_told_without_loading_pandas_or_numpy() -> None:
+def test_items_are_reported_without_loading_pandas_or_numpy() -> None:
     code = (
         "import sys\n"
         "from tagent_nb.results import is_frame, rows_of\n"

@@ -190,6 +190,6 @@ def test_the_notebook_shows_this() -> None:
     assert result._repr_html_() == result_html(result)
 
 
-def test_a_budget_is_told_on_top() -> None:
+def test_a_budget_is_reported_on_top() -> None:
     text = Reader(result_html(result_of(StepResult("a"), total_cost=0.05, budget="0.1 USD"))).text
     assert "budget: $0.0500 of $0.10 spent" in text

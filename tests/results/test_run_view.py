@@ -108,7 +108,7 @@ def test_what_failed_or_was_stopped_is_not_counted_as_done() -> None:
 
 
 @pytest.mark.parametrize("phase", ["running", "paused", "completed", "failed", "cancelled", "refused"])
-def test_each_phase_is_told_by_word(phase: str) -> None:
+def test_each_phase_is_reported_by_word(phase: str) -> None:
     assert phase in text_of(run_html(view(phase=phase)))
 
 
@@ -192,7 +192,7 @@ def test_a_step_that_waits_says_for_what() -> None:
     assert "waits for a turn" in text_of(run_html(view(step("a", StepStatus.WAITING, waits_for="a turn"))))
 
 
-def test_an_error_without_words_and_failed_items_are_told() -> None:
+def test_an_error_without_words_and_failed_items_are_reported() -> None:
     """In text and in HTML."""
     pipeline = Pipeline("seen")
 

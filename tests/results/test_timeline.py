@@ -59,19 +59,19 @@ def test_dependencies_are_known_of_runs_of_this_process_and_of_stored_ones(tmp_p
     storage = FileStorageBackend(tmp_path)
     result = PipelineExecutor(pipeline, storage=storage).run()
     stored = asyncio.run(PipelineExecutor(pipeline, storage=storage).load_result())
-    for known in (
+    for run in (
         result,
         stored,
         PipelineResult.from_json(result.to_json()),
         pickle.loads(result.to_pickle()),
     ):
-        assert {name: sorted(names) for name, names in known.dependencies.items()} == {
+        assert {name: sorted(names) for name, names in run.dependencies.items()} == {
             "load": [],
             "each": ["load"],
             "report": ["each", "load"],
         }
-        assert dict(known.sources) == {"each": "load"}
-        assert known.timeline().critical_path == ["load", "each", "report"]
+        assert dict(run.sources) == {"each": "load"}
+        assert run.timeline().critical_path == ["load", "each", "report"]
     assert repr(result.sources) == "{'each': 'load'}"
     assert result.sources["each"] == "load"
     assert len(result.sources) == 1
@@ -148,7 +148,7 @@ def test_steps_items_and_events_of_several_runs_are_one_frame(tmp_path: Path) ->
     assert (len(runs), runs[0].run_id, repr(runs)) == (2, ids[0], "<RunHistory: 2 runs>")
 
 
-def test_the_newest_runs_are_read_and_an_unknown_step_is_told(tmp_path: Path) -> None:
+def test_the_newest_runs_are_read_and_an_unknown_step_is_reported(tmp_path: Path) -> None:
     runs = history(tmp_path, 3)
     executor = PipelineExecutor(Pipeline("p"), storage=FileStorageBackend(tmp_path))
     newest = asyncio.run(executor.load_history(last=1))

@@ -329,7 +329,7 @@ def test_equal_frames_have_equal_digests() -> None:
         TYPED[TYPED.columns[::-1]],
         TYPED.iloc[::-1],
     ]
-    assert len({digest(one) for one in others}) == len(others)
+    assert len({digest(other) for other in others}) == len(others)
 
 
 COLUMN_TYPES = [
@@ -345,7 +345,7 @@ COLUMN_TYPES = [
     (st.none() | st.integers() | st.text(max_size=3).filter(str.isascii) | st.lists(st.integers()), "object"),
 ]
 COLUMN = st.sampled_from(COLUMN_TYPES).flatmap(
-    lambda one: st.lists(one[0], min_size=4, max_size=4).map(lambda cells: pd.Series(cells, dtype=one[1]))
+    lambda pair: st.lists(pair[0], min_size=4, max_size=4).map(lambda cells: pd.Series(cells, dtype=pair[1]))
 )
 
 
@@ -446,7 +446,7 @@ def test_scalars_of_numpy_come_back_as_they_were(value: np.generic) -> None:
 
 
 def test_a_short_float_comes_back_as_the_number_that_a_goal_shows() -> None:
-    """Else the prompts of a resumed run would differ from those of the first sitting."""
+    """Else the prompts of a resumed run would differ from those of the first session."""
     assert json.loads(encode(np.float32(0.1)))["v"] == 0.1
 
 
@@ -690,7 +690,7 @@ def test_arrays_are_stored_without_loading_pandas() -> None:
     assert done.stdout.strip() == "False"
 
 
-# -- streams that nobody wrote --------------------------------------------------------------------
+# -- streams that no one wrote --------------------------------------------------------------------
 
 
 def stream(table: pa.Table, compression: str | None = None) -> str:
@@ -706,7 +706,7 @@ def series_of(text: str, rows: int = 2) -> bytes:
     return json.dumps({"$t": "series", "index": index, "name": None, "vectors": {"v": text}}).encode()
 
 
-def test_a_plain_stream_of_somebody_else_is_read() -> None:
+def test_a_plain_stream_of_someone_else_is_read() -> None:
     assert decode(series_of(stream(pa.table({"0": [1, 2]})))).tolist() == [1, 2]
 
 

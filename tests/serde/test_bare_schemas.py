@@ -66,9 +66,9 @@ ANSWERS: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_the_value_is_of_the_type_itself(session: Session, text: str) -> None:
-    given, value = ANSWERS[text]
+    written, value = ANSWERS[text]
     schema = session.schema(text)
-    result = answered(schema, given)
+    result = answered(schema, written)
     assert result["ask"] == value
     assert type(result["ask"]) is type(value)
     assert session.schema(text) is schema

@@ -1,4 +1,4 @@
-"""What a step changes in place reaches nobody else: no other step, no later attempt, not the pipeline."""
+"""What a step changes in place reaches no one else: no other step, no later attempt, not the pipeline."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Colour(Enum):
 
 
 class Mark:
-    """Told by what it is."""
+    """Recognised by what it is."""
 
 
 class Session:
@@ -259,7 +259,7 @@ def test_items_that_an_object_makes_when_it_is_copied_keep_what_they_hold() -> N
 
 @pytest.mark.parametrize("value", [threading.Lock(), "text", 7, None, Point, Colour.RED, Mark(), Session()])
 def test_what_is_no_data_or_cannot_be_copied_is_the_same_object(value: Any) -> None:
-    """A mark, which is told by what it is, and an object that stands for more than its values, too."""
+    """A mark, which is recognised by what it is, and an object that stands for more than its values, too."""
     assert own_copy(value) is value
     assert own_copy([value])[0] is value or isinstance(value, Session)
 
@@ -474,7 +474,7 @@ def test_copies_of_many_objects_are_not_mixed_up() -> None:
     assert own_copy(value) == value
 
 
-def test_what_is_bulky_is_told_at_a_glance() -> None:
+def test_what_is_bulky_is_recognised_at_a_glance() -> None:
     """Whatever a value or its class say of themselves, and without an end where a list holds itself."""
     ring: list[Any] = []
     ring.append(ring)

@@ -46,9 +46,9 @@ INDEXES = {
 @pytest.mark.parametrize("index", INDEXES.values(), ids=INDEXES)
 def test_an_index_comes_back_with_its_names_levels_and_dtypes(index: pd.Index) -> None:
     for source in (pd.Series(range(len(index)), index), pd.DataFrame({"a": 1}, index)):
-        found = index_of(stored(index.tolist()), stored(levels_of(source)))
-        pd.testing.assert_index_equal(found, index, exact=True)
-        assert getattr(found, "freq", None) == getattr(index, "freq", None)
+        index_read = index_of(stored(index.tolist()), stored(levels_of(source)))
+        pd.testing.assert_index_equal(index_read, index, exact=True)
+        assert getattr(index_read, "freq", None) == getattr(index, "freq", None)
 
 
 def test_notes_of_levels_can_be_compared() -> None:
@@ -85,9 +85,9 @@ def test_a_type_that_cannot_be_read_by_its_name_is_left_to_pandas() -> None:
     levels = levels_of(pd.Series([1], days))
     assert levels is not None
     levels[0]["dtype"] = "no such type"
-    found = index_of(days.tolist(), levels)
-    assert found.tolist() == days.tolist()
-    assert found.name == "d"
+    index_read = index_of(days.tolist(), levels)
+    assert index_read.tolist() == days.tolist()
+    assert index_read.name == "d"
 
 
 def test_labels_that_are_only_keys_are_no_levels() -> None:

@@ -45,8 +45,8 @@ def session(folder: Path, mode: str, seed: int) -> dict[str, Any]:
     command = [sys.executable, str(CHILD), str(folder), mode]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -338,8 +338,8 @@ class Sub:
 def test_values_of_all_kinds_of_classes_come_back_in_a_script_and_in_a_later_session(tmp_path: Path) -> None:
     write(tmp_path, mylib__Init=MYLIB, mylib__deep=DEEP, schemas=SCHEMAS, other=OTHER, script=SCRIPT)
     write(tmp_path, late=LATE, late_package__Init="", late_package__sub=SUB)
-    said = check(tmp_path)
-    assert said["warnings"] == []
+    problems = check(tmp_path)
+    assert problems["warnings"] == []
 
 
 DRAWN = """
@@ -360,8 +360,8 @@ def each(item):
 
 def test_any_value_is_the_same_live_from_the_cache_and_in_a_later_session(tmp_path: Path) -> None:
     write(tmp_path, script=DRAWN)
-    said = check(tmp_path)
-    assert said["warnings"] == []
+    problems = check(tmp_path)
+    assert problems["warnings"] == []
 
 
 def _known() -> dict[str, type]:
@@ -486,8 +486,8 @@ def test_two_schemas_of_one_name_each_read_the_items_of_their_own_mapped_step(no
     notebook.restart()
     define()
     result = notebook.run()
-    assert [typed(one.n) for one in result.step_outputs["exact"]] == ["builtins.int(3)"] * 2
-    assert [typed(one.n) for one in result.step_outputs["rough"]] == ["builtins.float(3.0)"] * 2
+    assert [typed(value.n) for value in result.step_outputs["exact"]] == ["builtins.int(3)"] * 2
+    assert [typed(value.n) for value in result.step_outputs["rough"]] == ["builtins.float(3.0)"] * 2
     assert {step.status.value for step in result.steps.values()} == {"cached"}
 
 
@@ -709,7 +709,7 @@ def cell_of(notebook: Notebook, parts: dict[str, str]) -> None:
         ("Answer(3)", {"x": "Asked | int"}, True),
     ],
 )
-def test_a_changed_annotation_takes_what_it_describes_and_what_nobody_can_judge(
+def test_a_changed_annotation_takes_what_it_describes_and_what_no_one_can_judge(
     notebook: Notebook, value: str, after: dict[str, str], fits: bool
 ) -> None:
     """Judging runs none of the user's code that could fail it: such annotations take what was recorded."""

@@ -106,7 +106,9 @@ class Review(BaseModel):
     tags: set[str] = set()
 
 
-SCHEMAS: dict[str, type] = {one.__name__: one for one in (Colour, Level, Word, Point, Row, Label, Review)}
+SCHEMAS: dict[str, type] = {
+    schema.__name__: schema for schema in (Colour, Level, Word, Point, Row, Label, Review)
+}
 
 
 def again(value: Any, schemas: Mapping[str, type] | None = SCHEMAS) -> Any:
@@ -114,17 +116,17 @@ def again(value: Any, schemas: Mapping[str, type] | None = SCHEMAS) -> Any:
     return decode(encode(value), schemas)
 
 
-def same(one: Any, other: Any) -> bool:
+def same(value: Any, other: Any) -> bool:
     """Equal, of the same types, in the same order, and NaN like NaN."""
-    if type(one) is not type(other):
+    if type(value) is not type(other):
         return False
-    if isinstance(one, float):
-        return math.isnan(one) == math.isnan(other) and (math.isnan(one) or one == other)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, dict):
-        return same(list(one.items()), list(other.items()))
-    return bool(one == other)
+    if isinstance(value, float):
+        return math.isnan(value) == math.isnan(other) and (math.isnan(value) or value == other)
+    if isinstance(value, list | tuple):
+        return len(value) == len(other) and all(same(a, b) for a, b in zip(value, other, strict=True))
+    if isinstance(value, dict):
+        return same(list(value.items()), list(other.items()))
+    return bool(value == other)
 
 
 # -- what is kept -------------------------------------------------------------------------------
@@ -197,8 +199,8 @@ def test_a_zone_comes_back_by_name_with_its_rules() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     twice = datetime(2024, 10, 27, 2, 30, tzinfo=berlin, fold=1)
     back = again([twice, twice.replace(fold=0), time(9, tzinfo=berlin)])
-    assert [one.tzinfo for one in back] == [berlin] * 3
-    assert [one.fold for one in back] == [1, 0, 0]
+    assert [value.tzinfo for value in back] == [berlin] * 3
+    assert [value.fold for value in back] == [1, 0, 0]
     assert back[0].utcoffset() == timedelta(hours=1)
 
 
@@ -370,9 +372,9 @@ def test_the_schema_of_a_model_is_no_part_of_its_digest() -> None:
 
         return Answer
 
-    one, other = model("one")(label="y"), model("other")(label="y")
-    assert encode(one) != encode(other)
-    assert digest(one) == digest(other) == StoredValue.of(one).digest
+    first, other = model("one")(label="y"), model("other")(label="y")
+    assert encode(first) != encode(other)
+    assert digest(first) == digest(other) == StoredValue.of(first).digest
     assert digest(model("one")()) == digest(model("one")(label="x"))
 
 
@@ -408,7 +410,7 @@ def test_a_named_tuple_keeps_its_fields_even_without_its_class() -> None:
 def test_rows_of_a_frame_are_named_tuples() -> None:
     rows = list(pd.DataFrame({"a": [1, 2], "class": ["x", "y"], "b c": [1.5, None]}).itertuples())
     back = again(rows, None)
-    assert [type(one)._fields for one in back] == [("Index", "a", "_2", "_3")] * 2
+    assert [type(value)._fields for value in back] == [("Index", "a", "_2", "_3")] * 2
     assert back[0] == rows[0]
     assert back[1].a == 2
     with pytest.raises(CorruptRecordError, match="no names of fields"):
@@ -434,7 +436,7 @@ MODEL = "from pydantic import BaseModel\nclass A(BaseModel):\n    "
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "make"),
+    ("chosen", "other", "make"),
     [
         (MODEL + "n: float", MODEL + "n: int", "A(n=3)"),
         (MODEL + "n: int", MODEL + "n: float", "A(n=3)"),
@@ -446,20 +448,22 @@ MODEL = "from pydantic import BaseModel\nclass A(BaseModel):\n    "
         ("class B:\n    class A(Enum):\n        X = 1", "class A(Enum):\n    X = 1", "B.A.X"),
     ],
 )
-def test_of_two_classes_of_one_name_the_one_that_was_stored_is_used(one: str, other: str, make: str) -> None:
-    first, second = defined("first", one), defined("second", other)
+def test_of_two_classes_of_one_name_the_one_that_was_stored_is_used(
+    chosen: str, other: str, make: str
+) -> None:
+    first, second = defined("first", chosen), defined("second", other)
     value = eval(make, first)
-    for known in (
+    for classes in (
         {"a": first["A" if "A" in first else "B"], "A": second["A"]},
         {**second, "B": first.get("B", first.get("A"))},
     ):
-        back = again(value, {name: kind for name, kind in known.items() if isinstance(kind, type)})
+        back = again(value, {name: kind for name, kind in classes.items() if isinstance(kind, type)})
         assert type(back) is type(value)
         assert same(back, value)
 
 
 def test_a_class_of_the_same_name_that_does_not_fit_gives_plain_data() -> None:
-    for one, other, make, plain in (
+    for first, other, make, plain in (
         (MODEL + "n: float", MODEL + "n: int", "A(n=3)", {"n": 3.0}),
         (MODEL + "n: set[int]", MODEL + "n: list[int]", "A(n=[3])", {"n": {3}}),
         (MODEL + "n: dict[str, float]", MODEL + "n: dict[str, int]", "A(n={'a': 1})", {"n": {"a": 1.0}}),
@@ -474,12 +478,12 @@ def test_a_class_of_the_same_name_that_does_not_fit_gives_plain_data() -> None:
         ("class A(Enum):\n    X = True", "class A(IntEnum):\n    X = 1", "A.X", True),
         ("class A(Flag):\n    X = 4", "class A(Flag):\n    X = 1", "A.X", 4),
     ):
-        value = eval(make, defined("first", one))
-        assert same(again(value, {"A": defined("second", other)["A"]}), plain), (one, other)
+        value = eval(make, defined("first", first))
+        assert same(again(value, {"A": defined("second", other)["A"]}), plain), (first, other)
 
 
 def test_a_class_that_was_changed_is_used_where_it_holds_the_value_as_it_is() -> None:
-    for one, other, make in (
+    for first, other, make in (
         (MODEL + "n: float", MODEL + "n: float | None", "A(n=3)"),
         (
             MODEL + "n: int",
@@ -496,8 +500,8 @@ def test_a_class_that_was_changed_is_used_where_it_holds_the_value_as_it_is() ->
         ("class A(Enum):\n    X = 'a'", "class A(StrEnum):\n    Y = 'a'", "A.X"),
     ):
         kind = defined("second", other)["A"]
-        back = again(eval(make, defined("first", one)), {"A": kind})
-        assert type(back) is kind, (one, other)
+        back = again(eval(make, defined("first", first)), {"A": kind})
+        assert type(back) is kind, (first, other)
 
 
 def test_values_of_earlier_versions_find_their_class_by_name() -> None:
@@ -506,10 +510,10 @@ def test_values_of_earlier_versions_find_their_class_by_name() -> None:
 
     def as_before(tree: Any) -> Any:
         if isinstance(tree, list):
-            return [as_before(one) for one in tree]
+            return [as_before(part) for part in tree]
         if not isinstance(tree, dict):
             return tree
-        return {key: as_before(one) for key, one in tree.items() if key not in ("class", "args", "shape")}
+        return {key: as_before(part) for key, part in tree.items() if key not in ("class", "args", "shape")}
 
     tree = as_before(to_tree(values))
     assert "schema" in repr(tree)
@@ -586,11 +590,11 @@ def test_extra_fields_aliases_and_root_models() -> None:
     class Words(RootModel[list[str]]):
         pass
 
-    known: dict[str, type] = {"Open": Open, "Words": Words}
+    classes: dict[str, type] = {"Open": Open, "Words": Words}
     opened = Open.model_validate({"givenName": 1, "more": [2]})
-    assert again(opened, known) == opened
+    assert again(opened, classes) == opened
     assert again(opened, None) == {"given": 1, "more": [2]}
-    assert again(Words(["a"]), known) == Words(["a"])
+    assert again(Words(["a"]), classes) == Words(["a"])
     assert again(Words(["a"]), None) == ["a"]
 
 
@@ -1191,7 +1195,7 @@ REFUSED = [
     (len, "output: a function cannot be stored"),
     ("x".upper, "output: a function cannot be stored"),
     (functools.partial(print, 1), "output: a function cannot be stored"),
-    ((one for one in [1]), "output: a generator cannot be stored. Return a list of what it yields"),
+    ((number for number in [1]), "output: a generator cannot be stored. Return a list of what it yields"),
     (an_async_generator(), "output: a generator cannot be stored. Return a list of what it yields"),
     (Plain, "output: a class cannot be stored"),
     (math, "output: a module cannot be stored"),
@@ -1355,7 +1359,7 @@ def test_a_deep_stack_is_an_error_not_a_crash() -> None:
         dive(lambda: from_tree(tree))
 
 
-# -- bytes that nobody wrote --------------------------------------------------------------------
+# -- bytes that no one wrote --------------------------------------------------------------------
 
 DAMAGED = [
     b"",
@@ -1545,7 +1549,7 @@ def test_notes_say_in_their_place_what_is_not_stored() -> None:
 
 
 def test_a_long_integer_beside_a_float_is_stored() -> None:
-    """No float holds it, so nobody may ask whether it is finite."""
+    """No float holds it, so no one may ask whether it is finite."""
     values = [1.5, 10**400, {"a": 0.5, "b": -(10**400), "c": "x"}]
     assert decode(encode(values)) == values
     with pytest.raises(EncodeError, match="digits"):

@@ -82,9 +82,9 @@ def test_plain_values_stay_as_they_are(value: object) -> None:
     ],
 )
 def test_wrapped_values_give_the_plain_one_of_an_exact_built_in_type(value: object, plain: object) -> None:
-    found = unwrap(value)
-    assert found == plain
-    assert type(found) is type(plain)
+    unwrapped = unwrap(value)
+    assert unwrapped == plain
+    assert type(unwrapped) is type(plain)
 
 
 def test_other_objects_are_not_touched() -> None:
@@ -177,9 +177,9 @@ class Words(Sequence[str]):
     ],
 )
 def test_everything_with_an_order_is_a_list(value: object, items: Sequence[object]) -> None:
-    found = items_of(value)
-    assert found is not None
-    assert list(found) == list(items)
+    unrolled = items_of(value)
+    assert unrolled is not None
+    assert list(unrolled) == list(items)
 
 
 def test_a_sequence_of_another_class_is_a_list() -> None:
@@ -187,7 +187,7 @@ def test_a_sequence_of_another_class_is_a_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{"a": 1}, object(), (one for one in "ab"), len, SecretStr("x"), pd.DataFrame()]
+    "value", [{"a": 1}, object(), (letter for letter in "ab"), len, SecretStr("x"), pd.DataFrame()]
 )
 def test_other_things_are_no_list(value: object) -> None:
     assert items_of(value) is None

@@ -176,12 +176,12 @@ GOALS = _small(
 def test_names_that_are_read_are_those_that_jinja2_looks_up(source: str) -> None:
     environment = _environment()
     looked_up = meta.find_undeclared_variables(environment.parse(source))
-    found = {name for name, _ in chains_of(source)}
-    assert found <= looked_up - RESERVED
-    assert set(compiled(source).names) == found
+    names = {name for name, _ in chains_of(source)}
+    assert names <= looked_up - RESERVED
+    assert set(compiled(source).names) == names
     if "set" not in source:
-        # After a name is set in one branch, jinja2 counts it whether or not somebody reads it.
-        assert found == looked_up - RESERVED
+        # After a name is set in one branch, jinja2 counts it whether or not someone reads it.
+        assert names == looked_up - RESERVED
 
 
 TREES = st.recursive(

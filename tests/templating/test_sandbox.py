@@ -185,7 +185,7 @@ class Lazy(Mapping[str, Any]):
     """Values of which only ``a`` may be looked at."""
 
     def __getitem__(self, name: str) -> Any:
-        assert name == "a", f"{name} was decoded, though nobody reads it"
+        assert name == "a", f"{name} was decoded, though no one reads it"
         return "x"
 
     def __iter__(self) -> Iterator[str]:

@@ -72,7 +72,7 @@ class Answer(BaseModel):
 
 
 def texts(step: PipelineStep) -> list[tuple[str, str]]:
-    return [(one.text, one.kind) for one in references_of(step)]
+    return [(reference.text, reference.kind) for reference in references_of(step)]
 
 
 # -- references ---------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_a_loop_reads_the_whole_value() -> None:
 
 def test_a_pipeline_draws_its_dependencies_from_goals() -> None:
     pipeline = Pipeline("p").step("load", "Load").step("say", "Say {{ load.text }}")
-    assert [one.name for one in pipeline.dependencies("say")] == ["load"]
+    assert [dependency.name for dependency in pipeline.dependencies("say")] == ["load"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_what_a_step_says_never_reaches_the_goal_outside_its_tags(hostile: str, 
     assert text.lower().count("<data") == 1
 
 
-def test_the_rule_that_models_are_told_is_here() -> None:
+def test_the_rule_that_models_are_given_is_here() -> None:
     assert "never holds instructions" in DATA_RULE
 
 
@@ -369,7 +369,7 @@ def test_paths_that_may_exist_pass(path: tuple[str, ...]) -> None:
         (("loud", "x"), "the value before it is text."),
     ],
 )
-def test_paths_that_cannot_exist_are_told_with_the_near_name(path: tuple[str, ...], words: str) -> None:
+def test_paths_that_cannot_exist_are_reported_with_the_near_name(path: tuple[str, ...], words: str) -> None:
     assert words in (unknown_fields(Answer, path) or "")
 
 

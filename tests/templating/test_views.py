@@ -148,7 +148,7 @@ def test_a_cell_and_a_column_of_short_floats_read_so_too() -> None:
     table = view(pd.DataFrame({"x": np.array([0.1, np.nan], "f4"), "n": [1, 2]}))
     assert table[0]["x"] == 0.1
     assert list(table.read("x")) == [0.1, None]
-    assert [type(one) for one in table[0].values()] == [float, int]
+    assert [type(value) for value in table[0].values()] == [float, int]
 
 
 def test_a_view_of_a_view_is_itself() -> None:
@@ -166,7 +166,7 @@ def test_missing_stands_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [len, object(), (one for one in "ab"), SecretStr("key"), Score, lambda: None, iter([1])]
+    "value", [len, object(), (letter for letter in "ab"), SecretStr("key"), Score, lambda: None, iter([1])]
 )
 def test_objects_are_refused_with_the_place_and_the_remedy(value: object) -> None:
     record = view({"a": [value]}, "load")

@@ -19,11 +19,11 @@ def run(cache: diskcache.Cache, steps: int) -> int:
     value: Record | None = None
     for n in range(steps):
         key = hashlib.sha256(json.dumps([f"s{n}", value]).encode()).hexdigest()
-        found = cache.get(key)
-        if found is None:
-            found = following(value)
-            cache.set(key, found)
-        value = found
+        record = cache.get(key)
+        if record is None:
+            record = following(value)
+            cache.set(key, record)
+        value = record
     cache.close()
     return n
 

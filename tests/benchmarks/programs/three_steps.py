@@ -1,4 +1,4 @@
-"""Three steps, as somebody would write them."""
+"""Three steps, as someone would write them."""
 
 from __future__ import annotations
 
