@@ -25,8 +25,9 @@ _FORMER: dict[type[Event], str] = {events.RunResumed: "RunContinued"}
 
 STORED: dict[str, type[Event]] = {
     _FORMER.get(kind, kind.__name__): kind
-    for kind in vars(events).values()
-    if isinstance(kind, type)
+    for name, kind in vars(events).items()
+    if not name.startswith("_")
+    and isinstance(kind, type)
     and issubclass(kind, Event)
     and not kind.__name__.startswith("_")
     and kind not in (Event, events.StepEvent, *events.PASSING)
