@@ -34,7 +34,7 @@ class Secrets:
         needles: The forms that have no other one inside: where none of these is, there is no secret.
     """
 
-    __slots__ = ("_bytes", "names", "needles")
+    __slots__ = ("_begins", "_bytes", "names", "needles")
 
     def __init__(self, values: Mapping[str, str]) -> None:
         forms = {form: name for value, name in values.items() for form in _forms(value)}
@@ -44,10 +44,16 @@ class Secrets:
             if not any(needle in form for needle in needles):
                 needles.append(form)
         self.needles = tuple(needles)
+        self._begins = frozenset(needle[:_SHORTEST] for needle in needles)
         self._bytes = tuple(needle.encode("utf-8", "surrogateescape") for needle in needles)
 
     def are_in(self, text: str) -> bool:
         """Whether there is a secret in ``text``, in any form."""
+        # The time that it takes grows with the text or with the secrets, whichever are fewer.
+        if len(text) < len(self.needles) and not any(
+            text[place : place + _SHORTEST] in self._begins for place in range(len(text) - _SHORTEST + 1)
+        ):
+            return False
         for needle in self.needles:  # noqa: SIM110 (any() takes three times as long)
             if needle in text:
                 return True

@@ -61,6 +61,9 @@ class RunServices:
         ledger: What it has spent and reserved.
         recorded: Calls that answer for models in an offline run.
         observers: Called with every event; one that fails is taken out.
+        max_concurrency: Most attempts at the same time.
+        network_concurrency: Most attempts at steps that ask models over the network, where these do not
+            count among the others; ``None`` where they do.
     """
 
     storage: StorageBackend
@@ -81,6 +84,7 @@ class RunServices:
     approver: Approver | None = None
     secret_values: str = "warn"
     quirks: Quirks = field(default_factory=Quirks)
+    network_concurrency: int | None = None
 
 
 @dataclass(frozen=True)

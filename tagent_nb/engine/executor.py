@@ -47,6 +47,7 @@ from tagent_nb.engine.session import (
     run_id_of,
     session_of,
 )
+from tagent_nb.engine.unit.prepared import model_of
 from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.errors import DefinitionError, LeaseLostError, NotStoredError, RunInProgressError, did_you_mean
 from tagent_nb.events import CallRecorded, Event, Observer
@@ -84,6 +85,10 @@ if TYPE_CHECKING:
     from tagent_nb.storage import StorageBackend
 
 
+CONCURRENCY, NETWORK_CONCURRENCY = 8, 32
+"""Attempts at the same time without a say: those that take a thread or the local model, and those that wait
+for a model over the network. A provider that finds that too many is asked less; see :class:`RateLimiter`."""
+
 SECRET_VALUES = ("warn", "fail", "ignore")
 """What may be done about values that hold a secret."""
 
@@ -99,7 +104,8 @@ class PipelineExecutor:
             is none.
         model: Model of agent steps that do not name one; overrides the pipeline's. Where none is named, it
             is what ``TAGENT_NB_MODEL`` says.
-        max_concurrency: Most attempts at the same time, items of mapped steps included.
+        max_concurrency: Most attempts at the same time, items of mapped steps included. Without a say it is
+            32 for steps that ask models over the network, and 8 for all others together.
         observers: Called with every event, on the run's loop; they must return fast.
         namespace: Names that Python bodies see besides the steps, such as the notebook's.
         schemas: Model classes that stored values are turned back into.
@@ -137,7 +143,7 @@ class PipelineExecutor:
         storage: StorageBackend | str | Path | None = None,
         cache: ResultCache | Literal[False] | None = None,
         model: Any = None,
-        max_concurrency: int = 8,
+        max_concurrency: int | None = None,
         observers: Iterable[Observer] = (),
         namespace: Mapping[str, Any] | None = None,
         schemas: Iterable[type[BaseModel]] = (),
@@ -153,7 +159,9 @@ class PipelineExecutor:
         recording: str | Path | None = None,
         secret_values: str = "warn",
     ) -> None:
-        if not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1:
+        if max_concurrency is not None and (
+            not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1
+        ):
             raise DefinitionError(
                 f"max_concurrency must be a whole number from 1 on, not {max_concurrency!r}."
             )
@@ -375,7 +383,29 @@ class PipelineExecutor:
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
         resumed = None if verdict is None else memory.run_id
         inputs = {name: shape_text(output.value) for name, output in values.items()}
-        return Plan(pipeline.name, steps, resumed, changed, map_warnings(pipeline), inputs, services.budget)
+        return Plan(
+            pipeline.name,
+            steps,
+            resumed,
+            changed,
+            map_warnings(pipeline),
+            inputs,
+            services.budget,
+            self._at_once(pipeline),
+        )
+
+    def _at_once(self, pipeline: Pipeline) -> str:
+        """What the plan says of models over the network; empty without any."""
+        models = [model_of(pipeline, step, self.model) for step in pipeline.steps if not step.is_python]
+        if not models:
+            return ""
+        from tagent_nb.runners import asks_network
+
+        if not any(map(asks_network, models)):
+            return ""
+        if self.max_concurrency is not None:
+            return f"at most {self.max_concurrency} attempts at once"
+        return f"at most {NETWORK_CONCURRENCY} requests at once over the network, and {CONCURRENCY} others"
 
     def take_inputs(self, inputs: Mapping[str, Any] | None = None) -> TakenInputs:
         """Copy what steps read that no step makes, as it is now: what ``run(inputs=...)`` takes by itself.
@@ -718,7 +748,8 @@ class PipelineExecutor:
             model=self.model,
             namespace=self.namespace,
             schemas=schemas,
-            max_concurrency=self.max_concurrency,
+            max_concurrency=self.max_concurrency or CONCURRENCY,
+            network_concurrency=NETWORK_CONCURRENCY if self.max_concurrency is None else None,
             retry_delay=self.retry_delay,
             middleware=tuple(self.middleware if self._tracing is None else [self._tracing, *self.middleware]),
             # An offline run asks no provider, and so waits for none.

@@ -66,7 +66,7 @@ class Workspace:
         keep_last: How many runs are kept when one ends; ``None`` is what ``where`` says, else all.
         cached: Whether unchanged steps are answered from the cache.
         recording: File whose calls answer agent steps; then every run is offline.
-        max_concurrency: Most attempts at the same time.
+        max_concurrency: Most attempts at the same time; ``None`` as the executor has it.
         executor: The executor of the last run; ``None`` before the first.
         handle: The last run, which may still go on.
         watches: Called at the start of every run of this pipeline, however it is started.
@@ -81,7 +81,7 @@ class Workspace:
     keep_last: int | None = None
     cached: bool = True
     recording: str | None = None
-    max_concurrency: int = 8
+    max_concurrency: int | None = None
     executor: PipelineExecutor | None = None
     handle: RunHandle | None = None
     watches: list[Watch] = field(default_factory=list)

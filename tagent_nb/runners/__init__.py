@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = face(
         "middleware.tracing": "Tracing",
         "models.clients": "Models settings_problems",
         "models.local": "ABOUT install_model model_status",
-        "models.resolve": "check_model model_name model_parts models_behind price unpriced",
+        "models.resolve": "asks_network check_model model_name model_parts models_behind price unpriced",
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",
         "python": "PythonRunner lines_of raise_as_own",

@@ -32,6 +32,7 @@ from tagent_nb.runners.models.clients import settings_problems as settings_probl
 from tagent_nb.runners.models.local import ABOUT as ABOUT
 from tagent_nb.runners.models.local import install_model as install_model
 from tagent_nb.runners.models.local import model_status as model_status
+from tagent_nb.runners.models.resolve import asks_network as asks_network
 from tagent_nb.runners.models.resolve import check_model as check_model
 from tagent_nb.runners.models.resolve import model_name as model_name
 from tagent_nb.runners.models.resolve import model_parts as model_parts

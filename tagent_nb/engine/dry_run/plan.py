@@ -82,6 +82,7 @@ class Plan:
         inputs: What no step makes and the run would take, by name, in a few words.
         budget: Most that the run may spend; ``None`` limits nothing.
         warnings: What is probably not meant, such as a mapped step that asks the same for every item.
+        at_once: How much of it may be under way at the same time, in words.
     """
 
     pipeline: str
@@ -91,6 +92,7 @@ class Plan:
     warnings: Sequence[str] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     budget: Budget | None = None
+    at_once: str = ""
 
     def __iter__(self) -> Iterator[StepPlan]:
         return iter(self.steps)
@@ -236,7 +238,10 @@ class Plan:
         lines = [f"Plan of {self.pipeline} ({about})", *([f"  {self.reads}"] if self.inputs else [])]
         for plan in self.steps:
             lines.append(f"  {plan.step}: {plan.state}" + (f"; {plan.why}" if plan.why else ""))
-        lines += [self.total, *([self.refusal] if self.refusal else [])]
+        lines.append(self.total)
+        if self.at_once:
+            lines.append(f"{self.at_once[0].upper()}{self.at_once[1:]}.")
+        lines += [self.refusal] if self.refusal else []
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 
     def to_frame(self) -> pd.DataFrame:

@@ -91,6 +91,8 @@ class Attempts:
         self._lock = lock
         self._checks = checks
         self._slots = Slots(context.services.max_concurrency)
+        network = context.services.network_concurrency
+        self._network_slots = self._slots if network is None else Slots(network)
 
     async def run(self, work: WorkItem, candidate: list[Event] | None = None) -> list[Event]:
         """Run a unit until it gives a value or must be given up.
@@ -256,7 +258,8 @@ class Attempts:
         return lines_of(context)
 
     def _slot(self, work: WorkItem) -> Slot:
-        return Slot(work.prepared.name, work.prepared.serial, self._slots, self._lock, work.on_yield)
+        slots = self._network_slots if work.prepared.asks_network else self._slots
+        return Slot(work.prepared.name, work.prepared.serial, slots, self._lock, work.on_yield)
 
     # -- one attempt ------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ class MapExecution:
             lock.join(step.name)
             group.create_task(work_off())
 
-        workers = min(len(rows), self._context.services.max_concurrency)
+        workers = min(len(rows), prepared.at_once)
         lock.begin_workers(step.name, workers)
         try:
             async with asyncio.TaskGroup() as group:

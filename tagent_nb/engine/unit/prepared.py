@@ -115,6 +115,22 @@ class PreparedStep:
     # -- how it is to go --------------------------------------------------------------------
 
     @cached_property
+    def asks_network(self) -> bool:
+        """Whether it waits for a model over the network."""
+        if self.step.is_python:
+            return False
+        from tagent_nb.runners import asks_network
+
+        return asks_network(self.model)
+
+    @cached_property
+    def at_once(self) -> int:
+        """Most attempts at its units at the same time."""
+        services = self._context.services
+        network = services.network_concurrency
+        return services.max_concurrency if network is None or not self.asks_network else network
+
+    @cached_property
     def forced(self) -> bool:
         """Whether neither cache nor record may answer for it."""
         return self._context.options.forces(self.name)

@@ -101,10 +101,11 @@ def plan_table(plan: Plan) -> Bundle:
         [step, "✗ changed", "; ".join(reasons), "", "", "", ""] for step, reasons in plan.conflicts.items()
     ]
     reads = f" It {plan.reads}." if plan.inputs else ""
+    at_once = f" {plan.at_once[:1].upper()}{plan.at_once[1:]}." if plan.at_once else ""
     refused = " It would be refused; --on-change rerun lets it go as planned here." if plan.conflicts else ""
     warned = "".join(f"\nWarning: {warning}" for warning in plan.warnings)
     return _bundle(
-        f"{plan.pipeline}: {plan.total}{reads}{refused}{warned}",
+        f"{plan.pipeline}: {plan.total}{reads}{at_once}{refused}{warned}",
         ["step", "would", "why", "time", "calls", "tokens", "cost"],
         rows,
         [3, 4, 5, 6],
