@@ -161,7 +161,8 @@ async def context_of(
 
 def recorder_of(context: RunContext, memory: PipelineMemory) -> Recorder:
     """A recorder that goes on with what is known of a run."""
-    manager = PipelineMemoryManager(context.services.storage)
+    manager = PipelineMemoryManager()
+    manager.storage = context.services.storage  # which the executor has opened
     manager.put(context.pipeline.name, memory)
     return Recorder(context, PipelineStateMachine(context.pipeline, manager))
 

@@ -93,7 +93,7 @@ def _grown(open_storage: Callable[[Path], StorageBackend]) -> Sides:
     "run and resume among 5,000 runs, file",
     limit="among one",
     reach=1.5,
-    promised=1.5,
+    promised=1.7,
     dream=1.1,
     large=True,
 )
