@@ -151,6 +151,9 @@ def _list(value: list[Any], memo: Memo) -> list[Any]:
 def _dict(value: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     memo[id(value)] = made
+    if FROZEN.issuperset(map(type, value)) and FROZEN.issuperset(map(type, value.values())):
+        made.update(value)  # a row, most often
+        return made
     for key, item in value.items():
         made[key if type(key) in FROZEN else _copy(key, memo)] = (
             item if type(item) in FROZEN else _copy(item, memo)
