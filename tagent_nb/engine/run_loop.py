@@ -266,7 +266,10 @@ class RunLoop:
                 change = _NO_CHANGE
             finally:
                 self._workers -= counts
-            following = await self._following(prepared, change)
+            ready = change.ready
+            if change.upstream_failed:
+                ready = [*ready, *await self._skip(change.upstream_failed)]
+            following = self._following(prepared, ready)
             if following is None:
                 return
             prepared = following
@@ -277,15 +280,14 @@ class RunLoop:
 
     async def _rest(self, prepared: PreparedStep, rest: Awaitable[Change]) -> None:
         """End a step whose first attempt has failed, and go on as its worker does."""
-        following = await self._following(prepared, await rest)
+        change = await rest
+        failed = await self._skip(change.upstream_failed)
+        following = self._following(prepared, [*change.ready, *failed])
         if following is not None:
             await self._worker(following)
 
-    async def _following(self, prepared: PreparedStep, change: Change) -> PreparedStep | None:
+    def _following(self, prepared: PreparedStep, ready: Sequence[str]) -> PreparedStep | None:
         """Let what a step made ready start, and return what its worker is to run next."""
-        ready = change.ready
-        if change.upstream_failed:
-            ready = [*ready, *await self._skip(change.upstream_failed)]
         if prepared.serial:
             self._lock.release(prepared.name)
         following: PreparedStep | None = None

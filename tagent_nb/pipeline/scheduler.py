@@ -43,6 +43,7 @@ class Change:
 
 
 _NOTHING = Change()
+_NONE_FAILED: list[tuple[str, str]] = []
 
 
 class StepStatuses(MutableMapping[str, StepStatus]):
@@ -292,7 +293,7 @@ class PipelineScheduler:
             raise _illegal(step, before, status, "Start another run to run it again.")
         if status is COMPLETED or status is CACHED:
             self._end(step, status)
-            return Change(self._release(step))
+            return Change(self._release(step), _NONE_FAILED)
         if status is FAILED or status is SKIPPED or status is CANCELLED:
             self._end(step, status)
             return self._rule_out(step)

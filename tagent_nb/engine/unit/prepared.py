@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tagent_nb.events import NO_ENTRIES
 from tagent_nb.pipeline import AGENT_KINDS, ExecutionMode, PipelineStep
 from tagent_nb.runners import PythonRunner
 from tagent_nb.serde import Classes
@@ -57,9 +58,11 @@ class PreparedStep:
         short: Whether the whole step does: one unit without a fingerprint, which asks for inputs only.
         inputs: The values that it reads and no step makes, by name.
         components: The part of its fingerprint that all its units share; ``None`` until it is worked out.
-        shared_inputs: Copies of values that the items of a mapped Python step share.
         facts: Facts and memories that reach the items of a mapped step; ``None`` until they are looked up.
     """
+
+    components: Mapping[str, str] | None = None
+    facts: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def __init__(self, context: RunContext, step: PipelineStep, above: Sequence[str]) -> None:
         self._context = context
@@ -70,11 +73,8 @@ class PreparedStep:
         self.inputs: Mapping[str, Output] = (
             {name: context.inputs[name] for name in context.reads_inputs.get(step.name, ())}
             if context.inputs
-            else {}
+            else NO_ENTRIES
         )
-        self.components: Mapping[str, str] | None = None
-        self.shared_inputs: dict[str, Any] = {}
-        self.facts: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.serial = step.execution_mode is ExecutionMode.SERIAL
         self.plain = self._plain()
         self.short = (
@@ -182,6 +182,11 @@ class PreparedStep:
     def classes(self) -> Classes:
         """Classes that stored values of the step may become."""
         return Classes.of(self._context.services.schemas, self.name)
+
+    @cached_property
+    def shared_inputs(self) -> dict[str, Any]:
+        """Copies of values that the items of a mapped Python step share."""
+        return {}
 
     # -- what it reads ----------------------------------------------------------------------
 
