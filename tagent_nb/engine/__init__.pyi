@@ -1,5 +1,5 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
-from tagent_nb.engine.approval.requests import checked_approver as checked_approver
+from tagent_nb.engine.approval.gate import checked_approver as checked_approver
 from tagent_nb.engine.ask import AgentResult as AgentResult
 from tagent_nb.engine.ask import STEP as STEP
 from tagent_nb.engine.ask import answered as answered
@@ -15,9 +15,6 @@ from tagent_nb.engine.executor import PipelineExecutor as PipelineExecutor
 from tagent_nb.engine.executor import run_pipeline as run_pipeline
 from tagent_nb.engine.handle import CANCEL_GRACE as CANCEL_GRACE
 from tagent_nb.engine.handle import RunHandle as RunHandle
-from tagent_nb.engine.inputs import expected_names as expected_names
-from tagent_nb.engine.inputs import looking_in as looking_in
-from tagent_nb.engine.inputs import taken_names as taken_names
 from tagent_nb.engine.memory.entries import StepMemoryEntry as StepMemoryEntry
 from tagent_nb.engine.memory.entries import inputs_of as inputs_of
 from tagent_nb.engine.memory.load import PipelineMemoryManager as PipelineMemoryManager
@@ -25,8 +22,11 @@ from tagent_nb.engine.memory.load import read_memory as read_memory
 from tagent_nb.engine.memory.load import schemas_of as schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory as PipelineMemory
 from tagent_nb.engine.memory.state_machine import PipelineStateMachine as PipelineStateMachine
+from tagent_nb.engine.preflight import expected_names as expected_names
+from tagent_nb.engine.preflight import looking_in as looking_in
 from tagent_nb.engine.preflight import part_of as part_of
 from tagent_nb.engine.preflight import refuse_problems as refuse_problems
+from tagent_nb.engine.preflight import taken_names as taken_names
 from tagent_nb.engine.recordings import read_recording as read_recording
 from tagent_nb.engine.unit.map import source_rows as source_rows
 from tagent_nb.engine.unit.prepared import source_of as source_of

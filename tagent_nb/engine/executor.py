@@ -10,19 +10,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tagent_nb.engine.approval.requests import checked_approver, chosen, decision_event, open_requests
+from tagent_nb.engine.approval.gate import checked_approver, chosen, decision_event, open_requests
 from tagent_nb.engine.background import background_loop, submit
 from tagent_nb.engine.context import RunOptions, RunServices
 from tagent_nb.engine.handle import RunHandle
-from tagent_nb.engine.inputs import TakenInputs, expected_names, looking_in, settle, take
 from tagent_nb.engine.memory.load import read_memory, schemas_of
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.memory.store import change_memories
 from tagent_nb.engine.preflight import (
+    TakenInputs,
     agent_problems,
     asks_models,
     budget_of,
+    expected_names,
     ledger_of,
+    looking_in,
     missing_warnings,
     name_warnings,
     paid_middleware,
@@ -31,7 +33,10 @@ from tagent_nb.engine.preflight import (
     refuse_problems,
     refuse_unpriced,
     run_options,
+    settle,
+    take,
 )
+from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.recordings import calls_on
 from tagent_nb.engine.session import (
     Runners,
@@ -48,7 +53,6 @@ from tagent_nb.engine.session import (
     session_of,
 )
 from tagent_nb.engine.unit.prepared import model_of
-from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.errors import DefinitionError, LeaseLostError, NotStoredError, RunInProgressError, did_you_mean
 from tagent_nb.events import CallRecorded, Event, Observer
 from tagent_nb.pipeline import (

@@ -12,8 +12,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.engine.approval.gate import Approvals
-from tagent_nb.engine.approval.requests import unit_of
+from tagent_nb.engine.approval.gate import Approvals, unit_of
 from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.context import RunContext
@@ -22,11 +21,10 @@ from tagent_nb.engine.memory.load import PipelineMemoryManager, find_run, read_m
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.memory.state_machine import PipelineStateMachine
 from tagent_nb.engine.memory.store import not_stored
-from tagent_nb.engine.recorder import Recorder
+from tagent_nb.engine.recorder import Recorder, ValueChecks
 from tagent_nb.engine.run_loop import RunLoop
 from tagent_nb.engine.unit.attempt import Attempts
 from tagent_nb.engine.unit.execute import Execution
-from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation
 from tagent_nb.errors import LeaseLostError, StorageError
 from tagent_nb.events import ApprovalGiven, Event, InputTaken, RunResumed, RunStarted

@@ -11,8 +11,8 @@ import pytest
 from pydantic_ai.models.test import TestModel
 
 from tagent_nb import Pipeline, PipelineExecutor, PipelineStep
-from tagent_nb.engine import loop_watch as blocking
-from tagent_nb.engine.loop_watch import LoopWatch, may_block
+from tagent_nb.engine import run_loop as blocking
+from tagent_nb.engine.run_loop import LoopWatch, may_block
 from tagent_nb.events import Event, StepStarted
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
 from tagent_nb.engine.background import apart, in_thread, run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot, Slots
+from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import Preparation, WorkItem, is_large
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.engine.approval.gate import StepSuspended
 from tagent_nb.engine.background import is_cancelled
 from tagent_nb.engine.concurrency import RunSignals
+from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.attempt import Attempts, failed, unprepared
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.value_checks import ValueChecks
 from tagent_nb.engine.unit.work import (
     Preparation,
     WorkItem,
