@@ -6,7 +6,7 @@ import asyncio
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +193,12 @@ def in_order(steps: list[Drawn], marks: list[tuple[Any, ...]], most: int) -> lis
     mixed = any(step.asks or step.serial for step in steps)
     if most > len(steps) and not retried and not mixed:
         return marks
+    # So is which of several steps that failed is to blame for one that is skipped.
+    marks = [(mark[0], *(pair for pair in mark[1:] if pair[0] not in ("reason", "cause"))) for mark in marks]
     return sorted(marks, key=lambda mark: str(dict(mark[1:]).get("step")))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps=graphs(), max_concurrency=st.sampled_from([1, 2, 3, 20]), watched=st.booleans())
 def test_the_short_way_is_as_the_long_one(steps: list[Drawn], max_concurrency: int, watched: bool) -> None:
     options = {"max_concurrency": max_concurrency, "watched": watched}
@@ -206,6 +208,8 @@ def test_the_short_way_is_as_the_long_one(steps: list[Drawn], max_concurrency: i
 @settings(max_examples=25, deadline=None)
 @given(steps=graphs())
 def test_it_is_so_with_fingerprints_too(tmp_path_factory: pytest.TempPathFactory, steps: list[Drawn]) -> None:
+    # What is known when a fingerprint is worked out depends on who is faster.
+    steps = [replace(step, outcome="text") if step.outcome == "learn" else step for step in steps]
     short, long = (
         outcome_of(
             steps,
