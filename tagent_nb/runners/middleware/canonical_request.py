@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.redaction import redact
+from tagent_nb.redaction import note_secrets, redact
 from tagent_nb.runners.base import ModelCall, ToolCall
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def plain(value: Any) -> Any:
     """``value`` as a model sees it: JSON-able data, without secrets of the environment."""
     from pydantic_core import to_jsonable_python
 
-    return _clean(to_jsonable_python(value, fallback=repr, inf_nan_mode="null", bytes_mode="base64"))
+    data = to_jsonable_python(value, fallback=repr, inf_nan_mode="null", bytes_mode="base64")
+    # In JSON each secret stands in one of its forms: most data has none, and is not walked through.
+    return _clean(data) if note_secrets().are_in(_json(data)) else data
 
 
 def _request(parts: Mapping[str, Any], says: str) -> CanonicalRequest:
