@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
     try:
         return _load(name)
     except AttributeError:
-        from tagent_nb.pipeline import foreign_name
+        from tagent_nb.foreign_words import foreign_name
 
         foreign = foreign_name(name)
         if foreign:

@@ -16,8 +16,9 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, EncodeError, TagentError, did_you_mean
+from tagent_nb.foreign_words import option_advice
 from tagent_nb.formatting import terminal_text
-from tagent_nb.pipeline import OPTIONAL_KINDS, chosen_kind, option_advice
+from tagent_nb.pipeline import OPTIONAL_KINDS, chosen_kind
 from tagent_nb.redaction import redact
 
 if TYPE_CHECKING:

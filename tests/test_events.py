@@ -130,3 +130,16 @@ def test_events_that_are_made_fast_are_as_any_other() -> None:
         assert fast == dataclasses.replace(usual, at=fast.at)
         with pytest.raises(dataclasses.FrozenInstanceError):
             fast.run_id = "other"  # type: ignore[misc]
+
+
+def test_events_compare_and_show_themselves_as_dataclasses_do() -> None:
+    """By what they say, and only with events of their own kind."""
+    event = StepEvent(run_id="r", at=1.0, step="load")
+    same = StepEvent(run_id="r", at=1.0, step="load", item=None)
+    assert event == same
+    assert len({event, same, StepEvent(run_id="r", at=2.0, step="load")}) == 2
+    assert event != Event(run_id="r", at=1.0)
+    assert event != "load"
+    assert repr(event) == "StepEvent(run_id='r', at=1.0, step='load', item=None)"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(events.RunStarted(run_id="r", pipeline="p", steps=(), definition={"a": 1}))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from tagent_nb.engine.executor import PipelineExecutor, executor_keywords, split_options
 from tagent_nb.errors import RunFailedError
 from tagent_nb.events import TokenUsage
+from tagent_nb.foreign_words import ANSWER, foreign_attribute
 from tagent_nb.formatting import value_text
-from tagent_nb.pipeline import ANSWER, Pipeline, foreign_attribute
+from tagent_nb.pipeline import Pipeline
 from tagent_nb.results import PipelineResult, failure
 from tagent_nb.templating import literal
 

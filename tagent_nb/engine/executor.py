@@ -55,8 +55,8 @@ from tagent_nb.engine.session import (
 from tagent_nb.engine.unit.prepared import model_of
 from tagent_nb.errors import DefinitionError, LeaseLostError, NotStoredError, RunInProgressError, did_you_mean
 from tagent_nb.events import CallRecorded, Event, Observer
+from tagent_nb.foreign_words import EXECUTOR, own_keywords
 from tagent_nb.pipeline import (
-    EXECUTOR,
     ApprovalRequest,
     Approved,
     Approver,
@@ -71,7 +71,6 @@ from tagent_nb.pipeline import (
     checked_timeout,
     defaults,
     map_warnings,
-    own_keywords,
     shape_text,
 )
 from tagent_nb.redaction import note_secrets

@@ -13,19 +13,18 @@ __getattr__, __dir__, __all__ = face(
         ),
         "enums": "Dependency DependencyType ExecutionMode StepStatus",
         "environment": "Defaults defaults",
-        "external_names": "listed missing_names outside_names",
-        "foreign_words": "ANSWER EXECUTOR RESULT foreign_attribute foreign_name option_advice own_keywords",
         "free_variables": "QUERIES evaluated_names free_names quoted_attributes quoted_names",
-        "graph": "dependencies_of find_cycle input_text input_value inputs_by_step",
-        "hints": "map_warnings step_hints",
+        "graph": (
+            "checked_inputs dependencies_of find_cycle input_text input_value inputs_by_step is_variable "
+            "shape_text"
+        ),
+        "hints": "listed map_warnings missing_names outside_names step_hints",
         "json": "pipeline_to_dict",
         "pipeline": "Pipeline",
         "python_body": "BYTECODE CELL_FUNCTION PythonBody source_of",
         "scheduler": "Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
-        "step": "PipelineStep",
-        "step_validation": "OUTPUT_MODES checked_timeout is_number takes_context to_schema",
+        "step": "OUTPUT_MODES PipelineStep checked_timeout is_number takes_context to_schema",
         "tool_schema": "ToolSchema describe schema_of",
-        "variables": "checked_inputs is_variable shape_text",
     },
 )

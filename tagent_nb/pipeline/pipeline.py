@@ -7,13 +7,24 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.errors import DefinitionError, TagentError, UnknownStepError, did_you_mean
+from tagent_nb.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
 from tagent_nb.naming import pipeline_name, step_name, storage_id
 from tagent_nb.pipeline.enums import Dependency, ExecutionMode
-from tagent_nb.pipeline.foreign_words import METHODS, PIPELINE, foreign_attribute, own_keywords
-from tagent_nb.pipeline.graph import check_fields, dependencies_of, inputs_of, problems
-from tagent_nb.pipeline.step import PipelineStep, check_options, step_of
-from tagent_nb.pipeline.step_validation import checked_instructions, checked_timeout
-from tagent_nb.pipeline.variables import checked_inputs, is_variable
+from tagent_nb.pipeline.graph import (
+    check_fields,
+    checked_inputs,
+    dependencies_of,
+    inputs_of,
+    is_variable,
+    problems,
+)
+from tagent_nb.pipeline.step import (
+    PipelineStep,
+    check_options,
+    checked_instructions,
+    checked_timeout,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

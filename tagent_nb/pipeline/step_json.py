@@ -18,9 +18,9 @@ from tagent_nb.errors import (
     EncodeError,
     did_you_mean,
 )
+from tagent_nb.foreign_words import STEP, advice
 from tagent_nb.formatting import model_label
 from tagent_nb.pipeline.enums import ExecutionMode
-from tagent_nb.pipeline.foreign_words import STEP, advice
 from tagent_nb.pipeline.python_body import PythonBody
 from tagent_nb.redaction import hide
 from tagent_nb.serde import (

@@ -175,7 +175,7 @@ class PipelineResult:
     def _no_attribute(self, name: str) -> AttributeError:
         if name.startswith("_"):
             return AttributeError(f"'PipelineResult' object has no attribute {name!r}")
-        from tagent_nb.pipeline import RESULT, foreign_attribute
+        from tagent_nb.foreign_words import RESULT, foreign_attribute
 
         if name in RESULT:
             return foreign_attribute(self, name, RESULT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -147,6 +146,8 @@ def _with_runs(backend: StorageBackend) -> RunStorage:
 
 def _own(url: str, scheme: str, durability: Any) -> StorageBackend:
     """What the factory of a user's scheme makes of a URL."""
+    from importlib.metadata import entry_points  # it takes as long as all of our storage
+
     factory = _registered.get(scheme)
     entries = {entry.name: entry for entry in entry_points(group=GROUP)} if factory is None else {}
     if factory is None and scheme not in entries:

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -36,7 +37,10 @@ def program(name: str) -> str:
 
 
 def _run(arguments: tuple[str, ...]) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # As an installed package is: compiled, by the round that warms up.
+    compiled = str(Path(tempfile.gettempdir()) / "tagent-nb-benchmarks")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": compiled}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, check=False
     )

@@ -14,7 +14,8 @@ from IPython.core.magic import no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
-from tagent_nb.pipeline import OPTIONAL_KINDS, option_advice
+from tagent_nb.foreign_words import option_advice
+from tagent_nb.pipeline import OPTIONAL_KINDS
 from tagent_nb.redaction import redact
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 import tagent_nb
-from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep
+from tagent_nb import DefinitionError, Pipeline, PipelineExecutor, PipelineStep, foreign_words
 from tagent_nb.cli import main
-from tagent_nb.pipeline import EXECUTOR, foreign_words, option_advice
-from tagent_nb.pipeline.foreign_words import METHODS, NAMES, PIPELINE, STEP
+from tagent_nb.foreign_words import EXECUTOR, METHODS, NAMES, PIPELINE, STEP, option_advice
 
 
 @pytest.mark.parametrize(
