@@ -39,7 +39,6 @@ Messages name the thing, the place and the remedy. Nothing in this module import
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
 
 class TagentError(Exception):
@@ -241,5 +240,7 @@ class LeaseLostError(StorageError):
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'load'?"``, or an empty string when nothing is close."""
+    from difflib import get_close_matches  # not in what a light import loads
+
     close = get_close_matches(str(name), [str(k) for k in names], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -68,9 +68,10 @@ class StepList(list["PipelineStep"]):
 
     def put(self, step: PipelineStep) -> None:
         """Append a step, or put it into the place of the first of its name."""
-        place = self.places.get(step.name)
-        if place is None:
-            self.add(step)
+        count = len(self)
+        place = self.places.setdefault(step.name, count)
+        if place == count:
+            list.append(self, step)
         else:
             list.__setitem__(self, place, step)
 
@@ -270,7 +271,8 @@ class Pipeline:
         Raises:
             DefinitionError: A goal or condition reads a field that its upstream's schema lacks.
         """
-        check_fields(self, step)
+        if not step.is_plain:
+            check_fields(self, step)
         self._steps.put(step)
         self._changed()
         return self

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ def _duration(text: str, now: Callable[[], float]) -> float | None:
 
 def _until(text: str, now: Callable[[], float]) -> float | None:
     """Seconds until a date of HTTP or ISO 8601; ``None`` where the text is none."""
+    from email.utils import parsedate_to_datetime  # a dozen modules, for what is rare
+
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             moment = read(text)
