@@ -37,22 +37,22 @@ def _against_bare(graph: Graph) -> Sides:
     return Sides(lambda: asyncio.run(ours()), lambda: asyncio.run(limit()))
 
 
-@benchmark("layered", "no-op step, layered 50x20", limit=BARE, promised=18, reach=4.0, dream=2.0, each=1000)
+@benchmark("layered", "no-op step, layered 50x20", limit=BARE, promised=6, reach=4.0, dream=2.0, each=1000)
 def layers() -> Sides:
     return _against_bare(layered(50, 20))
 
 
-@benchmark("fan", "no-op step, fan of 1,000", limit=BARE, promised=20, reach=4.0, dream=2.0, each=1000)
+@benchmark("fan", "no-op step, fan of 1,000", limit=BARE, promised=5, reach=4.0, dream=2.0, each=1000)
 def wide() -> Sides:
     return _against_bare(fan(1000))
 
 
-@benchmark("random", "no-op step, random 10,000", limit=BARE, promised=23, reach=4.0, dream=2.0, each=10_000)
+@benchmark("random", "no-op step, random 10,000", limit=BARE, promised=6, reach=4.0, dream=2.0, each=10_000)
 def random_graph() -> Sides:
     return _against_bare(scattered(10_000))
 
 
-@benchmark("chain", "no-op step, chain of 1,000", limit=BARE, promised=12, reach=2.5, dream=1.0, each=1000)
+@benchmark("chain", "no-op step, chain of 1,000", limit=BARE, promised=5, reach=2.5, dream=1.0, each=1000)
 def short_chain() -> Sides:
     return _against_bare(chain(1000))
 
@@ -61,7 +61,7 @@ def short_chain() -> Sides:
     "chain-100k",
     "no-op step, chain of 100,000",
     limit=BARE,
-    promised=20,
+    promised=6,
     reach=2.5,
     dream=1.0,
     each=100_000,

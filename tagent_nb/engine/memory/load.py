@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -225,18 +225,12 @@ def schemas_of(pipeline: Pipeline, own_classes: Iterable[type], namespace: Mappi
     return Classes(classes, _ByStep(pipeline.steps, referred), around, live=True)
 
 
-class _ByStep(Mapping[str, Callable[[], Referred]]):
+class _ByStep(dict[str, Any]):
     """What gives the classes of each step, by its name. Made when it is asked for: most steps never are."""
 
     def __init__(self, steps: Iterable[PipelineStep], referred: Callable[[PipelineStep], Referred]) -> None:
-        self._steps = {step.name: step for step in steps}
+        super().__init__((step.name, step) for step in steps)
         self._referred = referred
 
     def __getitem__(self, name: str) -> Callable[[], Referred]:
-        return partial(self._referred, self._steps[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        return len(self._steps)
+        return partial(self._referred, super().__getitem__(name))
