@@ -112,10 +112,10 @@ def _room(module: str) -> str:
     return [*module.split("."), "__init__"][1]
 
 
-def bindings() -> Iterator[str]:
-    """Every name that the package binds: variables, parameters, functions, classes."""
-    for tree in modules().values():
-        for node in ast.walk(tree):
+def bindings(folder: Path) -> Iterator[str]:
+    """Every name that the files of a folder bind: variables, parameters, functions, classes."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 yield node.id
             elif isinstance(node, ast.arg):

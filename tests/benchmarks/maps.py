@@ -262,7 +262,7 @@ MANY = 5000
 def panel() -> Sides:
     """Without a page: what the kernel does for one. ``tests/browser/measure_clicks.py`` has a page."""
     InteractiveShell.instance().display_pub = CapturingDisplayPublisher()
-    # It goes when nobody refers to it any more.
+    # It goes when no one refers to it any more.
     home = tempfile.TemporaryDirectory()
 
     def side(shown: bool) -> float:

@@ -57,9 +57,9 @@ def test_what_code_does_counts(edited: str) -> None:
     assert digest(edited) != digest(PLAIN)
 
 
-@pytest.mark.parametrize(("one", "two"), [("1", "1.0"), ("1", "True"), ("0.0", "-0.0"), ("(1,)", "(1.0,)")])
-def test_constants_of_different_types_are_different(one: str, two: str) -> None:
-    assert digest(f"def f(): return {one}") != digest(f"def f(): return {two}")
+@pytest.mark.parametrize(("first", "two"), [("1", "1.0"), ("1", "True"), ("0.0", "-0.0"), ("(1,)", "(1.0,)")])
+def test_constants_of_different_types_are_different(first: str, two: str) -> None:
+    assert digest(f"def f(): return {first}") != digest(f"def f(): return {two}")
 
 
 def test_a_docstring_inside_does_not_count_but_a_text_that_is_used_does() -> None:

@@ -38,7 +38,7 @@ def found(
 ) -> dict[str, str]:
     """What code that reads these names depends on."""
     search = DependencySearch(namespace, {})
-    reads = Reads(*(frozenset(one.split()) for one in (names, attributes, imports)))
+    reads = Reads(*(frozenset(text.split()) for text in (names, attributes, imports)))
     search.follow_reads(reads, namespace)
     return search.components
 
@@ -157,8 +157,8 @@ def test_two_things_of_one_name_both_count() -> None:
         return lambda: n
     x, y = a(), b()
     """
-    one, two = (found("x y", notebook(source.format(1, second))) for second in (2, 3))
-    assert changed(one, two)
+    first, two = (found("x y", notebook(source.format(1, second))) for second in (2, 3))
+    assert changed(first, two)
 
 
 # -- step functions ---------------------------------------------------------------------------
@@ -473,10 +473,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Write modules of the user's own and import them afresh."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    known = set(sys.modules)
+    loaded = set(sys.modules)
 
     def forget() -> None:
-        for name in set(sys.modules) - known:
+        for name in set(sys.modules) - loaded:
             if name.partition(".")[0] in {"shop", "shop_package"}:
                 del sys.modules[name]
 
@@ -647,7 +647,7 @@ def test_what_is_a_users_module() -> None:
     )
 
 
-def test_names_of_another_module_are_told_apart(module: Callable[..., Any]) -> None:
+def test_names_of_another_module_are_distinguished(module: Callable[..., Any]) -> None:
     shop = module("shop.py", "limit = 1\ndef work(x): return x + limit")
     space = notebook("def mine(x): return work(x) + limit\nlimit = 2", work=shop.work)
     assert {"global:limit", "global:shop.limit"} <= set(found("mine", space))

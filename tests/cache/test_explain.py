@@ -13,7 +13,7 @@ from tagent_nb.cache import explain, uncompared
 
 def say(component: str, old: str | None, new: str | None, before: Any = None, after: Any = None) -> str:
     """The one sentence about a component, given the two definitions of its step."""
-    texts = [{"other": "same"} | ({component: one} if one is not None else {}) for one in (old, new)]
+    texts = [{"other": "same"} | ({component: text} if text is not None else {}) for text in (old, new)]
     sentences = explain(texts[0], texts[1], before, after)
     assert len(sentences) == 1
     return sentences[0]
@@ -77,8 +77,8 @@ def test_changed_settings_are_named_and_secret_ones_not_shown() -> None:
         "settings": {"temperature": 0.0, "stop": "x", "api_key": "sk-canary", "extra": {"a": 1}, "same": 1}
     }
     after = {"settings": {"temperature": 0.7, "api_key": "sk-other", "extra": {"a": 2}, "same": 1}}
-    told = say("settings", "1", "2", before, after)
-    assert told == (
+    text = say("settings", "1", "2", before, after)
+    assert text == (
         "settings changed: api_key (not shown) -> (not shown), extra (not shown) -> (not shown), "
         "stop 'x' -> not set, temperature 0.0 -> 0.7"
     )
@@ -88,10 +88,10 @@ def test_changed_settings_are_named_and_secret_ones_not_shown() -> None:
 def test_a_changed_schema_is_shown_as_a_diff() -> None:
     before = {"output_schema": {"properties": {"label": {"type": "string"}}}}
     after = {"output_schema": {"properties": {"label": {"type": "integer"}}}}
-    told = say("output_schema", "1", "2", before, after)
-    assert told.startswith("output_schema changed:\n")
-    assert '-    "type": "string"' in told
-    assert '+    "type": "integer"' in told
+    text = say("output_schema", "1", "2", before, after)
+    assert text.startswith("output_schema changed:\n")
+    assert '-    "type": "string"' in text
+    assert '+    "type": "integer"' in text
     assert say("output_schema", "1", "2", after, after) == (
         "output_schema changed: its validators or the code they use"
     )
@@ -101,7 +101,7 @@ def test_a_changed_schema_is_shown_as_a_diff() -> None:
 
 
 @pytest.mark.parametrize(
-    ("component", "old", "new", "told"),
+    ("component", "old", "new", "sentence"),
     [
         ("input:load.text", "1", "2", "input load.text changed"),
         ("input:load.text", None, "2", "input load.text is read now"),
@@ -141,8 +141,10 @@ def test_a_changed_schema_is_shown_as_a_diff() -> None:
         ("something_else", "1", "2", "something else changed"),
     ],
 )
-def test_each_component_has_its_sentence(component: str, old: str | None, new: str | None, told: str) -> None:
-    assert say(component, old, new) == told
+def test_each_component_has_its_sentence(
+    component: str, old: str | None, new: str | None, sentence: str
+) -> None:
+    assert say(component, old, new) == sentence
 
 
 def test_the_users_own_changes_come_before_those_below_them() -> None:
@@ -179,7 +181,7 @@ def test_there_is_one_sentence_for_each_difference(old: Any, new: Any, before: A
 
 
 def test_what_counts_by_its_type_only_is_named() -> None:
-    found = {
+    reasons = {
         "global:client": "type openai.OpenAI",
         "global:table": "type builtins.list of 1",
         "global:table[0]": "type _thread.lock",
@@ -187,4 +189,4 @@ def test_what_counts_by_its_type_only_is_named() -> None:
         "global:own.n": "abc",
         "global:n": "abc",
     }
-    assert uncompared(found) == ["client (openai.OpenAI)", "table[0] (_thread.lock)"]
+    assert uncompared(reasons) == ["client (openai.OpenAI)", "table[0] (_thread.lock)"]

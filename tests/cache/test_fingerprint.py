@@ -32,7 +32,7 @@ def notebook(source: str = "", **values: Any) -> dict[str, Any]:
 
 
 def components(step: PipelineStep, namespace: dict[str, Any] | None = None, **options: Any) -> dict[str, str]:
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "constraints": [],
         "shared": {},
         "model": None,
@@ -41,7 +41,7 @@ def components(step: PipelineStep, namespace: dict[str, Any] | None = None, **op
         "runner_version": "1",
         "namespace": {} if namespace is None else namespace,
     }
-    return definition_components(step, **{**given, **options})
+    return definition_components(step, **{**arguments, **options})
 
 
 def cell(source: str, namespace: dict[str, Any] | None = None, **options: Any) -> dict[str, str]:
@@ -132,10 +132,10 @@ def test_secrets_count_by_their_type_only() -> None:
 
 
 def test_values_never_appear_in_components() -> None:
-    found = agent("the goal sk-canary", constraints=["sk-canary"], shared={"key": "sk-canary"})
-    found |= cell("token + 'sk-canary'", notebook(token="sk-canary"))
-    found |= agent(settings={"extra_headers": {"Authorization": "sk-canary"}}, model="sk-canary")
-    assert "sk-canary" not in str(found)
+    components = agent("the goal sk-canary", constraints=["sk-canary"], shared={"key": "sk-canary"})
+    components |= cell("token + 'sk-canary'", notebook(token="sk-canary"))
+    components |= agent(settings={"extra_headers": {"Authorization": "sk-canary"}}, model="sk-canary")
+    assert "sk-canary" not in str(components)
 
 
 def test_a_large_global_is_looked_at_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,25 +43,25 @@ def stored(value: object) -> StoredValue:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def warned() -> list[str]:
     return []
 
 
 @pytest.fixture
-def cache(tmp_path: Path, told: list[str]) -> Iterator[ResultCache]:
-    cache = ResultCache(tmp_path / "cache", warn=told.append)
+def cache(tmp_path: Path, warned: list[str]) -> Iterator[ResultCache]:
+    cache = ResultCache(tmp_path / "cache", warn=warned.append)
     yield cache
     cache.close()
 
 
-def reopened(cache: ResultCache, told: list[str], **options: Any) -> ResultCache:
+def reopened(cache: ResultCache, warned: list[str], **options: Any) -> ResultCache:
     """The same folder as a new process would see it."""
     cache.close()
-    return ResultCache(cache.directory, warn=told.append, **options)
+    return ResultCache(cache.directory, warn=warned.append, **options)
 
 
 def in_table(cache: ResultCache, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run SQL on the file, as somebody else could."""
+    """Run SQL on the file, as someone else could."""
     cache.close()
     connection = sqlite3.connect(cache.directory / "cache.db")
     try:
@@ -74,15 +74,15 @@ def in_table(cache: ResultCache, sql: str, *values: object) -> list[tuple[Any, .
 # -- keeping ----------------------------------------------------------------------------------
 
 
-def test_an_answer_comes_back_with_what_it_took(cache: ResultCache, told: list[str]) -> None:
+def test_an_answer_comes_back_with_what_it_took(cache: ResultCache, warned: list[str]) -> None:
     usage = TokenUsage(10, 20, 3, 4, 1, 2)
     assert cache.put(key_of(1), stored({"a": [1, None]}), usage=usage, cost=0.25, metadata={"model": "m"})
-    entry = reopened(cache, told).get(key_of(1))
+    entry = reopened(cache, warned).get(key_of(1))
     assert entry is not None
     assert entry.output.value == {"a": [1, None]}
     assert entry.output.digest == stored({"a": [1, None]}).digest
     assert (entry.usage, entry.cost, dict(entry.metadata)) == (usage, 0.25, {"model": "m"})
-    assert told == []
+    assert warned == []
 
 
 async def test_a_look_is_no_use_of_an_entry(cache: ResultCache) -> None:
@@ -114,7 +114,7 @@ def test_falsy_answers_are_answers(cache: ResultCache, value: object) -> None:
 
 
 async def test_what_functions_do_is_known_by_their_text_in_the_next_process(
-    cache: ResultCache, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: ResultCache, warned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as the version of Python is the same, and of the newest only; it is no entry of a step."""
     monkeypatch.setattr(database_module, "MAX_SOURCES", 3)
@@ -141,22 +141,22 @@ async def test_what_functions_do_is_known_by_their_text_in_the_next_process(
     cache.clear()
     cleared = await ResultCache(cache.directory).source_digests()
     assert cleared.get(texts[3]) is None
-    assert told == []
+    assert warned == []
 
 
 async def test_digests_of_functions_are_none_where_the_cache_cannot_be_read(tmp_path: Path) -> None:
     """It is reported, and they are worked out anew."""
-    told: list[str] = []
+    warned: list[str] = []
     (tmp_path / "file").write_text("no folder")
-    digests = await ResultCache(tmp_path / "file", warn=told.append).source_digests()
+    digests = await ResultCache(tmp_path / "file", warn=warned.append).source_digests()
     assert digests.get("def f(): ...") is None
-    cache = ResultCache(tmp_path / "cache", warn=told.append)
+    cache = ResultCache(tmp_path / "cache", warn=warned.append)
     await cache.source_digests()
     with closing(sqlite3.connect(cache.directory / "cache.db")) as connection, connection:
         connection.execute("CREATE TABLE Sources (other)")
-    again = await ResultCache(cache.directory, warn=told.append).source_digests()
+    again = await ResultCache(cache.directory, warn=warned.append).source_digests()
     assert again.get("def f(): ...") is None
-    assert ["cannot be used" in told[0], "no such column" in told[1], len(told)] == [True, True, 2]
+    assert ["cannot be used" in warned[0], "no such column" in warned[1], len(warned)] == [True, True, 2]
 
 
 async def test_tasks_that_ask_at_once_share_the_digests_of_functions(cache: ResultCache) -> None:
@@ -181,14 +181,14 @@ def test_a_second_put_replaces_the_first(cache: ResultCache) -> None:
     assert cache.stats().entries == 1
 
 
-async def test_an_answer_is_readable_before_it_is_written(cache: ResultCache, told: list[str]) -> None:
+async def test_an_answer_is_readable_before_it_is_written(cache: ResultCache, warned: list[str]) -> None:
     for number in range(50):
         assert await cache.aput(key_of(number), stored(number), step="s")
         entry = await cache.aget(key_of(number))
         assert entry is not None
         assert entry.output.value == number
     cache.flush()
-    again = reopened(cache, told)
+    again = reopened(cache, warned)
     for number in range(50):
         entry = await again.aget(key_of(number))
         assert entry is not None
@@ -207,7 +207,7 @@ async def test_a_change_after_the_put_does_not_reach_the_cache(cache: ResultCach
 
 
 def test_an_answer_replaced_while_the_first_is_written_is_written_as_well(
-    cache: ResultCache, told: list[str], monkeypatch: pytest.MonkeyPatch
+    cache: ResultCache, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = database_module.Database.write
 
@@ -218,20 +218,20 @@ def test_an_answer_replaced_while_the_first_is_written_is_written_as_well(
 
     monkeypatch.setattr(database_module.Database, "write", write_and_replace)
     cache.put(key_of(1), stored("old"))
-    for reader in (cache, reopened(cache, told)):
+    for reader in (cache, reopened(cache, warned)):
         entry = reader.get(key_of(1))
         assert entry is not None
         assert entry.output.value == "new"
         reader.close()
 
 
-async def test_large_answers_are_written_before_aput_returns(cache: ResultCache, told: list[str]) -> None:
+async def test_large_answers_are_written_before_aput_returns(cache: ResultCache, warned: list[str]) -> None:
     await cache.aput(key_of(1), stored("x" * 100_000))
     assert in_table(cache, "SELECT COUNT(*) FROM Cache") == [(1,)]
     entry = await cache.aget(key_of(1))
     assert entry is not None
     assert entry.output.value == "x" * 100_000
-    assert told == []
+    assert warned == []
 
 
 class Transactions:
@@ -252,7 +252,7 @@ class Transactions:
 
 
 async def test_answers_that_are_gathered_are_written_together(
-    cache: ResultCache, told: list[str], monkeypatch: pytest.MonkeyPatch
+    cache: ResultCache, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transactions = Transactions(monkeypatch)
     for number in range(100):
@@ -269,7 +269,7 @@ async def test_answers_that_are_gathered_are_written_together(
     assert sum(transactions.sizes) == 100 + GATHERED
     assert len(transactions.sizes) <= 4
     assert cache.stats().entries == 100 + GATHERED
-    assert told == []
+    assert warned == []
 
 
 async def test_an_answer_that_does_not_gather_takes_those_along_that_do(
@@ -282,15 +282,15 @@ async def test_an_answer_that_does_not_gather_takes_those_along_that_do(
     assert transactions.sizes == [2]
 
 
-def test_what_gathers_on_a_loop_that_ends_is_not_lost(cache: ResultCache, told: list[str]) -> None:
+def test_what_gathers_on_a_loop_that_ends_is_not_lost(cache: ResultCache, warned: list[str]) -> None:
     asyncio.run(cache.aput(key_of(1), stored(1), gather=True))
     asyncio.run(cache.aput(key_of(2), stored(2), gather=True))
-    again = reopened(cache, told)
+    again = reopened(cache, warned)
     assert again.stats().entries == 2
     again.close()
 
 
-def test_an_answer_that_is_written_again_counts_once(cache: ResultCache, told: list[str]) -> None:
+def test_an_answer_that_is_written_again_counts_once(cache: ResultCache, warned: list[str]) -> None:
     """Its counters are those that diskcache itself would have."""
     cache.put(key_of(1), stored("short"), step="first")
     cache.put(key_of(1), stored("longer than before"), step="second")
@@ -302,7 +302,7 @@ def test_an_answer_that_is_written_again_counts_once(cache: ResultCache, told: l
         "(SELECT value FROM Settings WHERE key = 'size'), length(value) FROM Cache",
     )
     assert (count, size) == (1, length)
-    again = reopened(cache, told)
+    again = reopened(cache, warned)
     entry = again.get(key_of(1))
     assert entry is not None
     assert entry.output.value == "longer than before"
@@ -313,9 +313,9 @@ def test_an_answer_that_is_written_again_counts_once(cache: ResultCache, told: l
 
 
 async def test_many_answers_are_read_together_and_counted_one_by_one(
-    filled: ResultCache, told: list[str]
+    filled: ResultCache, warned: list[str]
 ) -> None:
-    cache = reopened(filled, told)
+    cache = reopened(filled, warned)
     keys = [key_of(number) for number in range(5)]
     ahead = await cache.read_ahead(keys)
     assert (cache.hits, cache.misses) == (0, 0)
@@ -330,12 +330,12 @@ async def test_many_answers_are_read_together_and_counted_one_by_one(
     assert (cache.hits, cache.misses) == (3, 2)
     assert ahead == {}
     assert await cache.aget(keys[0], ahead=ahead) is not None
-    assert told == []
+    assert warned == []
     cache.close()
 
 
 async def test_an_answer_that_was_read_ahead_is_taken_without_a_question(
-    filled: ResultCache, told: list[str]
+    filled: ResultCache, warned: list[str]
 ) -> None:
     """One that is damaged is left to the question, which says so and counts a miss."""
     in_table(filled, "UPDATE Cache SET value = ? WHERE key = ?", b"nonsense", key_of(1))
@@ -344,9 +344,9 @@ async def test_an_answer_that_was_read_ahead_is_taken_without_a_question(
     assert entry is not None
     assert entry.output.value == "value 0"
     assert [filled.take(key_of(number), ahead) for number in (0, 1, 3)] == [None, None, None]
-    assert (filled.hits, filled.misses, told) == (1, 0, [])
+    assert (filled.hits, filled.misses, warned) == (1, 0, [])
     assert await filled.aget(key_of(1), ahead=ahead) is None
-    assert (filled.hits, filled.misses, len(told)) == (1, 1, 1)
+    assert (filled.hits, filled.misses, len(warned)) == (1, 1, 1)
 
 
 async def test_what_was_stored_since_it_was_looked_for_is_found(cache: ResultCache) -> None:
@@ -362,7 +362,7 @@ async def test_what_was_stored_since_it_was_looked_for_is_found(cache: ResultCac
 
 
 async def test_what_is_large_or_of_another_program_is_not_read_ahead(
-    filled: ResultCache, told: list[str], tmp_path: Path
+    filled: ResultCache, warned: list[str], tmp_path: Path
 ) -> None:
     mark = tmp_path / "executed"
     filled.put(key_of("large"), stored("x" * 100_000))
@@ -375,11 +375,11 @@ async def test_what_is_large_or_of_another_program_is_not_read_ahead(
     entry = await filled.aget(key_of("large"), ahead=ahead)
     assert entry is not None
     assert not mark.exists()
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
-async def test_a_file_that_cannot_be_read_ahead_is_told_by_the_first_question(
-    tmp_path: Path, told: list[str], filled: ResultCache, monkeypatch: pytest.MonkeyPatch
+async def test_a_file_that_cannot_be_read_ahead_is_reported_by_the_first_question(
+    tmp_path: Path, warned: list[str], filled: ResultCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
         raise sqlite3.DatabaseError("malformed")
@@ -388,11 +388,11 @@ async def test_a_file_that_cannot_be_read_ahead_is_told_by_the_first_question(
     assert await filled.read_ahead([key_of(0)]) == {}
     assert await filled.aget(key_of(0), ahead={}) is not None
     (tmp_path / "no folder").write_text("")
-    unusable = ResultCache(tmp_path / "no folder", warn=told.append)
+    unusable = ResultCache(tmp_path / "no folder", warn=warned.append)
     ahead = await unusable.read_ahead([key_of(0)])
     assert ahead == {}
     assert await unusable.aget(key_of(0), ahead=ahead) is None
-    assert len(told) == 1
+    assert len(warned) == 1
     unusable.close()
 
 
@@ -407,18 +407,18 @@ def test_another_kind_of_output_is_encoded_here(cache: ResultCache) -> None:
     assert entry.output.digest == stored(("a", 1)).digest
 
 
-def test_what_cannot_be_stored_is_told_and_not_kept(cache: ResultCache, told: list[str]) -> None:
+def test_what_cannot_be_stored_is_reported_and_not_kept(cache: ResultCache, warned: list[str]) -> None:
     assert cache.put(key_of(1), stored(lambda: None), step="load") is False
     assert cache.get(key_of(1)) is None
-    assert len(told) == 1
-    assert "'load' is not cached" in told[0]
+    assert len(warned) == 1
+    assert "'load' is not cached" in warned[0]
 
 
-async def test_metadata_that_cannot_be_stored_is_told_with_the_path(
-    cache: ResultCache, told: list[str]
+async def test_metadata_that_cannot_be_stored_is_reported_with_the_path(
+    cache: ResultCache, warned: list[str]
 ) -> None:
     assert await cache.aput(key_of(1), stored(1), step="load", metadata={"fn": print}) is False
-    assert "metadata" in told[0]
+    assert "metadata" in warned[0]
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, None])
@@ -567,7 +567,7 @@ def filled(cache: ResultCache) -> ResultCache:
     return cache
 
 
-def test_a_pickled_value_is_never_executed(filled: ResultCache, told: list[str], tmp_path: Path) -> None:
+def test_a_pickled_value_is_never_executed(filled: ResultCache, warned: list[str], tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     in_table(
         filled, "UPDATE Cache SET mode = 4, value = ? WHERE key = ?", pickle.dumps(Bomb(mark)), key_of(0)
@@ -578,11 +578,11 @@ def test_a_pickled_value_is_never_executed(filled: ResultCache, told: list[str],
     filled.put(key_of(0), stored("again"))
     assert filled.get(key_of(0)) is not None
     assert not mark.exists()
-    assert len(told) == 1
-    assert "not written by tagent-nb" in told[0]
+    assert len(warned) == 1
+    assert "not written by tagent-nb" in warned[0]
 
 
-def test_a_pickled_key_is_never_executed(filled: ResultCache, told: list[str], tmp_path: Path) -> None:
+def test_a_pickled_key_is_never_executed(filled: ResultCache, warned: list[str], tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     in_table(filled, "UPDATE Cache SET raw = 0, key = ? WHERE key = ?", pickle.dumps(Bomb(mark)), key_of(0))
     assert filled.get(key_of(0)) is None
@@ -596,7 +596,7 @@ def test_a_pickled_key_is_never_executed(filled: ResultCache, told: list[str], t
 
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
 def test_a_file_name_in_the_table_is_never_followed(
-    filled: ResultCache, told: list[str], tmp_path: Path, mode: int
+    filled: ResultCache, warned: list[str], tmp_path: Path, mode: int
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
@@ -609,17 +609,19 @@ def test_a_file_name_in_the_table_is_never_followed(
     filled.clear()
     assert victim.exists()
     assert not (tmp_path / "executed").exists()
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("value", [b"", b"nonsense", "text", 7, 1.5, None, b"\x80\x04."])
-def test_anything_else_as_a_value_is_a_miss(filled: ResultCache, told: list[str], value: object) -> None:
+def test_anything_else_as_a_value_is_a_miss(filled: ResultCache, warned: list[str], value: object) -> None:
     in_table(filled, "UPDATE Cache SET value = ?", value)
     assert [filled.get(key_of(number)) for number in range(3)] == [None] * 3
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
-def test_settings_in_the_file_are_not_followed(filled: ResultCache, told: list[str], tmp_path: Path) -> None:
+def test_settings_in_the_file_are_not_followed(
+    filled: ResultCache, warned: list[str], tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name, value in {
@@ -637,13 +639,13 @@ def test_settings_in_the_file_are_not_followed(filled: ResultCache, told: list[s
     assert all(filled.get(key_of(one)) is not None for one in (0, 1, 2, "new"))
     assert list(elsewhere.iterdir()) == []
     assert (filled.directory / "cache.db-wal").exists()
-    assert told == []
+    assert warned == []
 
 
-def test_settings_of_the_wrong_type_are_told(filled: ResultCache, told: list[str]) -> None:
+def test_settings_of_the_wrong_type_are_reported(filled: ResultCache, warned: list[str]) -> None:
     in_table(filled, "INSERT INTO Settings VALUES (?, 1)", b"bytes")
     assert filled.get(key_of(0)) is None
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 FOREIGN = {
@@ -661,54 +663,54 @@ FOREIGN = {
 
 @pytest.mark.parametrize("statements", FOREIGN.values(), ids=FOREIGN)
 def test_sql_that_a_stranger_left_is_not_run(
-    filled: ResultCache, told: list[str], statements: tuple[str, ...]
+    filled: ResultCache, warned: list[str], statements: tuple[str, ...]
 ) -> None:
     for statement in statements:
         in_table(filled, statement)
     assert filled.get(key_of(0)) is None
     assert filled.put(key_of("new"), stored(1))
-    assert len(told) == 1
-    assert "did not make" in told[0]
+    assert len(warned) == 1
+    assert "did not make" in warned[0]
 
 
-def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path, told: list[str]) -> None:
+def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path, warned: list[str]) -> None:
     victim = tmp_path / "victim.db"
     victim.write_bytes(b"precious")
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "cache.db").symlink_to(victim)
-    cache = ResultCache(folder, warn=told.append)
+    cache = ResultCache(folder, warn=warned.append)
     cache.put(key_of(1), stored(1))
     assert cache.get(key_of(1)) is None
     assert victim.read_bytes() == b"precious"
-    assert len(told) == 1
-    assert "not a plain file" in told[0]
+    assert len(warned) == 1
+    assert "not a plain file" in warned[0]
     cache.close()
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
-def test_something_else_in_place_of_the_file_is_told(
-    tmp_path: Path, told: list[str], make: Callable[[Path], None]
+def test_something_else_in_place_of_the_file_is_reported(
+    tmp_path: Path, warned: list[str], make: Callable[[Path], None]
 ) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     make(folder / "cache.db")
-    cache = ResultCache(folder, warn=told.append)
+    cache = ResultCache(folder, warn=warned.append)
     assert cache.get(key_of(1)) is None
-    assert len(told) == 1
+    assert len(warned) == 1
     cache.close()
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough" * 100, b"\x00" * 5000])
-def test_a_file_of_something_else_is_told_once_and_mended_by_clear(
-    tmp_path: Path, told: list[str], content: bytes
+def test_a_file_of_something_else_is_reported_once_and_mended_by_clear(
+    tmp_path: Path, warned: list[str], content: bytes
 ) -> None:
     (tmp_path / "cache.db").write_bytes(content)
-    cache = ResultCache(tmp_path, warn=told.append)
+    cache = ResultCache(tmp_path, warn=warned.append)
     for number in range(3):
         assert cache.put(key_of(number), stored(number))
         assert cache.get(key_of(number)) is None
-    assert len(told) == 1
+    assert len(warned) == 1
     with pytest.raises(StorageUnavailableError, match="Clear all"):
         cache.clear(step="s")
     assert cache.clear() == 0
@@ -737,8 +739,8 @@ def test_bytes_flipped_anywhere_in_the_file_never_give_a_wrong_answer(
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "cache.db").write_bytes(damaged)
-        told: list[str] = []
-        damaged_cache = ResultCache(folder, warn=told.append)
+        warned: list[str] = []
+        damaged_cache = ResultCache(folder, warn=warned.append)
         found = {key: damaged_cache.get(key) for key in values}
         for key, entry in found.items():
             assert entry is None or entry.output.value == values[key]
@@ -769,14 +771,14 @@ def test_a_file_cut_off_anywhere_never_gives_a_wrong_answer(tmp_path: Path) -> N
 # -- no place to write ------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_made_is_told_once(tmp_path: Path, told: list[str]) -> None:
+def test_a_folder_that_cannot_be_made_is_reported_once(tmp_path: Path, warned: list[str]) -> None:
     (tmp_path / "file").write_text("")
-    cache = ResultCache(tmp_path / "file" / "cache", warn=told.append)
+    cache = ResultCache(tmp_path / "file" / "cache", warn=warned.append)
     for number in range(3):
         assert cache.put(key_of(number), stored(number))
         assert cache.get(key_of(number)) is None
-    assert len(told) == 1
-    assert "cannot be used" in told[0]
+    assert len(warned) == 1
+    assert "cannot be used" in warned[0]
     cache.close()
 
 
@@ -787,17 +789,17 @@ READ_ONLY = """
     from tagent_nb.serde.value import StoredValue
     if os.geteuid() == 0:
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
-    told = []
-    cache = ResultCache(sys.argv[1], warn=told.append)
+    reported = []
+    cache = ResultCache(sys.argv[1], warn=reported.append)
     for number in range(3):
         cache.put(f"{number:064x}", StoredValue.of(number))
         assert cache.get(f"{number:064x}") is None
     cache.close()
-    print(len(told), told[0])
+    print(len(reported), reported[0])
 """
 
 
-def test_a_read_only_folder_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_reported_once_and_the_run_goes_on(tmp_path: Path) -> None:
     # As another user, since permissions mean nothing to root; the folder's parents must let it in.
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     try:
@@ -823,8 +825,8 @@ FULL_DISK = """
     import resource, sys
     from tagent_nb.cache.store import ResultCache
     from tagent_nb.serde.value import StoredValue
-    told = []
-    cache = ResultCache(sys.argv[1], warn=told.append)
+    reported = []
+    cache = ResultCache(sys.argv[1], warn=reported.append)
     def key(number): return f"{number:064x}"
     def put(number): return cache.put(key(number), StoredValue.of("x" * 50_000))
     put(0)
@@ -838,11 +840,11 @@ FULL_DISK = """
     cache.close()
     assert cache.get(key(0)) is not None
     assert cache.get(key(60)) is not None
-    print(len(told), told[0])
+    print(len(reported), reported[0])
 """
 
 
-def test_a_full_disk_is_told_once_and_harms_no_older_answer(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once_and_harms_no_older_answer(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)],
         capture_output=True,
@@ -855,13 +857,13 @@ def test_a_full_disk_is_told_once_and_harms_no_older_answer(tmp_path: Path) -> N
 
 
 def test_a_dollar_in_the_path_is_refused(
-    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ELSEWHERE", "elsewhere")
-    cache = ResultCache(tmp_path / "$ELSEWHERE", warn=told.append)
+    cache = ResultCache(tmp_path / "$ELSEWHERE", warn=warned.append)
     cache.put(key_of(1), stored(1))
-    assert len(told) == 1
-    assert "'$'" in told[0]
+    assert len(warned) == 1
+    assert "'$'" in warned[0]
     assert not (tmp_path / "elsewhere").exists()
     cache.close()
 
@@ -874,13 +876,13 @@ def test_without_a_callback_a_warning_is_given_once(tmp_path: Path) -> None:
         cache.get(key_of(1))
         cache.get(key_of(2))
         cache.put(key_of(3), stored(1))
-    assert [one.category for one in caught] == [RuntimeWarning]
+    assert [warning.category for warning in caught] == [RuntimeWarning]
     cache.close()
 
 
-def test_each_run_is_told_once(tmp_path: Path, told: list[str]) -> None:
+def test_each_run_is_reported_once(tmp_path: Path, warned: list[str]) -> None:
     (tmp_path / "file").write_text("")
-    cache = ResultCache(tmp_path / "file" / "cache", warn=told.append)
+    cache = ResultCache(tmp_path / "file" / "cache", warn=warned.append)
     mine: list[str] = []
     for run in ("a", "b"):
         cache.protect(run, mine.append)
@@ -888,7 +890,7 @@ def test_each_run_is_told_once(tmp_path: Path, told: list[str]) -> None:
         cache.get(key_of(2))
         cache.release(run)
     assert len(mine) == 2
-    assert told == []
+    assert warned == []
     cache.close()
 
 
@@ -918,19 +920,19 @@ async def test_while_another_process_writes_reads_go_on_and_the_loop_is_free(
     assert in_table(filled, "SELECT COUNT(*) FROM Cache") == [(4,)]
 
 
-async def test_when_the_lock_is_not_given_up_the_write_is_dropped_and_told(
-    filled: ResultCache, locked: sqlite3.Connection, told: list[str], monkeypatch: pytest.MonkeyPatch
+async def test_when_the_lock_is_not_given_up_the_write_is_dropped_and_reported(
+    filled: ResultCache, locked: sqlite3.Connection, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.close()
     monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.0)
     assert filled.get(key_of(0)) is None  # it cannot even be opened
-    assert "cannot be used" in told[0]
+    assert "cannot be used" in warned[0]
     locked.execute("ROLLBACK")
     filled.protect("run")
     assert filled.get(key_of(0)) is not None
     locked.execute("BEGIN IMMEDIATE")
     assert filled.put(key_of("new"), stored("new"))
-    assert "could not be written: another process is writing" in told[1]
+    assert "could not be written: another process is writing" in warned[1]
     assert filled.get(key_of("new")) is None
     with pytest.raises(StorageUnavailableError, match="another process"):
         filled.clear()
@@ -938,7 +940,7 @@ async def test_when_the_lock_is_not_given_up_the_write_is_dropped_and_told(
 
 
 def test_opening_waits_for_another_process_to_finish(
-    filled: ResultCache, locked: sqlite3.Connection, told: list[str], monkeypatch: pytest.MonkeyPatch
+    filled: ResultCache, locked: sqlite3.Connection, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.close()
     waits: list[float] = []
@@ -951,7 +953,7 @@ def test_opening_waits_for_another_process_to_finish(
     assert filled.get(key_of(0)) is not None
     monkeypatch.undo()
     assert waits
-    assert told == []
+    assert warned == []
 
 
 async def test_a_file_locked_against_readers_is_waited_for_outside_the_loop(
@@ -994,7 +996,7 @@ async def test_a_reader_that_finds_the_file_locked_hands_over_to_the_cache_threa
     assert [name.startswith("tagent-nb cache") for name in readers] == [False, True, False, True]
 
 
-def test_threads_share_a_cache(cache: ResultCache, told: list[str]) -> None:
+def test_threads_share_a_cache(cache: ResultCache, warned: list[str]) -> None:
     wrong: list[object] = []
 
     def work(number: int) -> None:
@@ -1011,7 +1013,7 @@ def test_threads_share_a_cache(cache: ResultCache, told: list[str]) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert told == []
+    assert warned == []
     assert cache.stats().entries == 120
 
 
@@ -1036,16 +1038,16 @@ WRITE_MANY = """
 """
 
 
-def test_processes_share_a_cache(tmp_path: Path, told: list[str]) -> None:
+def test_processes_share_a_cache(tmp_path: Path, warned: list[str]) -> None:
     command = [sys.executable, "-c", textwrap.dedent(WRITE_MANY), str(tmp_path)]
     workers = [
         subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True) for number in range(3)
     ]
     assert [worker.communicate()[0] for worker in workers] == ["", "", ""]
     assert [worker.returncode for worker in workers] == [0, 0, 0]
-    cache = ResultCache(tmp_path, warn=told.append)
+    cache = ResultCache(tmp_path, warn=warned.append)
     assert cache.stats().entries == 150
-    assert told == []
+    assert warned == []
     cache.close()
 
 
@@ -1076,7 +1078,7 @@ def test_a_cache_made_before_a_fork_starts_anew_in_the_child(
 
 @pytest.mark.faults
 def test_sigkill_never_leaves_an_unreadable_cache(
-    tmp_path: Path, told: list[str], repetitions: Callable[[int, int], int]
+    tmp_path: Path, warned: list[str], repetitions: Callable[[int, int], int]
 ) -> None:
     program = textwrap.dedent("""
         import sys
@@ -1101,10 +1103,10 @@ def test_sigkill_never_leaves_an_unreadable_cache(
         process.kill()
         process.wait()
         process.stdout.close()
-        cache = ResultCache(folder, warn=told.append)
+        cache = ResultCache(folder, warn=warned.append)
         assert all(cache.get(f"{number:064x}") is not None for number in range(seen + 1))
         cache.close()
-    assert told == []
+    assert warned == []
     print(f"\nSIGKILL while a cache is written: injected {turn + 1}, lost 0")
 
 
@@ -1124,10 +1126,10 @@ def kept(cache: ResultCache, names: list[str]) -> list[str]:
 
 
 def test_entries_used_longest_ago_make_room(
-    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "REMEMBER_USE", 0.0)
-    cache = ResultCache(tmp_path, size_limit=8 * SIZE, warn=told.append)
+    cache = ResultCache(tmp_path, size_limit=8 * SIZE, warn=warned.append)
     fill(cache, list("abcde"))
     assert cache.get(key_of("a")) is not None
     fill(cache, list("fghij"))
@@ -1136,20 +1138,20 @@ def test_entries_used_longest_ago_make_room(
     assert "b" not in names
     assert names[-1] == "j"
     assert cache.stats().size <= 8 * SIZE
-    assert told == []
+    assert warned == []
     cache.close()
 
 
-def test_what_an_active_run_stands_on_is_not_removed(tmp_path: Path, told: list[str]) -> None:
+def test_what_an_active_run_stands_on_is_not_removed(tmp_path: Path, warned: list[str]) -> None:
     cache = ResultCache(tmp_path, size_limit=6 * SIZE)
     fill(cache, list("xyz"))
-    cache.protect("run", told.append)
+    cache.protect("run", warned.append)
     assert cache.get(key_of("y")) is not None
     fill(cache, list("abcdefgh"))
     there = [name for name in "xyzabcdefgh" if cache.get(key_of(name)) is not None]
     assert there == list("yabcdefgh")
-    assert len(told) == 1
-    assert "size_limit" in told[0]
+    assert len(warned) == 1
+    assert "size_limit" in warned[0]
     cache.release("run")
     assert cache.stats().size <= 6 * SIZE
     assert kept(cache, list("xyzabcdefgh"))[-1] == "h"
@@ -1165,8 +1167,8 @@ async def test_release_on_the_loop_makes_room_as_well(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_an_entry_larger_than_the_limit_does_not_stay(tmp_path: Path, told: list[str]) -> None:
-    cache = ResultCache(tmp_path, size_limit=2 * SIZE, warn=told.append)
+def test_an_entry_larger_than_the_limit_does_not_stay(tmp_path: Path, warned: list[str]) -> None:
+    cache = ResultCache(tmp_path, size_limit=2 * SIZE, warn=warned.append)
     cache.put(key_of("big"), stored("x" * 10 * SIZE))
     cache.put(key_of("small"), stored("x"))
     assert cache.stats().size <= 2 * SIZE
@@ -1178,7 +1180,7 @@ def test_releasing_a_run_that_is_not_there_is_nothing(cache: ResultCache) -> Non
 
 
 def test_uses_are_remembered_for_the_next_process(
-    filled: ResultCache, told: list[str], monkeypatch: pytest.MonkeyPatch
+    filled: ResultCache, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "REMEMBER_USE", 0.0)
     before = dict(in_table(filled, "SELECT key, access_time FROM Cache"))
@@ -1203,7 +1205,7 @@ def test_stats_name_size_entries_and_steps(cache: ResultCache) -> None:
     assert (stats.entries, stats.hits, stats.misses) == (3, 1, 1)
     assert stats.directory == cache.directory
     assert 5000 < stats.size < stats.size_limit
-    assert [(one.pipeline, one.step, one.entries) for one in stats.steps] == [
+    assert [(statistics.pipeline, statistics.step, statistics.entries) for statistics in stats.steps] == [
         ("p-1", "load", 2),
         ("p-2", "load", 1),
     ]
@@ -1211,19 +1213,19 @@ def test_stats_name_size_entries_and_steps(cache: ResultCache) -> None:
     assert before - 1 < stats.steps[0].first_stored <= stats.steps[0].last_used <= time.time() + 1
 
 
-def test_stats_of_a_cache_that_cannot_be_read_are_empty(tmp_path: Path, told: list[str]) -> None:
+def test_stats_of_a_cache_that_cannot_be_read_are_empty(tmp_path: Path, warned: list[str]) -> None:
     (tmp_path / "cache.db").write_bytes(b"no database" * 1000)
-    cache = ResultCache(tmp_path, warn=told.append)
+    cache = ResultCache(tmp_path, warn=warned.append)
     assert cache.stats().entries == 0
-    assert len(told) == 1
+    assert len(warned) == 1
     cache.close()
 
 
-def test_stats_of_a_poisoned_table_are_empty(filled: ResultCache, told: list[str]) -> None:
+def test_stats_of_a_poisoned_table_are_empty(filled: ResultCache, warned: list[str]) -> None:
     in_table(filled, "UPDATE Cache SET size = 'large'")
     in_table(filled, "UPDATE Cache SET store_time = 'then', size = x'00'")
     assert filled.stats().entries == 0
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def test_clear_by_step_spares_the_others(cache: ResultCache) -> None:
@@ -1252,7 +1254,7 @@ def test_clear_of_all_gives_the_room_back(cache: ResultCache) -> None:
     assert cache.get(key_of("a")) is None
 
 
-def test_clear_mends_a_cache_that_breaks_while_it_is_open(filled: ResultCache, told: list[str]) -> None:
+def test_clear_mends_a_cache_that_breaks_while_it_is_open(filled: ResultCache, warned: list[str]) -> None:
     other = sqlite3.connect(filled.directory / "cache.db")
     other.execute("DROP TABLE Cache")
     other.close()
@@ -1262,11 +1264,11 @@ def test_clear_mends_a_cache_that_breaks_while_it_is_open(filled: ResultCache, t
     assert filled.clear() == 0
     filled.put(key_of(0), stored("again"))
     assert filled.get(key_of(0)) is not None
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def test_clear_of_a_file_in_the_place_of_the_cache_says_so(tmp_path: Path) -> None:
-    """It is somebody's file: it stays."""
+    """It is someone's file: it stays."""
     file = tmp_path / "cache"
     file.write_text("mine")
     with pytest.raises(StorageUnavailableError, match=r"cannot be cleared: it is no folder\. Move it away"):
@@ -1275,10 +1277,10 @@ def test_clear_of_a_file_in_the_place_of_the_cache_says_so(tmp_path: Path) -> No
 
 
 def test_clear_of_a_damaged_cache_that_cannot_be_removed_says_so(
-    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache.db").write_bytes(b"no database" * 1000)
-    cache = ResultCache(tmp_path, warn=told.append)
+    cache = ResultCache(tmp_path, warn=warned.append)
 
     def refuse(self: Path, missing_ok: bool = False) -> None:
         raise PermissionError(13, "Permission denied", str(self))
@@ -1290,7 +1292,7 @@ def test_clear_of_a_damaged_cache_that_cannot_be_removed_says_so(
     cache.close()
 
 
-def test_a_folder_deleted_between_runs_is_noticed(filled: ResultCache, told: list[str]) -> None:
+def test_a_folder_deleted_between_runs_is_noticed(filled: ResultCache, warned: list[str]) -> None:
     filled.protect("one")
     assert filled.get(key_of(0)) is not None
     filled.release("one")
@@ -1299,7 +1301,7 @@ def test_a_folder_deleted_between_runs_is_noticed(filled: ResultCache, told: lis
     assert filled.get(key_of(0)) is None
     filled.put(key_of(0), stored("again"))
     assert in_table(filled, "SELECT COUNT(*) FROM Cache") == [(1,)]
-    assert told == []
+    assert warned == []
 
 
 # -- against a model --------------------------------------------------------------------------
@@ -1339,7 +1341,7 @@ def test_it_behaves_like_a_dict(
     cache.close()
 
 
-async def test_a_large_answer_that_is_damaged_is_a_miss(cache: ResultCache, told: list[str]) -> None:
+async def test_a_large_answer_that_is_damaged_is_a_miss(cache: ResultCache, warned: list[str]) -> None:
     key = "a" * 64
     cache.put(key, StoredValue.of("x" * 2_000_000))
     assert (await cache.aget(key)).output.value == "x" * 2_000_000  # type: ignore[union-attr]
@@ -1349,6 +1351,6 @@ async def test_a_large_answer_that_is_damaged_is_a_miss(cache: ResultCache, told
     assert isinstance(record, bytes)
     cache._waiting[other] = (other, record, "step\n")
     assert await cache.aget(other) is None
-    assert "checksum does not match" in told[0]
+    assert "checksum does not match" in warned[0]
     assert cache.misses == 1
     del cache._waiting[other]

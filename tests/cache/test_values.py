@@ -171,7 +171,7 @@ def test_what_something_is_made_of_counts(before: str, after: str) -> None:
     """An equal one, made anew, has the same fingerprint; another one has another."""
     first, again, other = (
         components(eval(made, home), home)
-        for made, home in ((one, space()) for one in (before, before, after))
+        for made, home in ((source, space()) for source in (before, before, after))
     )
     assert first == again
     assert first != other
@@ -241,9 +241,9 @@ def test_what_has_no_value_of_its_own_counts_by_its_type(value: Any, kind: str) 
 def test_what_something_remembers_that_does_things_does_not_count(made: str) -> None:
     """Else a client that counts its calls would have its step run again each time."""
     home = space()
-    one, two = (value_text(eval(made.format(number), home), {}) for number in (1, 2))
-    assert one == two
-    assert one.startswith("type ")
+    first, two = (value_text(eval(made.format(number), home), {}) for number in (1, 2))
+    assert first == two
+    assert first.startswith("type ")
 
 
 def test_what_holds_a_key_counts_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_digests_are_the_same_in_another_process() -> None:
         """
         )
     )
-    told = {
+    texts = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(values.__file__).parents[2])},
@@ -308,8 +308,8 @@ def test_digests_are_the_same_in_another_process() -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(told) == 1
-    assert not told.pop().startswith("type ")
+    assert len(texts) == 1
+    assert not texts.pop().startswith("type ")
 
 
 def test_modules_of_the_user_inside_of_objects_are_followed(

@@ -73,7 +73,7 @@ def ordering(*products: str) -> FunctionModel:
         ASKED["model"] += 1
         returned = [part for part in messages[-1].parts if part.part_kind == "tool-return"]
         if returned:
-            return ModelResponse(parts=[TextPart("; ".join(str(one.content) for one in returned))])
+            return ModelResponse(parts=[TextPart("; ".join(str(part.content) for part in returned))])
         return ModelResponse(
             parts=[
                 ToolCallPart("order", {"product": name}, tool_call_id=f"call {number}")
@@ -85,8 +85,8 @@ def ordering(*products: str) -> FunctionModel:
 
 
 def shop(*products: str, **options: Any) -> Pipeline:
-    given = {"tools": [order], "approve_tools": ["order"], "max_retries": 0} | options
-    return Pipeline("shop", model=ordering(*(products or ("tea",)))).step("buy", "Buy.", **given)
+    settings = {"tools": [order], "approve_tools": ["order"], "max_retries": 0} | options
+    return Pipeline("shop", model=ordering(*(products or ("tea",)))).step("buy", "Buy.", **settings)
 
 
 class Until:
@@ -161,8 +161,8 @@ async def test_a_rejected_call_is_not_made_and_the_model_hears_why() -> None:
     result = await PipelineExecutor(shop(), approver=lambda request: Rejected("too dear")).execute()
     assert result["buy"] == "The user does not allow this call: too dear"
     assert DONE == []
-    told = [event for event in result.events if isinstance(event, StepProgress)]
-    assert [event.kind for event in told] == ["tool_call", "tool_rejected"]
+    progress = [event for event in result.events if isinstance(event, StepProgress)]
+    assert [event.kind for event in progress] == ["tool_call", "tool_rejected"]
 
 
 async def test_edited_arguments_are_the_ones_that_the_tool_gets() -> None:
@@ -236,8 +236,8 @@ async def test_the_model_hears_that_the_user_changed_its_arguments(tmp_path: Pat
         'It was: order({"product": "coffee", "count": 2})'
     )
     assert result["buy"] == f"ordered 2 coffee | {note}"
-    told = [event for event in result.events if isinstance(event, StepProgress)]
-    assert [(one.kind, one.detail["arguments"]) for one in told] == [
+    progress = [event for event in result.events if isinstance(event, StepProgress)]
+    assert [(one.kind, one.detail["arguments"]) for one in progress] == [
         ("tool_call", {"parcel": "Parcel(product='tea', count=1)"}),
         ("tool_edited", {"product": "'coffee'", "count": "2"}),
     ]
@@ -314,10 +314,10 @@ async def test_a_plan_shows_the_arguments_that_the_user_gave() -> None:
 
 
 async def test_edited_arguments_that_the_tool_does_not_take_decide_nothing() -> None:
-    asked = Until()
-    run = PipelineExecutor(shop(), approver="wait", observers=[asked])
+    waiting = Until()
+    run = PipelineExecutor(shop(), approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     with pytest.raises(OutputValidationError, match="step 'buy': call of tool 'order'.*count"):
         run.approve("buy", value={"product": "tea", "count": "many"})
     run.approve("buy", tool="order", value={"product": "tea", "count": 3})
@@ -329,15 +329,15 @@ async def test_a_step_that_waits_has_no_slot_no_turn_and_no_clock() -> None:
     """One slot, SERIAL steps, a timeout: another step runs meanwhile, and the time of waiting is free."""
     defined = shop(timeout=0.5)
     defined.put(PipelineStep.from_cell("other", "7", python=True))
-    asked, ended = Until(), threading.Event()
+    waiting, ended = Until(), threading.Event()
 
     def observe(event: Event) -> None:
         if getattr(event, "step", "") == "other" and hasattr(event, "output"):
             ended.set()
 
-    run = PipelineExecutor(defined, approver="wait", max_concurrency=1, observers=[asked, observe])
+    run = PipelineExecutor(defined, approver="wait", max_concurrency=1, observers=[waiting, observe])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     assert await asyncio.to_thread(ended.wait, PATIENCE)
     assert run.memory is not None
     assert run.memory.steps["buy"].status is StepStatus.WAITING
@@ -350,10 +350,10 @@ async def test_a_step_that_waits_has_no_slot_no_turn_and_no_clock() -> None:
 
 
 async def test_calls_made_at_the_same_time_are_asked_for_one_by_one_and_go_on_together() -> None:
-    asked = Until(2)
-    run = PipelineExecutor(shop("tea", "milk"), approver="wait", observers=[asked])
+    waiting = Until(2)
+    run = PipelineExecutor(shop("tea", "milk"), approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     first, second = run.pending_approvals()
     run.decide(second, Approved())
     run.decide(first, Rejected("enough tea"))
@@ -361,14 +361,14 @@ async def test_calls_made_at_the_same_time_are_asked_for_one_by_one_and_go_on_to
 
 
 async def test_equal_calls_are_two_requests() -> None:
-    asked: list[str] = []
+    models_asked: list[str] = []
 
     def approver(request: ApprovalRequest) -> Approved:
-        asked.append(request.call)
+        models_asked.append(request.call)
         return Approved()
 
     await PipelineExecutor(shop("tea", "tea"), approver=approver).execute()
-    assert len(set(asked)) == 2
+    assert len(set(models_asked)) == 2
     assert len(DONE) == 2
 
 
@@ -399,7 +399,7 @@ async def test_without_anybody_to_ask_the_run_ends_and_the_call_is_made_when_it_
     assert len([event for event in result.events if isinstance(event, ApprovalRequested)]) == 1
 
 
-async def test_an_edit_recorded_while_nobody_could_check_it_fails_the_step(tmp_path: Path) -> None:
+async def test_an_edit_recorded_while_no_one_could_check_it_fails_the_step(tmp_path: Path) -> None:
     await PipelineExecutor(shop(), storage=tmp_path).execute()
     decider = PipelineExecutor(shop(), storage=tmp_path)
     await asyncio.to_thread(decider.approve, "buy", value={"count": 4})
@@ -409,7 +409,7 @@ async def test_an_edit_recorded_while_nobody_could_check_it_fails_the_step(tmp_p
 
 
 async def test_a_call_that_was_cut_short_is_asked_for_again(tmp_path: Path) -> None:
-    """What was approved was begun; nobody has approved that it is done twice."""
+    """What was approved was begun; no one has approved that it is done twice."""
 
     async def order(parcel: Parcel) -> str:
         """Order something."""
@@ -419,10 +419,10 @@ async def test_a_call_that_was_cut_short_is_asked_for_again(tmp_path: Path) -> N
             await asyncio.Event().wait()
         return "ordered"
 
-    asked: list[str] = []
+    models_asked: list[str] = []
 
     def approver(request: ApprovalRequest) -> Approved:
-        asked.append(request.tool)
+        models_asked.append(request.tool)
         return Approved()
 
     def run() -> PipelineExecutor:
@@ -431,7 +431,7 @@ async def test_a_call_that_was_cut_short_is_asked_for_again(tmp_path: Path) -> N
     first = run()
     assert (await first.execute()).cancelled
     assert (await run().execute(resume=True))["buy"] == "ordered"
-    assert asked == ["order", "order"]
+    assert models_asked == ["order", "order"]
 
 
 async def test_items_of_a_map_are_held_and_left_one_by_one() -> None:
@@ -489,7 +489,7 @@ async def test_a_tool_gets_the_context_of_its_step_and_the_model_does_not_see_it
         return f"{context.step} knows {dict(context.memories)}"
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        schemas.extend(one.parameters_json_schema for one in info.function_tools)
+        schemas.extend(tool.parameters_json_schema for tool in info.function_tools)
         last = messages[-1].parts[-1]
         if last.part_kind == "tool-return":
             return ModelResponse(parts=[TextPart(str(last.content))])
@@ -579,7 +579,7 @@ async def test_step_errors_of_held_tools_end_the_step() -> None:
         ("def f(): ...", None),
     ],
 )
-def test_the_parameter_for_the_context_is_told_by_its_type_or_its_bare_name(
+def test_the_parameter_for_the_context_is_recognised_by_its_type_or_its_bare_name(
     source: str, name: str | None
 ) -> None:
     space: dict[str, Any] = {"StepContext": StepContext}

@@ -106,7 +106,7 @@ def waits(step: str) -> Until:
     return Until(lambda event: isinstance(event, StepWaiting) and event.step == step)
 
 
-# -- nobody to ask --------------------------------------------------------------------------------
+# -- no one to ask --------------------------------------------------------------------------------
 
 
 async def test_a_run_without_anybody_to_ask_ends_with_the_step_waiting_and_the_rest_done() -> None:
@@ -141,13 +141,13 @@ async def test_another_process_decides_and_the_resumed_run_computes_nothing_agai
     assert result.step_metadata["draft"]["approval"] == "approved"
 
 
-async def test_a_resumed_run_waits_again_for_what_nobody_has_decided(tmp_path: Path) -> None:
+async def test_a_resumed_run_waits_again_for_what_no_one_has_decided(tmp_path: Path) -> None:
     await executor(pipeline(), storage=tmp_path).execute()
     result = await executor(pipeline(), storage=tmp_path).execute(resume=True)
     assert result.waiting_steps == ["draft"]
     assert RAN["draft"] == 1
-    asked = [event for event in result.events if isinstance(event, ApprovalRequested)]
-    assert len(asked) == 1
+    requests = [event for event in result.events if isinstance(event, ApprovalRequested)]
+    assert len(requests) == 1
 
 
 async def test_a_changed_step_is_computed_anew_and_asked_for_anew(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ async def test_in_memory_the_same_executor_goes_on_after_a_decision() -> None:
     assert RAN["draft"] == 1
 
 
-async def test_a_step_rejected_while_nobody_ran_fails_when_the_run_goes_on() -> None:
+async def test_a_step_rejected_while_no_one_ran_fails_when_the_run_goes_on() -> None:
     run = executor(pipeline())
     await run.execute()
     await asyncio.to_thread(run.reject, "draft", "too short")
@@ -219,12 +219,12 @@ async def test_an_edited_value_is_what_others_see_and_is_marked_as_the_users() -
     marks = result.step_metadata["draft"]
     assert marks["edited_by_user"] is True
     asked = next(event for event in result.events if isinstance(event, ApprovalRequested))
-    given = next(event for event in result.events if isinstance(event, ApprovalGiven))
+    approval = next(event for event in result.events if isinstance(event, ApprovalGiven))
     assert asked.output.value == Mood(label="good", score=1)
-    assert given.output is not None
-    assert given.output.value == Mood(label="bad", score=0)
-    assert marks["digest_before"] == asked.output.digest == given.digest
-    assert marks["digest"] == given.output.digest != asked.output.digest
+    assert approval.output is not None
+    assert approval.output.value == Mood(label="bad", score=0)
+    assert marks["digest_before"] == asked.output.digest == approval.digest
+    assert marks["digest"] == approval.output.digest != asked.output.digest
     frame = result.events_frame()
     assert "edited" in frame[frame.event == "ApprovalGiven"].detail.iloc[0]
     assert "good" in frame[frame.event == "ApprovalRequested"].detail.iloc[0]
@@ -313,10 +313,10 @@ async def test_only_the_branch_that_waits_waits_and_it_holds_no_slot_and_no_turn
     defined = Pipeline("serial")
     defined.put(PipelineStep.from_cell("draft", "1", python=True, approve=True))
     defined.put(PipelineStep.from_cell("other", "1", python=True))
-    asked, done = waits("draft"), Until(lambda event: type(event).__name__ == "StepFinished")
-    run = executor(defined, approver="wait", max_concurrency=1, observers=[asked, done])
+    waiting, done = waits("draft"), Until(lambda event: type(event).__name__ == "StepFinished")
+    run = executor(defined, approver="wait", max_concurrency=1, observers=[waiting, done])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     await done.come()
     assert run.memory is not None
     assert run.memory.steps["draft"].status is StepStatus.WAITING
@@ -356,12 +356,12 @@ async def test_a_serial_step_that_tries_again_waits_for_its_turn() -> None:
 
 
 async def test_an_invalid_edit_decides_nothing() -> None:
-    asked = waits("draft")
+    waiting = waits("draft")
     defined = pipeline("draft", output_schema=Mood)
     mood = Mood(label="good", score=1)
-    run = executor(defined, {"draft": mood}, approver="wait", observers=[asked])
+    run = executor(defined, {"draft": mood}, approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     with pytest.raises(OutputValidationError, match="score"):
         run.approve("draft", value={"label": "bad", "score": "many"})
     assert [request.step for request in run.pending_approvals()] == ["draft"]
@@ -370,10 +370,10 @@ async def test_an_invalid_edit_decides_nothing() -> None:
 
 
 async def test_a_decision_counts_once_and_a_late_one_is_nothing() -> None:
-    asked = waits("draft")
-    run = executor(pipeline("draft"), approver="wait", observers=[asked])
+    waiting = waits("draft")
+    run = executor(pipeline("draft"), approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     [request] = run.pending_approvals()
     run.decide(request, Edited("first"))
     run.decide(request, Edited("second"))
@@ -387,10 +387,10 @@ async def test_a_decision_counts_once_and_a_late_one_is_nothing() -> None:
 
 async def test_of_two_decisions_at_the_same_moment_the_first_counts() -> None:
     """The step has not gone on with the first when the second comes."""
-    asked = waits("draft")
-    run = executor(pipeline("draft"), approver="wait", observers=[asked])
+    waiting = waits("draft")
+    run = executor(pipeline("draft"), approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     [request] = run.pending_approvals()
 
     async def decide_twice() -> None:
@@ -406,7 +406,7 @@ async def test_of_two_decisions_at_the_same_moment_the_first_counts() -> None:
 
 async def test_a_decision_on_what_has_ended_in_a_run_that_goes_on_is_nothing() -> None:
     gate = asyncio.Event()
-    asked, done = waits("draft"), Until(lambda event: isinstance(event, StepFinished))
+    waiting, done = waits("draft"), Until(lambda event: isinstance(event, StepFinished))
 
     class Slow(Runner):
         async def run(self, step: PipelineStep, context: StepContext) -> Any:
@@ -415,10 +415,10 @@ async def test_a_decision_on_what_has_ended_in_a_run_that_goes_on_is_nothing() -
             return step.name
 
     run = PipelineExecutor(pipeline(), runners={"python": Slow({})}, approver="wait")
-    run.subscribe(asked)
+    run.subscribe(waiting)
     run.subscribe(done)
     going_on = asyncio.ensure_future(run.execute())
-    await asked.come()
+    await waiting.come()
     [request] = run.pending_approvals()
     run.decide(request, Approved())
     await done.come()
@@ -428,10 +428,10 @@ async def test_a_decision_on_what_has_ended_in_a_run_that_goes_on_is_nothing() -
     assert (await going_on).success
 
 
-async def test_a_decision_on_a_step_that_is_left_is_kept_for_the_next_sitting() -> None:
+async def test_a_decision_on_a_step_that_is_left_is_kept_for_the_next_session() -> None:
     """Without an approver a run goes on with other steps; what is said meanwhile is not lost."""
     gate = asyncio.Event()
-    asked = waits("draft")
+    waiting = waits("draft")
 
     class Slow(Runner):
         async def run(self, step: PipelineStep, context: StepContext) -> Any:
@@ -440,9 +440,9 @@ async def test_a_decision_on_a_step_that_is_left_is_kept_for_the_next_sitting() 
             return await super().run(step, context)
 
     run = PipelineExecutor(pipeline("draft", "other"), runners={"python": Slow({"draft": 1, "other": 2})})
-    run.subscribe(asked)
+    run.subscribe(waiting)
     going_on = asyncio.ensure_future(run.execute())
-    await asked.come()
+    await waiting.come()
     run.approve("draft")
     await asyncio.sleep(0)
     gate.set()
@@ -452,10 +452,10 @@ async def test_a_decision_on_a_step_that_is_left_is_kept_for_the_next_sitting() 
 
 
 async def test_a_cancelled_wait_is_resumed_where_it_was(tmp_path: Path) -> None:
-    asked = waits("draft")
-    run = executor(pipeline("draft"), storage=tmp_path, approver="wait", observers=[asked])
+    waiting = waits("draft")
+    run = executor(pipeline("draft"), storage=tmp_path, approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     handle.cancel()
     assert (await handle).steps["draft"].status is StepStatus.CANCELLED
     again = executor(pipeline("draft"), storage=tmp_path, approver=lambda request: Approved())
@@ -464,10 +464,10 @@ async def test_a_cancelled_wait_is_resumed_where_it_was(tmp_path: Path) -> None:
 
 
 async def test_the_waiting_is_no_part_of_the_steps_timeout_or_time() -> None:
-    asked = waits("draft")
-    run = executor(pipeline("draft", timeout=0.05), approver="wait", observers=[asked])
+    waiting = waits("draft")
+    run = executor(pipeline("draft", timeout=0.05), approver="wait", observers=[waiting])
     handle = run.start()
-    await asked.come()
+    await waiting.come()
     await asyncio.sleep(0.1)
     run.approve("draft")
     result = await handle
@@ -530,10 +530,10 @@ def test_what_a_step_says_of_approval_is_checked(field: str, value: Any, says: s
 
 
 def _mapped(**options: Any) -> Pipeline:
-    found = Pipeline("mapped", **options)
-    found.put(PipelineStep.from_cell("draft", "1", python=True))
-    found.put(PipelineStep.from_cell("each", "draft", python=True, map_over="draft", approve=True))
-    return found
+    pipeline = Pipeline("mapped", **options)
+    pipeline.put(PipelineStep.from_cell("draft", "1", python=True))
+    pipeline.put(PipelineStep.from_cell("each", "draft", python=True, map_over="draft", approve=True))
+    return pipeline
 
 
 async def test_items_are_held_one_by_one_and_resumed_one_by_one(tmp_path: Path) -> None:
@@ -574,7 +574,7 @@ async def test_an_item_that_tries_again_is_approved_in_the_end() -> None:
     def approver(request: ApprovalRequest) -> Approved | Rejected:
         return Approved() if request.value else Rejected("again", retry=True)
 
-    values = {"draft": [1, 2], "each": lambda context: [one.reason for one in context.refusals]}
+    values = {"draft": [1, 2], "each": lambda context: [refusal.reason for refusal in context.refusals]}
     result = await executor(_mapped(), values, approver=approver, max_concurrency=1).execute()
     assert result.success
     assert sorted(result["each"]) == [["again"], ["again"]]
@@ -661,7 +661,7 @@ async def test_what_a_held_value_took_is_counted_once_however_it_goes_on(tmp_pat
     assert [info.cost for info in await again.history()] == [0.25]
 
 
-async def test_facts_and_memories_are_taught_when_the_value_is_approved(tmp_path: Path) -> None:
+async def test_facts_and_memories_are_learned_when_the_value_is_approved(tmp_path: Path) -> None:
     def draft(context: StepContext) -> str:
         context.learn("tone", {"warm": True})
         context.save_memory("greeting", "Dear all")
@@ -685,7 +685,7 @@ async def test_a_reason_is_known_to_the_next_attempt_also_after_the_run_was_stop
             if RAN[step.name] == 2:
                 first.cancel()
                 await asyncio.Event().wait()
-            return " and ".join(["text", *(one.reason for one in context.refusals)])
+            return " and ".join(["text", *(refusal.reason for refusal in context.refusals)])
 
     def approver(request: ApprovalRequest) -> Approved | Rejected:
         return Approved() if "please" in request.value else Rejected("please", retry=True)

@@ -14,14 +14,14 @@ from tagent_nb.engine.background import apart, background_loop, in_thread, run_s
 from tagent_nb.errors import StepError
 
 
-def test_there_is_one_loop_whoever_asks() -> None:
-    found: list[asyncio.AbstractEventLoop] = []
-    threads = [threading.Thread(target=lambda: found.append(background_loop())) for _ in range(8)]
+def test_there_is_one_loop_for_all_callers() -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+    threads = [threading.Thread(target=lambda: loops.append(background_loop())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(found) == {background_loop()}
+    assert set(loops) == {background_loop()}
     assert background_loop().is_running()
 
 

@@ -1,4 +1,4 @@
-"""PipelineExecutor: what a run promises to whoever starts it."""
+"""PipelineExecutor: what a run promises to the caller who starts it."""
 
 from __future__ import annotations
 
@@ -561,7 +561,7 @@ class TestControl:
         assert executor.result is not None
         assert executor.result.cancelled
 
-    async def test_a_broken_observer_is_left_out_and_told(self) -> None:
+    async def test_a_broken_observer_is_left_out_and_reported(self) -> None:
         calls: list[str] = []
 
         def broken(event: events.Event) -> None:

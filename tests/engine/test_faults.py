@@ -102,20 +102,20 @@ def judged(
     more: bool = False,
 ) -> Pipeline:
     """A list, an agent that judges it, and what is made of the answer."""
-    found = Pipeline("judged", **{"model": "test", **(pipeline_options or {})})
+    pipeline = Pipeline("judged", **{"model": "test", **(pipeline_options or {})})
     if constraint:
-        found.constraint(constraint)
-    given: dict[str, Any] = {"output_schema": Verdict, "tools": [look_up], **(options or {})}
+        pipeline.constraint(constraint)
+    settings: dict[str, Any] = {"output_schema": Verdict, "tools": [look_up], **(options or {})}
     made = [
         PipelineStep.from_cell(first, f"ran({first!r})\n{load}", python=True),
-        PipelineStep.from_cell("ask", f"{goal} {{{{ {first} }}}}", **given),
+        PipelineStep.from_cell("ask", f"{goal} {{{{ {first} }}}}", **settings),
         PipelineStep.from_cell("end", "ran('end')\nask.label + suffix", python=True),
     ]
     for number in order:
-        found.put(made[number])
+        pipeline.put(made[number])
     if more:
-        found.put(PipelineStep.from_cell("more", "ran('more')\nend * 2", python=True))
-    return found
+        pipeline.put(PipelineStep.from_cell("more", "ran('more')\nend * 2", python=True))
+    return pipeline
 
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
@@ -140,7 +140,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_definition_changed_between_two_sittings(change: str, tmp_path: Path) -> None:
+async def test_a_definition_changed_between_two_sessions(change: str, tmp_path: Path) -> None:
     """What is the same is reused, what changed runs again, and nothing else. Without a say it is refused."""
     agent = Agent()
 
@@ -205,7 +205,7 @@ async def test_equal_questions_at_once_make_one_call(tmp_path: Path, repetitions
             *(result.get_step_output("mapped") or []),
             *(result.get_step_output(f"s{i}") for i in range(10)),
         ]
-        # The failed call, and one for each of the two questions; nobody else asked.
+        # The failed call, and one for each of the two questions; no one else asked.
         wrong += calls != 3 or answers.count("answer") != 19
     report("equal questions at once", count, wrong)
 
@@ -378,15 +378,15 @@ async def test_retention_and_backup_beside_a_writer(
         await copy.restore(info.path)
         for run in await copy.runs("p"):
             # A backup has of each run what was recorded by then: its beginning, without a gap.
-            found = await finished(copy, "p", run.run_id)
-            lost += found != [f"s{n}" for n in range(len(found))]
+            outcome = await finished(copy, "p", run.run_id)
+            lost += outcome != [f"s{n}" for n in range(len(outcome))]
         await copy.close()
     runs = await storage.runs("p")
     lost += runs[-1].run_id != f"r{count - 1:04}"
     for run in runs[-5:]:
         lost += await finished(storage, "p", run.run_id) != ["s0", "s1", "s2"]
     # Only the rules of the last moment may have left more.
-    assert all(one.status == "completed" for one in runs)
+    assert all(run.status == "completed" for run in runs)
     await storage.prune("p", keep_last=5)
     assert len(await storage.runs("p")) == 5
     lost += len(storage.problems)
@@ -448,5 +448,5 @@ async def test_a_forked_child_records_in_redis_on_its_own(tmp_path: Path) -> Non
         await record("parent again")
         events = await storage.read_run("p", "r")
         await storage.close()
-    found = [event.message for event in events if isinstance(event, Warned)]
-    report("fork (redis)", 1, int(found != ["parent", "child", "parent again"]))
+    messages = [event.message for event in events if isinstance(event, Warned)]
+    report("fork (redis)", 1, int(messages != ["parent", "child", "parent again"]))

@@ -245,15 +245,15 @@ def _held_up(loop: asyncio.AbstractEventLoop) -> threading.Event:
 def test_a_handle_tells_once_how_its_run_ended() -> None:
     stage = Stage()
     handle = stage.start()
-    told: list[Any] = []
-    handle.when_done(told.append)
-    assert told == []
+    results: list[Any] = []
+    handle.when_done(results.append)
+    assert results == []
     stage.leave.set()
     result = handle.result()
-    told_late: list[Any] = []
-    handle.when_done(told_late.append)
-    assert told_late == [result]
+    late_results: list[Any] = []
+    handle.when_done(late_results.append)
+    assert late_results == [result]
     failed: futures.Future[Any] = futures.Future()
     failed.set_exception(errors.StorageError("gone"))
-    RunHandle(stage.executor, failed).when_done(told_late.append)
-    assert str(told_late[1]) == "gone"
+    RunHandle(stage.executor, failed).when_done(late_results.append)
+    assert str(late_results[1]) == "gone"

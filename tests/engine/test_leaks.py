@@ -126,7 +126,7 @@ class TestRunsLeaveNothing:
         assert later <= before
 
     def test_executors_that_are_dropped_in_mid_run(self) -> None:
-        """Nobody holds the executor or its handle while it runs; when it has ended, it goes."""
+        """No one holds the executor or its handle while it runs; when it has ended, it goes."""
         ended = threading.Semaphore(0)
 
         def dropped() -> None:

@@ -17,7 +17,7 @@ from tagent_nb.events import Event, StepStarted
 
 
 class Hold:
-    """Holds whoever calls it until the watch has looked at the stack; a bounded time, should it never."""
+    """Holds its caller until the watch has looked at the stack; a bounded time, should it never."""
 
     __slots__ = ("changed", "looks")
 
@@ -25,16 +25,16 @@ class Hold:
         self.looks: list[Any] = []
         self.changed = threading.Condition()
 
-    def look(self, found: Any) -> None:
+    def look(self, stack: Any) -> None:
         with self.changed:
-            self.looks.append(found)
+            self.looks.append(stack)
             self.changed.notify_all()
 
     def until(self, seen: Callable[[list[Any]], bool]) -> None:
         """Until what was found from now on is enough."""
         with self.changed:
             start = len(self.looks)
-            assert self.changed.wait_for(lambda: seen(self.looks[start:]), 30), "nobody looked"
+            assert self.changed.wait_for(lambda: seen(self.looks[start:]), 30), "no one looked"
 
     def __call__(self) -> None:
         self.until(any)
@@ -133,7 +133,7 @@ def test_a_view_that_holds_the_loop_is_no_fault_of_a_step(hold: Hold) -> None:
     assert set(hold.looks) == {None}
 
 
-def test_a_run_is_not_told_of_the_steps_of_another(hold: Hold) -> None:
+def test_a_run_is_not_notified_of_the_steps_of_another(hold: Hold) -> None:
     """Two runs share the loop: each of them looks, and the one whose step it is warns."""
     going, other = threading.Event(), threading.Event()
 
@@ -185,32 +185,32 @@ def test_only_runs_with_code_of_users_on_the_loop_are_watched(step: PipelineStep
 def test_a_function_is_async_also_when_it_was_rebuilt(function: Callable[[], Any]) -> None:
     pipeline = Pipeline("p")
     pipeline.task(function)
-    for one in (pipeline, Pipeline.from_json(pipeline.to_json())):
-        assert may_block(one.steps[0]) is (function is _async)
+    for watched in (pipeline, Pipeline.from_json(pipeline.to_json())):
+        assert may_block(watched.steps[0]) is (function is _async)
 
 
 def test_a_loop_that_is_closed_is_watched_no_longer(hold: Hold) -> None:
     """It gives no more signs; others are watched on."""
 
     class Gone:
-        asked = 0
+        count = 0
 
         def call_from_anywhere(self, action: object) -> None:
-            self.asked += 1
+            self.count += 1
             raise RuntimeError("Event loop is closed")
 
     gone = Gone()
     LoopWatch(gone)  # type: ignore[arg-type]
     code = "import asyncio\nawait asyncio.sleep(0)\nhold()\n1"
     assert len(run(pipeline_of("slow", code), namespace={"hold": hold})) == 1
-    assert gone.asked == 1
+    assert gone.count == 1
 
 
 def test_the_thread_ends_when_nothing_is_left_to_watch_and_another_comes(hold: Hold) -> None:
     code = "import asyncio\nawait asyncio.sleep(0)\nhold()\n1"
     for _ in range(2):
         run(pipeline_of("slow", code), namespace={"hold": hold})
-        threads = [one for one in threading.enumerate() if one.name == "tagent-nb loop watch"]
+        threads = [thread for thread in threading.enumerate() if thread.name == "tagent-nb loop watch"]
         for thread in threads:
             thread.join(30)
             assert not thread.is_alive()

@@ -203,7 +203,7 @@ class TestMapping:
         assert (await executor.execute(resume=True)).failed_steps == ["each"]
 
     async def test_an_item_whose_field_cannot_be_read_fails_alone(self, tmp_path: Path) -> None:
-        """Its author's code may raise anything, be it that the item is told by that field."""
+        """Its author's code may raise anything, be it that the item is recognised by that field."""
         pipeline = Pipeline("properties", model="test")
         pipeline.put(PipelineStep.from_cell("load", "[Review(text=t) for t in ('a', '', 'b')]", python=True))
         pipeline.step("ask", "Is {{ load.first }} good?", map_over="load", min_success=0.5)
@@ -406,20 +406,20 @@ async def test_a_map_over_a_source_without_a_value_has_no_items() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "over", "told"),
+    ("source", "over", "message"),
     [
         ("None", "load", "cannot map over step 'load': its value is None. Let 'load' return a list"),
         ("{'rows': None}", "load.rows", "cannot map over step 'load': load.rows of its value is None. Let"),
     ],
 )
-async def test_a_map_over_none_fails_and_names_both_steps(source: str, over: str, told: str) -> None:
+async def test_a_map_over_none_fails_and_names_both_steps(source: str, over: str, message: str) -> None:
     """None is what a function without return gives: no items would hide the mistake."""
     pipeline = Pipeline("nothing")
     pipeline.put(PipelineStep.from_cell("load", source, python=True))
     pipeline.put(PipelineStep.from_cell("each", "item", python=True, map_over=over))
     result = await PipelineExecutor(pipeline).execute()
     assert result.failed_steps == ["each"]
-    assert f"Step 'each' {told}" in result.error_details["each"]
+    assert f"Step 'each' {message}" in result.error_details["each"]
     assert result.step_outputs.keys() == {"load"}
 
 
@@ -456,13 +456,13 @@ async def test_a_paused_map_starts_no_further_item() -> None:
 
 async def test_an_agent_mapped_over_a_step_reads_the_item_by_its_name(tmp_path: Path) -> None:
     """Its fingerprint is of the item alone: another item in the source does not run it again."""
-    asked: list[Any] = []
+    prompts: list[Any] = []
 
     class Echo:
         version = "1"
 
         async def run(self, step: PipelineStep, context: StepContext) -> str:
-            asked.append(context.inputs["source"])
+            prompts.append(context.inputs["source"])
             return f"said {context.inputs['source']}"
 
     cache = ResultCache(tmp_path)
@@ -471,5 +471,5 @@ async def test_an_agent_mapped_over_a_step_reads_the_item_by_its_name(tmp_path: 
         pipeline.put(PipelineStep.from_cell("source", source, python=True))
         pipeline.step("say", "Say {{ item }}.", map_over="source")
         await PipelineExecutor(pipeline, cache=cache, runners={"agent": Echo()}).execute()
-        assert asked == expected
+        assert prompts == expected
     cache.close()

@@ -55,7 +55,7 @@ class TestSpecifiedSurface:
         memory.apply(step(events.StepStreamed, text="not kept"))
         memory.apply(finished())
         history = memory.execution_history
-        assert [one["event"] for one in history] == ["RunStarted", "StepStarted", "StepFinished"]
+        assert [record["event"] for record in history] == ["RunStarted", "StepStarted", "StepFinished"]
         assert history[1]["step"] == "a"
         assert history[0]["timestamp"].timestamp() == 100.0
 
@@ -206,7 +206,7 @@ class TestFold:
         ]
 
     def test_a_map_whose_process_died_counts_the_time_of_its_items(self, memory: PipelineMemory) -> None:
-        """Items that overlap count once; the next sitting adds what the step itself says of it."""
+        """Items that overlap count once; the next session adds what the step itself says of it."""
         memory.apply(finished(item="0", at=110.0, seconds=4.0))
         memory.apply(step(events.StepFailed, item="1", at=112.0, seconds=5.0, error_type="E", message="m"))
         memory.apply(step(events.StepCached, item="2", at=113.0, output=StoredValue.of(1), key="k"))
@@ -285,7 +285,7 @@ class TestFold:
         assert list(memory.steps) == ["a", "b", "new"]
         assert memory.definition == {"n": 1}
 
-    def test_a_step_that_a_sitting_left_out_is_still_known(self, memory: PipelineMemory) -> None:
+    def test_a_step_that_a_session_left_out_is_still_known(self, memory: PipelineMemory) -> None:
         memory.apply(step(events.StepFailed, "b", error_type="E", message="m", cost=0.25))
         memory.apply(events.RunResumed(run_id=RUN, steps=("a",)))
         assert list(memory.steps) == ["a"]
@@ -301,14 +301,14 @@ class TestFold:
         memory.apply(finished("d"))
         for _ in range(2):
             memory.apply(again)
-            assert [one.reason for one in memory.steps.values()] == [
+            assert [step_memory.reason for step_memory in memory.steps.values()] == [
                 "the last time it failed (StopIteration)",
                 "the last time it was stopped",
                 "the last time it was skipped (condition not met: a)",
                 "",
             ]
 
-    def test_seconds_leave_out_the_time_between_sittings(self, memory: PipelineMemory) -> None:
+    def test_seconds_leave_out_the_time_between_sessions(self, memory: PipelineMemory) -> None:
         memory.apply(finished("a", at=110.0))
         memory.apply(events.RunResumed(run_id=RUN, at=500.0, steps=("a", "b"), kept=("a",)))
         memory.apply(finished("b", at=502.0))
@@ -345,7 +345,7 @@ class TestResult:
 
 
 class TestCallsOfAttemptsThatDied:
-    """What an attempt uses counts when it ends; if nobody could say its end, its recorded calls count."""
+    """What an attempt uses counts when it ends; if no one could say its end, its recorded calls count."""
 
     def call(self, cost: float | None = 0.5, **fields: Any) -> Any:
         usage = TokenUsage(10, 5, requests=1)
@@ -376,6 +376,6 @@ class TestCallsOfAttemptsThatDied:
     @pytest.mark.parametrize("call", ["", "c1"])
     def test_a_tool_that_waits_for_approval_ends_no_attempt(self, memory: PipelineMemory, call: str) -> None:
         memory.apply(self.call())
-        asked = {"usage": TokenUsage(10, 5, requests=1), "cost": 0.5} if not call else {"tool": "send"}
-        memory.apply(step(events.ApprovalRequested, output=StoredValue.of({}), call=call, **asked))
+        used = {"usage": TokenUsage(10, 5, requests=1), "cost": 0.5} if not call else {"tool": "send"}
+        memory.apply(step(events.ApprovalRequested, output=StoredValue.of({}), call=call, **used))
         assert memory.spent()["a"] == (TokenUsage(10, 5, requests=1), 0.5)

@@ -288,12 +288,12 @@ class TestDependenciesUsed:
         }
 
     def test_for_results_that_are_saved_by_hand(self) -> None:
-        one = PipelineStateMachine(self.flow(), PipelineMemoryManager())
-        one.pipeline_memory.save_step_result("load", [1])
-        one.pipeline_memory.save_step_result("total", 1)
-        one.pipeline_memory.save_step_result("say", "1")
-        one.pipeline_memory.save_step_result("elsewhere", 1)
-        used = {name: entry.dependencies_used for name, entry in one.pipeline_memory.step_results.items()}
+        state = PipelineStateMachine(self.flow(), PipelineMemoryManager())
+        state.pipeline_memory.save_step_result("load", [1])
+        state.pipeline_memory.save_step_result("total", 1)
+        state.pipeline_memory.save_step_result("say", "1")
+        state.pipeline_memory.save_step_result("elsewhere", 1)
+        used = {name: entry.dependencies_used for name, entry in state.pipeline_memory.step_results.items()}
         assert used == {"load": [], "total": ["load"], "say": ["total", "load"], "elsewhere": []}
 
 
@@ -315,7 +315,7 @@ class TestReading:
         assert previous is not None
         assert previous.run_id == "run-1"
 
-    async def test_what_is_not_stored_is_told_with_what_is(self) -> None:
+    async def test_what_is_not_stored_is_reported_with_what_is(self) -> None:
         storage = MemoryStorageBackend()
         with pytest.raises(errors.NotStoredError, match="Run it first, under the same name and storage"):
             await read_memory(storage, "chain")
@@ -329,16 +329,16 @@ class TestReading:
 
 class TestPhases:
     def test_a_run_goes_through_its_phases(self) -> None:
-        one = machine()
-        assert one.phase is Phase.INIT
-        assert one.goal == "what it is for"
-        one.apply(started())
-        assert one.phase is Phase.EXECUTING
-        one.apply(finished("a"))
-        one.apply(finished("b"))
-        one.apply(events.RunFinished(run_id=RUN, success=True))
-        assert one.phase is Phase.COMPLETED
-        assert one.history == [
+        state = machine()
+        assert state.phase is Phase.INIT
+        assert state.goal == "what it is for"
+        state.apply(started())
+        assert state.phase is Phase.EXECUTING
+        state.apply(finished("a"))
+        state.apply(finished("b"))
+        state.apply(events.RunFinished(run_id=RUN, success=True))
+        assert state.phase is Phase.COMPLETED
+        assert state.history == [
             Phase.INIT,
             Phase.PLANNING,
             Phase.EXECUTING,
@@ -347,48 +347,48 @@ class TestPhases:
         ]
 
     def test_a_run_that_failed_is_failed(self) -> None:
-        one = machine()
-        one.apply(started())
-        one.apply(events.RunFinished(run_id=RUN, success=False))
-        assert one.phase is Phase.FAILED
+        state = machine()
+        state.apply(started())
+        state.apply(events.RunFinished(run_id=RUN, success=False))
+        assert state.phase is Phase.FAILED
 
     def test_a_run_can_be_paused_and_go_on(self) -> None:
-        one = machine()
-        one.apply(started())
-        one.apply(events.RunPaused(run_id=RUN))
-        assert one.phase is Phase.PAUSED
-        one.apply(events.RunUnpaused(run_id=RUN))
-        assert one.phase is Phase.EXECUTING
+        state = machine()
+        state.apply(started())
+        state.apply(events.RunPaused(run_id=RUN))
+        assert state.phase is Phase.PAUSED
+        state.apply(events.RunUnpaused(run_id=RUN))
+        assert state.phase is Phase.EXECUTING
 
     def test_a_resumed_run_knows_what_is_done(self) -> None:
-        one = machine()
-        one.pipeline_memory.apply(started())
-        one.pipeline_memory.apply(finished("a"))
-        one.apply(events.RunResumed(run_id=RUN, steps=("a", "b"), kept=("a",)))
-        assert one.phase is Phase.EXECUTING
-        assert Phase.RESUMING in one.history
-        assert [step.name for step in one.get_ready_steps()] == ["b"]
+        state = machine()
+        state.pipeline_memory.apply(started())
+        state.pipeline_memory.apply(finished("a"))
+        state.apply(events.RunResumed(run_id=RUN, steps=("a", "b"), kept=("a",)))
+        assert state.phase is Phase.EXECUTING
+        assert Phase.RESUMING in state.history
+        assert [step.name for step in state.get_ready_steps()] == ["b"]
 
     def test_a_resumed_run_forgets_what_is_not_kept(self) -> None:
-        one = machine()
-        one.pipeline_memory.apply(started())
-        one.pipeline_memory.apply(finished("a"))
-        one.apply(events.RunResumed(run_id=RUN, steps=("a", "b")))
-        assert [step.name for step in one.get_ready_steps()] == ["a"]
+        state = machine()
+        state.pipeline_memory.apply(started())
+        state.pipeline_memory.apply(finished("a"))
+        state.apply(events.RunResumed(run_id=RUN, steps=("a", "b")))
+        assert [step.name for step in state.get_ready_steps()] == ["a"]
 
     def test_what_the_phase_does_not_allow_is_an_error(self) -> None:
-        one = machine()
+        state = machine()
         with pytest.raises(errors.IllegalTransitionError):
-            one.apply(events.RunPaused(run_id=RUN))
-        one.apply(started())
+            state.apply(events.RunPaused(run_id=RUN))
+        state.apply(started())
         with pytest.raises(errors.IllegalTransitionError):
-            one.apply(started())
+            state.apply(started())
 
 
 class TestSteps:
     def test_the_scheduler_hears_of_every_step(self) -> None:
-        one = machine()
-        one.apply(started())
+        state = machine()
+        state.apply(started())
         step: dict[str, Any] = {"run_id": RUN, "step": "a"}
         seen = []
         for event in (
@@ -398,8 +398,8 @@ class TestSteps:
             events.FactLearned(**step, key="k", value=1),
             finished("a"),
         ):
-            one.apply(event)
-            seen.append(one.scheduler.status_of("a").value)
+            state.apply(event)
+            seen.append(state.scheduler.status_of("a").value)
         assert seen == ["running", "waiting", "running", "running", "completed"]
 
     @pytest.mark.parametrize(
@@ -413,35 +413,35 @@ class TestSteps:
         ],
     )
     def test_an_end_says_what_follows(self, event: events.StepEvent, status: StepStatus) -> None:
-        one = machine()
-        one.apply(started())
-        change = one.apply(event)
+        state = machine()
+        state.apply(started())
+        change = state.apply(event)
         assert change is not None
-        assert one.scheduler.status_of("a") is status
+        assert state.scheduler.status_of("a") is status
         assert change.ready == (["b"] if status.has_value else [])
         assert change.upstream_failed == ([] if status.has_value else [("b", "a")])
-        assert one.progress == (1, 2)
+        assert state.progress == (1, 2)
 
     def test_an_item_is_not_its_step(self) -> None:
-        one = machine()
-        one.apply(started())
-        assert one.apply(finished("a", item="0")) is None
-        assert one.scheduler.status_of("a") is StepStatus.READY
-        assert one.progress == (0, 2)
+        state = machine()
+        state.apply(started())
+        assert state.apply(finished("a", item="0")) is None
+        assert state.scheduler.status_of("a") is StepStatus.READY
+        assert state.progress == (0, 2)
 
     def test_results_in_memory_count_as_completed(self) -> None:
         pipeline = chain()
         manager = PipelineMemoryManager()
         manager.get_pipeline_memory(pipeline.name).save_step_result("a", 0)
-        one = PipelineStateMachine(pipeline, manager)
-        assert one.scheduler.status_of("a") is StepStatus.COMPLETED
-        assert [step.name for step in one.get_ready_steps()] == ["b"]
+        state = PipelineStateMachine(pipeline, manager)
+        assert state.scheduler.status_of("a") is StepStatus.COMPLETED
+        assert [step.name for step in state.get_ready_steps()] == ["b"]
 
     def test_the_machine_as_plain_data(self) -> None:
-        one = machine()
-        one.apply(started())
-        one.apply(finished("a"))
-        data = one.to_dict()
+        state = machine()
+        state.apply(started())
+        state.apply(finished("a"))
+        data = state.to_dict()
         assert json.loads(json.dumps(data)) == data
         expected = {
             "goal": "what it is for",
@@ -465,41 +465,41 @@ class TestResultsSavedBesideTheMachine:
     """The specification's own loop: ask what is ready, run it, save its result in the memory."""
 
     def test_the_loop_of_the_specification_ends(self) -> None:
-        one = machine(Pipeline("p").step("a", "g").step("b", "{{ a }}").step("c", "{{ a }} {{ b }}"))
+        state = machine(Pipeline("p").step("a", "g").step("b", "{{ a }}").step("c", "{{ a }} {{ b }}"))
         ran = []
-        while ready := one.get_ready_steps():
+        while ready := state.get_ready_steps():
             for step in ready:
                 ran.append(step.name)
-                one.pipeline_memory.save_step_result(step.name, None)
+                state.pipeline_memory.save_step_result(step.name, None)
         assert ran == ["a", "b", "c"]
-        assert one.progress == (3, 3)
-        assert one.scheduler.is_done
+        assert state.progress == (3, 3)
+        assert state.scheduler.is_done
 
     def test_entries_and_events_count_as_well(self) -> None:
-        one = machine(Pipeline("p").step("a", "g").step("b", "{{ a }}").step("c", "g"))
-        memory = one.pipeline_memory
+        state = machine(Pipeline("p").step("a", "g").step("b", "{{ a }}").step("c", "g"))
+        memory = state.pipeline_memory
         memory.step_results["a"] = StepMemoryEntry("a", "pid", 1, datetime.now(UTC), "x")
-        assert [step.name for step in one.get_ready_steps()] == ["b", "c"]
+        assert [step.name for step in state.get_ready_steps()] == ["b", "c"]
         memory.apply(events.StepFailed(run_id=RUN, step="b", error_type="E", message="m"))
         memory.apply(finished("c", item="0"))  # an item is not its step
         memory.apply(finished("elsewhere"))  # nor a step of this pipeline
-        assert [step.name for step in one.get_ready_steps()] == ["c"]
-        assert one.progress == (2, 3)
+        assert [step.name for step in state.get_ready_steps()] == ["c"]
+        assert state.progress == (2, 3)
 
     def test_a_value_for_a_failed_step_makes_those_below_ready(self) -> None:
-        one = machine()
-        one.apply(started())
-        one.apply(events.StepFailed(run_id=RUN, step="a", error_type="E", message="m"))
-        assert one.get_ready_steps() == []
-        one.pipeline_memory.save_step_result("a", 1)
-        assert [step.name for step in one.get_ready_steps()] == ["b"]
+        state = machine()
+        state.apply(started())
+        state.apply(events.StepFailed(run_id=RUN, step="a", error_type="E", message="m"))
+        assert state.get_ready_steps() == []
+        state.pipeline_memory.save_step_result("a", 1)
+        assert [step.name for step in state.get_ready_steps()] == ["b"]
 
     def test_saving_and_applying_can_be_mixed(self) -> None:
-        one = machine()
-        one.pipeline_memory.save_step_result("a", 1)
-        change = one.apply(finished("b"))
+        state = machine()
+        state.pipeline_memory.save_step_result("a", 1)
+        change = state.apply(finished("b"))
         assert change is not None
-        assert one.scheduler.is_done
+        assert state.scheduler.is_done
 
 
 class TestStoringTheMachine:
@@ -507,15 +507,15 @@ class TestStoringTheMachine:
     def worked() -> PipelineStateMachine:
         pipeline = Pipeline("work", "what it is for").step("a", "g", output_schema=Answer)
         pipeline.step("b", "{{ a }}").step("c", "g").step("d", "{{ c }}").step("e", "g").step("f", "{{ e }}")
-        one = PipelineStateMachine(pipeline, PipelineMemoryManager())
-        one.pipeline_memory.shared_data["rate"] = 2
-        one.apply(started())
-        one.apply(finished("a", Answer(score=2)))
-        one.apply(events.StepFailed(run_id=RUN, step="c", error_type="E", message="m"))
-        one.apply(events.StepSkipped(run_id=RUN, step="d", reason="r"))
-        one.apply(events.StepCached(run_id=RUN, step="e", output=StoredValue.of((1, 2)), key="k"))
-        one.apply(events.StepStarted(run_id=RUN, step="b"))
-        return one
+        state = PipelineStateMachine(pipeline, PipelineMemoryManager())
+        state.pipeline_memory.shared_data["rate"] = 2
+        state.apply(started())
+        state.apply(finished("a", Answer(score=2)))
+        state.apply(events.StepFailed(run_id=RUN, step="c", error_type="E", message="m"))
+        state.apply(events.StepSkipped(run_id=RUN, step="d", reason="r"))
+        state.apply(events.StepCached(run_id=RUN, step="e", output=StoredValue.of((1, 2)), key="k"))
+        state.apply(events.StepStarted(run_id=RUN, step="b"))
+        return state
 
     def test_a_fresh_process_goes_on_where_it_was(self, tmp_path: Path) -> None:
         one = self.worked()
@@ -563,20 +563,20 @@ for one in (built, restored):
         ]
 
     def test_statuses_are_as_they_were(self) -> None:
-        one = self.worked()
-        again = PipelineStateMachine.from_dict(json.loads(json.dumps(one.to_dict())), schemas=[Answer])
-        assert dict(again.scheduler.step_status) == {**one.scheduler.step_status, "b": StepStatus.READY}
-        assert again.progress == one.progress
-        assert again.history == one.history
+        state = self.worked()
+        again = PipelineStateMachine.from_dict(json.loads(json.dumps(state.to_dict())), schemas=[Answer])
+        assert dict(again.scheduler.step_status) == {**state.scheduler.step_status, "b": StepStatus.READY}
+        assert again.progress == state.progress
+        assert again.history == state.history
 
     def test_a_value_that_cannot_be_stored_is_computed_again(self) -> None:
-        one = machine()
-        one.apply(finished("a", len))
-        data = json.loads(json.dumps(one.to_dict()))
+        state = machine()
+        state.apply(finished("a", len))
+        data = json.loads(json.dumps(state.to_dict()))
         again = PipelineStateMachine.from_dict(data, memory_manager=PipelineMemoryManager())
         assert again.pipeline_memory.steps["a"].output is not None
         assert (
-            again.pipeline_memory.steps["a"].output.problem == one.pipeline_memory.steps["a"].output.problem
+            again.pipeline_memory.steps["a"].output.problem == state.pipeline_memory.steps["a"].output.problem
         )
 
     @pytest.mark.parametrize(
@@ -593,12 +593,12 @@ for one in (built, restored):
     def test_what_is_no_state_is_refused_and_nothing_changes(self, damage: Any) -> None:
         data = json.loads(json.dumps(self.worked().to_dict()))
         damage(data)
-        one = machine(Pipeline("work").step("a", "g"))
-        before = one.pipeline_memory
+        state = machine(Pipeline("work").step("a", "g"))
+        before = state.pipeline_memory
         with pytest.raises(errors.DefinitionError, match="This is not a stored state machine"):
-            one.restore(data)
-        assert one.pipeline_memory is before
-        assert one.phase is Phase.INIT
+            state.restore(data)
+        assert state.pipeline_memory is before
+        assert state.phase is Phase.INIT
         with pytest.raises(errors.DefinitionError):
             PipelineStateMachine.from_dict({"goal": ""})
 
@@ -616,10 +616,10 @@ for one in (built, restored):
 
         whole, part = schema(int), schema(float)
         pipeline = Pipeline("two").step("a", "g", output_schema=whole).step("b", "g", output_schema=part)
-        one = PipelineStateMachine(pipeline, PipelineMemoryManager())
-        one.pipeline_memory.save_step_result("a", whole(n=3))
-        one.pipeline_memory.save_step_result("b", part(n=3.0))
-        data = json.loads(json.dumps(one.to_dict()))
+        state = PipelineStateMachine(pipeline, PipelineMemoryManager())
+        state.pipeline_memory.save_step_result("a", whole(n=3))
+        state.pipeline_memory.save_step_result("b", part(n=3.0))
+        data = json.loads(json.dumps(state.to_dict()))
         again = PipelineStateMachine(pipeline, PipelineMemoryManager()).restore(data).pipeline_memory
         assert type(again.get_step_result("a")) is whole
         assert type(again.get_step_result("b")) is part

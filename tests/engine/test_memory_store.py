@@ -83,7 +83,7 @@ class Interrupted(FileStorageBackend):
 
 
 @pytest.mark.parametrize("before", [{}, {"tone": "first"}])
-async def test_a_memory_that_was_recorded_but_not_stored_is_stored_by_the_next_sitting(
+async def test_a_memory_that_was_recorded_but_not_stored_is_stored_by_the_next_session(
     lab: Lab, before: dict[str, Any]
 ) -> None:
     lab.cell("teach", "run('teach')\ncontext.save_memory('tone', 'second')\n1")
@@ -116,7 +116,7 @@ async def test_runs_at_the_same_time_keep_each_others_memories(lab: Lab) -> None
 
 @pytest.mark.parametrize(("say", "ask"), [("save_memory", "memories"), ("learn", "facts")])
 async def test_items_that_overwrote_what_was_known_are_not_run_again(lab: Lab, say: str, ask: str) -> None:
-    """An item's fingerprint is of what was known before the map, in a later sitting as well."""
+    """An item's fingerprint is of what was known before the map, in a later session as well."""
     lab.cell("first", f"context.{say}('tone', 'old')\n[1, 2]")
     lab.cell(
         "each",
@@ -151,7 +151,7 @@ async def test_items_that_overwrote_a_memory_of_an_earlier_run_are_not_run_again
 
 
 async def test_steps_that_ask_for_nothing_get_nothing(lab: Lab) -> None:
-    """A fact that nobody asks for is in no fingerprint: to learn it does not make others run again."""
+    """A fact that no one asks for is in no fingerprint: to learn it does not make others run again."""
     lab.cell("teach", "context.learn('tone', 'kind')\n[1]")
     lab.cell("each", "run('each')\nitem", map_over="teach")
     lab.cell("plain", "run('plain')\neach")

@@ -86,7 +86,7 @@ class Report:
             print(f"lost: {where}")
 
     def silence(self, *, where: str, when: bool = True) -> None:
-        """Count what nobody was told, or what was shown or written and must not be."""
+        """Count what no one was reported, or what was shown or written and must not be."""
         self.silent += when
         if when:
             print(f"silent: {where}")
@@ -180,8 +180,8 @@ def test_objects_that_raise(url: str, odd: Any, chance: random.Random, repetitio
         for step in result.failed_steps:
             message = result.error_details[step]
             # Where the object is the error itself, or a step uses it in vain, there is another reason.
-            told = f"Odd.{method} raised" in message or f"raised {error.__name__}" not in message
-            report.silence(when=not message or not told, where=f"{what}: {message}")
+            is_said = f"Odd.{method} raised" in message or f"raised {error.__name__}" not in message
+            report.silence(when=not message or not is_said, where=f"{what}: {message}")
         report.silence(
             when=not (repr(result) and result._repr_html_() and str(result.events_frame())), where=what
         )
@@ -383,7 +383,7 @@ def test_terminals_and_pipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever standard output is, and whatever the answers hold: the run is recorded, the exit status is
-    right, what cannot be shown is told on standard error, and no control character reaches the terminal."""
+    right, what cannot be shown goes to standard error, and no control character reaches the terminal."""
     report = Report(f"terminals and pipes ({kind_of(url)})")
     for _ in range(repetitions(3, 60)):
         path, text, good = script_of(chance, tmp_path)
@@ -400,13 +400,13 @@ def test_terminals_and_pipes(
         report.injected += 1
         errors.flush()
         assert isinstance(errors.buffer, io.BytesIO)
-        told = errors.buffer.getvalue().decode(errors.encoding)
+        reported = errors.buffer.getvalue().decode(errors.encoding)
         run_id, whole = recorded(url)
         report.lose(when=not whole, where=f"{what}: the end of the run")
         broken = kind in ("full", "closed", "none")
         report.silence(when=status != (1 if broken or not good else 0), where=f"{what}: status {status}")
-        report.silence(when=broken and run_id not in told, where=f"{what}: no hint to the run")
-        shown = told
+        report.silence(when=broken and run_id not in reported, where=f"{what}: no hint to the run")
+        shown = reported
         if (
             output is not None
             and isinstance(output, io.TextIOWrapper)

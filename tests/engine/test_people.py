@@ -129,7 +129,7 @@ def test_a_summary_has_a_line_a_step(result: PipelineResult) -> None:
 
 def test_a_summary_tells_warnings_unknown_prices_and_what_it_leaves_out() -> None:
     steps = [f"s{number}" for number in range(203)]
-    one = PipelineResult(
+    shown = PipelineResult(
         "p",
         success=True,
         execution_time=1.0,
@@ -137,7 +137,7 @@ def test_a_summary_tells_warnings_unknown_prices_and_what_it_leaves_out() -> Non
         unpriced_steps=["s1"],
         warnings=["beware"],
     )
-    text = one.summary()
+    text = shown.summary()
     assert text.splitlines()[0] == "p: success, 1.0 s, 0 tokens, 1 step of unknown price"
     assert "and 3 more steps: see to_frame()" in text
     assert text.endswith("Warning: beware")
@@ -151,8 +151,8 @@ def test_a_summary_tells_warnings_unknown_prices_and_what_it_leaves_out() -> Non
     ],
 )
 def test_a_summary_says_how_the_run_ended(changes: dict[str, Any], word: str) -> None:
-    one = PipelineResult("p", success=False, execution_time=1.0, **changes)
-    assert one.summary() == f"p: {word}, 1.0 s, 0 tokens, $0"
+    shown = PipelineResult("p", success=False, execution_time=1.0, **changes)
+    assert shown.summary() == f"p: {word}, 1.0 s, 0 tokens, $0"
 
 
 def test_a_summary_of_a_run_that_waits() -> None:
@@ -171,8 +171,8 @@ def test_a_pipeline_is_renamed_and_its_runs_stay(book: Notebook, capsys: pytest.
     book("tagent_run")
     capsys.readouterr()
     book("tagent_pipeline --rename 'all reviews'")
-    told = capsys.readouterr().out
-    assert told == (
+    printed = capsys.readouterr().out
+    assert printed == (
         "Renamed 'reviews' to 'all reviews'. 1 recorded run stays under the name 'reviews', with its "
         "memories: %tagent_pipeline reviews finds them.\n"
     )

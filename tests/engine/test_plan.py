@@ -81,7 +81,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def actions(plan: Plan) -> dict[str, str]:
-    return {one.step: one.action for one in plan}
+    return {forecast.step: forecast.action for forecast in plan}
 
 
 def chain(lab: Lab) -> None:
@@ -163,7 +163,7 @@ def without_cache(lab: Lab) -> Lab:
     return lab
 
 
-async def test_a_lost_cache_is_told(lab: Lab) -> None:
+async def test_a_lost_cache_is_reported(lab: Lab) -> None:
     chain(lab)
     await lab.go()
     assert lab.cache is not None
@@ -329,7 +329,7 @@ async def test_large_maps_let_the_loop_breathe(lab: Lab) -> None:
     assert (await lab.plan())["each"].items == 450
 
 
-async def test_what_cannot_be_mapped_over_is_told(lab: Lab) -> None:
+async def test_what_cannot_be_mapped_over_is_reported(lab: Lab) -> None:
     lab.cell("rows", "5")
     lab.cell("each", "rows", map_over="rows")
     await lab.go(until="rows")
@@ -368,7 +368,7 @@ async def test_a_resumed_run_is_planned_from_its_record(lab: Lab) -> None:
     assert plan.total == "4 steps: 4 are recorded. It costs nothing."
 
 
-async def test_changes_that_would_refuse_a_resumed_run_are_told(lab: Lab) -> None:
+async def test_changes_that_would_refuse_a_resumed_run_are_reported(lab: Lab) -> None:
     chain(lab)
     lab.cache = None
     run = await lab.go()
@@ -448,7 +448,7 @@ async def test_offline_an_uncached_answer_may_come_from_a_recorded_call(lab: Lab
     assert plan["ask"].action == "may run"
 
 
-async def test_what_a_cached_step_taught_counts_for_later_fingerprints(lab: Lab) -> None:
+async def test_what_a_cached_step_learned_counts_for_later_fingerprints(lab: Lab) -> None:
     lab.cell("teach", "context.learn('tone', 'kind')\ncontext.save_memory('seen', 1)\n1")
     lab.pipeline.step("ask", "Say hello.", depends_on=["teach"])
     await lab.go()
@@ -461,7 +461,7 @@ async def test_what_a_cached_step_taught_counts_for_later_fingerprints(lab: Lab)
     )
 
 
-async def test_a_tool_that_is_missing_is_told_instead_of_a_plan(lab: Lab) -> None:
+async def test_a_tool_that_is_missing_is_reported_instead_of_a_plan(lab: Lab) -> None:
     @tool
     def lookup(word: str) -> str:
         """Look it up."""
@@ -483,7 +483,7 @@ async def test_the_newest_run_in_which_a_step_ran_is_the_one_to_go_by(lab: Lab) 
     runs = await lab.executor.history()
     plan = await lab.plan(force=True)
     assert plan["a"].seconds == first.steps["a"].seconds
-    # Somebody deletes or damages that one: the one before it does as well.
+    # Someone deletes or damages that one: the one before it does as well.
     [journal] = (lab.folder / "runs").rglob(f"*{runs[-1].run_id[-8:]}.journal")
     journal.write_bytes(b"x" * 300 + journal.read_bytes())
     plan = await lab.plan(use_cache=False)
@@ -528,8 +528,8 @@ async def test_a_plan_is_a_frame_and_a_text(lab: Lab) -> None:
 
 def test_many_unknown_steps_are_summed_up() -> None:
     steps = [StepPlan(f"s{number}", "run", seconds=None, tokens=None, cost=None) for number in range(6)]
-    told = "6 steps: 6 run. No run of s0, s1, s2, s3 and 2 more is recorded to go by."
-    assert Plan("p", steps).total == told
+    summary = "6 steps: 6 run. No run of s0, s1, s2, s3 and 2 more is recorded to go by."
+    assert Plan("p", steps).total == summary
     assert Plan("p", []).total == "0 steps: nothing to do. It costs nothing."
 
 

@@ -46,14 +46,14 @@ def test_an_unknown_end_is_refused() -> None:
         part_of(diamond(), "ende")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(PipelineValidationError) as caught:
         refuse_problems(diamond().step("top", "again").step("last", "{{ nowhere }}"))
     assert len(caught.value.errors) == 2
     refuse_problems(diamond())
 
 
-def test_tools_and_settings_are_among_the_problems_told_at_once() -> None:
+def test_tools_and_settings_are_among_the_problems_reported_at_once() -> None:
     pipeline = diamond()
     pipeline.step("look", "Look.", tools_filter=["no_tool"], settings={"temprature": 0})
     pipeline.step("buy", "Buy.", approve_tools=["no_tool"])
@@ -89,7 +89,7 @@ def test_tools_and_settings_are_among_the_problems_told_at_once() -> None:
         ("openai_user", 3, ""),
     ],
 )
-async def test_a_setting_of_a_wrong_type_is_told_before_anything_is_paid(
+async def test_a_setting_of_a_wrong_type_is_reported_before_anything_is_paid(
     name: str, value: Any, says: str
 ) -> None:
     pipeline = Pipeline("p", model="test").step("first", "Ask.")
@@ -108,10 +108,10 @@ async def test_a_setting_of_a_wrong_type_is_told_before_anything_is_paid(
 
 
 async def test_nothing_is_asked_before_the_names_of_all_steps_are_right() -> None:
-    asked = []
+    requests = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        asked.append(messages)
+        requests.append(messages)
         return ModelResponse(parts=[TextPart("paid")])
 
     pipeline = Pipeline("shop", model=FunctionModel(answer)).step("first", "Ask.")
@@ -121,7 +121,7 @@ async def test_nothing_is_asked_before_the_names_of_all_steps_are_right() -> Non
         with pytest.raises(PipelineValidationError) as caught:
             await work()
         assert len(caught.value.errors) == 2
-    assert asked == []
+    assert requests == []
     pipeline.put(PipelineStep("second", "{{ first }}", settings={"temperature": 0}))
     assert (await executor.execute())["second"] == "paid"
 
@@ -131,7 +131,7 @@ def test_a_step_without_a_model_is_refused() -> None:
         refuse_models(diamond(), None)
 
 
-def test_a_models_own_problem_is_told() -> None:
+def test_a_models_own_problem_is_reported() -> None:
     pipeline = diamond()
     with pytest.raises(ModelError, match="openia"):
         refuse_models(pipeline, "openia:gpt")

@@ -33,7 +33,7 @@ class Label(BaseModel):
 
 
 class Clerk:
-    """A model that counts its calls, and takes as many tokens as it is told."""
+    """A model that counts its calls, and takes as many tokens as it is instructed."""
 
     def __init__(
         self, into: Callable[[int], int] = lambda size: size // 4, out: Callable[[], int] = lambda: 12
@@ -148,7 +148,7 @@ async def test_usd_intervals_hold_for_nine_of_ten_runs(tmp_path: Path) -> None:
 
 
 async def test_unknown_prices_and_planners_are_not_guessed() -> None:
-    """A price that is not known makes the total unknown; how often a planner asks, nobody knows before."""
+    """A price that is not known makes the total unknown; how often a planner asks, no one knows before."""
     clerk = Clerk()
     pipeline = Pipeline("p", model=clerk.model)
     pipeline.step("report", "Report")
@@ -170,7 +170,7 @@ async def test_unknown_prices_and_planners_are_not_guessed() -> None:
     ("budget", "warns"),
     [(1000.0, False), ("0.00001", True), ("10 tokens", True), ("0 requests", True), ("5 requests", False)],
 )
-async def test_a_budget_that_may_stop_the_run_is_told(budget: Any, warns: bool) -> None:
+async def test_a_budget_that_may_stop_the_run_is_reported(budget: Any, warns: bool) -> None:
     pipeline = Pipeline("p", model=Clerk().model)
     pipeline.step("report", "Report")
     made = PipelineExecutor(pipeline, storage=MemoryStorageBackend(), prices=PRICES)

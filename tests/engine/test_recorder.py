@@ -103,7 +103,7 @@ class Sender:
 
     Attributes:
         kept: Keys of events whose recording was confirmed, or not waited for.
-        refused: Keys of events of which it was told that they could not be recorded.
+        refused: Keys of events of which it was given that they could not be recorded.
         open: Key of the event during whose recording it was stopped.
     """
 
@@ -186,7 +186,7 @@ async def _any_interleaving(units: list[list[str]], plans: list[Plan], stops: li
     seen = [event.key for event in applied]
     assert len(set(stored)) == len(stored)
     interrupted = {sender.open for sender in senders if sender.open}
-    # In order. Who was stopped in the middle of a write may have something recorded that nobody applied.
+    # In order. Who was stopped in the middle of a write may have something recorded that no one applied.
     assert seen == [key for key in stored if key in set(seen)]
     assert set(stored) - set(seen) <= interrupted
     for sender in senders:
@@ -220,7 +220,7 @@ async def test_a_write_under_way_is_waited_for_where_all_must_be_recorded() -> N
 
 @pytest.mark.parametrize("end", ["well", "full"])
 async def test_who_is_stopped_while_it_waits_takes_nothing_back(end: str) -> None:
-    """What it sent is written in its turn; if that fails, those who still wait are told."""
+    """What it sent is written in its turn; if that fails, those who still wait are notified."""
     storage = Scripted([(3, 0, "well"), (1, 0, end)])
     recorder = recorder_with(storage)
     first, stopped, other = (asyncio.ensure_future(recorder.record(fact(unit, 0))) for unit in range(3))

@@ -69,10 +69,10 @@ class Lab:
         if self.asked == self.stop_at:
             self.reached.set()
             await asyncio.Event().wait()
-        told = [part for message in messages for part in message.parts if part.part_kind == "tool-return"]
-        if len(told) < 2:
-            return ModelResponse(parts=[ToolCallPart("look_up", {"name": "ab"[len(told)]})])
-        return ModelResponse(parts=[TextPart(" and ".join(str(part.content) for part in told))])
+        returns = [part for message in messages for part in message.parts if part.part_kind == "tool-return"]
+        if len(returns) < 2:
+            return ModelResponse(parts=[ToolCallPart("look_up", {"name": "ab"[len(returns)]})])
+        return ModelResponse(parts=[TextPart(" and ".join(str(part.content) for part in returns))])
 
     def look_up(self, name: str) -> dict[str, Any]:
         """Look a number up."""
@@ -91,7 +91,7 @@ def lab() -> Lab:
     return Lab()
 
 
-def told(result: PipelineResult) -> str:
+def error_of(result: PipelineResult) -> str:
     return result.error_details.get("sum", "")
 
 
@@ -162,8 +162,8 @@ async def test_force_asks_anew(lab: Lab, forced: bool) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [3, 4])
-async def test_a_forced_conversation_goes_on_from_what_it_was_told_since(lab: Lab, stop_at: int) -> None:
-    """What was recorded before it was forced answers for nothing, also in a later sitting."""
+async def test_a_forced_conversation_goes_on_from_what_it_was_reported_since(lab: Lab, stop_at: int) -> None:
+    """What was recorded before it was forced answers for nothing, also in a later session."""
     executor = PipelineExecutor(lab.pipeline())
     for options in ({}, {"resume": True, "force": ["sum"]}):
         lab.reached.clear()
@@ -216,18 +216,18 @@ async def test_a_killed_attempt_counts_once_also_when_it_is_begun_anew(lab: Lab,
     lab.looked_up.clear()
     again = PipelineExecutor(lab.pipeline(), storage=killed, prices=executor.prices)
     result = await again.execute(resume=True, force=["sum"])
-    fresh = [one for one in calls(result) if one not in before]
+    fresh = [call for call in calls(result) if call not in before]
     usage = result.steps["sum"].usage
     assert (usage.requests, usage.tool_calls) == (5, 4)
-    assert result.total_cost == pytest.approx(sum(one.cost or 0.0 for one in [*before, *fresh]))
+    assert result.total_cost == pytest.approx(sum(call.cost or 0.0 for call in [*before, *fresh]))
     assert again.ledger.shares() == []
     (listed,) = await killed.runs(executor.pipeline.id)
     assert listed.cost == pytest.approx(result.total_cost)
 
 
-async def test_what_a_recorded_tool_taught_is_known_again(tmp_path: Path) -> None:
+async def test_what_a_recorded_tool_learned_is_known_again(tmp_path: Path) -> None:
     """The tool is not called again; its facts and memories come with its answer."""
-    reached, asked = asyncio.Event(), 0
+    reached, count = asyncio.Event(), 0
 
     def note(word: str) -> str:
         """Note a word."""
@@ -236,11 +236,11 @@ async def test_what_a_recorded_tool_taught_is_known_again(tmp_path: Path) -> Non
         return "noted"
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
+        nonlocal count
+        count += 1
+        if count == 1:
             return ModelResponse(parts=[ToolCallPart("note", {"word": "tea"})])
-        if asked == 2:
+        if count == 2:
             reached.set()
             await asyncio.Event().wait()
         return ModelResponse(parts=[TextPart("done")])
@@ -252,12 +252,12 @@ async def test_what_a_recorded_tool_taught_is_known_again(tmp_path: Path) -> Non
     executor.cancel()
     await handle
     result = await executor.execute(resume=True)
-    assert (result["s"], asked) == ("done", 3)
+    assert (result["s"], count) == ("done", 3)
     assert (result.learned_facts, result.saved_memories) == ({"word": "tea"}, {"last": ["tea"]})
 
 
 async def test_a_failed_attempt_is_recorded_before_the_next_one(tmp_path: Path) -> None:
-    """Else, after a crash, what it was told would be taken for answers to the next one."""
+    """Else, after a crash, what it was given would be taken for answers to the next one."""
     storage, kinds = open_storage(tmp_path / "runs"), []
 
     def wobble() -> str:
@@ -266,7 +266,7 @@ async def test_a_failed_attempt_is_recorded_before_the_next_one(tmp_path: Path) 
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         (run,) = await storage.runs(pipeline.id)
-        kinds.extend(type(one).__name__ for one in await storage.read_run(pipeline.id, run.run_id))
+        kinds.extend(type(event).__name__ for event in await storage.read_run(pipeline.id, run.run_id))
         if "StepRetried" in kinds:
             return ModelResponse(parts=[TextPart("good")])
         kinds.clear()
@@ -289,11 +289,11 @@ async def test_a_refused_value_is_asked_for_anew(tmp_path: Path) -> None:
     await executor.execute()
     executor.reject("s", "not this", retry=True)
     await executor.execute(resume=True)
-    assert [one.value for one in executor.pending_approvals()] == ["good"]
+    assert [approval.value for approval in executor.pending_approvals()] == ["good"]
 
 
 async def test_what_cannot_be_recorded_ends_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no failure of the step, and nobody acts on the answer."""
+    """It is no failure of the step, and no one acts on the answer."""
     storage = open_storage(None)
     append = storage.append
 
@@ -314,9 +314,9 @@ async def test_what_cannot_be_recorded_ends_the_run(lab: Lab, monkeypatch: pytes
 async def test_offline_answers_come_from_earlier_runs_to_the_token(lab: Lab) -> None:
     executor = PipelineExecutor(lab.pipeline())
     first = await executor.execute()
-    asked = lab.asked
+    count = lab.asked
     second = await executor.execute(offline=True)
-    assert (lab.asked, lab.looked_up) == (asked, ["a", "b"])
+    assert (lab.asked, lab.looked_up) == (count, ["a", "b"])
     assert second["sum"] == first["sum"]
     assert second.steps["sum"].usage == first.steps["sum"].usage
     assert second.total_cost == first.total_cost
@@ -327,7 +327,7 @@ async def test_an_offline_miss_names_the_difference_to_the_nearest_call(lab: Lab
     await executor.execute()
     changed = executor.pipeline.get_step("sum").with_(goal="Add a and c.", constraints=["Be brief."])
     executor.pipeline.put(changed)
-    message = told(await executor.execute(offline=True))
+    message = error_of(await executor.execute(offline=True))
     assert "OfflineMissError" in message
     assert "differs in instructions, messages." in message
     assert "-Add a and b." in message
@@ -335,7 +335,7 @@ async def test_an_offline_miss_names_the_difference_to_the_nearest_call(lab: Lab
 
 
 async def test_an_offline_run_without_any_record_says_so(lab: Lab) -> None:
-    message = told(await PipelineExecutor(lab.pipeline()).execute(offline=True))
+    message = error_of(await PipelineExecutor(lab.pipeline()).execute(offline=True))
     assert "this call of a model is not recorded; the run is offline. Neither is one like it." in message
 
 
@@ -355,7 +355,7 @@ async def test_a_tool_that_was_not_called_is_a_miss(lab: Lab, tmp_path: Path) ->
     document = json.loads(file.read_text())
     document["calls"] = [call for call in document["calls"] if call["kind"] == "model"]
     file.write_text(json.dumps(document))
-    message = told(await PipelineExecutor(lab.pipeline(), recording=file).execute())
+    message = error_of(await PipelineExecutor(lab.pipeline(), recording=file).execute())
     assert "this call of a tool is not recorded" in message
 
 
@@ -457,7 +457,7 @@ async def test_a_budget_stops_a_replay_where_it_stopped_the_run(lab: Lab, tmp_pa
     assert replayed.token_usage == stopped.token_usage
 
 
-async def test_a_run_that_asked_nobody_makes_no_recording(lab: Lab, tmp_path: Path) -> None:
+async def test_a_run_that_asked_no_one_makes_no_recording(lab: Lab, tmp_path: Path) -> None:
     executor = PipelineExecutor(Pipeline("p", model=lab.pipeline().model))
     executor.pipeline.task(lambda: 1, name="one")
     await executor.execute()
@@ -477,7 +477,7 @@ async def test_answers_come_from_the_newest_runs(
     assert (await executor.execute(offline=True)).success
     assert (await executor.execute(offline=True)).success
     executor.pipeline.put(executor.pipeline.get_step("sum").with_(goal="Add."))
-    assert "not recorded" in told(await executor.execute(offline=True))
+    assert "not recorded" in error_of(await executor.execute(offline=True))
 
 
 async def test_items_that_shared_one_call_share_it_in_the_recording(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ async def test_a_record_changed_by_hand_is_no_answer(lab: Lab, tmp_path: Path) -
     document = json.loads(file.read_text())
     document["calls"][0]["answer"] = {"kind": "request", "parts": []}
     file.write_text(json.dumps(document))
-    message = told(await PipelineExecutor(lab.pipeline(), recording=file).execute())
+    message = error_of(await PipelineExecutor(lab.pipeline(), recording=file).execute())
     assert "changed by hand" in message
 
 
@@ -629,9 +629,9 @@ def test_settings_of_the_connection_do_not_count() -> None:
 
 def test_arguments_count_by_value_whatever_they_are() -> None:
     context = StepContext("run", "demo", "s")
-    one = tool_request(ToolCall(context, "t", {"a": Word(word="x"), "b": float("nan")}))
-    assert one == tool_request(ToolCall(context, "t", {"b": None, "a": {"word": "x"}}))
-    assert one.says == 't({"a":{"word":"x"},"b":null})'
+    request = tool_request(ToolCall(context, "t", {"a": Word(word="x"), "b": float("nan")}))
+    assert request == tool_request(ToolCall(context, "t", {"b": None, "a": {"word": "x"}}))
+    assert request.says == 't({"a":{"word":"x"},"b":null})'
 
 
 def test_arguments_that_are_no_json_are_compared_as_text() -> None:
@@ -662,21 +662,21 @@ async def test_what_was_paid_before_a_budget_stop_is_not_paid_again(lab: Lab, tm
 
 
 async def test_items_that_a_budget_stopped_go_on_after_their_last_call(tmp_path: Path) -> None:
-    """A mapped step whose items call tools: no item asks again what it was told."""
-    asked: list[str] = []
+    """A mapped step whose items call tools: no item asks again what it was given."""
+    questions: list[str] = []
 
     def look_up(name: str) -> str:
         """Look up."""
-        asked.append(f"tool {name}")
+        questions.append(f"tool {name}")
         return name.upper()
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         question = str(messages[0].parts[-1].content)
         item = next(word for word in ("x", "y") if f"<data>{word}</data>" in question.replace("\n", ""))
         if len(messages) == 1:
-            asked.append(f"first {item}")
+            questions.append(f"first {item}")
             return ModelResponse(parts=[ToolCallPart("look_up", {"name": item})])
-        asked.append(f"last {item}")
+        questions.append(f"last {item}")
         return ModelResponse(parts=[TextPart(str(messages[-1].parts[0].content))])
 
     pipeline = Pipeline("p", model=FunctionModel(answer))
@@ -684,16 +684,16 @@ async def test_items_that_a_budget_stopped_go_on_after_their_last_call(tmp_path:
     pipeline.step("each", "Look up {{ item }}", map_over="rows", tools=[look_up])
     executor = PipelineExecutor(pipeline, storage=tmp_path / "runs", max_concurrency=2)
     assert not (await executor.execute(budget="2 requests")).success
-    assert sorted(asked) == ["first x", "first y", "tool x", "tool y"]
+    assert sorted(questions) == ["first x", "first y", "tool x", "tool y"]
     result = await executor.execute(resume=True, budget="none")
     assert result["each"] == ["X", "Y"]
-    assert sorted(asked) == ["first x", "first y", "last x", "last y", "tool x", "tool y"]
+    assert sorted(questions) == ["first x", "first y", "last x", "last y", "tool x", "tool y"]
     assert result.steps["each"].usage.requests == 4
 
 
 async def test_a_plan_that_a_budget_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     """The plan and its tool's answer are recorded: only what was refused is asked."""
-    asked: list[str] = []
+    questions: list[str] = []
     plan = {
         "tasks": [
             {"id": "t1", "description": "look", "tool": "look_up", "arguments": {"name": "a"}},
@@ -703,12 +703,12 @@ async def test_a_plan_that_a_budget_stopped_goes_on_where_it_was(tmp_path: Path)
 
     def look_up(name: str) -> str:
         """Look up."""
-        asked.append("tool")
+        questions.append("tool")
         return name.upper()
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         system = str(getattr(messages[-1], "instructions", ""))
-        asked.append("plan" if "Make a plan" in system else "model")
+        questions.append("plan" if "Make a plan" in system else "model")
         text = json.dumps(plan) if "Make a plan" in system else "A it is"
         if "Judge whether" in system:
             text = json.dumps({"achieved": True, "reason": ""})
@@ -721,13 +721,13 @@ async def test_a_plan_that_a_budget_stopped_goes_on_where_it_was(tmp_path: Path)
     executor = PipelineExecutor(pipeline, storage=tmp_path / "runs")
     stopped = await executor.execute(budget="1 request")
     assert stopped.steps["s"].error_type == "BudgetExceededError"
-    assert asked == ["plan", "tool"]
+    assert questions == ["plan", "tool"]
     result = await executor.execute(resume=True, budget="none")
     assert result["s"] == "A it is"
-    assert asked[:2] == ["plan", "tool"]
-    assert "plan" not in asked[2:]
-    assert "tool" not in asked[2:]
-    assert result.steps["s"].usage.requests == len(asked) - 1
+    assert questions[:2] == ["plan", "tool"]
+    assert "plan" not in questions[2:]
+    assert "tool" not in questions[2:]
+    assert result.steps["s"].usage.requests == len(questions) - 1
 
 
 async def test_a_tool_whose_code_changed_is_called_again(lab: Lab, tmp_path: Path) -> None:
@@ -748,18 +748,18 @@ async def test_a_tool_whose_code_changed_is_called_again(lab: Lab, tmp_path: Pat
 
 async def test_after_a_budget_stop_and_another_failure_all_is_asked_anew(tmp_path: Path) -> None:
     """A wrong answer must not come back for ever, whatever stopped the attempt before."""
-    asked = 0
+    count = 0
 
     def note(word: str) -> str:
         """Note a word."""
         return "noted"
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        nonlocal asked
-        asked += 1
+        nonlocal count
+        count += 1
         if len(messages) == 1:
             return ModelResponse(parts=[ToolCallPart("note", {"word": "tea"})])
-        return ModelResponse(parts=[TextPart("bad" if asked == 2 else "good")])
+        return ModelResponse(parts=[TextPart("bad" if count == 2 else "good")])
 
     def check(value: str) -> None:
         assert value == "good"
@@ -770,9 +770,9 @@ async def test_after_a_budget_stop_and_another_failure_all_is_asked_anew(tmp_pat
     assert not (await executor.execute(budget="1 request")).success
     wrong = await executor.execute(resume=True, budget="none")
     assert wrong.steps["s"].error_type == "OutputValidationError"
-    assert asked == 2
+    assert count == 2
     assert (await executor.execute(resume=True))["s"] == "good"
-    assert asked == 4
+    assert count == 4
 
 
 # -- kill -9 ------------------------------------------------------------------------------------
@@ -788,8 +788,8 @@ def child(url: Path, effects: Path, agent: str, block: int) -> subprocess.Popen[
 def test_after_a_kill_no_recorded_call_is_made_again(agent: str, tmp_path: Path) -> None:
     """SIGKILL at each call of the step in turn; what was under way is the only call that is repeated."""
     whole = child(tmp_path / "whole", tmp_path / "once", agent, 0)
-    said, _ = whole.communicate(timeout=120)
-    assert said.startswith("done A and B"), said
+    output, _ = whole.communicate(timeout=120)
+    assert output.startswith("done A and B"), output
     calls = (tmp_path / "once").read_text().splitlines()
     assert len(calls) >= 5
     for block in range(2, len(calls) + 1):
@@ -801,6 +801,6 @@ def test_after_a_kill_no_recorded_call_is_made_again(agent: str, tmp_path: Path)
         killed.wait()
         killed.stdout.close()
         again, _ = child(store, effects, agent, 0).communicate(timeout=120)
-        assert again == said
+        assert again == output
         repeated = [*calls[:block], calls[block - 1], *calls[block:]]
         assert effects.read_text().splitlines() == repeated

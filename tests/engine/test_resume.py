@@ -1,4 +1,4 @@
-"""Resuming: what was recorded is not run again, and what changed is told."""
+"""Resuming: what was recorded is not run again, and what changed is reported."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_failed_run_goes_on_where_it_stopped(lab: Lab) -> None:
 
 
 async def test_what_runs_again_says_how_it_ended_before(lab: Lab) -> None:
-    """Also after a sitting that did not get so far, and where a map had failed items."""
+    """Also after a session that did not get so far, and where a map had failed items."""
     lab.cell("rows", "[1, 2, 3]")
     lab.cell("each", "item", map_over="rows")
     lab.broken = {"c", "each"}
@@ -182,7 +182,10 @@ async def test_forced_steps_stay_forced_until_they_have_ended(lab: Lab) -> None:
     await lab.go(cache=cache, resume=True)
     assert lab.ran == ["c"]
     lab.broken = {"d"}
-    assert [one.why for one in (await lab.plan(cache=cache, resume=True)).running] == ["forced", "forced"]
+    assert [forecast.why for forecast in (await lab.plan(cache=cache, resume=True)).running] == [
+        "forced",
+        "forced",
+    ]
     await lab.go(cache=cache, resume=True)
     assert lab.ran == ["c", "d"]
     lab.broken = set()

@@ -57,7 +57,7 @@ def graphs(draw: st.DrawFn, failing: bool = False) -> list[Node]:
     nodes = []
     for index in range(size):
         above = draw(st.sets(st.sampled_from(range(index)))) if index else set()
-        dependencies = [(f"s{one}", draw(kinds)) for one in sorted(above)]
+        dependencies = [(f"s{number}", draw(kinds)) for number in sorted(above)]
         if failing and draw(st.booleans()):
             dependencies.append(("absent", OPTIONAL))
         nodes.append(
@@ -123,7 +123,7 @@ def plainly(nodes: Sequence[Node]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values and statuses, worked out the obvious way: in order of the names, which is one of the graph."""
     values: dict[str, Any] = {}
     statuses: dict[str, str] = {}
-    for node in sorted(nodes, key=lambda one: one.name):
+    for node in sorted(nodes, key=lambda element: element.name):
         above = [(name, kind) for name, kind in node.above if name != "absent"]
         if any(kind is STRONG and statuses[name] != "completed" for name, kind in above):
             statuses[node.name] = "skipped"
@@ -149,7 +149,7 @@ def test_every_step_runs_once_after_those_it_needs_and_serial_ones_alone(nodes: 
 
 @given(nodes=graphs(failing=True))
 @settings(max_examples=100, deadline=None)
-def test_failures_reach_those_that_need_a_value_and_nobody_else(nodes: list[Node]) -> None:
+def test_failures_reach_those_that_need_a_value_and_no_one_else(nodes: list[Node]) -> None:
     log = Log()
     result = asyncio.run(executor_of(nodes, log).execute())
     values, statuses = plainly(nodes)
@@ -226,12 +226,12 @@ WORTH = ("step_outputs", "cost_per_step", "learned_facts", "saved_memories", "fa
 
 def worth(result: Any) -> dict[str, Any]:
     """What a result says, but for times and how often something was tried."""
-    found = {name: getattr(result, name) for name in WORTH}
-    found["step_outputs"] = dict(found["step_outputs"])
-    found["statuses"] = {
+    facts = {name: getattr(result, name) for name in WORTH}
+    facts["step_outputs"] = dict(facts["step_outputs"])
+    facts["statuses"] = {
         name: "valued" if step.status.has_value else step.status.value for name, step in result.steps.items()
     }
-    return found
+    return facts
 
 
 async def undisturbed(folder: Path) -> tuple[dict[str, Any], int]:
@@ -350,14 +350,14 @@ async def test_cancelled_at_any_await_a_run_leaves_nothing_running_and_can_go_on
         assert not executor.running
         recorded = await lab.storage.runs(lab.pipeline.id)
         # Interrupted, if its very first record was being written.
-        assert {one.status for one in recorded} <= {"cancelled", "failed", "interrupted"}, number
+        assert {run.status for run in recorded} <= {"cancelled", "failed", "interrupted"}, number
         result = await lab.executor_for().execute(resume=bool(recorded))
         assert worth(result) == expected, number
         await lab.close()
         injected += came
     assert number > 50
-    told = f"{kind}, {'with' if cached else 'without'} a cache"
-    print(f"\ncancelled at an await, {told}: injected {injected}, lost 0")
+    title = f"{kind}, {'with' if cached else 'without'} a cache"
+    print(f"\ncancelled at an await, {title}: injected {injected}, lost 0")
 
 
 async def test_a_step_that_swallows_its_cancellation_starts_nothing_further() -> None:
@@ -451,14 +451,14 @@ async def test_a_paused_run_can_be_cancelled_and_is_no_longer_paused() -> None:
     assert result.cancelled
     assert executor.memory is not None
     assert not executor.memory.paused
-    assert [type(one).__name__ for one in result.events] == ["RunStarted", "RunPaused", "RunFinished"]
+    assert [type(event).__name__ for event in result.events] == ["RunStarted", "RunPaused", "RunFinished"]
 
 
 async def test_resume_without_a_pause_says_nothing() -> None:
     executor = PipelineExecutor(Pipeline("running").put(PipelineStep.from_cell("a", "1", python=True)))
     executor.subscribe(lambda event: executor.resume() if isinstance(event, events.StepStarted) else None)
     result = await executor.execute()
-    assert not [one for one in result.events if isinstance(one, events.RunUnpaused)]
+    assert not [event for event in result.events if isinstance(event, events.RunUnpaused)]
 
 
 # -- storage that fails -----------------------------------------------------------------------
@@ -520,7 +520,7 @@ async def test_what_cannot_be_recorded_stops_the_run_and_nothing_goes_on(room: i
         assert not executor.result.success
 
 
-async def test_a_storage_that_breaks_in_a_way_nobody_foresaw_stops_the_run_as_well() -> None:
+async def test_a_storage_that_breaks_in_a_way_no_one_foresaw_stops_the_run_as_well() -> None:
     executor = PipelineExecutor(
         Pipeline("broken").put(PipelineStep.from_cell("a", "1", python=True)),
         storage=Full(1, ZeroDivisionError("a bug")),
@@ -552,7 +552,7 @@ async def test_a_run_cancelled_while_its_end_is_recorded_is_recorded_whole() -> 
 
 
 async def test_an_earlier_run_that_is_damaged_does_not_keep_steps_from_running(tmp_path: Path) -> None:
-    """It could only have told why they run."""
+    """It could only have reported why they run."""
     pipeline = Pipeline("damaged").put(PipelineStep.from_cell("a", "1", python=True))
     storage = FileStorageBackend(tmp_path)
     executor = PipelineExecutor(pipeline, storage=storage)
@@ -581,7 +581,7 @@ class EndsBadly(MemoryStorageBackend):
         await super().append(pipeline_id, run_id, batch, token=token)
 
 
-async def test_a_run_whose_end_cannot_be_recorded_is_no_success_and_nobody_takes_it_for_running() -> None:
+async def test_a_run_whose_end_cannot_be_recorded_is_no_success_and_no_one_takes_it_for_running() -> None:
     pipeline = Pipeline("edge")
     pipeline.put(PipelineStep.from_cell("only", "1", python=True))
     seen: list[events.Event] = []
@@ -596,7 +596,7 @@ async def test_a_run_whose_end_cannot_be_recorded_is_no_success_and_nobody_takes
     assert not executor.running
 
 
-async def test_a_damaged_cache_is_told_in_the_run_and_stops_nothing(tmp_path: Path) -> None:
+async def test_a_damaged_cache_is_reported_in_the_run_and_stops_nothing(tmp_path: Path) -> None:
     """The cache says so in a thread of its own."""
     (tmp_path / "cache.db").write_bytes(b"no database at all " * 100)
     pipeline = Pipeline("edge")

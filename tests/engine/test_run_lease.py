@@ -1,4 +1,4 @@
-"""Leases around runs: one process records a run, the other is told, and nobody keeps what it does not use."""
+"""Leases around runs: one process records a run, the other is notified; none is kept that is not used."""
 
 from __future__ import annotations
 
@@ -168,10 +168,10 @@ async def test_of_two_that_resume_at_once_one_wins(tmp_path: Path, round_: int) 
     stage.leave.set()
     stage.ended.clear()
     others = [FileStorageBackend(tmp_path) for _ in range(2)]
-    rivals = [PipelineExecutor(stage.pipeline, storage=one).execute(resume=True) for one in others]
+    rivals = [PipelineExecutor(stage.pipeline, storage=other).execute(resume=True) for other in others]
     outcomes = await asyncio.gather(*rivals, return_exceptions=True)
-    lost = [one for one in outcomes if isinstance(one, LeaseLostError)]
-    won = [one for one in outcomes if not isinstance(one, BaseException)]
+    lost = [outcome for outcome in outcomes if isinstance(outcome, LeaseLostError)]
+    won = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
     # If the first is done before the second asks, there is nothing to lose: it finds all recorded.
     assert len(lost) + len(won) == 2
     assert won
@@ -209,7 +209,7 @@ async def test_resuming_what_is_not_stored_leaves_no_trace(tmp_path: Path) -> No
     stored = await stage.executor().execute()
     with pytest.raises(NotStoredError, match=f"Did you mean '{stored.run_id}'"):
         await stage.executor().execute(resume=stored.run_id[:-1] + "x")
-    assert [one.run_id for one in await storage.runs(stage.pipeline.id)] == [stored.run_id]
+    assert [run.run_id for run in await storage.runs(stage.pipeline.id)] == [stored.run_id]
     await storage.close()
 
 
@@ -226,7 +226,7 @@ async def test_the_lease_is_given_back_whatever_happens() -> None:
     assert not (await storage._lease(PID, RUN))[1]
 
 
-async def test_a_lease_that_cannot_be_given_back_costs_nobody_the_result() -> None:
+async def test_a_lease_that_cannot_be_given_back_costs_no_one_the_result() -> None:
     class Gone(MemoryStorageBackend):
         async def release(self, lease: Lease) -> None:
             raise StorageUnavailableError("the server is gone")

@@ -30,7 +30,7 @@ from tagent_nb.serde import value as codec
 
 
 class Answers:
-    """A runner for agent steps: counts its calls, and answers as it is told."""
+    """A runner for agent steps: counts its calls, and answers as it is instructed."""
 
     version = "1"
 
@@ -74,7 +74,7 @@ async def go(pipeline: Pipeline, runner: Answers, cache: ResultCache | None, **o
     return await executor.execute(**options)
 
 
-async def test_a_cached_answer_teaches_what_the_step_taught(cache: ResultCache) -> None:
+async def test_a_cached_answer_teaches_what_the_step_learned(cache: ResultCache) -> None:
     runner = Answers(teaches=True)
     pipeline = asking("ask")
     first = await go(pipeline, runner, cache)
@@ -91,8 +91,8 @@ async def test_offline_an_agent_without_a_cached_answer_fails_and_says_what_to_d
     runner = Answers()
     pipeline = asking("ask")
     pipeline.put(PipelineStep.from_cell("cell", "1 + 1", python=True))
-    for given in (cache, None):
-        missed = await go(pipeline, runner, given, offline=True)
+    for own_cache in (cache, None):
+        missed = await go(pipeline, runner, own_cache, offline=True)
         assert missed.failed_steps == ["ask"]
         assert "no cached answer" in missed.error_details["ask"]
         assert missed["cell"] == 2  # Python calls no model
@@ -121,7 +121,7 @@ async def test_when_the_one_that_calls_fails_the_next_one_tries(cache: ResultCac
     assert sorted(step.status.value for step in result.steps.values()) == ["cached", "completed", "failed"]
 
 
-async def test_when_the_one_that_calls_is_cancelled_nobody_waits_for_ever(cache: ResultCache) -> None:
+async def test_when_the_one_that_calls_is_cancelled_no_one_waits_for_ever(cache: ResultCache) -> None:
     runner = Answers()
     runner.gate.clear()
     executor = PipelineExecutor(asking("one", "two"), cache=cache, runners={"agent": runner})
@@ -144,7 +144,7 @@ async def test_an_answer_that_cannot_be_stored_is_not_cached_but_serves_its_twin
     assert len(runner.calls) == 2
 
 
-async def test_force_asks_nobody_but_fills_the_cache(cache: ResultCache) -> None:
+async def test_force_asks_no_one_but_fills_the_cache(cache: ResultCache) -> None:
     runner = Answers()
     pipeline = asking("ask")
     await go(pipeline, runner, cache)
@@ -204,7 +204,7 @@ async def test_a_damaged_value_fails_the_step_that_reads_it_and_no_other(tmp_pat
     ],
 )
 async def test_a_cached_value_that_cannot_be_read_is_a_miss(cache: ResultCache, blob: bytes) -> None:
-    """Whoever reads it: a step, the items of a map, or only the result; told once, and then cached again."""
+    """Read by a step, the items of a map, or only the result; reported once, and then cached again."""
     runner = Answers()
     pipeline = asking("ask")
     pipeline.put(PipelineStep.from_cell("rows", "['a', 'b']", python=True))
@@ -221,9 +221,9 @@ async def test_a_cached_value_that_cannot_be_read_is_a_miss(cache: ResultCache, 
     assert second.success
     assert sorted(runner.calls) == ["ask", "each", "each", "read"]
     assert dict(second.step_outputs) == dict(first.step_outputs)
-    told = [text for text in second.warnings if "has an entry that is not used" in text]
-    assert len(told) == 1
-    assert "cannot be read" in told[0] or "unknown type" in told[0]
+    warned = [text for text in second.warnings if "has an entry that is not used" in text]
+    assert len(warned) == 1
+    assert "cannot be read" in warned[0] or "unknown type" in warned[0]
     third = await go(pipeline, runner, cache)
     assert {step.status.value for step in third.steps.values()} == {"cached"}
     assert third.warnings == []

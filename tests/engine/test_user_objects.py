@@ -402,7 +402,7 @@ def pipeline_that_reads(value: Any) -> Any:
 def test_an_object_that_ends_the_program_ends_its_run_alone(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
-    """Whoever waits for the run gets what was raised, observers see it end, and it can be resumed."""
+    """Anyone who waits for the run gets what was raised, observers see it end, and it can be resumed."""
     pipeline, namespace = pipeline_that_reads(odd_class(list, "__len__", error)([1]))
     seen: list[events.Event] = []
     executor = PipelineExecutor(
@@ -460,7 +460,7 @@ class Refusing:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ValueError, "cannot be read: no"),
         (RuntimeError, "cannot be read, since Refuses.__set__ raised RuntimeError: no"),
@@ -468,7 +468,7 @@ class Refusing:
     ],
 )
 def test_what_raises_while_it_is_read_is_damaged_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], told: str
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], message: str
 ) -> None:
     value = Refusing(1)
     blob, tree = codec.encode(value), codec.to_tree(value)
@@ -476,7 +476,7 @@ def test_what_raises_while_it_is_read_is_damaged_and_says_why(
     assert codec.decode(blob, schemas) == codec.from_tree(tree, schemas) == value
     monkeypatch.setattr(Refuses, "error", error)
     for read in (lambda: codec.decode(blob, schemas), lambda: codec.from_tree(tree, schemas)):
-        with pytest.raises(CorruptRecordError, match=told):
+        with pytest.raises(CorruptRecordError, match=message):
             read()
 
 

@@ -44,7 +44,7 @@ async def test_a_step_that_waits_shows_as_waiting_and_goes_on() -> None:
         *((StepStatus.PENDING, ""), (StepStatus.RUNNING, "")),
         *((StepStatus.WAITING, "a turn"), (StepStatus.RUNNING, ""), (StepStatus.COMPLETED, "")),
     ] == seen
-    waits = [one for one in result.events if isinstance(one, events.StepWaiting)]
+    waits = [event for event in result.events if isinstance(event, events.StepWaiting)]
     assert [(one.step, one.reason, one.seconds) for one in waits] == [("s", "a turn", 0.5)]
     frame = result.events_frame()
     assert "a turn" in frame[frame["event"] == "StepWaiting"]["detail"].to_list()

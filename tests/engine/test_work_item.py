@@ -27,11 +27,11 @@ class Lab:
 
     async def why(self, **options: Any) -> dict[str, str]:
         """Why each step ran, by name; steps that did not run are not in it."""
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
 
         def observe(event: Event) -> None:
             if isinstance(event, StepStarted) and event.item is None:
-                found[event.step] = event.why
+                reasons[event.step] = event.why
 
         storage = SQLiteStorageBackend(self.folder / "runs.db")
         executor = PipelineExecutor(
@@ -42,8 +42,8 @@ class Lab:
         finally:
             await storage.close()
         assert result.success or self.fails
-        assert all(result.steps[name].reason == why for name, why in found.items())
-        return found
+        assert all(result.steps[name].reason == why for name, why in reasons.items())
+        return reasons
 
 
 @pytest.fixture
@@ -61,17 +61,17 @@ async def test_the_first_run_says_so(lab: Lab) -> None:
 async def test_only_what_changed_runs_and_says_what_changed(lab: Lab) -> None:
     await lab.why()
     lab.cell("b", "[*a, 4]")
-    found = await lab.why()
-    assert list(found) == ["b"]
-    assert "code" in found["b"]
+    why = await lab.why()
+    assert list(why) == ["b"]
+    assert "code" in why["b"]
 
 
 async def test_a_changed_value_above_is_named(lab: Lab) -> None:
     await lab.why()
     lab.cell("a", "[5]")
-    found = await lab.why()
-    assert "a" in found["b"]
-    assert "changed" in found["b"]
+    why = await lab.why()
+    assert "a" in why["b"]
+    assert "changed" in why["b"]
 
 
 async def test_a_step_that_had_no_value_says_how_it_ended(lab: Lab) -> None:
@@ -84,10 +84,10 @@ async def test_a_step_that_had_no_value_says_how_it_ended(lab: Lab) -> None:
     lab.fails = True
     await lab.why()
     lab.cell("c", "1 / 1")
-    found = await lab.why()
-    assert found["c"] == "the last time it failed (ZeroDivisionError: division by zero)"
-    assert found["d"] == "the last time it was skipped (step 'c' failed)"
-    assert found["each"] == found["most"] == "the last time 1 of 3 items failed"
+    why = await lab.why()
+    assert why["c"] == "the last time it failed (ZeroDivisionError: division by zero)"
+    assert why["d"] == "the last time it was skipped (step 'c' failed)"
+    assert why["each"] == why["most"] == "the last time 1 of 3 items failed"
     lab.cell("most", "1 // (item - 1)", map_over="b", min_success=0.5)
     assert "code" in (await lab.why())["most"]
 
@@ -123,11 +123,11 @@ async def test_a_map_over_something_longer_says_that_its_source_changed(lab: Lab
     lab.cell("each", "item + limit", map_over="b")
     await lab.why()
     lab.cell("b", "[*a, 3, 4]")
-    found = await lab.why()
-    assert "b" in found["each"]
+    why = await lab.why()
+    assert "b" in why["each"]
 
 
-async def test_when_the_run_before_cannot_be_read_the_step_runs_and_the_user_is_told(lab: Lab) -> None:
+async def test_when_the_run_before_cannot_be_read_the_step_runs_and_the_user_is_warned(lab: Lab) -> None:
     await lab.why()
 
     class Unreadable(SQLiteStorageBackend):

@@ -146,7 +146,7 @@ def test_steps_items_and_events_of_recorded_runs_are_frames(book: Notebook) -> N
     assert "Did you mean 'classify'" in refused(book, "tagent_history --items clasify")
 
 
-def test_a_run_asks_first_with_its_plan_where_it_is_told_to(
+def test_a_run_asks_first_with_its_plan_where_it_is_set_so(
     book: Notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its calls, tokens and cost are shown; any other answer than yes runs nothing."""

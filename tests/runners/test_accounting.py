@@ -138,11 +138,11 @@ def test_a_free_answer_of_unknown_length_is_known_to_cost_nothing(
 
 def test_behind_a_fallback_the_dearest_model_counts() -> None:
     def never(*_: Any) -> ModelResponse:
-        raise AssertionError("nobody is asked")
+        raise AssertionError("no one is asked")
 
     models = [FunctionModel(never, model_name=name) for name in ("cheap", "dear")]
     prices = {"function:cheap": Price(1e6, 1e6), "function:dear": Price(2e6, 3e6)}
-    found = estimate(call(asks("x"), model=FallbackModel(*models), prices=prices), 5, 2)
-    assert found["usd"] == (5.0, 10.0 + 6.0)
+    cost = estimate(call(asks("x"), model=FallbackModel(*models), prices=prices), 5, 2)
+    assert cost["usd"] == (5.0, 10.0 + 6.0)
     del prices["function:dear"]
     assert estimate(call(asks("x"), model=FallbackModel(*models), prices=prices), 5, 2)["usd"] == (0.0, None)

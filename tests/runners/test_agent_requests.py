@@ -104,7 +104,7 @@ def model_of(script: list[Answer], seen: list[Any]) -> FunctionModel:
     """A model that gives these answers, the last one again and again, and keeps what it is asked."""
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        asked = [
+        questions = [
             [message.kind, getattr(message, "instructions", None)]
             + [
                 [part.part_kind, getattr(part, "content", None), getattr(part, "args", None)]
@@ -112,7 +112,7 @@ def model_of(script: list[Answer], seen: list[Any]) -> FunctionModel:
             ]
             for message in messages
         ]
-        seen.append([asked, dict(info.model_settings or {}), asdict(info.model_request_parameters)])
+        seen.append([questions, dict(info.model_settings or {}), asdict(info.model_request_parameters)])
         found = script[min(len(seen), len(script)) - 1]
         if found == "retry":
             raise ModelRetry("Once more.")
@@ -200,7 +200,7 @@ def test_one_agent_works_out_the_request_of_all_items(agent_runs: list[Any]) -> 
     result = PipelineExecutor(mapped(model_of([RIGHT], seen))).run()
     assert result["s"] == [Label(label="positive")] * 4
     assert agent_runs == [request_module.TASK]
-    assert sorted(asked[0][-1][1] for asked, _, _ in seen) == TASKS
+    assert sorted(event[0][-1][1] for event, _, _ in seen) == TASKS
     assert len({str(parameters) for _, _, parameters in seen}) == 1
 
 

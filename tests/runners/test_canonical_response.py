@@ -49,12 +49,12 @@ def test_a_model_comes_back_as_itself_where_its_class_is_known() -> None:
 
 
 def test_content_beside_a_tools_value_comes_back() -> None:
-    given: ToolReturn[Any] = ToolReturn(
+    returned: ToolReturn[Any] = ToolReturn(
         "done", content=["see", BinaryContent(b"%PDF", media_type="application/pdf", identifier="one")]
     )
-    found = value_from_plain(value_to_plain(given))
-    assert isinstance(found, ToolReturn)
-    assert (found.return_value, found.content) == (given.return_value, given.content)
+    restored = value_from_plain(value_to_plain(returned))
+    assert isinstance(restored, ToolReturn)
+    assert (restored.return_value, restored.content) == (returned.return_value, returned.content)
 
 
 def test_what_no_record_can_hold_comes_back_as_a_model_sees_it() -> None:
@@ -71,19 +71,19 @@ def test_a_failed_call_fails_again(kind: type[ToolFailed] | type[ModelRetry], pa
     """And says again whether another try may help."""
     error = kind("away")
     error.__cause__ = ConnectionError() if passing else ValueError()
-    with pytest.raises(kind, match="away") as told:
+    with pytest.raises(kind, match="away") as caught:
         value_from_plain(error_to_plain(error))
-    assert isinstance(told.value.__cause__, TimeoutError) is passing
+    assert isinstance(caught.value.__cause__, TimeoutError) is passing
 
 
 def test_an_answer_of_a_model_comes_back_with_its_usage() -> None:
-    given = ModelResponse(
+    response = ModelResponse(
         parts=[TextPart("yes")],
         usage=RequestUsage(input_tokens=3, cost=Decimal("0.5")),
         provider_url="http://x",
     )
-    found = response_from_plain(response_to_plain(given))
-    assert (found.text, found.usage, found.provider_url) == ("yes", given.usage, None)
+    restored = response_from_plain(response_to_plain(response))
+    assert (restored.text, restored.usage, restored.provider_url) == ("yes", response.usage, None)
 
 
 def test_a_file_in_an_answer_stays_as_it_is_and_where_it_is() -> None:
@@ -95,9 +95,9 @@ def test_a_file_in_an_answer_stays_as_it_is_and_where_it_is() -> None:
 
 def test_secrets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "sk-canary-0123456789")
-    said = ModelResponse(parts=[TextPart("it is sk-canary-0123456789")])
+    response = ModelResponse(parts=[TextPart("it is sk-canary-0123456789")])
     for kept in (
-        response_to_plain(said),
+        response_to_plain(response),
         value_to_plain({"sk-canary-0123456789": ["sk-canary-0123456789"]}),
         value_to_plain(ToolReturn("sk-canary-0123456789")),
         error_to_plain(ToolFailed("sk-canary-0123456789")),
@@ -107,7 +107,7 @@ def test_secrets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kept", [{}, {"returned": 1}, {"content": {"kind": "binary"}, "part_kind": 1}])
-def test_a_damaged_record_of_a_tool_is_told(kept: dict[str, Any]) -> None:
+def test_a_damaged_record_of_a_tool_is_reported(kept: dict[str, Any]) -> None:
     if "content" in kept:
         assert value_from_plain(kept) == {"kind": "binary"}
         return

@@ -105,7 +105,7 @@ def test_nested_captures_give_way_to_the_inner_one(lines: Lines, pieces: list[st
     assert sys.stdout is before
 
 
-def test_a_stream_that_somebody_else_put_in_place_stays(lines: Lines, pieces: list[str]) -> None:
+def test_a_stream_that_someone_else_put_in_place_stays(lines: Lines, pieces: list[str]) -> None:
     """As with ``%%capture`` begun before the body ends, and ended after it: both find what they left."""
     before = sys.stdout
     other = io.StringIO()
@@ -150,14 +150,14 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.python import PythonRunner
 
-before, told = sys.stdout, []
+before, reported = sys.stdout, []
 step = PipelineStep(name="s", goal="g", body=PythonBody.from_cell("s", "print('of the step')"))
-context = StepContext("r", "p", "s", emit=lambda event: told.append(event.text))
+context = StepContext("r", "p", "s", emit=lambda event: reported.append(event.text))
 job = asyncio.ensure_future(PythonRunner().run(step, context))
 print("of the cell")
 await job
 assert sys.stdout is before and type(before).__name__ == "OutStream"
-print(told)
+print(reported)
 """
 
 
@@ -178,7 +178,7 @@ def test_in_a_kernel_only_the_cells_own_prints_reach_its_output() -> None:
         manager.shutdown_kernel(now=True)
 
 
-def test_what_nobody_watches_is_printed_where_it_always_was(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_one_watches_is_printed_where_it_always_was(capsys: pytest.CaptureFixture[str]) -> None:
     """A script shows what its steps print, secrets of the environment left out."""
     pipeline = Pipeline("script")
 
@@ -246,7 +246,7 @@ def test_a_program_without_a_console_shows_nothing(monkeypatch: pytest.MonkeyPat
     show_error("text")
 
 
-def test_text_is_shown_past_whoever_captures(lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_shown_past_what_captures(lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
     with captured(lines):
         show("past\n")
         show_error("past, too\n")

@@ -108,8 +108,8 @@ def test_a_model_that_cannot_stream_is_waited_for(play: Play) -> None:
 def test_limits_of_the_first_models_provider_hold(play: Play) -> None:
     play(TEXT)
     model = FallbackModel("openai-chat:gpt-4o", "openai-chat:gpt-4o-mini")
-    one = executor(None, model=model)
-    limited = PipelineExecutor(one.pipeline, limits={"openai": Limit(concurrency=1)})
+    runner = executor(None, model=model)
+    limited = PipelineExecutor(runner.pipeline, limits={"openai": Limit(concurrency=1)})
     assert limited.run().success
     assert [*limited.limits.paces] == ["openai"]
 
@@ -123,7 +123,7 @@ def answered(name: str, provider: str = "function") -> ModelResponse:
 
 
 def test_the_one_that_answered_is_priced_also_under_a_longer_name() -> None:
-    """The longest name that fits; where none does, nobody knows which price holds."""
+    """The longest name that fits; where none does, no one knows which price holds."""
 
     def answer(messages: list[Any], info: AgentInfo) -> ModelResponse:
         raise AssertionError
@@ -144,11 +144,11 @@ def test_what_a_fallback_spent_before_counts_at_the_dearest_price(play: Play) ->
     fake = play(Act(text="x", usage=False))
     model = FallbackModel("openai-chat:gpt-4o", "openai-chat:gpt-4o-mini")
     pipeline = Pipeline("p", model=model).step("a", "word " * 400).step("b", "{{ a }}")
-    one = PipelineExecutor(pipeline, budget="1 request")
-    first = one.run()
+    runner = PipelineExecutor(pipeline, budget="1 request")
+    first = runner.run()
     assert first.failed_steps == ["b"]
     spent = first.token_usage["a"].counted
     assert isinstance(spent, TokenUsage)
-    assert one.run(resume=True, budget=0.10).success
+    assert runner.run(resume=True, budget=0.10).success
     assert len(fake.requests) == 2
-    assert one.ledger.shares()[0].spent > (price("openai:gpt-4o", spent) or 1)
+    assert runner.ledger.shares()[0].spent > (price("openai:gpt-4o", spent) or 1)

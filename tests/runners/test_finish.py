@@ -39,9 +39,9 @@ def test_a_stream_that_ended_early_is_no_answer(play: Play, tmp_path: Path, mode
     """It is asked again, and neither the step nor the cache takes the first words for the answer."""
     fake = play(CUT, TEXT)
     with closing(ResultCache(tmp_path)) as cache:
-        one = executor(None, cache=cache, model=model)
-        step = one.run().steps["s"]
-        again = one.run().steps["s"]
+        runner = executor(None, cache=cache, model=model)
+        step = runner.run().steps["s"]
+        again = runner.run().steps["s"]
     assert (step.error, step.attempts, len(fake.requests)) == ("", 2, 2)
     assert step.output.value == TEXT.text
     assert (step.usage, step.cost) == (ONE, cost(1))
@@ -114,9 +114,11 @@ def test_an_answer_that_was_cut_at_max_tokens_fails_and_is_paid(
     """Once: the same limit would cut it again. The message names step, limit and remedy."""
     fake = play(Act(text="a story tha", finish="length"))
     with closing(ResultCache(tmp_path)) as cache:
-        one = executor(None if streams else Sentiment, cache=cache, model=model, settings={"max_tokens": 16})
-        step = one.run().steps["s"]
-        assert one.run().steps["s"].status is StepStatus.FAILED
+        runner = executor(
+            None if streams else Sentiment, cache=cache, model=model, settings={"max_tokens": 16}
+        )
+        step = runner.run().steps["s"]
+        assert runner.run().steps["s"].status is StepStatus.FAILED
     assert (step.status, step.error_type, step.attempts) == (StepStatus.FAILED, "StepError", 1)
     assert step.error == (
         "Step 's': the answer was cut off at max_tokens=16, so its end is missing. "
@@ -215,8 +217,8 @@ def test_an_unknown_word_beside_a_known_reason_is_nothing_to_warn_of(tmp_path: P
         return ModelResponse([TextPart("hello")], finish_reason="stop", provider_details=details)
 
     with closing(ResultCache(tmp_path)) as cache:
-        one = executor(None, observers=(), cache=cache, model=FunctionModel(answer))
-        result, again = one.run(), one.run()
+        runner = executor(None, observers=(), cache=cache, model=FunctionModel(answer))
+        result, again = runner.run(), runner.run()
     assert (result["s"], result.warnings) == ("hello", [])
     assert again.steps["s"].status is StepStatus.CACHED
 

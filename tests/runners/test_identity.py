@@ -25,7 +25,7 @@ from tagent_nb import Pipeline, PipelineExecutor, ResultCache, StepStatus
 from tagent_nb.runners import model_parts
 
 
-def said(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+def reply(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
     warmth = (info.model_settings or {}).get("temperature")
     return ModelResponse(parts=[TextPart(f"at {warmth}")])
 
@@ -39,7 +39,7 @@ async def streamed(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterat
 
 
 class Own(WrapperModel):
-    """A model of the user's: nobody knows what its code does to answers."""
+    """A model of the user's: no one knows what its code does to answers."""
 
 
 def server(address: str, key: str = "k", **settings: Any) -> OpenAIChatModel:
@@ -60,11 +60,11 @@ def answer(model: Any, folder: Path) -> tuple[Any, StepStatus]:
     ("first", "second", "answers"),
     [
         (
-            FunctionModel(said, model_name="m", settings={"temperature": 0.0}),
-            FunctionModel(said, model_name="m", settings={"temperature": 1.0}),
+            FunctionModel(reply, model_name="m", settings={"temperature": 0.0}),
+            FunctionModel(reply, model_name="m", settings={"temperature": 1.0}),
             ("at 0.0", "at 1.0"),
         ),
-        (FunctionModel(said, model_name="m"), FunctionModel(other, model_name="m"), ("at None", "other")),
+        (FunctionModel(reply, model_name="m"), FunctionModel(other, model_name="m"), ("at None", "other")),
         (TestModel(custom_output_text="a"), TestModel(custom_output_text="b"), ("a", "b")),
         (TestModel(custom_output_text="a"), Own(TestModel(custom_output_text="a")), ("a", "a")),
         (
@@ -86,20 +86,20 @@ def test_another_model_object_is_asked_itself(
 
 
 def test_explain_names_what_of_the_model_changed(tmp_path: Path) -> None:
-    pipeline = Pipeline("told", model=FunctionModel(said, model_name="m", settings={"temperature": 0.0}))
+    pipeline = Pipeline("reported", model=FunctionModel(reply, model_name="m", settings={"temperature": 0.0}))
     pipeline.step("ask", "How warm is it?")
     with closing(ResultCache(tmp_path)) as cache:
         executor = PipelineExecutor(pipeline, cache=cache)
         executor.run()
-        pipeline.model = FunctionModel(said, model_name="m", settings={"temperature": 1.0})
+        pipeline.model = FunctionModel(reply, model_name="m", settings={"temperature": 1.0})
         assert executor.run().steps["ask"].reason == "model settings changed"
 
 
 def test_a_server_counts_by_its_address_and_not_by_its_keys() -> None:
-    one = model_parts(server("http://me:hush@one:8000/v1/", key="a", temperature=0.5))
-    assert one == {"model_server": "http://one:8000/v1", "model_settings": {"temperature": 0.5}}
-    assert one == model_parts(server("http://one:8000/v1", key="b", temperature=0.5))
-    assert one != model_parts(server("http://two:8000/v1", key="a", temperature=0.5))
+    parts = model_parts(server("http://me:hush@one:8000/v1/", key="a", temperature=0.5))
+    assert parts == {"model_server": "http://one:8000/v1", "model_settings": {"temperature": 0.5}}
+    assert parts == model_parts(server("http://one:8000/v1", key="b", temperature=0.5))
+    assert parts != model_parts(server("http://two:8000/v1", key="a", temperature=0.5))
 
 
 def test_a_name_says_all_there_is_to_say() -> None:
@@ -116,8 +116,8 @@ def test_of_a_fallback_each_model_counts() -> None:
 
 
 def test_a_streaming_function_counts_as_well() -> None:
-    both = FunctionModel(said, stream_function=streamed)
-    assert model_parts(both)["model_functions"] == [said, streamed]
+    both = FunctionModel(reply, stream_function=streamed)
+    assert model_parts(both)["model_functions"] == [reply, streamed]
 
 
 _CHILD = """

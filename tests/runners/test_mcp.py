@@ -77,7 +77,7 @@ def is_running(process: int) -> bool:
 
 def test_the_tools_of_an_mcp_server_are_tools_like_others() -> None:
     made = tools_from(shop(), pure=True)
-    assert [one.__name__ for one in made] == ["which-process", "price"]
+    assert [tool.__name__ for tool in made] == ["which-process", "price"]
     assert registered_tools() == dict(zip(["which-process", "price"], made, strict=True))
     assert made[1].__doc__ == "The price of a product in euros."
     assert options_of(made[1]).effect == "pure"
@@ -112,10 +112,10 @@ def test_what_a_server_refuses_goes_to_the_model_and_to_the_user() -> None:
     errors = [
         event.detail for event in result.events if getattr(event, "kind", "") == "tool_error"
     ]  # as of any tool
-    assert [one["tool"] for one in errors] == ["price"]
+    assert [detail["tool"] for detail in errors] == ["price"]
 
 
-def test_a_server_that_does_not_start_is_told_when_its_tools_are_asked_for(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_when_its_tools_are_asked_for(tmp_path: Path) -> None:
     missing = StdioTransport(sys.executable, [str(tmp_path / "missing.py")])
     with pytest.raises(DefinitionError, match=r"tools of .* cannot be listed: .*Check that its server runs"):
         tools_from(MCPToolset(missing))
@@ -125,7 +125,7 @@ def test_a_server_that_does_not_start_is_told_when_its_tools_are_asked_for(tmp_p
 
 
 def greet(name: str) -> str:
-    """Greet somebody."""
+    """Greet someone."""
     return f"hello {name}"
 
 
@@ -144,7 +144,7 @@ def test_arguments_are_those_of_tool(options: dict[str, Any], says: str) -> None
     assert registered_tools() == {}
 
 
-def test_what_a_model_is_told_of_them_counts_for_the_cache(tmp_path: Path) -> None:
+def test_what_a_model_is_given_of_them_counts_for_the_cache(tmp_path: Path) -> None:
     cache = ResultCache(tmp_path / "cache")
 
     def status() -> StepStatus:
@@ -156,7 +156,7 @@ def test_what_a_model_is_told_of_them_counts_for_the_cache(tmp_path: Path) -> No
     assert status() is StepStatus.CACHED
 
     def other(name: str) -> str:
-        """Greet somebody warmly."""
+        """Greet someone warmly."""
         return name
 
     other.__name__ = "greet"
@@ -166,7 +166,7 @@ def test_what_a_model_is_told_of_them_counts_for_the_cache(tmp_path: Path) -> No
 
 
 class Shaky(FunctionToolset[Any]):
-    """A toolset that fails as it is told."""
+    """A toolset that fails as it is instructed."""
 
     def __init__(self) -> None:
         super().__init__(tools=[greet])
@@ -222,7 +222,7 @@ def test_calls_that_break_together_leave_their_connection_once() -> None:
         toolsets._loop().call_soon_threadsafe(shaky.stuck.set)
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    assert [type(one) for one in asyncio.run(both())] == [ConnectionResetError, ConnectionResetError]
+    assert [type(error) for error in asyncio.run(both())] == [ConnectionResetError, ConnectionResetError]
     shaky.hangs, shaky.breaks = False, None
     assert asyncio.run(hello(name="Ada")) == "hello Ada"
     assert shaky.opened == 2
@@ -254,11 +254,11 @@ def test_a_long_call_keeps_its_connection_open(monkeypatch: pytest.MonkeyPatch) 
             shaky.hangs = False
             loop.call_soon_threadsafe(shaky.stuck.set)
 
-        told, _ = await asyncio.gather(hello(name="Ada"), let_go())
-        return [told, str(shaky.opened)]
+        greeting, _ = await asyncio.gather(hello(name="Ada"), let_go())
+        return [greeting, str(shaky.opened)]
 
-    told, opened = asyncio.run(both())
-    assert told == "hello Ada"
+    reported, opened = asyncio.run(both())
+    assert reported == "hello Ada"
     assert int(opened) <= 2  # the first one, of the listing, may have been closed before
 
 

@@ -1,4 +1,4 @@
-"""Names in prices and limits that look misspelt are told, once in each run."""
+"""Names in prices and limits that look misspelt are reported, once in each run."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ MINI, MINE, OTHER = "openai:gpt-4o-mini", "openai-chat:mine-8b", "openai-chat:un
         ),
         (["openai:gpt-4o-mni"], [MINI], "Did you mean 'openai:gpt-4o-mini'"),
         ([MINE], ["openai-chat:mine-8b-it"], "The price of 'openai-chat:mine-8b-it' is unknown. Models of"),
-        ([OTHER], [MINI, "openai-chat:nobody"], "The price of 'openai-chat:nobody' is unknown"),
+        ([OTHER], [MINI, "openai-chat:no one"], "The price of 'openai-chat:no one' is unknown"),
         (["test:test"], [FallbackModel(TestModel(), TestModel(model_name="b"))], None),
     ],
 )
-def test_a_price_that_may_be_meant_for_a_model_of_the_run_is_told(
+def test_a_price_that_may_be_meant_for_a_model_of_the_run_is_reported(
     names: list[str], models: Sequence[Any], says: str | None
 ) -> None:
-    found = misspelt_prices({name: Price(1, 2) for name in names}, models)
+    warnings = misspelt_prices({name: Price(1, 2) for name in names}, models)
     if says is None:
-        assert found == []
+        assert warnings == []
     else:
-        (told,) = found
-        assert re.search(says, told)
+        (warning,) = warnings
+        assert re.search(says, warning)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_a_price_that_may_be_meant_for_a_model_of_the_run_is_told(
         (["zzz", "yyy"], "limits names 'zzz', 'yyy', which is no provider: it limits nothing. Limits are by"),
     ],
 )
-def test_a_limit_that_limits_nobody_is_told(names: list[str], says: str) -> None:
-    found = misspelt_limits(names, [MINI, "own:model"])
-    assert says in "".join(found)
-    assert len(found) == bool(says)
+def test_a_limit_that_limits_no_one_is_reported(names: list[str], says: str) -> None:
+    warnings = misspelt_limits(names, [MINI, "own:model"])
+    assert says in "".join(warnings)
+    assert len(warnings) == bool(says)
 
 
 async def test_a_run_warns_once_and_goes_on() -> None:

@@ -136,7 +136,7 @@ def test_an_interrupted_answer_is_another_attempt(play: Play, word: str, is_watc
 @pytest.mark.parametrize(
     ("word", "is_watched"), [("MAX_TOKENS", True), ("model_length", False), ("max_output_tokens", True)]
 )
-def test_an_answer_cut_at_its_length_is_told_as_such(play: Play, word: str, is_watched: bool) -> None:
+def test_an_answer_cut_at_its_length_is_reported_as_such(play: Play, word: str, is_watched: bool) -> None:
     fake = play(Act(text="hel", finish=word))
     step = run(None, observers=[watch] if is_watched else ())
     assert "cut off at the model's own limit of output tokens" in step.error
@@ -144,7 +144,7 @@ def test_an_answer_cut_at_its_length_is_told_as_such(play: Play, word: str, is_w
 
 
 @pytest.mark.parametrize("word", ["SAFETY", "refusal", "content_filter"])
-def test_a_filtered_answer_is_told_as_such(play: Play, word: str) -> None:
+def test_a_filtered_answer_is_reported_as_such(play: Play, word: str) -> None:
     fake = play(Act(text="I", finish=word))
     assert "the content filter of 'openai-chat:gpt-4o' stopped the answer" in watched().error
     assert len(fake.requests) == 1
@@ -190,7 +190,7 @@ def test_a_whole_answer_without_a_reason_is_whole(play: Play, word: Any) -> None
     ids=["none", "empty", "usage", "null"],
 )
 def test_a_stream_without_a_reason_is_asked_once_more_and_not_streamed(play: Play, act: Act) -> None:
-    """Nobody can say whether it was whole. What comes at once is; so it is for all later steps of the run."""
+    """No one can say whether it was whole. What comes at once is; so it is for all later steps of the run."""
     fake = play(act, completion(choice_finish_reason=None))
     pipeline = Pipeline("p", model=MODEL).step("s", "Say hello.").step("t", "Say {{ s }} again.")
     result = PipelineExecutor(pipeline, retry_delay=0.0, observers=[watch]).run()
@@ -352,7 +352,7 @@ def test_the_setting_stream_is_true_or_false(play: Play, wrong: Any) -> None:
         executor(None, settings={"streem": True}).run()
 
 
-def test_nothing_is_streamed_where_nobody_reads_it(play: Play) -> None:
+def test_nothing_is_streamed_where_no_one_reads_it(play: Play) -> None:
     class Counting:
         reads_text = False
         events = 0
@@ -385,7 +385,7 @@ ODD_COUNTS: list[tuple[Any, Any]] = [(None, None), (-1, 10), ("x", []), (0, 0)]
     [
         ["a", "b", piece("c", **LAST), piece(finish="stop")],
         [piece("a", **LAST), piece("b", **LAST), piece("c", **LAST), piece(finish="stop", **LAST)],
-        [*[piece(one, **took(100, n)) for n, one in enumerate("abc", 1)], piece(finish="stop", **LAST)],
+        [*[piece(letter, **took(100, n)) for n, letter in enumerate("abc", 1)], piece(finish="stop", **LAST)],
         [piece("a", **took(100, 1)), "bc", piece(finish="stop"), {"choices": [], **LAST}],
         [piece("a", usage=None), piece("bc", **LAST), piece(finish="stop", usage=None)],
         [piece("abc", **LAST), piece(finish="stop", usage={})],
@@ -558,7 +558,7 @@ def call(id: Any, word: Any, **more: Any) -> dict[str, Any]:
         *("written otherwise", "numbers"),
     ],
 )
-def test_calls_with_one_id_are_told_apart(play: Play, calls: list[Any], words: list[str]) -> None:
+def test_calls_with_one_id_are_distinguished(play: Play, calls: list[Any], words: list[str]) -> None:
     """Each is made once, each gets its own answer, and nothing is asked again."""
     TWICE.clear()
     fake = play(completion(message_content=None, message_tool_calls=calls), HELLO)
@@ -571,7 +571,7 @@ def test_calls_with_one_id_are_told_apart(play: Play, calls: list[Any], words: l
     assert {message["content"] for message in sent} == {f"noted {word}" for word in words}
 
 
-def test_calls_with_one_id_whose_arguments_are_no_json_are_told_apart(play: Play) -> None:
+def test_calls_with_one_id_whose_arguments_are_no_json_are_distinguished(play: Play) -> None:
     TWICE.clear()
     broken = {**call("a", ""), "function": {"name": "note", "arguments": '{"word": '}}
     fake = play(completion(message_content=None, message_tool_calls=[call("a", "x"), broken, broken]), HELLO)
@@ -639,7 +639,7 @@ def test_a_message_in_place_of_a_delta_is_taken(play: Play) -> None:
     assert len(fake.requests) == 1
 
 
-def test_streamed_calls_with_one_id_are_told_apart(play: Play) -> None:
+def test_streamed_calls_with_one_id_are_distinguished(play: Play) -> None:
     TWICE.clear()
     calls = [call("a", "x", index=0), call("a", "y", index=1)]
     chunk = {"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None}]}
@@ -649,7 +649,7 @@ def test_streamed_calls_with_one_id_are_told_apart(play: Play) -> None:
 
 
 @pytest.mark.parametrize("is_watched", [True, False])
-def test_what_is_no_answer_at_all_is_told_in_one_sentence(play: Play, is_watched: bool) -> None:
+def test_what_is_no_answer_at_all_is_reported_in_one_sentence(play: Play, is_watched: bool) -> None:
     play(Act(body='{"hello": "world"}'))
     step = run(None, observers=[watch] if is_watched else (), max_retries=0)
     assert step.error_type == "RetryableError"
@@ -690,8 +690,8 @@ def test_feedback_is_no_later_system_message(play: Play, profile: Any, wrong: Ac
     pipeline = Pipeline("p", model=model).put(PipelineStep(name="s", goal="Say.", output_schema=Sentiment))
     result = PipelineExecutor(pipeline, retry_delay=0.0, observers=[watch]).run()
     assert result["s"] == Sentiment(label="positive")
-    assert [one.count("system") for one in roles(fake)] == [1, 1]
-    assert all(one[0] == "system" for one in roles(fake))
+    assert [names.count("system") for names in roles(fake)] == [1, 1]
+    assert all(names[0] == "system" for names in roles(fake))
     assert roles(fake)[1][-1] == "user"
 
 
@@ -734,7 +734,7 @@ def test_feedback_on_a_plan_is_no_later_system_message(play: Play) -> None:
         Pipeline("p", model=MODEL).step("s", "Say.", agent="plan", max_replans=0), retry_delay=0.0
     ).run()
     assert result["s"] == "hello"
-    assert {one.count("system") for one in roles(fake)} == {1}
+    assert {names.count("system") for names in roles(fake)} == {1}
 
 
 # -- errors with HTTP 200 -----------------------------------------------------------------------
@@ -899,9 +899,9 @@ def test_what_is_no_refusal(body: Any) -> None:
 
 
 def test_a_refusal_without_a_sentence_shows_what_there_is() -> None:
-    found = refusal("m", {"error": {"code": 418, "metadata": {"raw": "teapot"}}})
-    assert isinstance(found, ModelHTTPError)
-    assert (found.status_code, "teapot" in str(found.body)) == (418, True)
+    error = refusal("m", {"error": {"code": 418, "metadata": {"raw": "teapot"}}})
+    assert isinstance(error, ModelHTTPError)
+    assert (error.status_code, "teapot" in str(error.body)) == (418, True)
 
 
 # -- halves of surrogate pairs ------------------------------------------------------------------
@@ -1016,10 +1016,10 @@ GIVEN: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("given", GIVEN)
-def test_a_tool_with_half_a_pair_runs_once(play: Play, given: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", GIVEN)
+def test_a_tool_with_half_a_pair_runs_once(play: Play, first: str, tmp_path: Path) -> None:
     """Its arguments have half a pair too."""
-    give, shown = GIVEN[given]
+    give, shown = GIVEN[first]
     words: list[str] = []
 
     def look(word: str) -> Any:
@@ -1032,8 +1032,10 @@ def test_a_tool_with_half_a_pair_runs_once(play: Play, given: str, tmp_path: Pat
     result = PipelineExecutor(pipeline, retry_delay=0.0, storage=f"sqlite:///{tmp_path}/runs.db").run()
     assert (result["s"], result.steps["s"].attempts, len(fake.requests)) == ("hello", 1, 2)
     assert words == ["w\ufffd"]
-    told = [str(message["content"]) for message in fake.requests[1]["messages"] if message["role"] == "tool"]
-    assert shown in told[0]
+    returns = [
+        str(message["content"]) for message in fake.requests[1]["messages"] if message["role"] == "tool"
+    ]
+    assert shown in returns[0]
 
 
 @pytest.mark.parametrize("word", [f"e{HALF}", HALF, f"{HALF}\ude00"])

@@ -39,9 +39,11 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], dict[str, Re
     provider.shutdown()
 
 
-def parents(found: dict[str, ReadableSpan]) -> dict[str, str | None]:
-    names = {span.context.span_id: name for name, span in found.items() if span.context is not None}
-    return {name: None if span.parent is None else names[span.parent.span_id] for name, span in found.items()}
+def parents(by_name: dict[str, ReadableSpan]) -> dict[str, str | None]:
+    names = {span.context.span_id: name for name, span in by_name.items() if span.context is not None}
+    return {
+        name: None if span.parent is None else names[span.parent.span_id] for name, span in by_name.items()
+    }
 
 
 def add(a: int, b: int) -> int:
@@ -67,7 +69,7 @@ def pipeline() -> Pipeline:
     )
 
 
-async def test_what_nobody_told_is_no_attribute(spans: Any) -> None:
+async def test_what_no_one_reported_is_no_attribute(spans: Any) -> None:
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         return ModelResponse(parts=[TextPart("5")], usage=RequestUsage(unmeasured_requests=1))
 
@@ -82,8 +84,8 @@ PRICES = {"function:mine": Price(1.0, 1.0)}
 
 async def test_a_run_is_traced_from_its_start_to_each_call(spans: Any) -> None:
     result = await PipelineExecutor(pipeline(), prices=PRICES).execute()
-    found = spans()
-    assert parents(found) == {
+    by_name = spans()
+    assert parents(by_name) == {
         "invoke_workflow sums": None,
         "step sum": "invoke_workflow sums",
         "attempt sum": "step sum",
@@ -91,7 +93,7 @@ async def test_a_run_is_traced_from_its_start_to_each_call(spans: Any) -> None:
         "execute_tool add": "attempt sum",
     }
     run, step, attempt, chat, tool = [
-        dict(found[name].attributes)
+        dict(by_name[name].attributes)
         for name in ("invoke_workflow sums", "step sum", "attempt sum", "chat mine", "execute_tool add")
     ]
     assert run == {
@@ -126,7 +128,7 @@ async def test_a_run_is_traced_from_its_start_to_each_call(spans: Any) -> None:
         "gen_ai.usage.reasoning.output_tokens": 0,
         "tagent.cost_usd": pytest.approx(110 / 1e6),
     }
-    assert found["chat mine"].kind is trace.SpanKind.CLIENT
+    assert by_name["chat mine"].kind is trace.SpanKind.CLIENT
     assert tool["gen_ai.operation.name"] == "execute_tool"
     assert tool["gen_ai.tool.name"] == "add"
     assert tool["gen_ai.tool.type"] == "function"
@@ -143,14 +145,14 @@ async def test_content_is_left_out_unless_asked_for(spans: Any, monkeypatch: pyt
     assert "It is 5" not in plain
     assert CANARY not in plain
     await PipelineExecutor(secret, trace_content=True).execute()
-    found = spans()
-    full = json.dumps([span.to_json() for span in found.values()])
+    by_name = spans()
+    full = json.dumps([span.to_json() for span in by_name.values()])
     assert CANARY not in full
-    sent = json.loads(found["chat mine"].attributes["gen_ai.input.messages"])
+    sent = json.loads(by_name["chat mine"].attributes["gen_ai.input.messages"])
     assert {message["role"] for message in sent} >= {"user", "assistant"}
     assert "Add 2 and 3, says ***" in json.dumps(sent)
-    assert "the key is ***" in found["chat mine"].attributes["gen_ai.output.messages"]
-    tool = found["execute_tool add"].attributes
+    assert "the key is ***" in by_name["chat mine"].attributes["gen_ai.output.messages"]
+    tool = by_name["execute_tool add"].attributes
     assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"a": 2, "b": 3}
     assert tool["gen_ai.tool.call.result"] == "5"
 
@@ -179,22 +181,22 @@ async def test_failures_have_their_type_and_without_content_nothing_else(spans: 
     broken.task(lambda load: load, name="report")
     executor = PipelineExecutor(broken, retry_delay=0)
     await executor.execute()
-    found = spans()
-    assert parents(found) == {
+    by_name = spans()
+    assert parents(by_name) == {
         "invoke_workflow broken": None,
         "step load": "invoke_workflow broken",
         "attempt load": "step load",
         "step report": "invoke_workflow broken",
     }
     for name in ("step load", "attempt load"):
-        assert found[name].attributes["error.type"] == "ValueError"
-        assert found[name].status.status_code is trace.StatusCode.ERROR
-        assert found[name].status.description is None
-    assert found["attempt load"].attributes["tagent.attempt"] == 2
-    assert found["step load"].attributes["tagent.status"] == "failed"
-    assert found["step report"].attributes["tagent.status"] == "skipped"
-    assert found["invoke_workflow broken"].attributes["tagent.status"] == "failed"
-    assert found["invoke_workflow broken"].status.status_code is trace.StatusCode.ERROR
+        assert by_name[name].attributes["error.type"] == "ValueError"
+        assert by_name[name].status.status_code is trace.StatusCode.ERROR
+        assert by_name[name].status.description is None
+    assert by_name["attempt load"].attributes["tagent.attempt"] == 2
+    assert by_name["step load"].attributes["tagent.status"] == "failed"
+    assert by_name["step report"].attributes["tagent.status"] == "skipped"
+    assert by_name["invoke_workflow broken"].attributes["tagent.status"] == "failed"
+    assert by_name["invoke_workflow broken"].status.status_code is trace.StatusCode.ERROR
     executor.trace_content = True
     await executor.execute(resume=True)
     again = spans()
@@ -221,13 +223,13 @@ async def test_items_are_attempts_of_their_step(spans: Any) -> None:
     mapped.task(lambda: ["a", "b"], name="rows")
     mapped.task(lambda item: item, name="each", map_over="rows")
     await PipelineExecutor(mapped, trace_content=True).execute()
-    found = spans()
-    assert parents(found)["attempt each"] == "step each"
-    assert found["step each"].attributes["tagent.items"] == 2
-    assert found["attempt each"].attributes["tagent.item"] in ("0", "1")
+    by_name = spans()
+    assert parents(by_name)["attempt each"] == "step each"
+    assert by_name["step each"].attributes["tagent.items"] == 2
+    assert by_name["attempt each"].attributes["tagent.item"] in ("0", "1")
 
 
-async def test_cached_and_stopped_steps_are_told(spans: Any, tmp_path: Any) -> None:
+async def test_cached_and_stopped_steps_are_reported(spans: Any, tmp_path: Any) -> None:
     cached = Pipeline("cached")
     cached.task(_one, name="one")
     executor = PipelineExecutor(cached, cache=ResultCache(tmp_path))
@@ -245,11 +247,11 @@ async def test_cached_and_stopped_steps_are_told(spans: Any, tmp_path: Any) -> N
 
     stopped.task(hang, name="hang")
     await stopping.execute()
-    found = spans()
-    assert found["attempt hang"].attributes["tagent.status"] == "cancelled"
-    assert [one.name for one in found["attempt hang"].events] == ["waiting"]
-    assert found["invoke_workflow stopped"].attributes["tagent.status"] == "cancelled"
-    assert found["invoke_workflow stopped"].status.status_code is trace.StatusCode.UNSET
+    by_name = spans()
+    assert by_name["attempt hang"].attributes["tagent.status"] == "cancelled"
+    assert [event.name for event in by_name["attempt hang"].events] == ["waiting"]
+    assert by_name["invoke_workflow stopped"].attributes["tagent.status"] == "cancelled"
+    assert by_name["invoke_workflow stopped"].status.status_code is trace.StatusCode.UNSET
 
 
 def _one() -> int:
@@ -274,7 +276,7 @@ async def test_what_calls_do_inside_belongs_to_them(spans: Any) -> None:
     assert parents(spans())["looks it up"] == "execute_tool look"
 
 
-async def test_a_tool_of_a_server_is_told_from_a_function(spans: Any) -> None:
+async def test_a_tool_of_a_server_is_distinguished_from_a_function(spans: Any) -> None:
     tracer = trace.get_tracer_provider().get_tracer("test")
     tracing = Tracing("p", tracer)
     context = StepContext("run", "p", "s")
@@ -284,13 +286,13 @@ async def test_a_tool_of_a_server_is_told_from_a_function(spans: Any) -> None:
 
     await tracing.tool_call(ToolCall(context, "search", {}, id="call_1"), proceed)
     tracing(events.RunFinished(run_id="run", success=False))
-    found = spans()
-    assert found["execute_tool search"].attributes["gen_ai.tool.type"] == "extension"
-    assert found["execute_tool search"].attributes["gen_ai.tool.call.id"] == "call_1"
-    assert "step s" in found, "whatever is open when a run ends is closed"
+    by_name = spans()
+    assert by_name["execute_tool search"].attributes["gen_ai.tool.type"] == "extension"
+    assert by_name["execute_tool search"].attributes["gen_ai.tool.call.id"] == "call_1"
+    assert "step s" in by_name, "whatever is open when a run ends is closed"
 
 
-# -- where nobody listens -----------------------------------------------------------------------
+# -- where no one listens -----------------------------------------------------------------------
 
 
 async def test_without_a_provider_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +308,7 @@ def test_without_opentelemetry_nothing_is_traced(monkeypatch: pytest.MonkeyPatch
     assert telemetry("p") is None
 
 
-def test_what_nobody_has_loaded_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_one_has_loaded_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "opentelemetry")
     monkeypatch.delenv("OTEL_PYTHON_TRACER_PROVIDER", raising=False)
     assert telemetry("p") is None

@@ -21,14 +21,14 @@ class Word(BaseModel):
 
 
 def model(*texts: str, **profile: Any) -> tuple[FunctionModel, list[str]]:
-    """A model that knows what its profile says, and what it was told."""
-    told: list[str] = []
+    """A model that knows what its profile says, and what it was given."""
+    prompts: list[str] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        told.append(f"{info.instructions}\n{messages[-1].parts}")
-        return ModelResponse(parts=[TextPart(texts[min(len(told), len(texts)) - 1])])
+        prompts.append(f"{info.instructions}\n{messages[-1].parts}")
+        return ModelResponse(parts=[TextPart(texts[min(len(prompts), len(texts)) - 1])])
 
-    return FunctionModel(answer, profile=profile), told
+    return FunctionModel(answer, profile=profile), prompts
 
 
 def test_the_form_is_what_the_model_knows() -> None:
@@ -40,21 +40,21 @@ def test_the_form_is_what_the_model_knows() -> None:
 
 
 async def test_a_model_that_knows_neither_is_asked_for_json_in_a_text() -> None:
-    """It gets the schema, is told what was wrong, and may write other words around the JSON."""
-    one, told = model("go", '{"wrod": "x"}', 'Here:\n{"word": "tea"}\nGood luck', supports_tools=False)
+    """It gets the schema, is reported what was wrong, and may write other words around the JSON."""
+    chosen, prompts = model("go", '{"wrod": "x"}', 'Here:\n{"word": "tea"}\nGood luck', supports_tools=False)
     step = PipelineStep(name="s", goal="Go", output_schema=Word)
-    value = await AgentRunner().run(step, StepContext("run", "demo", "s", model=one))
+    value = await AgentRunner().run(step, StepContext("run", "demo", "s", model=chosen))
     assert value == Word(word="tea")
-    assert "Answer with JSON only, of this JSON schema: {" in told[0]
-    assert "There is no JSON in the answer." in told[1]
-    assert "word: Field required" in told[2]
+    assert "Answer with JSON only, of this JSON schema: {" in prompts[0]
+    assert "There is no JSON in the answer." in prompts[1]
+    assert "word: Field required" in prompts[2]
 
 
 async def test_no_json_to_the_end_fails_with_the_last_answer() -> None:
-    one, _ = model("I say tea", supports_tools=False)
+    chosen, _ = model("I say tea", supports_tools=False)
     step = PipelineStep(name="s", goal="Go", output_schema=Word, output_retries=0)
     with pytest.raises(OutputValidationError, match="It was not JSON. The last answer was: I say tea"):
-        await AgentRunner().run(step, StepContext("run", "demo", "s", model=one))
+        await AgentRunner().run(step, StepContext("run", "demo", "s", model=chosen))
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def test_a_part_that_a_result_lacks_is_named() -> None:
 
 
 def test_what_is_referred_to_is_known_before_anything_runs() -> None:
-    found = references({"a": "{{ t1.x }} {{ t1 }}", "b": ["${t2}", 3]}, ["t1", "t2"])
-    assert found == (["t1", "t2"], [])
+    read = references({"a": "{{ t1.x }} {{ t1 }}", "b": ["${t2}", 3]}, ["t1", "t2"])
+    assert read == (["t1", "t2"], [])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_referred_to_is_known_before_anything_runs() -> None:
         ("${t1 + 1}", "${t1 + 1} cannot be read. Write {{ id }} or {{ id.field }}."),
     ],
 )
-def test_what_cannot_be_meant_is_told(text: str, problem: str) -> None:
+def test_what_cannot_be_meant_is_reported(text: str, problem: str) -> None:
     assert references(text, ["t1", "t2"]) == ([], [problem])
 
 

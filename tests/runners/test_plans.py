@@ -20,7 +20,11 @@ class Tools:
     def problems(self, tool: str, arguments: Mapping[str, Any], *, complete: bool) -> str:
         if tool == "add" and set(arguments) != {"a", "b"}:
             return "wrong arguments for 'add'."
-        if tool == "add" and complete and not all(isinstance(one, int) for one in arguments.values()):
+        if (
+            tool == "add"
+            and complete
+            and not all(isinstance(argument, int) for argument in arguments.values())
+        ):
             return "wrong values for 'add'."
         return ""
 
@@ -146,7 +150,7 @@ def test_a_task_that_failed_before_has_no_result_to_refer_to() -> None:
         made({"id": "a", "description": "{{ t1 }}"}, earlier=[failed], number=2)
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_everything_that_is_wrong_is_reported_at_once() -> None:
     message = wrong(
         {"id": "a", "description": "x {{ nowhere }}"},
         {"id": "a", "description": "y"},
@@ -164,7 +168,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     )
 
 
-def test_tasks_that_wait_for_each_other_are_told() -> None:
+def test_tasks_that_wait_for_each_other_are_reported() -> None:
     message = wrong({"id": "a", "description": "{{ b }}"}, {"id": "b", "description": "{{ a }}"})
     assert message in (
         "These tasks wait for each other: a -> b -> a.",

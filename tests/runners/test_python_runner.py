@@ -159,11 +159,11 @@ async def test_a_sync_body_runs_in_a_daemon_thread_of_its_own(context: StepConte
     def step() -> Any:
         return threading.current_thread()
 
-    one, two = await run(function(step), context), await run(function(step), context)
-    assert one is not two
-    assert one is not threading.main_thread()
-    assert one.daemon
-    assert one.name == "tagent-step-s"
+    first, two = await run(function(step), context), await run(function(step), context)
+    assert first is not two
+    assert first is not threading.main_thread()
+    assert first.daemon
+    assert first.name == "tagent-step-s"
 
 
 async def test_an_async_body_runs_where_the_run_lives(context: StepContext) -> None:
@@ -236,8 +236,8 @@ async def test_prints_of_overlapping_steps_stay_apart(capsys: pytest.CaptureFixt
     await asyncio.sleep(0)
     print("mine")
     await gathered
-    for name, one in all_seen.items():
-        assert one.text == "".join(f"{name} {number}\n" for number in range(50))
+    for name, names in all_seen.items():
+        assert names.text == "".join(f"{name} {number}\n" for number in range(50))
     assert capsys.readouterr().out == "mine\n"
 
 
@@ -272,7 +272,7 @@ async def test_what_would_end_the_program_fails_the_step(context: StepContext, w
 
 @pytest.mark.parametrize("wait", ["", "await asyncio.sleep(0)\n"])
 async def test_a_body_that_cancels_itself_fails(context: StepContext, wait: str) -> None:
-    """A CancelledError that nobody asked for is a failure, not a Stop."""
+    """A CancelledError that no one asked for is a failure, not a Stop."""
     with pytest.raises(StepError, match="awaited something that was cancelled"):
         await run(cell(f"import asyncio\n{wait}raise asyncio.CancelledError"), context)
     assert not context.stop.is_set()
@@ -458,7 +458,7 @@ def test_a_loop_that_closed_meanwhile_is_no_error(context: StepContext) -> None:
     threading.excepthook = errors.append
     try:
         asyncio.run(main())
-        left = next(one for one in threading.enumerate() if one.name == "tagent-step-s")
+        left = next(thread for thread in threading.enumerate() if thread.name == "tagent-step-s")
         release.set()
         left.join(10)
     finally:

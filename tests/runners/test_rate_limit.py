@@ -34,7 +34,7 @@ class Word(BaseModel):
 
 
 class Clock:
-    """Time that passes only while somebody sleeps. The gate lets one sleep at a time for each provider."""
+    """Time that passes only while someone sleeps. The gate lets one sleep at a time for each provider."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -56,7 +56,7 @@ class Clock:
 
 
 class Provider:
-    """A model that notes when it is asked and how many ask at once, and refuses as it is told."""
+    """A model that notes when it is asked and how many ask at once, and refuses as it is instructed."""
 
     def __init__(self, clock: Clock, *refusals: float | None, at_once: int = 10_000) -> None:
         self.clock = clock
@@ -90,13 +90,13 @@ class Provider:
 
 def steps(model: Any, number: int, **options: Any) -> Pipeline:
     pipeline = Pipeline("fast", model=model, default_mode=ExecutionMode.CONCURRENT)
-    for one in range(number):
-        pipeline.step(f"s{one}", f"Say {one}.", max_retries=0, **options)
+    for number_of_step in range(number):
+        pipeline.step(f"s{number_of_step}", f"Say {number_of_step}.", max_retries=0, **options)
     return pipeline
 
 
 def waits(result: Any) -> list[tuple[str, float | None]]:
-    return [(one.reason, one.seconds) for one in result.events if isinstance(one, events.StepWaiting)]
+    return [(event.reason, event.seconds) for event in result.events if isinstance(event, events.StepWaiting)]
 
 
 # -- how limits are written ---------------------------------------------------------------------
@@ -190,13 +190,13 @@ async def test_a_limit_may_be_named_as_the_model_is_written(monkeypatch: pytest.
     assert clock.now == 1060, "another provider is another matter"
 
 
-async def test_a_stopped_run_leaves_no_place_taken_and_nobody_in_the_queue() -> None:
+async def test_a_stopped_run_leaves_no_place_taken_and_no_one_in_the_queue() -> None:
     clock = Clock()
     hang = asyncio.Event()
 
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         await hang.wait()
-        raise AssertionError("nobody lets it go on")
+        raise AssertionError("no one lets it go on")
 
     gate = clock.gate(function=Limit(concurrency=2))
     executor = PipelineExecutor(steps(FunctionModel(answer), 8), limits=gate)
@@ -282,11 +282,12 @@ async def test_a_provider_that_complains_too_long_fails_the_step_and_says_what_t
     result = await PipelineExecutor(pipeline, limits=clock.gate()).execute()
     assert sum(clock.slept) <= MAX_TOTAL_WAIT
     assert clock.slept == [120, 120]
-    told = result.error_details["s0"]
+    message = result.error_details["s0"]
     assert (
-        "asks for fewer requests, now for 120 s more, and a request waits at most 300 s (slow down)" in told
+        "asks for fewer requests, now for 120 s more, and a request waits at most 300 s (slow down)"
+        in message
     )
-    assert "Resume the run later" in told
+    assert "Resume the run later" in message
     assert result.steps["s0"].attempts == 1
 
 
@@ -325,21 +326,21 @@ async def test_waiting_for_a_provider_is_no_part_of_a_timeout() -> None:
     assert seen == [StepStatus.WAITING]
 
 
-async def test_who_stops_waiting_for_a_change_is_not_told_of_it() -> None:
+async def test_who_stops_waiting_for_a_change_is_not_notified_of_it() -> None:
     changes = Changes()
-    one, other = (asyncio.ensure_future(changes.wait()) for _ in range(2))
+    first, other = (asyncio.ensure_future(changes.wait()) for _ in range(2))
     await asyncio.sleep(0)
-    one.cancel()
+    first.cancel()
     await asyncio.sleep(0)
     changes.tell()
     await other
-    assert one.cancelled()
-    one, other = (asyncio.ensure_future(changes.wait()) for _ in range(2))
+    assert first.cancelled()
+    first, other = (asyncio.ensure_future(changes.wait()) for _ in range(2))
     await asyncio.sleep(0)
-    one.cancel()
+    first.cancel()
     changes.tell()
     await other
-    assert one.cancelled()
+    assert first.cancelled()
 
 
 async def test_executors_may_share_a_gate() -> None:
@@ -347,7 +348,7 @@ async def test_executors_may_share_a_gate() -> None:
     gate = clock.gate(function=Limit(requests_per_minute=4))
     provider = Provider(clock)
     executors = [PipelineExecutor(steps(provider.model, 4), limits=gate) for _ in range(2)]
-    results = await asyncio.gather(*[one.execute() for one in executors])
+    results = await asyncio.gather(*[executor.execute() for executor in executors])
     assert all(result.success for result in results)
     assert [provider.asked.count(moment) for moment in (1000, 1060)] == [4, 4]
 
@@ -468,14 +469,14 @@ def test_waits_as_headers_write_them(headers: dict[str, str], seconds: float) ->
 
 @pytest.mark.models
 @pytest.mark.parametrize(
-    ("told", "seconds"), [("2.5", 2.5), (at(90), 90.0), ("7", 7.0)], ids=["fraction", "date", "whole"]
+    ("header", "seconds"), [("2.5", 2.5), (at(90), 90.0), ("7", 7.0)], ids=["fraction", "date", "whole"]
 )
 async def test_a_429_waits_as_long_as_it_says_each_time(
-    told: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+    header: str, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with fake_openai(error(429, "Slow down", Retry_After=told), Act("hello")) as fake:
+    with fake_openai(error(429, "Slow down", Retry_After=header), Act("hello")) as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
         result = await PipelineExecutor(steps("openai-chat:gpt-4o", 1), limits=clock.gate()).execute()
         assert len(fake.requests) == 2
@@ -496,13 +497,13 @@ async def test_a_short_wait_is_kept_once_and_then_grows(monkeypatch: pytest.Monk
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("told", ["301", "1e9", at(4000)])
+@pytest.mark.parametrize("header", ["301", "1e9", at(4000)])
 async def test_a_429_that_asks_for_very_long_is_given_up_at_once(
-    told: str, monkeypatch: pytest.MonkeyPatch
+    header: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with fake_openai(error(429, "Slow down", Retry_After=told), Act("hello")) as fake:
+    with fake_openai(error(429, "Slow down", Retry_After=header), Act("hello")) as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
         result = await PipelineExecutor(steps("openai-chat:gpt-4o", 1), limits=clock.gate()).execute()
         assert len(fake.requests) == 1
@@ -531,14 +532,14 @@ def test_waits_without_a_word_of_the_provider_differ_between_processes() -> None
 
 @pytest.mark.models
 @pytest.mark.parametrize(
-    ("status", "told", "delay"),
+    ("status", "header", "delay"),
     [(503, "0", None), (529, at(-1e9), None), (500, "?", None), (503, "0.2", 0.2)],
 )
 async def test_an_overloaded_server_without_a_usable_wait_gets_growing_pauses(
-    status: int, told: str, delay: float | None, monkeypatch: pytest.MonkeyPatch
+    status: int, header: str, delay: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with fake_openai(error(status, "Overloaded", Retry_After=told), Act("hello")) as fake:
+    with fake_openai(error(status, "Overloaded", Retry_After=header), Act("hello")) as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
         monkeypatch.setattr("random.uniform", lambda low, high: high)
         pipeline = Pipeline("p", model="openai-chat:gpt-4o").step("s", "Say hello.")

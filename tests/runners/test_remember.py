@@ -1,4 +1,4 @@
-"""Facts and memories: what models are told of them, the tool that adds to them, and who edits them."""
+"""Facts and memories: what models are given of them, the tool that adds to them, and who edits them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tagent_nb.storage import MemoryStorageBackend
 
 def saving(**memories: Any) -> Pipeline:
     """A pipeline whose step saves these memories."""
-    found = Pipeline("notes")
+    pipeline = Pipeline("notes")
     body = "\n".join(f"context.save_memory({key!r}, {value!r})" for key, value in memories.items())
-    found.put(PipelineStep.from_cell("save", f"{body}\n1", python=True))
-    return found
+    pipeline.put(PipelineStep.from_cell("save", f"{body}\n1", python=True))
+    return pipeline
 
 
 # -- in prompts -------------------------------------------------------------------------------------
 
 
-def test_what_fits_is_told_whole_in_the_order_in_which_it_was_learned() -> None:
+def test_what_fits_is_reported_whole_in_the_order_in_which_it_was_learned() -> None:
     assert remembered_text("Facts", {"a": 1, "b": "x"}) == 'Facts: <data>{"a": 1, "b": "x"}</data>'
 
 
-def test_of_many_the_newest_are_told_and_a_note_says_that_there_are_more() -> None:
+def test_of_many_the_newest_are_reported_and_a_note_says_that_there_are_more() -> None:
     text = remembered_text("Memories", {f"m{number}": "x" * 1000 for number in range(30)})
     assert text.startswith("Memories (23 more, older or longer, are left out): <data>")
     assert '"m29"' in text
@@ -76,7 +76,7 @@ def remembering(arguments: dict[str, Any]) -> FunctionModel:
         last = messages[-1].parts[-1]
         if last.part_kind == "tool-return":
             return ModelResponse(parts=[TextPart(str(last.content))])
-        if [one.name for one in info.function_tools] != ["remember"]:
+        if [tool.name for tool in info.function_tools] != ["remember"]:
             return ModelResponse(parts=[TextPart("nothing to remember with")])
         return ModelResponse(parts=[ToolCallPart("remember", arguments)])
 

@@ -75,7 +75,7 @@ def test_a_missing_package_is_named_with_the_command() -> None:
         ("local:x", "The local model is 'local'"),
     ],
 )
-def test_unknown_models_are_told_from_known_ones(model: Any, message: str) -> None:
+def test_unknown_models_are_distinguished_from_known_ones(model: Any, message: str) -> None:
     with pytest.raises(UnknownModelError, match=message):
         check_model(model)
 
@@ -99,7 +99,9 @@ def test_whatever_a_provider_says_becomes_one_error(
         check_model("cloud:model")
 
 
-def test_ollama_is_asked_on_this_machine_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollama_is_asked_on_this_machine_unless_another_address_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = resolve_model("ollama:qwen3")
     assert isinstance(model, OpenAIChatModel)
     assert str(model.client.base_url) == "http://localhost:11434/v1/"
@@ -134,12 +136,12 @@ def test_names() -> None:
 
 
 def test_known_prices_count_and_unknown_ones_are_none() -> None:
-    known = price("openai:gpt-4o", USED)
-    assert known is not None
-    assert known > 0
+    usd = price("openai:gpt-4o", USED)
+    assert usd is not None
+    assert usd > 0
     cached = price("openai:gpt-4o", TokenUsage(1000, 1000, cached_tokens=900))
     assert cached is not None
-    assert cached < known
+    assert cached < usd
     assert price("openai:no-such-model", USED) is None
     assert price("ollama:qwen3", USED) is None
     assert price(function_model(), USED) is None
@@ -157,7 +159,7 @@ def test_nothing_used_costs_nothing() -> None:
 
 def test_an_answer_costs_what_the_provider_says_or_its_tokens() -> None:
     """Without either the cost is unknown, which is not 0."""
-    told = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1, cost=Decimal("0.25")))
+    response = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1, cost=Decimal("0.25")))
     priced = ModelResponse(
         parts=[TextPart("x")],
         usage=RequestUsage(input_tokens=1000),
@@ -165,10 +167,10 @@ def test_an_answer_costs_what_the_provider_says_or_its_tokens() -> None:
         provider_name="openai",
     )
     unpriced = ModelResponse(
-        parts=[TextPart("x")], usage=RequestUsage(input_tokens=1), model_name="nobody-knows"
+        parts=[TextPart("x")], usage=RequestUsage(input_tokens=1), model_name="no-one-knows"
     )
     nameless = ModelResponse(parts=[TextPart("x")], usage=RequestUsage(input_tokens=1))
-    assert cost_of("openai:x", told) == 0.25
+    assert cost_of("openai:x", response) == 0.25
     assert cost_of("openai:gpt-4o", priced) == price("openai:gpt-4o", TokenUsage(input_tokens=1000))
     assert cost_of("openai:x", unpriced) is None
     assert cost_of("openai:x", nameless) is None

@@ -32,7 +32,7 @@ RIGHT = Act(tool="final_result", arguments={"label": "positive"}, usage=False)
 
 @pytest.mark.parametrize("model", ["openai-chat:gpt-4o", "openai:gpt-4o"])
 @pytest.mark.parametrize("schema", [None, Sentiment], ids=["in pieces", "as a whole"])
-def test_what_nobody_told_is_unknown(play: Play, model: str, schema: Any) -> None:
+def test_what_no_one_reported_is_unknown(play: Play, model: str, schema: Any) -> None:
     """Neither its cost nor its tokens are 0; only the request is counted."""
     play(TEXT if schema is None else RIGHT)
     result = executor(schema, model=model).run()
@@ -48,8 +48,8 @@ def test_what_nobody_told_is_unknown(play: Play, model: str, schema: Any) -> Non
 def test_tokens_of_nothing_are_unknown_too(play: Play) -> None:
     """Some servers report zeros in place of nothing; no answer takes no token."""
     head = {"id": "1", "object": "chat.completion", "created": 1, "model": "gpt-4o"}
-    asked = {"name": "final_result", "arguments": '{"label": "positive"}'}
-    message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": asked}]}
+    call = {"name": "final_result", "arguments": '{"label": "positive"}'}
+    message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": call}]}
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
     zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     play(Act(body=json.dumps({**head, "choices": [choice], "usage": zeros})))
@@ -59,7 +59,9 @@ def test_tokens_of_nothing_are_unknown_too(play: Play) -> None:
 
 def test_frames_and_views_say_that_it_is_unknown(play: Play) -> None:
     play(Act(text="a"), TEXT)
-    pipeline = Pipeline("p", model="openai-chat:gpt-4o").step("told", "Say it.").step("silent", "{{ told }}")
+    pipeline = (
+        Pipeline("p", model="openai-chat:gpt-4o").step("reported", "Say it.").step("silent", "{{ reported }}")
+    )
     result = PipelineExecutor(pipeline).run()
     frame, used = result.to_frame(), result.usage_frame()
     assert frame["input_tokens"].isna().tolist() == [False, True]
@@ -75,19 +77,19 @@ def test_frames_and_views_say_that_it_is_unknown(play: Play) -> None:
     assert str(frame["input_tokens"].dtype) == "Int64"
 
 
-def test_a_plan_does_not_expect_what_was_not_told(play: Play) -> None:
+def test_a_plan_does_not_expect_what_was_not_reported(play: Play) -> None:
     play(RIGHT)
-    one = PipelineExecutor(executor().pipeline, storage=MemoryStorageBackend())
-    one.run()
-    (step,) = asyncio.run(one.plan(force=True)).steps
+    runner = PipelineExecutor(executor().pipeline, storage=MemoryStorageBackend())
+    runner.run()
+    (step,) = asyncio.run(runner.plan(force=True)).steps
     assert (step.tokens, step.cost) == (None, None)
 
 
 def test_what_costs_nothing_costs_nothing_anyway(play: Play) -> None:
     play(RIGHT)
-    one = executor()
-    free = PipelineExecutor(one.pipeline, prices={"openai-chat:gpt-4o": Price(0, 0)}).run().steps["s"]
-    dear = PipelineExecutor(one.pipeline, prices={"openai-chat:gpt-4o": Price(0, 1)}).run().steps["s"]
+    runner = executor()
+    free = PipelineExecutor(runner.pipeline, prices={"openai-chat:gpt-4o": Price(0, 0)}).run().steps["s"]
+    dear = PipelineExecutor(runner.pipeline, prices={"openai-chat:gpt-4o": Price(0, 1)}).run().steps["s"]
     assert (free.cost, free.usage.known_tokens) == (0.0, None)
     assert dear.cost is None
 
@@ -98,8 +100,8 @@ def test_the_cache_remembers_that_it_is_unknown(play: Play, tmp_path: Path) -> N
         first = executor(cache=cache).run().steps["s"]
     with closing(ResultCache(tmp_path)) as cache:
         again = executor(cache=cache).run()
-    (found,) = [event for event in again.events if isinstance(event, StepCached)]
-    assert (found.saved_cost, found.saved_usage) == (None, first.usage)
+    (cached,) = [event for event in again.events if isinstance(event, StepCached)]
+    assert (cached.saved_cost, cached.saved_usage) == (None, first.usage)
     assert first.usage.unmeasured
 
 
@@ -123,18 +125,18 @@ def test_a_budget_counts_what_is_assumed(
     fake = play(RIGHT)
     storage = f"file://{tmp_path}"
     result = PipelineExecutor(twelve(settings=settings), budget=budget, storage=storage).run()
-    asked = len(fake.requests)
-    assert 4 <= asked <= 9
-    assert len(result.failed_steps) == 12 - asked
-    told = result.error_details[result.failed_steps[0]]
-    assert "is used up" in told
-    assert "in part assumed" in told
+    count = len(fake.requests)
+    assert 4 <= count <= 9
+    assert len(result.failed_steps) == 12 - count
+    message = result.error_details[result.failed_steps[0]]
+    assert "is used up" in message
+    assert "in part assumed" in message
     assert str(result.budget_shares()[0]).startswith("about" if "tokens" in budget else "at least")
 
     again = PipelineExecutor(twelve(settings=settings), storage=storage)
     still = again.run(resume=True)
-    assert len(fake.requests) == asked
-    assert len(still.failed_steps) == 12 - asked
+    assert len(fake.requests) == count
+    assert len(still.failed_steps) == 12 - count
     assert str(again.ledger.shares()[0]).startswith("about ")
     assert again.run(resume=True, budget="100 requests").success
 
@@ -163,12 +165,12 @@ def test_a_resumed_conversation_counts_what_was_assumed_once(play: Play, tmp_pat
     fake = play(Act(tool="final_result", arguments={"label": "meh"}, usage=False), Act(hang=True), RIGHT)
     storage = f"file://{tmp_path}"
     pipeline = executor().pipeline
-    one = PipelineExecutor(pipeline, storage=storage, budget="10000 tokens, 1 USD")
-    handle = one.start()
+    runner = PipelineExecutor(pipeline, storage=storage, budget="10000 tokens, 1 USD")
+    handle = runner.start()
     fake.wait_for(2)
     handle.cancel()
     handle.result()
-    before = [share.spent for share in one.ledger.shares()]
+    before = [share.spent for share in runner.ledger.shares()]
     again = PipelineExecutor(pipeline, storage=storage)
     result = again.run(resume=True)
     assert result["s"] == Sentiment(label="positive")

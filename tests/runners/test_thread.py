@@ -140,7 +140,7 @@ def test_errors_and_ends_the_program_are_results() -> None:
         worker.result()
 
 
-def test_a_listener_that_fails_does_not_keep_the_end_from_being_told(escaped: list[Any]) -> None:
+def test_a_listener_that_fails_does_not_keep_the_end_from_being_reported(escaped: list[Any]) -> None:
     def fail(text: str) -> None:
         raise ValueError("listener")
 

@@ -157,10 +157,10 @@ def test_a_name_to_approve_may_be_any_tool_of_the_step(options: dict[str, Any]) 
     assert tool_problems(step(**options)) == []
 
 
-def test_all_wrong_names_of_a_step_are_told_at_once() -> None:
+def test_all_wrong_names_of_a_step_are_reported_at_once() -> None:
     tool(search)
     problems = tool_problems(step(tools_filter=["serch", "fetsch"], approve_tools=["search"]))
-    assert [one.partition(", which")[0] for one in problems] == [
+    assert [problem.partition(", which")[0] for problem in problems] == [
         "Step 's': tools_filter names 'serch'",
         "Step 's': tools_filter names 'fetsch'",
         "Step 's': approve_tools names 'search'",
@@ -211,7 +211,7 @@ async def test_what_a_tool_says_to_the_model_itself_is_left_alone() -> None:
     made = toolset({"ask_again": ask_again}, context)
     with pytest.raises(ModelRetry):
         await made[0].function("x")  # type: ignore[call-arg,arg-type,misc]
-    assert [one.kind for one in seen if isinstance(one, StepProgress)] == ["tool_call"]
+    assert [event.kind for event in seen if isinstance(event, StepProgress)] == ["tool_call"]
 
 
 async def test_an_awaitable_that_a_sync_tool_returns_is_awaited() -> None:

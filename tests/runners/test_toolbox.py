@@ -68,7 +68,7 @@ async def test_a_call_takes_the_way_of_every_tool(monkeypatch: pytest.MonkeyPatc
     assert await tools.call("move", {"point": {"x": 4}}) == 4
     assert passed == ["search", "move"]
     assert context.usage.tool_calls == 2
-    assert [one.kind for one in seen if isinstance(one, StepProgress)] == ["tool_call", "tool_call"]
+    assert [event.kind for event in seen if isinstance(event, StepProgress)] == ["tool_call", "tool_call"]
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ async def test_a_call_takes_the_way_of_every_tool(monkeypatch: pytest.MonkeyPatc
         ({"query": "a", "limit": "many"}, True, "limit: Input should be a valid integer"),
     ],
 )
-async def test_wrong_arguments_are_told_before_a_call(
+async def test_wrong_arguments_are_reported_before_a_call(
     arguments: dict[str, Any], complete: bool, problem: str
 ) -> None:
-    found = (await box(search)).problems("search", arguments, complete=complete)
-    assert problem in found if problem else found == ""
+    problems = (await box(search)).problems("search", arguments, complete=complete)
+    assert problem in problems if problem else problems == ""
 
 
 async def test_a_tool_that_takes_anything_has_no_wrong_names() -> None:

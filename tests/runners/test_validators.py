@@ -53,16 +53,16 @@ def step(*checks: Callable[..., Any], **options: Any) -> PipelineStep:
 
 def answering(*answers: str) -> tuple[FunctionModel, list[str]]:
     """A model that gives these answers in order, and the last message of each question."""
-    asked: list[str] = []
+    conversations: list[str] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        asked.append(str(messages[-1]))
-        text = answers[min(len(asked), len(answers)) - 1]
+        conversations.append(str(messages[-1]))
+        text = answers[min(len(conversations), len(answers)) - 1]
         if info.output_tools:
             return ModelResponse(parts=[ToolCallPart(info.output_tools[0].name, text)])
         return ModelResponse(parts=[TextPart(text)])
 
-    return FunctionModel(answer), asked
+    return FunctionModel(answer), conversations
 
 
 def positive(value: Score) -> None:
@@ -86,22 +86,22 @@ async def test_a_check_refuses_by_what_it_raises(context: StepContext, seen: lis
     def retry(value: int) -> None:
         raise ModelRetry("say it again")
 
-    def told(value: int) -> None:
+    def reported(value: int) -> None:
         raise AssertionError("not so")
 
     assert await judged(context, value_error) == "Check 'value_error' refused it: too small"
     assert await judged(context, retry) == "Check 'retry' refused it: say it again"
-    assert await judged(context, told) == "Check 'told' refused it: not so"
+    assert await judged(context, reported) == "Check 'reported' refused it: not so"
     assert await judged(context, lambda value: value > 1) == "Check '<lambda>' refused it: it returned False"
-    assert [one.detail["check"] for one in seen if isinstance(one, StepProgress)] == [
+    assert [event.detail["check"] for event in seen if isinstance(event, StepProgress)] == [
         "value_error",
         "retry",
-        "told",
+        "reported",
         "<lambda>",
     ]
 
 
-async def test_an_assertion_without_a_message_is_told_by_its_line(context: StepContext) -> None:
+async def test_an_assertion_without_a_message_is_reported_by_its_line(context: StepContext) -> None:
     space: dict[str, Any] = {}
     source = "def small(value):\n    assert value < 1\n"
     exec(compile(source, "<step small>", "exec"), space)
@@ -132,7 +132,7 @@ async def test_checks_may_be_sync_async_and_take_the_context(context: StepContex
         return asynchronous(value, context)
 
     assert await Checks(step(sync, asynchronous, returns_one), context).judge(3) == ""
-    printed = "".join(one.text for one in seen if isinstance(one, StepStreamed))
+    printed = "".join(event.text for event in seen if isinstance(event, StepStreamed))
     assert printed == "sync 3 s\nasync 3 s\nasync 3 s\n"
     assert threads != [threading.main_thread()]
 
@@ -198,21 +198,21 @@ async def test_a_check_is_stopped_with_its_step(context: StepContext) -> None:
 
 
 async def test_a_refused_answer_goes_back_to_the_model(context: StepContext) -> None:
-    context.model, asked = answering('{"score": 0}', '{"score": 7}')
+    context.model, conversations = answering('{"score": 0}', '{"score": 7}')
     assert await AgentRunner().run(step(positive, output_schema=Score), context) == Score(score=7)
-    assert "Check 'positive' refused it: the score must be above 0" in asked[1]
+    assert "Check 'positive' refused it: the score must be above 0" in conversations[1]
     assert context.usage.requests == 2
 
 
 async def test_refusals_to_the_end_show_the_last_answer_and_what_the_check_said(context: StepContext) -> None:
-    context.model, asked = answering('{"score": 0}', '{"score": -1}')
+    context.model, conversations = answering('{"score": 0}', '{"score": -1}')
     with pytest.raises(OutputValidationError) as caught:
         await AgentRunner().run(step(positive, output_schema=Score, output_retries=1), context)
     assert str(caught.value) == (
         "Step 's': no answer matched Score and passed its checks in 2 tries. Check 'positive' refused it: "
         'the score must be above 0. The last answer was: {"score": -1}'
     )
-    assert len(asked) == 2
+    assert len(conversations) == 2
 
 
 async def test_a_text_can_be_checked_too(context: StepContext) -> None:
@@ -228,26 +228,30 @@ async def test_a_text_can_be_checked_too(context: StepContext) -> None:
         await AgentRunner().run(step(short, output_retries=0), context)
 
 
-async def test_an_answer_that_no_longer_fits_is_told_before_an_older_refusal(context: StepContext) -> None:
+async def test_an_answer_that_no_longer_fits_is_reported_before_an_older_refusal(
+    context: StepContext,
+) -> None:
     context.model, _ = answering('{"score": 0}', '{"score": "x"}')
     with pytest.raises(OutputValidationError, match="Wrong: score: Input should be a valid integer"):
         await AgentRunner().run(step(positive, output_schema=Score, output_retries=1), context)
 
 
 async def test_a_broken_check_ends_an_agent_step_without_another_question(context: StepContext) -> None:
-    context.model, asked = answering('{"score": 0}')
+    context.model, conversations = answering('{"score": 0}')
     with pytest.raises(StepError, match="raised ZeroDivisionError"):
         await AgentRunner().run(step(lambda value: 1 / value.score, output_schema=Score), context)
-    assert len(asked) == 1
+    assert len(conversations) == 1
 
 
 # -- Python steps -----------------------------------------------------------------------------
 
 
 async def test_a_failing_check_fails_a_python_step(context: StepContext) -> None:
-    one = PipelineStep.from_cell("s", "{'score': 0}", python=True, output_schema=Score, checks=[positive])
+    judged_step = PipelineStep.from_cell(
+        "s", "{'score': 0}", python=True, output_schema=Score, checks=[positive]
+    )
     with pytest.raises(OutputValidationError, match="'s': its value will not do. Check 'positive' refused"):
-        await PythonRunner().run(one, context)
+        await PythonRunner().run(judged_step, context)
     fine = PipelineStep.from_cell("s", "{'score': 2}", python=True, output_schema=Score, checks=[positive])
     assert await PythonRunner().run(fine, context) == Score(score=2)
 

@@ -33,7 +33,7 @@ def test_a_right_answer(play: Play) -> None:
 
 
 def test_invalid_then_valid(play: Play) -> None:
-    """The model is told what was wrong, in the same attempt; both answers count."""
+    """The model is given what was wrong, in the same attempt; both answers count."""
     fake = play(WRONG, RIGHT)
     step = run()
     assert step.output.value == Sentiment(label="positive")
@@ -153,12 +153,12 @@ def test_a_server_that_hangs_is_left_at_the_timeout(play: Play) -> None:
 def test_a_server_that_hangs_can_be_left_by_its_user(play: Play) -> None:
     """The run is cancelled, and answered when it is resumed."""
     fake = play(Act(hang=True), RIGHT)
-    one = executor()
-    handle = one.start()
+    runner = executor()
+    handle = runner.start()
     assert fake.arrived.wait(30)
     handle.cancel()
     assert handle.result().cancelled
-    result = one.run(resume=True)
+    result = runner.run(resume=True)
     assert result["s"] == Sentiment(label="positive")
     assert (result.steps["s"].usage, result.total_cost) == (ONE, cost(1))
 

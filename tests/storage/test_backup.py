@@ -939,7 +939,7 @@ async def test_a_store_without_backups_takes_those_of_one_other(tmp_path: Path, 
     await new.restore(made.path, folder=folder)
 
 
-@pytest.mark.parametrize("wrong", [7, "", "  ", "a\0b", "\ud800", b"bytes", "~nobody-of-this-name/x"])
+@pytest.mark.parametrize("wrong", [7, "", "  ", "a\0b", "\ud800", b"bytes", "~no-such-user/x"])
 async def test_what_is_no_path_is_refused(files: FileStorageBackend, tmp_path: Path, wrong: Any) -> None:
     """By name, before anything is made."""
     for call in (
