@@ -93,7 +93,7 @@ def agent_map_full() -> Sides:
     "agent-map-128",
     "wall, 400 agent rows of 0.5 s at 128 at once",
     limit="four times 0.5 s",
-    promised=2,
+    promised=4,
     reach=1.25,
     dream=1.1,
     large=True,

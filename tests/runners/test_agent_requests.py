@@ -211,6 +211,13 @@ def test_an_agent_goes_on_after_a_wrong_answer(agent_runs: list[Any]) -> None:
     assert len(seen) == 5
 
 
+def test_an_agent_reads_an_answer_with_other_parts(agent_runs: list[Any]) -> None:
+    model = model_of([[NativeToolCallPart("web_search"), TextPart("Hello")]], [])
+    pipeline = Pipeline("p", model=model).put(PipelineStep("s", "Say hello."))
+    assert PipelineExecutor(pipeline).run()["s"] == "Hello"
+    assert agent_runs == [request_module.TASK, "Say hello."]
+
+
 def test_another_run_works_it_out_anew(agent_runs: list[Any]) -> None:
     executor = PipelineExecutor(mapped(model_of([RIGHT], [])))
     assert executor.run().success
