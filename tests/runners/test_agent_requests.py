@@ -17,6 +17,7 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelResponse,
     ModelResponsePart,
+    NativeToolCallPart,
     TextPart,
     ThinkingPart,
     ToolCallPart,
