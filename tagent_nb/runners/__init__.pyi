@@ -1,6 +1,6 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.runners.agent.estimate import answer_tokens as answer_tokens
-from tagent_nb.runners.agent.estimate import request_tokens as request_tokens
+from tagent_nb.runners.agent.estimate import request_size as request_size
 from tagent_nb.runners.agent.runner import AgentRunner as AgentRunner
 from tagent_nb.runners.base import CallMiddleware as CallMiddleware
 from tagent_nb.runners.base import Quirks as Quirks

@@ -245,3 +245,37 @@ async def test_runs_without_the_step_and_answers_beyond_enough_are_not_read(
     quote = (await fresh.plan())["judge"].quote
     assert quote is not None
     assert quote.output_tokens[1] < 50
+
+
+async def test_a_prompt_that_no_window_holds_is_told_and_refused_before_it_is_paid() -> None:
+    """Of a step alone and of single rows; a model whose window is unknown is asked."""
+    long = "word " * 200_000
+    pipeline = Pipeline("p", model="local", inputs={"rows": ["short", long]})
+    pipeline.step("report", "Report on {{ rows }}", max_retries=0)
+    pipeline.step("judge", "Judge {{ rows }}", map_over="rows", min_success=0.0, max_retries=0)
+    executor = PipelineExecutor(pipeline, storage=MemoryStorageBackend())
+    plan = await executor.plan()
+    assert plan["report"].action == "fail"
+    assert "'local/smollm2-135m' reads 8,192 at once. Run the step for each row" in plan["report"].why
+    assert "1 item will fail: item 1: its prompt has" in plan["judge"].why
+    assert plan["judge"].quote is not None
+    assert plan["judge"].quote.units == 1
+    result = await executor.execute(until="report")
+    assert "reads 8,192 at once" in result.error_details["report"]
+    clerk = Clerk()
+    unknown = Pipeline("p", model=clerk.model, inputs={"rows": [long]})
+    unknown.step("report", "Report on {{ rows }}")
+    assert (await PipelineExecutor(unknown).execute()).success
+
+
+def test_windows_are_those_of_the_models_behind_a_name() -> None:
+    from pydantic_ai.models.fallback import FallbackModel
+    from pydantic_ai.models.test import TestModel
+
+    from tagent_nb.runners.models.resolve import context_window
+
+    assert context_window("openai:gpt-5-mini") == 400_000
+    assert context_window("local") == 8192
+    assert context_window("openai:no-such-model") is None
+    assert context_window("nobody:model") is None
+    assert context_window(FallbackModel(TestModel(), TestModel())) is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
-from tagent_nb.engine.dry_run.quote import prompt_tokens, quote
+from tagent_nb.engine.dry_run.quote import prompt_size, quote
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
@@ -24,6 +24,7 @@ from tagent_nb.engine.unit.work import (
 )
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepFailed, StepSkipped
+from tagent_nb.formatting import count
 from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.serde import StoredValue
@@ -136,16 +137,18 @@ class DryRun:
         seen = await self._history.usages(step.name)
         return replace(plan, quote=quote(prepared, tokens, units, seen, self._context.services.prices))
 
-    def _note_prompt(self, work: WorkItem) -> None:
-        """Note how long the prompt of a unit that runs is."""
+    def _note_prompt(self, work: WorkItem) -> str:
+        """Note how long the prompt of a unit that runs is. Says in words if its model cannot read it."""
         if work.step.is_python:
-            return
+            return ""
         context = self._context
         try:
-            tokens = prompt_tokens(work, context.pipeline.shared_context, context.run_id)
+            tokens, problem = prompt_size(work, context.pipeline.shared_context, context.run_id)
         except Exception:  # the unit itself reports a prompt that cannot be written, when it runs
-            return
-        self._prompts.setdefault(work.step.name, []).append(tokens)
+            return ""
+        if not problem:
+            self._prompts.setdefault(work.step.name, []).append(tokens)
+        return problem
 
     # -- one step ---------------------------------------------------------------------------
 
@@ -205,7 +208,9 @@ class DryRun:
         twin = self._twin(work)
         if twin:
             return StepPlan(step.name, "cached", f"it does the same as {twin}"), UNKNOWN
-        self._note_prompt(work)
+        too_long = self._note_prompt(work)
+        if too_long:
+            return _gone(step, "fail", too_long)
         return StepPlan(step.name, "run", await self._why(work)), UNKNOWN
 
     async def _judge_items(
@@ -214,6 +219,7 @@ class DryRun:
         step, source = prepared.step, prepared.source
         rows = source_rows(step, outputs[source.step], source)
         values: list[Output | None] = []
+        too_long: list[str] = []
         done = skipped = 0
         condition = None
         if not self._doubt(step):
@@ -236,8 +242,8 @@ class DryRun:
             recorded = (recorded or len(values) == skipped) and action == "recorded"
             answered = bool(action or self._twin(work))
             done += answered
-            if not answered:
-                self._note_prompt(work)
+            problem = "" if answered else self._note_prompt(work)
+            too_long += [f"item {key}: {problem}"] if problem else []
             values.append(output if action else None)
         counts: dict[str, Any] = {"items": len(rows) - skipped, "items_done": done}
         if all(value is not None for value in values):
@@ -253,6 +259,8 @@ class DryRun:
         if skipped:
             left_out = f"its condition skips {skipped} of {len(rows)} items"
             why = "; ".join(part for part in (why, left_out) if part)
+        if too_long:
+            why = f"{why}; {count(len(too_long), 'item')} will fail: {too_long[0]}"
         return StepPlan(step.name, "run", why, **counts), UNKNOWN
 
     # -- who answers ------------------------------------------------------------------------

@@ -53,13 +53,13 @@ class Quote:
     cost: Range | None
 
 
-def prompt_tokens(work: WorkItem, shared: Mapping[str, Any], run_id: str) -> int:
-    """About how many tokens the first request of a unit of an agent step sends.
+def prompt_size(work: WorkItem, shared: Mapping[str, Any], run_id: str) -> tuple[int, str]:
+    """About how many tokens the first request of a unit sends, and in words if that is too many.
 
     Raises:
         TemplateError: Its goal reads something that is not there.
     """
-    from tagent_nb.runners import StepContext, request_tokens
+    from tagent_nb.runners import StepContext, request_size
 
     prepared = work.prepared
     names = prepared.read_names
@@ -79,8 +79,9 @@ def prompt_tokens(work: WorkItem, shared: Mapping[str, Any], run_id: str) -> int
         instructions=prepared.instructions,
         facts=work.facts,
         memories=work.memories,
+        model=prepared.model,
     )
-    return request_tokens(prepared.step, context)
+    return request_size(prepared.step, context)
 
 
 def quote(
@@ -94,7 +95,7 @@ def quote(
 
     Args:
         prepared: The step.
-        tokens: Input tokens of the prompts that are known; see :func:`prompt_tokens`.
+        tokens: Input tokens of the prompts that are known; see :func:`prompt_size`.
         units: How many units ask, those whose prompt is not known yet included.
         seen: What earlier answers of the step took, a unit each.
         prices: The user's own, by model.

@@ -10,6 +10,7 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.agent.runner import instructions, prompt
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, TOKENS_A_PART
+from tagent_nb.runners.models.resolve import too_long
 from tagent_nb.runners.tools.registry import named_tools
 
 A_TEXT = 40
@@ -23,19 +24,21 @@ _DEEPEST = 5
 """Levels of a schema that are looked at; one that refers to itself has no end."""
 
 
-def request_tokens(step: PipelineStep, context: StepContext) -> int:
-    """About how many input tokens the first request of a unit sends.
+def request_size(step: PipelineStep, context: StepContext) -> tuple[int, str]:
+    """About how many input tokens the first request of a unit sends, and in words if that is too many.
 
     By the rule of thumb that stands in for usage that a provider did not report: four bytes a token.
 
     Raises:
         TemplateError: The goal reads something that is not there.
     """
-    texts = [instructions(context), prompt(step, context)]
+    task = prompt(step, context)
+    texts = [instructions(context), task]
     if step.output_schema is not None:
         texts.append(json.dumps(step.output_schema.model_json_schema()))
     texts += [f"{name} {function.__doc__ or ''}" for name, function in named_tools(step).items()]
-    return sum(-(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) + TOKENS_A_PART for text in texts)
+    tokens = sum(-(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) + TOKENS_A_PART for text in texts)
+    return tokens, too_long(context.model, task)
 
 
 def answer_tokens(step: PipelineStep) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.execution.capture import Lines, captured
 from tagent_nb.runners.models.clients import Models, model_settings, streams
 from tagent_nb.runners.models.errors import explained
-from tagent_nb.runners.models.resolve import model_name, supports
+from tagent_nb.runners.models.resolve import model_name, supports, too_long
 from tagent_nb.runners.tools.adapter import toolset
 from tagent_nb.runners.tools.registry import named_tools, tools_of
 from tagent_nb.runners.tools.remember import remembered_text
@@ -98,10 +98,14 @@ class AgentRunner:
             OutputValidationError: No answer matched the schema and passed the checks; the message shows
                 the last one.
             RetryableError: The model's side failed in a way that may pass, such as a rate limit.
-            StepError: The model's side refused the request, or the step uses what the model cannot do.
+            StepError: The model's side refused the request, the step uses what the model cannot do, or its
+                prompt is longer than what the model reads.
             TemplateError: The goal reads something that is not there.
         """
         task = prompt(step, context)
+        problem = too_long(context.model, task)
+        if problem:
+            raise StepError(f"Step {step.name!r}: {problem}.")
         model = await self.models.get(context.model, offline=context.offline)
         tools = _usable_tools(step, context, model)
         shared = self._shared_by_units(step, context, model)

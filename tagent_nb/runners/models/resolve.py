@@ -248,6 +248,52 @@ def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = No
         return None
 
 
+def context_window(model: Any) -> int | None:
+    """Most tokens that a model reads at once, its answer included; ``None`` where that is unknown.
+
+    Of several models behind a fallback, the largest. It is that of the installed ``genai-prices``.
+    """
+    windows = [_window(model_name(inner)) for inner in models_behind(model)]
+    known_windows = [window for window in windows if window is not None]
+    return max(known_windows) if len(known_windows) == len(windows) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _window(name: str) -> int | None:
+    if is_local(name):
+        return local.CONTEXT_TOKENS
+    from genai_prices.data_snapshot import get_snapshot
+
+    provider, _, model = name.partition(":")
+    try:
+        window: int | None = get_snapshot().find_provider_model(model, None, provider, None)[1].context_window
+    except LookupError:
+        return None
+    return window
+
+
+SHORT_PROMPT = 8_000
+"""Characters of a prompt that fits every window."""
+
+MOST_BYTES_A_TOKEN = 8
+"""Bytes of text that no tokenizer gets into fewer tokens than one, on average over a long text."""
+
+
+def too_long(model: Any, task: str) -> str:
+    """In words, that a prompt is longer than its model reads, whatever the tokenizer; empty if it may fit."""
+    if len(task) < SHORT_PROMPT:
+        return ""
+    window = context_window(model)
+    least = len(task.encode("utf-8", "replace")) // MOST_BYTES_A_TOKEN
+    if window is None or least <= window:
+        return ""
+    return (
+        f"its prompt has {len(task):,} characters, at least {least:,} tokens, and "
+        f"{model_name(model)!r} reads {window:,} at once. Run the step for each row (map_over, --map-over), "
+        "let the goal refer to less, or choose a model that reads more"
+    )
+
+
 def models_behind(model: Any) -> list[Any]:
     """The models that may answer: those behind a fallback, else the model itself."""
     behind = getattr(model, "models", None) or ()
