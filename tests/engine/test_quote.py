@@ -277,5 +277,5 @@ def test_windows_are_those_of_the_models_behind_a_name() -> None:
     assert context_window("openai:gpt-5-mini") == 400_000
     assert context_window("local") == 8192
     assert context_window("openai:no-such-model") is None
-    assert context_window("nobody:model") is None
+    assert context_window("noone:model") is None
     assert context_window(FallbackModel(TestModel(), TestModel())) is None

