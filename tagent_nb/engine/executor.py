@@ -74,7 +74,7 @@ from tagent_nb.pipeline import (
     shape_text,
 )
 from tagent_nb.redaction import note_secrets
-from tagent_nb.results import PipelineResult, RunHistory
+from tagent_nb.results import PipelineResult
 from tagent_nb.runners import Ledger, RateLimiter, traced
 from tagent_nb.serde import Classes, to_tree
 from tagent_nb.storage import RunInfo, open_storage
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
 
     from tagent_nb.cache import ResultCache
     from tagent_nb.engine.dry_run.plan import Plan
+    from tagent_nb.results import RunHistory
     from tagent_nb.runners import CallMiddleware, StepRunner, Tracing
     from tagent_nb.storage import StorageBackend
 
@@ -552,6 +553,8 @@ class PipelineExecutor:
             DefinitionError: ``last`` is less than 1.
             CorruptRecordError: One of them is damaged.
         """
+        from tagent_nb.results import RunHistory
+
         if last < 1:
             raise DefinitionError(f"last must be 1 or more, not {last}.")
         runs = await self.storage.runs(self.pipeline.id, limit=last)

@@ -247,7 +247,7 @@ async def test_runs_without_the_step_and_answers_beyond_enough_are_not_read(
     assert quote.output_tokens[1] < 50
 
 
-async def test_a_prompt_that_no_window_holds_is_told_and_refused_before_it_is_paid() -> None:
+async def test_a_prompt_that_no_window_holds_is_named_and_refused_before_it_is_paid() -> None:
     """Of a step alone and of single rows; a model whose window is unknown is asked."""
     long = "word " * 200_000
     pipeline = Pipeline("p", model="local", inputs={"rows": ["short", long]})

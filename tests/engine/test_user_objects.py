@@ -270,8 +270,7 @@ def test_a_model_object_that_raises_costs_its_own_step(tmp_path: Path, method: s
 def test_a_name_of_a_model_that_raises_costs_at_most_the_step_that_asks_it(
     tmp_path: Path, method: str, place: str
 ) -> None:
-    """Also what is no Exception, where prices and budgets look at it, and beside a model of the same name. What
-    nothing asks of it harms nothing."""
+    """Also what is no Exception, where prices and budgets look at it, and beside a model of the same name."""
     kind = odd_class(str, method, Stop)
     if method == "__eq__":
         kind.__hash__ = str.__hash__

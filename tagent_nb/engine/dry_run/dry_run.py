@@ -135,7 +135,13 @@ class DryRun:
             return plan
         prepared = self._preparation.prepared(step)
         seen = await self._history.usages(step.name)
-        return replace(plan, quote=quote(prepared, tokens, units, seen, self._context.services.prices))
+        try:
+            quoted = quote(prepared, tokens, units, seen, self._context.services.prices)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a model's own code: the step that asks it says so
+            return plan
+        return replace(plan, quote=quoted)
 
     def _note_prompt(self, work: WorkItem) -> str:
         """Note how long the prompt of a unit that runs is. Says in words if its model cannot read it."""
