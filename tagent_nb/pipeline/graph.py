@@ -301,8 +301,6 @@ def check_fields(pipeline: Definition, step: PipelineStep) -> None:
 
 
 def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
-    if step.is_plain:
-        return []
     from tagent_nb.templating import unknown_fields
 
     wrong = []

@@ -77,6 +77,25 @@ def test_an_async_step_that_blocks_is_named_with_the_remedy(hold: Hold) -> None:
     assert hold.looks[0] == ("slow", "its code")
 
 
+def test_a_function_that_blocks_is_named(hold: Hold) -> None:
+    """Alone, and for each item of a map."""
+
+    async def slow() -> list[int]:
+        hold()
+        return [1]
+
+    async def each(slow: int) -> int:
+        hold()
+        return slow
+
+    pipeline = Pipeline("p")
+    pipeline.task(slow)
+    pipeline.task(each, map_over="slow")
+    warnings = run(pipeline)
+    assert [warning.split()[1] for warning in warnings] == ["'slow'", "'each'"]
+    assert {("slow", "its code"), ("each", "its code")} <= set(hold.looks)
+
+
 def test_a_mapped_step_is_named_once(hold: Hold) -> None:
     pipeline = pipeline_of("load", "[1, 2, 3]")
     code = "import asyncio\nawait asyncio.sleep(0)\nhold()\nitem"

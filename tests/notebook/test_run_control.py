@@ -219,6 +219,15 @@ async def test_the_awaited_magic_gives_its_value_only_where_it_is_used(control: 
         await magics.run_awaited("--until slw", used=False)
 
 
+async def test_the_awaited_magic_asks_before_it_runs(
+    control: RunControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    magics = RunMagics(None, control.session, control, Cells(None))
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert await magics.run_awaited("--confirm", used=True) is None
+    assert control.session.result is None
+
+
 def test_each_pipeline_has_one_panel_and_one_live_run(control: RunControl) -> None:
     open_gate()
     first = control.panel()

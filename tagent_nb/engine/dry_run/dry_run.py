@@ -137,8 +137,6 @@ class DryRun:
         seen = await self._history.usages(step.name)
         try:
             quoted = quote(prepared, tokens, units, seen, self._context.services.prices)
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException:  # a model's own code: the step that asks it says so
             return plan
         return replace(plan, quote=quoted)
