@@ -23,6 +23,7 @@ from tagent_nb.errors import (
     DefinitionError,
     LeaseLostError,
     MissingExtraError,
+    StorageError,
     StorageUnavailableError,
 )
 from tagent_nb.events import Event, Warned
@@ -456,6 +457,69 @@ async def test_runs_whose_list_the_server_has_evicted_are_found(store: RedisStor
     await record(store, "four")
     assert await read(store) == ["one", "two", "four"]
     assert [info.run_id for info in await store.runs("p")] == ["r", "s"]
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("error", [KilledError, StorageUnavailableError])
+async def test_a_restore_that_ends_at_any_command_leaves_all_or_is_refused(
+    store: RedisStorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """And the next one brings everything back: nothing of the store moved aside is left behind alone."""
+    await record(store, "one", run_id="r")
+    await record(store, "two", run_id="s")
+    await store.backup(tmp_path)
+    outcomes: list[str] = []
+    while not outcomes or outcomes[-1] != "restored":
+        stopping = RedisStorageBackend(store._connection.url, prefix=store.prefix)
+        call, left = stopping._connection.call, len(outcomes)
+
+        async def call_or_stop(action: Any, call: Any = call) -> Any:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise error("stopped")
+            return await call(action)
+
+        monkeypatch.setattr(stopping._connection, "call", call_or_stop)
+        try:
+            await stopping.restore(folder=tmp_path, replace=True)
+            outcome = "restored" if left >= 0 else "in spite of an error"
+        except error:
+            outcome = "whole"
+        except CorruptRecordError:
+            outcome = "refused"
+        await stopping.close()
+        another = RedisStorageBackend(store._connection.url, prefix=store.prefix)
+        try:
+            await another.list_pipelines()
+        except StorageError:
+            outcome = "refused"
+            await another.restore(folder=tmp_path)
+        assert [info.run_id for info in await another.runs("p")] == ["r", "s"]
+        assert [await read(another, run_id) for run_id in ("r", "s")] == [["one"], ["two"]]
+        assert not any("lost" in problem for problem in another.problems)
+        await another.close()
+        outcomes.append(outcome)
+    assert {"whole", "refused"} < set(outcomes)
+
+
+async def test_a_store_of_which_only_leases_are_left_is_restored(
+    store: RedisStorageBackend, tmp_path: Path
+) -> None:
+    """At the first go: they are moved aside, too, and do not say of what is put back that it was lost."""
+    await record(store, "one", run_id="r")
+    await record(store, "two", run_id="s")
+    await store.backup(tmp_path)
+    keys = await raw(store).keys(f"{store.prefix}:*")
+    await raw(store).delete(*(key for key in keys if b":lease:" not in key))
+    other = RedisStorageBackend(store._connection.url, prefix=store.prefix)
+    await other.restore(folder=tmp_path)
+    assert [info.run_id for info in await other.runs("p")] == ["r", "s"]
+    assert [await read(other, run_id) for run_id in ("r", "s")] == [["one"], ["two"]]
+    await other.close()
 
 
 LISTS = {"runs": ["runs"], "order": ["order"], "runs and order": ["runs", "order"]}

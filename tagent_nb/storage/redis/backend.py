@@ -25,6 +25,7 @@ from tagent_nb.storage.redis.write_queue import (
     RELIST,
     REMOVE,
     REORDER,
+    SET_ASIDE,
     SWAP,
     Entry,
     Note,
@@ -596,14 +597,12 @@ class RedisStorageBackend(RecordStoreBackend):
 
     async def _set_aside(self, stamp: str) -> str:
         aside = f"{self.prefix}-damaged-{stamp}"
-        names = [self._pipelines_name(), self._last_runs_name()]
         for pipeline_id in await self.list_pipelines():
-            names += [self._name(pipeline_id, what) for what in ("runs", "order", "documents")]
             for run_id in await self._run_ids(pipeline_id):
-                names += [self._name(pipeline_id, "run", run_id), self._name(pipeline_id, "lease", run_id)]
                 self._forget(pipeline_id, run_id)
-        for name in names:
-            await self._connection.call(partial(_rename, name, aside + name.removeprefix(self.prefix)))
+        # Not what the lists name: a lease that stays behind would say later that its run was lost.
+        names = [*await self._keys(self._name("")), self._pipelines_name(), self._last_runs_name()]
+        await self._connection.script(SET_ASIDE, [], ["\n".join(names), len(self.prefix) + 1, aside])
         return f"Redis at {self._server}, prefix {aside}"
 
     # -- inside -----------------------------------------------------------------------------
@@ -630,9 +629,3 @@ def _slice(key: str, start: int, end: int, client: Any) -> Awaitable[list[bytes]
 def _add(key: str, names: list[str], client: Any) -> Awaitable[Any]:
     done: Awaitable[Any] = client.sadd(key, *names)
     return done
-
-
-async def _rename(name: str, new_name: str, client: Any) -> None:
-    # What is not there may have been renamed before the reply got lost.
-    if await client.exists(name):
-        await client.rename(name, new_name)

@@ -142,6 +142,17 @@ return 1
 """Note how many runs of a pipeline there are and which is the newest, unless others have changed that. Leases
 say of the runs that began since there are such notes that they were counted."""
 
+SET_ASIDE = """
+for name in string.gmatch(ARGV[1], '[^\\n]+') do
+  if redis.call('EXISTS', name) == 1 then
+    redis.call('RENAME', name, ARGV[3] .. string.sub(name, ARGV[2]))
+  end
+end
+return 1
+"""
+"""Give keys, one a line, another prefix: all or none, however the process ends that asks for it. They are one
+argument, since a command has only so many."""
+
 UNTRUSTED = "certificate verify failed"
 """What the system's TLS says about a certificate that will be no better a moment later."""
 
