@@ -375,6 +375,8 @@ class PipelineExecutor:
         values, other = await settle(pipeline, taken, memory)
         options = self._carried_on(pipeline, options, memory)
         services = self._services(pipeline, options, memory, schemas)
+        if asks_models(pipeline, self.runners, offline=options.offline):
+            refuse_unpriced(pipeline, self.model, services.budget, self.prices)
         context, unreadable = await context_of(pipeline, options, memory, services, values)
         recorder = recorder_of(context, memory)
         preparation = preparation_of(context, recorder)
@@ -555,8 +557,8 @@ class PipelineExecutor:
         """
         from tagent_nb.results import RunHistory
 
-        if last < 1:
-            raise DefinitionError(f"last must be 1 or more, not {last}.")
+        if not isinstance(last, int) or last < 1:
+            raise DefinitionError(f"last must be a whole number from 1 on, not {last!r}.")
         runs = await self.storage.runs(self.pipeline.id, limit=last)
         return RunHistory([await self.load_result(run.run_id) for run in runs])
 

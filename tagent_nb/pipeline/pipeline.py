@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -598,6 +598,12 @@ def _same_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
 _FIXED_FIELDS = ("name", "body", "retry_count")
 """What makes a step another one, or is no part of its definition."""
 
+_OF_AGENTS = (
+    *("goal", "model", "models", "settings", "instructions", "agent", "max_replans", "output_mode"),
+    *("output_retries", "tools", "tools_filter", "approve_tools", "remember"),
+)
+"""Fields that a Python step has no use for."""
+
 
 def _with_change(step: PipelineStep, place: str, field: str, key: str, value: Any) -> PipelineStep:
     """A step with another value of a field, or of one key of a field that is a dict."""
@@ -607,13 +613,23 @@ def _with_change(step: PipelineStep, place: str, field: str, key: str, value: An
             f"{place!r} names no field of a step that can be changed.{did_you_mean(field, allowed)} Write "
             f"STEP.FIELD, such as {step.name}.goal. Fields: {', '.join(allowed)}."
         )
-    if step.is_python and field == "goal":
+    if step.is_python and field in _OF_AGENTS:
         raise DefinitionError(
-            f"{place!r}: step {step.name!r} is Python, which has no goal. Put another step."
+            f"{place!r}: step {step.name!r} is Python, which has no {field}. Put another step."
         )
     if not key:
         return step.with_(**{field: value})
     before = getattr(step, field)
     if not isinstance(before, dict):
         raise DefinitionError(f"{place!r}: {field!r} has no parts. Write {step.name}.{field}.")
-    return step.with_(**{field: {**before, key: value}})
+    return step.with_(**{field: _with_part(before, key.split("."), value)})
+
+
+def _with_part(parts: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of a dict with another value in it, or in a dict inside."""
+    first, *rest = keys
+    inside = parts.get(first)
+    return {
+        **parts,
+        first: _with_part(inside if isinstance(inside, Mapping) else {}, rest, value) if rest else value,
+    }

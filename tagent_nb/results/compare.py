@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.errors import DefinitionError
-from tagent_nb.formatting import cost_text, count, one_line, seconds_text
+from tagent_nb.errors import DefinitionError, EncodeError
+from tagent_nb.formatting import cost_text, count, one_line, seconds_text, short_text
 from tagent_nb.results.frames import output_frame
 from tagent_nb.results.records import RunRecord, StepResult, steps_of
-from tagent_nb.results.rows import column_of, is_missing
+from tagent_nb.results.rows import class_labels, column_of, is_missing, keys_of
+from tagent_nb.serde import digest
 from tagent_nb.templating import Reference, distinct
+from tagent_nb.user_objects import safe_repr
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NO_ANSWER = "(no answer)"
-"""Class of a row that failed or was skipped."""
 
 MOST_SHOWN = 10
 """Rows of differences that are shown."""
@@ -60,10 +59,8 @@ class Comparison:
             have = ", ".join(f"{step}.{other}" for other in fields) or ", ".join(self._fields) or "none"
             raise DefinitionError(f"The two results have no field {field!r} in common. They have: {have}.")
         columns = [
-            pd.Series(
-                [NO_ANSWER if is_missing(cell) else str(cell) for cell in cells], dtype="str", name=called
-            )
-            for called, cells in zip(self.names, fields[name], strict=True)
+            pd.Series(labels, dtype="str", name=side)
+            for side, labels in zip(self.names, class_labels(*fields[name]), strict=True)
         ]
         return pd.crosstab(columns[0], columns[1])
 
@@ -130,6 +127,8 @@ def compare(first: RunRecord, second: RunRecord, names: Sequence[str] = ()) -> C
     """See :meth:`PipelineResult.compare`."""
     import pandas as pd
 
+    if not hasattr(second, "step_outputs"):
+        raise DefinitionError(f"A result is compared with another result, not with {short_text(second)}.")
     called = _names(first, second, names)
     steps, others = steps_of(first), steps_of(second)
     summary: list[list[Any]] = []
@@ -192,7 +191,9 @@ def _fields(result: RunRecord, step: StepResult) -> pd.DataFrame | None:
     if step.items is None and step.output is None:
         return None
     frame = output_frame(result, step.name, nested="columns")
-    keys = [*step.items] if step.items is not None else [str(place) for place in range(len(frame))]
+    keys = list(step.items) if step.items is not None else keys_of(step.value)
+    if keys is None:
+        keys = [str(place) for place in range(len(frame))]
     frame = frame.set_axis(pd.Index(distinct(map(str, frame.columns)), dtype="str"), axis="columns")
     return frame.set_axis(pd.Index(keys, dtype="str"), axis="index")
 
@@ -222,9 +223,16 @@ def _equal(cell: Any, other: Any) -> bool:
     if is_missing(cell) or is_missing(other):
         return is_missing(cell) and is_missing(other)
     try:
-        return bool(cell == other)
-    except Exception:  # the user's own class, or an array, may not say
-        return repr(cell) == repr(other)
+        if cell == other:
+            return True
+        if isinstance(cell, str | bool | int | float):
+            return False
+    except Exception:  # arrays do not say, and the user's own class may not
+        pass
+    try:
+        return digest(cell) == digest(other)  # as NaN inside of a list, which is like no other
+    except EncodeError:
+        return safe_repr(cell) == safe_repr(other)
 
 
 def _changed(step: StepResult, other: StepResult) -> str:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.formatting import count
-from tagent_nb.results.compare import NO_ANSWER, parts_of
-from tagent_nb.results.frames import output_frame, value_frame
+from tagent_nb.results.compare import parts_of
+from tagent_nb.results.frames import output_frame, source_value, value_frame
 from tagent_nb.results.records import RunRecord, steps_of
-from tagent_nb.results.rows import is_missing
+from tagent_nb.results.rows import NO_ANSWER, class_labels, keys_of, rows_of
+from tagent_nb.templating import Reference
 
 if TYPE_CHECKING:
     import numpy
@@ -89,21 +90,10 @@ def evaluate(result: RunRecord, answer: str, truth: str) -> Evaluation:
     import numpy as np
     import pandas as pd
 
-    answers, truths = _column(result, answer), _column(result, truth)
-    if len(answers) != len(truths):
-        raise DefinitionError(
-            f"{answer} has {count(len(answers), 'row')} and {truth} has {len(truths):,}: they cannot stand "
-            "side by side. Compare a mapped step with what it maps over."
-        )
-    pairs = [
-        (str(true), NO_ANSWER if is_missing(cell) else str(cell))
-        for true, cell in zip(truths, answers, strict=True)
-        if not is_missing(true)
-    ]
+    truths, answers = class_labels(*_side_by_side(result, answer, truth))
+    pairs = [pair for pair in zip(truths, answers, strict=True) if pair[0] != NO_ANSWER]
     if not pairs:
-        raise DefinitionError(
-            f"{truth} has no value in any row, so there is nothing to compare {answer} with."
-        )
+        raise DefinitionError(f"{truth} has no value in any row: there is nothing to compare {answer} with.")
     labels = sorted({label for pair in pairs for label in pair} - {NO_ANSWER})
     if any(cell == NO_ANSWER for _, cell in pairs):
         labels.append(NO_ANSWER)
@@ -157,18 +147,51 @@ def _percentile(samples: numpy.ndarray[Any, Any], percentile: float) -> float:
     return float(np.percentile(present, percentile)) if len(present) else float("nan")
 
 
-def _column(result: RunRecord, field: str) -> list[Any]:
-    """The cells of a field such as ``"classify.label"``, of a step or of an input."""
-    step, name = parts_of(field)
-    if step not in steps_of(result) and step in result.inputs:
-        frame = value_frame(result.inputs[step])
+def _side_by_side(result: RunRecord, answer: str, truth: str) -> tuple[list[Any], list[Any]]:
+    """Truths and answers, row by row: by the keys of the rows that a mapped step ran over, else in order."""
+    step, field = parts_of(answer)
+    answers = _answers(result, step, field)
+    source = result.sources.get(step)
+    reference = Reference.parse(truth)
+    if source is not None:
+        mapped = Reference.parse(source, "map")
+        start = len(mapped.path)
+        if reference.step == mapped.step and reference.path[:start] == mapped.path:
+            rows = source_value(result, mapped)
+            column = _column(value_frame(rows), mapped.text, ".".join(reference.path[start:]) or "value")
+            keys = [key for key, _, _ in rows_of(rows)]
+            return column, [answers.get(key) for key in keys]
+    truths = _answers(result, *parts_of(truth))
+    if truths.keys() == answers.keys():
+        return list(truths.values()), [answers[key] for key in truths]
+    if len(truths) != len(answers):
+        raise DefinitionError(
+            f"{answer} has {count(len(answers), 'row')} and {truth} has {len(truths):,}: they cannot stand "
+            "side by side. Compare a mapped step with what it maps over."
+        )
+    return list(truths.values()), list(answers.values())
+
+
+def _answers(result: RunRecord, step: str, field: str) -> dict[str, Any]:
+    """The cells of a field of a step, or of an input, by the keys of its rows."""
+    state = steps_of(result).get(step)
+    if state is None and step in result.inputs:
+        value = result.inputs[step]
+        frame = value_frame(value)
     else:
         frame = output_frame(result, step, nested="columns")
-    labels = {str(label): label for label in frame.columns}
-    if name not in labels:
-        names = ", ".join(labels) or "none"
+        value = None if state is None else state.value
+    keys = list(state.items) if state is not None and state.items is not None else keys_of(value)
+    cells = _column(frame, step, field)
+    return dict(zip(keys or map(str, range(len(cells))), cells, strict=True))
+
+
+def _column(frame: pd.DataFrame, name: str, field: str) -> list[Any]:
+    labels = [str(label) for label in frame.columns]
+    if field not in labels:
+        have = ", ".join(labels) or "none"
         raise UnknownStepError(
-            f"{step!r} has no field {name!r}.{did_you_mean(name, labels)} Fields: {names}."
+            f"{name!r} has no field {field!r}.{did_you_mean(field, labels)} Fields: {have}."
         )
-    cells: list[Any] = frame[labels[name]].tolist()
+    cells: list[Any] = frame.iloc[:, labels.index(field)].tolist()
     return cells

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import io
 import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from math import isfinite, isnan
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError
-from tagent_nb.results.rows import column_of, items_of, plain, record_of
+from tagent_nb.formatting import short_text
+from tagent_nb.results.rows import column_of, is_missing, plain, record_of, rows_in
 from tagent_nb.serde import clean, index_from, plain_attributes
 from tagent_nb.templating import distinct
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ROWS, MOST_CHARACTERS = 1_048_576, 32_767
-"""Rows of an Excel sheet, its head included, and characters of a cell."""
+MOST_ROWS, MOST_COLUMNS, MOST_CHARACTERS = 1_048_576, 16_384, 32_767
+"""Rows of an Excel sheet, its head included, columns, and characters of a cell."""
+
+FIRST_YEAR = 1900
+"""The year with which Excel's dates begin."""
 
 _EXACT = 10**15
 """From here on Excel, which keeps 15 digits, changes numbers."""
@@ -59,7 +64,12 @@ def write_frame(frame: pd.DataFrame, path: str | Path, kind: str = "") -> None:
 
 
 def _write_csv(frame: pd.DataFrame, path: str | Path) -> None:
-    frame.to_csv(path, index=_has_labels(frame), lineterminator="\n")
+    # A text with a carriage return must be quoted, and Python's csv quotes those with a line feed only.
+    texts = [frame.columns.tolist(), *(level.tolist() for level in _levels(frame.index))]
+    texts += [frame.iloc[:, place].tolist() for place in range(frame.shape[1])]
+    returns = any("\r" in text for column in texts for text in column if isinstance(text, str))
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    frame.to_csv(path, index=_has_labels(frame), lineterminator="\n", quoting=quoting)
 
 
 def _write_parquet(frame: pd.DataFrame, path: str | Path) -> None:
@@ -95,33 +105,45 @@ def _write_excel(frame: pd.DataFrame, path: str | Path) -> None:
             f"frame has {len(frame):,}. Write .csv or .parquet."
         )
     indexed = frame.reset_index(allow_duplicates=True) if _has_labels(frame) else frame
-    columns = [[_in_excel(cell) for cell in indexed.iloc[:, place]] for place in range(indexed.shape[1])]
-    for label, cells in zip(indexed.columns, columns, strict=True):
-        lengths = [len(cell) if isinstance(cell, str) else 0 for cell in cells]
-        if max(lengths, default=0) > MOST_CHARACTERS:
+    if indexed.shape[1] > MOST_COLUMNS:
+        raise DefinitionError(
+            f"{str(path)!r}: an Excel sheet has {MOST_COLUMNS:,} columns at most, and this frame has "
+            f"{indexed.shape[1]:,}. Write .csv or .parquet."
+        )
+    head = [_NOT_IN_XML.sub("", str(label)) for label in indexed.columns]
+    columns = [[_in_excel(cell) for cell in indexed.iloc[:, place].tolist()] for place in range(len(head))]
+    for label, cells in zip(head, columns, strict=True):
+        lengths = [len(cell) if isinstance(cell, str) else 0 for cell in (label, *cells)]
+        if max(lengths) > MOST_CHARACTERS:
+            place = lengths.index(max(lengths))
+            where = f"in row {place - 1}" if place else "in its name"
             raise DefinitionError(
                 f"{str(path)!r}: a cell of an Excel sheet holds {MOST_CHARACTERS:,} characters at most, and "
-                f"column {label!r} has {max(lengths):,} in row {lengths.index(max(lengths))}. "
-                "Write .csv or .parquet."
+                f"column {short_text(label, 40)!r} has {max(lengths):,} {where}. Write .csv or .parquet."
             )
     sheet = pd.DataFrame(dict(enumerate(columns)), dtype=object)
-    with pd.ExcelWriter(path, engine="openpyxl") as writer:
-        sheet.to_excel(writer, index=False, header=list(map(str, indexed.columns)), freeze_panes=(1, 0))
+    whole = io.BytesIO()  # a sheet that cannot be written must not replace one that is there
+    with pd.ExcelWriter(whole, engine="openpyxl") as writer:
+        sheet.to_excel(writer, index=False, header=head, freeze_panes=(1, 0))
         for row in writer.sheets["Sheet1"].iter_rows():
             for cell in row:
-                if cell.data_type == "f":
-                    cell.data_type = "s"  # a text that begins with "=" is no formula
+                if cell.data_type in ("f", "e"):
+                    cell.data_type = "s"  # a text that looks like a formula, or an error, is none
+    Path(path).write_bytes(whole.getvalue())
 
 
 def _in_excel(cell: Any) -> Any:
     """A cell as a sheet has it, without characters that its XML cannot have."""
+    if is_missing(cell):
+        return None
     if isinstance(cell, datetime):
-        return cell.replace(tzinfo=None)
+        # Excel has no dates before its own first one.
+        return cell.replace(tzinfo=None) if cell.year >= FIRST_YEAR else str(cell)
     if isinstance(cell, bool):
         return cell
     if isinstance(cell, int):
         return cell if abs(cell) < _EXACT else str(cell)
-    if isinstance(cell, float) and not isnan(cell):
+    if isinstance(cell, float):
         return cell if isfinite(cell) else str(cell)
     text = _cell_text(cell)
     return None if text is None else _NOT_IN_XML.sub("", text)
@@ -131,7 +153,7 @@ def _has_labels(frame: pd.DataFrame) -> bool:
     """Whether the index says more than the number of the row."""
     import pandas as pd
 
-    return not isinstance(frame.index, pd.RangeIndex) or frame.index.name is not None
+    return frame.index.name is not None or not frame.index.equals(pd.RangeIndex(len(frame)))
 
 
 _WRITERS: dict[str, Callable[[pd.DataFrame, str | Path], None]] = {
@@ -210,14 +232,15 @@ _IN_FILES = frozenset({bytes, float, bool})
 
 
 def _cell_text(cell: Any) -> str | None:
-    if cell is None or (isinstance(cell, float) and cell != cell):
+    if is_missing(cell):
         return None
     if isinstance(cell, str):
         return clean(cell)
-    record = record_of(cell) is not None
-    if record or isinstance(cell, list | tuple | set | frozenset | bool | int | float):
+    items = None if isinstance(cell, bytes) else rows_in(cell)
+    if items is not None or record_of(cell) is not None or isinstance(cell, bool | int | float):
         try:
-            return clean(json.dumps(_finite(plain(cell)), ensure_ascii=False, default=_in_json))
+            whole = plain(cell) if items is None else [plain(item) for item in items]
+            return clean(json.dumps(_finite(whole), ensure_ascii=False, default=_in_json))
         except (TypeError, ValueError, RecursionError):
             # A key that is no text, or an object that holds itself: as Python shows it.
             return clean(str(cell))
@@ -234,5 +257,5 @@ def _finite(value: Any) -> Any:
 
 
 def _in_json(value: Any) -> Any:
-    items = items_of(value)
+    items = rows_in(value)
     return str(value) if items is None else _finite(plain(list(items)))

@@ -30,7 +30,7 @@ from tagent_nb.results.rows import (
     record_of,
     rows_of,
 )
-from tagent_nb.serde import index_from, index_of
+from tagent_nb.serde import clean, index_from, index_of
 from tagent_nb.templating import Reference, distinct, lookup
 from tagent_nb.user_objects import safe_repr, safe_str
 
@@ -140,8 +140,8 @@ def items_frame(step: StepResult) -> pd.DataFrame:
 
 def _item_error(item: ItemResult) -> str | None:
     if item.error_type:
-        return f"{item.error_type}: {item.error}"
-    return f"skipped: {item.reason}" if item.reason else None
+        return clean(f"{item.error_type}: {item.error}")
+    return clean(f"skipped: {item.reason}") if item.reason else None
 
 
 def usage_frame(result: RunRecord) -> pd.DataFrame:
@@ -265,7 +265,8 @@ def output_frame(
         frame = value_frame(record.output.value, objects=nested == "object")
     if nested == "columns":
         frame = _unnested(frame)
-    return _exploded(frame, [explode] if isinstance(explode, str) else explode, step)
+    names = [explode] if isinstance(explode, str) else explode
+    return _exploded(frame, names, step, objects=nested == "object")
 
 
 def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
@@ -276,7 +277,17 @@ def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
             f"What step {step.name!r} was mapped over is not recorded in this result, which is of an earlier "
             "version. Run the step again, or leave source out."
         )
-    reference = Reference.parse(mapped, "map")
+    value = source_value(result, Reference.parse(mapped, "map"))
+    places = {key: place for place, (key, _, _) in enumerate(rows_of(value))}
+    return value_frame(value).iloc[[places[key] for key in step.items or {}]]
+
+
+def source_value(result: RunRecord, reference: Reference) -> Any:
+    """The value of a step or an input that a mapped step ran over, or the part of it that it names.
+
+    Raises:
+        UnknownStepError: It has no value in this result.
+    """
     if reference.step in result.step_outputs:
         value = result.step_outputs[reference.step]
     elif reference.step in result.inputs:
@@ -284,9 +295,7 @@ def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
     else:
         run = result.run_id or result.pipeline_name
         raise UnknownStepError(no_value(steps_of(result), reference.step, run))
-    value = lookup(value, reference.path, name=reference.step)
-    places = {key: place for place, (key, _, _) in enumerate(rows_of(value))}
-    return value_frame(value).iloc[[places[key] for key in step.items or {}]]
+    return lookup(value, reference.path, name=reference.step)
 
 
 def _beside(source: pd.DataFrame, answers: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -296,7 +305,10 @@ def _beside(source: pd.DataFrame, answers: pd.DataFrame, name: str) -> pd.DataFr
     """
     import pandas as pd
 
-    labels = [f"{name}.{label}" if label in answers.columns else label for label in source.columns]
+    clashing = [label for label in source.columns if label in answers.columns]
+    taken = [str(label) for label in (*source.columns, *answers.columns)]
+    dotted = iter(distinct((f"{name}.{label}" for label in clashing), taken))
+    labels = [next(dotted) if label in answers.columns else label for label in source.columns]
     source = source.set_axis(pd.Index(labels, name=source.columns.name, tupleize_cols=False), axis="columns")
     return pd.concat([source.set_axis(answers.index), answers], axis="columns")
 
@@ -309,7 +321,10 @@ def _unnested(frame: pd.DataFrame) -> pd.DataFrame:
     for place, label in enumerate(frame.columns):
         _add_fields(columns, label, frame.iloc[:, place], frame.index)
     wide = pd.concat([column for _, column in columns], axis="columns") if columns else frame.iloc[:, :0]
-    wide.columns = index_from([label for label, _ in columns]) if columns else frame.columns[:0]
+    labels = [label for label, _ in columns]
+    if len({str(label) for label in labels}) < len(labels) and frame.columns.is_unique:
+        labels = distinct(map(str, labels))  # a field a.b beside a column of that name
+    wide.columns = index_from(labels) if columns else frame.columns[:0]
     return wide
 
 
@@ -326,22 +341,48 @@ def _add_fields(columns: list[tuple[Any, Any]], label: Any, column: Any, index: 
         _add_fields(columns, f"{label}.{name}", column_of(values, index), index, depth + 1)
 
 
-def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str) -> pd.DataFrame:
+def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str, *, objects: bool) -> pd.DataFrame:
     """A row for each item of the lists in these columns; the index repeats the row's label."""
-    for name in names:
-        if name not in frame.columns:
-            raise DefinitionError(
-                f"Step {step!r} has no column {name!r} to explode."
-                f"{did_you_mean(name, frame.columns)} Columns: {', '.join(map(str, frame.columns))}."
-            )
     if not names:
         return frame
-    frame = frame.explode(list(names))
+    labels = [str(label) for label in frame.columns]
+    columns: dict[int, list[list[Any]]] = {}
     for name in names:
-        frame[name] = column_of(
-            [None if is_missing(cell) else cell for cell in frame[name].tolist()], frame.index
+        places = [place for place, label in enumerate(labels) if label == name]
+        if len(places) != 1:
+            problem = (
+                f"has {len(places)} columns {name!r}" if places else f"has no column {name!r} to explode"
+            )
+            raise DefinitionError(
+                f"Step {step!r} {problem}.{did_you_mean(name, labels)} Columns: {', '.join(labels)}."
+            )
+        columns[places[0]] = [_items_of_cell(cell, name, step) for cell in frame.iloc[:, places[0]].tolist()]
+    sizes = [{len(items) for items in row} for row in zip(*columns.values(), strict=True)]
+    uneven = next((place for place, lengths in enumerate(sizes) if len(lengths) > 1), None)
+    if uneven is not None:
+        raise DefinitionError(
+            f"Step {step!r}: the lists in {', '.join(names)} are not equally long in row "
+            f"{frame.index[uneven]!r}. Explode one of them at a time."
         )
-    return frame
+    repeated = [place for place, lengths in enumerate(sizes) for _ in range(max(lengths))]
+    longer = frame.iloc[repeated].copy()
+    for place, lists in columns.items():
+        cells = [item for items in lists for item in items]
+        longer.isetitem(place, column_of(cells, longer.index, objects=objects).array)
+    return longer
+
+
+def _items_of_cell(cell: Any, name: str, step: str) -> list[Any]:
+    """What a cell becomes a row each of: an empty list, and a cell without a value, are one blank row."""
+    if is_missing(cell):
+        return [None]
+    if record_of(cell) is not None:
+        raise DefinitionError(
+            f"Step {step!r}: column {name!r} holds records, not lists. nested='columns' makes columns of "
+            "their fields."
+        )
+    items = items_of(cell)
+    return [cell] if items is None else list(items) or [None]
 
 
 def value_frame(value: Any, *, objects: bool = False) -> pd.DataFrame:

@@ -46,7 +46,7 @@ class RunHistory(Sequence["PipelineResult"]):
         import pandas as pd
 
         frames = [run_frame(result) for result in self._results]
-        return pd.concat(frames) if frames else pd.DataFrame(index=pd.Index([], name="run", dtype="str"))
+        return pd.concat(frames) if frames else run_frame(_nothing()).iloc[:0]
 
     def steps_frame(self) -> pd.DataFrame:
         """One row for each step of each run; columns as in :meth:`PipelineResult.to_frame`."""
@@ -81,4 +81,11 @@ class RunHistory(Sequence["PipelineResult"]):
         import pandas as pd
 
         frames = {result.run_id: frame_of(result) for result in self._results}
-        return pd.concat(frames, names=["run"]) if frames else pd.DataFrame()
+        return pd.concat(frames or {"": frame_of(_nothing()).iloc[:0]}, names=["run"])
+
+
+def _nothing() -> PipelineResult:
+    """A result without anything, whose frames have columns and no rows."""
+    from tagent_nb.results.result import PipelineResult
+
+    return PipelineResult("", False, 0.0)

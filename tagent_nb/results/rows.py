@@ -61,6 +61,21 @@ def rows_of(value: Any) -> list[tuple[str, Any, Any]]:
     return [(str(place), place, item) for place, item in enumerate(items)]
 
 
+def rows_in(value: Any) -> Sequence[Any] | None:
+    """The items of a list, an array or the like, or the rows of a table; ``None`` for a single value."""
+    if is_frame(value) or _of_pandas(value, "Series"):
+        return [row for _, _, row in rows_of(value)]
+    return items_of(value)
+
+
+def keys_of(value: Any) -> list[str] | None:
+    """The keys of the rows of a DataFrame or Series, without making the rows; ``None`` for other values."""
+    if not is_frame(value) and not _of_pandas(value, "Series"):
+        return None
+    labels = value.index.tolist()
+    return [key for key, _, _ in _keyed(labels, labels)]
+
+
 def items_of(value: Any) -> Sequence[Any] | None:
     """The items of a list or the like; ``None`` for a single value."""
     if is_model(type(value)) and type(value).__pydantic_root_model__:
@@ -245,6 +260,32 @@ def plain(value: Any, depth: int = 0) -> Any:
     if numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in "biufUS":
         return own_float(value) if value.dtype.kind == "f" else value.item()
     return value
+
+
+def class_labels(*columns: Sequence[Any]) -> list[list[str]]:
+    """Cells of columns that are compared as names of classes: equal values have the same.
+
+    1 and 1.0 are; so are ``True``, 1 and ``"true"`` where a column has truth values. A missing cell is
+    :data:`NO_ANSWER`.
+    """
+    truth_values = any(isinstance(cell, bool) for column in columns for cell in column)
+    return [[_class_label(cell, truth_values) for cell in column] for column in columns]
+
+
+NO_ANSWER = "(no answer)"
+"""Class of a row that has no value: it failed, or was skipped."""
+
+
+def _class_label(cell: Any, truth_values: bool) -> str:
+    if is_missing(cell):
+        return NO_ANSWER
+    if truth_values and isinstance(cell, str) and cell.strip().lower() in ("true", "false"):
+        return cell.strip().capitalize()
+    if isinstance(cell, int | float) and not isinstance(cell, bool):
+        if truth_values and cell in (0, 1):
+            return str(bool(cell))
+        return str(int(cell)) if float(cell).is_integer() else str(cell)
+    return str(cell)
 
 
 def is_missing(cell: Any) -> bool:

@@ -14,6 +14,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
 from tagent_nb import (
+    DefinitionError,
     FileStorageBackend,
     MemoryStorageBackend,
     Pipeline,
@@ -159,7 +160,7 @@ async def test_unknown_prices_and_planners_are_not_guessed() -> None:
     assert quote.cost is None
     assert plan["plan"].quote is None
     assert plan.cost_range is None
-    assert plan.total.endswith("About 1 call of models.")
+    assert plan.total.endswith("About 1 call of models, besides those of plan, which nothing tells yet.")
     frame = plan.to_frame()
     assert frame.loc["report", "calls"] == 1
     assert frame["cost_high"].isna().all()
@@ -279,3 +280,21 @@ def test_windows_are_those_of_the_models_behind_a_name() -> None:
     assert context_window("openai:no-such-model") is None
     assert context_window("noone:model") is None
     assert context_window(FallbackModel(TestModel(), TestModel())) is None
+
+
+async def test_a_plan_refuses_a_budget_where_the_run_would() -> None:
+    pipeline = Pipeline("p", model=Clerk().model)
+    pipeline.step("report", "Report")
+    executor = PipelineExecutor(pipeline, storage=MemoryStorageBackend())
+    with pytest.raises(DefinitionError, match="price"):
+        await executor.plan(budget=1.0)
+
+
+async def test_calls_that_nothing_counts_yet_are_named(tmp_path: Path) -> None:
+    """A step that certainly asks counts at least once against a budget."""
+    clerk = Clerk()
+    pipeline = labels(clerk, ["a"])
+    pipeline.step("report", "Report")
+    plan = await executor(pipeline, tmp_path).plan(budget="1 request")
+    assert "About 1 call of models, besides those of judge, which nothing tells yet" in plan.total
+    assert "may stop it" in plan.total

@@ -69,10 +69,11 @@ def test_settings_and_models_of_a_fork(book: Notebook) -> None:
     book("tagent_step judge --setting temperature=1.0", "Judge")
     book(
         "tagent_fork other --set judge.settings.temperature=0.5 --set judge.settings.max_tokens=9 "
+        "--set judge.settings.extra_body.seed.n=1 "
         "--set judge.model=local --set judge.cache=false --set judge.timeout=none --set judge.agent=plan"
     )
     judge = book.session.pipeline.get_step("judge")
-    assert judge.settings == {"temperature": 0.5, "max_tokens": 9}
+    assert judge.settings == {"temperature": 0.5, "max_tokens": 9, "extra_body": {"seed": {"n": 1}}}
     assert (judge.model, judge.cache, judge.timeout, judge.agent) == ("local", False, None, "plan")
 
 
@@ -109,6 +110,7 @@ def test_bad_input_is_one_clear_error(book: Notebook) -> None:
     assert "Did you mean 'goal'" in refused(book, "tagent_fork b --set report.gaol=a")
     assert "Did you mean 'load'?" in refused(book, "tagent_fork b --set laod.cache=false")
     assert "is Python, which has no goal" in refused(book, "tagent_fork b --set load.goal=a")
+    assert "is Python, which has no model" in refused(book, "tagent_fork b --set load.model=local")
     assert "'goal' has no parts. Write report.goal" in refused(book, "tagent_fork b --set report.goal.a=b")
     assert list(book.session.workspaces) == ["reviews"]
     assert "with what" in refused(book, "tagent_compare")
@@ -180,4 +182,10 @@ def test_a_run_that_cannot_ask_says_what_to_do(book: Notebook, monkeypatch: pyte
     monkeypatch.setattr("builtins.input", unable)
     reviews(book)
     assert "Leave it out, or set a budget" in refused(book, "tagent_run --confirm")
+    monkeypatch.setattr("builtins.input", _end)
+    assert "Leave it out, or set a budget" in refused(book, "tagent_run --confirm")
     assert book.session.result is None
+
+
+def _end(question: str) -> str:
+    raise EOFError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,14 @@ from hypothesis import strategies as st
 
 from tagent_nb import (
     DefinitionError,
+    Event,
+    ExecutionMode,
+    FileStorageBackend,
     Pipeline,
     PipelineExecutor,
     PipelineResult,
     ResultCache,
+    StepFinished,
     UnknownStepError,
 )
 from tagent_nb.events import TokenUsage
@@ -223,6 +229,10 @@ def test_what_cannot_be_evaluated_is_one_clear_error() -> None:
     result.inputs = {"truth": [1, 2]}
     with pytest.raises(DefinitionError, match="classify.label has 12 rows and truth has 2"):
         result.evaluate("classify.label", "truth")
+    frame = pd.DataFrame(ROWS, index=[f"row {place}" for place in range(12)])
+    labelled = classified("reviews", RIGHT, load=frame)
+    labelled.inputs = {**labelled.inputs, "truth": [row["label"] for row in ROWS]}
+    assert labelled.evaluate("classify.label", "truth").accuracy == 1.0
     blank = classified("reviews", RIGHT, [{"text": "t1", "label": None}])
     with pytest.raises(DefinitionError, match="load.label has no value in any row"):
         blank.evaluate("classify.label", "load.label")
@@ -246,3 +256,81 @@ def test_scores_are_those_of_their_definitions(pairs: list[tuple[str, str | None
         assert scores["recall"] == pytest.approx(right / true if true else float("nan"), nan_ok=True)
         assert scores["f1"] == pytest.approx(2 * right / (true + answered), nan_ok=True)
     assert evaluation.confusion.to_numpy().sum() == len(pairs)
+
+
+def test_rows_are_paired_by_their_keys_whatever_order_they_ended_in(tmp_path: Path) -> None:
+    """Of a run that was stopped and loaded again; a row without an answer is a wrong one."""
+
+    async def classify(load: dict[str, Any]) -> dict[str, Any]:
+        if load["label"] == "0":
+            await asyncio.Event().wait()
+        return {"label": load["label"]}
+
+    pipeline = Pipeline("stopped", default_mode=ExecutionMode.CONCURRENT)
+    pipeline.task(lambda: [{"label": str(place)} for place in range(8)], name="load")
+    pipeline.task(classify, map_over="load")
+    storage = FileStorageBackend(tmp_path)
+    executor = PipelineExecutor(pipeline, storage=storage)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepFinished) and event.item == "7":
+            executor.cancel()
+
+    executor.subscribe(stop)
+    executor.run()
+    stored = asyncio.run(PipelineExecutor(pipeline, storage=storage).load_result())
+    evaluation = stored.evaluate("classify.label", "load.label")
+    assert (evaluation.rows, evaluation.accuracy) == (8, 7 / 8)
+
+
+def test_equal_values_of_other_types_are_the_same_class() -> None:
+    """1 and 1.0, and truth values however they are written; nothing else."""
+    result = by_hand(
+        whole=[1, 0, 1], real=[1.0, 0.0, None], truth=[True, False, True], text=["true", "False ", "yes"]
+    )
+    assert result.evaluate("whole", "real").accuracy == 1.0
+    assert result.evaluate("whole", "truth").accuracy == 1.0
+    assert result.evaluate("text", "truth").accuracy == 2 / 3
+    assert result.evaluate("text", "whole").accuracy == 0.0
+    assert by_hand(a=[0.5]).evaluate("a", "a").classes.index.tolist() == ["0.5"]
+    table = by_hand(a=[True, False]).compare(by_hand(a=[1, 0]), ["x", "y"]).confusion("a")
+    assert table.index.tolist() == table.columns.tolist() == ["False", "True"]
+
+
+def test_the_truth_may_lie_in_the_part_that_the_step_maps_over() -> None:
+    pipeline = Pipeline("parts")
+    pipeline.task(lambda: {"rows": [{"u": 1}, {"u": 2}]}, name="flat")
+    pipeline.task(lambda flat: {"u": flat["u"]}, name="d", map_over="flat.rows")
+    pipeline.task(lambda d: d["u"], name="again", map_over="d")
+    result = PipelineExecutor(pipeline).run()
+    assert result.evaluate("d.u", "flat.rows.u").accuracy == 1.0
+    assert result.evaluate("again", "d.u").accuracy == 1.0
+    assert result.evaluate("again", "again").accuracy == 1.0
+    with pytest.raises(UnknownStepError, match="'flat.rows' has no field 'v'. Fields: u"):
+        result.evaluate("d.u", "flat.rows.v")
+
+
+def test_arrays_and_nan_inside_of_lists_are_compared_by_content() -> None:
+    long, other = np.zeros(3000), np.zeros(3000)
+    other[1500] = 1
+    for cell, changed in (
+        ([long], [other]),
+        ({"f": pd.DataFrame({"a": long})}, {"f": pd.DataFrame({"a": other})}),
+    ):
+        assert len(by_hand(a={"v": cell}).compare(by_hand(a={"v": changed})).rows) == 1
+        assert len(by_hand(a={"v": cell}).compare(by_hand(a={"v": cell})).rows) == 0
+    nan = {"v": [float("nan")]}
+    assert len(by_hand(a=nan).compare(by_hand(a={"v": [float("nan")]})).rows) == 0
+
+
+def test_rows_of_a_frame_are_compared_by_their_labels() -> None:
+    """In another order they agree; one that is gone differs alone."""
+    frame = pd.DataFrame({"a": [1, 2, 3]}, index=[10, 20, 30])
+    assert len(by_hand(f=frame).compare(by_hand(f=frame.loc[[30, 10, 20]])).rows) == 0
+    rows = by_hand(f=frame).compare(by_hand(f=frame.loc[[10, 30]])).rows
+    assert rows["item"].tolist() == ["20"]
+
+
+def test_a_result_is_compared_with_a_result() -> None:
+    with pytest.raises(DefinitionError, match="compared with another result, not with b"):
+        by_hand(a=1).compare("b")  # type: ignore[arg-type]

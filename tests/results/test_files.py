@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections import deque
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -127,3 +131,66 @@ def test_a_result_writes_its_table_or_the_frame_of_a_step(tmp_path: Path) -> Non
     assert (tmp_path / "rows.csv").read_text() == "a,b.c\n1,2\n"
     with pytest.raises(DefinitionError, match="nested: of which step"):
         result.to_file(tmp_path / "steps.csv", nested="columns")
+
+
+def test_arrays_frames_and_the_like_are_written_whole_as_json(tmp_path: Path) -> None:
+    """However long they are, and wherever they stand."""
+    vector = np.arange(2000.0)
+    frame = pd.DataFrame(
+        {
+            "vector": [vector, [vector], {"v": vector}],
+            "rows": [pd.DataFrame({"a": [1, 2]}), pd.Series([1, 2]), deque([1, 2])],
+            "none": pd.Series([pd.NaT, [1], b"x"], dtype=object),
+        }
+    )
+    write_frame(frame, tmp_path / "a.parquet")
+    read = pd.read_parquet(tmp_path / "a.parquet")
+    numbers = list(range(2000))
+    assert [json.loads(text) for text in read["vector"]] == [numbers, [numbers], {"v": numbers}]
+    assert read["rows"].tolist() == ['[{"a": 1}, {"a": 2}]', "[1, 2]", "[1, 2]"]
+    assert read["none"].isna().tolist() == [True, False, False]
+    assert read["none"].tolist()[1:] == ["[1]", "b'x'"]
+
+
+def test_a_row_without_a_value_leaves_a_blank_and_numbers_stay_numbers_in_excel(tmp_path: Path) -> None:
+    import openpyxl
+
+    frame = pd.DataFrame(
+        {
+            "n": pd.array([1, None, 3], dtype="Int64"),
+            "ok": pd.array([True, None, False], dtype="boolean"),
+            "at": pd.to_datetime(["2026-01-02", None, "1850-01-02"]),
+            "text": ["#N/A", "#DIV/0!", "=1"],
+        }
+    )
+    write_frame(frame, tmp_path / "a.xlsx")
+    sheet = openpyxl.load_workbook(tmp_path / "a.xlsx").active
+    assert sheet is not None
+    rows = [[cell.value for cell in row] for row in sheet.iter_rows(min_row=2)]
+    assert rows == [
+        [1, True, datetime(2026, 1, 2), "#N/A"],
+        [None, None, None, "#DIV/0!"],
+        [3, False, "1850-01-02 00:00:00", "=1"],
+    ]
+    assert {cell.data_type for cell in sheet["D"]} <= {"s", "inlineStr"}
+
+
+@pytest.mark.parametrize("label", ["a", "b\rc"])
+def test_carriage_returns_in_csv_stay_in_their_cell(label: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({label: ["x\ry", "z"], "n": [1, 2]})
+    write_frame(frame, tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [[label, "n"], ["x\ry", "1"], ["z", "2"]]
+
+
+def test_a_sheet_that_cannot_be_written_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    """Too many columns, too long a name; a name with characters that no sheet has loses them."""
+    path = tmp_path / "a.xlsx"
+    write_frame(pd.DataFrame({"a\x01b": [1]}), path)
+    assert pd.read_excel(path).columns.tolist() == ["ab"]
+    before = path.read_bytes()
+    with pytest.raises(DefinitionError, match="16,384 columns at most, and this frame has 17,000"):
+        write_frame(pd.DataFrame([range(17_000)]), path)
+    with pytest.raises(DefinitionError, match="has 40,000 in its name"):
+        write_frame(pd.DataFrame({"a" * 40_000: [1]}), path)
+    assert path.read_bytes() == before

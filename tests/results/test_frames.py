@@ -887,3 +887,44 @@ def test_lists_get_a_row_an_item() -> None:
 def result_with(value: Any) -> PipelineResult:
     """A result whose step ``s`` has this value."""
     return PipelineResult("p", True, 0.0, step_outputs={"s": value})
+
+
+def test_what_cannot_be_exploded_is_one_clear_error() -> None:
+    """Records, lists of other lengths, and columns of one name; other columns may have one name."""
+    with pytest.raises(DefinitionError, match="column 'd' holds records, not lists. nested='columns'"):
+        result_with([{"d": {"q": 1}}]).output_frame("s", explode="d")
+    with pytest.raises(DefinitionError, match="not equally long in row 1. Explode one"):
+        result_with([{"a": [1], "b": [2]}, {"a": [1, 2], "b": [1]}]).output_frame("s", explode=["a", "b"])
+    twice = pd.DataFrame([[[1, 2], 3, 4]], columns=["a", "b", "b"])
+    assert result_with(twice).output_frame("s", explode="a").shape == (2, 3)
+    with pytest.raises(DefinitionError, match="has 2 columns 'b'"):
+        result_with(twice).output_frame("s", explode="b")
+    blank = result_with([{"a": [], "n": 1}, {"a": None, "n": 2}, {"a": "text", "n": 3}])
+    exploded = blank.output_frame("s", explode="a")
+    assert exploded["n"].tolist() == [1, 2, 3]
+    assert exploded["a"].isna().tolist() == [True, True, False]
+
+
+def test_exploded_models_stay_objects_where_they_are_to() -> None:
+    frame = result_with([{"parts": [Part(n=1), Part(n=2)]}]).output_frame(
+        "s", nested="object", explode="parts"
+    )
+    assert frame["parts"].tolist() == [Part(n=1), Part(n=2)]
+
+
+def test_dotted_names_that_are_taken_are_numbered() -> None:
+    wide = result_with([{"a": {"b": 1}, "a.b": 2}]).output_frame("s", nested="columns")
+    assert sorted(wide.columns) == ["a.b", "a.b_2"]
+    beside = reviewed([{"text": "ok", "load.text": "taken"}]).output_frame("judge", source=True)
+    assert beside.columns[0] == "load.text_2"
+
+
+def test_half_a_character_in_an_error_does_not_break_the_frame() -> None:
+    def broken(load: int) -> int:
+        raise NameError("\ud83d bad")
+
+    pipeline = Pipeline("p")
+    pipeline.task(lambda: [1], name="load")
+    pipeline.task(broken, map_over="load", min_success=0.0)
+    result = PipelineExecutor(pipeline).run()
+    assert result.output_frame("broken")["error"].tolist()[0].endswith(" bad")

@@ -153,8 +153,9 @@ def test_the_newest_runs_are_read_and_an_unknown_step_is_reported(tmp_path: Path
     executor = PipelineExecutor(Pipeline("p"), storage=FileStorageBackend(tmp_path))
     newest = asyncio.run(executor.load_history(last=1))
     assert [result.run_id for result in newest] == [runs[-1].run_id]
-    with pytest.raises(DefinitionError, match="last must be 1 or more"):
-        asyncio.run(executor.load_history(last=0))
+    for last in (0, None, "x"):
+        with pytest.raises(DefinitionError, match="last must be a whole number from 1 on"):
+            asyncio.run(executor.load_history(last=last))  # type: ignore[arg-type]
     with pytest.raises(UnknownStepError, match="No run has a mapped step 'eahc'. Did you mean 'each'"):
         runs.items_frame("eahc")
 
@@ -162,6 +163,9 @@ def test_the_newest_runs_are_read_and_an_unknown_step_is_reported(tmp_path: Path
 def test_no_runs_are_empty_frames() -> None:
     none = RunHistory([])
     assert len(none.runs_frame()) == len(none.steps_frame()) == len(none.events_frame()) == 0
+    assert none.runs_frame().index.name == "run"
+    assert none.steps_frame().index.names == ["run", "step"]
+    assert none.steps_frame()["seconds"].unstack("run").shape == (0, 0)
     with pytest.raises(UnknownStepError, match="Mapped steps: none"):
         none.items_frame("a")
 

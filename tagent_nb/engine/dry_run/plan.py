@@ -143,6 +143,15 @@ class Plan:
         return sum(plan.quote.calls for plan in self.running if plan.quote is not None)
 
     @property
+    def _uncounted(self) -> list[str]:
+        """Steps that will ask a model, and nothing says how often."""
+        return [
+            plan.step
+            for plan in self.running
+            if plan.quote is None and plan.tokens != 0 and plan.action == "run"
+        ]
+
+    @property
     def cost_range(self) -> tuple[float, float] | None:
         """USD of all steps that run or may run, from and to; ``None`` if nothing is known of one of them.
 
@@ -169,7 +178,7 @@ class Plan:
         most = {
             "usd": (self.budget.usd, None if costs is None else costs[1]),
             "tokens": (self.budget.tokens, tokens),
-            "requests": (self.budget.requests, self.calls),
+            "requests": (self.budget.requests, self.calls + len(self._uncounted)),
         }
         if any(limit is not None and need is not None and need > limit for limit, need in most.values()):
             return (
@@ -214,6 +223,8 @@ class Plan:
             return ""
         costs = self.cost_range
         about = f"About {count(self.calls, 'call')} of models"
+        if self._uncounted:
+            about = f"{about}, besides those of {_listed(self._uncounted)}, which nothing tells yet"
         return f"{about}, {range_text(costs)}." if costs is not None else f"{about}."
 
     @property

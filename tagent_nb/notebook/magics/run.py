@@ -127,7 +127,7 @@ class RunMagics(NotebookMagics):
         show(plan_table(self.session.plan(**self._options(args), budget=budget)))
         try:
             answer = input("Run it? [y/N] ")
-        except StdinNotImplementedError:
+        except (StdinNotImplementedError, EOFError):
             raise UsageError(
                 "%tagent_run: --confirm asks, and there is no one to answer here. Leave it out, or set a "
                 "budget: --budget 5"
