@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+import types
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from tagent_nb.errors import StepError
@@ -76,6 +78,28 @@ def is_cancelled() -> bool:
     """Whether this task is asked to end: what is raised then is no error of the user's objects."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+@types.coroutine
+def in_own_context(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await a coroutine in this task, but in a copy of its context variables.
+
+    What it sets, such as the precision of ``decimal``, ends with it. A task of its own would do the same at
+    many times the cost; to put the variables back would not, since one that had no value cannot be unset.
+    """
+    run = copy_context().run
+    try:
+        waits_for = run(work.send, None)
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                waits_for = run(work.throw, error)
+            else:
+                waits_for = run(work.send, value)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 async def apart(work: Coroutine[Any, Any, T]) -> T:

@@ -25,6 +25,11 @@ class RunSignals:
         self.failing = False
 
     @property
+    def ending(self) -> bool:
+        """Whether the run ends before all is done: its tasks are cancelled, or about to be."""
+        return self._stopping or self.failing
+
+    @property
     def paused(self) -> bool:
         """Whether the run is paused."""
         return not self._unpaused.is_set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import decimal
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from tagent_nb import (
     StepContext,
     events,
 )
+from tagent_nb.engine.memory.memory import PipelineMemory
+from tagent_nb.serde import StoredValue
 
 
 class Calls:
@@ -473,3 +477,137 @@ async def test_an_agent_mapped_over_a_step_reads_the_item_by_its_name(tmp_path: 
         await PipelineExecutor(pipeline, cache=cache, runners={"agent": Echo()}).execute()
         assert prompts == expected
     cache.close()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("min_success", [0.5, 1.0])
+async def test_an_item_that_cancels_its_own_task_fails_alone(
+    min_success: float, slow: bool, waits: bool
+) -> None:
+    """Also where it has a timeout, and where the cancellation would reach the worker only later."""
+    pipeline = Pipeline("p")
+    pipeline.task(lambda: [1, 2, 3], name="load")
+
+    async def each(load: int) -> int:
+        if load == 2:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            if waits:
+                await asyncio.sleep(0)
+        return load
+
+    pipeline.task(each, map_over="load", min_success=min_success, timeout=60 if slow else None)
+    result = await PipelineExecutor(pipeline, max_concurrency=1).execute()
+    items = result.steps["each"].items or {}
+    assert {key: item.status.value for key, item in items.items()} == {
+        "0": "completed",
+        "1": "failed",
+        "2": "completed",
+    }
+    assert items["1"].error.startswith("Step 'each' cancelled itself")
+    assert result.success == (min_success < 1)
+    assert (result.steps["each"].value or [1, None, 3]) == [1, None, 3]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_context_variables_that_an_item_sets_reach_no_other(slow: bool) -> None:
+    """One worker runs all of them, and a step below in the same task."""
+    pipeline = Pipeline("p")
+
+    async def load() -> list[int]:
+        place.set("load")
+        return [3, 50, 3]
+
+    async def each(load: int) -> tuple[str | None, str]:
+        before = place.get()
+        await asyncio.sleep(0)
+        place.set("each")
+        if load == 50:
+            decimal.getcontext().prec = 3
+        return before, str(decimal.Decimal(1) / decimal.Decimal(7))
+
+    async def last(each: list[Any]) -> str | None:
+        return place.get()
+
+    timeout = 60 if slow else None
+    pipeline.task(load, timeout=timeout)
+    pipeline.task(each, map_over="load", timeout=timeout)
+    pipeline.task(last, timeout=timeout)
+    executor = PipelineExecutor(pipeline, max_concurrency=1)
+    run = contextvars.Context().run(asyncio.ensure_future, executor.execute())
+    result = await run
+    seventh = str(decimal.Context(prec=28).divide(decimal.Decimal(1), decimal.Decimal(7)))
+    assert [list(pair) for pair in result["each"]] == [[None, seventh], [None, "0.143"], [None, seventh]]
+    assert result["last"] is None
+
+
+place: contextvars.ContextVar[str | None] = contextvars.ContextVar("place", default=None)
+
+
+@pytest.mark.parametrize("index", [None, ["c", "b", "a"]])
+async def test_items_of_a_map_that_was_stopped_are_loaded_in_the_order_of_the_source(
+    tmp_path: Path, index: list[str] | None
+) -> None:
+    """They are recorded as they end."""
+    executor: PipelineExecutor
+    ends = [asyncio.Event() for _ in range(3)]
+    pipeline = Pipeline("p")
+    frame = pd.DataFrame({"x": [0, 1, 2]}, index=index)
+    pipeline.task(lambda: {"rows": frame if index else [0, 1, 2]}, name="load")
+
+    async def each(item: Any) -> int:
+        place = item["x"] if index else item
+        if place < 2:
+            await ends[place + 1].wait()
+        if place == 0:
+            executor.cancel()
+            await asyncio.sleep(60)
+        ends[place].set()
+        return int(place)
+
+    pipeline.task(each, map_over="load.rows")
+    executor = PipelineExecutor(pipeline, storage=FileStorageBackend(tmp_path))
+    live = await executor.execute()
+    stored = await PipelineExecutor(pipeline, storage=FileStorageBackend(tmp_path)).load_result()
+    keys = index or ["0", "1", "2"]
+    assert list(live.steps["each"].items or {}) == keys
+    items = stored.steps["each"].items or {}
+    assert [key for key in items if items[key].status.has_value] == keys[1:]
+    assert [item.index for item in items.values() if item.status.has_value] == (index or [0, 1, 2])[1:]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_run_that_is_stopped_while_an_item_cancels_itself_is_stopped(turns: int) -> None:
+    """Whichever comes first."""
+    executor: PipelineExecutor
+    pipeline = Pipeline("p")
+    pipeline.task(lambda: [1, 2, 3], name="load")
+
+    async def each(load: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        executor.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        return load
+
+    pipeline.task(each, map_over="load", min_success=0.0)
+    executor = PipelineExecutor(pipeline, max_concurrency=1)
+    result = await executor.execute()
+    assert result.cancelled
+    assert "2" not in (result.steps["each"].items or {})
+
+
+async def test_items_whose_source_is_lost_stay_as_they_ended() -> None:
+    memory = PipelineMemory("p", "r")
+    maps = [{"name": name, "map_over": "load"} for name in ("each", "later")]
+    definition = {"steps": [{"name": "load"}, *maps]}
+    memory.apply(events.RunStarted(run_id="r", pipeline="p", steps=("load", "each"), definition=definition))
+    for item in ("1", "0"):
+        memory.apply(events.StepFinished(run_id="r", step="each", item=item, output=StoredValue.of(item)))
+    assert list(memory.to_result().steps["each"].items or {}) == ["1", "0"]
+    memory.apply(events.StepFinished(run_id="r", step="load", output=StoredValue.of(["a", "b", "c"])))
+    assert list(memory.to_result().steps["each"].items or {}) == ["0", "1"]

@@ -557,3 +557,32 @@ async def test_items_share_what_their_step_reads_besides_them() -> None:
     result = await PipelineExecutor(pipeline).execute()
     assert (result["each"], result["rows"]) == ([2, 2], [[1], [2]])
     assert seen[0] is seen[1]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_step_that_cancels_its_own_task_fails_alone(waits: bool) -> None:
+    """The task that runs it goes on to others."""
+    pipeline = Pipeline("p", default_mode=ExecutionMode.CONCURRENT)
+
+    async def first() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if waits:
+            await asyncio.sleep(0)
+        return 1
+
+    async def below(first: int) -> int:
+        return first
+
+    async def other() -> int:
+        return 2
+
+    for function in (first, below, other):
+        pipeline.task(function)
+    result = await PipelineExecutor(pipeline, max_concurrency=1).execute()
+    assert not result.success
+    assert not result.cancelled
+    assert result.failed_steps == ["first"]
+    assert result.steps["first"].error.startswith("Step 'first' cancelled itself")
+    assert result["other"] == 2

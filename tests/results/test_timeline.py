@@ -181,3 +181,30 @@ def test_unknown_tokens_and_costs_are_missing_not_nothing(usage: TokenUsage, cos
     frame = RunHistory([result]).runs_frame()
     assert [None if cell != cell else cell for cell in frame["cost"].tolist()] == [cost]
     assert frame["input_tokens"].isna().tolist() == [tokens is None]
+
+
+async def test_the_timeline_of_a_stored_run_is_that_of_the_live_one(tmp_path: Path) -> None:
+    """Starts are not stored: they follow from the ends. A failed step has its bar as well."""
+    pipeline = Pipeline("p")
+
+    async def load() -> list[int]:
+        await asyncio.sleep(0.02)
+        return [1, 2]
+
+    async def each(load: int) -> int:
+        await asyncio.sleep(0.02)
+        return load
+
+    async def fails(each: list[int]) -> int:
+        await asyncio.sleep(0.02)
+        raise ValueError("no")
+
+    pipeline.task(load)
+    pipeline.task(each, map_over="load")
+    pipeline.task(fails)
+    live = await PipelineExecutor(pipeline, storage=FileStorageBackend(tmp_path)).execute()
+    stored = await PipelineExecutor(pipeline, storage=FileStorageBackend(tmp_path)).load_result()
+    assert [bar.step for bar in stored.timeline().bars] == ["load", "each", "fails"]
+    for bar, other in zip(live.timeline().bars, stored.timeline().bars, strict=True):
+        assert (bar.start, bar.end) == pytest.approx((other.start, other.end), abs=0.015)
+        assert other.end - other.start >= 0.015

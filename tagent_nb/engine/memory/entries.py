@@ -28,7 +28,7 @@ from tagent_nb.events import (
     StepWaiting,
 )
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import StepResult, ending
+from tagent_nb.results import StepResult, ending, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def reset(step: StepResult) -> None:
     step.reason = last_time(step)
     step.status = StepStatus.PENDING
     step.output = None
-    step.ended_at = None
+    step.started_at = step.ended_at = None
     step.error_type = step.error = step.traceback = ""
     for item in (step.items or {}).values():
         if not item.status.has_value:
@@ -223,6 +223,26 @@ def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
     step.items = {key: items[key] for key in keys if key in items}
     for key, item in step.items.items():
         item.index = labels[key]
+
+
+def order_as_source(step: StepResult, source: Callable[[], Any]) -> None:
+    """Put items whose order is not recorded into that of what they were made from, where it has items.
+
+    Args:
+        step: Mapped, and not ended: it was stopped, or its process died.
+        source: Gives the value that it maps over.
+    """
+    try:
+        rows = rows_of(source())
+    except Exception:  # the user's objects may raise anything; the order of the items' ends stays
+        return
+    left = dict(step.items or {})
+    items = {}
+    for key, label, _ in rows:
+        if key in left:
+            items[key] = left.pop(key)
+            items[key].index = label
+    step.items = items | left
 
 
 class ItemTimes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from tagent_nb.engine.memory.entries import (
@@ -17,6 +18,7 @@ from tagent_nb.engine.memory.entries import (
     inputs_of,
     metadata_of,
     new_run_id,
+    order_as_source,
     order_items,
     reset,
 )
@@ -56,6 +58,7 @@ from tagent_nb.formatting import is_lost
 from tagent_nb.pipeline import Dependency, Pipeline, StepStatus, dependencies_of
 from tagent_nb.results import ItemResult, LazyMap, OutputMap, PipelineResult, StepResult
 from tagent_nb.serde import StoredValue
+from tagent_nb.templating import Reference, lookup
 
 
 class PipelineMemory:
@@ -277,10 +280,17 @@ class PipelineMemory:
     def _took(self, event: StepFinished | StepFailed | StepCancelled, unit: StepResult | ItemResult) -> None:
         if isinstance(unit, StepResult):
             self._times.step_ended(unit, event.seconds)
+            self._ended(unit, event.at, event.seconds)
         else:
             unit.seconds += event.seconds
             if type(event) is not StepCancelled:  # its step says it as well
                 self._times.item_ended(self.step(event.step), event.at, event.seconds)
+
+    def _ended(self, step: StepResult, at: float, seconds: float) -> None:
+        """Note when a step ended, and when it began: a stored run does not have the event of its start."""
+        if step.started_at is None or step.ended_at is not None:
+            step.started_at = at - seconds
+        step.ended_at = at
 
     def _settle(self, until: float, seconds: float = 0.0) -> None:
         """End a session: it took so many ``seconds``, or else the time between its first and last event."""
@@ -362,6 +372,7 @@ class PipelineMemory:
             step.saved_cost = (step.saved_cost or 0.0) + (event.saved_cost or 0.0) if priced else None
         if isinstance(unit, StepResult):
             self._times.step_ended(unit, 0.0)
+            self._ended(unit, event.at, 0.0)
             self._valued(unit, event)
         else:
             self._times.item_ended(step, event.at, 0.0)
@@ -383,9 +394,6 @@ class PipelineMemory:
         step.key = event.key
         step.components = event.components
         step.metadata = event.metadata
-        if step.started_at is None:
-            step.started_at = event.at
-        step.ended_at = event.at
         if step.items is not None:
             order_items(step, event.metadata)
 
@@ -401,7 +409,6 @@ class PipelineMemory:
         if isinstance(unit, StepResult):
             unit.traceback = event.traceback
             unit.metadata = event.metadata
-            unit.ended_at = event.at
             if unit.items is not None:
                 order_items(unit, event.metadata)
 
@@ -422,8 +429,6 @@ class PipelineMemory:
         unit.status = StepStatus.CANCELLED
         self._took(event, unit)
         self._spend(event, event.usage, event.cost)
-        if isinstance(unit, StepResult):
-            unit.ended_at = event.at
 
     def _fact_learned(self, event: FactLearned) -> None:
         self.facts.pop(event.key, None)  # the newest last
@@ -457,6 +462,8 @@ class PipelineMemory:
     def to_result(self) -> PipelineResult:
         """The result as it stands now. Steps are the live ones: they change while the run goes on."""
         steps = self.steps
+        if self.pipeline is None or self.finished is not None:  # else they are in the order of their starts
+            self._order_items()
         failed = [name for name, step in steps.items() if step.status is StepStatus.FAILED]
         ran = [step for step in steps.values() if step.status is not StepStatus.PENDING or step.attempts]
         outputs = {name: step.output for name, step in steps.items() if step.output is not None}
@@ -490,6 +497,18 @@ class PipelineMemory:
             sources=LazyMap(self._sources),
             dependencies=LazyMap(self._dependencies),
         )
+
+    def _order_items(self) -> None:
+        """Put the items of mapped steps into the source's order that ended too early to record it."""
+        open_maps = {
+            name: step for name, step in self.steps.items() if step.items and "item_keys" not in step.metadata
+        }
+        for name, text in self._sources().items() if open_maps else ():
+            if name in open_maps:
+                source = Reference.parse(text)
+                above = self.steps.get(source.step)
+                output = self.inputs.get(source.step) if above is None else above.output
+                order_as_source(open_maps[name], partial(_part_of, output, source.path))
 
     def _final_step(self) -> str:
         """Name of the step whose value is the final output; empty if there is none."""
@@ -531,6 +550,10 @@ def _readable(output: Output | None) -> Any:
         return None if output is None or is_lost(output) else output.value
     except CorruptRecordError:
         return None
+
+
+def _part_of(output: Output | None, path: tuple[str, ...]) -> Any:
+    return lookup(_readable(output), path)
 
 
 def _usd(cost: float) -> float:

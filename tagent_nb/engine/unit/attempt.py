@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -10,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
-from tagent_nb.engine.background import apart, in_thread, run_shielded
+from tagent_nb.engine.background import apart, in_own_context, in_thread, is_cancelled, run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot, Slots
 from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
@@ -211,9 +212,13 @@ class Attempts:
                 )
                 with collected(self._lines, prepared, outputs, work, context):
                     try:
-                        value = await plain.function(**arguments)
+                        value = await in_own_context(plain.function(**arguments))
                     except BaseException as error:
+                        if is_cancelled():
+                            await self._refuse_own_cancel(step)
                         raise_as_own(step, error, context)
+                    if is_cancelled():
+                        await self._refuse_own_cancel(step)
                 if step.output_schema is not None:
                     value = step.validate_output(value)
             finally:
@@ -295,7 +300,38 @@ class Attempts:
 
     async def _value(self, work: WorkItem, context: StepContext) -> Any:
         running = work.prepared.runner.run(work.step, context)
-        return await (running if work.step.is_python else apart(running))
+        try:
+            return await (in_own_context(running) if work.step.is_python else apart(running))
+        finally:
+            if is_cancelled():
+                await self._refuse_own_cancel(work.step, context.limit)
+
+    async def _refuse_own_cancel(self, step: PipelineStep, limit: asyncio.Timeout | None = None) -> None:
+        """Take back that this task is cancelled, where neither the run nor a timeout has asked for it.
+
+        A step that cancels the current task means itself, but the task goes on to other steps and items.
+
+        Args:
+            step: Whose code has just ended.
+            limit: Its timeout.
+
+        Raises:
+            StepError: The step has cancelled itself.
+            CancelledError: The run was stopped meanwhile.
+        """
+        task = asyncio.current_task()
+        if self._signals.ending or task is None or (limit is not None and limit.expired()):
+            return
+        while task.cancelling():
+            task.uncancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)  # a request that is not delivered yet comes here
+        if self._signals.ending:
+            raise asyncio.CancelledError
+        raise StepError(
+            f"Step {step.name!r} cancelled itself: its code called cancel() on the task that runs it. "
+            "Return early, or raise an ordinary error."
+        )
 
     def _step_context(
         self,

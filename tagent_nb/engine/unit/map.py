@@ -151,6 +151,16 @@ class MapExecution:
         queue = _Queue(recorder, prepared, units, rows)
         left = 0
 
+        async def worker() -> None:
+            try:
+                await work_off()
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                # It ends the run: the group cancels the others now, and they are not to take that for theirs.
+                signals.failing = True
+                raise
+
         async def work_off() -> None:
             nonlocal left
             while True:
@@ -174,14 +184,14 @@ class MapExecution:
 
         def replaced() -> None:
             lock.join(step.name)
-            group.create_task(work_off())
+            group.create_task(worker())
 
         workers = min(len(rows), prepared.at_once)
         lock.begin_workers(step.name, workers)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
-                    group.create_task(work_off())
+                    group.create_task(worker())
         except ExceptionGroup as several:
             # Items report their own failures; what arrives here ends the run, and one cause is enough.
             raise several.exceptions[0] from None
