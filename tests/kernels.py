@@ -84,6 +84,18 @@ class Kernel:
             assert time.monotonic() < deadline, f"it did not happen: {self.story()}"
             self.receive()
 
+    def until_recorded(self, ends: int) -> None:
+        """Take messages in until so many steps and items are recorded to have ended.
+
+        Items that have ended are recorded together, a moment later.
+        """
+        runs = self.folder / ".tagent" / "runs"
+        self.until(
+            lambda: (
+                sum(file.read_bytes().count(b'"StepFinished"') for file in runs.rglob("*.journal")) >= ends
+            )
+        )
+
     def wait(self, cell: str) -> str:
         """Wait for a cell to end; returns all its text.
 

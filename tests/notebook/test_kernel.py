@@ -343,6 +343,7 @@ def test_a_map_killed_at_item_60_of_100_pays_only_for_the_rest(kernel: Callable[
     items = first.folder / "items"
     first.send("%tagent_run")
     first.until(lambda: items.exists() and "60" in items.read_text().split())
+    first.until_recorded(61)  # the numbers, and 60 of them
     first.kill()
     (first.folder / "gate").touch()
     second = kernel()

@@ -556,11 +556,7 @@ def test_the_first_act_in_a_notebook_maps_over_a_frame(tmp_path: Path) -> None:
         book.send("%tagent_run --max-concurrency 1")
         items = tmp_path / "items"
         book.until(lambda: items.exists() and "3" in items.read_text().split())
-        # Items that have ended are recorded together, a moment later.
-        runs = tmp_path / ".tagent" / "runs"
-        book.until(
-            lambda: sum(file.read_bytes().count(b'"StepFinished"') for file in runs.rglob("*.journal")) == 3
-        )
+        book.until_recorded(3)
         book.kill()
         (tmp_path / "gate").touch()
         book = Kernel(tmp_path)
