@@ -947,3 +947,18 @@ async def test_a_run_deleted_while_runs_are_listed_stays_deleted(
     assert not any("lost" in problem for problem in (*again.problems, *store.problems, *other.problems))
     for storage in (other, again):
         await storage.close()
+
+
+async def test_a_pipeline_begun_while_pipelines_are_listed_was_not_lost(store: RedisStorageBackend) -> None:
+    """Between the look at the list and the look at the keys, another process records the first run of one."""
+    other = RedisStorageBackend(store._connection.url, prefix=store.prefix)
+    find = store._keys
+
+    async def record_and_find(*arguments: Any) -> Any:
+        await record(other, "x")
+        return await find(*arguments)
+
+    store._keys = record_and_find  # type: ignore[method-assign]
+    assert await store.list_pipelines() == ["p"]
+    assert store.problems == []
+    await other.close()

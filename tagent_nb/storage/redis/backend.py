@@ -553,24 +553,31 @@ class RedisStorageBackend(RecordStoreBackend):
         await self._remove(pipeline_id, "", 0)
 
     async def _pipelines(self) -> list[str]:
-        listed = await self._connection.call(lambda client: client.smembers(self._pipelines_name()))
-        names = {text(name) for name in listed}
+        listed = self._pipelines_name()
+        names = await self._members(listed)
         if WHOLE not in names and not self._is_empty(WHOLE):
             start = f"{self.prefix}:pipeline:"
             keys = [key.removeprefix(start).split(":") for key in await self._keys(start)]
             missing = {key[0] for key in keys if key[1] in ("run", "runs", "documents")}.difference(names)
+            if missing:
+                # Those that were begun meanwhile are in the list by now.
+                names |= await self._members(listed)
+                missing -= names
             names |= missing
             if not names:
                 self._empty[WHOLE] = time.monotonic()
                 return []
             with contextlib.suppress(StorageUnavailableError):
-                await self._connection.call(partial(_add, self._pipelines_name(), [*missing, WHOLE]))
+                await self._connection.call(partial(_add, listed, [*missing, WHOLE]))
             if missing:
                 self._report(
                     f"Redis at {self._server}, the list of pipelines was gone or not whole; {len(missing)} "
                     "were found by their keys. Check the server's maxmemory-policy, and make a backup."
                 )
         return list(names.difference({WHOLE}))
+
+    async def _members(self, name: str) -> set[str]:
+        return {text(member) for member in await self._connection.call(lambda client: client.smembers(name))}
 
     # -- backups ----------------------------------------------------------------------------
 
