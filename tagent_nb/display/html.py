@@ -55,9 +55,13 @@ class Bundle:
     def __repr__(self) -> str:
         return self.text
 
+    @property
+    def page(self) -> str:
+        """The HTML as a page of Jupyter gets it."""
+        return f'<div class="{AS_IT_IS}">{self.html}</div>' if self.html else ""
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        html = f'<div class="{AS_IT_IS}">{self.html}</div>' if self.html else ""
-        return {"text/html": html, "text/plain": self.text}
+        return {"text/html": self.page, "text/plain": self.text}
 
 
 def table(

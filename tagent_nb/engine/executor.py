@@ -560,7 +560,7 @@ class PipelineExecutor:
         if not isinstance(last, int) or last < 1:
             raise DefinitionError(f"last must be a whole number from 1 on, not {last!r}.")
         runs = await self.storage.runs(self.pipeline.id, limit=last)
-        return RunHistory([await self.load_result(run.run_id) for run in runs])
+        return RunHistory([await self.load_result(run.run_id) for run in runs], runs)
 
     async def export_recording(self, path: str | Path, run_id: str | None = None) -> int:
         """Write the calls behind a recorded run, without an id the newest, to a file that replays it.

@@ -599,8 +599,19 @@ _FIXED_FIELDS = ("name", "body", "retry_count")
 """What makes a step another one, or is no part of its definition."""
 
 _OF_AGENTS = (
-    *("goal", "model", "models", "settings", "instructions", "agent", "max_replans", "output_mode"),
-    *("output_retries", "tools", "tools_filter", "approve_tools", "remember"),
+    "goal",
+    "model",
+    "models",
+    "settings",
+    "instructions",
+    "agent",
+    "max_replans",
+    "output_mode",
+    "output_retries",
+    "tools",
+    "tools_filter",
+    "approve_tools",
+    "remember",
 )
 """Fields that a Python step has no use for."""
 

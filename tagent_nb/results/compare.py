@@ -120,7 +120,7 @@ class Comparison:
             )
         left = len(self.rows) - MOST_SHOWN
         parts += [line(f"and {left:,} more: see .rows")] if left > 0 else []
-        return Bundle("".join(parts), repr(self))._repr_mimebundle_()["text/html"]
+        return Bundle("".join(parts), repr(self)).page
 
 
 def compare(first: RunRecord, second: RunRecord, names: Sequence[str] = ()) -> Comparison:
@@ -191,9 +191,7 @@ def _fields(result: RunRecord, step: StepResult) -> pd.DataFrame | None:
     if step.items is None and step.output is None:
         return None
     frame = output_frame(result, step.name, nested="columns")
-    keys = list(step.items) if step.items is not None else keys_of(step.value)
-    if keys is None:
-        keys = [str(place) for place in range(len(frame))]
+    keys = keys_of(step.value) if step.items is None else list(step.items)
     frame = frame.set_axis(pd.Index(distinct(map(str, frame.columns)), dtype="str"), axis="columns")
     return frame.set_axis(pd.Index(keys, dtype="str"), axis="index")
 

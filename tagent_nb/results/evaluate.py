@@ -10,7 +10,7 @@ from tagent_nb.formatting import count
 from tagent_nb.results.compare import parts_of
 from tagent_nb.results.frames import output_frame, source_value, value_frame
 from tagent_nb.results.records import RunRecord, steps_of
-from tagent_nb.results.rows import NO_ANSWER, class_labels, keys_of, rows_of
+from tagent_nb.results.rows import NO_ANSWER, class_labels, keys_of
 from tagent_nb.templating import Reference
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Evaluation:
         cells = [[escape(cell) for cell in row] for row in shown.itertuples(index=False)]
         body = table([str(label) for label in shown.columns], cells, right=range(1, shown.shape[1]), wide=0)
         head = f'<div style="{FONT}">{escape(self.total)}</div>'
-        return Bundle(f"{head}{body}", repr(self))._repr_mimebundle_()["text/html"]
+        return Bundle(f"{head}{body}", repr(self)).page
 
     def _shown(self) -> pd.DataFrame:
         """Each figure with its interval, as text."""
@@ -159,8 +159,7 @@ def _side_by_side(result: RunRecord, answer: str, truth: str) -> tuple[list[Any]
         if reference.step == mapped.step and reference.path[:start] == mapped.path:
             rows = source_value(result, mapped)
             column = _column(value_frame(rows), mapped.text, ".".join(reference.path[start:]) or "value")
-            keys = [key for key, _, _ in rows_of(rows)]
-            return column, [answers.get(key) for key in keys]
+            return column, [answers.get(key) for key in keys_of(rows)]
     truths = _answers(result, *parts_of(truth))
     if truths.keys() == answers.keys():
         return list(truths.values()), [answers[key] for key in truths]
@@ -181,9 +180,8 @@ def _answers(result: RunRecord, step: str, field: str) -> dict[str, Any]:
     else:
         frame = output_frame(result, step, nested="columns")
         value = None if state is None else state.value
-    keys = list(state.items) if state is not None and state.items is not None else keys_of(value)
-    cells = _column(frame, step, field)
-    return dict(zip(keys or map(str, range(len(cells))), cells, strict=True))
+    keys = keys_of(value) if state is None or state.items is None else state.items
+    return dict(zip(keys, _column(frame, step, field), strict=True))
 
 
 def _column(frame: pd.DataFrame, name: str, field: str) -> list[Any]:

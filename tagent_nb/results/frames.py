@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb import events
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
@@ -17,7 +17,6 @@ from tagent_nb.results.records import (
     StepResult,
     error_line,
     no_value,
-    outcome,
     steps_of,
 )
 from tagent_nb.results.rows import (
@@ -27,8 +26,8 @@ from tagent_nb.results.rows import (
     is_frame,
     is_missing,
     items_of,
+    keys_of,
     record_of,
-    rows_of,
 )
 from tagent_nb.serde import clean, index_from, index_of
 from tagent_nb.templating import Reference, distinct, lookup
@@ -36,6 +35,8 @@ from tagent_nb.user_objects import safe_repr, safe_str
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Row = TypeVar("Row")
 
 _COUNTS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "requests", "tool_calls")
 
@@ -62,10 +63,18 @@ def steps_frame(result: RunRecord) -> pd.DataFrame:
     }
     if result.final_step:
         columns["final"] = ("bool", lambda step: step.name == result.final_step)
-    index = pd.Index([step.name for step in steps], name="step", dtype="str")
+    return _typed(steps, columns, pd.Index([step.name for step in steps], name="step", dtype="str"))
+
+
+def _typed(
+    rows: Sequence[Row], columns: Mapping[str, tuple[str, Callable[[Row], Any]]], index: pd.Index
+) -> pd.DataFrame:
+    """A frame of rows: by column its dtype, and what it shows of a row."""
+    import pandas as pd
+
     return pd.DataFrame(
         {
-            name: pd.Series([read(step) for step in steps], index=index, dtype=dtype)
+            name: pd.Series([read(row) for row in rows], index=index, dtype=dtype)
             for name, (dtype, read) in columns.items()
         },
         index=index,
@@ -80,37 +89,6 @@ def _reported(usage: TokenUsage, name: str) -> int | None:
 
 def _dtype_of_counts(usages: Iterable[TokenUsage]) -> str:
     return "Int64" if any(usage.unmeasured for usage in usages) else "int64"
-
-
-def run_frame(result: RunRecord) -> pd.DataFrame:
-    """One row for a run; see :meth:`RunHistory.runs_frame`."""
-    import pandas as pd
-
-    steps = list(steps_of(result).values())
-    usages = [step.usage for step in steps]
-    counts = _dtype_of_counts(usages)
-    unknown = bool(result.unpriced_steps) and not result.total_cost
-    tokens = {
-        name: [
-            None
-            if any(usage.unmeasured for usage in usages)
-            else sum(getattr(usage, name) for usage in usages)
-        ]
-        for name in ("input_tokens", "output_tokens")
-    }
-    index = pd.Index([result.run_id], name="run", dtype="str")
-    return pd.DataFrame(
-        {
-            "status": pd.Series([outcome(result)[1]], index, dtype="str"),
-            "seconds": pd.Series([result.execution_time], index, dtype="float64"),
-            "cost": pd.Series([None if unknown else result.total_cost], index, dtype="float64"),
-            "saved_cost": pd.Series([sum(step.saved_cost or 0.0 for step in steps)], index, dtype="float64"),
-            **{name: pd.Series(cells, index, dtype=counts) for name, cells in tokens.items()},
-            "steps": pd.Series([len(steps)], index, dtype="int64"),
-            "failed": pd.Series([len(result.failed_steps)], index, dtype="int64"),
-        },
-        index,
-    )
 
 
 def items_frame(step: StepResult) -> pd.DataFrame:
@@ -128,14 +106,7 @@ def items_frame(step: StepResult) -> pd.DataFrame:
         "cost": ("float64", lambda item: item.cost),
         "error": ("str", _item_error),
     }
-    index = pd.Index([item.key for item in items], name="item", dtype="str")
-    return pd.DataFrame(
-        {
-            name: pd.Series([read(item) for item in items], index=index, dtype=dtype)
-            for name, (dtype, read) in columns.items()
-        },
-        index=index,
-    )
+    return _typed(items, columns, pd.Index([item.key for item in items], name="item", dtype="str"))
 
 
 def _item_error(item: ItemResult) -> str | None:
@@ -278,7 +249,7 @@ def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
             "version. Run the step again, or leave source out."
         )
     value = source_value(result, Reference.parse(mapped, "map"))
-    places = {key: place for place, (key, _, _) in enumerate(rows_of(value))}
+    places = {key: place for place, key in enumerate(keys_of(value))}
     return value_frame(value).iloc[[places[key] for key in step.items or {}]]
 
 

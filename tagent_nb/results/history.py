@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import UnknownStepError, did_you_mean
 from tagent_nb.formatting import count
-from tagent_nb.results.frames import events_frame, items_frame, run_frame, steps_frame
+from tagent_nb.results.frames import events_frame, items_frame, runs_frame, steps_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +20,12 @@ class RunHistory(Sequence["PipelineResult"]):
 
     Args:
         results: The results.
+        runs: What storage lists of them, :class:`tagent_nb.RunInfo` each.
     """
 
-    def __init__(self, results: Sequence[PipelineResult]) -> None:
+    def __init__(self, results: Sequence[PipelineResult], runs: Sequence[Any] = ()) -> None:
         self._results = list(results)
+        self._runs = runs
 
     def __getitem__(self, place: Any) -> Any:
         return self._results[place]
@@ -38,15 +40,8 @@ class RunHistory(Sequence["PipelineResult"]):
         return f"<RunHistory: {count(len(self), 'run')}>"
 
     def runs_frame(self) -> pd.DataFrame:
-        """One row a run: ``status``, ``seconds``, ``cost`` and ``saved_cost`` (USD), tokens, ``steps``,
-        ``failed``.
-
-        A missing cost is one of which no price is known.
-        """
-        import pandas as pd
-
-        frames = [run_frame(result) for result in self._results]
-        return pd.concat(frames) if frames else run_frame(_nothing()).iloc[:0]
+        """One row a run: start, status, steps, cost, seconds and size, as in ``%tagent_history``."""
+        return runs_frame(self._runs)
 
     def steps_frame(self) -> pd.DataFrame:
         """One row for each step of each run; columns as in :meth:`PipelineResult.to_frame`."""

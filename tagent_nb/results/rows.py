@@ -68,12 +68,13 @@ def rows_in(value: Any) -> Sequence[Any] | None:
     return items_of(value)
 
 
-def keys_of(value: Any) -> list[str] | None:
-    """The keys of the rows of a DataFrame or Series, without making the rows; ``None`` for other values."""
-    if not is_frame(value) and not _of_pandas(value, "Series"):
-        return None
-    labels = value.index.tolist()
-    return [key for key, _, _ in _keyed(labels, labels)]
+def keys_of(value: Any) -> list[str]:
+    """The keys of the rows that a value has in a frame, as in :func:`rows_of`, without making the rows."""
+    if is_frame(value) or _of_pandas(value, "Series"):
+        labels = value.index.tolist()
+        return [key for key, _, _ in _keyed(labels, labels)]
+    items = items_of(value)
+    return [str(place) for place in range(1 if items is None else len(items))]
 
 
 def items_of(value: Any) -> Sequence[Any] | None:

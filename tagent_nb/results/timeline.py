@@ -106,7 +106,7 @@ class Timeline:
             f'<div style="{FONT}">{escape(text)}</div>' for text in (self._head(), *self._left_out())
         )
         picture = f'<div style="overflow-x:auto">{self.to_svg()}</div>'
-        return Bundle(f"{notes}{picture}", repr(self))._repr_mimebundle_()["text/html"]
+        return Bundle(f"{notes}{picture}", repr(self)).page
 
     def to_svg(self) -> str:
         """The picture: a row a step, its bar in the colour of its state, outlined on the critical path.

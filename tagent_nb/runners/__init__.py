@@ -5,7 +5,7 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "agent.estimate": "answer_tokens request_size",
+        "agent.estimate": "answer_range request_size",
         "agent.runner": "AgentRunner",
         "base": (
             "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON USER_CODE "

@@ -1,5 +1,5 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
-from tagent_nb.runners.agent.estimate import answer_tokens as answer_tokens
+from tagent_nb.runners.agent.estimate import answer_range as answer_range
 from tagent_nb.runners.agent.estimate import request_size as request_size
 from tagent_nb.runners.agent.runner import AgentRunner as AgentRunner
 from tagent_nb.runners.base import CallMiddleware as CallMiddleware

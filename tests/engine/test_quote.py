@@ -23,7 +23,7 @@ from tagent_nb import (
     Price,
     ResultCache,
 )
-from tagent_nb.runners import answer_tokens
+from tagent_nb.runners import answer_range
 
 PRICES = {"function:priced": Price(1.0, 10.0)}
 """USD a million tokens."""
@@ -225,7 +225,7 @@ class Deep(BaseModel):
 def test_the_size_of_an_answer_follows_its_schema(
     schema: Any, settings: dict[str, Any], least: int, most: int
 ) -> None:
-    low, high = answer_tokens(PipelineStep("a", "b", output_schema=schema, settings=settings))
+    low, high = answer_range(PipelineStep("a", "b", output_schema=schema, settings=settings))
     assert least <= low <= high <= most
 
 

@@ -100,7 +100,7 @@ def quote(
         seen: What earlier answers of the step took, a unit each.
         prices: The user's own, by model.
     """
-    from tagent_nb.runners import answer_tokens, price
+    from tagent_nb.runners import answer_range, price
 
     step = prepared.step
     if not seen and (step.agent != "single" or len(tokens) < units):
@@ -119,7 +119,7 @@ def quote(
     else:
         calls = float(units)
         into = (sent * TOKENIZERS[0], sent * TOKENIZERS[1] * REPEATS)
-        least, most = answer_tokens(step)
+        least, most = answer_range(step)
         out = (float(units * least), units * most * REPEATS)
     ends = [TokenUsage(round(sent), round(answered)) for sent, answered in zip(into, out, strict=True)]
     costs = [price(prepared.model, usage, prices) for usage in ends]

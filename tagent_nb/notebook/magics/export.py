@@ -14,7 +14,7 @@ from tagent_nb.export import export_module, is_own
 from tagent_nb.formatting import count
 from tagent_nb.notebook.display import Picture
 from tagent_nb.notebook.magics.base import NotebookMagics
-from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option
+from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option, writing
 from tagent_nb.pipeline import outside_names
 
 
@@ -58,15 +58,13 @@ class ExportMagics(NotebookMagics):
                 f"%tagent_export: write a file name that ends in {', '.join(writers)}, not {args.file!r}."
             )
         text = writers[path.suffix]()
-        try:
+        with writing("%tagent_export", str(path)):
             if path.suffix == ".py" and not args.overwrite and path.exists() and not _is_ours(path):
                 raise UsageError(
                     f"%tagent_export: {path} exists, and was not written like this by %tagent_export. "
                     "Write another name, or add --overwrite."
                 )
             path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"%tagent_export: {path} cannot be written: {error.strerror}.") from None
         print(f"Wrote {path}: {count(len(pipeline.steps), 'step')}.")
         names = [name for name in taken_names(pipeline) if name not in pipeline.inputs]
         if path.suffix in (".json", ".yaml") and names:

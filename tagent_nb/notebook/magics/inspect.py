@@ -17,7 +17,7 @@ from tagent_nb.graph import save_picture
 from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.magics.base import NotebookMagics
 from tagent_nb.notebook.magics.explain import explain_step
-from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option
+from tagent_nb.notebook.magics.parsing import arguments, no_leftovers, option, writing
 from tagent_nb.notebook.magics.tables import cache_table, last_run, memories_table
 from tagent_nb.results import NESTED, runs_frame, write_frame
 
@@ -63,12 +63,8 @@ class InspectMagics(NotebookMagics):
             )
         if not args.to:
             return frame
-        try:
+        with writing("%tagent_results", args.to):
             write_frame(frame, args.to)
-        except OSError as error:
-            raise UsageError(
-                f"%tagent_results: {args.to} cannot be written: {error.strerror or error}."
-            ) from None
         print(f"Written: {args.to} ({count(len(frame), 'row')})")
         return None
 
@@ -94,12 +90,8 @@ class InspectMagics(NotebookMagics):
         states = None if args.definition else self.session.workspace.states()
         picture = Picture(self.session.pipeline, states)
         if args.save:
-            try:
+            with writing("%tagent_graph", args.save):
                 save_picture(args.save, self.session.pipeline, states)
-            except OSError as error:
-                raise UsageError(
-                    f"%tagent_graph: {args.save} cannot be written: {error.strerror or error}."
-                ) from None
         show(picture)
 
     def _timeline(self, args: Namespace) -> None:
@@ -108,12 +100,8 @@ class InspectMagics(NotebookMagics):
             raise UsageError("%tagent_graph: --timeline and --definition exclude each other. Keep one.")
         timeline = self.session.last_result().timeline()
         if args.save:
-            try:
+            with writing("%tagent_graph", args.save):
                 timeline.save(args.save)
-            except OSError as error:
-                raise UsageError(
-                    f"%tagent_graph: {args.save} cannot be written: {error.strerror or error}."
-                ) from None
         show(timeline)
 
     @line_magic

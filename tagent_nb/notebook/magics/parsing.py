@@ -103,6 +103,19 @@ def clear_messages() -> Iterator[None]:
         raise UsageError(redact(str(error))) from None
 
 
+@contextmanager
+def writing(magic: str, path: str) -> Iterator[None]:
+    """Write the file that an option of a magic names.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{magic}: {path} cannot be written: {error.strerror or error}.") from None
+
+
 def written(function: Any) -> str:
     """How a magic is written: with one percent sign, or two for a whole cell."""
     return f"%{function.parser.prog}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.agent.runner import instructions, prompt
 from tagent_nb.runners.base import StepContext
-from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, TOKENS_A_PART
+from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, tokens_of
 from tagent_nb.runners.models.resolve import too_long
 from tagent_nb.runners.tools.registry import named_tools
 
@@ -33,15 +32,14 @@ def request_size(step: PipelineStep, context: StepContext) -> tuple[int, str]:
         TemplateError: The goal reads something that is not there.
     """
     task = prompt(step, context)
-    texts = [instructions(context), task]
+    sent: list[Any] = [instructions(context), task]
     if step.output_schema is not None:
-        texts.append(json.dumps(step.output_schema.model_json_schema()))
-    texts += [f"{name} {function.__doc__ or ''}" for name, function in named_tools(step).items()]
-    tokens = sum(-(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) + TOKENS_A_PART for text in texts)
-    return tokens, too_long(context.model, task)
+        sent.append(step.output_schema.model_json_schema())
+    sent += [f"{name} {function.__doc__ or ''}" for name, function in named_tools(step).items()]
+    return sum(map(tokens_of, sent)), too_long(context.model, task)
 
 
-def answer_tokens(step: PipelineStep) -> tuple[int, int]:
+def answer_range(step: PipelineStep) -> tuple[int, int]:
     """Output tokens of one answer, at least and at most, where no answer of the step has been seen.
 
     ``max_tokens`` of the step's settings is the most; else its schema says how much there is to write.

@@ -94,7 +94,7 @@ def _conversation(messages: list[ModelMessage]) -> Iterator[int]:
     # Earlier instructions are not sent again.
     instructions = [message.instructions for message in messages if message.kind == "request"]
     if instructions and instructions[-1]:
-        yield _tokens(instructions[-1])
+        yield tokens_of(instructions[-1])
 
 
 def _contents(messages: Sequence[ModelMessage]) -> Iterator[int]:
@@ -104,17 +104,18 @@ def _contents(messages: Sequence[ModelMessage]) -> Iterator[int]:
             if content is None:
                 content = getattr(part, "args", None)
             for piece in content if isinstance(content, list | tuple) else [content]:
-                yield _tokens(piece)
+                yield tokens_of(piece)
 
 
 def _tools(parameters: ModelRequestParameters) -> Iterator[int]:
     for tool in [*parameters.function_tools, *parameters.output_tools]:
-        yield _tokens([tool.name, tool.description, tool.parameters_json_schema])
+        yield tokens_of([tool.name, tool.description, tool.parameters_json_schema])
     if parameters.output_object is not None:
-        yield _tokens(parameters.output_object.json_schema)
+        yield tokens_of(parameters.output_object.json_schema)
 
 
-def _tokens(content: Any) -> int:
+def tokens_of(content: Any) -> int:
+    """About how many tokens a part of a conversation takes; see :func:`input_tokens`."""
     from pydantic_core import to_json
 
     if hasattr(content, "media_type") or hasattr(content, "url"):
