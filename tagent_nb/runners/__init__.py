@@ -5,8 +5,8 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "agent.estimate": "answer_range request_size",
-        "agent.runner": "AgentRunner",
+        "agent.estimate": "answer_range frame_tokens",
+        "agent.runner": "AgentRunner prompt",
         "base": (
             "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON USER_CODE "
             "calls_user_code"
@@ -21,9 +21,12 @@ __getattr__, __dir__, __all__ = face(
         "middleware.rate_limit": "RateLimiter",
         "middleware.replay": "Cassette ReplayMiddleware WorkKey",
         "middleware.tracing": "Tracing",
+        "models.accounting": "tokens_of",
         "models.clients": "Models settings_problems",
         "models.local": "ABOUT install_model model_status",
-        "models.resolve": "asks_network check_model model_name model_parts models_behind price unpriced",
+        "models.resolve": (
+            "asks_network check_model model_name model_parts models_behind price too_long unpriced"
+        ),
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",
         "python": "PythonRunner lines_of raise_as_own",

@@ -1,7 +1,8 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.runners.agent.estimate import answer_range as answer_range
-from tagent_nb.runners.agent.estimate import request_size as request_size
+from tagent_nb.runners.agent.estimate import frame_tokens as frame_tokens
 from tagent_nb.runners.agent.runner import AgentRunner as AgentRunner
+from tagent_nb.runners.agent.runner import prompt as prompt
 from tagent_nb.runners.base import CallMiddleware as CallMiddleware
 from tagent_nb.runners.base import Quirks as Quirks
 from tagent_nb.runners.base import Refusal as Refusal
@@ -27,6 +28,7 @@ from tagent_nb.runners.middleware.replay import Cassette as Cassette
 from tagent_nb.runners.middleware.replay import ReplayMiddleware as ReplayMiddleware
 from tagent_nb.runners.middleware.replay import WorkKey as WorkKey
 from tagent_nb.runners.middleware.tracing import Tracing as Tracing
+from tagent_nb.runners.models.accounting import tokens_of as tokens_of
 from tagent_nb.runners.models.clients import Models as Models
 from tagent_nb.runners.models.clients import settings_problems as settings_problems
 from tagent_nb.runners.models.local import ABOUT as ABOUT
@@ -38,6 +40,7 @@ from tagent_nb.runners.models.resolve import model_name as model_name
 from tagent_nb.runners.models.resolve import model_parts as model_parts
 from tagent_nb.runners.models.resolve import models_behind as models_behind
 from tagent_nb.runners.models.resolve import price as price
+from tagent_nb.runners.models.resolve import too_long as too_long
 from tagent_nb.runners.models.resolve import unpriced as unpriced
 from tagent_nb.runners.models.settings import misspelt_limits as misspelt_limits
 from tagent_nb.runners.models.settings import misspelt_prices as misspelt_prices

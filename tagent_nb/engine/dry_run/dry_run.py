@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
-from tagent_nb.engine.dry_run.quote import prompt_size, quote
+from tagent_nb.engine.dry_run.quote import prompt_of, quote
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
@@ -97,7 +97,7 @@ class DryRun:
         }
         self._actions: dict[str, str] = {}
         self._under_way: dict[str, tuple[str, str | None]] = {}
-        # Input tokens of the prompts that would be sent, by step.
+        # Tokens of the prompts that would be sent, by step.
         self._prompts: dict[str, list[int]] = {}
         # Keys that steps may learn anew, with the step.
         self._learned: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
@@ -127,16 +127,14 @@ class DryRun:
         """The plan of a step that runs or may run, with what its calls are likely to take."""
         if step.is_python or self._context.options.offline:
             return plan
-        tokens = self._prompts.get(step.name, [])
-        units = len(tokens)
-        if not tokens:
-            units = await self._history.units(step)
+        prompts = self._prompts.get(step.name, [])
+        units = len(prompts) or await self._history.units(step)
         if not units:
             return plan
         prepared = self._preparation.prepared(step)
         seen = await self._history.usages(step.name)
         try:
-            quoted = quote(prepared, tokens, units, seen, self._context.services.prices)
+            quoted = quote(prepared, prompts, units, seen, self._context.services.prices)
         except BaseException:  # a model's own code: the step that asks it says so
             return plan
         return replace(plan, quote=quoted)
@@ -145,13 +143,15 @@ class DryRun:
         """Note how long the prompt of a unit that runs is. Says in words if its model cannot read it."""
         if work.step.is_python:
             return ""
-        context = self._context
+        from tagent_nb.runners import tokens_of, too_long
+
         try:
-            tokens, problem = prompt_size(work, context.pipeline.shared_context, context.run_id)
+            task = prompt_of(work, self._context.pipeline.shared_context)
+            problem = too_long(work.prepared.model, task)
         except Exception:  # the unit itself reports a prompt that cannot be written, when it runs
             return ""
         if not problem:
-            self._prompts.setdefault(work.step.name, []).append(tokens)
+            self._prompts.setdefault(work.step.name, []).append(tokens_of(task))
         return problem
 
     # -- one step ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.unit.prepared import PreparedStep
     from tagent_nb.engine.unit.work import WorkItem
     from tagent_nb.pipeline import Price
+    from tagent_nb.runners import StepContext
 
 Range = tuple[float, float]
 """From and to."""
@@ -25,7 +26,7 @@ TOKENIZERS = (0.6, 1.8)
 """How many tokens a model may count for one of our rule of thumb, where none of its answers has been seen."""
 
 SEEN_TOKENIZERS = (0.75, 1.35)
-"""The same around what earlier answers show, for rows that are longer or shorter."""
+"""The same beside earlier answers, whose own counts hold for prompts that have not changed."""
 
 REPEATS = 1.2
 """Requests a unit may take where none has been seen: some answers do not fit the schema at once."""
@@ -53,40 +54,34 @@ class Quote:
     cost: Range | None
 
 
-def prompt_size(work: WorkItem, shared: Mapping[str, Any], run_id: str) -> tuple[int, str]:
-    """About how many tokens the first request of a unit sends, and in words if that is too many.
+def prompt_of(work: WorkItem, shared: Mapping[str, Any]) -> str:
+    """The task of a unit of an agent step, as its first request has it.
 
     Raises:
         TemplateError: Its goal reads something that is not there.
     """
-    from tagent_nb.runners import StepContext, request_size
+    from tagent_nb.runners import prompt
 
     prepared = work.prepared
-    names = prepared.read_names
     inputs = {
         name: None if output is None else output.value
         for name, output in work.outputs.items()
-        if name in names
+        if name in prepared.read_names
     }
-    context = StepContext(
-        run_id,
-        "",
-        prepared.name,
-        work.item,
-        inputs=inputs,
-        shared=shared,
-        constraints=prepared.constraints,
-        instructions=prepared.instructions,
-        facts=work.facts,
-        memories=work.memories,
-        model=prepared.model,
-    )
-    return request_size(prepared.step, context)
+    context = _context(prepared, inputs=inputs, shared=shared, facts=work.facts, memories=work.memories)
+    return prompt(prepared.step, context)
+
+
+def _context(prepared: PreparedStep, **more: Any) -> StepContext:
+    from tagent_nb.runners import StepContext
+
+    instructions, constraints = prepared.instructions, prepared.constraints
+    return StepContext("", "", prepared.name, constraints=constraints, instructions=instructions, **more)
 
 
 def quote(
     prepared: PreparedStep,
-    tokens: Sequence[int],
+    prompts: Sequence[int],
     units: int,
     seen: Sequence[TokenUsage],
     prices: Mapping[str, Price],
@@ -95,41 +90,38 @@ def quote(
 
     Args:
         prepared: The step.
-        tokens: Input tokens of the prompts that are known; see :func:`prompt_size`.
+        prompts: Tokens of the prompts that are known, by the rule of thumb for usage that is not reported.
         units: How many units ask, those whose prompt is not known yet included.
         seen: What earlier answers of the step took, a unit each.
         prices: The user's own, by model.
     """
-    from tagent_nb.runners import answer_range, price
+    from tagent_nb.runners import answer_range, frame_tokens, price
 
     step = prepared.step
-    if not seen and (step.agent != "single" or len(tokens) < units):
+    if not seen and (step.agent != "single" or len(prompts) < units):
         return None  # how often a planner asks, and what an unknown prompt holds, nothing tells
-    sent = sum(tokens)
+    sent = sum(prompts) + len(prompts) * frame_tokens(step, _context(prepared))
     if seen:
         calls = units * statistics.fmean(usage.requests for usage in seen)
         into = _summed([usage.input_tokens for usage in seen], units)
-        if len(tokens) == units:
-            each = statistics.fmean(usage.input_tokens for usage in seen)
-            factor = each * units / sent if sent else 1.0
-            # Prompts that have grown or shrunk since count, too.
-            lengths = [sent * min(max(factor, end / 2), end * 2) * end for end in SEEN_TOKENIZERS]
-            into = (min(into[0], lengths[0]), max(into[1], lengths[1]))
+        if len(prompts) == units:
+            # Prompts may have grown or shrunk since.
+            low, high = (sent * end for end in SEEN_TOKENIZERS)
+            into = (min(into[0], low), max(into[1], high))
         out = _summed([usage.output_tokens for usage in seen], units)
     else:
         calls = float(units)
         into = (sent * TOKENIZERS[0], sent * TOKENIZERS[1] * REPEATS)
         least, most = answer_range(step)
         out = (float(units * least), units * most * REPEATS)
-    ends = [TokenUsage(round(sent), round(answered)) for sent, answered in zip(into, out, strict=True)]
-    costs = [price(prepared.model, usage, prices) for usage in ends]
-    low, high = ends
+    least_usage, most_usage = (TokenUsage(round(into[end]), round(out[end])) for end in (0, 1))
+    least_cost, most_cost = (price(prepared.model, usage, prices) for usage in (least_usage, most_usage))
     return Quote(
         units,
         max(units, round(calls)),
-        (low.input_tokens, high.input_tokens),
-        (low.output_tokens, high.output_tokens),
-        None if costs[0] is None or costs[1] is None else (costs[0], costs[1]),
+        (least_usage.input_tokens, most_usage.input_tokens),
+        (least_usage.output_tokens, most_usage.output_tokens),
+        None if least_cost is None or most_cost is None else (least_cost, most_cost),
     )
 
 

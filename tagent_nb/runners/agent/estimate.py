@@ -1,4 +1,4 @@
-"""How long the first request of an agent step is, before it is paid: no model is asked, and none is made."""
+"""How much an agent step sends and is answered, before it is paid: no model is asked, and none is made."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagent_nb.pipeline import PipelineStep
-from tagent_nb.runners.agent.runner import instructions, prompt
+from tagent_nb.runners.agent.runner import instructions
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, tokens_of
-from tagent_nb.runners.models.resolve import too_long
 from tagent_nb.runners.tools.registry import named_tools
 
 A_TEXT = 40
@@ -23,20 +22,16 @@ _DEEPEST = 5
 """Levels of a schema that are looked at; one that refers to itself has no end."""
 
 
-def request_size(step: PipelineStep, context: StepContext) -> tuple[int, str]:
-    """About how many input tokens the first request of a unit sends, and in words if that is too many.
+def frame_tokens(step: PipelineStep, context: StepContext) -> int:
+    """About how many input tokens a unit sends besides its task: the same for all units of a step.
 
     By the rule of thumb that stands in for usage that a provider did not report: four bytes a token.
-
-    Raises:
-        TemplateError: The goal reads something that is not there.
     """
-    task = prompt(step, context)
-    sent: list[Any] = [instructions(context), task]
+    parts: list[Any] = [instructions(context)]
     if step.output_schema is not None:
-        sent.append(step.output_schema.model_json_schema())
-    sent += [f"{name} {function.__doc__ or ''}" for name, function in named_tools(step).items()]
-    return sum(map(tokens_of, sent)), too_long(context.model, task)
+        parts.append(step.output_schema.model_json_schema())
+    parts += [f"{name} {function.__doc__ or ''}" for name, function in named_tools(step).items()]
+    return sum(map(tokens_of, parts))
 
 
 def answer_range(step: PipelineStep) -> tuple[int, int]:
