@@ -96,13 +96,17 @@ async def test_keys_of_units_and_calls_are_those_that_were_written_down(
     """Functions, cells, steps mapped over lists and frames, agents with a schema, repeats and tools."""
     pinned = json.loads(PINNED.read_text())
     keys = await keys_of(steps, tmp_path / "cache")
-    if versions() != pinned["versions"]:
-        # Another Python or pandas has other digests of code and frames: what holds is that keys do not vary.
-        again = await keys_of(steps, tmp_path / "other")
-        assert keys == again
-        return
-    assert keys["units"] == pinned["units"]
+    seen, written = versions(), pinned["versions"]
+    for package in ("python", "pydantic-ai-slim"):
+        if seen[package] != written[package]:
+            pytest.skip(f"the keys were written down with {package} {written[package]}, not {seen[package]}")
     assert keys["calls"] == pinned["calls"]
+    assert keys["units"].keys() == pinned["units"].keys()
+    for unit, expected in pinned["units"].items():
+        # Another pandas has another version in fingerprints, and may have other digests of frames.
+        of_pandas = unit.partition("[")[0] in ("frame", "per_row", "prompted")
+        if seen["pandas"] == written["pandas"] or not of_pandas:
+            assert keys["units"][unit] == expected, unit
 
 
 async def test_a_second_executor_takes_every_answer_from_the_cache(steps: ModuleType, tmp_path: Path) -> None:

@@ -79,11 +79,15 @@ class SourceDigests:
 
 
 def _source_key(source: str) -> bytes:
-    # Another version of Python may parse the same text to another tree.
-    return hashlib.sha256(_PYTHON + source.encode("utf-8", "surrogatepass")).digest()
+    # Another version of Python may parse the same text to another tree, and another one of ours normalise it
+    # otherwise.
+    return hashlib.sha256(_PARSER + source.encode("utf-8", "surrogatepass")).digest()
 
 
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}\n".encode()
+NORMALISATION = 1
+"""Raised when :meth:`PythonBody.normalised`, or the digest of it, becomes another one for the same text."""
+
+_PARSER = f"{sys.version_info.major}.{sys.version_info.minor} {NORMALISATION}\n".encode()
 
 
 def pack(

@@ -149,7 +149,7 @@ class Recorder:
                 )
                 or _never
             )
-        if len(events) > 1 or self._unwritten or self._waiting:
+        if len(events) > 1 or self._unwritten or self._waiting or self._is_writing:
             return False
         return self._append_now(events[0])
 

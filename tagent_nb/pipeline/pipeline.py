@@ -39,8 +39,11 @@ def _changing(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def change(steps: StepList, *args: Any, **kwargs: Any) -> Any:
-        steps._places = None
-        return method(steps, *args, **kwargs)
+        try:
+            return method(steps, *args, **kwargs)
+        finally:
+            # Afterwards: what it calls, such as a key to sort by, may have asked for places half-way.
+            steps._places = None
 
     return change
 

@@ -262,7 +262,7 @@ class PipelineStep:
     def with_(self, **changes: Any) -> PipelineStep:
         """A copy of this step with some fields changed."""
         fields = self.__dict__
-        return PipelineStep(**{**{name: fields[name] for name in fields.keys() & _FIELDS}, **changes})
+        return type(self)(**{**{name: fields[name] for name in fields.keys() & _FIELDS}, **changes})
 
 
 class _Fresh:
@@ -416,9 +416,7 @@ def _execution_mode(step: str, field: str, value: Any) -> ExecutionMode:
 
 
 def _timeout(step: str, field: str, value: Any) -> float | None:
-    if value is not None and (not is_number(value) or value <= 0):
-        _fail(step, field, f"must be a number of seconds above 0, or None, not {value!r}.")
-    return value  # type: ignore[no-any-return]
+    return checked_timeout(f"Step {step!r}", value)
 
 
 def _count(step: str, field: str, value: Any) -> int:

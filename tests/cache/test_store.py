@@ -130,7 +130,7 @@ async def test_what_functions_do_is_known_by_their_text_in_the_next_process(
     again = await ResultCache(cache.directory).source_digests()
     assert [again.get(text) for text in texts] == [None, *map(text_digest, texts[1:])]
     assert cache.stats().entries == 0
-    monkeypatch.setattr(entry_module, "_PYTHON", b"2.7\n")
+    monkeypatch.setattr(entry_module, "_PARSER", b"2.7\n")
     assert again.get(texts[3]) is None
     monkeypatch.undo()
     with closing(sqlite3.connect(cache.directory / "cache.db")) as connection, connection:

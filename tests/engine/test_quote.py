@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
@@ -204,6 +204,38 @@ async def test_a_model_that_costs_nothing_has_one_price(tmp_path: Path) -> None:
     assert "About 1 call of models, $0." in plan.total
 
 
+async def test_how_often_a_step_with_tools_asks_is_known_by_its_earlier_runs_only(tmp_path: Path) -> None:
+    """One request would be the least of it."""
+
+    def size(word: str) -> int:
+        """How long a word is."""
+        return len(word)
+
+    clerk = Clerk()
+    pipeline = Pipeline("tools", model=clerk.model)
+    pipeline.step("report", "Report", tools=[size])
+    made = executor(pipeline, tmp_path)
+    assert (await made.plan())["report"].quote is None
+    await made.execute()
+    quote = (await made.plan(force=True))["report"].quote
+    assert quote is not None
+    assert quote.calls == 1
+
+
+class First(BaseModel):
+    kind: Literal["first"]
+    texts: list[str]
+
+
+class Second(BaseModel):
+    kind: Literal["second"]
+
+
+class Either(BaseModel):
+    part: First | Second = Field(discriminator="kind")
+    more: dict[str, str]
+
+
 class Deep(BaseModel):
     inner: Deep | None = None
     names: list[str]
@@ -218,6 +250,7 @@ class Deep(BaseModel):
         (None, {}, 5, 1000),
         (None, {"max_tokens": 3}, 3, 3),
         (Label, {}, 5, 20),
+        (Either, {}, 8, 2000),
         (Deep, {}, 20, 20_000),
         (Deep, {"max_tokens": 100}, 10, 100),
     ],
@@ -227,6 +260,7 @@ def test_the_size_of_an_answer_follows_its_schema(
 ) -> None:
     low, high = answer_range(PipelineStep("a", "b", output_schema=schema, settings=settings))
     assert least <= low <= high <= most
+    assert high > 500 or schema is not Either  # two texts of up to ten parts
 
 
 async def test_runs_without_the_step_and_answers_beyond_enough_are_not_read(

@@ -267,6 +267,24 @@ class TestPipeline:
                 if letter in names:
                     assert pipeline.get_step(letter) is pipeline.steps[names.index(letter)]
 
+    def test_a_change_may_ask_for_steps_while_it_is_made(self) -> None:
+        """A generator that leaves out what is there, and a key to sort by that asks for a name."""
+        pipeline = Pipeline("p")
+        pipeline.step("a", "1")
+        pipeline.steps.extend(PipelineStep(name, "g") for name in "abz" if name not in pipeline)
+        assert [step.name for step in pipeline.steps] == ["a", "b", "z"]
+        assert "z" in pipeline
+        pipeline.steps.sort(key=lambda step: (step.name in pipeline, [-ord(step.name)]))
+        assert pipeline.get_step("z") is pipeline.steps[0]
+        pipeline.put(PipelineStep("b", "other"))
+        assert [step.name for step in pipeline.steps] == ["z", "b", "a"]
+
+    def test_a_changed_step_keeps_its_class(self) -> None:
+        class Noted(PipelineStep):
+            pass
+
+        assert type(Noted("a", "b").with_(goal="c")) is Noted
+
     def test_every_change_is_reported_until_the_subscription_ends(self) -> None:
         calls: list[int] = []
         pipeline = Pipeline("p")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import ssl
 import subprocess
@@ -389,3 +390,11 @@ def test_functions_need_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "_client_class", None)
     model = FunctionModel(lambda messages, info: ModelResponse(parts=[TextPart("hello")]))
     assert executor(model).run()["s"] == "hello"
+
+
+@pytest.mark.parametrize("name", sorted(transport.PROVIDERS))
+def test_each_provider_that_is_named_takes_a_client(name: str) -> None:
+    """Else its models could not be made."""
+    from pydantic_ai.providers import infer_provider_class
+
+    assert "http_client" in inspect.signature(infer_provider_class(name).__init__).parameters

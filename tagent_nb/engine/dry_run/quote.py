@@ -95,11 +95,11 @@ def quote(
         seen: What earlier answers of the step took, a unit each.
         prices: The user's own, by model.
     """
-    from tagent_nb.runners import answer_range, frame_tokens, price
+    from tagent_nb.runners import answer_range, frame_tokens, named_tools, price
 
     step = prepared.step
-    if not seen and (step.agent != "single" or len(prompts) < units):
-        return None  # how often a planner asks, and what an unknown prompt holds, nothing tells
+    if not seen and (step.agent != "single" or named_tools(step) or len(prompts) < units):
+        return None  # how often a planner, or one with tools, asks, and what an unknown prompt holds
     sent = sum(prompts) + len(prompts) * frame_tokens(step, _context(prepared))
     if seen:
         calls = units * statistics.fmean(usage.requests for usage in seen)

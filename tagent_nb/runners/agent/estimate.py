@@ -49,7 +49,7 @@ def answer_range(step: PipelineStep) -> tuple[int, int]:
 
 
 def _schema_tokens(schema: Mapping[str, Any], depth: int = 0) -> tuple[int, int]:
-    """Tokens of a value of a JSON schema; lists of up to ten items."""
+    """Tokens of a value of a JSON schema; lists and dicts of up to ten items."""
     definitions = schema.get("$defs", {})
     schema = definitions.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
     if depth > _DEEPEST:
@@ -63,10 +63,12 @@ def _schema_tokens(schema: Mapping[str, Any], depth: int = 0) -> tuple[int, int]
         names = sum(len(name) for name in schema["properties"]) // BYTES_A_TOKEN
         frame = names + 3 * len(sizes) + 2
         return frame + sum(low for low, _ in sizes), 2 * frame + sum(high for _, high in sizes)
-    if schema.get("type") == "array":
-        return 1, 10 * inside(schema.get("items", {}))[1]
-    if "anyOf" in schema:
-        sizes = [inside(part) for part in schema["anyOf"]]
+    if schema.get("type") in ("array", "object"):
+        items = schema.get("items", schema.get("additionalProperties", {}))
+        return 1, 10 * inside(items if isinstance(items, dict) else {})[1]
+    choices = schema.get("anyOf") or schema.get("oneOf")
+    if choices:
+        sizes = [inside(part) for part in choices]
         return min(low for low, _ in sizes), max(high for _, high in sizes)
     if "enum" in schema or "const" in schema:
         texts = [str(value) for value in schema.get("enum", [schema.get("const")])]

@@ -148,7 +148,6 @@ class _Shared:
         self._output, hint = output_of(model, step.output_schema, step.output_mode)
         self._instructions = "\n\n".join([system, *hint])
         self.settings = model_settings(step, model)
-        self._without_tools = self.agent([])
 
     def serves(self, step: PipelineStep, run_id: str, model: Model[Any], system: str) -> bool:
         """Whether it is of this step in this run."""
@@ -176,9 +175,7 @@ class _Shared:
             from tagent_nb.runners.agent.request import request_template
 
             step, _, model, _ = self._of
-            made = request_template(
-                self._without_tools, model, self.settings, self._output, step.output_schema
-            )
+            made = request_template(self.agent([]), model, self.settings, self._output, step.output_schema)
             self._template = asyncio.ensure_future(made)
         return await asyncio.shield(self._template)
 

@@ -85,21 +85,29 @@ def tool_request(call: ToolCall) -> CanonicalRequest:
 
 def plain(value: Any) -> Any:
     """``value`` as a model sees it: JSON-able data, without secrets of the environment."""
+    return _plain_and_json(value)[0]
+
+
+def _plain_and_json(value: Any) -> tuple[Any, str]:
     from pydantic_core import to_jsonable_python
 
     data = to_jsonable_python(value, fallback=repr, inf_nan_mode="null", bytes_mode="base64")
+    text = _json(data)
     # In JSON each secret stands in one of its forms: most data has none, and is not walked through.
-    return _clean(data) if note_secrets().are_in(_json(data)) else data
+    if note_secrets().are_in(text):
+        data = _clean(data)
+        text = _json(data)
+    return data, text
 
 
 def _request(parts: Mapping[str, Any], says: str) -> CanonicalRequest:
-    components = {name: _digest(plain(part)) for name, part in parts.items()}
-    key = _digest(components)
+    components = {name: _digest(_plain_and_json(part)[1]) for name, part in parts.items()}
+    key = _digest(_json(components))
     return CanonicalRequest(key, components, redact(says)[-SHOWN:])
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_json(value).encode()).hexdigest()
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json(value: Any) -> str:

@@ -49,9 +49,12 @@ async def http_client() -> AsyncClient | None:
         return None
     state = (*_certificates(), *sorted(proxies.items()))
     loop = asyncio.get_running_loop()
-    for ended in [other for other in _open if other.is_closed()]:
-        _ends.pop(ended, None)
-        await _close(ended)
+    # Other threads have loops of their own, which come and go: a copy of the references is made at once.
+    for other in (reference() for reference in _open.keyrefs()):
+        if other is not None and other.is_closed():
+            _ends.pop(other, None)
+            with contextlib.suppress(Exception):  # what another loop has left is no fault of this run
+                await _close(other)
     clients = _open.setdefault(loop, {})
     if state not in clients:
         try:
