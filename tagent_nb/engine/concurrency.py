@@ -159,15 +159,17 @@ class Slots:
 
     Args:
         free: Slots that there are.
+        signals: Of the run: while it is paused, nothing gets a slot that has to wait for one.
 
     Attributes:
         free: Slots that are free now.
     """
 
-    __slots__ = ("_waiting", "free")
+    __slots__ = ("_signals", "_waiting", "free")
 
-    def __init__(self, free: int) -> None:
+    def __init__(self, free: int, signals: RunSignals) -> None:
         self.free = free
+        self._signals = signals
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def take_now(self) -> bool:
@@ -178,9 +180,15 @@ class Slots:
         return False
 
     async def take(self) -> None:
-        """Take a slot, when one is free."""
-        if self.take_now():
-            return
+        """Take a slot, when one is free and the run is not paused."""
+        while not self.take_now():
+            await self._turn()
+            if not self._signals.paused_or_stopping:
+                return
+            self.give_back()
+            await self._signals.may_start()
+
+    async def _turn(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:

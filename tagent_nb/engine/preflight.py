@@ -34,7 +34,6 @@ from tagent_nb.serde import StoredValue, own_copy
 from tagent_nb.user_objects import ends_program
 
 if TYPE_CHECKING:
-    from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.runners import CallMiddleware, RateLimiter
 
 

@@ -25,10 +25,10 @@ from tagent_nb.events import (
     StepRetried,
     Warned,
 )
-from tagent_nb.pipeline import Change
+from tagent_nb.pipeline import NO_CHANGE, Change
 from tagent_nb.redaction import note_secrets, redact
 from tagent_nb.serde import LARGE, Classes, StoredValue
-from tagent_nb.user_objects import safe_repr
+from tagent_nb.user_objects import ends_program, safe_repr
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
@@ -108,10 +108,8 @@ class Recorder:
             StorageError: These or earlier events could not be recorded.
         """
         if not self._may_be_ahead or len(events) > 1 or self._ahead >= AHEAD:
-            if not self._appends_at_once(events):
+            if self.record_at_once(events) is None:
                 await self.record(*events)
-            else:
-                self._apply(events[0])
             return
         if self._failure is not None:
             raise self._failure
@@ -137,7 +135,7 @@ class Recorder:
 
     def record_at_once(self, events: Sequence[Event]) -> Change | None:
         """:meth:`record` one event, where the storage of the run does so without waiting; else ``None``."""
-        return self._apply(events[0]) if self._appends_at_once(events) else None
+        return self._applied(events) if self._appends_at_once(events) else None
 
     def _appends_at_once(self, events: Sequence[Event]) -> bool:
         """Store one event, if that can be done without waiting; whether it is stored."""
@@ -220,9 +218,11 @@ class Recorder:
         self._writer = self._loop.create_task(self._write_all(), name="tagent-nb recorder")
 
     async def _write_all(self) -> None:
-        while self._waiting:
-            await self._write(self._next_entries())
-        self._is_writing = False
+        try:
+            while self._waiting:
+                await self._write(self._next_entries())
+        finally:
+            self._is_writing = False
 
     def _next_entries(self) -> list[_Entry]:
         """What goes out in one write: not too much to be held in memory twice."""
@@ -256,7 +256,7 @@ class Recorder:
     def _accept(self, entry: _Entry) -> None:
         try:
             change = self._applied(entry.events)
-        except Exception as error:
+        except BaseException as error:  # an observer may end the program, and who waits must get it
             self._refuse(entry, error)
             return
         if entry.done is None:
@@ -272,9 +272,16 @@ class Recorder:
             entry.done.set_exception(error)
 
     async def _append(self, events: Sequence[Event]) -> None:
-        if self._unwritten:
-            events = [*self._unwritten, *events]
-            self._unwritten = []
+        unwritten, self._unwritten = self._unwritten, []
+        try:
+            await self._store([*unwritten, *events] if unwritten else events)
+        except EncodeError:
+            if unwritten and events:
+                # These are the run's own, and not to blame for what a step gave.
+                await self._store(unwritten)
+            raise
+
+    async def _store(self, events: Sequence[Event]) -> None:
         context = self._context
         try:
             await context.services.storage.append(
@@ -290,7 +297,7 @@ class Recorder:
         change: Change | None = None
         for event in events:
             change = self._apply(event)
-        return change if change is not None else Change()
+        return NO_CHANGE if change is None else change
 
     def _apply(self, event: Event) -> Change | None:
         change = self.machine.apply(event)
@@ -302,7 +309,9 @@ class Recorder:
         for observer in tuple(observers):
             try:
                 observer(event)
-            except Exception as error:
+            except BaseException as error:
+                if ends_program(error):
+                    raise
                 # A view that breaks must not cost the user the run: it is reported and left out.
                 observers.remove(observer)
                 self.warn(

@@ -19,7 +19,7 @@ from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.events import RunFinished, RunPaused, RunUnpaused, StepCancelled, StepSkipped, TokenUsage
-from tagent_nb.pipeline import Change, ExecutionMode, PipelineStep, StepStatus
+from tagent_nb.pipeline import NO_CHANGE, Change, ExecutionMode, PipelineStep, StepStatus
 from tagent_nb.runners import USER_CODE, routed
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ YIELD_INTERVAL = 0.01
 """Seconds after which a chain of steps that never waits lets the rest of the loop run."""
 
 _UNDER_WAY = (StepStatus.RUNNING, StepStatus.WAITING)
-_NO_CHANGE = Change()
 
 
 class RunLoop:
@@ -221,6 +220,10 @@ class RunLoop:
             self._spawn(prepared)
             return
         self._queue.append(prepared)
+        self._call_worker()
+
+    def _call_worker(self) -> None:
+        """Start one more worker for the queue, if a step waits in it and more may be at work."""
         if self._workers < self._most and self._starting < len(self._queue):
             self._workers += 1
             self._starting += 1
@@ -264,11 +267,11 @@ class RunLoop:
                     if counts:
                         # It waits before its next attempt, and what is in the queue does not wait for that.
                         self._start(self._rest(prepared, change), f"tagent-nb {prepared.name}")
-                        change = _NO_CHANGE
+                        change = NO_CHANGE
                     else:
                         change = await change
             except StepSuspended:
-                change = _NO_CHANGE
+                change = NO_CHANGE
             finally:
                 self._workers -= counts
             ready = change.ready
@@ -277,6 +280,8 @@ class RunLoop:
             following = self._following(prepared, ready)
             if following is None:
                 return
+            if following.serial or not following.short:
+                self._call_worker()  # this one goes on with a step that may take long
             prepared = following
             now = self._loop.time()
             if now >= self._yield_at:

@@ -61,6 +61,7 @@ from tagent_nb.pipeline.python_body import CELL_FUNCTION as CELL_FUNCTION
 from tagent_nb.pipeline.python_body import PythonBody as PythonBody
 from tagent_nb.pipeline.python_body import source_of as source_of
 from tagent_nb.pipeline.scheduler import Change as Change
+from tagent_nb.pipeline.scheduler import NO_CHANGE as NO_CHANGE
 from tagent_nb.pipeline.scheduler import PipelineScheduler as PipelineScheduler
 from tagent_nb.pipeline.state_machine import Phase as Phase
 from tagent_nb.pipeline.state_machine import Task as Task

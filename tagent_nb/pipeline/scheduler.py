@@ -42,7 +42,7 @@ class Change:
     upstream_failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-_NOTHING = Change()
+NO_CHANGE = Change()
 _NONE_FAILED: list[tuple[str, str]] = []
 
 
@@ -289,7 +289,7 @@ class PipelineScheduler:
             or before is CANCELLED
         ):
             if before is status:
-                return _NOTHING
+                return NO_CHANGE
             raise _illegal(step, before, status, "Start another run to run it again.")
         if status is COMPLETED or status is CACHED:
             self._end(step, status)
@@ -304,7 +304,7 @@ class PipelineScheduler:
         else:
             self._ready.discard(step)
         self._statuses[step] = status
-        return _NOTHING
+        return NO_CHANGE
 
     def _end(self, step: str, status: StepStatus) -> None:
         self._statuses[step] = status

@@ -26,10 +26,8 @@ _FORMER: dict[type[Event], str] = {events.RunResumed: "RunContinued"}
 STORED: dict[str, type[Event]] = {
     _FORMER.get(kind, kind.__name__): kind
     for name, kind in vars(events).items()
-    if not name.startswith("_")
-    and isinstance(kind, type)
+    if isinstance(kind, type)
     and issubclass(kind, Event)
-    and not kind.__name__.startswith("_")
     and kind not in (Event, events.StepEvent, *events.PASSING)
     and not kind.__name__.startswith("_")  # what an event is while it is made
 }

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tagent_nb.engine.concurrency import SerialLock, Slot, Slots
+from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot, Slots
 
 
 def lock_of(*steps: str) -> tuple[SerialLock, list[str]]:
@@ -158,7 +158,7 @@ async def test_what_is_cancelled_in_line_leaves_the_line() -> None:
 
 async def test_a_slot_is_taken_at_work_and_free_while_it_is_yielded() -> None:
     lock, _ = lock_of("a")
-    slots = Slots(1)
+    slots = Slots(1, RunSignals())
     replaced: list[bool] = []
     slot = Slot("a", False, slots, lock, lambda: replaced.append(True))
     await slot.take()
@@ -175,8 +175,31 @@ async def test_a_slot_is_taken_at_work_and_free_while_it_is_yielded() -> None:
     assert replaced == [True]
 
 
+async def test_who_waits_for_a_slot_gets_none_while_the_run_is_paused() -> None:
+    """Nor when one becomes free; afterwards each gets one."""
+    signals = RunSignals()
+    slots, order = Slots(1, signals), []
+
+    async def work(name: str) -> None:
+        await slots.take()
+        order.append(name)
+        slots.give_back()
+
+    await slots.take()
+    waiting = [asyncio.create_task(work(name)) for name in "abc"]
+    await asyncio.sleep(0)
+    signals.pause()
+    slots.give_back()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (order, slots.free) == ([], 1)
+    signals.unpause()
+    await asyncio.gather(*waiting)
+    assert (sorted(order), slots.free) == (["a", "b", "c"], 1)
+
+
 async def test_slots_go_to_those_who_wait_in_the_order_they_came() -> None:
-    slots = Slots(1)
+    slots = Slots(1, RunSignals())
     order: list[str] = []
 
     async def work(name: str) -> None:
@@ -198,7 +221,7 @@ async def test_slots_go_to_those_who_wait_in_the_order_they_came() -> None:
 
 
 async def test_one_that_is_stopped_while_it_waits_for_a_slot_leaves_the_line() -> None:
-    slots = Slots(1)
+    slots = Slots(1, RunSignals())
     assert slots.take_now()
     waiting = asyncio.create_task(slots.take())
     await asyncio.sleep(0)

@@ -148,7 +148,13 @@ def test_a_view_that_holds_the_loop_is_no_fault_of_a_step(hold: Hold) -> None:
         if isinstance(event, StepStarted):
             hold.until(lambda looks: bool(looks))
 
+    async def quick() -> None:
+        await asyncio.sleep(0)
+
     assert run(pipeline_of("quick", "import asyncio\nawait asyncio.sleep(0)"), observers=[view]) == []
+    pipeline = Pipeline("p")
+    pipeline.task(quick)
+    assert run(pipeline, observers=[view]) == []
     assert set(hold.looks) == {None}
 
 

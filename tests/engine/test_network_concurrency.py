@@ -62,6 +62,21 @@ def test_requests_under_way_at_once(model: Counting, most: int, options: dict[st
     assert model.most == most
 
 
+def test_short_steps_that_lead_to_requests_let_as_many_be_under_way() -> None:
+    """Who runs a short step goes on with the request behind it, and others run the short steps meanwhile."""
+    model = Remote()
+    pipeline = Pipeline("pairs", model=model, default_mode=ExecutionMode.CONCURRENT)
+
+    async def load() -> int:
+        return 1
+
+    for number in range(40):
+        pipeline.task(name=f"load{number}")(load)
+        pipeline.step(f"say{number}", f"Say {{{{ load{number} }}}}.")
+    assert PipelineExecutor(pipeline).run().success
+    assert model.most == 32
+
+
 def test_other_steps_keep_their_own_places() -> None:
     """Requests over the network take no place from Python steps, which get no more than they had."""
     model, now, most = Remote(), 0, 0

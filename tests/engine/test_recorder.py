@@ -259,6 +259,44 @@ async def test_one_that_cannot_be_stored_spoils_nothing_for_the_others() -> None
     assert list(recorder.memory.facts) == ["0.0", "1.0", "3.0"]
 
 
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_was_published_is_stored_also_where_a_steps_own_is_refused(together: bool) -> None:
+    storage = Scripted([(3, 0, "well")])
+    recorder = recorder_with(storage)
+    begun = [asyncio.ensure_future(recorder.record(fact(0, 0)))] if together else []
+    await asyncio.sleep(0)
+    recorder.warn("take care")
+    odd = [recorder.record(fact(1, 0, "odd")), *([recorder.record(fact(2, 0))] if together else [])]
+    await asyncio.gather(*begun, *odd, return_exceptions=True)
+    assert [event.message for event in storage.stored if isinstance(event, Warned)] == ["take care"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_an_observer_that_ends_the_program_lets_nothing_wait_for_ever(together: bool) -> None:
+    """Who waits gets its exit; one that raises anything else is a view that breaks, and is left out."""
+
+    def leave(event: Event) -> None:
+        if isinstance(event, FactLearned):
+            raise SystemExit(3)
+
+    def close(event: Event) -> None:
+        raise GeneratorExit
+
+    recorder = recorder_with(Scripted([(3, 0, "well")]), observers=[close, leave])
+    facts = [recorder.record(fact(unit, 0)) for unit in range(3 if together else 1)]
+    ends = await asyncio.wait_for(asyncio.gather(*map(exit_of, facts)), 30)
+    assert set(ends) == {3}
+    assert any("close" in warning for warning in recorder.memory.warnings)
+    await asyncio.wait_for(recorder.settled(), 30)
+
+
+async def exit_of(record: Any) -> Any:
+    try:
+        await record
+    except SystemExit as error:
+        return error.code
+
+
 async def test_an_event_that_cannot_be_applied_is_its_senders_error() -> None:
     storage = Scripted([(3, 0, "well")])
     recorder = recorder_with(storage)

@@ -28,7 +28,7 @@ from tagent_nb.formatting import count
 from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.serde import StoredValue
-from tagent_nb.user_objects import blame
+from tagent_nb.user_objects import blame, ends_program
 
 if TYPE_CHECKING:
     from tagent_nb.cache import CacheEntry
@@ -135,7 +135,9 @@ class DryRun:
         seen = await self._history.usages(step.name)
         try:
             quoted = quote(prepared, prompts, units, seen, self._context.services.prices)
-        except BaseException:  # a model's own code: the step that asks it says so
+        except BaseException as error:  # a model's own code: the step that asks it says so
+            if ends_program(error):
+                raise
             return plan
         return replace(plan, quote=quoted)
 

@@ -27,7 +27,6 @@ from tagent_nb.events import (
     StepFailed,
     StepFinished,
     StepRetried,
-    StepStarted,
     TokenUsage,
     step_finished,
     step_started,
@@ -91,9 +90,9 @@ class Attempts:
         self._signals = signals
         self._lock = lock
         self._checks = checks
-        self._slots = Slots(context.services.max_concurrency)
+        self._slots = Slots(context.services.max_concurrency, signals)
         network = context.services.network_concurrency
-        self._network_slots = self._slots if network is None else Slots(network)
+        self._network_slots = self._slots if network is None else Slots(network, signals)
 
     async def run(self, work: WorkItem, candidate: list[Event] | None = None) -> list[Event]:
         """Run a unit until it gives a value or must be given up.
@@ -151,7 +150,6 @@ class Attempts:
 
     # -- the short way ----------------------------------------------------------------------
 
-    @calls_user_code("its code")
     async def run_plain(
         self, prepared: PreparedStep, outputs: StepOutputs, work: WorkItem | None = None
     ) -> list[Event] | Coroutine[Any, Any, list[Event]]:
@@ -212,13 +210,12 @@ class Attempts:
                 )
                 with collected(self._lines, prepared, outputs, work, context):
                     try:
-                        value = await in_own_context(plain.function(**arguments))
+                        value = await _body(prepared, plain.function, arguments)
                     except BaseException as error:
+                        raise_as_own(step, error, context)
+                    finally:
                         if is_cancelled():
                             await self._refuse_own_cancel(step)
-                        raise_as_own(step, error, context)
-                    if is_cancelled():
-                        await self._refuse_own_cancel(step)
                 if step.output_schema is not None:
                     value = step.validate_output(value)
             finally:
@@ -273,13 +270,7 @@ class Attempts:
         await work.slot.take()
         try:
             self._recorder.publish(
-                StepStarted(
-                    run_id=context.run_id,
-                    step=step.name,
-                    item=work.item,
-                    attempt=context.attempt,
-                    why=work.why,
-                )
+                step_started(context.run_id, step.name, work.item, context.attempt, work.why)
             )
             if step.timeout is None:
                 return step.validate_output(await self._value(work, context))
@@ -437,13 +428,7 @@ class Attempts:
         }
         if body is None:
             return values
-        if work.item is None:
-            return {name: await _copy_of(value) for name, value in values.items()}
-        source = work.prepared.source.step
-        return {
-            name: await (_copy_of(value) if name == source else self._shared_copy(work.prepared, name, value))
-            for name, value in values.items()
-        }
+        return {name: await self._own(work.prepared, work, name, value) for name, value in values.items()}
 
     async def _shared_copy(self, prepared: PreparedStep, name: str, value: Any) -> Any:
         """The copy of a value that all items of a mapped step share."""
@@ -517,21 +502,27 @@ class Attempts:
             )
         if storage.durable:
             self._checks.warn_of_losses(name, output)
-        if work is None and context is None:
-            return step_finished(prepared.run_id, name, output, seconds)
-        return StepFinished(
-            run_id=prepared.run_id,
-            step=name,
-            item=None if work is None else work.item,
-            output=output,
-            key="" if work is None else work.key,
-            components=NO_ENTRIES if work is None or work.item is not None else work.components,
-            attempt=attempt,
-            seconds=seconds,
-            usage=NO_USAGE if context is None else context.usage,
-            cost=0.0 if context is None else context.cost,
-            metadata=NO_ENTRIES if context is None else context.metadata or NO_ENTRIES,
+        return step_finished(
+            prepared.run_id,
+            name,
+            None if work is None else work.item,
+            output,
+            "" if work is None else work.key,
+            NO_ENTRIES if work is None or work.item is not None else work.components,
+            attempt,
+            seconds,
+            NO_USAGE if context is None else context.usage,
+            0.0 if context is None else context.cost,
+            NO_ENTRIES if context is None else context.metadata or NO_ENTRIES,
         )
+
+
+@calls_user_code("its code")
+async def _body(
+    prepared: PreparedStep, function: Callable[..., Coroutine[Any, Any, Any]], arguments: Mapping[str, Any]
+) -> Any:
+    """Only this of a plain step is its user's code, and may be blamed for holding up the loop."""
+    return await in_own_context(function(**arguments))
 
 
 def failed(
