@@ -39,6 +39,8 @@ STEP = {
     "upstream": "Write {depends_on}.",
     "retries": "Write {max_retries}: attempts after the first.",
     "max_attempts": "Write {max_retries}: attempts after the first.",
+    "fail_on_error": "Write {max_failures}: items that may fail before a mapped step stops.",
+    "maxfail": "Write {max_failures}: items that may fail before a mapped step stops.",
     "guardrail": "Write {checks}.",
     "guardrails": "Write {checks}.",
     "validators": "Write {checks}.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tagent_nb.errors import TagentError
@@ -16,6 +16,7 @@ __all__ = [
     "cost_text",
     "count",
     "is_lost",
+    "kinds_text",
     "model_label",
     "one_line",
     "seconds_text",
@@ -111,6 +112,19 @@ def one_line(text: str, limit: int) -> str:
 def count(number: int, word: str) -> str:
     """``1 item``, ``1,200 items``."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def kinds_text(kinds: Mapping[str, int], most: int = 3) -> str:
+    """``14 x ValidationError, 2 x TimeoutError``: how often each kind of error came, the most frequent first.
+
+    Args:
+        kinds: How often, by kind.
+        most: Kinds that are named; all others together are the last.
+    """
+    ranked = sorted(kinds.items(), key=lambda kind: -kind[1])
+    texts = [f"{number:,} x {name}" for name, number in ranked[:most]]
+    others = sum(number for _, number in ranked[most:])
+    return ", ".join([*texts, *([f"{others:,} x other kinds"] if others else [])])
 
 
 def whole_text(value: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagent_nb.formatting import one_line, short_text, terminal_text, value_text
+from tagent_nb.formatting import kinds_text, one_line, short_text, terminal_text, value_text
 from tagent_nb.serde import StoredValue
 
 
@@ -50,6 +50,12 @@ def test_an_output_tells_its_value_or_why_there_is_none() -> None:
         "(not stored: output.fn: a function cannot be stored)"
     )
     assert value_text(StoredValue.from_blob(b"{", "d")).startswith("(cannot be read: A stored value")
+
+
+def test_kinds_of_errors_are_ranked_and_the_rest_is_summed_up() -> None:
+    assert kinds_text({"B": 1, "A": 1400}) == "1,400 x A, 1 x B"
+    assert kinds_text({"A": 9, "B": 2, "C": 3, "D": 1, "E": 1}) == "9 x A, 3 x C, 2 x B, 2 x other kinds"
+    assert kinds_text({}) == ""
 
 
 def test_a_terminal_gets_escapes_of_what_it_would_obey() -> None:

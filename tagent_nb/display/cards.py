@@ -121,6 +121,10 @@ def _limits(step: PipelineStep) -> str:
         words.append("no retry" if step.max_retries == 0 else f"{step.max_retries} retries")
     if step.min_success < 1:
         words.append(f"{step.min_success:.0%} of items must succeed")
+    if step.max_failures is not None:
+        most = step.max_failures
+        limit = count(most, "failed item") if isinstance(most, int) else f"{100 * most:g}% failed items"
+        words.append(f"stops early beyond {limit}")
     if step.execution_mode is ExecutionMode.CONCURRENT:
         words.append("concurrent")
     if step.approve:

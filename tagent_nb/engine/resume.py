@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 _FACTS = ("facts", "memories")
 _HOW = frozenset(
-    {"budget", "cache", "execution_mode", "max_retries", "min_success", "retry_count", "timeout", "when"}
+    {
+        "budget",
+        "cache",
+        "execution_mode",
+        "max_failures",
+        "max_retries",
+        "min_success",
+        "retry_count",
+        "timeout",
+        "when",
+    }
 )
 
 Recorded = dict[tuple[str, str | None], StepFinished | StepCached]

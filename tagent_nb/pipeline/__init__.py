@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = face(
         "python_body": "BYTECODE CELL_FUNCTION PythonBody source_of",
         "scheduler": "NO_CHANGE Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
-        "step": "OUTPUT_MODES PipelineStep checked_timeout is_number takes_context to_schema",
+        "step": "ENDED_FOR_SHARE OUTPUT_MODES PipelineStep checked_timeout is_number takes_context to_schema",
         "tool_schema": "ToolSchema describe schema_of",
     },
 )

@@ -68,6 +68,7 @@ from tagent_nb.pipeline.state_machine import Task as Task
 from tagent_nb.pipeline.state_machine import TaskBasedStateMachine as TaskBasedStateMachine
 from tagent_nb.pipeline.state_machine import TaskStatus as TaskStatus
 from tagent_nb.pipeline.state_machine import not_stored as not_stored
+from tagent_nb.pipeline.step import ENDED_FOR_SHARE as ENDED_FOR_SHARE
 from tagent_nb.pipeline.step import OUTPUT_MODES as OUTPUT_MODES
 from tagent_nb.pipeline.step import PipelineStep as PipelineStep
 from tagent_nb.pipeline.step import checked_timeout as checked_timeout

@@ -34,6 +34,10 @@ MAX_GOAL = 262_144
 """Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
 
 
+ENDED_FOR_SHARE = 20
+"""Items that have to have ended before ``max_failures`` as a share of them counts."""
+
+
 @dataclass(frozen=True)
 class PipelineStep:
     """One step of a pipeline. Immutable; to change one, ``pipeline.put`` a new one of its name.
@@ -56,6 +60,9 @@ class PipelineStep:
         when: Condition under which the step runs: an expression or a condition object.
         map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
         min_success: Share (0 to 1) of items that must succeed, 1.0 by default.
+        max_failures: Most items that may fail: with the next one the step fails, and no further item starts.
+            A whole number, or a share (above 0, below 1) of the items that this session has run, once 20 of
+            them have ended. Without it all items are run, however many fail.
         agent: ``"single"``: one conversation with the model. ``"plan"``: the model plans tasks, which
             are carried out and judged; see :class:`~tagent_nb.runners.planner.runner.PlanRunner`.
         max_replans: New plans after the first that a step with ``agent="plan"`` may make.
@@ -115,6 +122,7 @@ class PipelineStep:
     final: bool = False
     instructions: str | None = None
     models: dict[str, Any] = field(default_factory=dict)
+    max_failures: int | float | None = None
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -431,6 +439,16 @@ def _share(step: str, field: str, value: Any) -> float:
     return value  # type: ignore[no-any-return]
 
 
+def _failures(step: str, field: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    whole = isinstance(value, int) and value >= 0
+    if not is_number(value) or not (whole or (isinstance(value, float) and 0 < value < 1)):
+        _fail(step, field, f"must be a number of items such as 20, or a share of them such as 0.1, not "
+              f"{value!r}.")  # fmt: skip
+    return value  # type: ignore[no-any-return]
+
+
 def _agent(step: str, field: str, value: Any) -> str:
     if not isinstance(value, str) or value not in AGENT_KINDS:
         _fail(step, field, f"must be {' or '.join(map(repr, AGENT_KINDS))}, not {value!r}."
@@ -528,6 +546,7 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "when": _when,
     "map_over": _map_over,
     "min_success": _share,
+    "max_failures": _failures,
     "agent": _agent,
     "max_replans": _count,
     "settings": _settings,
@@ -544,7 +563,7 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
 }
 """By field, what returns a value that was passed as a step is to have it, or raises."""
 
-_TOGETHER = frozenset({"agent", "models", "instructions", "output_mode", "remember"})
+_TOGETHER = frozenset({"agent", "models", "instructions", "output_mode", "remember", "max_failures"})
 """Fields that are allowed for some kinds of steps only."""
 
 
@@ -563,6 +582,9 @@ def _check_together(step: Any) -> None:
     if step.is_python and kind is not SINGLE:
         _fail(name, "agent", f"is {step.agent!r}, but a Python step asks no model. "
               f"Leave {kind.option} (agent=) out, or write the step as a goal.")  # fmt: skip
+    if step.max_failures is not None and step.map_over is None:
+        _fail(name, "max_failures", "is about the items of a mapped step, and this one runs once. "
+              "Add map_over= (--map-over), or leave it out.")  # fmt: skip
     if not isinstance(step.remember, bool) or (step.remember and step.is_python):
         _fail(name, "remember", "must be True or False, and is for agent steps only; "
               "Python steps call context.learn and context.save_memory.")  # fmt: skip

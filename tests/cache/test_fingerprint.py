@@ -354,6 +354,7 @@ def test_the_notebook_does_not_count_for_an_agent() -> None:
         {"when": "load.text"},
         {"depends_on": ["load"]},
         {"min_success": 0.5},
+        {"map_over": "load", "max_failures": 20},
         {"retry_count": 1},
     ],
 )

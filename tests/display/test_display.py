@@ -89,6 +89,7 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         timeout=2.5,
         max_retries=0,
         min_success=0.9,
+        max_failures=0.1,
         map_over="classify",
         cache=False,
         budget="5000 tokens",
@@ -104,8 +105,8 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
         "tools": "search*",
         "checks": "lookup",
         "rules": "short; kind",
-        "limits": "2.5 s each attempt, no retry, 90% of items must succeed, concurrent, "
-        "at most 5000 tokens, never cached",
+        "limits": "2.5 s each attempt, no retry, 90% of items must succeed, stops early beyond 10% failed "
+        "items, concurrent, at most 5000 tokens, never cached",
     }
 
 

@@ -125,6 +125,7 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         "Say {{ load }}.",
         map_over="load",
         min_success=0.5,
+        max_failures=20,
         when="text == 'b'",
         tools_filter=[],
         budget=0.5,

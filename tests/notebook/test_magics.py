@@ -155,7 +155,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
         "--check sane,kind --check brief --plan --max-replans 1 --budget '0.5 USD, 20 requests' "
-        "--setting max_tokens=200 --setting temperature=0.5 "
+        "--setting max_tokens=200 --setting temperature=0.5 --max-failures 0.1 "
         "--no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
@@ -164,6 +164,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert step.output_schema is book.shell.user_ns["Sentiment"]
     assert (step.map_over, step.min_success, step.when, step.model) == ("load", 0.5, "load", "openai:gpt")
     assert [str(dependency) for dependency in step.dependencies] == ["extra:weak", "more:optional", "load"]
+    assert step.max_failures == 0.1
     assert step.constraints == ["be short", "kind"]
     assert step.settings == {"max_tokens": 200, "temperature": 0.5}
     assert step.tools_filter == ["lookup", "search*"]
@@ -241,6 +242,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --timeout inf", "go", "timeout"),
     (f"{STEP} a --max-retries -1", "go", "max_retries"),
     (f"{STEP} a --min-success 2", "go", "min_success"),
+    (f"{STEP} a --max-failures 20", "go", "Add map_over= (--map-over)"),
+    (f"{STEP} a --map-over b --max-failures -1", "go", "max_failures"),
+    (f"{STEP} a --map-over b --max-failures many", "go", "many"),
     (f"{STEP} a --depends-on b:sometimes", "go", "Write strong, weak or optional"),
     (f"{STEP} a --concurrent --serial", "go", "exclude each other"),
     (f"{STEP} a b", "go", "there is nothing to do with 'b'"),

@@ -79,6 +79,7 @@ def reviews() -> Pipeline:
             when="load | length > 0",
             map_over="load",
             min_success=0.5,
+            max_failures=20,
             model="openai:gpt-5-mini",
             settings={"temperature": 0.0, "stop": ["\n"]},
             tools=[search],

@@ -16,6 +16,7 @@ from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.unit.attempt import encoded, unprepared
 from tagent_nb.engine.unit.conditions import item_condition
 from tagent_nb.engine.unit.execute import Execution
+from tagent_nb.engine.unit.failures import FailureLimit
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
@@ -100,11 +101,12 @@ class MapExecution:
             )
         why = await self._preparation.why_it_runs(work)
         recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
-        left = await self._run_items(prepared, units, await self._wanted(step, outputs, rows))
+        limit = FailureLimit(step)
+        left = await self._run_items(prepared, units, await self._wanted(step, outputs, rows, limit), limit)
         # From here on others act on what the items gave.
         await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
-        if left:
+        if left and not limit.is_reached:
             self._approvals.leave(step.name, left)
         try:
             notes = _labels(rows, source_value(outputs[source.step], source))
@@ -112,14 +114,16 @@ class MapExecution:
                 from tagent_nb.runners import model_name
 
                 notes["model"] = model_name(prepared.model)
-            outcome = await self._outcome(step, work, rows, started, notes)
+            outcome = await self._outcome(step, work, rows, started, notes, limit)
         except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
             outcome = unprepared(recorder, step, error)
         return await recorder.record(outcome)
 
-    async def _wanted(self, step: PipelineStep, outputs: StepOutputs, rows: list[Row]) -> list[Row]:
+    async def _wanted(
+        self, step: PipelineStep, outputs: StepOutputs, rows: list[Row], limit: FailureLimit
+    ) -> list[Row]:
         """The items whose condition is true. Others are recorded as skipped, or failed if it has an error."""
         if step.when is None or step.item_condition is None:
             return rows
@@ -132,6 +136,7 @@ class MapExecution:
                 wanted.append(row)
             else:
                 left_out.append(reason)
+                limit.note(reason)
             if number % AT_ONCE == 0 or number == len(rows):
                 # Many in one record, and then the rest of the loop may go on.
                 if left_out:
@@ -140,7 +145,9 @@ class MapExecution:
                 await asyncio.sleep(0)
         return wanted
 
-    async def _run_items(self, prepared: PreparedStep, units: ItemUnits, rows: list[Row]) -> int:
+    async def _run_items(
+        self, prepared: PreparedStep, units: ItemUnits, rows: list[Row], limit: FailureLimit
+    ) -> int:
         """Workers that share one iterator: 50,000 items are never 50,000 tasks.
 
         A worker whose item waits for a person is replaced, and ends with that item. Returns how many items
@@ -148,7 +155,7 @@ class MapExecution:
         """
         step = prepared.step
         recorder, signals, lock = self._recorder, self._signals, self._lock
-        queue = _Queue(recorder, prepared, units, rows)
+        queue = _Queue(recorder, prepared, units, rows, limit)
         left = 0
 
         async def worker() -> None:
@@ -173,7 +180,9 @@ class MapExecution:
                 if self._is_recorded(work):
                     continue
                 try:
-                    await recorder.record_item(await self._execution.events_of(work))
+                    ended = await self._execution.events_of(work)
+                    limit.note(ended[-1])
+                    await recorder.record_item(ended)
                 except StepSuspended:
                     left += 1
                 if work.has_yielded:
@@ -206,9 +215,18 @@ class MapExecution:
         return item is not None and item.status.has_value
 
     async def _outcome(
-        self, step: PipelineStep, work: WorkItem, rows: list[Row], started: float, notes: Mapping[str, Any]
+        self,
+        step: PipelineStep,
+        work: WorkItem,
+        rows: list[Row],
+        started: float,
+        notes: Mapping[str, Any],
+        limit: FailureLimit,
     ) -> StepFinished | StepCached | StepFailed:
         items = self._recorder.memory.steps[step.name].items or {}
+        if limit.is_reached:
+            begun = sum(key in items and items[key].status is not StepStatus.PENDING for key, _, _ in rows)
+            return self._failure(step, "StepError", limit.message(len(rows) - begun), started, notes)
         mine = [items[key] for key, _, _ in rows]
         good = sum(item.status.has_value for item in mine)
         skipped = sum(item.status is StepStatus.SKIPPED for item in mine)
@@ -282,15 +300,22 @@ class _Queue:
         prepared: The step.
         units: Makes the units.
         rows: The items.
+        limit: Says when there are no further ones, however many are left.
     """
 
     def __init__(
-        self, recorder: Recorder, prepared: PreparedStep, units: ItemUnits, rows: Sequence[Row]
+        self,
+        recorder: Recorder,
+        prepared: PreparedStep,
+        units: ItemUnits,
+        rows: Sequence[Row],
+        limit: FailureLimit,
     ) -> None:
         self._recorder = recorder
         self._prepared = prepared
         self._units = units
         self._rows: Iterator[Row] = iter(rows)
+        self._limit = limit
         self._cache = None if prepared.passes_cache else prepared.cache
         self._ready: deque[WorkItem] = deque()
         self._filling = asyncio.Lock()
@@ -299,20 +324,26 @@ class _Queue:
         """The unit of the next item; ``None`` if there is none."""
         if self._cache is None:
             return await self._make()
-        if not self._ready:
+        if not self._ready and not self._limit.is_reached:
             async with self._filling:
                 if not self._ready:
                     await self._fill(self._cache)
-        return self._ready.popleft() if self._ready else None
+        return self._ready.popleft() if self._ready and not self._limit.is_reached else None
 
     async def _make(self) -> WorkItem | None:
-        for key, _, row in self._rows:
+        while not self._limit.is_reached:
+            row = next(self._rows, None)
+            if row is None:
+                break
+            key, _, item = row
             try:
-                return await self._units.unit(key, row)
+                return await self._units.unit(key, item)
             except BaseException as error:  # the user's objects may raise anything
                 if is_cancelled():
                     raise
-                await self._recorder.record(unprepared(self._recorder, self._prepared.step, error, key))
+                failure = unprepared(self._recorder, self._prepared.step, error, key)
+                self._limit.note(failure)
+                await self._recorder.record(failure)
         return None
 
     async def _fill(self, cache: ResultCache) -> None:

@@ -11,7 +11,14 @@ from tagent_nb.display import definition_table, step_card
 from tagent_nb.formatting import count
 from tagent_nb.notebook.display import show
 from tagent_nb.notebook.magics.base import NotebookMagics
-from tagent_nb.notebook.magics.parsing import ROLES_HELP, agent_options, arguments, no_leftovers, option
+from tagent_nb.notebook.magics.parsing import (
+    ROLES_HELP,
+    agent_options,
+    arguments,
+    no_leftovers,
+    number,
+    option,
+)
 from tagent_nb.notebook.magics.redefine import changes
 from tagent_nb.notebook.magics.step_options import build_step, read_limit, read_price
 from tagent_nb.notebook.magics.tables import pipelines_table
@@ -126,6 +133,12 @@ class DefineMagics(NotebookMagics):
     @option("--output-mode", choices=OUTPUT_MODES, help="How the model is asked for a schema.")
     @option("--map-over", metavar="STEP", help="Run once for each item or row of this step or variable.")
     @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
+    @option(
+        "--max-failures",
+        type=number,
+        metavar="N",
+        help="Stop early when more items than this have failed: 20, or a share of those run: 0.1.",
+    )
     @option("--depends-on", action="append", metavar="STEPS", help="Steps to wait for: a,b:weak,c:optional.")
     @option("--constraint", action="append", metavar="TEXT", help="A rule for the answer. May be repeated.")
     @option(

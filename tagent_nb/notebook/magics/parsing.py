@@ -35,6 +35,14 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
     return argument(*names, **settings)  # type: ignore[no-untyped-call]
 
 
+def number(text: str) -> float:
+    """A number as it is written: ``20`` is a whole one, ``0.1`` is not."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
 def agent_options(method: F) -> F:
     """One option for each kind of agent that has one, such as ``--plan``."""
     for kind in reversed(OPTIONAL_KINDS):

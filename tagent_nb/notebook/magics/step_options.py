@@ -53,6 +53,7 @@ def build_step(
         "max_retries": args.max_retries,
         "budget": args.budget,
         "min_success": args.min_success,
+        "max_failures": args.max_failures,
         "map_over": args.map_over,
         "agent": chosen_kind(args),
         "max_replans": args.max_replans,

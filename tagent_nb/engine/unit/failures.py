@@ -1,0 +1,67 @@
+"""When a mapped step stops early: too many of its items fail, as they do where a pattern is behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tagent_nb.errors import BudgetExceededError
+from tagent_nb.events import Event, StepFailed, StepFinished
+from tagent_nb.formatting import count, kinds_text
+from tagent_nb.pipeline import ENDED_FOR_SHARE, PipelineStep
+
+
+class FailureLimit:
+    """Counts how the items of a mapped step end in this session, and says when there is no point in more.
+
+    What a record or the cache answers for says nothing about how items go now, and is not counted; neither is
+    what a budget that is used up keeps from being asked.
+
+    Args:
+        step: The step.
+
+    Attributes:
+        is_reached: Whether more items have failed than ``max_failures`` allows: none is to start any more.
+    """
+
+    def __init__(self, step: PipelineStep) -> None:
+        self._most = step.max_failures
+        self._ran = 0
+        self._failed = 0
+        self._kinds: Counter[str] = Counter()
+        self._first: StepFailed | None = None
+        self.is_reached = False
+
+    def note(self, final: Event) -> None:
+        """Count the last event of an item."""
+        if self._most is None:
+            return
+        if isinstance(final, StepFailed):
+            if final.error_type == BudgetExceededError.__name__:
+                return
+            self._failed += 1
+            self._kinds[final.error_type] += 1
+            self._first = self._first or final
+        elif not isinstance(final, StepFinished):
+            return
+        self._ran += 1
+        if isinstance(self._most, int):
+            self.is_reached = self.is_reached or self._failed > self._most
+        elif self._ran >= ENDED_FOR_SHARE:
+            self.is_reached = self.is_reached or self._failed > self._most * self._ran
+
+    def message(self, left: int) -> str:
+        """Why the step has stopped: kinds of failures, the first of them, and how to go on.
+
+        Args:
+            left: Items that were not begun.
+        """
+        first, most = self._first, self._most
+        assert first is not None
+        assert most is not None
+        return (
+            f"Stopped early: {self._failed} of {count(self._ran, 'item')} that ran failed "
+            f"({kinds_text(self._kinds)}), and max_failures is {most:g}. {count(left, 'item')} "
+            f"{'was' if left == 1 else 'were'} not begun. The first failure is item {first.item!r}: "
+            f"{first.error_type}: {first.message.rstrip('.')}. What is done is kept: mend what fails, or "
+            "raise max_failures (--max-failures), then go on with resume=True (--resume)."
+        )
