@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from copy import copy
 from dataclasses import asdict
 from typing import Any, Literal
@@ -22,8 +23,11 @@ from pydantic_ai.messages import (
     ThinkingPart,
     ToolCallPart,
 )
+from pydantic_ai.models import infer_model
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.test import TestModel
+from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
 from tagent_nb import Pipeline, PipelineExecutor
@@ -33,7 +37,9 @@ from tagent_nb.runners import AgentRunner, StepContext
 from tagent_nb.runners.agent import request as request_module
 from tagent_nb.runners.agent import runner as runner_module
 from tagent_nb.runners.base import CallMiddleware, ModelCall
-from tagent_nb.runners.middleware.canonical_request import model_request
+from tagent_nb.runners.middleware.canonical_request import SharedParts, model_request
+from tagent_nb.runners.models.output import output_of
+from tests.fake_openai import KEY, Act, fake_openai
 
 
 class Label(BaseModel):
@@ -95,9 +101,11 @@ class Keys(CallMiddleware):
 
     def __init__(self) -> None:
         self.keys: list[str] = []
+        self.shared = SharedParts()
 
     async def model_call(self, call: ModelCall, proceed: Any) -> ModelResponse:
         self.keys.append(model_request(call, "m").key)
+        assert model_request(call, "m", self.shared).key == self.keys[-1]
         return await proceed(call)  # type: ignore[no-any-return]
 
 
@@ -203,6 +211,68 @@ def test_one_agent_works_out_the_request_of_all_items(agent_runs: list[Any]) -> 
     assert agent_runs == [request_module.TASK]
     assert sorted(event[0][-1][1] for event, _, _ in seen) == TASKS
     assert len({str(parameters) for _, _, parameters in seen}) == 1
+
+
+LABELLED = {"label": "positive"}
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("model", ["openai-chat:gpt-4o", "openai-responses:gpt-5", "openai-chat:o3"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"output_schema": Label},
+        {"output_schema": Label, "output_mode": "tool", "settings": {"temperature": 1, "max_tokens": 50}},
+        {"output_schema": Label, "output_mode": "native", "settings": {"seed": 7, "thinking": "low"}},
+        {"output_schema": Label, "output_mode": "prompted", "settings": {"extra_body": {"top_k": 3}}},
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of settings that a model does not know
+def test_what_is_sent_is_what_an_agent_of_pydantic_ai_sends(
+    model: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte but for the order of fields, from the first unit to the last."""
+    by_tool = options.get("output_mode", "tool") == "tool" and "output_schema" in options
+    act = Act(tool="final_result", arguments=LABELLED) if by_tool else Act(text=json.dumps(LABELLED))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_openai(act) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        pipeline = Pipeline("p", model=model, inputs={"texts": list("abcd")})
+        pipeline.put(PipelineStep("s", "Say what it is: {{ item }}", map_over="texts", **options))
+        assert PipelineExecutor(pipeline, cache=None).run().success
+        ours, server.requests[:] = list(server.requests), []
+        own = infer_model(model)
+        output, hint = output_of(own, options.get("output_schema"), options.get("output_mode"))
+        system = "\n\n".join([runner_module.instructions(StepContext("r", "p", "s")), *hint])
+        agent = Agent(own, output_type=output, instructions=system, model_settings=options.get("settings"))
+        for task in TASKS:
+            agent.run_sync(task)
+        theirs = server.requests
+    assert sorted(map(in_order, ours)) == sorted(map(in_order, theirs))
+    assert len(ours) == 4
+
+
+def in_order(request: Any) -> str:
+    return json.dumps(request, sort_keys=True)
+
+
+class Counting(OpenAIChatModel):
+    """A class of a user, who looks at each request."""
+
+    prepared = 0
+
+    def prepare_request(self, model_settings: Any, model_request_parameters: Any) -> Any:
+        Counting.prepared += 1
+        return super().prepare_request(model_settings, model_request_parameters)
+
+
+@pytest.mark.models
+def test_a_model_of_the_users_own_class_prepares_each_request() -> None:
+    with fake_openai(Act(tool="final_result", arguments=LABELLED)) as server:
+        model = Counting("gpt-4o", provider=OpenAIProvider(base_url=server.url, api_key=KEY))
+        assert PipelineExecutor(mapped(model)).run().success
+    assert Counting.prepared >= len(TASKS)
 
 
 def test_an_agent_goes_on_after_a_wrong_answer(agent_runs: list[Any]) -> None:

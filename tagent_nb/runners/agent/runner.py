@@ -138,9 +138,11 @@ class _Shared:
 
     Attributes:
         settings: Those of the step.
+        model: What units ask, as :func:`~tagent_nb.runners.models.openai_protocol.tolerant` makes it.
     """
 
     def __init__(self, step: PipelineStep, context: StepContext, model: Model[Any], system: str) -> None:
+        from tagent_nb.runners.models.openai_protocol import tolerant
         from tagent_nb.runners.models.output import output_of
 
         self._of = (step, context.run_id, model, system)
@@ -148,6 +150,7 @@ class _Shared:
         self._output, hint = output_of(model, step.output_schema, step.output_mode)
         self._instructions = "\n\n".join([system, *hint])
         self.settings = model_settings(step, model)
+        self.model = tolerant(model, context.quirks.unstreamed)
 
     def serves(self, step: PipelineStep, run_id: str, model: Model[Any], system: str) -> bool:
         """Whether it is of this step in this run."""
@@ -213,7 +216,7 @@ class _Unit:
         context = self._context
         streamed = streams(self._step, context, self._model)
         return ModelGateway(
-            self._model,
+            self._shared.model,
             context,
             context.write if streamed else None,
             structured=self._step.output_schema is not None,

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.redaction import note_secrets, redact
@@ -49,38 +50,60 @@ class CanonicalRequest:
         return {"components": dict(self.components), "says": self.says}
 
 
-def model_request(call: ModelCall, model: str) -> CanonicalRequest:
-    """The canonical form of a request to the model of this name."""
+class SharedParts:
+    """Digests of what the requests of a step have in common: all but the conversation."""
+
+    def __init__(self) -> None:
+        self._of: Sequence[Any] = ()
+        self._digests: Mapping[str, str] = {}
+
+    def of(self, call: ModelCall, model: str) -> Mapping[str, str]:
+        """Those of a request; worked out again where any part of it is another object than before."""
+        parameters = call.parameters
+        settings = {
+            name: value
+            for name, value in {**(call.model.settings or {}), **(call.settings or {})}.items()
+            if name not in _SILENT
+        }
+        instructions = [getattr(message, "instructions", None) for message in call.messages]
+        of = [note_secrets(), model, parameters, *settings, *settings.values(), *instructions]
+        if not same_objects(of, self._of):
+            form = parameters.output_object
+            parts = {
+                "model": model,
+                "settings": settings,
+                "tools": [_tool(tool) for tool in parameters.function_tools],
+                "answer": [
+                    parameters.output_mode,
+                    parameters.allow_text_output,
+                    [_tool(tool) for tool in parameters.output_tools],
+                    None if form is None else [form.name, form.description, form.json_schema],
+                ],
+                "instructions": instructions,
+            }
+            self._digests = _digests(parts)
+            self._of = of
+        return self._digests
+
+
+def model_request(call: ModelCall, model: str, shared: SharedParts | None = None) -> CanonicalRequest:
+    """The canonical form of a request to the model of this name.
+
+    Args:
+        call: The request.
+        model: The model's name.
+        shared: What requests of the same step had in common with it.
+    """
     messages, says = _conversation(call.messages)
-    parameters = call.parameters
-    settings = {
-        name: value
-        for name, value in {**(call.model.settings or {}), **(call.settings or {})}.items()
-        if name not in _SILENT
-    }
-    form = parameters.output_object
-    return _request(
-        {
-            "model": model,
-            "settings": settings,
-            "tools": [_tool(tool) for tool in parameters.function_tools],
-            "answer": [
-                parameters.output_mode,
-                parameters.allow_text_output,
-                [_tool(tool) for tool in parameters.output_tools],
-                None if form is None else [form.name, form.description, form.json_schema],
-            ],
-            "instructions": [getattr(message, "instructions", None) for message in call.messages],
-            "messages": messages,
-        },
-        says,
-    )
+    components = (shared or SharedParts()).of(call, model)
+    return _request({**components, **_digests({"messages": messages})}, says)
 
 
 def tool_request(call: ToolCall) -> CanonicalRequest:
     """The canonical form of a call of a tool."""
     arguments = plain(call.arguments)
-    return _request({"tool": call.tool, "arguments": arguments}, f"{call.tool}({_json(arguments)})")
+    parts = {"tool": call.tool, "arguments": arguments}
+    return _request(_digests(parts), f"{call.tool}({_json(arguments)})")
 
 
 def plain(value: Any) -> Any:
@@ -100,10 +123,17 @@ def _plain_and_json(value: Any) -> tuple[Any, str]:
     return data, text
 
 
-def _request(parts: Mapping[str, Any], says: str) -> CanonicalRequest:
-    components = {name: _digest(_plain_and_json(part)[1]) for name, part in parts.items()}
-    key = _digest(_json(components))
-    return CanonicalRequest(key, components, redact(says)[-SHOWN:])
+def same_objects(values: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects. What is equal may be written otherwise, as 1 and 1.0."""
+    return len(values) == len(others) and all(map(is_, values, others))
+
+
+def _request(components: Mapping[str, str], says: str) -> CanonicalRequest:
+    return CanonicalRequest(_digest(_json(components)), components, redact(says)[-SHOWN:])
+
+
+def _digests(parts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _digest(_plain_and_json(part)[1]) for name, part in parts.items()}
 
 
 def _digest(text: str) -> str:

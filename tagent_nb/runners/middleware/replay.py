@@ -12,6 +12,7 @@ from tagent_nb.events import CallRecorded, FactLearned, MemorySaved, TokenUsage
 from tagent_nb.runners.base import CallMiddleware, ModelCall, StepContext, ToolCall
 from tagent_nb.runners.middleware.canonical_request import (
     CanonicalRequest,
+    SharedParts,
     model_request,
     plain,
     tool_request,
@@ -100,6 +101,7 @@ class ReplayMiddleware(CallMiddleware):
     schemas: Mapping[str, type] = field(default_factory=dict)
     code: Callable[[Callable[..., Any]], str] | None = None
     _going_on: dict[WorkKey, tuple[StepContext, Cassette]] = field(default_factory=dict)
+    _shared: dict[str, SharedParts] = field(default_factory=dict)
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
@@ -107,7 +109,8 @@ class ReplayMiddleware(CallMiddleware):
         """Answer from the record, or ask and record."""
         from tagent_nb.runners.middleware.canonical_response import response_from_plain, response_to_plain
 
-        request = model_request(call, model_name(call.context.model))
+        shared = self._shared.setdefault(call.context.step, SharedParts())
+        request = model_request(call, model_name(call.context.model), shared)
         recorded, counted = self._recorded(call.context, MODEL, request)
         if recorded is not None:
             response = response_from_plain(recorded.answer)

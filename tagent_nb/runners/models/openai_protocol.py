@@ -32,6 +32,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from tagent_nb.formatting import whole_text
+from tagent_nb.runners.middleware.canonical_request import same_objects
 from tagent_nb.runners.middleware.canonical_response import MOST_TOKENS
 from tagent_nb.runners.models.refusals import has_error, refusal, refuses_streaming
 from tagent_nb.templating import instance_of
@@ -67,6 +68,8 @@ def tolerant(model: Model[Any], unstreamed: set[str]) -> Model[Any]:
         model: A model, also one with several behind it.
         unstreamed: Models that are asked without streaming, by :func:`unstreamed_key`; more are added.
     """
+    if getattr(model, "unstreamed", None) is unstreamed:
+        return model
     if isinstance(model, FallbackModel):
         fallback = copy.copy(model)
         fallback.models = [tolerant(inner, unstreamed) for inner in model.models]
@@ -95,7 +98,24 @@ def unstreamed_key(model: Model[Any]) -> str:
 
 @functools.cache
 def _mixed(first: type[Any], kind: type[Any]) -> type[Any]:
-    return type(kind.__name__, (first, kind), {})
+    """A class of a user may prepare each request in another way."""
+    once = (_PreparedOnce,) if kind.__module__.startswith("pydantic_ai.") else ()
+    return type(kind.__name__, (first, *once, kind), {})
+
+
+class _PreparedOnce:
+    """Works out once what a model makes of settings and parameters: the units of a step share them."""
+
+    _prepared: tuple[Sequence[Any], tuple[Any, Any]] | None = None
+
+    def prepare_request(self, model_settings: Any, model_request_parameters: Any) -> tuple[Any, Any]:
+        settings = model_settings or {}
+        of = (model_request_parameters, *settings, *settings.values())
+        if self._prepared is None or not same_objects(of, self._prepared[0]):
+            model: Any = super()
+            self._prepared = (of, model.prepare_request(model_settings, model_request_parameters))
+        prepared, parameters = self._prepared[1]
+        return None if prepared is None else {**prepared}, parameters
 
 
 class _Unstreamed:

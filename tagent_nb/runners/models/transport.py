@@ -146,20 +146,34 @@ def _client_class() -> type[AsyncClient]:
     return AioHttpClient
 
 
+_OF_THE_CLIENT = ("timeout", "extra_headers", "extra_query")
+"""Options that OpenAI's client acts on itself."""
+
+
 def send_as_given(client: Any) -> None:
-    """Let OpenAI's client send conversations and schemas as they are.
+    """Let OpenAI's client send conversations, schemas and settings as they are.
 
     It would look through them for what is no JSON, which pydantic-ai never gives; that takes a third of the
     time of a request. What is in ``extra_body`` it takes as it is.
     """
+    from openai import AsyncAzureOpenAI
+
+    # Azure's address has the model in it.
+    own = (*_OF_THE_CLIENT, "model") if isinstance(client, AsyncAzureOpenAI) else _OF_THE_CLIENT
     chat, responses = client.chat.completions, client.responses
-    chat.create = functools.partial(_create, chat.create, ("messages", "tools", "response_format"))
-    responses.create = functools.partial(_create, responses.create, ("input", "tools", "text"))
+    chat.create = functools.partial(_create, chat.create, own, ("model", "messages"))
+    responses.create = functools.partial(_create, responses.create, own, ())
 
 
-async def _create(create: Callable[..., Awaitable[Any]], names: Sequence[str], **options: Any) -> Any:
-    large = {name: options.pop(name) for name in names if isinstance(options.get(name), list | dict)}
-    if "messages" in large:
-        options["messages"] = []  # without which the client refuses to ask
+async def _create(
+    create: Callable[..., Awaitable[Any]], own: Sequence[str], needed: Sequence[str], **options: Any
+) -> Any:
+    from openai import NotGiven, Omit, omit
+
+    kept = {name: options.pop(name) for name in own if name in options}
+    if options.get("stream"):
+        kept["stream"] = options.pop("stream")
     more = options.pop("extra_body", None) or {}
-    return await create(**options, extra_body={**large, **more})
+    body = {name: value for name, value in options.items() if not isinstance(value, NotGiven | Omit)}
+    # The client refuses to ask without what it needs.
+    return await create(**dict.fromkeys(needed, omit) | kept, extra_body={**body, **more})
