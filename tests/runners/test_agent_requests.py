@@ -33,12 +33,13 @@ from pydantic_ai.settings import ModelSettings
 from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import Event
 from tagent_nb.pipeline import PipelineStep
-from tagent_nb.runners import AgentRunner, StepContext
+from tagent_nb.runners import AgentRunner, StepContext, step_context, tool
 from tagent_nb.runners.agent import request as request_module
 from tagent_nb.runners.agent import runner as runner_module
 from tagent_nb.runners.base import CallMiddleware, ModelCall
 from tagent_nb.runners.middleware.canonical_request import SharedParts, model_request
 from tagent_nb.runners.models.output import output_of
+from tagent_nb.runners.tools.registry import forget_tool
 from tests.fake_openai import KEY, Act, fake_openai
 
 
@@ -280,6 +281,49 @@ def test_an_agent_goes_on_after_a_wrong_answer(agent_runs: list[Any]) -> None:
     assert PipelineExecutor(mapped(model_of([WRONG, RIGHT], seen))).run().success
     assert agent_runs == [request_module.TASK, TASKS[0]]
     assert len(seen) == 5
+
+
+def test_one_agent_serves_all_items_of_a_step_with_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tools know whose they are, and so do checks."""
+    made: list[Any] = []
+    init = Agent.__init__
+
+    def counted(self: Any, *args: Any, **options: Any) -> None:
+        made.append(options["name"])
+        init(self, *args, **options)
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if len(messages) == 1:
+            return ModelResponse(parts=[ToolCallPart("whose")])
+        return ModelResponse(parts=[TextPart(str(messages[-1].parts[0].content))])  # type: ignore[union-attr]
+
+    async def whose() -> str:
+        return str(step_context().item)
+
+    def its_own(value: str, context: StepContext) -> bool:
+        return value == context.item
+
+    monkeypatch.setattr(Agent, "__init__", counted)
+    pipeline = Pipeline("p", model=FunctionModel(answer), inputs={"texts": list("abcd")})
+    pipeline.put(PipelineStep("s", "{{ item }}", map_over="texts", tools=[whose], checks=[its_own]))
+    result = PipelineExecutor(pipeline).run()
+    assert result["s"] == ["0", "1", "2", "3"]
+    assert made == ["s"]
+
+
+async def test_a_tool_that_is_another_now_gets_another_agent() -> None:
+    runner, step = AgentRunner(), PipelineStep("s", "Look.", tools_filter=["look"])
+    context = StepContext("r", "p", "s", model=TestModel())
+    try:
+        for word in ("before", "after"):
+
+            @tool
+            def look(word: str = word) -> str:
+                return word
+
+            assert await runner.run(step, context) == f'{{"look":"{word}"}}'
+    finally:
+        forget_tool("look")
 
 
 def test_an_agent_reads_an_answer_with_other_parts(agent_runs: list[Any]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from pydantic import BaseModel
+from pydantic_ai import RunContext
 from pydantic_ai.exceptions import ModelRetry
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.usage import RunUsage
 
 from tagent_nb.errors import DefinitionError, StepError
 from tagent_nb.events import Event, StepProgress
@@ -208,9 +211,9 @@ async def test_what_a_tool_says_to_the_model_itself_is_left_alone() -> None:
         raise ModelRetry("use another word")
 
     context = StepContext("run", "demo", "s", emit=seen.append)
-    made = toolset({"ask_again": ask_again}, context)
+    made = toolset({"ask_again": ask_again})
     with pytest.raises(ModelRetry):
-        await made[0].function("x")  # type: ignore[call-arg,arg-type,misc]
+        await made[0].function(called_by(context), "x")  # type: ignore[call-arg,arg-type,misc]
     assert [event.kind for event in seen if isinstance(event, StepProgress)] == ["tool_call"]
 
 
@@ -221,8 +224,23 @@ async def test_an_awaitable_that_a_sync_tool_returns_is_awaited() -> None:
     def outer(q: str) -> Any:
         return inner(q)
 
-    made = toolset({"outer": outer}, StepContext("run", "demo", "s"))
-    assert await made[0].function("x") == "x"  # type: ignore[call-arg,arg-type,misc]
+    (made,) = toolset({"outer": outer})
+    call = called_by(StepContext("run", "demo", "s"))
+    assert await made.function(call, "x") == "x"  # type: ignore[call-arg,arg-type,misc]
+
+
+def called_by(context: StepContext) -> RunContext[StepContext]:
+    return RunContext(deps=context, model=TestModel(), usage=RunUsage())
+
+
+async def test_a_tool_may_take_what_pydantic_ai_gives_tools() -> None:
+    def who(run: RunContext[StepContext], q: str) -> str:
+        return f"{run.deps.step}: {q}"
+
+    (made,) = toolset({"who": who})
+    assert list(made.function_schema.json_schema["properties"]) == ["q"]
+    call = called_by(StepContext("run", "demo", "s"))
+    assert await made.function_schema.call({"q": "x"}, call) == "s: x"
 
 
 # -- answers ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from tagent_nb.runners.validators import Checks
 from tagent_nb.templating import DATA_RULE, delimit, render
 
 if TYPE_CHECKING:
-    from pydantic_ai import Agent, Tool
+    from pydantic_ai import Agent
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model
 
@@ -147,6 +148,8 @@ class _Shared:
 
         self._of = (step, context.run_id, model, system)
         self._template: asyncio.Future[RequestTemplate | None] | None = None
+        self._agent: Agent[Any, Any] | None = None
+        self._tools: Mapping[str, Any] = {}
         self._output, hint = output_of(model, step.output_schema, step.output_mode)
         self._instructions = "\n\n".join([system, *hint])
         self.settings = model_settings(step, model)
@@ -157,20 +160,25 @@ class _Shared:
         of_step, of_run, of_model, of_system = self._of
         return of_step is step and of_model is model and (of_run, of_system) == (run_id, system)
 
-    def agent(self, tools: list[Tool[Any]]) -> Agent[Any, Any]:
-        """An agent for the step, which gets its model when it runs."""
-        from pydantic_ai import Agent
+    def agent(self, tools: Mapping[str, Any]) -> Agent[Any, Any]:
+        """An agent for the step, which gets its model when it runs; a new one where a tool is another now."""
+        if self._agent is None or self._tools != tools:
+            from pydantic_ai import Agent
 
-        step = self._of[0]
-        return Agent(
-            None,
-            output_type=self._output,
-            instructions=self._instructions,
-            name=step.name,
-            deps_type=StepContext,
-            retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
-            tools=tools,
-        )
+            step = self._of[0]
+            self._tools = tools
+            self._agent = Agent(
+                None,
+                output_type=self._output,
+                instructions=self._instructions,
+                name=step.name,
+                deps_type=StepContext,
+                retries={"output": step.output_retries, "tools": max(1, step.output_retries)},
+                tools=toolset(tools),
+            )
+            if step.checks:
+                self._agent.output_validator(_validated)
+        return self._agent
 
     async def template(self) -> RequestTemplate | None:
         """The request that units fill in; ``None`` where only an agent can make it."""
@@ -178,7 +186,7 @@ class _Shared:
             from tagent_nb.runners.agent.request import request_template
 
             step, _, model, _ = self._of
-            made = request_template(self.agent([]), model, self.settings, self._output, step.output_schema)
+            made = request_template(self.agent({}), model, self.settings, self._output, step.output_schema)
             self._template = asyncio.ensure_future(made)
         return await asyncio.shield(self._template)
 
@@ -251,9 +259,8 @@ class _Unit:
         """
         from pydantic_ai import capture_run_messages
 
-        agent = self._shared.agent(toolset(self._tools, self._context))
-        if self._step.checks:
-            agent.output_validator(self._validated)
+        agent = self._shared.agent(self._tools)
+        _unit.set(self)
         with capture_run_messages() as self.messages:
             gateway = self._gateway(outcome)
             result = await agent.run(
@@ -261,7 +268,7 @@ class _Unit:
             )
         return result.output
 
-    async def _validated(self, value: Any) -> Any:
+    async def validated(self, value: Any) -> Any:
         """What the checks say of a value; of the first one they may have said it already."""
         from pydantic_ai.exceptions import ModelRetry
 
@@ -269,6 +276,14 @@ class _Unit:
         if refusal:
             raise ModelRetry(refusal)
         return await self.checks.validate(value)
+
+
+_unit: ContextVar[_Unit] = ContextVar("tagent_nb_unit")
+"""Whose answer an agent has got."""
+
+
+async def _validated(value: Any) -> Any:
+    return await _unit.get().validated(value)
 
 
 def _usable_tools(step: PipelineStep, context: StepContext, model: Model[Any]) -> dict[str, Any]:

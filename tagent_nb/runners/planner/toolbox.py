@@ -56,7 +56,7 @@ class Toolbox:
         """
         named = named_tools(step)
         pure = frozenset(name for name, function in named.items() if options_of(function).effect == "pure")
-        tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named, context))
+        tools: FunctionToolset[Any] = FunctionToolset(tools=toolset(named))
         call = RunContext(deps=context, model=model, usage=RunUsage())
         return cls(tools, await tools.get_tools(call), call, pure)
 

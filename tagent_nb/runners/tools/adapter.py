@@ -28,7 +28,7 @@ from tagent_nb.user_objects import class_name, message_of, safe_repr
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-    from pydantic_ai import Tool
+    from pydantic_ai import RunContext, Tool
 
 MAX_TEXT_CHARS = 20_000
 """Characters that a model gets at most of an answer that had to be turned into text."""
@@ -37,8 +37,10 @@ BRIEF = 200
 """Characters of an argument or an error that a report shows at most."""
 
 
-def toolset(tools: Mapping[str, Callable[..., Any]], context: StepContext) -> list[Tool[Any]]:
+def toolset(tools: Mapping[str, Callable[..., Any]]) -> list[Tool[Any]]:
     """The tools for a model. Each call is reported as progress of kind ``"tool_call"``.
+
+    It is made for the attempt whose context is the ``deps`` of what pydantic-ai runs, and spent on it.
 
     A tool's error goes to the model as text and is reported as ``"tool_error"``; only a
     :class:`~tagent_nb.errors.StepError` ends the step. An answer that no request can carry is turned
@@ -46,22 +48,25 @@ def toolset(tools: Mapping[str, Callable[..., Any]], context: StepContext) -> li
 
     Args:
         tools: The functions by name.
-        context: Of the attempt whose model calls; each call is spent on it.
 
     Raises:
         DefinitionError: A function's parameters cannot be described to a model.
     """
-    return [_tool(name, function, context) for name, function in tools.items()]
+    return [_tool(name, function) for name, function in tools.items()]
 
 
-def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool[Any]:
+def _tool(name: str, function: Callable[..., Any]) -> Tool[Any]:
     from pydantic_ai import Tool
 
     taken = context_parameter(function)
     plain = _described(name, function, taken)
     schema, pure = plain.function_schema, options_of(function).effect == "pure"
 
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def call(run: RunContext[StepContext], *args: Any, **kwargs: Any) -> Any:
+        context = run.deps
+        if schema.takes_ctx:
+            args = (run, *args)
+
         async def leave(tool_call: ToolCall) -> Any:
             seen = context if pure else ToolContext.of(context, key)
             values = tool_call.arguments if taken is None else {**tool_call.arguments, taken: seen}
@@ -83,7 +88,7 @@ def _tool(name: str, function: Callable[..., Any], context: StepContext) -> Tool
         with _keyed(context, name, args, kwargs) as key:
             return await tool_chain(context.middleware, tool_call, leave)
 
-    shown = replace(schema, function=call, is_async=True)
+    shown = replace(schema, function=call, is_async=True, takes_ctx=True)
     return Tool(call, name=name, description=plain.description, function_schema=shown)
 
 
