@@ -39,6 +39,7 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("reads", _reads(pipeline, step)),
         ("inputs", ", ".join(input_text(pipeline, name) for name in pipeline.inputs_of(step))),
         ("each of", step.map_over or ""),
+        ("all of", _reduced(step)),
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
         ("settings", _settings(step)),
@@ -113,6 +114,16 @@ def _when(step: PipelineStep) -> str:
     return step.when if isinstance(step.when, str) else step.when.describe()
 
 
+def _reduced(step: PipelineStep) -> str:
+    """The rows of which one answer is made, and how."""
+    if step.reduce_over is None:
+        return ""
+    words = [step.reduce_over] + ([f"by {step.group_by}"] if step.group_by else [])
+    words += [f"at most {step.reduce_tokens:,} tokens of it at once"] if step.reduce_tokens else []
+    words += [f"combined by: {step.combine}"] if step.combine else []
+    return ", ".join(words)
+
+
 def _limits(step: PipelineStep) -> str:
     words = []
     if step.timeout is not None:
@@ -120,7 +131,8 @@ def _limits(step: PipelineStep) -> str:
     if step.max_retries != 3:
         words.append("no retry" if step.max_retries == 0 else f"{step.max_retries} retries")
     if step.min_success < 1:
-        words.append(f"{step.min_success:.0%} of items must succeed")
+        what = "items" if step.reduce_over is None else "parts"
+        words.append(f"{step.min_success:.0%} of {what} must succeed")
     if step.max_failures is not None:
         most = step.max_failures
         limit = count(most, "failed item") if isinstance(most, int) else f"{100 * most:g}% failed items"

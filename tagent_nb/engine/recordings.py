@@ -169,7 +169,7 @@ async def calls_behind(
     memory = await read_memory(storage, pipeline.name, run_id)
     recorded = _calls(memory.events)
     agents = {step.name for step in pipeline.steps if not step.is_python}
-    maps = {(step.name, None) for step in pipeline.steps if step.map_over is not None}
+    maps = {(step.name, None) for step in pipeline.steps if step.runs_over is not None}
     missing: dict[str, str] = {}
     for event in memory.events:
         # A map as a whole makes no calls; its items do.

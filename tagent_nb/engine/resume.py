@@ -170,7 +170,7 @@ async def _differences(
         same = step.name in before and before.get_step(step.name) == step
         return [] if same else ["its definition changed"]
     try:
-        if prepared.step.map_over is not None:
+        if prepared.step.runs_over is not None:
             work = await whole(preparation, prepared, outputs)
         else:
             work = await preparation.work_item(prepared, outputs)

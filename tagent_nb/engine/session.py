@@ -187,7 +187,13 @@ def session_of(
         from tagent_nb.engine.unit.map import MapExecution  # few pipelines map
 
         mapping = MapExecution(context, recorder, preparation, execution, approvals, signals, lock)
-        return await mapping.run(prepared, outputs)
+        if prepared.step.reduce_over is None:
+            return await mapping.run(prepared, outputs)
+        from tagent_nb.engine.unit.reduce import ReduceExecution
+
+        return await ReduceExecution(context, recorder, preparation, approvals, mapping).run(
+            prepared, outputs
+        )
 
     execution = Execution(context, recorder, preparation, attempts, signals, checks, run_mapped)
     loop = RunLoop(context, recorder, signals, lock, approvals, preparation.prepared, execution.run)

@@ -128,7 +128,7 @@ class Drawing:
         status = "" if state is None else f": {', '.join([style.word, *facts])}"
         tooltip = f"{step.name}{status}\n{about}" + (f"\n{state.error}" if state and state.error else "")
         return Node(
-            ident, step.name, classes, style, lines, tooltip, not step.is_python, step.map_over is not None
+            ident, step.name, classes, style, lines, tooltip, not step.is_python, step.runs_over is not None
         )
 
     def _edges(self) -> Iterator[Edge]:
@@ -233,6 +233,8 @@ def about_step(step: PipelineStep) -> str:
         words.append(f"→ {step.output_schema.__name__}")
     if step.map_over is not None:
         words.append(f"each of {step.map_over}")
+    if step.reduce_over is not None:
+        words.append(f"all of {step.reduce_over}" + (f" by {step.group_by}" if step.group_by else ""))
     if step.when is not None:
         words.append("conditional")
     return " · ".join(words)

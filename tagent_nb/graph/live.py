@@ -113,7 +113,7 @@ class _LiveDrawing(Drawing):
         if not self.compact:
             lines += [f"{KIND_STYLES[kind].mark} {short(about_step(step), 40)}", _widest_facts(step, kind)]
         return self._node_of(
-            ident, step.name, lines, rounded=not step.is_python, double=step.map_over is not None
+            ident, step.name, lines, rounded=not step.is_python, double=step.runs_over is not None
         )
 
     def _group_node(self, ident: str, group: Group) -> Node:
@@ -129,7 +129,7 @@ class _LiveDrawing(Drawing):
 
 
 def _widest_facts(step: PipelineStep, kind: str) -> str:
-    return ("0000/0000 items · " if step.map_over is not None else "") + _WIDEST[kind]
+    return ("0000/0000 items · " if step.runs_over is not None else "") + _WIDEST[kind]
 
 
 def _facts(state: StepResult, now: float) -> list[str]:

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = face(
         "json": "pipeline_to_dict",
         "pipeline": "Pipeline",
         "python_body": "BYTECODE CELL_FUNCTION PythonBody source_of",
+        "reduction": "answers_step measured_goal rows_step",
         "scheduler": "NO_CHANGE Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
         "step": "ENDED_FOR_SHARE OUTPUT_MODES PipelineStep checked_timeout is_number takes_context to_schema",

@@ -60,6 +60,9 @@ from tagent_nb.pipeline.python_body import BYTECODE as BYTECODE
 from tagent_nb.pipeline.python_body import CELL_FUNCTION as CELL_FUNCTION
 from tagent_nb.pipeline.python_body import PythonBody as PythonBody
 from tagent_nb.pipeline.python_body import source_of as source_of
+from tagent_nb.pipeline.reduction import answers_step as answers_step
+from tagent_nb.pipeline.reduction import measured_goal as measured_goal
+from tagent_nb.pipeline.reduction import rows_step as rows_step
 from tagent_nb.pipeline.scheduler import Change as Change
 from tagent_nb.pipeline.scheduler import NO_CHANGE as NO_CHANGE
 from tagent_nb.pipeline.scheduler import PipelineScheduler as PipelineScheduler

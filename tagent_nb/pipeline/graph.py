@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tagent_nb.errors import CycleError, DefinitionError, TemplateError, did_you_mean
 from tagent_nb.naming import step_name
 from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
+from tagent_nb.pipeline.reduction import reduction_problems
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.step import PipelineStep
@@ -311,7 +312,7 @@ def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
         # A mapped step's value is a list of its schema; only its own items have the fields.
         if source.output_schema is None or source.map_over is not None:
             continue
-        if step.map_over is not None and reference.kind == "goal" and _source(step) == source.name:
+        if step.runs_over is not None and reference.kind == "goal" and _source(step) == source.name:
             continue
         problem = unknown_fields(source.output_schema, reference.path)
         if problem:
@@ -320,7 +321,8 @@ def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
 
 
 def _source(step: PipelineStep) -> str:
-    return next((reference.step for reference in step.references if reference.kind == "map"), "")
+    kinds = ("map", "reduce")
+    return next((reference.step for reference in step.references if reference.kind in kinds), "")
 
 
 def duplicate_names(counts: Counter[str]) -> list[str]:
@@ -404,6 +406,8 @@ def _step_problems(
                 f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
                 f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
             )
+    if step.reduce_over is not None:
+        problems += reduction_problems(pipeline, step)
     return problems + _wrong_fields(pipeline, step) if references else problems
 
 
@@ -411,7 +415,13 @@ def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> 
     """The field of ``step`` that names ``name``, as the user wrote it."""
     if any(dependency.name == name for dependency in step.dependencies):
         return "depends_on"
-    kinds = {"goal": "goal", "when": "condition (when)", "map": "map_over"}
+    kinds = {
+        "goal": "goal",
+        "when": "condition (when)",
+        "map": "map_over",
+        "reduce": "reduce_over",
+        "group": "group_by",
+    }
     for reference in references:
         if reference.step == name:
             return kinds[reference.kind]

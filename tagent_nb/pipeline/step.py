@@ -59,7 +59,8 @@ class PipelineStep:
         body: The Python of a Python step; ``None`` for an agent step.
         when: Condition under which the step runs: an expression or a condition object.
         map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
-        min_success: Share (0 to 1) of items that must succeed, 1.0 by default.
+        min_success: Share (0 to 1) of items that must succeed, 1.0 by default. Beside ``reduce_over`` it is
+            one of the parts of the rows.
         max_failures: Most items that may fail: with the next one the step fails, and no further item starts.
             A whole number, or a share (above 0, below 1) of the items that this session has run, once 20 of
             them have ended. Without it all items are run, however many fail.
@@ -87,6 +88,14 @@ class PipelineStep:
         final: Whether the step's value is the pipeline's final output; at most one step says so.
         budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
             ``"5000 tokens"``, or a :class:`Budget`.
+        reduce_over: Name of a step (or ``"step.field"``) of whose rows this agent step makes one answer. It
+            reads them in parts that its model can read, and then makes one answer of those to the parts.
+        group_by: Field of the rows, or column of another step (``"load.product"``), by whose values
+            ``reduce_over`` makes an answer each: a DataFrame with these as its index.
+        combine: Goal by which answers to parts become one, ``{{ step }}`` being these answers; without it the
+            goal itself, and what to do with answers to parts of it.
+        reduce_tokens: Most tokens of rows in one call, about four bytes each; ``None`` goes by what the
+            model reads at once.
 
     Raises:
         DefinitionError: A field is not allowed; the message names step, field and remedy.
@@ -123,6 +132,10 @@ class PipelineStep:
     instructions: str | None = None
     models: dict[str, Any] = field(default_factory=dict)
     max_failures: int | float | None = None
+    reduce_over: str | None = None
+    group_by: str | None = None
+    combine: str | None = None
+    reduce_tokens: int | None = None
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -150,9 +163,17 @@ class PipelineStep:
         return self.body is not None
 
     @property
+    def runs_over(self) -> str | None:
+        """What a step with ``map_over`` or ``reduce_over`` reads in parts; its units are items then."""
+        return self.reduce_over if self.map_over is None else self.map_over
+
+    @property
     def is_plain(self) -> bool:
-        """Whether goal, condition and ``map_over`` cannot refer to anything: ``references`` is empty."""
-        return self.when is None and self.map_over is None and (self.body is not None or "{" not in self.goal)
+        """Whether goal, condition, ``map_over`` and the like cannot refer to anything: ``references`` is
+        empty."""
+        return (
+            self.when is None and self.runs_over is None and (self.body is not None or "{" not in self.goal)
+        )
 
     @property
     def bare_names(self) -> Sequence[str | Dependency] | None:
@@ -172,7 +193,7 @@ class PipelineStep:
 
     @cached_property
     def references(self) -> tuple[Reference, ...]:
-        """Parts of other steps that goal, condition and ``map_over`` refer to.
+        """Parts of other steps that goal, condition, ``map_over`` and the like refer to.
 
         Raises:
             TemplateError: The goal or the condition cannot be read.
@@ -516,6 +537,18 @@ def _map_over(step: str, field: str, value: Any) -> str | None:
     return value
 
 
+def _text(step: str, field: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        _fail(step, field, f"must be text that says something, not {value!r}.")
+    return value
+
+
+def _tokens(step: str, field: str, value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        _fail(step, field, f"must be a whole number of tokens from 1 on, not {value!r}.")
+    return value
+
+
 def _settings(step: str, field: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         _fail(step, field, f"must be a dict such as {{'temperature': 0.0}}, not {value!r}.")
@@ -560,10 +593,24 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "final": _final,
     "instructions": _instructions,
     "models": _models,
+    "reduce_over": _map_over,
+    "group_by": _text,
+    "combine": _text,
+    "reduce_tokens": _tokens,
 }
 """By field, what returns a value that was passed as a step is to have it, or raises."""
 
-_TOGETHER = frozenset({"agent", "models", "instructions", "output_mode", "remember", "max_failures"})
+_OF_REDUCE = {
+    "reduce_over": "--reduce-over",
+    "group_by": "--group-by",
+    "combine": "--combine",
+    "reduce_tokens": "--reduce-tokens",
+}
+"""Fields of steps with ``reduce_over``, each with its option."""
+
+_TOGETHER = frozenset(
+    {"agent", "models", "instructions", "output_mode", "remember", "max_failures", *_OF_REDUCE}
+)
 """Fields that are allowed for some kinds of steps only."""
 
 
@@ -588,6 +635,25 @@ def _check_together(step: Any) -> None:
     if not isinstance(step.remember, bool) or (step.remember and step.is_python):
         _fail(name, "remember", "must be True or False, and is for agent steps only; "
               "Python steps call context.learn and context.save_memory.")  # fmt: skip
+    if any(getattr(step, field) is not None for field in _OF_REDUCE):
+        _check_reduce(step)
+
+
+def _check_reduce(step: Any) -> None:
+    name = step.name
+    if step.reduce_over is None:
+        field = next(field for field in _OF_REDUCE if getattr(step, field) is not None)
+        _fail(name, field, f"belongs to reduce_over (--reduce-over). Name the step whose rows are to become "
+              f"one answer, or leave {_OF_REDUCE[field]} ({field}=) out.")  # fmt: skip
+    if step.is_python:
+        _fail(name, "reduce_over", "is for agent steps; a Python step reads all rows as they are. Leave it "
+              f"out and write {step.reduce_over} in its code.")  # fmt: skip
+    if step.map_over is not None:
+        _fail(name, "reduce_over", "and map_over exclude each other: one makes an answer of all rows, the "
+              "other one of each. Leave one of them out, or write two steps.")  # fmt: skip
+    if AGENT_KINDS[step.agent] is not SINGLE:
+        _fail(name, "reduce_over", f"is for steps that answer at once, and agent is {step.agent!r}. "
+              f"Leave {AGENT_KINDS[step.agent].option} (agent=) out.")  # fmt: skip
 
 
 def role_hint(role: object) -> str:

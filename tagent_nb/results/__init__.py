@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = face(
         ),
         "records": "ItemResult LazyMap OutputMap StepResult ending failed_items failure skipped_items",
         "result": "PipelineResult",
-        "rows": "frame_of is_frame rows_of",
+        "rows": "frame_of grouped_frame is_frame is_missing label_keys plain rows_of",
     },
 )

@@ -26,5 +26,9 @@ from tagent_nb.results.records import failure as failure
 from tagent_nb.results.records import skipped_items as skipped_items
 from tagent_nb.results.result import PipelineResult as PipelineResult
 from tagent_nb.results.rows import frame_of as frame_of
+from tagent_nb.results.rows import grouped_frame as grouped_frame
 from tagent_nb.results.rows import is_frame as is_frame
+from tagent_nb.results.rows import is_missing as is_missing
+from tagent_nb.results.rows import label_keys as label_keys
+from tagent_nb.results.rows import plain as plain
 from tagent_nb.results.rows import rows_of as rows_of

@@ -222,7 +222,7 @@ def output_frame(
         raise DefinitionError(f"nested must be {', '.join(map(repr, NESTED))}, not {nested!r}.")
     steps = steps_of(result)
     record = steps.get(step)
-    if record is not None and record.items is not None:
+    if record is not None and record.items is not None and not _is_reduced(record):
         frame = _items_frame(record, objects=nested == "object")
         if source:
             frame = _beside(_source_rows(result, record), frame, result.sources.get(step, ""))
@@ -238,6 +238,11 @@ def output_frame(
         frame = _unnested(frame)
     names = [explode] if isinstance(explode, str) else explode
     return _exploded(frame, names, step, objects=nested == "object")
+
+
+def _is_reduced(step: StepResult) -> bool:
+    """Whether the value of a step with ``reduce_over`` is there, and not only the parts that lead to it."""
+    return step.output is not None and "levels" in step.metadata
 
 
 def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:

@@ -71,10 +71,14 @@ def rows_in(value: Any) -> Sequence[Any] | None:
 def keys_of(value: Any) -> list[str]:
     """The keys of the rows that a value has in a frame, as in :func:`rows_of`, without making the rows."""
     if is_frame(value) or _of_pandas(value, "Series"):
-        labels = value.index.tolist()
-        return [key for key, _, _ in _keyed(labels, labels)]
+        return label_keys(value.index.tolist())
     items = items_of(value)
     return [str(place) for place in range(1 if items is None else len(items))]
+
+
+def label_keys(labels: list[Any]) -> list[str]:
+    """Labels as keys of items: texts, no two of them equal."""
+    return [key for key, _, _ in _keyed(labels, labels)]
 
 
 def items_of(value: Any) -> Sequence[Any] | None:
@@ -216,6 +220,13 @@ def frame_of(values: Sequence[Any], index: Any = None, *, objects: bool = False)
     # A dict of columns would join names that are equal, such as 1 and True.
     frame.columns = index_from(list(names)) if names else pd.Index([], dtype="str")
     return frame
+
+
+def grouped_frame(values: Sequence[Any], labels: Sequence[Any], name: str) -> pd.DataFrame:
+    """:func:`frame_of` of one value a group; the labels of the groups are its index, which has this name."""
+    import pandas as pd
+
+    return frame_of(values, pd.Index(column_of(labels), name=name))
 
 
 def _index_of(values: Sequence[Any], index: Any) -> Any:

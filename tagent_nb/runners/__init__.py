@@ -25,7 +25,8 @@ __getattr__, __dir__, __all__ = face(
         "models.clients": "Models settings_problems",
         "models.local": "ABOUT install_model model_status",
         "models.resolve": (
-            "asks_network check_model model_name model_parts models_behind price too_long unpriced"
+            "asks_network check_model least_window model_name model_parts models_behind price too_long "
+            "unpriced"
         ),
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",

@@ -36,6 +36,7 @@ from tagent_nb.runners.models.local import install_model as install_model
 from tagent_nb.runners.models.local import model_status as model_status
 from tagent_nb.runners.models.resolve import asks_network as asks_network
 from tagent_nb.runners.models.resolve import check_model as check_model
+from tagent_nb.runners.models.resolve import least_window as least_window
 from tagent_nb.runners.models.resolve import model_name as model_name
 from tagent_nb.runners.models.resolve import model_parts as model_parts
 from tagent_nb.runners.models.resolve import models_behind as models_behind

@@ -7,6 +7,7 @@ from tagent_nb.templating.coerce import short_floats as short_floats
 from tagent_nb.templating.coerce import with_index as with_index
 from tagent_nb.templating.template import Reference as Reference
 from tagent_nb.templating.template import evaluate as evaluate
+from tagent_nb.templating.template import group_column as group_column
 from tagent_nb.templating.template import literal as literal
 from tagent_nb.templating.template import lookup as lookup
 from tagent_nb.templating.template import reads_items as reads_items

@@ -38,7 +38,7 @@ __all__ = [
     "view",
 ]
 
-Kind = Literal["goal", "when", "map"]
+Kind = Literal["goal", "when", "map", "reduce", "group"]
 
 _MARKS = ("{{", "{%", "{#")
 _NAME = r"([^\s.\[\]'\"]+)"
@@ -52,7 +52,7 @@ class Reference:
     Attributes:
         step: The other step's name.
         path: Fields and indices from the value to the part; empty for the whole value.
-        kind: Where it is written: in the goal, the condition or ``map_over``.
+        kind: Where it is written: in a goal, the condition, ``map_over``, ``reduce_over`` or ``group_by``.
     """
 
     step: str
@@ -116,10 +116,16 @@ class Templated(Protocol):
     def when(self) -> str | Conditioned | None: ...
     @property
     def map_over(self) -> str | None: ...
+    @property
+    def reduce_over(self) -> str | None: ...
+    @property
+    def group_by(self) -> str | None: ...
+    @property
+    def combine(self) -> str | None: ...
 
 
 def references_of(step: Templated) -> tuple[Reference, ...]:
-    """What a step's goal, condition and ``map_over`` read of other steps, in that order.
+    """What a step's goals, condition, ``map_over`` and the like read of other steps, in that order.
 
     The goal of a Python step is its description, and reads nothing.
 
@@ -129,30 +135,55 @@ def references_of(step: Templated) -> tuple[Reference, ...]:
     references: list[Reference] = []
     if step.body is None and is_template(step.goal):
         references.extend(_chains(step.goal, step.name, "goal"))
+        if step.combine is not None:
+            references.extend(_chains(step.combine, step.name, "goal", "combine"))
     if isinstance(step.when, str):
         references.extend(_chains(step.when, step.name, "when"))
     elif step.when is not None:
         references.extend(step.when.references())
-    if step.map_over is not None:
-        try:
-            references.append(Reference.parse(step.map_over, "map"))
-        except TemplateError as error:
-            raise TemplateError(f"Step {step.name!r}, map_over: {error}") from None
+    kinds: dict[Kind, str | None] = {"map": step.map_over, "reduce": step.reduce_over}
+    for kind, text in kinds.items():
+        if text is not None:
+            try:
+                references.append(Reference.parse(text, kind))
+            except TemplateError as error:
+                raise TemplateError(f"Step {step.name!r}, {kind}_over: {error}") from None
+    if step.group_by is not None and references[-1].kind == "reduce":
+        column = group_column(step.group_by, references[-1])
+        references += [column] if isinstance(column, Reference) else []
     return tuple(dict.fromkeys(references))
 
 
-def _chains(source: str, step: str, kind: Kind) -> Iterator[Reference]:
+def group_column(group_by: str, source: Reference) -> Reference | tuple[str, ...]:
+    """What ``group_by`` names beside ``reduce_over``: the path of a field of the rows, or a column elsewhere.
+
+    ``"label"`` is a field; so is ``"classify.label"`` where ``source`` is ``classify``; ``"load.product"`` is
+    a column of ``load``.
+    """
+    try:
+        reference = Reference.parse(group_by, "group")
+    except TemplateError:
+        return (group_by,)  # a column may have any name
+    if not reference.path:
+        return (group_by,)
+    if reference.step != source.step:
+        return reference
+    inside = reference.path[: len(source.path)] == source.path
+    return reference.path[len(source.path) :] if inside else reference.path
+
+
+def _chains(source: str, step: str, kind: Kind, place: str = "") -> Iterator[Reference]:
     from tagent_nb.templating.sandbox import Problem, chains_of
 
     try:
         for name, path in chains_of(source, kind == "when"):
             yield Reference(name, path, kind)
     except Problem as problem:
-        _fail(step, kind, problem)
+        _fail(step, kind, problem, place)
 
 
-def _fail(step: str, kind: Kind, problem: Problem) -> NoReturn:
-    place = f"goal line {problem.line}" if kind == "goal" else kind
+def _fail(step: str, kind: Kind, problem: Problem, place: str = "") -> NoReturn:
+    place = f"{place or kind} line {problem.line}" if kind == "goal" else kind
     raise TemplateError(f"Step {step!r}, {place}: {problem.text}") from problem.__cause__
 
 

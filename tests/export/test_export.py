@@ -130,6 +130,14 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         tools_filter=[],
         budget=0.5,
     )
+    pipeline.step(
+        "sum_up",
+        "Sum up.",
+        reduce_over="each",
+        group_by="load.0",
+        combine="Join\n{{ each }}",
+        reduce_tokens=2000,
+    )
     module = load(export_module(pipeline))
     assert pipeline_to_dict(module.pipeline) == pipeline_to_dict(pipeline)
     assert module.Sentiment is Sentiment

@@ -58,7 +58,7 @@ def offered(session: Session, text: str) -> list[str]:
         ("%tagent_compare r", ["reviews"]),
         ("%tagent_compare strict r", ["reviews"]),
         ("%tagent_compare r --answer c", []),
-        ("%tagent_fork strict --set classify.g", ["classify.goal="]),
+        ("%tagent_fork strict --set classify.go", ["classify.goal="]),
         ("%tagent_nest ", ["on"]),
         ("%tagent_run --resume --res", []),
         ("%tagent_status x", []),

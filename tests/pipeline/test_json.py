@@ -104,6 +104,10 @@ def reviews() -> Pipeline:
             name="report",
             goal="Report {{ count }}",
             when=And(IsGreaterThan("count", 0), Not(IsEqualTo("count", (1, 2)))),
+            reduce_over="load",
+            group_by="stars",
+            combine="Join {{ load }}",
+            reduce_tokens=2000,
         )
     )
     return pipeline

@@ -14,6 +14,7 @@ from tagent_nb.engine.dry_run.quote import prompt_of, quote
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
+from tagent_nb.engine.unit.reduce import Reduction
 from tagent_nb.engine.unit.work import (
     NOT_ASKED,
     NOT_CACHED,
@@ -204,6 +205,8 @@ class DryRun:
             return await self._in_the_dark(prepared, unsure), UNKNOWN
         if step.map_over is not None:
             return await self._judge_items(prepared, outputs)
+        if step.reduce_over is not None:
+            return await self._judge_parts(prepared, outputs)
         work = await self._preparation.work_item(prepared, outputs)
         action, output = await self._answer(work)
         if action:
@@ -269,6 +272,47 @@ class DryRun:
             why = f"{why}; {count(len(too_long), 'item')} will fail: {too_long[0]}"
         return StepPlan(step.name, "run", why, **counts), UNKNOWN
 
+    async def _judge_parts(
+        self, prepared: PreparedStep, outputs: Mapping[str, Output | None]
+    ) -> tuple[StepPlan, StepForecast]:
+        """A step with ``reduce_over``: calls of a level are known once all those before are answered."""
+        step = prepared.step
+        reduction = Reduction(self._context, self._preparation, prepared, outputs, self._recorder.memory)
+        if reduction.is_empty:
+            return _gone(step, "skip", reduction.why_empty)
+        actions: list[str] = []
+        too_long: list[str] = []
+        known = True
+        while known and (parts := await reduction.parts()):
+            answers = {}
+            for part in parts:
+                work = await reduction.work_item(part)
+                action, output = await self._answer(work)
+                if output is not None:
+                    answers[part.key] = output.value
+                elif not self._twin(work):
+                    problem = self._note_prompt(work)
+                    too_long += [f"part {part.text}: {problem}"] if problem else []
+                actions.append(action)
+                await asyncio.sleep(0)
+            known = len(answers) == len(parts)
+            if known:
+                reduction.take(answers)
+        if known:
+            action = "recorded" if set(actions) == {"recorded"} else "cached"
+            plan, forecast = self._answered(step, action, StoredValue.of(reduction.value))
+            return replace(plan, items=len(actions), items_done=len(actions)), forecast
+        done = sum(map(bool, actions))
+        if self._is_missed(step):
+            why = "the run is offline: recorded calls answer, or parts fail"
+            return StepPlan(step.name, "may run", why, items=len(actions), items_done=done), UNKNOWN
+        why = await self._why(await whole(self._preparation, prepared, outputs))
+        if done:
+            why = "the other parts of the rows are new, have changed, or failed"
+        if too_long:
+            why = f"{why}; {count(len(too_long), 'part')} will fail: {too_long[0]}"
+        return StepPlan(step.name, "run", why, items=len(actions), items_done=done), UNKNOWN
+
     # -- who answers ------------------------------------------------------------------------
 
     async def _answer(self, work: WorkItem) -> tuple[str, Output | None]:
@@ -308,7 +352,7 @@ class DryRun:
     def _unsure(self, prepared: PreparedStep) -> list[str]:
         """What a step reads that is not certain, in words: parts of steps that run, and what these learn."""
         step, references = prepared.step, prepared.references
-        if step.map_over is not None:
+        if step.runs_over is not None:
             source = prepared.source
             references = [*(part for part in references if part.step != source.step), source]
         reasons = {

@@ -71,7 +71,7 @@ class EarlierRuns:
 
     async def units(self, step: PipelineStep) -> int:
         """How many units of a step are to run whose source is yet to come: as many as the last time."""
-        if step.map_over is None:
+        if step.runs_over is None:
             return 1
         memory = await self._last(step.name)
         items = None if memory is None else memory.steps[step.name].items

@@ -56,7 +56,7 @@ class Execution:
         attempts: Gets the values of units that neither a record nor the cache answers for.
         signals: Whether anything may start, and whether the run fails.
         checks: Looks at values before they are stored.
-        run_mapped: Runs a step over items.
+        run_mapped: Runs a step that has items: one with ``map_over`` or ``reduce_over``.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Execution:
             reason = unmet_condition(self._context, recorder, step, step.when, outputs)
             if reason is not None:
                 return await recorder.record(reason)
-        if step.map_over is not None:
+        if step.runs_over is not None:
             return await self._run_mapped(prepared, outputs)
         if not prepared.short:
             try:

@@ -102,7 +102,7 @@ class MapExecution:
         why = await self._preparation.why_it_runs(work)
         recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
         limit = FailureLimit(step)
-        left = await self._run_items(prepared, units, await self._wanted(step, outputs, rows, limit), limit)
+        left = await self.run_items(prepared, units, await self._wanted(step, outputs, rows, limit), limit)
         # From here on others act on what the items gave.
         await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
@@ -145,8 +145,8 @@ class MapExecution:
                 await asyncio.sleep(0)
         return wanted
 
-    async def _run_items(
-        self, prepared: PreparedStep, units: ItemUnits, rows: list[Row], limit: FailureLimit
+    async def run_items(
+        self, prepared: PreparedStep, units: ItemUnits, rows: Sequence[Row], limit: FailureLimit
     ) -> int:
         """Workers that share one iterator: 50,000 items are never 50,000 tasks.
 
@@ -362,12 +362,15 @@ class _Queue:
 
 
 async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepOutputs) -> WorkItem:
-    """The fingerprint of the mapped step as a whole, over the whole of its source."""
+    """The fingerprint of a step with items as a whole, over the whole of its source."""
     step, source = prepared.step, prepared.source
     references = [reference for reference in prepared.references if reference.step != source.step]
     condition = step.item_condition
     if condition is None:
-        return await preparation.work_item(prepared, outputs, references=[*references, source])
+        fields = {name: getattr(step, name) for name in ("group_by", "combine", "reduce_tokens")}
+        more = {name: str(text) for name, text in fields.items() if text is not None}
+        references += [reference for reference in step.references if reference.kind == "group"]
+        return await preparation.work_item(prepared, outputs, references=[*references, source], more=more)
     # Which items have a value depends on it; each item's own does not.
     references += [
         reference
@@ -375,11 +378,15 @@ async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepO
         if reference.kind == "when" and reference.step != source.step
     ]
     text = condition if isinstance(condition, str) else condition.describe()
-    return await preparation.work_item(prepared, outputs, references=[*references, source], when=text)
+    return await preparation.work_item(
+        prepared, outputs, references=[*references, source], more={"when": text}
+    )
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
-    """The items that a mapped step runs over; none if its source is allowed to end without a value and did.
+    """The items that a mapped step runs over, or the rows of one that reduces them.
+
+    There are none if its source is allowed to end without a value, and did.
 
     Raises:
         StepError: The value of its source has no items.
@@ -387,11 +394,12 @@ def source_rows(step: PipelineStep, output: Output | None, source: Reference) ->
     """
     if output is None:
         return []
+    cannot = "cannot map over" if step.reduce_over is None else "cannot reduce"
     value = source_value(output, source)
     if value is None:
         what = f"{source.text} of its value is None" if source.path else "its value is None"
         raise StepError(
-            f"Step {step.name!r} cannot map over step {source.step!r}: {what}. Let {source.step!r} return "
+            f"Step {step.name!r} {cannot} step {source.step!r}: {what}. Let {source.step!r} return "
             "a list or a DataFrame, an empty one if there is nothing to do."
         )
     from tagent_nb.results import rows_of
@@ -399,7 +407,7 @@ def source_rows(step: PipelineStep, output: Output | None, source: Reference) ->
     try:
         return rows_of(value)
     except TypeError as error:
-        raise StepError(f"Step {step.name!r} cannot map over {step.map_over!r}: {error}") from None
+        raise StepError(f"Step {step.name!r} {cannot} {step.runs_over!r}: {error}") from None
 
 
 def source_value(output: Output | None, source: Reference) -> Any:

@@ -81,7 +81,7 @@ class PreparedStep:
             self.plain is not None
             and not self.plain.provided
             and step.when is None
-            and step.map_over is None
+            and step.runs_over is None
             and not context.keyed
         )
 
@@ -202,7 +202,7 @@ class PreparedStep:
 
     @cached_property
     def source(self) -> Reference:
-        """What it maps over; only a mapped step has it."""
+        """What it maps over, or reduces; only steps that do have it."""
         return source_of(self.step)
 
     @cached_property
@@ -265,8 +265,8 @@ def model_of(pipeline: Pipeline, step: PipelineStep, default: Any) -> Any:
 
 
 def source_of(step: PipelineStep) -> Reference:
-    """What a mapped step maps over."""
-    return _source(step.map_over or "")
+    """What a mapped step maps over, or one with ``reduce_over`` reduces."""
+    return _source(step.runs_over or "")
 
 
 @lru_cache(maxsize=1024)

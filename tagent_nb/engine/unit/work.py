@@ -117,7 +117,7 @@ class Preparation:
         outputs: Mapping[str, Output | None],
         item: str | None = None,
         references: Sequence[Reference] | None = None,
-        when: str = "",
+        more: Mapping[str, str] | None = None,
     ) -> WorkItem:
         """A unit with its fingerprint; large values are examined in a thread.
 
@@ -126,7 +126,7 @@ class Preparation:
             outputs: What it may read, by name; for an item, the item stands for its source.
             item: The item's key.
             references: What it reads, where that is not what the step says.
-            when: The condition by which a mapped step as a whole leaves items out.
+            more: What of its definition counts for a step as a whole and for none of its items, as texts.
         """
         facts, memories = self._facts_for(prepared)
         if not self._context.keyed:
@@ -135,8 +135,8 @@ class Preparation:
 
         parts = prepared.references if references is None else references
         components = await self._components(prepared, outputs, parts)
-        if when:
-            components["when"] = text_digest(when)
+        for name, text in (more or {}).items():
+            components[name] = text_digest(text)
         key = unit_key(components)
         components.update(GENERATION)
         return WorkItem(prepared, outputs, key, components, item, facts, memories)
@@ -209,7 +209,7 @@ class Preparation:
         sentences = explain(components, work.components, None, None)
         if sentences:
             return "; ".join(sentences)
-        if work.step.map_over is not None:
+        if work.step.runs_over is not None:
             return ended  # without failed items, these say for themselves whether they were cached
         return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
 
@@ -217,7 +217,7 @@ class Preparation:
 
     def _facts_for(self, prepared: PreparedStep) -> tuple[dict[str, Any], dict[str, Any]]:
         memory, step = self._recorder.memory, prepared.step
-        if step.map_over is None:
+        if step.runs_over is None:
             return known_facts(memory, step) if memory.facts or memory.memories else ({}, {})
         if prepared.facts is None:
             prepared.facts = known_facts(memory, step)

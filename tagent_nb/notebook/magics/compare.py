@@ -17,7 +17,18 @@ from tagent_nb.notebook.magics.parsing import arguments, names, option
 from tagent_nb.notebook.session import Session
 from tagent_nb.results import PipelineResult
 
-_TEXTS = ("goal", "instructions", "when", "map_over", "output_mode", "agent", "budget")
+_TEXTS = (
+    "goal",
+    "instructions",
+    "when",
+    "map_over",
+    "reduce_over",
+    "group_by",
+    "combine",
+    "output_mode",
+    "agent",
+    "budget",
+)
 """Fields of a step that are texts, whatever they look like."""
 
 

@@ -103,7 +103,7 @@ class MagicCompleter:
             return fragment, list(_MODELS), True
         if before == "--on-change":
             return fragment, ["refuse", "rerun"], False
-        if before == "--map-over":
+        if before in ("--map-over", "--reduce-over"):
             return fragment, [*self._steps(), *self._variables()], False
         if before in _STEP_OPTIONS or (not before and magic in _STEP_MAGICS):
             return fragment.rpartition(",")[2], self._steps(), False

@@ -132,6 +132,16 @@ class DefineMagics(NotebookMagics):
     @option("--instructions", metavar="TEXT", help="System prompt of this step, in place of the pipeline's.")
     @option("--output-mode", choices=OUTPUT_MODES, help="How the model is asked for a schema.")
     @option("--map-over", metavar="STEP", help="Run once for each item or row of this step or variable.")
+    @option(
+        "--reduce-over",
+        metavar="STEP",
+        help="Make one answer of all rows of this step or variable, in parts.",
+    )
+    @option(
+        "--group-by", metavar="FIELD", help="One answer for each value of this field: label, load.product."
+    )
+    @option("--combine", metavar="TEXT", help="How answers to parts of the rows become one.")
+    @option("--reduce-tokens", type=int, metavar="N", help="Most tokens of rows in one call.")
     @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
     @option(
         "--max-failures",

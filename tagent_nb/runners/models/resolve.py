@@ -258,6 +258,12 @@ def context_window(model: Any) -> int | None:
     return max(known_windows) if len(known_windows) == len(windows) else None
 
 
+def least_window(model: Any) -> int | None:
+    """As :func:`context_window`, but of several models behind a fallback the smallest that is known."""
+    windows = [_window(model_name(inner)) for inner in models_behind(model)]
+    return min((window for window in windows if window is not None), default=None)
+
+
 @functools.lru_cache(maxsize=256)
 def _window(name: str) -> int | None:
     if is_local(name):
@@ -290,7 +296,8 @@ def too_long(model: Any, task: str) -> str:
     return (
         f"its prompt has {len(task):,} characters, at least {least:,} tokens, and "
         f"{model_name(model)!r} reads {window:,} at once. Run the step for each row (map_over, --map-over), "
-        "let the goal refer to less, or choose a model that reads more"
+        "let it read many rows in parts (reduce_over, --reduce-over), let the goal refer to less, or choose "
+        "a model that reads more"
     )
 
 
