@@ -169,6 +169,15 @@ def _parser() -> argparse.ArgumentParser:
         help="carry on the newest run, or this one: recorded steps are not run again",
     )
     run.add_argument(
+        "--retry-failed",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="STEPS",
+        help="carry on the newest run, or that of --resume, and run failed rows of these mapped steps (a,b) "
+        "again, or of all; steps below run again if what they read has changed",
+    )
+    run.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="most seconds that this run may take, waits included"
     )
     run.add_argument(
@@ -274,7 +283,11 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     table = sys.stderr if str(args.json) == "-" else sys.stdout
     try:
         result = executor.run(
-            resume=args.resume, offline=args.offline or None, budget=args.budget, timeout=args.timeout
+            resume=args.resume,
+            offline=args.offline or None,
+            budget=args.budget,
+            timeout=args.timeout,
+            retry_failed=_names(args.retry_failed),
         )
     except KeyboardInterrupt:
         if executor.result is not None:
@@ -293,6 +306,10 @@ def _run(args: argparse.Namespace, _: object) -> bool:
     )
     _print(f"tagent-nb: {problem}. Run {result.run_id} has ended{recorded}.", sys.stderr)
     return False
+
+
+def _names(words: str | bool) -> list[str] | bool:
+    return words if isinstance(words, bool) else [name.strip() for name in words.split(",")]
 
 
 def _where(args: argparse.Namespace) -> str:

@@ -137,6 +137,32 @@ def test_a_run_keeps_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "demo.py", "--model", "test", "--resume", "--budget", "9 requests"]) == 0
 
 
+def test_failed_rows_are_tried_again_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name says of which steps, none says of all."""
+    Path("rows.py").write_text(
+        "from pathlib import Path\n"
+        "from tagent_nb import Pipeline\n"
+        "pipeline = Pipeline('rows')\n"
+        "@pipeline.task\n"
+        "def load():\n"
+        "    return [1, 2, 3]\n"
+        "@pipeline.task(map_over='load', min_success=0.5, max_retries=0)\n"
+        "def each(item):\n"
+        "    with Path('ran').open('a') as file:\n"
+        "        file.write(str(item))\n"
+        "    assert item != 2 or Path('luck').exists()\n"
+        "    return item\n"
+    )
+    assert main(["run", "rows.py"]) == 0
+    assert main(["run", "rows.py", "--retry-failed", "load, each"]) == 1
+    assert "step 'load' has no failed rows" in capsys.readouterr().err
+    assert main(["run", "rows.py", "--retry-failed", "each"]) == 0
+    Path("luck").touch()
+    assert main(["run", "rows.py", "--retry-failed", "--json", "out.json"]) == 0
+    assert PipelineResult.from_json(Path("out.json").read_text())["each"] == [1, 2, 3]
+    assert Path("ran").read_text()[3:] == "22"
+
+
 def test_runs_and_answers_go_where_notebooks_look_for_them() -> None:
     assert Path(STATE_FOLDER) == cli.STATE_FOLDER
     assert main(["run", "demo.py", "--model", "test"]) == 0

@@ -22,6 +22,7 @@ class RunOptions:
 
     Attributes:
         timeout: Most seconds of this session, in place of the pipeline's.
+        retry_failed: Steps whose failed items are run again though the step has a value, or ``True``: all.
         inherits: Names of the switches that are as they were in the run that is carried on.
         still_forced: Steps that this run was to force and that have not ended since: the cache does not
             answer for them. Records do: what they hold of these steps was made since.
@@ -35,12 +36,17 @@ class RunOptions:
     on_change: str = "refuse"
     budget: Budget | Literal[False] | None = None
     timeout: float | None = None
+    retry_failed: bool | frozenset[str] = False
     inherits: frozenset[str] = frozenset()
     still_forced: frozenset[str] = frozenset()
 
     def forces(self, step: str) -> bool:
         """Whether neither cache nor record may answer for this step."""
         return self.force is True or (self.force is not False and step in self.force)
+
+    def retries(self, step: str) -> bool:
+        """Whether failed items of this step are run again though it has a value."""
+        return self.retry_failed is True or (self.retry_failed is not False and step in self.retry_failed)
 
     def passes_cache(self, step: str) -> bool:
         """Whether the cache may not answer for this step."""
@@ -100,6 +106,9 @@ class RunContext:
         reads_inputs: Names of the inputs that each step reads, of those steps that read any.
         recorded: Recorded events by (step, item), for units whose fingerprint is still the same.
         keyed: Whether fingerprints are worked out.
+        retried: Failed items that are run again, by step; filled when it is judged what is recorded.
+        trusted: Mapped steps whose items answer though they were recorded without fingerprints: neither the
+            step nor what it reads has changed; filled likewise.
         token: That of the run's lease; ``None`` for a run that records nothing.
     """
 
@@ -112,3 +121,5 @@ class RunContext:
     recorded: Mapping[tuple[str, str | None], StepFinished | StepCached]
     keyed: bool
     token: int | None = None
+    retried: dict[str, int] = field(default_factory=dict)
+    trusted: set[str] = field(default_factory=set)

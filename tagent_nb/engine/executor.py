@@ -223,6 +223,7 @@ class PipelineExecutor:
         budget: Budget | float | str | None = None,
         inputs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        retry_failed: bool | str | Iterable[str] = False,
     ) -> PipelineResult:
         """Run the pipeline on the current loop.
 
@@ -245,6 +246,9 @@ class PipelineExecutor:
                 and records them when it begins; one that is carried on has those it recorded.
             timeout: Most seconds that this session may take, waits included, in place of the pipeline's. A
                 run that takes longer is stopped, fails, and can be resumed.
+            retry_failed: Carry on the newest run, or the one that ``resume`` names, and run the failed items
+                of these mapped steps again (``True``: of all), also where a step has a value since enough
+                of them succeeded. Steps below run again if what they read has changed by it.
 
         Returns:
             The result. A cancelled run returns what it has, with ``cancelled`` set, and one that ran out of
@@ -252,9 +256,10 @@ class PipelineExecutor:
 
         Raises:
             PipelineValidationError: The definition has problems; it names all of them.
-            DefinitionError: A budget cannot be read, or is in USD and a model's price is unknown.
+            DefinitionError: A budget cannot be read, or is in USD and a model's price is unknown; or
+                ``retry_failed`` names a step of which nothing has failed.
             ModelError: A model cannot be used. Nothing was run.
-            UnknownStepError: ``force`` or ``until`` names no step.
+            UnknownStepError: ``force``, ``until`` or ``retry_failed`` names no step.
             ResumeConflictError: Recorded steps have changed and ``on_change`` is ``"refuse"``.
             NotStoredError: There is no run to resume.
             RunInProgressError: This executor is running already.
@@ -278,6 +283,7 @@ class PipelineExecutor:
                 use_cache=use_cache,
                 on_change=on_change,
                 budget=budget,
+                retry_failed=retry_failed,
             )
             limit = checked_timeout("The run", timeout)
             options = replace(options, timeout=limit or self.pipeline.timeout or self.defaults.timeout)
@@ -297,6 +303,21 @@ class PipelineExecutor:
         except KeyboardInterrupt:
             self.cancel()  # once more, in case that it came before the wait began
             raise
+
+    def retry_failed(self, *steps: str, **options: Any) -> PipelineResult:
+        """Run the failed items of mapped steps again, and nothing else but what reads them; as :meth:`run`.
+
+        It carries on the newest run, or the one that ``resume`` names. What else of that run is not done,
+        such as a step that failed, is done as well.
+
+        Args:
+            steps: Names of mapped steps; without any it is all that have failed items.
+            **options: Those of :meth:`execute`.
+
+        Raises:
+            DefinitionError: Nothing of these steps has failed.
+        """
+        return self.run(retry_failed=steps or True, **options)
 
     def start(self, **options: Any) -> RunHandle:
         """:meth:`execute` in the background; returns at once with a handle. Inputs are taken before that.
@@ -344,6 +365,7 @@ class PipelineExecutor:
         on_change: str = "refuse",
         budget: Budget | float | str | None = None,
         inputs: Mapping[str, Any] | None = None,
+        retry_failed: bool | str | Iterable[str] = False,
     ) -> Plan:
         """What :meth:`execute` would do with the same options, and why. Calls no runner, records nothing.
 
@@ -366,6 +388,7 @@ class PipelineExecutor:
             use_cache=use_cache,
             on_change=on_change,
             budget=budget,
+            retry_failed=retry_failed,
         )
         taken = self.take_inputs(inputs)
         pipeline = self._checked(options, taken)

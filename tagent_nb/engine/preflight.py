@@ -47,12 +47,13 @@ def run_options(
     use_cache: bool | None,
     on_change: str,
     budget: Budget | float | str | None,
+    retry_failed: bool | str | Iterable[str] = False,
 ) -> RunOptions:
     """The options of a run; see :meth:`PipelineExecutor.execute`.
 
     Raises:
         DefinitionError: One has a value that means nothing.
-        UnknownStepError: ``force`` names no step.
+        UnknownStepError: ``force`` or ``retry_failed`` names no step.
     """
     if on_change not in ("refuse", "rerun"):
         raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
@@ -60,10 +61,9 @@ def run_options(
         raise DefinitionError(f"resume must name one run, or be True for the newest, not {resume!r}.")
     if not isinstance(until, str | None):
         raise DefinitionError(f"until must name one step, not {until!r}.")
-    forced: bool | frozenset[str] = True
-    if force is not True:
-        names = [force] if isinstance(force, str) else list(force or ())
-        forced = frozenset(pipeline.get_step(name).name for name in names)
+    forced, retried = _steps_named(pipeline, force), _steps_named(pipeline, retry_failed)
+    if retried:
+        resume = resume or True
     open_switches = {"offline": offline, "use_cache": use_cache} if resume is not False else {}
     return RunOptions(
         resume,
@@ -73,8 +73,16 @@ def run_options(
         use_cache is not False,
         on_change,
         budget_asked_for(budget),
+        retry_failed=retried,
         inherits=frozenset(name for name, value in open_switches.items() if value is None),
     )
+
+
+def _steps_named(pipeline: Pipeline, steps: bool | str | Iterable[str]) -> bool | frozenset[str]:
+    if steps is True:
+        return True
+    names = [steps] if isinstance(steps, str) else list(steps or ())
+    return frozenset(pipeline.get_step(name).name for name in names)
 
 
 def part_of(pipeline: Pipeline, until: str | None) -> Pipeline:

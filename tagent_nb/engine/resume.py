@@ -12,9 +12,9 @@ from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.unit.map import whole
 from tagent_nb.engine.unit.prepared import PreparedStep
 from tagent_nb.engine.unit.work import Preparation, is_heavy
-from tagent_nb.errors import ResumeConflictError, TagentError
+from tagent_nb.errors import DefinitionError, ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunResumed, StepCached, StepFinished
-from tagent_nb.pipeline import Pipeline
+from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
 from tagent_nb.serde import unreadable
 from tagent_nb.user_objects import blame
 
@@ -113,6 +113,7 @@ async def judge(
             not see two values.
     """
     verdict = Verdict()
+    context.retried.update(failed_rows(context, recorder.memory))
     records, scheduler = context.recorded, recorder.machine.scheduler
     kept: set[str] = set()
     with_items = {step for step, item in records if item is not None}
@@ -120,10 +121,12 @@ async def judge(
     for name in scheduler.get_execution_order():
         step = context.pipeline.get_step(name)
         recorded = records.get((name, None))
-        if recorded is None and name in old and name in with_items:
+        if recorded is None and name in with_items:
             # A map that was stopped half-way has no fingerprint of its own yet.
-            if _asked(old[name]) != _asked(new.get(name, {})):
+            if name in old and _asked(old[name]) != _asked(new.get(name, {})):
                 verdict.changed[name] = ["its definition changed"]
+            elif _is_same_object(recorder, step) and kept.issuperset(scheduler.dependency_graph[name]):
+                context.trusted.add(name)
             continue
         if recorded is None or context.options.forces(name):
             continue
@@ -137,6 +140,8 @@ async def judge(
         )
         if differences:
             verdict.changed[name] = differences
+        elif name in context.retried:
+            context.trusted.add(name)
         else:
             kept.add(name)
             verdict.kept.append(name)
@@ -164,11 +169,9 @@ async def _differences(
 ) -> list[str]:
     if not recorded.key:
         # Recorded by this process without fingerprints: its definitions are still at hand.
-        before, step = recorder.memory.pipeline, prepared.step
-        if before is None:
+        if recorder.memory.pipeline is None:
             return ["it was recorded in memory by another executor, so whether it changed is unknown"]
-        same = step.name in before and before.get_step(step.name) == step
-        return [] if same else ["its definition changed"]
+        return [] if _is_same_object(recorder, prepared.step) else ["its definition changed"]
     try:
         if prepared.step.runs_over is not None:
             work = await whole(preparation, prepared, outputs)
@@ -188,6 +191,40 @@ async def _differences(
     if not differing(recorded.components, components, old, new):
         return []
     return explain(recorded.components, components, old, new)
+
+
+def failed_rows(context: RunContext, memory: PipelineMemory) -> dict[str, int]:
+    """How many items of which steps are to be run again since they failed.
+
+    Raises:
+        DefinitionError: The run is to do so, and nothing of the steps that it names has failed.
+    """
+    options = context.options
+    if not options.retry_failed:
+        return {}
+    failed = {}
+    for name, step in memory.steps.items():
+        if options.retries(name) and name in context.pipeline:
+            items = sum(item.status is StepStatus.FAILED for item in (step.items or {}).values())
+            if items:
+                failed[name] = items
+    whole = {name for name, step in memory.steps.items() if step.status is StepStatus.FAILED}
+    named = options.retry_failed if isinstance(options.retry_failed, frozenset) else frozenset()
+    without = sorted(named - failed.keys() - whole)
+    if without or not (failed or whole):
+        what = f"step {without[0]!r} has no failed rows" if without else "nothing failed"
+        raise DefinitionError(
+            f"In run {memory.run_id} of pipeline {context.pipeline.name!r} {what}, so there is nothing to "
+            "try again. resume=True (--resume) carries on what was stopped; resume='RUN' (--resume RUN) "
+            "names an earlier run."
+        )
+    return failed
+
+
+def _is_same_object(recorder: Recorder, step: PipelineStep) -> bool:
+    """Whether this process ran the step as it is defined now."""
+    before = recorder.memory.pipeline
+    return before is not None and step.name in before and before.get_step(step.name) == step
 
 
 def _asked(definition: Mapping[str, Any]) -> dict[str, Any]:

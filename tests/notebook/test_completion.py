@@ -46,6 +46,7 @@ def offered(session: Session, text: str) -> list[str]:
         ("%tagent_run --u", ["--until"]),
         ("r = %tagent_run --until c", ["classify"]),
         ("%tagent_run --force load,cl", ["classify"]),
+        ("%tagent_run --retry-failed load,cl", ["classify"]),
         ("x = 1\n%tagent_run --on-change ", ["refuse", "rerun"]),
         ("%%tagent_step a --output-s", ["--output-schema"]),
         ("%%tagent_step a --output-schema S", ["Sentiment"]),

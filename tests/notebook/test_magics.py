@@ -516,6 +516,22 @@ def test_options_of_a_run_reach_it(book: Notebook) -> None:
     assert book.effects("tagent_run --offline") == ""
 
 
+def test_failed_rows_are_tried_again_alone(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    book("tagent_pipeline reviews")
+    book.python("load", "[1, 2, 3]")
+    book.python("each", "1 // (item - bad['row'])", "--map-over load --max-retries 0 --min-success 0.5")
+    book.shell.user_ns["bad"] = {"row": 2}
+    first = book("tagent_run")
+    assert [item is None for item in first["each"]] == [False, True, False]
+    book("tagent_plan --retry-failed")
+    assert "1 failed item is tried again" in book.shown[-1]
+    for line in ("tagent_run --retry-failed each", f"tagent_run --retry-failed --resume {first.run_id}"):
+        again = book(line)
+        assert again.run_id == first.run_id
+        assert again.steps["each"].reason == "1 failed item is tried again"
+    assert "step 'load' has no failed rows" in refused(book, "tagent_run --retry-failed load,each")
+
+
 def test_prices_and_limits_are_set_with_and_without_a_pipeline(book: Notebook) -> None:
     book("tagent_pipeline reviews --price 'openai:a input=1 output=2' --price 'openai:b input=3 output=4'")
     book("tagent_pipeline --limit 'openai concurrency=4 requests=60'")

@@ -280,6 +280,28 @@ def test_a_failed_run_offers_to_retry_and_says_what_refuses_it(
     assert offered(view) == ["run", "force"]
 
 
+def test_failed_rows_of_a_run_that_succeeded_are_tried_again_by_the_same_button(
+    session: Session, shown: CapturingDisplayPublisher, tmp_path: Path
+) -> None:
+    session.namespace["luck"] = str(tmp_path / "luck")  # type: ignore[index]
+    body = "item if __import__('os').path.exists(luck) or item != 2 else 1 / 0"
+    put(session, cell("load", "[1, 2, 3]"))
+    put(session, cell("each", body, map_over="load", min_success=0.5, max_retries=0))
+    panel = live(session)
+    view = begin(panel)
+    ended(panel)
+    assert "1 of 3 items failed in each" in view.head.value
+    assert "--retry-failed" in left(shown)[0]
+    assert offered(view) == ["run", "retry", "force"]
+    (tmp_path / "luck").touch()
+    view.buttons["retry"].click()
+    ended(panel)
+    assert session.result is not None
+    assert session.result["each"] == [1, 2, 3]
+    assert "1 failed item is tried again" in row(view, "each")[2]
+    assert offered(view) == ["run", "force"]
+
+
 def test_force_runs_the_chosen_step_anew_and_nothing_without_a_choice(
     session: Session, shown: CapturingDisplayPublisher, effects: Path
 ) -> None:

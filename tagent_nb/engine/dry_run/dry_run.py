@@ -22,6 +22,7 @@ from tagent_nb.engine.unit.work import (
     WorkItem,
     cached_answer,
     recorded_answer,
+    tried_again,
 )
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepFailed, StepSkipped
@@ -263,7 +264,9 @@ class DryRun:
             why = "the run is offline: recorded calls answer, or items fail"
             return StepPlan(step.name, "may run", why, **counts), UNKNOWN
         why = await self._why(await whole(self._preparation, prepared, outputs))
-        if done:
+        if step.name in self._context.retried:
+            why = tried_again(self._context, step.name)
+        elif done:
             why = "the other items are new, have changed, or failed"
         if skipped:
             left_out = f"its condition skips {skipped} of {len(rows)} items"

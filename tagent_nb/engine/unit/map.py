@@ -18,7 +18,7 @@ from tagent_nb.engine.unit.conditions import item_condition
 from tagent_nb.engine.unit.execute import Execution
 from tagent_nb.engine.unit.failures import FailureLimit
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, read_heavy
+from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, is_trusted, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline import PipelineStep, StepStatus
@@ -209,7 +209,9 @@ class MapExecution:
     def _is_recorded(self, work: WorkItem) -> bool:
         """Whether an earlier session of this run has recorded the very same item."""
         record = self._context.recorded.get(work.unit)
-        if record is None or record.key != work.key or work.prepared.forced:
+        if record is None or work.prepared.forced:
+            return False
+        if record.key != work.key and not is_trusted(self._context, record, work):
             return False
         item = (self._recorder.memory.steps[work.step.name].items or {}).get(str(work.item))
         return item is not None and item.status.has_value

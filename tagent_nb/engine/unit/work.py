@@ -16,6 +16,7 @@ from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.unit.prepared import PreparedStep
 from tagent_nb.errors import CorruptRecordError, StorageError
 from tagent_nb.events import NO_ENTRIES, Output, StepCached, StepFinished, TokenUsage
+from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.results import failed_items
 from tagent_nb.serde import StoredValue
@@ -198,6 +199,8 @@ class Preparation:
             return ""
         if work.prepared.passes_cache:
             return "forced"
+        if work.prepared.name in context.retried:
+            return tried_again(context, work.prepared.name)
         before = await self._last_time(work)
         if before is None:
             return "first run"
@@ -327,7 +330,9 @@ def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepC
     if work.prepared.forced:
         return None
     event = context.recorded.get(work.unit)
-    return event if event is not None and _still_answers(event, work) else None
+    if event is None or not (_still_answers(event, work) or is_trusted(context, event, work)):
+        return None
+    return event
 
 
 async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | None:
@@ -341,6 +346,17 @@ async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | N
     if prepared.cache is None or prepared.passes_cache:
         return None
     return await prepared.cache.aget(work.key, prepared.classes, count=count, ahead=work.ahead)
+
+
+def tried_again(context: RunContext, step: str) -> str:
+    """In words: how many failed items of a step are run again."""
+    items = context.retried[step]
+    return f"{count(items, 'failed item')} {'is' if items == 1 else 'are'} tried again"
+
+
+def is_trusted(context: RunContext, event: StepFinished | StepCached, work: WorkItem) -> bool:
+    """Whether an item's record without a fingerprint answers for it: nothing that it reads has changed."""
+    return not event.key and work.item is not None and work.prepared.name in context.trusted
 
 
 def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:

@@ -16,7 +16,7 @@ from tagent_nb.pipeline import PipelineStep, is_variable
 
 _LINE = re.compile(r"^\s*(?:\w+\s*=\s*)?(%%?)(tagent_\w+)[ \t](.*)$", re.DOTALL)
 _REFERENCE = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?P<step>\w+\.)?(?P<word>\w*)$", re.DOTALL)
-_STEP_OPTIONS = ("--depends-on", "--items", "--until", "--force", "--remove", "--clear")
+_STEP_OPTIONS = ("--depends-on", "--items", "--until", "--force", "--retry-failed", "--remove", "--clear")
 _STEP_MAGICS = ("tagent_explain", "tagent_results")
 _RUN_OPTIONS = ("--resume", "--run")
 HAS_MATCHERS = hasattr(completer, "context_matcher")

@@ -32,6 +32,13 @@ def run_options(function: F) -> F:
                 help="Carry on the last run, or this one.",
             ),
             option(
+                "--retry-failed",
+                nargs="?",
+                const=True,
+                metavar="STEPS",
+                help="Carry on a run, and run failed rows of these mapped steps (a,b) again, or of all.",
+            ),
+            option(
                 "--force", nargs="?", const=True, metavar="STEPS", help="Run these steps anew (a,b), or all."
             ),
             option("--until", metavar="STEP", help="Run only this step and what it depends on."),
@@ -146,7 +153,8 @@ class RunMagics(NotebookMagics):
             )
         return {
             "resume": args.resume,
-            "force": names(args.force) if isinstance(args.force, str) else bool(args.force),
+            "retry_failed": _steps(args.retry_failed),
+            "force": _steps(args.force),
             "until": args.until,
             "offline": args.offline,
             "use_cache": args.cache,
@@ -180,3 +188,8 @@ class RunMagics(NotebookMagics):
         """
         if not self.control.panel().live:
             print("A panel needs a notebook. Here %tagent_run shows a table, %tagent_status a run's state.")
+
+
+def _steps(words: str | bool | None) -> list[str] | bool:
+    """The steps that an option names; ``True`` for all."""
+    return names(words) if isinstance(words, str) else bool(words)

@@ -30,6 +30,7 @@ from tagent_nb.results import (
     PipelineResult,
     RunView,
     StepResult,
+    failed_items,
     head_html,
     item_counts,
     result_view,
@@ -136,8 +137,8 @@ class Panel:
         self._begin()
 
     def retry(self) -> None:
-        """Try the failed steps again."""
-        self._begin(resume=True)
+        """Try failed steps and failed rows again; what is done is not run again."""
+        self._begin(resume=True, retry_failed=self._has_failed())
 
     def force(self) -> None:
         """Run the chosen step anew."""
@@ -363,13 +364,14 @@ class Panel:
         if self.feed is not None and not self.feed.over.is_set():
             view.offer(["stop", "go_on" if phase == "paused" else "pause"], enabled=not self._stopping)
             return
-        more = {
-            "cancelled": ["go_on"],
-            "timed out": ["go_on"],
-            "waiting": ["go_on"],
-            "failed": ["retry"],
-        }.get(phase, [])
-        view.offer(["run", *more, "force"])
+        more = {"cancelled": ["go_on"], "timed out": ["go_on"], "waiting": ["go_on"]}.get(phase, [])
+        again = ["retry"] if phase == "failed" or (phase == "completed" and self._has_failed()) else []
+        view.offer(["run", *more, *again, "force"])
+
+    def _has_failed(self) -> bool:
+        """Whether a step, or a row of one that has a value, has failed in the run that is shown."""
+        steps = (self.workspace.states() or {}).values()
+        return any(step.status is StepStatus.FAILED or failed_items(step) for step in steps)
 
     def _announce(self, view: PanelView, shown: RunView) -> None:
         """Tell screen readers what has changed in the whole, and what failed."""
@@ -391,6 +393,9 @@ def _how_to_go_on(result: PipelineResult) -> str:
         )
     if result.failed_steps:
         return "%tagent_run --resume tries the failed steps again; what is done is not run again."
+    rows = [f"{failed_items(step)} in {name}" for name, step in result.steps.items() if failed_items(step)]
+    if rows and not result.waiting_steps:
+        return f"{'; '.join(rows)}. %tagent_run --retry-failed runs these alone, and what reads them."
     if result.waiting_steps:
         return (
             f"Waiting for approval: {', '.join(result.waiting_steps)}. "

@@ -140,7 +140,12 @@ _BUTTONS = (
     ("stop", "Stop", "stop", "Stop this run; it can be resumed"),
     ("pause", "Pause", "pause", "Start nothing further; what runs goes on"),
     ("go_on", "Resume", "play", "Go on with this run"),
-    ("retry", "Retry failed", "repeat", "Try the failed steps again; what is done is not run again"),
+    (
+        "retry",
+        "Retry failed",
+        "repeat",
+        "Try failed steps and rows again; what is done is not run again",
+    ),
     ("force", "Force step", "bolt", "Run the chosen step anew, cached or not"),
 )
 """Name (also that of the method of :class:`PanelActions`), label, icon of Font Awesome, tooltip; in the order
