@@ -130,8 +130,16 @@ def _client_class() -> type[AsyncClient]:
     import httpx2
     from openai import DefaultAioHttpClient
 
+    parsed = functools.lru_cache(httpx2.URL)
+
     class AioHttpClient(DefaultAioHttpClient):
-        """Says of a lost connection that it is lost: the transport calls each of them a timeout."""
+        """Says of a lost connection that it is lost: the transport calls each of them a timeout.
+
+        The address of each request is parsed once only.
+        """
+
+        def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
+            return super().build_request(method, parsed(url), **options)
 
         async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
             try:
@@ -151,15 +159,16 @@ _OF_THE_CLIENT = ("timeout", "extra_headers", "extra_query")
 
 
 def send_as_given(client: Any) -> None:
-    """Let OpenAI's client send conversations, schemas and settings as they are.
+    """Let OpenAI's client send conversations, schemas and settings as they are, to addresses that it knows.
 
     It would look through them for what is no JSON, which pydantic-ai never gives; that takes a third of the
-    time of a request. What is in ``extra_body`` it takes as it is.
+    time of a request. What is in ``extra_body`` it takes as it is. Its address is always the same.
     """
     from openai import AsyncAzureOpenAI
 
     # Azure's address has the model in it.
     own = (*_OF_THE_CLIENT, "model") if isinstance(client, AsyncAzureOpenAI) else _OF_THE_CLIENT
+    client._prepare_url = functools.lru_cache(client._prepare_url)
     chat, responses = client.chat.completions, client.responses
     chat.create = functools.partial(_create, chat.create, own, ("model", "messages"))
     responses.create = functools.partial(_create, responses.create, own, ())
