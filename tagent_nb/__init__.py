@@ -27,10 +27,11 @@ _load, _names, _public = face(
             "TagentError TemplateError UnknownModelError UnknownStepError"
         ),
         "events": (
-            "ApprovalGiven ApprovalRequested CallRecorded Event FactLearned InputTaken MemorySaved Observer "
-            "RunContinued RunFinished RunPaused RunResumed RunStarted RunUnpaused SharedDataSaved StepCached "
-            "StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress StepRetried StepSkipped "
-            "StepStarted StepStreamed StepUnblocked StepWaiting TokenUsage Warned"
+            "ApprovalGiven ApprovalRequested BatchCancelled BatchPrepared BatchSubmitted CallRecorded Event "
+            "FactLearned InputTaken MemorySaved Observer RunContinued RunFinished RunPaused RunResumed "
+            "RunStarted RunUnpaused SharedDataSaved StepCached StepCancelled StepEvent StepFailed "
+            "StepFinished StepGoesOn StepProgress StepRetried StepSkipped StepStarted StepStreamed "
+            "StepUnblocked StepWaiting TokenUsage Warned"
         ),
         "export": "export_module feed",
         "notebook": "current",

@@ -42,6 +42,9 @@ from tagent_nb.errors import UnknownModelError as UnknownModelError
 from tagent_nb.errors import UnknownStepError as UnknownStepError
 from tagent_nb.events import ApprovalGiven as ApprovalGiven
 from tagent_nb.events import ApprovalRequested as ApprovalRequested
+from tagent_nb.events import BatchCancelled as BatchCancelled
+from tagent_nb.events import BatchPrepared as BatchPrepared
+from tagent_nb.events import BatchSubmitted as BatchSubmitted
 from tagent_nb.events import CallRecorded as CallRecorded
 from tagent_nb.events import Event as Event
 from tagent_nb.events import FactLearned as FactLearned

@@ -344,6 +344,45 @@ class CallRecorded(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class BatchPrepared(StepEvent):
+    """A batch of requests is about to be sent to a provider. It is recorded before that.
+
+    Attributes:
+        marker: What the ids of its requests begin with: ``marker-0``, ``marker-1``, and so on.
+        rows: Items of the step, one a request, in this order.
+        keys: SHA-256 of each request in canonical form.
+    """
+
+    marker: str
+    rows: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class BatchSubmitted(StepEvent):
+    """The provider has taken a batch. It is recorded before anything waits for it.
+
+    Attributes:
+        marker: That of its :class:`BatchPrepared`.
+        handle: What finds it again, as plain data: ``id``, ``provider_name``, ``model_name``,
+            ``request_count`` and the like.
+        supposed: Whether it was taken for that batch by its time and size alone, since its process died
+            before it was recorded, and the provider does not say more.
+    """
+
+    marker: str
+    handle: Mapping[str, Any] = field(default_factory=no_entries)
+    supposed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class BatchCancelled(StepEvent):
+    """The provider was asked to cancel a batch: what it has not answered is to be sent again."""
+
+    marker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class StepRetried(StepEvent):
     """An attempt failed and another follows after ``delay`` seconds."""
 

@@ -31,7 +31,7 @@ ERRORS = words(
 )
 EVENTS = words(
     """
-    ApprovalGiven ApprovalRequested CallRecorded
+    ApprovalGiven ApprovalRequested BatchCancelled BatchPrepared BatchSubmitted CallRecorded
     Event FactLearned InputTaken MemorySaved Observer RunResumed RunContinued RunFinished RunPaused RunStarted
     RunUnpaused
     SharedDataSaved StepCached StepCancelled StepEvent StepFailed StepFinished StepGoesOn StepProgress

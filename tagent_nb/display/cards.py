@@ -21,6 +21,7 @@ from tagent_nb.errors import TagentError
 from tagent_nb.formatting import count, model_label, one_line
 from tagent_nb.pipeline import (
     AGENT_KINDS,
+    THEN_LIVE,
     ExecutionMode,
     Pipeline,
     PipelineStep,
@@ -130,6 +131,8 @@ def _limits(step: PipelineStep) -> str:
         words.append(f"{step.timeout:g} s each attempt")
     if step.max_retries != 3:
         words.append("no retry" if step.max_retries == 0 else f"{step.max_retries} retries")
+    if step.batch:
+        words.append("in batches, then live" if step.batch == THEN_LIVE else "in batches")
     if step.min_success < 1:
         what = "items" if step.reduce_over is None else "parts"
         words.append(f"{step.min_success:.0%} of {what} must succeed")

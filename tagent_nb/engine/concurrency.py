@@ -68,9 +68,11 @@ class SerialLock:
 
     Attributes:
         on_freed: Called when a step has yielded the lock: the next step may start. Who starts steps sets it.
+        on_idle: Called with the name of a step of which no worker is at work.
     """
 
     on_freed: Callable[[], None]
+    on_idle: Callable[[str], None] | None = None
 
     def __init__(self, order: Mapping[str, int]) -> None:
         self._order = order
@@ -116,9 +118,17 @@ class SerialLock:
     def leave(self, step: str) -> None:
         """A worker of a mapped step finds nothing more to do. Workers that wait need no lock."""
         self._working[step] = left = self._working.get(step, 1) - 1
-        if not left and self._waiting.get(step) and self._holder == step:
+        if left:
+            return
+        if self._waiting.get(step) and self._holder == step:
             self._holder = None
             self.on_freed()
+        if self.on_idle is not None:
+            self.on_idle(step)
+
+    def workers(self, step: str) -> int:
+        """How many workers of a step are at work."""
+        return self._working.get(step, 0)
 
     def yield_lock(self, step: str) -> None:
         """A worker of this step waits for a person. The last one at work gives the lock away."""

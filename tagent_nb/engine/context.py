@@ -24,6 +24,7 @@ class RunOptions:
         timeout: Most seconds of this session, in place of the pipeline's.
         retry_failed: Steps whose failed items are run again though the step has a value, or ``True``: all.
         inherits: Names of the switches that are as they were in the run that is carried on.
+        wait: Whether the run waits for batches; else it ends while the provider has them.
         still_forced: Steps that this run was to force and that have not ended since: the cache does not
             answer for them. Records do: what they hold of these steps was made since.
     """
@@ -37,6 +38,7 @@ class RunOptions:
     budget: Budget | Literal[False] | None = None
     timeout: float | None = None
     retry_failed: bool | frozenset[str] = False
+    wait: bool = True
     inherits: frozenset[str] = frozenset()
     still_forced: frozenset[str] = frozenset()
 
@@ -70,6 +72,7 @@ class RunServices:
         max_concurrency: Most attempts at the same time.
         network_concurrency: Most attempts at steps that ask models over the network, where these do not
             count among the others; ``None`` where they do.
+        batch_poll: Seconds between two looks at a batch, at first and at most.
     """
 
     storage: StorageBackend
@@ -91,6 +94,7 @@ class RunServices:
     secret_values: str = "warn"
     quirks: Quirks = field(default_factory=Quirks)
     network_concurrency: int | None = None
+    batch_poll: tuple[float, float] = (30.0, 600.0)
 
 
 @dataclass(frozen=True)

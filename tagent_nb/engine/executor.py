@@ -22,6 +22,7 @@ from tagent_nb.engine.preflight import (
     agent_problems,
     asks_models,
     budget_of,
+    checked_poll,
     expected_names,
     ledger_of,
     looking_in,
@@ -29,6 +30,7 @@ from tagent_nb.engine.preflight import (
     name_warnings,
     paid_middleware,
     part_of,
+    refuse_batches,
     refuse_models,
     refuse_problems,
     refuse_unpriced,
@@ -133,6 +135,8 @@ class PipelineExecutor:
             step and stores nothing of it, ``"ignore"`` stores it. Values are never changed.
         recording: A file of :meth:`export_recording`. Its calls answer agent steps, and every run is
             offline: what is not recorded fails.
+        batch_poll: Seconds after which a batch of requests is looked at for the first time, and most seconds
+            from one look to the next; the waits between grow.
 
     Attributes:
         memory: Memory of the current or last run; ``None`` before the first.
@@ -162,6 +166,7 @@ class PipelineExecutor:
         limits: Mapping[str, Limit] | RateLimiter | None = None,
         recording: str | Path | None = None,
         secret_values: str = "warn",
+        batch_poll: tuple[float, float] = (30.0, 600.0),
     ) -> None:
         if max_concurrency is not None and (
             not isinstance(max_concurrency, int) or isinstance(max_concurrency, bool) or max_concurrency < 1
@@ -194,6 +199,7 @@ class PipelineExecutor:
                 f"secret_values must be {', '.join(map(repr, SECRET_VALUES))}, not {secret_values!r}."
             )
         self.secret_values = secret_values
+        self.batch_poll = checked_poll(batch_poll)
         self._tracing: Tracing | None = None
         self.prices = checked_prices(prices)
         self.approver = checked_approver(approver)
@@ -224,6 +230,7 @@ class PipelineExecutor:
         inputs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         retry_failed: bool | str | Iterable[str] = False,
+        wait: bool = True,
     ) -> PipelineResult:
         """Run the pipeline on the current loop.
 
@@ -249,6 +256,9 @@ class PipelineExecutor:
             retry_failed: Carry on the newest run, or the one that ``resume`` names, and run the failed items
                 of these mapped steps again (``True``: of all), also where a step has a value since enough
                 of them succeeded. Steps below run again if what they read has changed by it.
+            wait: Whether to wait for batches of requests (steps with ``batch``). ``False`` does what else can
+                be done and ends while the provider has them, as with approvals; ``resume=True`` takes
+                up the same batches, in any process.
 
         Returns:
             The result. A cancelled run returns what it has, with ``cancelled`` set, and one that ran out of
@@ -284,6 +294,7 @@ class PipelineExecutor:
                 on_change=on_change,
                 budget=budget,
                 retry_failed=retry_failed,
+                wait=wait,
             )
             limit = checked_timeout("The run", timeout)
             options = replace(options, timeout=limit or self.pipeline.timeout or self.defaults.timeout)
@@ -740,6 +751,7 @@ class PipelineExecutor:
     def _check_models(self, pipeline: Pipeline, options: RunOptions) -> None:
         if asks_models(pipeline, self.runners, offline=options.offline):
             refuse_models(pipeline, self.model)
+            refuse_batches(pipeline, self.model)
 
     def _warnings(self, pipeline: Pipeline, options: RunOptions) -> list[str]:
         """What the user should know of a run that begins."""
@@ -792,6 +804,7 @@ class PipelineExecutor:
             observers=self._observers,
             approver=checked_approver(self.approver),
             secret_values=self.secret_values,
+            batch_poll=self.batch_poll,
         )
 
 

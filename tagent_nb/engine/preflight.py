@@ -26,6 +26,7 @@ from tagent_nb.pipeline import (
     checked_inputs,
     input_value,
     inputs_by_step,
+    is_number,
     listed,
     missing_names,
 )
@@ -48,6 +49,7 @@ def run_options(
     on_change: str,
     budget: Budget | float | str | None,
     retry_failed: bool | str | Iterable[str] = False,
+    wait: bool = True,
 ) -> RunOptions:
     """The options of a run; see :meth:`PipelineExecutor.execute`.
 
@@ -59,6 +61,8 @@ def run_options(
         raise DefinitionError(f"on_change must be 'refuse' or 'rerun', not {on_change!r}.")
     if not isinstance(resume, bool | str):
         raise DefinitionError(f"resume must name one run, or be True for the newest, not {resume!r}.")
+    if not isinstance(wait, bool):
+        raise DefinitionError(f"wait must be True or False, not {wait!r}.")
     if not isinstance(until, str | None):
         raise DefinitionError(f"until must name one step, not {until!r}.")
     forced, retried = _steps_named(pipeline, force), _steps_named(pipeline, retry_failed)
@@ -74,6 +78,7 @@ def run_options(
         on_change,
         budget_asked_for(budget),
         retry_failed=retried,
+        wait=wait,
         inherits=frozenset(name for name, value in open_switches.items() if value is None),
     )
 
@@ -166,6 +171,48 @@ def refuse_models(pipeline: Pipeline, default: Any) -> None:
                     raise
                 continue
             seen.append(model)
+
+
+def checked_poll(seconds: Any) -> tuple[float, float]:
+    """Seconds between two looks at a batch, at first and at most.
+
+    Raises:
+        DefinitionError: They are not two numbers above 0, the second no less than the first.
+    """
+    pair = tuple(seconds) if isinstance(seconds, tuple | list) else ()
+    if len(pair) != 2 or not all(map(is_number, pair)) or not 0 < pair[0] <= pair[1]:
+        raise DefinitionError(
+            f"batch_poll must be two numbers of seconds above 0, the first and the most, as in (30, 600), "
+            f"not {seconds!r}."
+        )
+    return pair
+
+
+def refuse_batches(pipeline: Pipeline, default: Any) -> None:
+    """Raise if a step is to send batches that cannot; ``default`` is the run's own model.
+
+    Raises:
+        PipelineValidationError: It names each step, and the remedy.
+    """
+    problems = []
+    for step in pipeline.steps:
+        if step.batch:
+            from tagent_nb.runners import batch_problem, named_tools
+
+            tools = named_tools(step)
+            problem = batch_problem(model_of(pipeline, step, default))
+            if tools:
+                problems.append(
+                    f"Step {step.name!r}: batch cannot be used with tools ({', '.join(tools)}), since a "
+                    'batch answers once. Let it have none (tools_filter=[], --tools ""), or leave batch '
+                    "(--batch) out."
+                )
+            elif problem:
+                problems.append(
+                    f"Step {step.name!r}: {problem} Leave batch (--batch) out, or give the step a model that "
+                    "has, such as one of 'openai:...' or 'anthropic:...'."
+                )
+    refuse_problems(pipeline, problems)
 
 
 def name_warnings(

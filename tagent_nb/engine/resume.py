@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _FACTS = ("facts", "memories")
 _HOW = frozenset(
     {
+        "batch",
         "budget",
         "cache",
         "execution_mode",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import run_shielded
+from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.events import RunFinished, RunPaused, RunUnpaused, StepCancelled, StepSkipped, TokenUsage
 from tagent_nb.pipeline import NO_CHANGE, Change, ExecutionMode, PipelineStep, StepStatus
@@ -43,6 +44,7 @@ class RunLoop:
         signals: Tells the units of the run whether they may go on.
         lock: What SERIAL steps share.
         approvals: Knows what is left waiting.
+        batches: Has requests at providers.
         prepare: Prepares a step that is ready.
         run_step: Runs a step to its record, and returns what became ready; or what is left to do for that,
             where a short one waits before another attempt.
@@ -59,6 +61,7 @@ class RunLoop:
         signals: RunSignals,
         lock: SerialLock,
         approvals: Approvals,
+        batches: Batches,
         prepare: Callable[[PipelineStep], PreparedStep],
         run_step: Callable[[PreparedStep], Awaitable[Change | Awaitable[Change]]],
     ) -> None:
@@ -67,6 +70,7 @@ class RunLoop:
         self._signals = signals
         self._lock = lock
         self._approvals = approvals
+        self._batches = batches
         self._prepare = prepare
         self._run_step = run_step
         self._steps = {step.name: step for step in context.pipeline.steps}
@@ -121,6 +125,7 @@ class RunLoop:
         finally:
             if self._tasks or not self._recorder.machine.scheduler.is_done:
                 await self._stop_tasks()
+            await self._batches.close()
             if watch is not None:
                 watch.end()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals, unit_of
 from tagent_nb.engine.background import run_shielded
+from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.context import RunContext
 from tagent_nb.engine.memory.entries import new_run_id
@@ -103,12 +104,14 @@ class Session:
         context: What stays the same.
         recorder: Takes its events.
         approvals: What it suspends.
+        batches: What it has sent to be answered later.
         loop: Drives it.
     """
 
     context: RunContext
     recorder: Recorder
     approvals: Approvals
+    batches: Batches
     loop: RunLoop
 
 
@@ -181,12 +184,13 @@ def session_of(
     signals = RunSignals()
     lock = SerialLock({step.name: index for index, step in enumerate(context.pipeline.steps)})
     approvals = Approvals(context, recorder)
-    attempts = Attempts(context, recorder, preparation, approvals, signals, lock, checks)
+    batches = Batches(context, recorder, approvals, signals, lock)
+    attempts = Attempts(context, recorder, preparation, approvals, batches, signals, lock, checks)
 
     async def run_mapped(prepared: PreparedStep, outputs: StepOutputs) -> Change:
         from tagent_nb.engine.unit.map import MapExecution  # few pipelines map
 
-        mapping = MapExecution(context, recorder, preparation, execution, approvals, signals, lock)
+        mapping = MapExecution(context, recorder, preparation, execution, approvals, batches, signals, lock)
         if prepared.step.reduce_over is None:
             return await mapping.run(prepared, outputs)
         from tagent_nb.engine.unit.reduce import ReduceExecution
@@ -195,9 +199,9 @@ def session_of(
             prepared, outputs
         )
 
-    execution = Execution(context, recorder, preparation, attempts, signals, checks, run_mapped)
-    loop = RunLoop(context, recorder, signals, lock, approvals, preparation.prepared, execution.run)
-    return Session(context, recorder, approvals, loop)
+    execution = Execution(context, recorder, preparation, attempts, batches, signals, checks, run_mapped)
+    loop = RunLoop(context, recorder, signals, lock, approvals, batches, preparation.prepared, execution.run)
+    return Session(context, recorder, approvals, batches, loop)
 
 
 async def begin(

@@ -25,7 +25,10 @@ __getattr__, __dir__, __all__ = face(
         "reduction": "answers_step measured_goal rows_step",
         "scheduler": "NO_CHANGE Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
-        "step": "ENDED_FOR_SHARE OUTPUT_MODES PipelineStep checked_timeout is_number takes_context to_schema",
+        "step": (
+            "ENDED_FOR_SHARE OUTPUT_MODES PipelineStep THEN_LIVE checked_timeout is_number takes_context "
+            "to_schema"
+        ),
         "tool_schema": "ToolSchema describe schema_of",
     },
 )

@@ -74,6 +74,7 @@ from tagent_nb.pipeline.state_machine import not_stored as not_stored
 from tagent_nb.pipeline.step import ENDED_FOR_SHARE as ENDED_FOR_SHARE
 from tagent_nb.pipeline.step import OUTPUT_MODES as OUTPUT_MODES
 from tagent_nb.pipeline.step import PipelineStep as PipelineStep
+from tagent_nb.pipeline.step import THEN_LIVE as THEN_LIVE
 from tagent_nb.pipeline.step import checked_timeout as checked_timeout
 from tagent_nb.pipeline.step import is_number as is_number
 from tagent_nb.pipeline.step import takes_context as takes_context

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 OUTPUT_MODES = ("tool", "native", "prompted")
 
+THEN_LIVE = "then-live"
+"""The ``batch`` of a step whose requests are asked one by one after their first batch."""
+
 ROLES = tuple(dict.fromkeys(role for kind in AGENT_KINDS.values() for role in kind.roles))
 """What steps of all kinds ask models for."""
 
@@ -96,6 +99,9 @@ class PipelineStep:
             goal itself, and what to do with answers to parts of it.
         reduce_tokens: Most tokens of rows in one call, about four bytes each; ``None`` goes by what the
             model reads at once.
+        batch: Whether the requests of a mapped agent step without tools are sent as batches, which their
+            provider answers within a day, at half the price. ``"then-live"``: what a batch did not answer, or
+            not in the form that is wanted, is asked again by itself, at the full price.
 
     Raises:
         DefinitionError: A field is not allowed; the message names step, field and remedy.
@@ -136,6 +142,7 @@ class PipelineStep:
     group_by: str | None = None
     combine: str | None = None
     reduce_tokens: int | None = None
+    batch: bool | str = False
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -511,6 +518,12 @@ def _final(step: str, field: str, value: Any) -> bool:
     return value
 
 
+def _batch(step: str, field: str, value: Any) -> bool | str:
+    if not isinstance(value, bool) and value != THEN_LIVE:
+        _fail(step, field, f"must be True, False or {THEN_LIVE!r}, not {value!r}.")
+    return value  # type: ignore[no-any-return]
+
+
 def _output_schema(step: str, field: str, value: Any) -> type[BaseModel] | None:
     if value is None:
         return None
@@ -597,6 +610,7 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "group_by": _text,
     "combine": _text,
     "reduce_tokens": _tokens,
+    "batch": _batch,
 }
 """By field, what returns a value that was passed as a step is to have it, or raises."""
 
@@ -609,13 +623,15 @@ _OF_REDUCE = {
 """Fields of steps with ``reduce_over``, each with its option."""
 
 _TOGETHER = frozenset(
-    {"agent", "models", "instructions", "output_mode", "remember", "max_failures", *_OF_REDUCE}
+    {"agent", "models", "instructions", "output_mode", "remember", "max_failures", "batch", *_OF_REDUCE}
 )
 """Fields that are allowed for some kinds of steps only."""
 
 
 def _check_together(step: Any) -> None:
     name, kind = step.name, AGENT_KINDS[step.agent]
+    if step.batch:
+        _check_batch(step)
     if not kind.roles and step.models:
         _fail(
             name,
@@ -654,6 +670,21 @@ def _check_reduce(step: Any) -> None:
     if AGENT_KINDS[step.agent] is not SINGLE:
         _fail(name, "reduce_over", f"is for steps that answer at once, and agent is {step.agent!r}. "
               f"Leave {AGENT_KINDS[step.agent].option} (agent=) out.")  # fmt: skip
+
+
+def _check_batch(step: Any) -> None:
+    name = step.name
+    if step.is_python:
+        _fail(name, "batch", "is for agent steps; a Python step asks no model. Leave it out.")
+    if step.agent != "single":
+        _fail(name, "batch", f"cannot be used with agent={step.agent!r}, which asks again and again. "
+              "Leave one of them out.")  # fmt: skip
+    if step.map_over is None:
+        _fail(name, "batch", "is for steps that run for each row. Add map_over='load' (--map-over load), "
+              "or leave batch (--batch) out: one request is no batch.")  # fmt: skip
+    if step.tools or step.tools_filter or step.approve_tools or step.remember:
+        _fail(name, "batch", "cannot be used with tools: a batch answers once, and calls none. Leave tools "
+              "(--tools) and remember (--remember) out, or batch (--batch).")  # fmt: skip
 
 
 def role_hint(role: object) -> str:

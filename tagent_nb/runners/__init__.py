@@ -8,8 +8,8 @@ __getattr__, __dir__, __all__ = face(
         "agent.estimate": "answer_range frame_tokens",
         "agent.runner": "AgentRunner prompt",
         "base": (
-            "CallMiddleware Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON USER_CODE "
-            "calls_user_code"
+            "CallMiddleware ModelCall Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON "
+            "USER_CODE calls_user_code"
         ),
         "calls": "call_refused edited_call edited_failure",
         "execution.capture": "Lines collected routed",
@@ -22,11 +22,15 @@ __getattr__, __dir__, __all__ = face(
         "middleware.replay": "Cassette ReplayMiddleware WorkKey",
         "middleware.tracing": "Tracing",
         "models.accounting": "tokens_of",
+        "models.batches": (
+            "BatchedCall answer_of batch_of cancel_batch create_batch find_batch handle_of "
+            "is_gone is_refusal parted passes progress_of request_id wait_of"
+        ),
         "models.clients": "Models settings_problems",
         "models.local": "ABOUT install_model model_status",
         "models.resolve": (
-            "asks_network check_model least_window model_name model_parts models_behind price too_long "
-            "unpriced"
+            "asks_network batch_problem check_model least_window model_name model_parts models_behind price "
+            "too_long unpriced"
         ),
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",

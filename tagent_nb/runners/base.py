@@ -92,6 +92,39 @@ class Quirks:
     unusable: set[tuple[str, str | None]] = field(default_factory=set)
 
 
+class Admission(Protocol):
+    """Whether a request may be sent now, where it is not sent at once; see :attr:`ModelCall.admission`."""
+
+    def open(self) -> bool:
+        """Reserve what the request may take, and say whether it may be sent.
+
+        Raises:
+            BudgetExceededError: It may not, whatever the requests under way take.
+        """
+        ...
+
+    def open_anyway(self) -> None:
+        """Reserve what a request may take that has been sent already."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait until something may be sent that could not."""
+        ...
+
+
+class Batched(Protocol):
+    """What sends the requests of a unit together with those of others."""
+
+    async def ask(self, call: ModelCall) -> ModelResponse:
+        """The answer, when the batch of the request is answered.
+
+        Raises:
+            RetryableError: The provider has not answered it.
+            StepError: Its batch was cancelled.
+        """
+        ...
+
+
 @dataclass
 class StepContext:
     """Everything one attempt of a step may see and say. Python steps get it as ``context``.
@@ -127,6 +160,7 @@ class StepContext:
         watched: Whether an observer reads what the step prints; else it is printed where all is, and
             answers are not streamed.
         quirks: What the run has learnt of the servers of its models.
+        batch: Takes the requests of a step that sends them in batches; ``None`` where each is sent at once.
     """
 
     run_id: str
@@ -156,6 +190,7 @@ class StepContext:
     limit: asyncio.Timeout | None = None
     watched: bool = True
     quirks: Quirks = field(default_factory=Quirks)
+    batch: Batched | None = None
     tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
     _waits: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)
@@ -290,6 +325,7 @@ class ModelCall:
         messages: The conversation so far; the last one is the question.
         settings: Such as temperature and max_tokens.
         parameters: Tools and the form of the answer.
+        admission: Says when a request may be sent that waits for its batch; ``None`` where nothing limits it.
     """
 
     context: StepContext
@@ -297,6 +333,7 @@ class ModelCall:
     messages: list[ModelMessage]
     settings: ModelSettings | None
     parameters: ModelRequestParameters
+    admission: Admission | None = None
 
 
 @dataclass(frozen=True, slots=True)

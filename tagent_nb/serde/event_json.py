@@ -191,7 +191,7 @@ def _load_components(data: Any, schemas: Schemas) -> dict[str, str]:
 
 def _load_names(data: Any, schemas: Schemas) -> tuple[str, ...]:
     if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
-        raise TypeError("step names must be a list of texts")
+        raise TypeError("names must be a list of texts")
     return tuple(data)
 
 
@@ -211,6 +211,9 @@ _SPECIAL: dict[str, tuple[_Load, _Dump]] = {
     "kept": (_load_names, _dump_names),
     "forced": (_load_names, _dump_names),
     "waiting": (_load_names, _dump_names),
+    "rows": (_load_names, _dump_names),
+    "keys": (_load_names, _dump_names),
+    "handle": (_load_notes, _dump_notes),
     "facts": (_load_notes, _dump_notes),
     "components": (_load_components, lambda components, event: dict(components)),
     "definition": (_load_notes, _dump_notes),

@@ -173,14 +173,14 @@ class Approvals:
         saved = [MemorySaved(**common, key=key, value=value) for key, value in request.memories.items()]
         return [*facts, *saved, final]
 
-    def leave(self, step: str, items: int) -> None:
-        """A mapped step ends with items that are not decided on.
+    def leave(self, step: str, items: int, batch: str = "") -> None:
+        """A mapped step ends with items that are not decided on, or whose ``batch`` is not answered.
 
         Raises:
             StepSuspended: Always: neither has the step an end.
         """
         self.only_undecided.add((step, None))
-        self._leave((step, None), f"approval of {items} item{'' if items == 1 else 's'}")
+        self._leave((step, None), batch or f"approval of {items} item{'' if items == 1 else 's'}")
 
     def _leave(self, unit: tuple[str, str | None], reason: str) -> NoReturn:
         self.suspended.add(unit)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from tagent_nb.engine.memory.batch_records import BatchRecords
 from tagent_nb.engine.memory.entries import (
     ExecutionHistory,
     ItemTimes,
@@ -28,6 +29,9 @@ from tagent_nb.events import (
     NO_USAGE,
     ApprovalGiven,
     ApprovalRequested,
+    BatchCancelled,
+    BatchPrepared,
+    BatchSubmitted,
     CallRecorded,
     Event,
     FactLearned,
@@ -77,6 +81,7 @@ class PipelineMemory:
         memories: Memories saved by this or an earlier run.
         began_with: The memories of the pipeline when this run started.
         pending: What waits for a decision.
+        batches: What waits for the answers of batches.
         events: Everything applied so far in order, but streamed text and the starts of items.
         pipeline: The definition that ran, in the process that ran it.
         reads_of: Gives the names of the steps that a step reads, where the definition is at hand.
@@ -97,6 +102,7 @@ class PipelineMemory:
         self.memories: dict[str, Any] = {}
         self.began_with: Mapping[str, Any] = {}
         self.pending = PendingApprovals()
+        self.batches = BatchRecords()
         self.events: list[Event] = []
         self.warnings: list[str] = []
         self.current_step: str | None = None
@@ -211,6 +217,8 @@ class PipelineMemory:
 
     def _call_recorded(self, event: CallRecorded) -> None:
         # What an attempt spends counts when it ends. If its process dies before, this is what is known.
+        if self.batches:
+            self.batches.answered(event)
         usage, cost = self._under_way.get((event.step, event.item), (NO_USAGE, 0.0))
         total = None if cost is None or event.cost is None else cost + event.cost
         self._under_way[event.step, event.item] = (usage + event.usage, total)
@@ -249,6 +257,8 @@ class PipelineMemory:
         self.definition = event.definition or self.definition
         self.budget = event.budget
         self.forced.update(event.forced)
+        if event.forced and self.batches:
+            self.batches.forget(event.forced)
         self.use_cache, self.offline = event.use_cache, event.offline
         steps = self._left_out | self.steps
         self.steps = {name: steps[name] if name in steps else StepResult(name) for name in event.steps}
@@ -270,9 +280,14 @@ class PipelineMemory:
         self.finished = event
         for pending in self.pending.undecided() if event.waiting else []:
             self._unit(pending.request).status = StepStatus.WAITING
+        in_batches = self.batches.units() if event.waiting and self.batches else []
+        for name, item in in_batches:
+            if name in event.waiting:
+                self._unit(StepEvent(run_id=event.run_id, step=name, item=item)).status = StepStatus.WAITING
         for name in event.waiting:
             step = self.step(name)
-            step.status, step.waits_for = StepStatus.WAITING, step.waits_for or "approval"
+            what = "its batch" if any(unit[0] == name for unit in in_batches) else "approval"
+            step.status, step.waits_for = StepStatus.WAITING, step.waits_for or what
         self.paused = False
         self._settle(event.at, event.seconds)
         self.current_step = None
@@ -336,9 +351,20 @@ class PipelineMemory:
     def _approval_given(self, event: ApprovalGiven) -> None:
         self.pending.decide(event)
 
+    def _batch_prepared(self, event: BatchPrepared) -> None:
+        self.batches.prepared(event)
+
+    def _batch_submitted(self, event: BatchSubmitted) -> None:
+        self.batches.submitted(event)
+
+    def _batch_cancelled(self, event: BatchCancelled) -> None:
+        self.batches.cancelled(event)
+
     def _step_retried(self, event: StepRetried) -> None:
         if self.pending:
             self.pending.release(event, over=False)
+        if self.batches:
+            self.batches.release(event)
         unit = self._unit(event)
         unit.status = StepStatus.WAITING
         unit.error_type, unit.error = event.error_type, event.message
@@ -347,6 +373,8 @@ class PipelineMemory:
     def _step_finished(self, event: StepFinished) -> None:
         if self.pending:
             self.pending.release(event, over=True)
+        if self.batches:
+            self.batches.release(event)
         unit = self._unit(event)
         if unit.status is not StepStatus.RUNNING:
             self._tried(event, unit)
@@ -362,6 +390,8 @@ class PipelineMemory:
     def _step_cached(self, event: StepCached) -> None:
         if self.pending:
             self.pending.release(event, over=True)
+        if self.batches:
+            self.batches.release(event)
         unit = self._unit(event)
         unit.status = StepStatus.CACHED
         unit.output = event.output
@@ -400,6 +430,8 @@ class PipelineMemory:
     def _step_failed(self, event: StepFailed) -> None:
         if self.pending:
             self.pending.release(event, over=True)
+        if self.batches:
+            self.batches.release(event)
         unit = self._unit(event)
         self._tried(event, unit)
         unit.status = StepStatus.FAILED
@@ -574,6 +606,9 @@ _FOLDS: dict[type[Event], Callable[[PipelineMemory, Any], None]] = {
     StepUnblocked: PipelineMemory._step_unblocked,
     ApprovalRequested: PipelineMemory._approval_requested,
     ApprovalGiven: PipelineMemory._approval_given,
+    BatchPrepared: PipelineMemory._batch_prepared,
+    BatchSubmitted: PipelineMemory._batch_submitted,
+    BatchCancelled: PipelineMemory._batch_cancelled,
     StepRetried: PipelineMemory._step_retried,
     StepFinished: PipelineMemory._step_finished,
     StepCached: PipelineMemory._step_cached,

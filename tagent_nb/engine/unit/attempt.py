@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
 from tagent_nb.engine.background import apart, in_own_context, in_thread, is_cancelled, run_shielded
+from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot, Slots
 from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
@@ -68,6 +69,7 @@ class Attempts:
         recorder: Of the run.
         preparation: What steps read.
         approvals: Suspends what needs an approval.
+        batches: Sends the requests of steps that ask in batches.
         signals: Whether anything may start.
         lock: What SERIAL steps share.
         checks: Looks at values before they are stored.
@@ -79,6 +81,7 @@ class Attempts:
         recorder: Recorder,
         preparation: Preparation,
         approvals: Approvals,
+        batches: Batches,
         signals: RunSignals,
         lock: SerialLock,
         checks: ValueChecks,
@@ -87,6 +90,7 @@ class Attempts:
         self._recorder = recorder
         self._preparation = preparation
         self._approvals = approvals
+        self._batches = batches
         self._signals = signals
         self._lock = lock
         self._checks = checks
@@ -106,7 +110,7 @@ class Attempts:
         if work.prepared.plain is not None and candidate is None:
             events = await self.run_plain(work.prepared, work.outputs, work)
             return events if isinstance(events, list) else await events
-        work.slot = self._slot(work)
+        work.slot = self.slot(work)
         if step.approve:
             candidate = candidate or self._approvals.recorded(work)
         return await self._run(work, candidate, step.retry_count + 1, time.monotonic())
@@ -240,7 +244,7 @@ class Attempts:
         self, work: WorkItem, error: Exception, began: float, context: StepContext | None
     ) -> list[Event]:
         """Go on with a unit whose first attempt has failed."""
-        work.slot = self._slot(work)
+        work.slot = self.slot(work)
         await self._wait_for_next(work, error, 1, context or self._step_context(work, 1, [], {}, {}))
         return await self._run(work, None, 2, began)
 
@@ -259,7 +263,8 @@ class Attempts:
             context = self._step_context(work, 1, [], {}, {})
         return lines_of(context)
 
-    def _slot(self, work: WorkItem) -> Slot:
+    def slot(self, work: WorkItem) -> Slot:
+        """The slot that a unit is to have."""
         slots = self._network_slots if work.prepared.asks_network else self._slots
         return Slot(work.prepared.name, work.prepared.serial, slots, self._lock, work.on_yield)
 
@@ -380,6 +385,7 @@ class Attempts:
             on_spend=count,
             watched=any(getattr(observer, "reads_text", True) for observer in services.observers),
             quirks=services.quirks,
+            batch=self._batches.of(work) if step.batch else None,
         )
 
     @cached_property

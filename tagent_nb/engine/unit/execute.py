@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import StepSuspended
 from tagent_nb.engine.background import is_cancelled
+from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals
 from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.attempt import Attempts, failed, unprepared
@@ -54,6 +55,7 @@ class Execution:
         recorder: Of the run.
         preparation: Says what a unit is about.
         attempts: Gets the values of units that neither a record nor the cache answers for.
+        batches: Of the run.
         signals: Whether anything may start, and whether the run fails.
         checks: Looks at values before they are stored.
         run_mapped: Runs a step that has items: one with ``map_over`` or ``reduce_over``.
@@ -65,6 +67,7 @@ class Execution:
         recorder: Recorder,
         preparation: Preparation,
         attempts: Attempts,
+        batches: Batches,
         signals: RunSignals,
         checks: ValueChecks,
         run_mapped: Callable[[PreparedStep, StepOutputs], Awaitable[Change]],
@@ -73,6 +76,7 @@ class Execution:
         self._recorder = recorder
         self._preparation = preparation
         self._attempts = attempts
+        self._batches = batches
         self._signals = signals
         self._checks = checks
         self._run_mapped = run_mapped
@@ -179,7 +183,11 @@ class Execution:
         To ask the cache is part of it: between a miss and the call, an equal unit could end.
         """
         while (flight := self._flights.get(work.key)) is not None:
-            done = await asyncio.shield(flight)
+            if work.step.batch:
+                work.slot = self._attempts.slot(work)
+                done = await self._batches.beside(work, flight)
+            else:
+                done = await asyncio.shield(flight)
             if done is SUSPENDED:
                 raise StepSuspended
             if isinstance(done, StepFinished):

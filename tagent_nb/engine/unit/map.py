@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import in_thread, is_cancelled
+from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.unit.attempt import encoded, unprepared
 from tagent_nb.engine.unit.conditions import item_condition
@@ -54,6 +55,7 @@ class MapExecution:
         preparation: Says what an item is about.
         execution: Runs each item.
         approvals: Of the run.
+        batches: Of the run.
         signals: Whether anything may start.
         lock: What SERIAL steps share.
     """
@@ -65,6 +67,7 @@ class MapExecution:
         preparation: Preparation,
         execution: Execution,
         approvals: Approvals,
+        batches: Batches,
         signals: RunSignals,
         lock: SerialLock,
     ) -> None:
@@ -73,6 +76,7 @@ class MapExecution:
         self._preparation = preparation
         self._execution = execution
         self._approvals = approvals
+        self._batches = batches
         self._signals = signals
         self._lock = lock
 
@@ -107,7 +111,7 @@ class MapExecution:
         await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
         if left and not limit.is_reached:
-            self._approvals.leave(step.name, left)
+            self._approvals.leave(step.name, left, self._batches.left.get(step.name, ""))
         try:
             notes = _labels(rows, source_value(outputs[source.step], source))
             if not step.is_python:

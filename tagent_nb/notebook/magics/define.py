@@ -25,7 +25,7 @@ from tagent_nb.notebook.magics.tables import pipelines_table
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.shell.cells import Cells
 from tagent_nb.notebook.shell.step_cell import refuse_second_step
-from tagent_nb.pipeline import OUTPUT_MODES, ExecutionMode
+from tagent_nb.pipeline import OUTPUT_MODES, THEN_LIVE, ExecutionMode
 
 
 @magics_class
@@ -148,6 +148,14 @@ class DefineMagics(NotebookMagics):
         type=number,
         metavar="N",
         help="Stop early when more items than this have failed: 20, or a share of those run: 0.1.",
+    )
+    @option(
+        "--batch",
+        nargs="?",
+        const=True,
+        choices=[THEN_LIVE],
+        help="Send the requests of all rows as batches, at half the price, answered within a day; then-live: "
+        "what fails is asked again at once.",
     )
     @option("--depends-on", action="append", metavar="STEPS", help="Steps to wait for: a,b:weak,c:optional.")
     @option("--constraint", action="append", metavar="TEXT", help="A rule for the answer. May be repeated.")

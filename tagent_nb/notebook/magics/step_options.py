@@ -54,6 +54,7 @@ def build_step(
         "budget": args.budget,
         "min_success": args.min_success,
         "max_failures": args.max_failures,
+        "batch": args.batch,
         "map_over": args.map_over,
         "reduce_over": args.reduce_over,
         "group_by": args.group_by,

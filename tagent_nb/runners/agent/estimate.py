@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.agent.runner import instructions
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, tokens_of
 from tagent_nb.runners.tools.registry import named_tools
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import ModelRequestParameters
 
 A_TEXT = 40
 """Tokens that a text in an answer with a schema may well take, where no answer has been seen."""
@@ -46,6 +49,14 @@ def answer_range(step: PipelineStep) -> tuple[int, int]:
     if isinstance(most, int):
         return min(low, most), most
     return low, high
+
+
+def longest_answer(parameters: ModelRequestParameters) -> int:
+    """Output tokens of one answer at most, by the form that a request asks for."""
+    schemas = [tool.parameters_json_schema for tool in parameters.output_tools]
+    if parameters.output_object is not None:
+        schemas.append(parameters.output_object.json_schema)
+    return max((_schema_tokens(schema)[1] for schema in schemas), default=A_WHOLE_TEXT[1])
 
 
 def _schema_tokens(schema: Mapping[str, Any], depth: int = 0) -> tuple[int, int]:

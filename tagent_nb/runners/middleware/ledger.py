@@ -36,7 +36,9 @@ class Account:
     spent: dict[str, float] = field(default_factory=lambda: spent_amounts(TokenUsage(), 0.0))
     unpriced: list[str] = field(default_factory=list)
     assumed: bool = False
-    _open: list[Estimate] = field(default_factory=list)
+    _open: dict[int, Estimate] = field(default_factory=dict)
+    _sums: dict[str, float] = field(default_factory=dict)
+    _open_ended: dict[str, int] = field(default_factory=dict)
 
     def spend(self, step: str, usage: TokenUsage, cost: float | None) -> None:
         """Count what was spent."""
@@ -48,9 +50,7 @@ class Account:
 
     def reserved(self, measure: str) -> float:
         """What calls under way are expected to take."""
-        return sum(
-            least if most is None else most for least, most in (estimate[measure] for estimate in self._open)
-        )
+        return self._sums.get(measure, 0.0)
 
     def fits(self, step: str, estimate: Estimate) -> bool:
         """Whether a call may be made now; else it may be when a call under way has ended.
@@ -71,20 +71,28 @@ class Account:
             if spent + least > limit + TINY or (spent > limit - TINY and most != 0):
                 raise self._exceeded(step, measure, least)
             if self._open:
-                all_known = most is not None and all(
-                    reservation[measure][1] is not None for reservation in self._open
-                )
+                all_known = most is not None and not self._open_ended.get(measure)
                 fits = fits and all_known and spent + self.reserved(measure) + (most or 0.0) <= limit + TINY
         return fits
 
     def open(self, estimate: Estimate) -> None:
         """Reserve what a call may take."""
-        self._open.append(estimate)
+        self._open[id(estimate)] = estimate  # by identity: two calls may be expected to take the same
+        self._count(estimate, 1)
 
     def close(self, estimate: Estimate) -> None:
         """Give back what was reserved; what the call took is spent by now."""
-        # By identity: two calls may be expected to take the same.
-        self._open = [call for call in self._open if call is not estimate]
+        del self._open[id(estimate)]
+        self._count(estimate, -1)
+        if not self._open:
+            self._sums.clear()  # sums of floats that were added and taken away again are not quite 0
+
+    def _count(self, estimate: Estimate, sign: int) -> None:
+        # A batch of 10,000 requests asks for the sums as often.
+        for measure, (least, most) in estimate.items():
+            amount = least if most is None else most
+            self._sums[measure] = self._sums.get(measure, 0.0) + sign * amount
+            self._open_ended[measure] = self._open_ended.get(measure, 0) + sign * (most is None)
 
     def shares(self) -> list[Share]:
         """How far each measure is used up."""
@@ -133,6 +141,53 @@ class Account:
         )
 
 
+class Reservation:
+    """What a call that is not made at once may take of the budgets of its run and step.
+
+    Args:
+        ledger: Has the budgets.
+        step: The step.
+        expected: What the call takes, as far as is known at the moment.
+    """
+
+    def __init__(self, ledger: Ledger, step: str, expected: Callable[[], Estimate]) -> None:
+        self._ledger = ledger
+        self._step = step
+        self._expected = expected
+        self._estimate: Estimate | None = None
+
+    def open(self) -> bool:
+        """Reserve it if it fits; whether it does.
+
+        Raises:
+            BudgetExceededError: It does not, whatever the calls under way take.
+        """
+        estimate = self._expected()
+        if not self._ledger.fits(self._step, estimate):
+            return False
+        self._reserve(estimate)
+        return True
+
+    def open_anyway(self) -> None:
+        """Reserve it for a call that has been made."""
+        self._reserve(self._expected())
+
+    def _reserve(self, estimate: Estimate) -> None:
+        self.close()
+        self._estimate = estimate
+        self._ledger.reserve(self._step, estimate)
+
+    def close(self) -> None:
+        """Give back what is reserved."""
+        if self._estimate is not None:
+            self._ledger.give_back(self._step, self._estimate)
+            self._estimate = None
+
+    async def changed(self) -> None:
+        """Wait until another call has ended."""
+        await self._ledger.changes.wait()
+
+
 class Ledger:
     """The accounts of one run.
 
@@ -140,6 +195,9 @@ class Ledger:
         run: The run's budget, if it has one.
         steps: Budgets by step.
         before: What earlier sessions of the run spent, by step; USD ``None`` when unknown.
+
+    Attributes:
+        changes: Tells when a call has ended, and others may be made.
     """
 
     def __init__(
@@ -150,7 +208,7 @@ class Ledger:
     ) -> None:
         self.run = None if run is None else Account(run)
         self.steps = {name: Account(budget, name) for name, budget in (steps or {}).items()}
-        self._changes = Changes()
+        self.changes = Changes()
         for name, (usage, cost) in (before or {}).items():
             self.spend(name, usage, cost)
 
@@ -178,27 +236,42 @@ class Ledger:
         Raises:
             BudgetExceededError: It does not fit.
         """
-        accounts = self._accounts(context.step)
         estimate = expected()
-        if not self._fits(accounts, context.step, estimate):
+        if not self.fits(context.step, estimate):
             with context.waiting("the rest of the budget, which calls under way may use up"):
-                while not self._fits(accounts, context.step, estimate):
-                    await self._changes.wait()
+                while not self.fits(context.step, estimate):
+                    await self.changes.wait()
                     estimate = expected()
-        for account in accounts:
-            account.open(estimate)
+        self.reserve(context.step, estimate)
         try:
             yield
         finally:
-            for account in accounts:
-                account.close(estimate)
-            self._changes.tell()
+            self.give_back(context.step, estimate)
+
+    def reserve(self, step: str, estimate: Estimate) -> None:
+        """Reserve what a call of a step may take."""
+        for account in self._accounts(step):
+            account.open(estimate)
+
+    def give_back(self, step: str, estimate: Estimate) -> None:
+        """Give back what was reserved for a call that has ended."""
+        for account in self._accounts(step):
+            account.close(estimate)
+        self.changes.tell()
+
+    def admission(self, context: StepContext, expected: Callable[[], Estimate]) -> Reservation:
+        """What reserves a call's part of the budgets when it is sent, which is later; arguments as above."""
+        return Reservation(self, context.step, expected)
 
     def _accounts(self, step: str) -> list[Account]:
         return [account for account in (self.run, self.steps.get(step)) if account is not None]
 
-    @staticmethod
-    def _fits(accounts: list[Account], step: str, estimate: Estimate) -> bool:
+    def fits(self, step: str, estimate: Estimate) -> bool:
+        """Whether a call of a step may be made now; see :meth:`Account.fits`.
+
+        Raises:
+            BudgetExceededError: It does not fit, whatever the calls under way take.
+        """
         # All are asked, not only until one says no: one behind it may know that waiting is in vain.
-        answers = [account.fits(step, estimate) for account in accounts]
+        answers = [account.fits(step, estimate) for account in self._accounts(step)]
         return all(answers)

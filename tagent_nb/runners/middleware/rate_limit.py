@@ -94,6 +94,8 @@ class RateLimiter(CallMiddleware):
         """
         from pydantic_ai.exceptions import ModelRateLimitError
 
+        if call.context.batch is not None:
+            return await proceed(call)  # its batch is one request, which waits by itself
         pace = self._pace(self._provider(call))
         tokens = self._expected(pace, call)
         waited, ceiling = 0.0, FIRST_BACKOFF

@@ -132,7 +132,7 @@ def most_output(call: ModelCall, seen: int | None) -> int | None:
 
 
 def estimate(
-    call: ModelCall, sent: int, seen: int | None, factor: float = 1.0
+    call: ModelCall, sent: int, seen: int | None, factor: float = 1.0, *, batch: bool = False
 ) -> dict[str, tuple[float, float | None]]:
     """What a request takes by measure, at least and at most; ``None`` where it is not known yet.
 
@@ -141,17 +141,20 @@ def estimate(
         sent: Its input tokens; see :func:`input_tokens`.
         seen: Output tokens of the longest answer so far; ``None`` before the first.
         factor: How many times as many input tokens as expected a request has taken at most.
+        batch: Whether it is sent in a batch, at the price of one.
     """
     context, most = call.context, most_output(call, seen)
     most_sent = math.ceil(sent * factor)
     # One token stands for an answer of unknown length: what costs nothing is known to cost nothing.
     answer = TokenUsage(output_tokens=1 if most is None else most)
     behind = models_behind(context.model)
-    question_costs = [price(model, TokenUsage(input_tokens=sent), context.prices) or 0.0 for model in behind]
-    dearest_questions = [
-        price(model, TokenUsage(input_tokens=most_sent), context.prices) or 0.0 for model in behind
-    ]
-    answer_costs = [price(model, answer, context.prices) for model in behind]
+
+    def costs(usage: TokenUsage) -> list[float | None]:
+        return [price(model, usage, context.prices, batch=batch) for model in behind]
+
+    question_costs = [cost or 0.0 for cost in costs(TokenUsage(input_tokens=sent))]
+    dearest_questions = [cost or 0.0 for cost in costs(TokenUsage(input_tokens=most_sent))]
+    answer_costs = costs(answer)
     dearest = None if None in answer_costs else max(cost or 0.0 for cost in answer_costs)
     is_known = dearest is not None and (most is not None or dearest == 0)
     return {

@@ -125,6 +125,8 @@ class ModelGateway(WrapperModel):
 
     async def _answer(self, call: ModelCall) -> tuple[ModelResponse, StreamedResponse | None]:
         """The answer, and the stream that it came from."""
+        if self._context.batch is not None:
+            return await self._context.batch.ask(call), None
         write = self._write
         stream, came = None, False
         if write is None or unstreamed_key(call.model) in self._context.quirks.unstreamed:

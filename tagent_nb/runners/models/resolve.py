@@ -145,6 +145,23 @@ def resolve_model(model: Any, http_client: Any = None) -> Model[Any]:
         raise ModelError(f"Model {model!r} cannot be used: {redact(message_of(error))}") from error
 
 
+def batch_problem(model: Any) -> str:
+    """Why a model takes no batches of requests, in words; empty if it does. It is asked nothing."""
+    resolved = _unconnected(model) if isinstance(model, str) and not is_local(model) else None
+    if is_local(model):
+        return f"the local model ({local.NAME}) has no interface for batches."
+    resolved = resolve_model(model) if resolved is None else resolved
+    if resolved.batch_max_requests is not None:
+        return ""
+    name = model_name(model)
+    if name.startswith("openai-chat:"):
+        return (
+            f"{name!r} has no interface for batches: those of OpenAI speak the Responses API, as "
+            f"{name.replace('-chat', '', 1)!r} does."
+        )
+    return f"{name!r} has no interface for batches."
+
+
 def _provider(name: str, http_client: Any) -> Any:
     """A provider; Ollama needs neither a key nor an address when it runs on this machine."""
     from pydantic_ai.providers import infer_provider_class
@@ -223,17 +240,55 @@ def provider_names() -> list[str]:
 # -- prices -----------------------------------------------------------------------------------
 
 
-def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = None) -> float | None:
+HALF_PRICE = frozenset(
+    (
+        *("openai", "openai-responses", "anthropic"),
+        *("google", "google-gla", "google-cloud"),
+    )
+)
+"""Providers whose batches cost half of what the same requests cost by themselves, as they all say."""
+
+BATCHED = "batch"
+"""Where the metadata of an answer has the id of the batch that it came in."""
+
+
+def price(
+    model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = None, *, batch: bool = False
+) -> float | None:
     """USD that these tokens cost with this model; ``None`` when its price is unknown.
 
     The user's own ``prices`` come first. The local model and ``"test"`` cost 0. Other prices are those
     that come with the installed ``genai-prices``; nothing is downloaded.
+
+    Args:
+        model: A name or an object.
+        usage: The tokens.
+        prices: The user's own.
+        batch: Whether they are those of requests in a batch. It costs what the installed prices say of it,
+            else half where the provider is one of :data:`HALF_PRICE`, and for others it is unknown.
     """
     own = (prices or {}).get(model_name(model))
     if own is not None:
-        return own.cost(usage)
+        return _in_batch(model, own.cost(usage)) if batch else own.cost(usage)
     if not usage or _is_free(model):
         return 0.0
+    alone = _listed(model, usage, {})
+    if not batch or alone is None:
+        return alone
+    together = _listed(model, usage, {"processing": "batch"})
+    # Where no price of a batch is listed, that of a request by itself comes back.
+    return together if together != alone else _in_batch(model, alone)
+
+
+def _in_batch(model: Any, alone: float) -> float | None:
+    """USD of requests in a batch whose price is not listed; ``None`` where it is unknown."""
+    if not alone:
+        return alone
+    return alone / 2 if model_name(model).partition(":")[0] in HALF_PRICE else None
+
+
+def _listed(model: Any, usage: TokenUsage, conditions: dict[str, str]) -> float | None:
+    """USD by the prices of the installed package; ``None`` if it does not know the model."""
     from genai_prices import Usage, calc_price
 
     provider, _, name = model_name(model).partition(":")
@@ -243,7 +298,8 @@ def price(model: Any, usage: TokenUsage, prices: Mapping[str, Price] | None = No
         cache_read_tokens=usage.cached_tokens,
     )
     try:
-        return float(calc_price(tokens, name, provider_id=provider or None).total_price)
+        priced = calc_price(tokens, name, provider_id=provider or None, price_context=conditions)
+        return float(priced.total_price)
     except (LookupError, ValueError):
         return None
 
@@ -357,20 +413,26 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
     names = (model_name(model), f"{response.provider_name}:{response.model_name}", model_name(answered))
     own = next((prices[name] for name in names if name in prices), None) if prices else None
     measured = is_measured(response)
+    batch = BATCHED in (response.metadata or {})
     if own is not None and (measured or own.is_nothing):
-        return own.cost(usage_of(response))
+        cost = own.cost(usage_of(response))
+        return _in_batch(answered, cost) if batch else cost
     if _is_free(answered):
         return 0.0
     if response.usage.cost is not None:
         return float(response.usage.cost)
     if not measured:
         return None
-    if response.model_name:
+    if response.model_name and batch:
+        cost_there = price(f"{response.provider_name}:{response.model_name}", usage_of(response), batch=True)
+        if cost_there is not None:
+            return cost_there
+    elif response.model_name:
         try:
             return float(response.cost().total_price)
         except (LookupError, ValueError):
             pass  # the provider may call it by a name of its own: the one that was asked may be known
-    return None if answered is None else price(answered, usage_of(response))
+    return None if answered is None else price(answered, usage_of(response), batch=batch)
 
 
 def _answering_model(model: Any, response: ModelResponse) -> Any:

@@ -1,0 +1,110 @@
+"""The batches of a run that a provider has, as a fold over its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tagent_nb.events import (
+    BatchCancelled,
+    BatchPrepared,
+    BatchSubmitted,
+    CallRecorded,
+    StepEvent,
+)
+
+
+@dataclass(slots=True)
+class RecordedBatch:
+    """A batch that was about to be sent.
+
+    Attributes:
+        prepared: What was to be in it.
+        handle: What finds it at the provider; ``None`` where it is not recorded that this has taken it.
+        supposed: As in :class:`~tagent_nb.events.BatchSubmitted`.
+        cancelled: Whether the provider was asked to cancel it.
+    """
+
+    prepared: BatchPrepared
+    handle: Mapping[str, Any] | None = None
+    supposed: bool = False
+    cancelled: bool = False
+
+
+class BatchRecords:
+    """Which requests of a run wait in which batch, and which units have had the answer of one."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, RecordedBatch] = {}
+        # Marker and number of each request that is not answered, by unit and its canonical key.
+        self._open: dict[tuple[str, str | None], dict[str, tuple[str, int]]] = {}
+        self._answered: set[tuple[str, str | None]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._sent)
+
+    def find(self, step: str, item: str | None, key: str) -> tuple[RecordedBatch, int] | None:
+        """The batch that a request waits in, and its number there; ``None`` if it waits in none."""
+        place = self._open.get((step, item), {}).get(key)
+        return None if place is None else (self._sent[place[0]], place[1])
+
+    def drop(self, step: str, item: str | None, key: str) -> None:
+        """Wait for this request no longer: it is sent again."""
+        self._open.get((step, item), {}).pop(key, None)
+
+    def is_answered(self, step: str, item: str | None) -> bool:
+        """Whether a batch has answered a unit, or has failed to."""
+        return (step, item) in self._answered
+
+    def units(self) -> list[tuple[str, str | None]]:
+        """Units with a request that waits for the answer of a batch."""
+        return list(self._open)
+
+    def under_way(self) -> list[RecordedBatch]:
+        """Batches that the provider has and whose answers are not all read, oldest first."""
+        markers = {marker for places in self._open.values() for marker, _ in places.values()}
+        return [
+            batch
+            for marker, batch in self._sent.items()
+            if marker in markers and batch.handle is not None and not batch.cancelled
+        ]
+
+    # -- the fold ---------------------------------------------------------------------------
+
+    def prepared(self, event: BatchPrepared) -> None:
+        """Take in that a batch is about to be sent."""
+        self._sent[event.marker] = RecordedBatch(event)
+        for number, (row, key) in enumerate(zip(event.rows, event.keys, strict=True)):
+            self._open.setdefault((event.step, row), {})[key] = (event.marker, number)
+
+    def submitted(self, event: BatchSubmitted) -> None:
+        """Take in that the provider has a batch."""
+        batch = self._sent[event.marker]
+        batch.handle, batch.supposed = event.handle, event.supposed
+
+    def cancelled(self, event: BatchCancelled) -> None:
+        """Take in that a batch is cancelled."""
+        self._sent[event.marker].cancelled = True
+
+    def answered(self, event: CallRecorded) -> None:
+        """Take in that a request has its answer, of whatever source."""
+        places = self._open.get((event.step, event.item))
+        if places is not None and places.pop(event.key, None) is not None:
+            self._note(event)
+            if not places:
+                del self._open[event.step, event.item]
+
+    def release(self, event: StepEvent) -> None:
+        """Take in that an attempt has ended: what its unit asks from now on is another request."""
+        if self._open.pop((event.step, event.item), None) is not None:
+            self._note(event)
+
+    def forget(self, steps: Iterable[str]) -> None:
+        """These steps are forced: what was asked before answers for nothing any more."""
+        forced = frozenset(steps)
+        self._open = {unit: places for unit, places in self._open.items() if unit[0] not in forced}
+        self._answered = {unit for unit in self._answered if unit[0] not in forced}
+
+    def _note(self, event: StepEvent) -> None:
+        self._answered.add((event.step, event.item))
