@@ -1,7 +1,7 @@
 """A server on the loopback address with the batch endpoints of OpenAI and of Anthropic, and their live ones.
 
-It takes files and batches, says how they stand, and gives results, unordered. What it answers, and when a batch
-ends, a test decides.
+It takes files and batches, says how they stand, and gives results, unordered. What it answers, and when a
+batch ends, a test decides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Answer = str | dict[str, Any]
 """A text, the arguments of the tool that takes the answer, or one of :data:`OUTCOMES`."""
 
 OUTCOMES = ("<expired>", "<errored>", "<overloaded>", "<missing>")
-"""What may become of a request of a batch besides an answer: an error of it that is final, one that passes."""
+"""What may become of a request of a batch besides an answer; the third may pass."""
 
 
 @dataclass
@@ -213,19 +213,19 @@ class _Handler(BaseHTTPRequestHandler):
                 if more == ["cancel"]:
                     batch.cancelled = True
                 fake.look(batch)
-                return _openai(batch) if place[0] == "batches" else _anthropic(fake, batch)
+                return self._shown(fake, batch, place)
         return None
+
+    def _shown(self, fake: FakeBatches, batch: FakeBatch, place: list[str]) -> dict[str, Any]:
+        return _openai(batch) if place[0] == "batches" else _anthropic(fake, batch)
 
     def _content(self, fake: FakeBatches, file: str) -> str | None:
         kind, _, batch_id = file.partition("-")
         if kind in ("out", "err"):
-            results = [_openai_result(*each) for each in _unordered(fake.batches[batch_id])]
-            return _lines(
-                line
-                for line in results
-                if line is not None
-                and ((line["response"] or {}).get("status_code") == 200) == (kind == "out")
-            )
+            results = [_openai_result(*result) for result in _unordered(fake.batches[batch_id])]
+            good = [line for line in results if line is not None and _is_good(line)]
+            bad = [line for line in results if line is not None and not _is_good(line)]
+            return _lines(good if kind == "out" else bad)
         return fake.files.get(file)
 
     def _send(self, answer: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -277,6 +277,10 @@ def _file(file: str) -> dict[str, Any]:
 
 
 # -- OpenAI ------------------------------------------------------------------------------------
+
+
+def _is_good(line: dict[str, Any]) -> bool:
+    return line["response"] is not None and line["response"]["status_code"] == 200
 
 
 def _openai(batch: FakeBatch) -> dict[str, Any]:

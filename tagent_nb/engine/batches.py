@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
-from tagent_nb.events import BatchPrepared, BatchSubmitted, StepUnblocked, StepWaiting
+from tagent_nb.events import BatchCancelled, BatchPrepared, BatchSubmitted, StepUnblocked, StepWaiting
 from tagent_nb.formatting import count
 from tagent_nb.pipeline import THEN_LIVE
 from tagent_nb.redaction import redact
@@ -147,11 +147,15 @@ class StepBatches:
         batches: Of the run.
         step: The step's name.
         then_live: Whether a unit sends one request in a batch only.
+
+    Attributes:
+        step: The step's name.
+        then_live: As above.
     """
 
     def __init__(self, batches: Batches, step: str, then_live: bool) -> None:
         self._batches = batches
-        self._step = step
+        self.step = step
         self.then_live = then_live
         self._queued: list[_Entry] = []
         self._sent: dict[str, _Sent] = {}
@@ -221,10 +225,10 @@ class StepBatches:
 
     def send_when_idle(self) -> None:
         """Send what waits, now that no unit of the step is at work: nothing more comes to it."""
-        if self._queued and not self._sending and not self._batches.at_work(self._step):
+        if self._queued and not self._sending and not self._batches.at_work(self.step):
             self._sending = True
             self._batches.start(self._send())
-        elif not self._queued and not self._waits and self._batches.waits(self._step):
+        elif not self._queued and not self._waits and self._batches.waits(self.step):
             self._show()
 
     async def _send(self) -> None:
@@ -270,7 +274,7 @@ class StepBatches:
             await self._batches.record(
                 BatchPrepared(
                     run_id=self._batches.run_id,
-                    step=self._step,
+                    step=self.step,
                     marker=sent.marker,
                     rows=tuple(str(entry.work.item) for entry in entries),
                     keys=tuple(entry.call.key for entry in entries),
@@ -307,7 +311,7 @@ class StepBatches:
         await self._batches.record(
             BatchSubmitted(
                 run_id=self._batches.run_id,
-                step=self._step,
+                step=self.step,
                 marker=sent.marker,
                 handle=handle_of(sent.batch),
                 supposed=sent.supposed,
@@ -407,19 +411,19 @@ class StepBatches:
     def _show(self) -> None:
         """Say that the step waits, and how its batches stand."""
         waiting = [sent for sent in self._sent.values() if sent.entries and sent.batch is not None]
-        if waiting and not self._batches.at_work(self._step):
+        if waiting and not self._batches.at_work(self.step):
             self._waits = True
             reason = "; ".join(sent.text for sent in waiting)
-            self._batches.publish(StepWaiting(run_id=self._batches.run_id, step=self._step, reason=reason))
+            self._batches.publish(StepWaiting(run_id=self._batches.run_id, step=self.step, reason=reason))
 
     def _unblock(self) -> None:
         if self._waits:
             self._waits = False
-            self._batches.publish(StepUnblocked(run_id=self._batches.run_id, step=self._step))
+            self._batches.publish(StepUnblocked(run_id=self._batches.run_id, step=self.step))
 
     def _suspend(self, sent: _Sent, reason: str) -> None:
         sent.suspended = reason
-        self._batches.left[self._step] = reason
+        self._batches.left[self.step] = reason
         self._end(sent, StepSuspended())
 
     def _end(self, sent: _Sent, error: BaseException) -> None:
@@ -599,3 +603,20 @@ class Batches:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for queue in self._steps.values() if self.cancelling else ():
+            for sent in queue.under_way():
+                if sent.batch is not None and sent.batch.status != "ended" and not sent.cancelled:
+                    await self._cancel(queue, sent)
+
+    async def _cancel(self, queue: StepBatches, sent: _Sent) -> None:
+        from tagent_nb.runners import cancel_batch
+
+        try:
+            await cancel_batch(sent.model, sent.batch)
+        except Exception as error:  # the provider's, or its client's
+            self._recorder.warn(
+                f"Step {queue.step!r}: batch {sent.batch.id} could not be cancelled "
+                f"({redact(message_of(error))}). A resumed run takes it up."
+            )
+            return
+        await self.record(BatchCancelled(run_id=self.run_id, step=queue.step, marker=sent.marker))

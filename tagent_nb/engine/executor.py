@@ -44,6 +44,7 @@ from tagent_nb.engine.session import (
     Runners,
     Session,
     begin,
+    cancel_recorded,
     context_of,
     definition_of,
     lease_held,
@@ -461,9 +462,41 @@ class PipelineExecutor:
 
     # -- control, from any thread -----------------------------------------------------------
 
-    def cancel(self) -> None:
-        """Stop the run now; it can be resumed. Without a run, or called again, it does nothing."""
-        self._act(lambda session: session.loop.cancel())
+    def cancel(self, *, batches: bool = False) -> None:
+        """Stop the run now; it can be resumed. Without a run, or called again, it does nothing.
+
+        Args:
+            batches: Whether batches that providers have are cancelled there, too. Else they go on, and a
+                resumed run takes them up. What a provider has answered by then is paid, and kept.
+        """
+
+        def stop(session: Session) -> None:
+            session.batches.cancelling = batches or session.batches.cancelling
+            session.loop.cancel()
+
+        self._act(stop)
+
+    def cancel_batches(self) -> int:
+        """Cancel at their providers the batches of the last run, which does not go on any more.
+
+        A resumed run keeps what they have answered, and sends the rest again.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            RunInProgressError: The run goes on; :meth:`cancel` stops it.
+            LeaseLostError: Another process carries it on.
+            StorageError: It cannot be read, or the change could not be recorded.
+        """
+        if self.running:
+            raise RunInProgressError(
+                f"Pipeline {self.pipeline.name!r} is running. Stop it with cancel(batches=True)."
+            )
+        memory = self._newest_memory()
+        if memory is None or not memory.batches.under_way():
+            return 0
+        return submit(cancel_recorded(self.storage, self.pipeline, memory, self.model)).result()
 
     def pause(self) -> None:
         """Start nothing further until :meth:`resume`; what runs goes on."""

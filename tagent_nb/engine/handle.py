@@ -29,8 +29,8 @@ class Controls(Protocol):
     def pending_approvals(self) -> list[ApprovalRequest]:
         """What waits for a decision."""
 
-    def cancel(self) -> None:
-        """Stop the run."""
+    def cancel(self, *, batches: bool = False) -> None:
+        """Stop the run, and with ``batches`` those that providers have."""
 
     def pause(self) -> None:
         """Start nothing further."""
@@ -86,9 +86,15 @@ class RunHandle:
             self.cancel(wait=CANCEL_GRACE)
             raise
 
-    def cancel(self, wait: float = 0.0) -> None:
-        """Stop the run, and give it up to ``wait`` seconds to end."""
-        self.executor.cancel()
+    def cancel(self, wait: float = 0.0, *, batches: bool = False) -> None:
+        """Stop the run, and give it up to ``wait`` seconds to end.
+
+        Args:
+            wait: Seconds.
+            batches: Whether batches that providers have are cancelled there, too; see
+                :meth:`PipelineExecutor.cancel`.
+        """
+        self.executor.cancel(batches=batches)
         until = time.monotonic() + wait
         while not self._future.done() and time.monotonic() < until:
             self._wait(until)

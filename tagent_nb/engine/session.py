@@ -26,9 +26,10 @@ from tagent_nb.engine.recorder import Recorder, ValueChecks
 from tagent_nb.engine.run_loop import RunLoop
 from tagent_nb.engine.unit.attempt import Attempts
 from tagent_nb.engine.unit.execute import Execution
+from tagent_nb.engine.unit.prepared import model_of
 from tagent_nb.engine.unit.work import Preparation
 from tagent_nb.errors import LeaseLostError, StorageError
-from tagent_nb.events import ApprovalGiven, Event, InputTaken, RunResumed, RunStarted
+from tagent_nb.events import ApprovalGiven, BatchCancelled, Event, InputTaken, RunResumed, RunStarted
 from tagent_nb.pipeline import AGENT_KINDS, Pipeline, inputs_by_step
 from tagent_nb.runners import PythonRunner, StepRunner
 
@@ -283,17 +284,47 @@ async def record_decision(
     Raises:
         StorageError: It could not be recorded.
     """
-
-    def lost(error: LeaseLostError) -> None:
-        """The record below is refused when another process has taken the run over, which says so."""
-
     memory = last if last is not None and last.run_id == decision.run_id else None
     if memory is not None and memory.pending.get(unit_of(decision)) is None:
         return  # its run has ended meanwhile, and needed no other decision
-    async with lease_held(storage, pipeline_id, decision.run_id, lost) as lease:
+    async with lease_held(storage, pipeline_id, decision.run_id, _taken_over) as lease:
         await storage.append(pipeline_id, decision.run_id, [decision], token=lease.token)
     if memory is not None:
         memory.apply(decision)
+
+
+async def cancel_recorded(
+    storage: StorageBackend, pipeline: Pipeline, memory: PipelineMemory, default: Any
+) -> int:
+    """Ask providers to cancel the batches of a run that no process carries on. Returns how many there were.
+
+    Args:
+        storage: Where the run is recorded.
+        pipeline: Its definition.
+        memory: What is known of it.
+        default: The model of the executor, before the pipeline's.
+
+    Raises:
+        ModelAPIError: A provider refuses it.
+        LeaseLostError: A process carries the run on.
+        StorageError: It could not be recorded.
+    """
+    from tagent_nb.runners import Models, batch_of, cancel_batch
+
+    models, batches = Models(), memory.batches.under_way()
+    async with lease_held(storage, memory.pipeline_id, memory.run_id, _taken_over) as lease:
+        for batch in batches:
+            step = batch.prepared.step
+            model = await models.get(model_of(pipeline, pipeline.get_step(step), default))
+            await cancel_batch(model, batch_of(batch.handle or {}))
+            event = BatchCancelled(run_id=memory.run_id, step=step, marker=batch.prepared.marker)
+            await storage.append(memory.pipeline_id, memory.run_id, [event], token=lease.token)
+            memory.apply(event)
+    return len(batches)
+
+
+def _taken_over(error: LeaseLostError) -> None:
+    """What is to be recorded is refused when another process has taken the run over, which says so."""
 
 
 class Runners(dict[str, StepRunner]):

@@ -95,6 +95,14 @@ FULL: dict[type, dict[str, Any]] = {
         "usage": USAGE,
         "cost": None,
     },
+    events.BatchPrepared: {"step": "a", "marker": "m", "rows": ("1", "2"), "keys": ("k", "l")},
+    events.BatchSubmitted: {
+        "step": "a",
+        "marker": "m",
+        "handle": {"id": "batch_1", "provider_details": {"status": "in_progress"}, "request_count": 2},
+        "supposed": True,
+    },
+    events.BatchCancelled: {"step": "a", "marker": "m"},
     events.StepRetried: {
         "step": "a",
         "item": "3",
