@@ -1048,3 +1048,13 @@ def test_an_edit_of_a_call_with_half_a_pair(play: Play, word: str, tmp_path: Pat
     ).run()
     assert (result["s"], result.steps["s"].attempts) == ("hello", 1)
     assert [whole_text(word)] == TWICE
+
+
+def test_a_tolerant_model_may_be_asked_in_another_session() -> None:
+    """Which has its own notes of what its servers do."""
+    provider = OpenAIProvider(base_url="http://127.0.0.1:1", api_key="none")
+    model = tolerant(OpenAIChatModel("gpt-4o", provider=provider), {"first"})
+    assert tolerant(model, model.unstreamed) is model  # type: ignore[attr-defined]
+    again: Any = tolerant(model, {"second"})
+    assert (type(again), again.unstreamed) == (type(model), {"second"})
+    assert model.unstreamed == {"first"}  # type: ignore[attr-defined]

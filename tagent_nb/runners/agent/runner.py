@@ -129,7 +129,7 @@ class AgentRunner:
         """What is the same for all units of a step in one run, worked out for the first of them."""
         of_loop = self._shared.setdefault(asyncio.get_running_loop(), {})
         shared, system = of_loop.get(step.name), instructions(context)
-        if shared is None or not shared.serves(step, context.run_id, model, system):
+        if shared is None or not shared.serves(step, context, model, system):
             shared = of_loop[step.name] = _Shared(step, context, model, system)
         return shared
 
@@ -146,7 +146,7 @@ class _Shared:
         from tagent_nb.runners.models.openai_protocol import tolerant
         from tagent_nb.runners.models.output import output_of
 
-        self._of = (step, context.run_id, model, system)
+        self._of = (step, context.run_id, context.quirks, model, system)
         self._template: asyncio.Future[RequestTemplate | None] | None = None
         self._agent: Agent[Any, Any] | None = None
         self._tools: Mapping[str, Any] = {}
@@ -155,10 +155,15 @@ class _Shared:
         self.settings = model_settings(step, model)
         self.model = tolerant(model, context.quirks.unstreamed)
 
-    def serves(self, step: PipelineStep, run_id: str, model: Model[Any], system: str) -> bool:
-        """Whether it is of this step in this run."""
-        of_step, of_run, of_model, of_system = self._of
-        return of_step is step and of_model is model and (of_run, of_system) == (run_id, system)
+    def serves(self, step: PipelineStep, context: StepContext, model: Model[Any], system: str) -> bool:
+        """Whether it is of this step in this session of this run."""
+        of_step, of_run, of_quirks, of_model, of_system = self._of
+        return (
+            of_step is step
+            and of_quirks is context.quirks
+            and of_model is model
+            and (of_run, of_system) == (context.run_id, system)
+        )
 
     def agent(self, tools: Mapping[str, Any]) -> Agent[Any, Any]:
         """An agent for the step, which gets its model when it runs; a new one where a tool is another now."""
@@ -185,7 +190,7 @@ class _Shared:
         if self._template is None:
             from tagent_nb.runners.agent.request import request_template
 
-            step, _, model, _ = self._of
+            step, _, _, model, _ = self._of
             made = request_template(self.agent({}), model, self.settings, self._output, step.output_schema)
             self._template = asyncio.ensure_future(made)
         return await asyncio.shield(self._template)

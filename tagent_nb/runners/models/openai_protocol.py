@@ -68,7 +68,12 @@ def tolerant(model: Model[Any], unstreamed: set[str]) -> Model[Any]:
         model: A model, also one with several behind it.
         unstreamed: Models that are asked without streaming, by :func:`unstreamed_key`; more are added.
     """
-    if getattr(model, "unstreamed", None) is unstreamed:
+    before = getattr(model, "unstreamed", None)
+    if before is not None:
+        if before is unstreamed:
+            return model
+        model = copy.copy(model)
+        model.unstreamed = unstreamed  # type: ignore[attr-defined]
         return model
     if isinstance(model, FallbackModel):
         fallback = copy.copy(model)
