@@ -144,6 +144,23 @@ async def test_an_answer_that_cannot_be_stored_is_not_cached_but_serves_its_twin
     assert len(runner.calls) == 2
 
 
+async def test_units_that_begin_together_look_once_into_the_cache_for_what_functions_do(
+    cache: ResultCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And go on together: one that had to wait for a look of its own would ask again."""
+    looks: list[int] = []
+    read = cache._read_sources
+
+    def counted() -> dict[bytes, bytes]:
+        looks.append(1)
+        return read()
+
+    monkeypatch.setattr(cache, "_read_sources", counted)
+    runner = Answers(value=len)
+    await go(asking("one", "two", "three"), runner, cache)
+    assert (len(looks), len(runner.calls)) == (1, 1)
+
+
 async def test_force_asks_no_one_but_fills_the_cache(cache: ResultCache) -> None:
     runner = Answers()
     pipeline = asking("ask")

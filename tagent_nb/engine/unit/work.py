@@ -94,6 +94,7 @@ class Preparation:
         self._recorder = recorder
         self._read_previous = previous
         self._previous: asyncio.Future[PipelineMemory | None] | None = None
+        self._sources: asyncio.Future[Any] | None = None
         self._steps: dict[str, PreparedStep] = {}
         # What the fingerprints of this run share.
         self.memo: dict[Any, Any] = {}
@@ -233,7 +234,10 @@ class Preparation:
         from tagent_nb.cache import SOURCES, LargeValue, refusing_large_values, remember_digest
 
         if prepared.cache is not None and SOURCES not in self.memo:
-            self.memo[SOURCES] = await prepared.cache.source_digests()
+            if self._sources is None:
+                self._sources = asyncio.ensure_future(prepared.cache.source_digests())
+            # Units that begin at the same time go on at the same time: equal ones then make one call.
+            self.memo[SOURCES] = await asyncio.shield(self._sources)
         examined: dict[int, Any] = {}
         while prepared.components is None:
             try:
