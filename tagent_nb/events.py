@@ -37,6 +37,11 @@ def no_entries() -> Mapping[str, Any]:
     return NO_ENTRIES
 
 
+ROWS_IN_CALL, ASKED_ALONE = "rows_in_call", "asked_alone"
+"""Where the metadata of an item has how many items shared its call of a model, and why it was asked for by
+itself after that."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
     """Tokens and calls that were used.

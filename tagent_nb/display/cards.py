@@ -133,6 +133,8 @@ def _limits(step: PipelineStep) -> str:
         words.append("no retry" if step.max_retries == 0 else f"{step.max_retries} retries")
     if step.batch:
         words.append("in batches, then live" if step.batch == THEN_LIVE else "in batches")
+    if step.rows_per_call > 1:
+        words.append(f"{step.rows_per_call} rows in one call")
     if step.min_success < 1:
         what = "items" if step.reduce_over is None else "parts"
         words.append(f"{step.min_success:.0%} of {what} must succeed")

@@ -69,6 +69,7 @@ class SerialLock:
     Attributes:
         on_freed: Called when a step has yielded the lock: the next step may start. Who starts steps sets it.
         on_idle: Called with the name of a step of which no worker is at work.
+        on_left: By mapped step, what is called when one of its workers has left.
     """
 
     on_freed: Callable[[], None]
@@ -81,6 +82,7 @@ class SerialLock:
         self._returning: dict[str, list[asyncio.Future[None]]] = {}
         # Of steps that have yielded a slot: workers at work, and those that wait.
         self._working: dict[str, int] = {}
+        self.on_left: dict[str, Callable[[], None]] = {}
         self._waiting: dict[str, int] = {}
 
     def offer(self, step: str) -> None:
@@ -118,6 +120,8 @@ class SerialLock:
     def leave(self, step: str) -> None:
         """A worker of a mapped step finds nothing more to do. Workers that wait need no lock."""
         self._working[step] = left = self._working.get(step, 1) - 1
+        if step in self.on_left:
+            self.on_left[step]()
         if left:
             return
         if self._waiting.get(step) and self._holder == step:

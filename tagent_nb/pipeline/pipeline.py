@@ -611,6 +611,7 @@ _OF_AGENTS = (
     "max_replans",
     "output_mode",
     "output_retries",
+    "rows_per_call",
     "tools",
     "tools_filter",
     "approve_tools",

@@ -33,6 +33,9 @@ THEN_LIVE = "then-live"
 ROLES = tuple(dict.fromkeys(role for kind in AGENT_KINDS.values() for role in kind.roles))
 """What steps of all kinds ask models for."""
 
+MAX_ROWS_PER_CALL = 1000
+"""Most rows that one call may ask for."""
+
 MAX_GOAL = 262_144
 """Longest goal, in characters. Longer text belongs into a step that the goal refers to."""
 
@@ -102,6 +105,9 @@ class PipelineStep:
         batch: Whether the requests of a mapped agent step without tools are sent as batches, which their
             provider answers within a day, at half the price. ``"then-live"``: what a batch did not answer, or
             not in the form that is wanted, is asked again by itself, at the full price.
+        rows_per_call: Most items of a mapped agent step that one call of the model asks for, 1 to 1,000.
+            Each keeps its own record and cache entry; one that the answer leaves out, has twice, or gives an
+            invalid value is asked for by itself.
 
     Raises:
         DefinitionError: A field is not allowed; the message names step, field and remedy.
@@ -143,6 +149,7 @@ class PipelineStep:
     combine: str | None = None
     reduce_tokens: int | None = None
     batch: bool | str = False
+    rows_per_call: int = 1
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -461,6 +468,12 @@ def _count(step: str, field: str, value: Any) -> int:
     return value
 
 
+def _rows_per_call(step: str, field: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_ROWS_PER_CALL:
+        _fail(step, field, f"must be a whole number from 1 to {MAX_ROWS_PER_CALL:,}, not {value!r}.")
+    return value
+
+
 def _share(step: str, field: str, value: Any) -> float:
     if not is_number(value) or not 0 <= value <= 1:
         _fail(step, field, f"must be a share from 0 to 1, not {value!r}.")
@@ -611,6 +624,7 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "combine": _text,
     "reduce_tokens": _tokens,
     "batch": _batch,
+    "rows_per_call": _rows_per_call,
 }
 """By field, what returns a value that was passed as a step is to have it, or raises."""
 
@@ -623,7 +637,17 @@ _OF_REDUCE = {
 """Fields of steps with ``reduce_over``, each with its option."""
 
 _TOGETHER = frozenset(
-    {"agent", "models", "instructions", "output_mode", "remember", "max_failures", "batch", *_OF_REDUCE}
+    {
+        "agent",
+        "models",
+        "instructions",
+        "output_mode",
+        "remember",
+        "max_failures",
+        "batch",
+        "rows_per_call",
+        *_OF_REDUCE,
+    }
 )
 """Fields that are allowed for some kinds of steps only."""
 
@@ -653,6 +677,8 @@ def _check_together(step: Any) -> None:
               "Python steps call context.learn and context.save_memory.")  # fmt: skip
     if any(getattr(step, field) is not None for field in _OF_REDUCE):
         _check_reduce(step)
+    if step.rows_per_call > 1:
+        _check_rows_per_call(step)
 
 
 def _check_reduce(step: Any) -> None:
@@ -685,6 +711,25 @@ def _check_batch(step: Any) -> None:
     if step.tools or step.tools_filter or step.approve_tools or step.remember:
         _fail(name, "batch", "cannot be used with tools: a batch answers once, and calls none. Leave tools "
               "(--tools) and remember (--remember) out, or batch (--batch).")  # fmt: skip
+
+
+def _check_rows_per_call(step: Any) -> None:
+    problem = ""
+    if step.is_python:
+        problem = "a Python step asks no model. Leave it out."
+    elif step.map_over is None:
+        problem = "the step has no rows. Add map_over (--map-over), or leave it out."
+    elif AGENT_KINDS[step.agent] is not SINGLE:
+        problem = f"a step with agent={step.agent!r} asks several times for each row. Leave one of them out."
+    elif step.batch:
+        problem = "batch sends a request for each row. Leave one of them out."
+    elif step.tools or step.tools_filter or step.approve_tools or step.remember:
+        problem = (
+            "a model that calls tools does so for one row. Leave its tools out (tools, tools_filter, "
+            "approve_tools, remember), or ask for each row by itself."
+        )
+    if problem:
+        _fail(step.name, "rows_per_call", f"is {step.rows_per_call}, but {problem}")
 
 
 def role_hint(role: object) -> str:

@@ -106,6 +106,10 @@ def items_frame(step: StepResult) -> pd.DataFrame:
         "cost": ("float64", lambda item: item.cost),
         "error": ("str", _item_error),
     }
+    if any(item.rows_in_call for item in items):
+        columns["requests"] = ("int64", lambda item: item.usage.requests)
+        columns["rows_in_call"] = ("int64", lambda item: item.rows_in_call)
+        columns["asked_alone"] = ("str", lambda item: clean(item.asked_alone) or None)
     return _typed(items, columns, pd.Index([item.key for item in items], name="item", dtype="str"))
 
 

@@ -100,8 +100,11 @@ def _item_to_dict(item: ItemResult, path: str) -> dict[str, Any]:
         "status": item.status.value,
         "usage": item.usage.to_dict(),
     }
-    if item.reason:
-        data["reason"] = clean(item.reason)
+    for name in ("reason", "asked_alone"):
+        if getattr(item, name):
+            data[name] = clean(getattr(item, name))
+    if item.rows_in_call:
+        data["rows_in_call"] = item.rows_in_call
     if item.output is not None:
         _check_kept(item.output, path)
         data["output"] = to_tree(item.output.value, path=path)
@@ -196,5 +199,7 @@ def _item(data: Mapping[str, Any], schemas: Schemas) -> ItemResult:
         output=output,
         usage=TokenUsage(**data["usage"]),
         reason=str(data.get("reason", "")),
+        rows_in_call=int(data.get("rows_in_call", 0)),
+        asked_alone=str(data.get("asked_alone", "")),
         **{name: data[name] for name in _ITEM},
     )

@@ -88,7 +88,8 @@ class LazyMap(Mapping[str, V]):
 class ItemResult:
     """One item of a mapped step: its key, its label in the source's index, and how it ended.
 
-    ``reason`` says why it was skipped.
+    ``reason`` says why it was skipped. ``rows_in_call`` is how many items shared the call of a model that its
+    value came from (0 in steps where none do), and ``asked_alone`` why it was asked for by itself after that.
     """
 
     key: str
@@ -102,6 +103,8 @@ class ItemResult:
     usage: TokenUsage = NO_USAGE
     cost: float | None = 0.0
     reason: str = ""
+    rows_in_call: int = 0
+    asked_alone: str = ""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -161,6 +160,8 @@ class StepContext:
             answers are not streamed.
         quirks: What the run has learnt of the servers of its models.
         batch: Takes the requests of a step that sends them in batches; ``None`` where each is sent at once.
+        rows: Brings the rows of its step together that one call asks for; ``None`` where each is asked for by
+            itself.
     """
 
     run_id: str
@@ -191,8 +192,10 @@ class StepContext:
     watched: bool = True
     quirks: Quirks = field(default_factory=Quirks)
     batch: Batched | None = None
+    rows: SharedRows | None = None
     tool_calls: dict[tuple[str, str], set[int]] = field(default_factory=dict, init=False, repr=False)
     _waits: int = field(default=0, init=False, repr=False)
+    _events: int = field(default=0, init=False, repr=False)
     _stopped: tuple[float, float] | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -237,9 +240,13 @@ class StepContext:
             cost: USD.
             counts: USD that count against budgets in place of ``cost``, where that is only assumed.
         """
+        self.add(usage, cost)
+        self.on_spend(self.step, usage, cost if counts is None else counts)
+
+    def add(self, usage: TokenUsage, cost: float | None) -> None:
+        """Add to what this attempt used what budgets have counted already."""
         self.usage = self.usage + usage
         self.cost = None if cost is None or self.cost is None else self.cost + cost
-        self.on_spend(self.step, usage, cost if counts is None else counts)
 
     @contextmanager
     def waiting(self, reason: str, seconds: float | None = None) -> Iterator[None]:
@@ -251,19 +258,32 @@ class StepContext:
             reason: What it waits for, in words.
             seconds: How long at least; ``None`` when unknown.
         """
+        with self.untimed():
+            self._events += 1
+            self.emit(
+                StepWaiting(
+                    run_id=self.run_id, step=self.step, item=self.item, reason=reason, seconds=seconds
+                )
+            )
+            try:
+                yield
+            finally:
+                self._events -= 1
+                if not self._events:
+                    self.emit(StepUnblocked(run_id=self.run_id, step=self.step, item=self.item))
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Let the attempt's timeout stand still inside this block. On the run's loop only."""
         if not self._waits:
             self._stop_clock()
         self._waits += 1
-        self.emit(
-            StepWaiting(run_id=self.run_id, step=self.step, item=self.item, reason=reason, seconds=seconds)
-        )
         try:
             yield
         finally:
             self._waits -= 1
             if not self._waits:
                 self._start_clock()
-                self.emit(StepUnblocked(run_id=self.run_id, step=self.step, item=self.item))
 
     def _stop_clock(self) -> None:
         ends = None if self.limit is None or self.limit.expired() else self.limit.when()
@@ -296,6 +316,18 @@ class ToolContext(StepContext):
     def idempotency_key(self) -> str:  # type: ignore[override]  # a step's key is never set
         """The same whenever the same call is made for the same work."""
         return self._key
+
+
+class SharedRows(Protocol):
+    """Brings rows of a step together that share a call: :class:`~tagent_nb.runners.row_groups.RowGroups`."""
+
+    def asking(self) -> AbstractContextManager[None]:
+        """An attempt at a row is under way."""
+        ...
+
+    async def answer(self, seat: Any) -> ModelResponse:
+        """Wait for a row's part of an answer."""
+        ...
 
 
 class StepRunner(Protocol):
@@ -362,7 +394,14 @@ class ToolCall:
 
 
 class CallMiddleware:
-    """Stands between a step and what it calls. By itself it lets everything pass."""
+    """Stands between a step and what it calls. By itself it lets everything pass.
+
+    Attributes:
+        of_rows: Whether it sees each row of a call that several rows share, in place of the call: as a call
+            for that row alone.
+    """
+
+    of_rows = False
 
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]

@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = face(
     {
         "coerce": "distinct instance_of is_array key_text short_floats with_index",
         "template": (
-            "Reference evaluate group_column literal lookup reads_items references_of render unknown_fields"
+            "Reference evaluate group_column literal lookup reads_items references_of render render_pieces "
+            "unknown_fields"
         ),
         "views": "DATA_RULE MISSING Record Rows Table delimit plain_text shown_text view",
     },

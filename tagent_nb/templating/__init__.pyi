@@ -13,6 +13,7 @@ from tagent_nb.templating.template import lookup as lookup
 from tagent_nb.templating.template import reads_items as reads_items
 from tagent_nb.templating.template import references_of as references_of
 from tagent_nb.templating.template import render as render
+from tagent_nb.templating.template import render_pieces as render_pieces
 from tagent_nb.templating.template import unknown_fields as unknown_fields
 from tagent_nb.templating.views import DATA_RULE as DATA_RULE
 from tagent_nb.templating.views import MISSING as MISSING

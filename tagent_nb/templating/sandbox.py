@@ -166,9 +166,17 @@ class Compiled:
         Raises:
             Problem: Something is not there or cannot be printed.
         """
+        return "".join(self.pieces(values))
+
+    def pieces(self, values: Mapping[str, Any]) -> list[str]:
+        """The text of a goal in pieces: each value that it prints is one, and so is the text between two.
+
+        Raises:
+            Problem: As :meth:`render`.
+        """
         context = self.template.new_context(self._visible(values))
         try:
-            return "".join(self.template.root_render_func(context))
+            return list(self.template.root_render_func(context))
         except Exception as error:  # filters and operators raise anything on data they do not like
             raise self._problem(error) from _cause(error)
 

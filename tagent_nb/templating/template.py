@@ -34,6 +34,7 @@ __all__ = [
     "reads_items",
     "references_of",
     "render",
+    "render_pieces",
     "unknown_fields",
     "view",
 ]
@@ -214,12 +215,31 @@ def render(
     Raises:
         TemplateError: Something is not there, is not allowed or cannot be printed.
     """
+    return "".join(
+        render_pieces(goal, values, step=step, shared=shared, facts=facts, memories=memories, item=item)
+    )
+
+
+def render_pieces(
+    goal: str,
+    values: Mapping[str, Any],
+    *,
+    step: str,
+    shared: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    memories: Mapping[str, Any] | None = None,
+    item: Any = MISSING,
+) -> list[str]:
+    """The text of a goal in pieces: each value that it prints is one, and so is the text between two.
+
+    Arguments and errors as of :func:`render`.
+    """
     if not is_template(goal):
-        return goal
+        return [goal]
     from tagent_nb.templating.sandbox import Problem, compiled
 
     try:
-        return compiled(goal).render(_names(values, shared, facts, memories, item))
+        return compiled(goal).pieces(_names(values, shared, facts, memories, item))
     except Problem as problem:
         _fail(step, "goal", problem)
 

@@ -111,6 +111,7 @@ def reviews() -> Pipeline:
             reduce_tokens=2000,
         )
     )
+    pipeline.put(PipelineStep(name="translate", goal="Translate", map_over="load", rows_per_call=20))
     return pipeline
 
 

@@ -82,8 +82,8 @@ def definition_components(
 
     Returns:
         Component name to digest: ``goal``, ``instructions``, ``constraints``, ``model``, ``model_PART``,
-        ``settings``, ``output_mode``, ``output_schema``, ``tool:NAME``, ``check:NAME``, ``code``,
-        ``function:NAME``, ``class:NAME``, ``global:NAME``, ``package:NAME``, ``module:NAME``,
+        ``settings``, ``output_mode``, ``rows_per_call``, ``output_schema``, ``tool:NAME``, ``check:NAME``,
+        ``code``, ``function:NAME``, ``class:NAME``, ``global:NAME``, ``package:NAME``, ``module:NAME``,
         ``shared:NAME``, ``runner``.
     """
     memo = {} if memo is None else memo
@@ -98,6 +98,8 @@ def definition_components(
             components["instructions"] = text_digest(instructions)
         if step.output_mode is not None:
             components["output_mode"] = step.output_mode
+        if step.rows_per_call > 1:
+            components["rows_per_call"] = str(step.rows_per_call)
         components["model"] = text_digest(str(model))
         for name, part in (model_parts or {}).items():
             components[name] = _model_part(part, namespace, memo)

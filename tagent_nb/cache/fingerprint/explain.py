@@ -203,7 +203,7 @@ def _input(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> st
     return f"input {what} changed"
 
 
-_OWN = ("output_mode",)
+_OWN = ("output_mode", "rows_per_call")
 """Plain components that a step itself sets."""
 
 
@@ -243,6 +243,7 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "settings": _settings,
     "output_schema": _schema,
     "output_mode": _plain,
+    "rows_per_call": _plain,
     "tool": _by_digest,
     "check": _by_digest,
     "input": _input,

@@ -11,6 +11,8 @@ from typing import Any
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import (
+    ASKED_ALONE,
+    ROWS_IN_CALL,
     Event,
     RunFinished,
     RunPaused,
@@ -28,7 +30,7 @@ from tagent_nb.events import (
     StepWaiting,
 )
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import StepResult, ending, rows_of
+from tagent_nb.results import ItemResult, StepResult, ending, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,12 @@ def reset(step: StepResult) -> None:
     for item in (step.items or {}).values():
         if not item.status.has_value:
             item.status, item.reason = StepStatus.PENDING, ""
+
+
+def note_rows(item: ItemResult, metadata: Mapping[str, Any]) -> None:
+    """Note whether an item's value came from a call that it shared with others."""
+    item.rows_in_call = metadata.get(ROWS_IN_CALL, 0)
+    item.asked_alone = metadata.get(ASKED_ALONE, "")
 
 
 def last_time(step: StepResult) -> str:

@@ -19,6 +19,7 @@ from tagent_nb.engine.memory.entries import (
     inputs_of,
     metadata_of,
     new_run_id,
+    note_rows,
     order_as_source,
     order_items,
     reset,
@@ -386,6 +387,8 @@ class PipelineMemory:
             self._spend(event, event.usage, event.cost)
         if isinstance(unit, StepResult):
             self._valued(unit, event)
+        elif event.metadata:
+            note_rows(unit, event.metadata)
 
     def _step_cached(self, event: StepCached) -> None:
         if self.pending:
@@ -405,6 +408,7 @@ class PipelineMemory:
             self._ended(unit, event.at, 0.0)
             self._valued(unit, event)
         else:
+            note_rows(unit, event.metadata)
             self._times.item_ended(step, event.at, 0.0)
 
     def _tried(self, event: StepFinished | StepFailed, unit: StepResult | ItemResult) -> None:
@@ -443,6 +447,8 @@ class PipelineMemory:
             unit.metadata = event.metadata
             if unit.items is not None:
                 order_items(unit, event.metadata)
+        else:
+            note_rows(unit, event.metadata)
 
     def _step_skipped(self, event: StepSkipped) -> None:
         unit = self._unit(event)

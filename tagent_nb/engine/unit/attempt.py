@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.runners import (
     UNKNOWN_REASON,
+    CallMiddleware,
     StepContext,
     calls_user_code,
     collected,
@@ -47,9 +48,11 @@ from tagent_nb.serde import FROZEN, StoredValue, is_bulky, own_copy
 from tagent_nb.user_objects import blame, class_name, message_of
 
 if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
+
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.recorder import Recorder
-    from tagent_nb.runners import CallMiddleware, Lines
+    from tagent_nb.runners import Lines, ModelCall
 
 MAX_BACKOFF = 30.0
 """Most seconds between two attempts, unless the other side asks for more."""
@@ -97,6 +100,7 @@ class Attempts:
         self._slots = Slots(context.services.max_concurrency, signals)
         network = context.services.network_concurrency
         self._network_slots = self._slots if network is None else Slots(network, signals)
+        self._row_slots: dict[str, Slots] = {}
 
     async def run(self, work: WorkItem, candidate: list[Event] | None = None) -> list[Event]:
         """Run a unit until it gives a value or must be given up.
@@ -265,8 +269,15 @@ class Attempts:
 
     def slot(self, work: WorkItem) -> Slot:
         """The slot that a unit is to have."""
-        slots = self._network_slots if work.prepared.asks_network else self._slots
-        return Slot(work.prepared.name, work.prepared.serial, slots, self._lock, work.on_yield)
+        prepared = work.prepared
+        slots = self._slots_of(prepared)
+        if prepared.shares_calls:
+            # Its calls take slots of the run, not its rows: see CallSlots.
+            slots = self._row_slots.setdefault(prepared.name, Slots(prepared.at_once, self._signals))
+        return Slot(prepared.name, prepared.serial, slots, self._lock, work.on_yield)
+
+    def _slots_of(self, prepared: PreparedStep) -> Slots:
+        return self._network_slots if prepared.asks_network else self._slots
 
     # -- one attempt ------------------------------------------------------------------------
 
@@ -343,7 +354,11 @@ class Attempts:
         memory = self._recorder.memory
         middleware: tuple[CallMiddleware, ...] = ()
         if not step.is_python:
-            middleware = (*self._middleware, ApprovalMiddleware(self._approvals, work))
+            outer, inner = self._middleware
+            slots: tuple[CallMiddleware, ...] = ()
+            if work.prepared.shares_calls:
+                slots = (CallSlots(self._slots_of(work.prepared), self._signals),)
+            middleware = (*outer, *slots, *inner, ApprovalMiddleware(self._approvals, work))
         loop = asyncio.get_running_loop()
 
         def emit(event: Event) -> None:
@@ -386,11 +401,12 @@ class Attempts:
             watched=any(getattr(observer, "reads_text", True) for observer in services.observers),
             quirks=services.quirks,
             batch=self._batches.of(work) if step.batch else None,
+            rows=work.rows,
         )
 
     @cached_property
-    def _middleware(self) -> tuple[CallMiddleware, ...]:
-        """What the calls of agent steps pass, the first one outermost.
+    def _middleware(self) -> tuple[tuple[CallMiddleware, ...], tuple[CallMiddleware, ...]]:
+        """What the calls of agent steps pass, the first one outermost: before what needs a slot, and after.
 
         What an interrupted attempt has recorded is neither paid again nor slowed down. What answers an
         offline run counts as it did when it was recorded, so that a budget stops the run where it did then.
@@ -403,8 +419,9 @@ class Attempts:
         open_calls = {unit: calls for unit, calls in before.items() if not options.forces(unit[0])}
         cassette = None if services.recorded is None else Cassette(services.recorded)
         replay = ReplayMiddleware(self._record_call, open_calls, cassette, services.schemas, self._code_of)
-        inner = (replay, *services.paid) if cassette is None else (*services.paid, replay)
-        return (*services.middleware, *inner)
+        if cassette is None:
+            return (*services.middleware, replay), tuple(services.paid)
+        return (*services.middleware, *services.paid, replay), ()
 
     async def _record_call(self, call: CallRecorded) -> None:
         """Record a call, also when its step is stopped meanwhile: it was made."""
@@ -521,6 +538,32 @@ class Attempts:
             0.0 if context is None else context.cost,
             NO_ENTRIES if context is None else context.metadata or NO_ENTRIES,
         )
+
+
+class CallSlots(CallMiddleware):
+    """Gives each call of a step whose rows share calls a slot of the run: its rows have none of their own.
+
+    Args:
+        slots: Those of the run.
+        signals: Of the run: while it is paused, no call is made.
+    """
+
+    def __init__(self, slots: Slots, signals: RunSignals) -> None:
+        self._slots = slots
+        self._signals = signals
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Ask when a slot is free and the run is not paused."""
+        with call.context.untimed():
+            if self._signals.paused_or_stopping:
+                await self._signals.may_start()
+            await self._slots.take()
+        try:
+            return await proceed(call)
+        finally:
+            self._slots.give_back()
 
 
 @calls_user_code("its code")

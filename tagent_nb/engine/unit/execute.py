@@ -187,7 +187,8 @@ class Execution:
                 work.slot = self._attempts.slot(work)
                 done = await self._batches.beside(work, flight)
             else:
-                done = await asyncio.shield(flight)
+                with work.aside():
+                    done = await asyncio.shield(flight)
             if done is SUSPENDED:
                 raise StepSuspended
             if isinstance(done, StepFinished):

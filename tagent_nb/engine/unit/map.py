@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.recorder import Recorder
     from tagent_nb.pipeline import Change
+    from tagent_nb.runners import RowGroups
 
 Row = tuple[str, Any, Any]
 """Key, label in the source's index, and the item itself."""
@@ -160,6 +161,7 @@ class MapExecution:
         step = prepared.step
         recorder, signals, lock = self._recorder, self._signals, self._lock
         queue = _Queue(recorder, prepared, units, rows, limit)
+        groups: RowGroups | None = None
         left = 0
 
         async def worker() -> None:
@@ -180,7 +182,7 @@ class MapExecution:
                 work = await queue.next()
                 if work is None:
                     break
-                work.on_yield = replaced
+                work.on_yield, work.rows = replaced, groups
                 if self._is_recorded(work):
                     continue
                 try:
@@ -201,6 +203,11 @@ class MapExecution:
 
         workers = min(len(rows), prepared.at_once)
         lock.begin_workers(step.name, workers)
+        if prepared.shares_calls:
+            from tagent_nb.runners import RowGroups
+
+            groups = RowGroups(step.rows_per_call, lambda: lock.workers(step.name), lambda: queue.left > 0)
+            lock.on_left[step.name] = groups.look
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
@@ -307,6 +314,9 @@ class _Queue:
         units: Makes the units.
         rows: The items.
         limit: Says when there are no further ones, however many are left.
+
+    Attributes:
+        left: Items that no worker has taken yet.
     """
 
     def __init__(
@@ -324,17 +334,21 @@ class _Queue:
         self._limit = limit
         self._cache = None if prepared.passes_cache else prepared.cache
         self._ready: deque[WorkItem] = deque()
+        self.left = len(rows)
         self._filling = asyncio.Lock()
 
     async def next(self) -> WorkItem | None:
         """The unit of the next item; ``None`` if there is none."""
         if self._cache is None:
-            return await self._make()
-        if not self._ready and not self._limit.is_reached:
-            async with self._filling:
-                if not self._ready:
-                    await self._fill(self._cache)
-        return self._ready.popleft() if self._ready and not self._limit.is_reached else None
+            work = await self._make()
+        else:
+            if not self._ready and not self._limit.is_reached:
+                async with self._filling:
+                    if not self._ready:
+                        await self._fill(self._cache)
+            work = self._ready.popleft() if self._ready and not self._limit.is_reached else None
+        self.left = 0 if work is None else self.left - 1
+        return work
 
     async def _make(self) -> WorkItem | None:
         while not self._limit.is_reached:

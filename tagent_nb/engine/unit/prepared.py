@@ -128,7 +128,13 @@ class PreparedStep:
         """Most attempts at its units at the same time."""
         services = self._context.services
         network = services.network_concurrency
-        return services.max_concurrency if network is None or not self.asks_network else network
+        calls = services.max_concurrency if network is None or not self.asks_network else network
+        return calls * self.step.rows_per_call if self.shares_calls else calls
+
+    @cached_property
+    def shares_calls(self) -> bool:
+        """Whether one call asks for several of its items. A runner of the user's may not know how."""
+        return self.step.rows_per_call > 1 and getattr(self.runner, "shares_calls", False)
 
     @cached_property
     def forced(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.engine.recorder import Recorder
+    from tagent_nb.runners import RowGroups
 
 NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is not asked"
 """Why a step runs that has not changed."""
@@ -44,6 +45,7 @@ class WorkItem:
         ahead: What was read ahead from the cache, of this and other units.
         calls: How often each call of a tool was suspended in this attempt, by tool and arguments.
         waited: Seconds that it waited for a person.
+        rows: Brings the rows of its step together that one call asks for, if any does.
     """
 
     prepared: PreparedStep
@@ -58,6 +60,7 @@ class WorkItem:
     waited: float = 0.0
     on_yield: Callable[[], None] | None = None
     ahead: dict[str, bytes | None] | None = None
+    rows: RowGroups | None = None
     calls: dict[tuple[str, str], int] = field(default_factory=dict)
     slot: Slot = field(init=False, repr=False)
 
@@ -69,6 +72,10 @@ class WorkItem:
     def has_yielded(self) -> bool:
         """Whether another worker does what it would have done next, since it waited for a person."""
         return hasattr(self, "slot") and self.slot.was_yielded
+
+    def aside(self) -> AbstractContextManager[None]:
+        """While it waits for an equal unit: no row that would share a call with it waits for it."""
+        return nullcontext() if self.rows is None else self.rows.aside()
 
     @property
     def unit(self) -> tuple[str, str | None]:

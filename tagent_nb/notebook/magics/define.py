@@ -142,6 +142,12 @@ class DefineMagics(NotebookMagics):
     )
     @option("--combine", metavar="TEXT", help="How answers to parts of the rows become one.")
     @option("--reduce-tokens", type=int, metavar="N", help="Most tokens of rows in one call.")
+    @option(
+        "--rows-per-call",
+        type=int,
+        metavar="N",
+        help="Rows that one call asks for; 1 without it.",
+    )
     @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
     @option(
         "--max-failures",

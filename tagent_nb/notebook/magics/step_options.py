@@ -55,6 +55,7 @@ def build_step(
         "min_success": args.min_success,
         "max_failures": args.max_failures,
         "batch": args.batch,
+        "rows_per_call": args.rows_per_call,
         "map_over": args.map_over,
         "reduce_over": args.reduce_over,
         "group_by": args.group_by,

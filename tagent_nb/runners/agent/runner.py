@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tagent_nb.errors import StepError
+from tagent_nb.events import ASKED_ALONE
 from tagent_nb.formatting import whole_text
 from tagent_nb.pipeline import PipelineStep
-from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.base import SharedRows, StepContext
 from tagent_nb.runners.execution.capture import Lines, captured
 from tagent_nb.runners.models.clients import Models, model_settings, streams
 from tagent_nb.runners.models.errors import explained
 from tagent_nb.runners.models.resolve import model_name, supports, too_long
+from tagent_nb.runners.row_groups import Seat
 from tagent_nb.runners.tools.adapter import toolset
 from tagent_nb.runners.tools.registry import named_tools, tools_of
 from tagent_nb.runners.tools.remember import remembered_text
 from tagent_nb.runners.validators import Checks
-from tagent_nb.templating import DATA_RULE, delimit, render
+from tagent_nb.templating import DATA_RULE, delimit, render_pieces
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent
@@ -28,8 +30,12 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from tagent_nb.runners.agent.request import RequestTemplate
+    from tagent_nb.runners.agent.shared_call import SharedCalls
     from tagent_nb.runners.models.gateway import ModelGateway
 
+
+SHOWN = 500
+"""Characters at most of why a row is asked for by itself."""
 
 ROLE = "You carry out one step of a pipeline. Do what the task says and give the result only."
 
@@ -48,6 +54,15 @@ def prompt(step: PipelineStep, context: StepContext) -> str:
     Raises:
         TemplateError: The goal reads something that is not there.
     """
+    return str(whole_text("".join(prompt_pieces(step, context))))
+
+
+def prompt_pieces(step: PipelineStep, context: StepContext) -> list[str]:
+    """The task in pieces: what is known is one, each value that the goal prints, and the text between two.
+
+    Raises:
+        TemplateError: The goal reads something that is not there.
+    """
     parts = [f"Shared by all steps: {delimit(dict(context.shared))}"] if context.shared else []
     remembered = {"Facts learned so far": context.facts, "Memories of earlier runs": context.memories}
     parts += [remembered_text(title, values) for title, values in remembered.items() if values]
@@ -59,7 +74,7 @@ def prompt(step: PipelineStep, context: StepContext) -> str:
     source = (step.map_over or "").partition(".")[0]
     if source in context.inputs:
         item["item"] = context.inputs[source]
-    goal = render(
+    pieces = render_pieces(
         step.goal,
         context.inputs,
         step=step.name,
@@ -68,7 +83,7 @@ def prompt(step: PipelineStep, context: StepContext) -> str:
         memories=context.memories,
         **item,
     )
-    return str(whole_text("\n\n".join([*parts, goal])))
+    return ["".join(f"{part}\n\n" for part in parts), *pieces]
 
 
 class AgentRunner:
@@ -86,6 +101,7 @@ class AgentRunner:
 
     version = "1"
     replays = True
+    shares_calls = True
 
     def __init__(self, models: Models | None = None) -> None:
         self.models = Models() if models is None else models
@@ -103,7 +119,8 @@ class AgentRunner:
                 prompt is longer than what the model reads.
             TemplateError: The goal reads something that is not there.
         """
-        task = prompt(step, context)
+        pieces = prompt_pieces(step, context)
+        task = str(whole_text("".join(pieces)))
         problem = too_long(context.model, task)
         if problem:
             raise StepError(f"Step {step.name!r}: {problem}.")
@@ -114,8 +131,9 @@ class AgentRunner:
         context.metadata["model"] = model_name(context.model)
         with tools_of(context), captured(Lines(context.write)):
             try:
-                template = None if tools else await shared.template()
-                return await (unit.by_agent() if template is None else unit.by_template(template))
+                if context.rows is not None:
+                    return await unit.by_rows(context.rows, [str(whole_text(piece)) for piece in pieces])
+                return await unit.by_itself()
             except asyncio.CancelledError:
                 context.stop.set()
                 raise
@@ -154,6 +172,7 @@ class _Shared:
         self._instructions = "\n\n".join([system, *hint])
         self.settings = model_settings(step, model)
         self.model = tolerant(model, context.quirks.unstreamed)
+        self._calls: SharedCalls | None = None
 
     def serves(self, step: PipelineStep, context: StepContext, model: Model[Any], system: str) -> bool:
         """Whether it is of this step in this session of this run."""
@@ -184,6 +203,16 @@ class _Shared:
             if step.checks:
                 self._agent.output_validator(_validated)
         return self._agent
+
+    @property
+    def calls(self) -> SharedCalls:
+        """What asks for several rows at once."""
+        if self._calls is None:
+            from tagent_nb.runners.agent.shared_call import SharedCalls
+
+            step, _, model, system = self._of
+            self._calls = SharedCalls(step, model, system, self.settings)
+        return self._calls
 
     async def template(self) -> RequestTemplate | None:
         """The request that units fill in; ``None`` where only an agent can make it."""
@@ -235,6 +264,34 @@ class _Unit:
             structured=self._step.output_schema is not None,
             outcome=outcome,
         )
+
+    async def by_rows(self, groups: SharedRows, pieces: Sequence[str]) -> Any:
+        """Ask together with other rows; a row whose part of the answer will not do is asked for by itself.
+
+        Args:
+            groups: Brings the rows together.
+            pieces: The task in pieces.
+        """
+        context, calls = self._context, self._shared.calls
+        with groups.asking():
+            values, reason = await calls.values(groups, Seat(context, pieces, calls), self._model)
+            if len(values) == 1:
+                try:
+                    value = calls.value(values[0])
+                except ValueError as error:
+                    reason = f"its value is not valid: {error}"
+                else:
+                    reason = await self.checks.judge(value) if self._step.checks else ""
+                    if not reason:
+                        return value
+            context.metadata[ASKED_ALONE] = reason[:SHOWN]
+            context.progress(ASKED_ALONE, message=reason[:SHOWN])
+            return await self.by_itself()
+
+    async def by_itself(self) -> Any:
+        """Ask for this unit only."""
+        template = None if self._tools else await self._shared.template()
+        return await (self.by_agent() if template is None else self.by_template(template))
 
     async def by_template(self, template: RequestTemplate) -> Any:
         """Ask once; an answer that is not plainly right, or that a check refuses, goes to an agent."""

@@ -103,6 +103,8 @@ class ReplayMiddleware(CallMiddleware):
     _going_on: dict[WorkKey, tuple[StepContext, Cassette]] = field(default_factory=dict)
     _shared: dict[str, SharedParts] = field(default_factory=dict)
 
+    of_rows = True
+
     async def model_call(
         self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
     ) -> ModelResponse:

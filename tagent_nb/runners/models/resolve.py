@@ -383,10 +383,16 @@ ASSUMED_INPUT, ASSUMED_OUTPUT = "assumed_input_tokens", "assumed_output_tokens"
 """Details of an answer's usage that are noted where its provider reported none."""
 
 
+SHARED_REQUESTS = "shared_requests"
+"""Detail of a row's part of an answer that several rows share: how many requests count as the row's."""
+
+
 def is_measured(response: ModelResponse) -> bool:
     """Whether the provider reported how many tokens an answer took."""
     used = response.usage
-    return not used.unmeasured_requests and bool(used.input_tokens or used.output_tokens)
+    if used.unmeasured_requests:
+        return False
+    return bool(used.input_tokens or used.output_tokens or SHARED_REQUESTS in used.details)
 
 
 def usage_of(response: ModelResponse) -> TokenUsage:
@@ -397,7 +403,7 @@ def usage_of(response: ModelResponse) -> TokenUsage:
         output_tokens=used.output_tokens,
         cached_tokens=used.cache_read_tokens,
         reasoning_tokens=used.output_reasoning_tokens,
-        requests=1,
+        requests=used.details.get(SHARED_REQUESTS, 1),
         assumed_input_tokens=used.details.get(ASSUMED_INPUT, 0),
         assumed_output_tokens=used.details.get(ASSUMED_OUTPUT, 0),
     )

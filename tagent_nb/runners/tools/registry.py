@@ -205,6 +205,12 @@ def _tools_and_problems(step: PipelineStep) -> tuple[dict[str, Callable[..., Any
                 f"Step {step.name!r} has a tool of its own named {name!r}, and remember=True brings one. "
                 "Rename the tool, or leave it out with tools_filter."
             )
+    if chosen and step.rows_per_call > 1:
+        problems.append(
+            f"Step {step.name!r}: rows_per_call is {step.rows_per_call}, but the step may call "
+            f"{', '.join(chosen)}, and a model that calls tools does so for one row. Write tools_filter=[] "
+            '(--tools "") to do without them, or ask for each row by itself.'
+        )
     return chosen, problems + _reserved(step, chosen) + _unasked(step, chosen, available)
 
 
