@@ -35,7 +35,7 @@ __getattr__, __dir__, __all__ = face(
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",
         "python": "PythonRunner lines_of raise_as_own",
-        "row_groups": "RowGroups",
+        "row_groups": "CallSlots RowGroups",
         "tools.mcp": "tools_from",
         "tools.registry": (
             "ToolOptions named_tools options_of registered_tools step_context tool tool_problems tools_for"

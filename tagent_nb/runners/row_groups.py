@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from tagent_nb.events import NO_USAGE, TokenUsage
-from tagent_nb.runners.base import StepContext
+from tagent_nb.runners.base import CallMiddleware, ModelCall, StepContext
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
@@ -219,6 +219,51 @@ async def _call(caller: Caller, seats: Sequence[Seat]) -> None:
         for seat, answer in zip(seats, answers, strict=True):
             if not seat.answer.done():
                 seat.answer.set_result(answer)
+
+
+class Slots(Protocol):
+    """How many calls may be under way at the same time."""
+
+    async def take(self) -> None:
+        """Take a slot, when one is free."""
+        ...
+
+    def give_back(self) -> None:
+        """Give it back."""
+        ...
+
+
+class Signals(Protocol):
+    """Whether a run may start anything."""
+
+    async def may_start(self) -> None:
+        """Wait while it is paused."""
+        ...
+
+
+class CallSlots(CallMiddleware):
+    """Gives each call of a step whose rows share calls a slot of the run: its rows have none of their own.
+
+    Args:
+        slots: Those of the run.
+        signals: Of the run: while it is paused, no call is made.
+    """
+
+    def __init__(self, slots: Slots, signals: Signals) -> None:
+        self._slots = slots
+        self._signals = signals
+
+    async def model_call(
+        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """Ask when a slot is free and the run is not paused."""
+        with call.context.untimed():
+            await self._signals.may_start()
+            await self._slots.take()
+        try:
+            return await proceed(call)
+        finally:
+            self._slots.give_back()
 
 
 def usage_parts(usage: TokenUsage, parts: int) -> list[TokenUsage]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ from tagent_nb.pipeline import PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.runners import (
     UNKNOWN_REASON,
-    CallMiddleware,
     StepContext,
     calls_user_code,
     collected,
@@ -48,11 +47,9 @@ from tagent_nb.serde import FROZEN, StoredValue, is_bulky, own_copy
 from tagent_nb.user_objects import blame, class_name, message_of
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
-
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.recorder import Recorder
-    from tagent_nb.runners import Lines, ModelCall
+    from tagent_nb.runners import CallMiddleware, Lines
 
 MAX_BACKOFF = 30.0
 """Most seconds between two attempts, unless the other side asks for more."""
@@ -357,6 +354,8 @@ class Attempts:
             outer, inner = self._middleware
             slots: tuple[CallMiddleware, ...] = ()
             if work.prepared.shares_calls:
+                from tagent_nb.runners import CallSlots
+
                 slots = (CallSlots(self._slots_of(work.prepared), self._signals),)
             middleware = (*outer, *slots, *inner, ApprovalMiddleware(self._approvals, work))
         loop = asyncio.get_running_loop()
@@ -538,32 +537,6 @@ class Attempts:
             0.0 if context is None else context.cost,
             NO_ENTRIES if context is None else context.metadata or NO_ENTRIES,
         )
-
-
-class CallSlots(CallMiddleware):
-    """Gives each call of a step whose rows share calls a slot of the run: its rows have none of their own.
-
-    Args:
-        slots: Those of the run.
-        signals: Of the run: while it is paused, no call is made.
-    """
-
-    def __init__(self, slots: Slots, signals: RunSignals) -> None:
-        self._slots = slots
-        self._signals = signals
-
-    async def model_call(
-        self, call: ModelCall, proceed: Callable[[ModelCall], Awaitable[ModelResponse]]
-    ) -> ModelResponse:
-        """Ask when a slot is free and the run is not paused."""
-        with call.context.untimed():
-            if self._signals.paused_or_stopping:
-                await self._signals.may_start()
-            await self._slots.take()
-        try:
-            return await proceed(call)
-        finally:
-            self._slots.give_back()
 
 
 @calls_user_code("its code")

@@ -210,8 +210,8 @@ class _Shared:
         if self._calls is None:
             from tagent_nb.runners.agent.shared_call import SharedCalls
 
-            step, _, model, system = self._of
-            self._calls = SharedCalls(step, model, system, self.settings)
+            step, _, _, _, system = self._of
+            self._calls = SharedCalls(step, self.model, system, self.settings)
         return self._calls
 
     async def template(self) -> RequestTemplate | None:
