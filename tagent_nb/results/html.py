@@ -31,6 +31,7 @@ from tagent_nb.formatting import (
     value_text,
 )
 from tagent_nb.pipeline import Share, StepStatus
+from tagent_nb.results.progress import BAR, FailureKind, MapProgress, map_progress
 from tagent_nb.results.records import RunRecord, StepResult, error_line, outcome, skipped_items, steps_of
 from tagent_nb.results.summary import costs
 
@@ -142,7 +143,7 @@ class RunView:
         seconds: Wall time so far.
         note: A sentence below the title, such as how to go on.
         texts: The end of what each step printed or streamed.
-        items: Of mapped steps: items that ended, failed, and all there are.
+        items: How far mapped steps are.
         left: Seconds that the run is expected to take from now on; ``None`` when that is unknown.
         warnings: What the user should know.
         budget: How far each measure of the run's budget is used up.
@@ -154,7 +155,7 @@ class RunView:
     seconds: float
     note: str = ""
     texts: Mapping[str, str] | None = None
-    items: Mapping[str, tuple[int, int, int]] | None = None
+    items: Mapping[str, MapProgress] | None = None
     left: float | None = None
     warnings: Sequence[str] = ()
     budget: Sequence[Share] = ()
@@ -217,7 +218,7 @@ def _head(view: RunView) -> str:
     facts += [f"{tokens} tokens", cost] if tokens else []
     facts += [] if view.left is None else [f"about {seconds_text(view.left)} left"]
     status = _PHASES.get(view.phase, StepStatus.FAILED)
-    share = _share(view.steps.values())
+    share = _share(view)
     bar = (
         f'<div role="progressbar" aria-valuenow="{share:g}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-label="progress" style="height:4px;border-radius:2px;background:{LINE};margin:4px 0">'
@@ -232,9 +233,18 @@ def _head(view: RunView) -> str:
     )
 
 
-def _share(steps: Collection[StepResult]) -> float:
-    """Percent of the steps behind which the run is. One that is skipped is; one that failed runs again."""
-    behind = sum(step.status.has_value or step.status is StepStatus.SKIPPED for step in steps)
+def _share(view: RunView) -> float:
+    """Percent of the steps behind which the run is. One that is skipped is; one that failed runs again.
+
+    Of a mapped step that is at work, it is the share of its items that have ended.
+    """
+    steps, behind = view.steps.values(), 0.0
+    for step in steps:
+        progress = (view.items or {}).get(step.name)
+        if step.status.has_value or step.status is StepStatus.SKIPPED:
+            behind += 1
+        elif progress is not None and progress.total and not step.status.is_final:
+            behind += progress.done / progress.total
     return round(100 * behind / max(1, len(steps)), 1)
 
 
@@ -270,8 +280,11 @@ def _run_row(view: RunView, step: StepResult) -> list[str]:
 
 def _about(view: RunView, step: StepResult) -> str:
     """Items, attempts, why it ran or not, the error, and the end of its text."""
-    words = about_words(step, (view.items or {}).get(step.name, (0, 0, 0)))
+    progress = (view.items or {}).get(step.name)
+    words = about_words(step, progress)
     about = f'<span style="{MUTED}">{escape(words)}</span>' if words else ""
+    if progress is not None and progress.total:
+        about = items_bar(progress) + about + "".join(map(_failures, progress.failures))
     if step.error or step.error_type:
         about += f'<div style="color:{TONES[StepStatus.FAILED]}">{escape(error_text(step))}</div>'
     if step.traceback and step.status is StepStatus.FAILED:
@@ -282,14 +295,30 @@ def _about(view: RunView, step: StepResult) -> str:
     return about
 
 
-def about_words(step: StepResult, items: tuple[int, int, int]) -> str:
-    """Items that ended and failed, attempts, what it waits for, why it ran, what the cache saved."""
-    words = []
-    done, wrong, total = items
-    if total:
-        skipped = skipped_items(step)
-        more = (f", {wrong} failed" if wrong else "") + (f", {skipped} skipped" if skipped else "")
-        words.append(f"{done}/{total} items{more}")
+def _failures(kind: FailureKind) -> str:
+    """How often a kind of failure came; its last items are one click away."""
+    tone = f"cursor:pointer;color:{TONES[StepStatus.FAILED]}"
+    head = f'<summary style="{tone}">{escape(kind.label)}</summary>'
+    return f"<details>{head}{_printed(kind.text)}</details>"
+
+
+def items_bar(progress: MapProgress) -> str:
+    """Items of a mapped step by how they ended, as pieces of a bar."""
+    pieces = "".join(
+        f'<div style="width:{100 * number / progress.total:.2f}%;background:{TONES[status]}"></div>'
+        for status, number in zip(BAR, progress.ended, strict=True)
+        if number
+    )
+    return (
+        f'<div role="progressbar" aria-valuenow="{progress.done}" aria-valuemin="0" '
+        f'aria-valuemax="{progress.total}" aria-label="items" style="display:flex;height:5px;max-width:420px;'
+        f'border-radius:3px;overflow:hidden;background:{LINE};margin:5px 0 3px">{pieces}</div>'
+    )
+
+
+def about_words(step: StepResult, progress: MapProgress | None) -> str:
+    """How far it is, attempts, what it waits for, why it ran, what the cache saved."""
+    words = progress.words(step.status) if progress is not None and progress.total else []
     if step.attempts > 1 and step.items is None:
         words.append(f"attempt {step.attempts}")
     if step.status is StepStatus.WAITING and step.waits_for:
@@ -327,27 +356,16 @@ def run_text(view: RunView) -> str:
     lines = [f"{view.title}: {view.phase} ({', '.join(fact for fact in facts if fact)})"]
     for step in view.steps.values():
         words = [STATUS_STYLES[step.status].word, *([seconds_text(step.seconds)] if step.seconds else [])]
-        _, wrong, total = (view.items or {}).get(step.name, (0, 0, 0))
-        words += [f"{wrong} of {total} items failed"] if wrong and not step.error else []
-        skipped = skipped_items(step)
-        words += [f"{skipped} of {total} items skipped"] if skipped else []
+        progress = (view.items or {}).get(step.name) or MapProgress(0)
+        skipped = progress.ended[-1]
+        if progress.failed and not step.error:
+            words.append(f"{progress.failed:,} of {progress.total:,} items failed ({progress.kinds})")
+        words += [f"{skipped:,} of {progress.total:,} items skipped"] if skipped else []
         failed = step.error or step.error_type
         words += [error_text(step)] if failed else [one_line(step.reason, 200)] if step.reason else []
         lines.append(f"  {STATUS_STYLES[step.status].mark} {step.name}: {', '.join(words)}")
     lines += [f"budget: {share}" for share in view.budget]
     return "\n".join([*lines, *([view.note] if view.note else []), *view.warnings])
-
-
-def item_counts(steps: Mapping[str, StepResult]) -> dict[str, tuple[int, int, int]]:
-    """Done, failed and all items of the mapped steps; failed and skipped ones are done, stopped ones not."""
-    counts = {}
-    for name, step in steps.items():
-        if step.items_total is not None:
-            items = list((step.items or {}).values())
-            failed = sum(item.status is StepStatus.FAILED for item in items)
-            done = sum(item.status.has_value for item in items) + failed + skipped_items(step)
-            counts[name] = (done, failed, step.items_total)
-    return counts
 
 
 def phase_of(result: RunRecord) -> str:
@@ -371,7 +389,7 @@ def result_view(result: RunRecord, note: str = "", texts: Mapping[str, str] | No
         result.execution_time,
         note,
         texts,
-        item_counts(result.steps),
+        map_progress(result.steps),
         warnings=result.warnings,
         budget=result.budget_shares(),
     )

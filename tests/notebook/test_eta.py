@@ -13,14 +13,14 @@ from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.engine import Durations, EarlierRuns
 from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import StepResult
+from tagent_nb.results import MapProgress, StepResult
 from tagent_nb.storage import MemoryStorageBackend
 
 PAST = Durations({"a": 10.0, "b": 20.0, "c": 30.0})
 
 
 def left(
-    *steps: StepResult, past: Durations = PAST, now: float = 100.0, **items: tuple[int, int, int]
+    *steps: StepResult, past: Durations = PAST, now: float = 100.0, **items: MapProgress
 ) -> float | None:
     return seconds_left({step.name: step for step in steps}, items, past, now)
 
@@ -37,8 +37,14 @@ def test_a_running_step_takes_the_rest_and_never_less_than_nothing() -> None:
 
 def test_a_mapped_step_goes_by_its_items_of_now() -> None:
     mapped = StepResult("new", StepStatus.RUNNING, started_at=90.0)
-    assert left(mapped, new=(5, 0, 20)) == 30.0
-    assert left(mapped, new=(0, 0, 20)) is None
+    assert left(mapped, new=MapProgress(20, (2, 2, 1, 0))) == 30.0
+    assert left(mapped, new=MapProgress(20)) is None
+
+
+def test_what_a_mapped_step_did_lately_says_more_than_all_it_did() -> None:
+    """Items that the cache answers for come first and are fast; those of an earlier session took no time."""
+    mapped = StepResult("new", StepStatus.RUNNING, started_at=90.0)
+    assert left(mapped, new=MapProgress(20, (5, 5, 0, 0), rate=0.5)) == 20.0
 
 
 def test_steps_that_no_one_knows_take_the_mean_unless_most_are_unknown() -> None:

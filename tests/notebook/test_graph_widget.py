@@ -11,7 +11,8 @@ from tagent_nb.notebook.widgets.graph_widget import GraphWidget
 from tagent_nb.notebook.widgets.step_table import MAX_SHOWN, StepTable, row_of, status_styles
 from tagent_nb.notebook.widgets.widget_style import CSS
 from tagent_nb.pipeline import Pipeline, StepStatus
-from tagent_nb.results import StepResult
+from tagent_nb.results import MapProgress, StepResult
+from tagent_nb.results.progress import FailureKind
 
 
 def chain() -> Pipeline:
@@ -58,10 +59,10 @@ def test_only_what_is_new_of_a_node_is_sent_and_later_views_see_it_too(sent: lis
 
 def test_rows_are_sent_as_a_whole_once_and_then_one_by_one(sent: list[Any]) -> None:
     table = StepTable()
-    pending = row_of(step("a", StepStatus.PENDING), (0, 0, 0), "", 0.0)
+    pending = row_of(step("a", StepStatus.PENDING), None, "", 0.0)
     table.rebuild({"a": pending, "b": pending})
     assert table.get_state("rows")["rows"] == {"0": pending, "1": pending}
-    failed = row_of(step("b", StepStatus.FAILED, error="no"), (0, 0, 0), "", 0.0)
+    failed = row_of(step("b", StepStatus.FAILED, error="no"), None, "", 0.0)
     table.send_changes({"a": pending, "b": failed})
     table.send_changes({"b": failed})
     assert sent == [{"rows": {"1": failed}}]
@@ -70,22 +71,26 @@ def test_rows_are_sent_as_a_whole_once_and_then_one_by_one(sent: list[Any]) -> N
 
 def test_a_row_tells_state_items_time_tokens_cost_and_error() -> None:
     done = step("a", StepStatus.COMPLETED, seconds=12.0, usage=TokenUsage(1000, 200), cost=0.02, reason="new")
-    assert row_of(done, (3, 1, 4), "printed", 0.0) == [
-        *("a", "completed", "3/4 items, 1 failed · new", "12 s", "1.2k", "$0.0200", "", "", "")
+    items = MapProgress(4, (1, 1, 1, 0), (FailureKind("E", 1, ((7, "bad"),)),))
+    assert row_of(done, items, "printed", 0.0) == [
+        *("a", "completed", "3/4 items, 1 cached, 1 failed · new", "12 s", "1.2k", "$0.0200", "", "", ""),
+        "1,1,1,0,4",
+        '[["1 x E", "item 7: bad"]]',
     ]
+    assert row_of(done, None, "", 0.0)[9:] == row_of(done, MapProgress(0), "", 0.0)[9:] == ["", ""]
     unknown = step("a", StepStatus.COMPLETED, cost=None)
-    assert row_of(unknown, (0, 0, 0), "", 0.0)[3:6] == ["", "", "$?"]
+    assert row_of(unknown, None, "", 0.0)[3:6] == ["", "", "$?"]
     failed = step("a", StepStatus.FAILED, error_type="E", error="bad", traceback="line 1")
-    assert row_of(failed, (0, 0, 0), "", 0.0)[6:8] == ["E: bad", "line 1"]
+    assert row_of(failed, None, "", 0.0)[6:8] == ["E: bad", "line 1"]
 
 
 def test_a_running_row_has_a_clock_and_the_end_of_its_text() -> None:
     running = step("a", StepStatus.RUNNING, started_at=100.0)
-    row = row_of(running, (0, 0, 0), "x" * 2000 + "end\ud800", 112.0)
+    row = row_of(running, None, "x" * 2000 + "end\ud800", 112.0)
     assert row[3] == "12 s"
     assert len(row[8]) == MAX_SHOWN
     assert row[8].endswith("xend\ufffd")
-    assert row_of(step("a", StepStatus.RUNNING), (0, 0, 0), "", 112.0)[3] == "0.0 s"
+    assert row_of(step("a", StepStatus.RUNNING), None, "", 112.0)[3] == "0.0 s"
 
 
 def test_every_state_has_a_mark_a_word_and_a_style() -> None:

@@ -31,7 +31,7 @@ from tagent_nb import (
 from tagent_nb.engine.unit.map import AT_ONCE
 from tagent_nb.graph import to_svg
 from tagent_nb.notebook.panel.details import details_html
-from tagent_nb.results import RunView, item_counts, run_html, run_text
+from tagent_nb.results import MapProgress, RunView, map_progress, run_html, run_text
 
 ROWS = [{"text": "Great", "stars": 5}, {"text": "Bad", "stars": 1}, {"text": "Fine", "stars": 4}]
 
@@ -178,8 +178,8 @@ def test_frames_details_tables_graph_and_report_tell_skipped_items_from_others()
     assert result.output_frame("each")["error"].tolist()[1] == "skipped: condition not met: rows.stars > 3"
     assert result.output_frame("each")["error"].isna().tolist() == [True, False, True]
     assert "1: skipped · condition not met" in details_html(pipeline, "each", result.steps)
-    view = RunView("flow", result.steps, "completed", 1.0, items=item_counts(result.steps))
-    assert view.items == {"each": (3, 0, 3)}
+    view = RunView("flow", result.steps, "completed", 1.0, items=map_progress(result.steps))
+    assert view.items == {"each": MapProgress(3, (2, 0, 0, 1))}
     assert "1 of 3 items skipped" in run_text(view)
     assert "3/3 items, 1 skipped" in run_html(view)
     assert "3/3 items, 1 skipped" in to_svg(pipeline, result.steps)

@@ -9,12 +9,11 @@ from tagent_nb import Pipeline, PipelineExecutor
 from tagent_nb.events import TokenUsage
 from tagent_nb.pipeline import Share, StepStatus
 from tagent_nb.results import (
-    ItemResult,
+    MapProgress,
     PipelineResult,
     RunView,
     StepResult,
     head_html,
-    item_counts,
     result_view,
     run_html,
     run_text,
@@ -61,7 +60,7 @@ def test_a_row_tells_items_attempts_reason_error_and_what_the_cache_saved() -> N
     two = step("b", StepStatus.FAILED, error_type="ValueError", error="no\n<b>")
     three = step("c", StepStatus.CACHED, saved_cost=0.25)
     four = step("d", StepStatus.FAILED, error="plain")
-    text = text_of(run_html(view(first, two, three, four, items={"a": (4, 1, 10)})))
+    text = text_of(run_html(view(first, two, three, four, items={"a": MapProgress(10, (3, 0, 1, 0))})))
     assert "4/10 items, 1 failed · attempt 2 · goal changed 12 s" in text
     assert "ValueError: no <b>" in text
     assert "saved $0.25" in text
@@ -69,7 +68,7 @@ def test_a_row_tells_items_attempts_reason_error_and_what_the_cache_saved() -> N
 
 
 def test_items_without_failures_say_nothing_of_failures() -> None:
-    text = text_of(run_html(view(step("a", StepStatus.RUNNING), items={"a": (4, 0, 10)})))
+    text = text_of(run_html(view(step("a", StepStatus.RUNNING), items={"a": MapProgress(10, (4, 0, 0, 0))})))
     assert "4/10 items" in text
     assert "failed" not in text
 
@@ -134,20 +133,6 @@ def test_the_text_twin_has_one_line_a_step() -> None:
         "Go on.",
         "Careful.",
     ]
-
-
-def test_items_are_counted_by_how_they_ended() -> None:
-    items = {
-        "0": ItemResult("0", 0, StepStatus.COMPLETED),
-        "1": ItemResult("1", 1, StepStatus.FAILED),
-        "2": ItemResult("2", 2, StepStatus.RUNNING),
-        "3": ItemResult("3", 3, StepStatus.CANCELLED),
-        "4": ItemResult("4", 4, StepStatus.CACHED),
-    }
-    mapped = step("m", StepStatus.RUNNING, items=items, items_total=5)
-    empty = step("e", StepStatus.RUNNING, items_total=5)
-    plain = step("p", StepStatus.RUNNING)
-    assert item_counts({"m": mapped, "e": empty, "p": plain}) == {"m": (3, 1, 5), "e": (0, 0, 5)}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tagent_nb.notebook.panel.details import details_html
 from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.notebook.panel.extension import PARTS
 from tagent_nb.notebook.panel.feed import RunFeed
+from tagent_nb.notebook.panel.pace import Pace
 from tagent_nb.notebook.panel.view import PanelView
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.widgets.step_table import row_of
@@ -27,12 +28,12 @@ from tagent_nb.notebook.workspace import Workspace
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.redaction import redact
 from tagent_nb.results import (
+    MapProgress,
     PipelineResult,
     RunView,
     StepResult,
     failed_items,
     head_html,
-    item_counts,
     result_view,
     run_html,
     run_text,
@@ -46,7 +47,6 @@ IDLE = 1.0
 """Seconds after which clocks are drawn again though nothing has happened."""
 DRAW_TIMEOUT = 2.0
 """Most seconds that a cell waits for the last drawing."""
-_NO_ITEMS = (0, 0, 0)
 _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
 
 
@@ -91,6 +91,7 @@ class Panel:
         self._stopping = False
         self._redrawing = False
         self._past: Future[Durations] = Future()
+        self._pace = Pace()
         self._undo: list[Callable[[], None]] = []
 
     # -- runs -------------------------------------------------------------------------------
@@ -110,6 +111,7 @@ class Panel:
         feed = RunFeed([part.observe for part in self.parts])
         with self._lock:
             self.feed = feed
+            self._pace = Pace()
             self._note = ""
             self._stopping = False
             self._reset = True
@@ -243,7 +245,7 @@ class Panel:
             return RunView(self.workspace.pipeline.name, steps, "not run yet", 0.0, self._note)
         phase = "failed" if outcome is not None else "paused" if memory and memory.paused else "running"
         steps = {} if memory is None else dict(memory.steps)
-        counts = item_counts(steps)
+        items = self._pace.of(steps, time.monotonic())
         return RunView(
             self.workspace.pipeline.name,
             steps,
@@ -251,15 +253,15 @@ class Panel:
             0.0 if memory is None else memory.seconds,
             self._note or ("" if outcome is None else redact(str(outcome))),
             {} if feed is None else dict(feed.texts),
-            counts,
-            None if outcome is not None else self._left(steps, counts),
+            items,
+            None if outcome is not None else self._left(steps, items),
             () if memory is None else tuple(memory.warnings),
             () if executor is None else executor.ledger.shares(),
         )
 
-    def _left(self, steps: dict[str, StepResult], counts: dict[str, tuple[int, int, int]]) -> float | None:
+    def _left(self, steps: dict[str, StepResult], items: dict[str, MapProgress]) -> float | None:
         is_read = self._past.done() and self._past.exception() is None
-        return seconds_left(steps, counts, self._past.result() if is_read else Durations(), time.time())
+        return seconds_left(steps, items, self._past.result() if is_read else Durations(), time.time())
 
     def _states(self) -> dict[str, StepResult]:
         """States that are true, of the steps as they are defined now."""
@@ -330,11 +332,8 @@ class Panel:
             stale, self._stale = self._stale or list(states) != self._shown, False
             whole, self._reset = stale or self._reset, False
             names = states if whole else [n for n, s in states.items() if n in touched or s.status in _BUSY]
-            counts = item_counts({name: states[name] for name in names})
-            rows = {
-                name: row_of(states[name], counts.get(name, _NO_ITEMS), texts.get(name, ""), now)
-                for name in names
-            }
+            items = self._pace.of({name: states[name] for name in names}, time.monotonic())
+            rows = {name: row_of(states[name], items.get(name), texts.get(name, ""), now) for name in names}
             if stale:
                 self._shown = list(states)
                 view.rename([step.name for step in self.workspace.pipeline.steps])

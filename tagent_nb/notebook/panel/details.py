@@ -75,7 +75,7 @@ def _effort(state: StepResult) -> str:
     words += [count(state.attempts, "attempt")] if state.attempts else []
     if state.usage.known_tokens != 0:
         words += [f"{tokens_text(state.usage.known_tokens)} tokens", cost_text(state.cost)]
-    about = about_words(state, (0, 0, 0))
+    about = about_words(state, None)
     return " · ".join([*words, *([about] if about else [])])
 
 

@@ -6,26 +6,26 @@ from collections.abc import Mapping
 
 from tagent_nb.engine import Durations
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import StepResult
+from tagent_nb.results import MapProgress, StepResult
 
 __all__ = ["seconds_left"]
 
 
 def seconds_left(
     steps: Mapping[str, StepResult],
-    items: Mapping[str, tuple[int, int, int]],
+    items: Mapping[str, MapProgress],
     past: Durations,
     now: float,
 ) -> float | None:
     """Seconds until the end of the run, or ``None`` where that would be a guess.
 
-    A step is expected to take what it took last time; a mapped step that has begun, what its items take
-    now; an unknown one, as much as the others on average. The sum is multiplied by the pace of
-    earlier runs, in which steps may have overlapped.
+    A step is expected to take what it took last time; a mapped step that has begun, what its items took
+    lately, or else what they took so far; an unknown one, as much as the others on average. The sum is
+    multiplied by the pace of earlier runs, in which steps may have overlapped.
 
     Args:
         steps: States by name.
-        items: Of mapped steps: items that ended, failed, and all there are.
+        items: How far mapped steps are.
         past: What steps took before.
         now: Seconds since the epoch.
     """
@@ -46,13 +46,11 @@ def seconds_left(
     return (sum(expected) + unknown * sum(expected) / len(expected)) * past.pace
 
 
-def _left(
-    state: StepResult, counts: tuple[int, int, int] | None, before: float | None, now: float
-) -> float | None:
+def _left(state: StepResult, progress: MapProgress | None, before: float | None, now: float) -> float | None:
     """Seconds of one step."""
     begun = state.started_at is not None and state.status in (StepStatus.RUNNING, StepStatus.WAITING)
     elapsed = now - (state.started_at or now) if begun else 0.0
-    if counts is not None and counts[0]:
-        ended, _, total = counts
-        return elapsed / ended * (total - ended)
+    if progress is not None and progress.done:
+        left = progress.left
+        return elapsed / progress.done * (progress.total - progress.done) if left is None else left
     return None if before is None else max(0.0, before - elapsed)

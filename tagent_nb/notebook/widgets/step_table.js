@@ -1,7 +1,7 @@
 // The rows of a run. Python sends texts, this file puts them into cells that are there already.
 // Everything is set as text, never as HTML.
 
-const FIELDS = ["name", "state", "about", "time", "tokens", "cost", "error", "traceback", "text"];
+const FIELDS = ["name", "state", "about", "time", "tokens", "cost", "error", "traceback", "text", "bar", "failures"];
 const HEADS = ["step", "state", "", "time", "tokens", "cost"];
 const MANY = 12; // rows from which on filters are offered
 
@@ -25,6 +25,15 @@ class Row {
     this.mark = element("span");
     this.mark.setAttribute("aria-hidden", "true");
     this.word = element("span");
+    this.bar = element("div", "tagent-bar");
+    this.bar.setAttribute("role", "progressbar");
+    this.bar.setAttribute("aria-valuemin", "0");
+    this.bar.setAttribute("aria-label", "items");
+    this.bar.append(...table.bar.map((state) => element("div", `tagent-${state}`)));
+    this.bar.hidden = true;
+    this.kinds = new Map();
+    this.failures = element("div", "tagent-kinds");
+    this.failures.hidden = true;
     this.about = element("span", "tagent-muted");
     this.error = element("div", "tagent-error");
     this.folded = element("details");
@@ -36,7 +45,7 @@ class Row {
     const cells = HEADS.map((_, index) => element("td", index > 2 ? "tagent-number" : index === 2 ? "tagent-wide" : ""));
     cells[0].append(this.button);
     cells[1].append(this.mark, " ", this.word);
-    cells[2].append(this.about, this.error, this.text);
+    cells[2].append(this.bar, this.about, this.error, this.failures, this.text);
     [, , , this.time, this.tokens, this.cost] = cells;
     this.state = cells[1];
     this.tr.append(...cells);
@@ -79,6 +88,42 @@ class Row {
     else if (!this.folded.parentNode) this.error.after(this.folded);
   }
 
+  set_bar(value) {
+    this.bar.hidden = !value;
+    if (!value) return;
+    const numbers = value.split(",").map(Number);
+    const total = numbers.pop();
+    const done = numbers.reduce((sum, number) => sum + number, 0);
+    this.bar.setAttribute("aria-valuemax", String(total));
+    this.bar.setAttribute("aria-valuenow", String(done));
+    for (const [index, number] of numbers.entries()) this.bar.children[index].style.width = `${(100 * number) / total}%`;
+  }
+
+  set_failures(value) {
+    // What is open stays open while its numbers change: kinds are known by their names.
+    const wanted = value ? JSON.parse(value) : [];
+    this.failures.hidden = !wanted.length;
+    const kinds = new Map(wanted.map(([label, text]) => [label.replace(/^\S+ x /, ""), [label, text]]));
+    for (const [name, kind] of this.kinds) {
+      if (kinds.has(name)) continue;
+      kind.remove();
+      this.kinds.delete(name);
+    }
+    for (const [index, [name, [label, text]]] of [...kinds].entries()) {
+      let kind = this.kinds.get(name);
+      if (!kind) {
+        kind = element("details");
+        kind.append(element("summary", "tagent-error"), element("pre"));
+        this.kinds.set(name, kind);
+      }
+      const there = this.failures.children[index];
+      if (there !== kind) this.failures.insertBefore(kind, there || null);
+      const [head, lines] = kind.children;
+      if (head.textContent !== label) head.textContent = label;
+      if (lines.textContent !== text) lines.textContent = text;
+    }
+  }
+
   set_text(value) {
     this.text.textContent = value;
     this.text.hidden = !value;
@@ -90,6 +135,7 @@ class Table {
   constructor(model, el) {
     this.model = model;
     this.styles = model.get("styles");
+    this.bar = model.get("bar");
     this.rows = new Map();
     this.counts = "";
     this.only = "";

@@ -6,6 +6,7 @@ button in it has the step's name and ``aria-pressed``; filters are ``.tagent-chi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from tagent_nb.display import STATUS_STYLES, plain
 from tagent_nb.formatting import cost_text, seconds_text, tokens_text
 from tagent_nb.notebook.widgets.widget_style import CSS, script
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import StepResult, about_words, error_text
+from tagent_nb.results import BAR, MapProgress, StepResult, about_words, error_text
 
 __all__ = ["StepTable", "row_of", "status_styles"]
 
@@ -30,12 +31,15 @@ def status_styles() -> dict[str, list[str]]:
     return {status.value: [look.mark, look.word] for status, look in STATUS_STYLES.items()}
 
 
-def row_of(state: StepResult, items: tuple[int, int, int], text: str, now: float) -> list[str]:
-    """What a row says, as text: name, state, about, time, tokens, cost, error, traceback, text.
+def row_of(state: StepResult, items: MapProgress | None, text: str, now: float) -> list[str]:
+    """What a row says: name, state, about, time, tokens, cost, error, traceback, text, bar, failures.
+
+    The bar is how many items ended how, and how many there are; failures are JSON: pairs of how often a kind
+    came and a line for each of its last items.
 
     Args:
         state: Of the step.
-        items: Of a mapped step: items that ended, failed, and all there are.
+        items: How far a mapped step is.
         text: What it printed or streamed.
         now: Seconds since the epoch, for the clock of a step that runs.
     """
@@ -53,6 +57,10 @@ def row_of(state: StepResult, items: tuple[int, int, int], text: str, now: float
         plain(error_text(state)) if state.error else "",
         plain(state.traceback) if state.status is StepStatus.FAILED else "",
         plain(text[-MAX_SHOWN:]) if state.status in _BUSY else "",
+        ",".join(map(str, (*items.ended, items.total))) if items is not None and items.total else "",
+        json.dumps([[plain(kind.label), plain(kind.text)] for kind in items.failures])
+        if items is not None and items.failures
+        else "",
     ]
 
 
@@ -60,6 +68,7 @@ class StepTable(anywidget.AnyWidget):
     """The widget.
 
     Attributes:
+        bar: States of the pieces of a bar.
         rows: What the rows say, by their place; see :func:`row_of`.
         selected: Name of the step whose details are open, or an empty string; set by clicks too.
         announcement: What a screen reader reads out, once for each change.
@@ -68,6 +77,7 @@ class StepTable(anywidget.AnyWidget):
     _esm = script("step_table.js")
     _css = CSS
     styles = traitlets.Dict().tag(sync=True)
+    bar = traitlets.List([status.value for status in BAR]).tag(sync=True)
     rows = traitlets.Dict().tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
     announcement = traitlets.Unicode("").tag(sync=True)

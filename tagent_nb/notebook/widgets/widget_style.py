@@ -55,10 +55,8 @@ def close_tree(widget: Any) -> None:
 
 def _css() -> str:
     named = ";".join(f"--tagent-{name}:{value}" for name, value in _COLOURS.items())
-    words = [
-        f":is(td,.tagent-legend span,.tagent-chips button).tagent-{status.value}{{color:{tone}}}"
-        for status, tone in TONES.items()
-    ]
+    coloured = ":is(td,.tagent-bar div,.tagent-legend span,.tagent-chips button)"
+    words = [f"{coloured}.tagent-{status.value}{{color:{tone}}}" for status, tone in TONES.items()]
     rules = script("widgets.css")
     states = live_style(".tagent-port")
     return "\n".join([f".tagent-table,.tagent-live-graph{{{named}}}", rules, *words, states])
