@@ -15,7 +15,7 @@ __all__ = ["Pace"]
 WINDOW = 15.0
 """Seconds that a rate looks back."""
 SHORTEST = 1.0
-"""Seconds before which no rate is told."""
+"""Seconds before which no rate is given."""
 REST = 25.0
 """Times as long as a step's items took to count nothing of it is counted again: at most 4 % of the time."""
 _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
