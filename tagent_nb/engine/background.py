@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -81,25 +81,31 @@ def is_cancelled() -> bool:
 
 
 @types.coroutine
-def in_own_context(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Await a coroutine in this task, but in a copy of its context variables.
+def in_own_context(work: Awaitable[T]) -> Generator[Any, Any, T]:
+    """Await something in this task, but in a copy of its context variables.
 
     What it sets, such as the precision of ``decimal``, ends with it. A task of its own would do the same at
     many times the cost; to put the variables back would not, since one that had no value cannot be unset.
     """
     run = copy_context().run
+    # Others may know no send() or throw(), and what their __await__ does is to end with them, too.
+    coroutine: Any = work if type(work) is types.CoroutineType else _awaited(work)
     try:
-        waits_for = run(work.send, None)
+        waits_for = run(coroutine.send, None)
         while True:
             try:
                 value = yield waits_for
             except BaseException as error:
-                waits_for = run(work.throw, error)
+                waits_for = run(coroutine.throw, error)
             else:
-                waits_for = run(work.send, value)
+                waits_for = run(coroutine.send, value)
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
 
 
 async def apart(work: Coroutine[Any, Any, T]) -> T:

@@ -72,7 +72,7 @@ class LiveGraph:
         """
         states = [steps.get(name) or StepResult(name) for name in self.nodes[node]]
         if node in self.groups:
-            return self._group_label(states)
+            return self._group_label(Group(self.groups[node], self.nodes[node]).title, states)
         (state,) = states
         style = STATUS_STYLES[state.status]
         facts = _facts(state, now)
@@ -81,10 +81,9 @@ class LiveGraph:
             tooltip += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
         return [state.status.value, self._first(style, state.name), " · ".join(facts), tooltip]
 
-    def _group_label(self, states: list[StepResult]) -> list[str]:
+    def _group_label(self, name: str, states: list[StepResult]) -> list[str]:
         common = common_status(states)
         ended = sum(state.status.is_final for state in states)
-        name = f"{states[0].name} … {states[-1].name}"
         tooltip = f"{name}: {states_text(states)}\n{len(states)} steps; open the group to see them"
         return [
             common.value,

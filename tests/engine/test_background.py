@@ -6,11 +6,14 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
 from tagent_nb.engine import submit
-from tagent_nb.engine.background import apart, background_loop, in_thread, run_shielded
+from tagent_nb.engine.background import apart, background_loop, in_own_context, in_thread, run_shielded
 from tagent_nb.errors import StepError
 
 
@@ -178,3 +181,50 @@ async def test_what_is_raised_in_a_thread_reaches_who_waits(raised: BaseExceptio
 
     with pytest.raises(RuntimeError if isinstance(raised, StopIteration) else type(raised)):
         await in_thread(call)
+
+
+PLACE: ContextVar[str] = ContextVar("PLACE", default="outside")
+
+
+class Moved:
+    """Sets a variable where it is awaited, and waits for something that is neither a coroutine nor a task."""
+
+    def __init__(self, waits_for: asyncio.Future[str]) -> None:
+        self.waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, None, str]:
+        PLACE.set("inside")
+        value = yield from self.waits_for
+        return f"{value} {PLACE.get()}"
+
+
+async def moved(waits_for: asyncio.Future[str]) -> str:
+    return await Moved(waits_for)
+
+
+@pytest.mark.parametrize("make", [moved, Moved])
+async def test_what_is_awaited_in_its_own_context_sets_nothing_around_it(
+    make: Callable[[asyncio.Future[str]], Awaitable[str]],
+) -> None:
+    """Whatever kind of awaitable it is."""
+    waits_for: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(waits_for.set_result, "done")
+    assert await in_own_context(make(waits_for)) == "done inside"
+    assert PLACE.get() == "outside"
+
+
+@pytest.mark.parametrize("make", [moved, Moved])
+async def test_what_is_awaited_in_its_own_context_gets_the_errors_of_what_it_waits_for(
+    make: Callable[[asyncio.Future[str]], Awaitable[str]],
+) -> None:
+    waits_for: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(waits_for.set_exception, ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await in_own_context(make(waits_for))
+    assert PLACE.get() == "outside"
+
+
+async def test_a_future_is_awaited_in_its_own_context_as_well() -> None:
+    waits_for: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(waits_for.set_result, "done")
+    assert await in_own_context(waits_for) == "done"

@@ -16,7 +16,7 @@ from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals, SerialLock, Slot, Slots
 from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.work import Preparation, WorkItem, is_large
+from tagent_nb.engine.unit.work import Preparation, WorkItem, read_heavy
 from tagent_nb.errors import RejectedError, RetryableError, StepError, StepTimeoutError, TagentError
 from tagent_nb.events import (
     NO_ENTRIES,
@@ -125,7 +125,7 @@ class Attempts:
                 await self._signals.may_start()
             learned: list[Event] = []
             work.calls.clear()
-            await self._decode_large(work)
+            await read_heavy(map(work.outputs.get, work.prepared.read_names))
             inputs = await self._inputs(work)
             shared = await self._shared(step)
             # What it uses counts even when it is stopped: what stops it finds it here.
@@ -178,7 +178,7 @@ class Attempts:
         context: StepContext | None = None
         if plain.provided:
             assert work is not None
-            await self._decode_large(work)
+            await read_heavy(map(work.outputs.get, work.prepared.read_names))
             inputs = await self._inputs(work)
             context = self._recorder.attempts[work.unit] = self._step_context(
                 work, 1, learned, inputs, await self._shared(step)
@@ -193,8 +193,8 @@ class Attempts:
                 if output is None:
                     arguments[parameter] = None
                     continue
-                if self._context.keyed and is_large(output):
-                    await in_thread(getattr, output, "value")
+                if self._context.keyed:
+                    await read_heavy((output,))
                 value = output.value
                 if type(value) not in FROZEN:
                     value = await self._own(prepared, work, name, value)
@@ -464,12 +464,6 @@ class Attempts:
     async def _shared(self, step: PipelineStep) -> Mapping[str, Any]:
         shared = self._context.pipeline.shared_context
         return {name: await _copy_of(value) for name, value in shared.items()} if step.is_python else shared
-
-    async def _decode_large(self, work: WorkItem) -> None:
-        """Decode in a thread what the unit reads, where that takes long: all else goes on meanwhile."""
-        for name, output in work.outputs.items():
-            if is_large(output) and name in work.prepared.read_names:
-                await in_thread(getattr, output, "value")
 
     # -- how it ends ------------------------------------------------------------------------
 

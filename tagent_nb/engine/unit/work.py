@@ -382,11 +382,6 @@ def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
 # -- large values ---------------------------------------------------------------------------
 
 
-def is_large(output: Output | None) -> bool:
-    """Whether decoding a value takes so long that a thread does it."""
-    return isinstance(output, StoredValue) and output.is_large
-
-
 def is_heavy(output: Output | None) -> bool:
     """Whether reading or examining a value takes so long that a thread does it."""
     return isinstance(output, StoredValue) and output.is_heavy
@@ -395,6 +390,6 @@ def is_heavy(output: Output | None) -> bool:
 async def read_heavy(outputs: Iterable[Output | None]) -> None:
     """Decode in a thread what takes long to decode. Damage is left to what reads the value."""
     for output in outputs:
-        if is_large(output):
+        if isinstance(output, StoredValue) and output.is_large:
             with suppress(CorruptRecordError):
                 await in_thread(getattr, output, "value")
