@@ -309,8 +309,9 @@ def _wrong_fields(pipeline: Definition, step: PipelineStep) -> list[str]:
         if not reference.path or reference.step not in pipeline:
             continue
         source = pipeline.get_step(reference.step)
-        # A mapped step's value is a list of its schema; only its own items have the fields.
-        if source.output_schema is None or source.map_over is not None:
+        # A mapped step's value is a list of its schema, and that of groups is a frame; only their items, or
+        # rows, have the fields.
+        if source.output_schema is None or source.map_over is not None or source.group_by is not None:
             continue
         if step.runs_over is not None and reference.kind == "goal" and _source(step) == source.name:
             continue

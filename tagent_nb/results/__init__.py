@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = face(
         "progress": "BAR MapProgress map_progress progress_of",
         "records": "ItemResult LazyMap OutputMap StepResult ending failed_items failure skipped_items",
         "result": "PipelineResult",
-        "rows": "frame_of grouped_frame is_frame is_missing label_keys plain rows_of",
+        "rows": "frame_of grouped_frame is_frame is_missing label_keys plain rows_in rows_of",
     },
 )

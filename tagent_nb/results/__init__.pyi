@@ -34,4 +34,5 @@ from tagent_nb.results.rows import is_frame as is_frame
 from tagent_nb.results.rows import is_missing as is_missing
 from tagent_nb.results.rows import label_keys as label_keys
 from tagent_nb.results.rows import plain as plain
+from tagent_nb.results.rows import rows_in as rows_in
 from tagent_nb.results.rows import rows_of as rows_of

@@ -146,7 +146,7 @@ def compare(first: RunRecord, second: RunRecord, names: Sequence[str] = ()) -> C
             for place, (cell, other) in enumerate(zip(cells, other_cells, strict=True)):
                 if not _equal(cell, other):
                     places.add(place)
-                    item = keys[place] if sides[0].items is not None or len(keys) > 1 else None
+                    item = keys[place] if sides[0].rows is not None or len(keys) > 1 else None
                     different.append((name, item, field, cell, other))
         agreement = 1 - len(places) / len(keys) if keys else float("nan")
         took = [getattr(step, what) for what in ("cost", "seconds") for step in sides]
@@ -191,7 +191,7 @@ def _fields(result: RunRecord, step: StepResult) -> pd.DataFrame | None:
     if step.items is None and step.output is None:
         return None
     frame = output_frame(result, step.name, nested="columns")
-    keys = keys_of(step.value) if step.items is None else list(step.items)
+    keys = keys_of(step.value) if step.rows is None else list(step.rows)
     frame = frame.set_axis(pd.Index(distinct(map(str, frame.columns)), dtype="str"), axis="columns")
     return frame.set_axis(pd.Index(keys, dtype="str"), axis="index")
 

@@ -180,7 +180,7 @@ def _answers(result: RunRecord, step: str, field: str) -> dict[str, Any]:
     else:
         frame = output_frame(result, step, nested="columns")
         value = None if state is None else state.value
-    keys = keys_of(value) if state is None or state.items is None else state.items
+    keys = keys_of(value) if state is None or state.rows is None else state.rows
     return dict(zip(keys, _column(frame, step, field), strict=True))
 
 

@@ -226,7 +226,7 @@ def output_frame(
         raise DefinitionError(f"nested must be {', '.join(map(repr, NESTED))}, not {nested!r}.")
     steps = steps_of(result)
     record = steps.get(step)
-    if record is not None and record.items is not None and not _is_reduced(record):
+    if record is not None and record.rows is not None:
         frame = _items_frame(record, objects=nested == "object")
         if source:
             frame = _beside(_source_rows(result, record), frame, result.sources.get(step, ""))
@@ -242,11 +242,6 @@ def output_frame(
         frame = _unnested(frame)
     names = [explode] if isinstance(explode, str) else explode
     return _exploded(frame, names, step, objects=nested == "object")
-
-
-def _is_reduced(step: StepResult) -> bool:
-    """Whether the value of a step with ``reduce_over`` is there, and not only the parts that lead to it."""
-    return step.output is not None and "levels" in step.metadata
 
 
 def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
@@ -419,8 +414,8 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
     """One row a step, indexed by its name; see :meth:`tagent_nb.Plan.to_frame`.
 
     Columns: ``action``, ``why``, ``items``, ``items_done``, ``seconds``, ``tokens``, ``cost`` (USD) as the
-    last time, and of the quote ``calls``, and ``input_tokens``, ``output_tokens`` and ``cost``, each with
-    ``_low`` and ``_high``.
+    last time, and of the quote ``calls``, and ``later_calls`` (those that combine answers), ``input_tokens``,
+    ``output_tokens`` and ``cost``, each with ``_low`` and ``_high``.
     """
     import pandas as pd
 
@@ -442,7 +437,12 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
     columns["calls"] = pd.Series(
         [None if row.quote is None else row.quote.calls for row in rows], index, dtype="Int64"
     )
-    for name, dtype in {"input_tokens": "Int64", "output_tokens": "Int64", "cost": "float64"}.items():
+    for name, dtype in {
+        "later_calls": "Int64",
+        "input_tokens": "Int64",
+        "output_tokens": "Int64",
+        "cost": "float64",
+    }.items():
         ranges = [None if row.quote is None else getattr(row.quote, name) for row in rows]
         for place, end in enumerate(("low", "high")):
             cells = [None if ends is None else ends[place] for ends in ranges]

@@ -149,6 +149,11 @@ class StepResult:
         """The step's value; ``None`` when it has none."""
         return self.output.value if self.output is not None else None
 
+    @property
+    def rows(self) -> dict[str, ItemResult] | None:
+        """Items whose values are the step's value: those of a step with ``reduce_over`` only lead to it."""
+        return None if self.output is not None and "levels" in self.metadata else self.items
+
 
 class RunRecord(Protocol):
     """What frames, HTML, JSON and texts read of a :class:`~tagent_nb.PipelineResult`, which makes them."""

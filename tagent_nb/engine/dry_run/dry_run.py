@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
-from tagent_nb.engine.dry_run.quote import prompt_of, quote
+from tagent_nb.engine.dry_run.quote import answer_tokens, prompt_of, quote, with_later
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
@@ -101,6 +101,8 @@ class DryRun:
         self._under_way: dict[str, tuple[str, str | None]] = {}
         # Tokens of the prompts that would be sent, by step.
         self._prompts: dict[str, list[int]] = {}
+        # What is yet to be combined, by step.
+        self._reductions: dict[str, Reduction] = {}
         # Keys that steps may learn anew, with the step.
         self._learned: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
 
@@ -137,6 +139,11 @@ class DryRun:
         seen = await self._history.usages(step.name)
         try:
             quoted = quote(prepared, prompts, units, seen, self._context.services.prices)
+            reduction = self._reductions.get(step.name)
+            if quoted is not None and reduction is not None:
+                answer = answer_tokens(prepared, seen)
+                calls, tokens = reduction.later(*answer)
+                quoted = with_later(quoted, prepared, calls, tokens, answer, self._context.services.prices)
         except BaseException as error:  # a model's own code: the step that asks it says so
             if ends_program(error):
                 raise
@@ -301,6 +308,8 @@ class DryRun:
             known = len(answers) == len(parts)
             if known:
                 reduction.take(answers)
+            else:
+                self._reductions[step.name] = reduction
         if known:
             action = "recorded" if set(actions) == {"recorded"} else "cached"
             plan, forecast = self._answered(step, action, StoredValue.of(reduction.value))

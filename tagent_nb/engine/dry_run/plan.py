@@ -139,8 +139,13 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """Requests to models, as far as they can be counted."""
-        return sum(plan.quote.calls for plan in self.running if plan.quote is not None)
+        """Requests to models, as far as they can be counted; of those that combine answers, the least."""
+        return sum(plan.quote.calls + plan.quote.later_calls[0] for plan in self.running if plan.quote)
+
+    @property
+    def most_calls(self) -> int:
+        """As :attr:`calls`, with the most of those that combine answers."""
+        return sum(plan.quote.calls + plan.quote.later_calls[1] for plan in self.running if plan.quote)
 
     @property
     def _uncounted(self) -> list[str]:
@@ -178,7 +183,7 @@ class Plan:
         most = {
             "usd": (self.budget.usd, None if costs is None else costs[1]),
             "tokens": (self.budget.tokens, tokens),
-            "requests": (self.budget.requests, self.calls + len(self._uncounted)),
+            "requests": (self.budget.requests, self.most_calls + len(self._uncounted)),
         }
         if any(limit is not None and need is not None and need > limit for limit, need in most.values()):
             return (
@@ -223,6 +228,8 @@ class Plan:
             return ""
         costs = self.cost_range
         about = f"About {count(self.calls, 'call')} of models"
+        if self.most_calls > self.calls:
+            about = f"About {self.calls:,} to {count(self.most_calls, 'call')} of models"
         if self._uncounted:
             about = f"{about}, besides those of {_listed(self._uncounted)}, which nothing tells yet"
         return f"{about}, {range_text(costs)}." if costs is not None else f"{about}."
@@ -266,6 +273,12 @@ class Plan:
 def _listed(names: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def calls_text(quote: Quote) -> str:
+    """Requests to a model; from and to, where what combines answers is not known yet."""
+    low, high = (quote.calls + later for later in quote.later_calls)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def range_text(costs: tuple[float, float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.events import TokenUsage
@@ -45,6 +45,8 @@ class Quote:
         input_tokens: From and to.
         output_tokens: From and to.
         cost: USD, from and to; ``None`` where the model's price is unknown.
+        later_calls: Requests besides, from and to, which combine the answers of a step with ``reduce_over``:
+            how many there are depends on how long those answers are. Their tokens and USD are in the others.
     """
 
     units: int
@@ -52,6 +54,7 @@ class Quote:
     input_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
     cost: Range | None
+    later_calls: tuple[int, int] = (0, 0)
 
 
 def prompt_of(work: WorkItem, shared: Mapping[str, Any]) -> str:
@@ -122,6 +125,54 @@ def quote(
         (least_usage.input_tokens, most_usage.input_tokens),
         (least_usage.output_tokens, most_usage.output_tokens),
         None if least_cost is None or most_cost is None else (least_cost, most_cost),
+    )
+
+
+def answer_tokens(prepared: PreparedStep, seen: Sequence[TokenUsage]) -> Range:
+    """Tokens of one answer of a step, at least and at most, as text in a later prompt."""
+    from tagent_nb.runners import answer_range
+
+    if not seen:
+        least, most = answer_range(prepared.step)
+        return float(least), float(most)
+    sizes = [usage.output_tokens / usage.requests for usage in seen]
+    return min(sizes) * SEEN_TOKENIZERS[0], max(sizes) * SEEN_TOKENIZERS[1]
+
+
+def with_later(
+    quote: Quote,
+    prepared: PreparedStep,
+    calls: tuple[int, int],
+    tokens: tuple[float, float],
+    answer: Range,
+    prices: Mapping[str, Price],
+) -> Quote:
+    """A quote and what combines the answers that it is about.
+
+    Args:
+        quote: Of the calls that are known.
+        prepared: The step.
+        calls: Those that come later, from and to.
+        tokens: Tokens of their prompts by the rule of thumb, from and to.
+        answer: Tokens of one answer, from and to.
+        prices: The user's own, by model.
+    """
+    from tagent_nb.runners import price
+
+    low, high = (
+        TokenUsage(
+            quote.input_tokens[end] + round(tokens[end] * TOKENIZERS[end] * (1.0, REPEATS)[end]),
+            quote.output_tokens[end] + round(calls[end] * answer[end] * (1.0, REPEATS)[end]),
+        )
+        for end in (0, 1)
+    )
+    costs = [price(prepared.model, usage, prices) for usage in (low, high)]
+    return replace(
+        quote,
+        input_tokens=(low.input_tokens, high.input_tokens),
+        output_tokens=(low.output_tokens, high.output_tokens),
+        cost=None if costs[0] is None or costs[1] is None else (costs[0], costs[1]),
+        later_calls=calls,
     )
 
 

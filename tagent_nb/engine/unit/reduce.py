@@ -13,7 +13,7 @@ from tagent_nb.engine.approval.gate import Approvals
 from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.unit.attempt import encoded, unprepared
-from tagent_nb.engine.unit.chunks import chunked
+from tagent_nb.engine.unit.chunks import LEAST_FILL, chunked
 from tagent_nb.engine.unit.failures import FailureLimit
 from tagent_nb.engine.unit.map import MapExecution, source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
@@ -22,7 +22,7 @@ from tagent_nb.errors import BudgetExceededError, StepError, TemplateError
 from tagent_nb.events import StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
 from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep, StepStatus, answers_step, measured_goal, rows_step
-from tagent_nb.results import ItemResult, grouped_frame, is_missing, label_keys, plain
+from tagent_nb.results import ItemResult, grouped_frame, is_frame, is_missing, label_keys, plain, rows_in
 from tagent_nb.templating import Reference, group_column, lookup, render
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Reduction:
         self._units: dict[tuple[bool, bool], ItemUnits] = {}
         self._cut: list[list[Part | tuple[str, Any]]] = []
         self._level = 0
+        self._around: dict[bool, tuple[int, int, int]] = {}
         self.left_out: list[str] = []
         rows = source_rows(self._step, outputs[prepared.source.step], prepared.source)
         self.labels, self.answers = self._grouped(_named(rows, prepared.source, memory))
@@ -160,7 +161,7 @@ class Reduction:
         column = group_column(group_by, source)
         if isinstance(column, Reference):
             output = self._outputs[column.step]
-            cells = lookup(None if output is None else output.value, column.path, name=column.step)
+            cells = _column(None if output is None else output.value, column)
             if not isinstance(cells, list) or len(cells) != len(rows):
                 has = f"{len(cells):,} cells" if isinstance(cells, list) else f"a {type(cells).__name__}"
                 raise StepError(
@@ -238,6 +239,31 @@ class Reduction:
             ]
             for cut in self._cut
         ]
+
+    def later(self, least: float, most: float) -> tuple[tuple[int, int], tuple[float, float]]:
+        """The calls that follow those of :meth:`parts`, and tokens of their prompts; each from and to.
+
+        Args:
+            least: Tokens of an answer, at least.
+            most: The same, at most.
+        """
+        sizes = [len(cut) for cut in self._cut if len(cut) > 1]
+        if not sizes:
+            return (0, 0), (0.0, 0.0)
+        room, around = self._room(True), self._sizes_around(True)[1]
+        most_in_call = max(2, int(room / max(1.0, least)))
+        least_in_call = max(2, int(room * LEAST_FILL / max(1.0, most)))
+        low = high = 0
+        read_low = read_high = 0.0
+        for size in sizes:
+            # A call makes one answer of at most so many.
+            low += math.ceil((size - 1) / (most_in_call - 1))
+            read_low += size * least
+            while size > 1:
+                read_high += size * most
+                size = math.ceil(size / least_in_call)
+                high += size
+        return (low, high), (read_low + low * around, read_high + high * around)
 
     @property
     def value(self) -> Any:
@@ -342,6 +368,11 @@ class Reduction:
 
     def _sizes_around(self, is_answers: bool) -> tuple[int, int, int]:
         """Tokens that the model reads at once, those of the prompt without rows, and those of an answer."""
+        if is_answers not in self._around:
+            self._around[is_answers] = self._sizes_of(self._variant(is_answers))
+        return self._around[is_answers]
+
+    def _sizes_of(self, variant: PreparedStep) -> tuple[int, int, int]:
         from tagent_nb.runners import (
             StepContext,
             answer_range,
@@ -351,7 +382,6 @@ class Reduction:
             tokens_of,
         )
 
-        variant = self._variant(is_answers)
         facts, memories = self._facts
         step_context = StepContext(
             "",
@@ -519,6 +549,17 @@ class ReduceExecution:
             )
             return None
         return StepFailed(run_id=self._context.run_id, step=step.name, error_type=kind, message=message)
+
+
+def _column(value: Any, column: Reference) -> Any:
+    """The cells of a column of a frame, or of a field of the items of a list."""
+    rows = None if is_frame(value) else rows_in(value)
+    if rows is None:
+        return lookup(value, column.path, name=column.step)
+    return [
+        None if row is None else lookup(row, column.path, name=f"{column.step}[{place}]")
+        for place, row in enumerate(rows)
+    ]
 
 
 def _named(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tagent_nb.cache import CacheStats
 from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, escape, table
-from tagent_nb.engine import Plan, range_text
+from tagent_nb.engine import Plan, calls_text, range_text
 from tagent_nb.formatting import (
     cost_text,
     count,
@@ -94,7 +94,7 @@ def plan_table(plan: Plan) -> Bundle:
                 forecast.step,
                 f"{mark} {forecast.state}",
                 forecast.why,
-                *((took, "" if quote is None else f"{quote.calls:,}", used, paid) if runs else ("",) * 4),
+                *((took, "" if quote is None else calls_text(quote), used, paid) if runs else ("",) * 4),
             ]
         )
     rows += [

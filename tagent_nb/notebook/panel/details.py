@@ -10,7 +10,7 @@ from tagent_nb.engine import source_of, source_rows
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output
 from tagent_nb.formatting import cost_text, count, seconds_text, tokens_text, value_text
-from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
+from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus, rows_step
 from tagent_nb.redaction import redact
 from tagent_nb.results import ItemResult, StepResult, about_words, error_text
 from tagent_nb.templating import render
@@ -19,6 +19,8 @@ __all__ = ["details_html"]
 
 MAX_CHARACTERS = 4000
 """Characters of one value, or of a prompt."""
+ROWS_SHOWN = 5
+"""Rows that a prompt is shown with, of those that its step reduces."""
 MAX_ITEMS = 5
 """Items of a mapped step, those that failed first."""
 
@@ -116,8 +118,14 @@ def _prompt(
             extra = {"item": values[source.step]}
         else:
             extra = {}
+        goal = step.goal
+        if step.reduce_over is not None:
+            goal, source = rows_step(step).goal, source_of(step)
+            rows = source_rows(step, read.get(source.step), source)
+            values[source.step] = [row for _, _, row in rows[:ROWS_SHOWN]]
+            whose = f" of the first {ROWS_SHOWN} of {len(rows):,} rows" if len(rows) > ROWS_SHOWN else ""
         prompt = render(
-            step.goal,
+            goal,
             values,
             step=step.name,
             shared=pipeline.shared_context,
