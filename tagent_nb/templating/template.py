@@ -136,8 +136,8 @@ def references_of(step: Templated) -> tuple[Reference, ...]:
     references: list[Reference] = []
     if step.body is None and is_template(step.goal):
         references.extend(_chains(step.goal, step.name, "goal"))
-        if step.combine is not None:
-            references.extend(_chains(step.combine, step.name, "goal", "combine"))
+    if step.combine is not None and is_template(step.combine):
+        references.extend(_chains(step.combine, step.name, "goal", "combine"))
     if isinstance(step.when, str):
         references.extend(_chains(step.when, step.name, "when"))
     elif step.when is not None:
