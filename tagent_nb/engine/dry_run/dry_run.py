@@ -319,6 +319,8 @@ class DryRun:
             why = "the run is offline: recorded calls answer, or parts fail"
             return StepPlan(step.name, "may run", why, items=len(actions), items_done=done), UNKNOWN
         why = await self._why(await whole(self._preparation, prepared, outputs))
+        if step.name in self._context.retried:
+            why = tried_again(self._context, step.name)
         if too_long:
             why = f"{why}; {count(len(too_long), 'part')} will fail: {too_long[0]}"
         return StepPlan(step.name, "run", why, items=len(actions), items_done=done), UNKNOWN

@@ -58,9 +58,11 @@ class PreparedStep:
         short: Whether the whole step does: one unit without a fingerprint, which asks for inputs only.
         inputs: The values that it reads and no step makes, by name.
         components: The part of its fingerprint that all its units share; ``None`` until it is worked out.
+        trusts_records: Whether its items read nothing but what the step reads: no answers of other items.
         facts: Facts and memories that reach the items of a mapped step; ``None`` until they are looked up.
     """
 
+    trusts_records = True
     components: Mapping[str, str] | None = None
     facts: tuple[dict[str, Any], dict[str, Any]] | None = None
 

@@ -296,6 +296,7 @@ class Reduction:
             asked = (answers_step if is_answers else rows_step)(self._step, final=final)
             self._variants[kind] = PreparedStep(self._context, asked, self._prepared.above)
             self._variants[kind].facts = self._facts
+            self._variants[kind].trusts_records = not is_answers
         return self._variants[kind]
 
     # -- how much fits ----------------------------------------------------------------------

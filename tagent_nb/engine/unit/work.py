@@ -367,7 +367,13 @@ def tried_again(context: RunContext, step: str) -> str:
 
 def is_trusted(context: RunContext, event: StepFinished | StepCached, work: WorkItem) -> bool:
     """Whether an item's record without a fingerprint answers for it: nothing that it reads has changed."""
-    return not event.key and work.item is not None and work.prepared.name in context.trusted
+    prepared = work.prepared
+    return (
+        not event.key
+        and work.item is not None
+        and prepared.trusts_records
+        and prepared.name in context.trusted
+    )
 
 
 def _still_answers(event: StepFinished | StepCached, work: WorkItem) -> bool:
