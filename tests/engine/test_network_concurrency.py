@@ -62,6 +62,15 @@ def test_requests_under_way_at_once(model: Counting, most: int, options: dict[st
     assert model.most == most
 
 
+def test_as_many_steps_as_items_are_under_way_at_once() -> None:
+    model = Remote()
+    pipeline = Pipeline("steps", model=model, default_mode=ExecutionMode.CONCURRENT)
+    for number in range(40):
+        pipeline.step(f"say{number}", f"Say {number}.")
+    assert PipelineExecutor(pipeline).run().success
+    assert model.most == 32
+
+
 def test_short_steps_that_lead_to_requests_let_as_many_be_under_way() -> None:
     """Who runs a short step goes on with the request behind it, and others run the short steps meanwhile."""
     model = Remote()

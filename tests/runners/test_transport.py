@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
+import select
+import socket
 import ssl
 import subprocess
 import sys
@@ -71,6 +74,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_CONNECT(self) -> None:
+        """Pass on what is encrypted, as a proxy does, until one of both has gone."""
+        self.server.asked.append((self.path, dict(self.headers), None))  # type: ignore[attr-defined]
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as beyond:
+            self.send_response(200)
+            self.end_headers()
+            others = {self.connection: beyond, beyond: self.connection}
+            while True:
+                for end in select.select(list(others), [], [])[0]:
+                    data = end.recv(65536)
+                    if not data:
+                        self.close_connection = True
+                        return
+                    others[end].sendall(data)
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -282,20 +301,58 @@ def certificate(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.requires("openssl")
-def test_certificates_of_the_environment_are_trusted(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And no others."""
+@pytest.fixture
+def secure(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What a server with this certificate is asked."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with serving(context) as (port, asked):
         monkeypatch.setenv("OPENAI_BASE_URL", f"https://127.0.0.1:{port}/v1")
-        refused = executor().run().steps["s"]
-        assert (refused.error_type, asked) == ("RetryableError", [])
-        assert "cannot be reached" in refused.error
-        monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+        yield asked
+
+
+@pytest.mark.requires("openssl")
+def test_certificates_of_the_environment_are_trusted(
+    secure: list[Any], certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no others."""
+    refused = executor().run().steps["s"]
+    assert (refused.error_type, secure) == ("RetryableError", [])
+    assert "cannot be reached" in refused.error
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    assert executor().run()["s"] == "hello"
+
+
+@pytest.mark.requires("openssl")
+def test_a_folder_of_certificates_is_trusted(
+    secure: list[Any], certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names that OpenSSL gives them."""
+    folder = certificate.parent / "trusted"
+    folder.mkdir()
+    command = ["openssl", "x509", "-hash", "-noout", "-in", f"{certificate}.crt"]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (folder / f"{name}.0").write_text(Path(f"{certificate}.crt").read_text())
+    monkeypatch.setenv("SSL_CERT_DIR", str(folder))
+    assert executor().run()["s"] == "hello"
+    assert len(secure) == 1
+
+
+@pytest.mark.requires("openssl")
+def test_a_proxy_passes_on_what_is_encrypted(
+    secure: list[Any], certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees whom, and not what, is asked."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    with serving() as (port, connected):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:word@127.0.0.1:{port}")
         assert executor().run()["s"] == "hello"
+    ((_, headers, _),) = secure
+    ((address, seen, _),) = connected
+    assert {name.lower(): value for name, value in headers.items()}["authorization"] == f"Bearer {KEY}"
+    assert f"https://{address}/v1" == os.environ["OPENAI_BASE_URL"]
+    assert seen["Proxy-Authorization"].startswith("Basic ")
+    assert KEY not in str(seen)
 
 
 def test_azure_is_asked_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
