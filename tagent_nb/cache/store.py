@@ -123,6 +123,7 @@ class ResultCache:
         *,
         count: bool = True,
         ahead: dict[str, bytes | None] | None = None,
+        usable: Callable[[CacheEntry], bool] | None = None,
     ) -> CacheEntry | None:
         """As :meth:`get`; when the file is locked, the loop goes on meanwhile.
 
@@ -131,6 +132,7 @@ class ResultCache:
             schemas: As for :meth:`get`.
             count: Whether this is a use of the entry, and a hit or a miss; else only a look.
             ahead: What :meth:`read_ahead` gave of this and other keys; what is used is taken out.
+            usable: Whether an entry may answer, beside its key; one that may not is a miss.
         """
         record = _NOT_READ if ahead is None else ahead.pop(key, _NOT_READ)
         if record is _NOT_READ or (record is None and self._active.uses(key)):
@@ -141,11 +143,15 @@ class ResultCache:
         if isinstance(record, bytes) and len(record) > LARGE:
             # To check and to decode it takes long: all else goes on meanwhile.
             entry = await asyncio.to_thread(_unpacked, key, record, schemas)
-            return self._counted(key, entry, count)
-        return self._answer(key, record, schemas, count)
+            return self._counted(key, entry, count, usable)
+        return self._answer(key, record, schemas, count, usable)
 
     def take(
-        self, key: str, ahead: dict[str, bytes | None], schemas: Mapping[str, type] | None = None
+        self,
+        key: str,
+        ahead: dict[str, bytes | None],
+        schemas: Mapping[str, type] | None = None,
+        usable: Callable[[CacheEntry], bool] | None = None,
     ) -> CacheEntry | None:
         """The answer that :meth:`read_ahead` gave, counted; ``None`` if :meth:`aget` has to be asked.
 
@@ -153,10 +159,11 @@ class ResultCache:
             key: As for :meth:`get`.
             ahead: What was read; what is used is taken out.
             schemas: As for :meth:`get`.
+            usable: As for :meth:`aget`.
         """
         record = ahead.get(key)
         entry = None if record is None else _unpacked(key, record, schemas)
-        if entry is None or isinstance(entry, TagentError):
+        if entry is None or isinstance(entry, TagentError) or (usable is not None and not usable(entry)):
             return None
         del ahead[key]
         return self._counted(key, entry, True)
@@ -221,16 +228,27 @@ class ResultCache:
         return blob
 
     def _answer(
-        self, key: str, record: bytes | None, schemas: Mapping[str, type] | None, count: bool = True
+        self,
+        key: str,
+        record: bytes | None,
+        schemas: Mapping[str, type] | None,
+        count: bool = True,
+        usable: Callable[[CacheEntry], bool] | None = None,
     ) -> CacheEntry | None:
-        return self._counted(key, None if record is None else _unpacked(key, record, schemas), count)
+        return self._counted(key, None if record is None else _unpacked(key, record, schemas), count, usable)
 
-    def _counted(self, key: str, entry: CacheEntry | TagentError | None, count: bool) -> CacheEntry | None:
+    def _counted(
+        self,
+        key: str,
+        entry: CacheEntry | TagentError | None,
+        count: bool,
+        usable: Callable[[CacheEntry], bool] | None = None,
+    ) -> CacheEntry | None:
         """Count an answer as a hit; one that is not there or cannot be used as a miss."""
         if isinstance(entry, TagentError):
             self._tell_unreadable(entry)
             entry = None
-        if entry is None:
+        if entry is None or (usable is not None and not usable(entry)):
             self.misses += count
             return None
         if count:

@@ -18,7 +18,7 @@ from tagent_nb.display.html import (
 )
 from tagent_nb.display.theme import KIND_STYLES, STATUS_STYLES
 from tagent_nb.errors import TagentError
-from tagent_nb.formatting import count, model_label, one_line
+from tagent_nb.formatting import count, model_label, one_line, seconds_text
 from tagent_nb.pipeline import (
     AGENT_KINDS,
     THEN_LIVE,
@@ -154,6 +154,8 @@ def _limits(step: PipelineStep) -> str:
         words.append("may remember")
     if step.budget is not None:
         words.append(f"at most {step.budget}")
+    if step.fresh_for is not None:
+        words.append(f"asked again after {seconds_text(step.fresh_for)}")
     if not step.cache:
         words.append("never cached")
     return ", ".join(words)

@@ -11,7 +11,7 @@ from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.memory.memory import PipelineMemory
 from tagent_nb.engine.unit.map import whole
 from tagent_nb.engine.unit.prepared import PreparedStep
-from tagent_nb.engine.unit.work import Preparation, is_heavy
+from tagent_nb.engine.unit.work import Preparation, file_changes, is_heavy
 from tagent_nb.errors import DefinitionError, ResumeConflictError, TagentError
 from tagent_nb.events import Output, RunResumed, StepCached, StepFinished
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
@@ -29,6 +29,7 @@ _HOW = frozenset(
         "budget",
         "cache",
         "execution_mode",
+        "fresh_for",
         "max_failures",
         "max_retries",
         "min_success",
@@ -118,6 +119,10 @@ async def judge(
     records, scheduler = context.recorded, recorder.machine.scheduler
     kept: set[str] = set()
     with_items = {step for step, item in records if item is not None}
+    with_files: dict[str, list[StepFinished | StepCached]] = {}
+    for (name, _), event in records.items():
+        if event.metadata and "files" in event.metadata:
+            with_files.setdefault(name, []).append(event)
     old, new = _by_name(recorder.memory.definition), _by_name(definition)
     for name in scheduler.get_execution_order():
         step = context.pipeline.get_step(name)
@@ -139,6 +144,9 @@ async def judge(
         differences = await _differences(
             recorder, preparation, prepared, outputs, recorded, old.get(name), new.get(name)
         )
+        if name in with_files:
+            changes = [change for event in with_files[name] for change in file_changes(event.metadata)]
+            differences = [*differences, *dict.fromkeys(changes)]
         if differences:
             verdict.changed[name] = differences
         elif name in context.retried:

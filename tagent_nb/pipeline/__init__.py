@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "hints": "listed map_warnings missing_names outside_names step_hints",
         "json": "pipeline_to_dict",
+        "outside": "file_arguments",
         "pipeline": "Pipeline",
         "python_body": "BYTECODE CELL_FUNCTION PythonBody source_of",
         "reduction": "answers_step measured_goal rows_step",

@@ -55,6 +55,7 @@ from tagent_nb.pipeline.hints import missing_names as missing_names
 from tagent_nb.pipeline.hints import outside_names as outside_names
 from tagent_nb.pipeline.hints import step_hints as step_hints
 from tagent_nb.pipeline.json import pipeline_to_dict as pipeline_to_dict
+from tagent_nb.pipeline.outside import file_arguments as file_arguments
 from tagent_nb.pipeline.pipeline import Pipeline as Pipeline
 from tagent_nb.pipeline.python_body import BYTECODE as BYTECODE
 from tagent_nb.pipeline.python_body import CELL_FUNCTION as CELL_FUNCTION

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tagent_nb.errors import TemplateError
 from tagent_nb.pipeline.free_variables import own_nodes
 from tagent_nb.pipeline.graph import is_variable
+from tagent_nb.pipeline.outside import outside_hints
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.pipeline import Pipeline
@@ -35,7 +36,10 @@ def step_hints(pipeline: Pipeline, step: PipelineStep) -> list[str]:
     shadowed = _shadowed(pipeline, step)
     if step.body is not None:
         hint = _value_hint(step.body.source) if step.body.kind == "cell" else ""
-        return [*([hint] if hint else []), *shadowed]
+        outside = []
+        if step.cache and step.fresh_for is None:
+            outside = outside_hints(step.body, pipeline.variables or {})
+        return [*([hint] if hint else []), *outside, *shadowed]
     unread = _unread(step)
     names = {other.name for other in pipeline.steps}
     return [*([unread] if unread else []), *_brace_hints(step, names), *shadowed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, wraps
@@ -91,6 +92,9 @@ class PipelineStep:
         remember: Whether the model gets a tool to remember facts for later steps, and memories for later
             runs.
         cache: Whether the cache may answer for this step.
+        fresh_for: Seconds for which it may, or a text such as ``"30m"``, ``"12h"``, ``"7d"``: what a step
+            reads elsewhere, such as a database or a web page, may be another one by then. Without it,
+            answers do not age. A run that is resumed keeps its own.
         final: Whether the step's value is the pipeline's final output; at most one step says so.
         budget: Most that all attempts and items of this step may spend in a run: USD, a text such as
             ``"5000 tokens"``, or a :class:`Budget`.
@@ -150,6 +154,7 @@ class PipelineStep:
     reduce_tokens: int | None = None
     batch: bool | str = False
     rows_per_call: int = 1
+    fresh_for: float | None = None
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -592,6 +597,20 @@ def _budget(step: str, field: str, value: Any) -> Budget | None:
         raise DefinitionError(f"Step {step!r}: {error}") from None
 
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(step: str, field: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    written = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    seconds = float(written[1]) * _SECONDS[written[2]] if written else value
+    if not is_number(seconds) or seconds <= 0:
+        _fail(step, field, f"must be seconds above 0, or a text such as '30m', '12h' or '7d', not {value!r}.")
+    return float(seconds)
+
+
 _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "goal": _goal,
     "constraints": _texts,
@@ -606,6 +625,7 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "map_over": _map_over,
     "min_success": _share,
     "max_failures": _failures,
+    "fresh_for": _duration,
     "agent": _agent,
     "max_replans": _count,
     "settings": _settings,

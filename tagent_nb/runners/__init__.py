@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "calls": "call_refused edited_call edited_failure",
         "execution.capture": "Lines collected routed",
+        "execution.files": "changed_files reading",
         "execution.traceback": "user_traceback",
         "middleware.budget": "BudgetMiddleware",
         "middleware.canonical_request": "plain",
@@ -34,7 +35,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "models.settings": "misspelt_limits misspelt_prices",
         "planner.runner": "PlanRunner",
-        "python": "PythonRunner lines_of raise_as_own",
+        "python": "PythonRunner lines_of raise_as_own unseen_files",
         "row_groups": "CallSlots RowGroups",
         "tools.mcp": "tools_from",
         "tools.registry": (

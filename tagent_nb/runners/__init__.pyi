@@ -19,6 +19,8 @@ from tagent_nb.runners.calls import edited_failure as edited_failure
 from tagent_nb.runners.execution.capture import Lines as Lines
 from tagent_nb.runners.execution.capture import collected as collected
 from tagent_nb.runners.execution.capture import routed as routed
+from tagent_nb.runners.execution.files import changed_files as changed_files
+from tagent_nb.runners.execution.files import reading as reading
 from tagent_nb.runners.execution.traceback import user_traceback as user_traceback
 from tagent_nb.runners.middleware.budget import BudgetMiddleware as BudgetMiddleware
 from tagent_nb.runners.middleware.canonical_request import plain as plain
@@ -67,6 +69,7 @@ from tagent_nb.runners.python import lines_of as lines_of
 from tagent_nb.runners.python import raise_as_own as raise_as_own
 from tagent_nb.runners.row_groups import CallSlots as CallSlots
 from tagent_nb.runners.row_groups import RowGroups as RowGroups
+from tagent_nb.runners.python import unseen_files as unseen_files
 from tagent_nb.runners.tools.mcp import tools_from as tools_from
 from tagent_nb.runners.tools.registry import ToolOptions as ToolOptions
 from tagent_nb.runners.tools.registry import named_tools as named_tools

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, NoReturn
 
 from tagent_nb.errors import StepError
-from tagent_nb.pipeline import CELL_FUNCTION, PipelineStep, PythonBody
+from tagent_nb.pipeline import CELL_FUNCTION, PipelineStep, PythonBody, file_arguments
 from tagent_nb.runners.base import StepContext, calls_user_code
 from tagent_nb.runners.execution.capture import Lines, captured, show, show_error
+from tagent_nb.runners.execution.files import reading
 from tagent_nb.runners.execution.thread import in_thread
 from tagent_nb.runners.execution.traceback import show_source
 from tagent_nb.runners.validators import checked
@@ -58,20 +59,32 @@ class PythonRunner:
         function = _bind(step, context)
         target = function.func
         lines = lines_of(context)
+        opened = reading()
+        opened.expect(unseen_files(step, context.inputs, context.namespace))
         try:
-            if _is_async(target):
-                with captured(lines):
-                    return await function()
-            polite = step.body is not None and step.body.wants_context
-            value = await in_thread(
-                step.name, function, context, lines, stop=context.stop, grace=self.grace, polite=polite
-            )
-            if inspect.isawaitable(value):
-                with captured(lines):
-                    return await value
-            return value
+            with opened:
+                if _is_async(target):
+                    with captured(lines):
+                        value = await function()
+                else:
+                    polite = step.body is not None and step.body.wants_context
+                    value = await in_thread(
+                        step.name,
+                        function,
+                        context,
+                        lines,
+                        stop=context.stop,
+                        grace=self.grace,
+                        polite=polite,
+                    )
+                    if inspect.isawaitable(value):
+                        with captured(lines):
+                            value = await value
         except BaseException as error:
             raise_as_own(step, error, context)
+        if opened.any:
+            context.metadata["files"] = await asyncio.to_thread(opened.files)
+        return value
 
 
 def lines_of(context: StepContext) -> Lines:
@@ -148,6 +161,24 @@ def _made(body: PythonBody, inputs: tuple[str, ...], namespace: Mapping[str, Any
 @lru_cache(maxsize=256)
 def _compiled(body: PythonBody, inputs: tuple[str, ...]) -> CodeType:
     return body.compile(inputs)
+
+
+def unseen_files(
+    step: PipelineStep, inputs: Mapping[str, Any], namespace: Mapping[str, Any]
+) -> Sequence[str]:
+    """Names of files that a body reads in a way that is not seen, as far as its text says them.
+
+    Args:
+        step: A Python step.
+        inputs: What it reads by name, of steps.
+        namespace: What a cell sees besides.
+    """
+    body = step.body
+    if body is None or not body.source:
+        return ()
+    source = (step.map_over or "").partition(".")[0]
+    item = {"item": inputs[source]} if source in inputs else {}
+    return file_arguments(body, inputs, item, getattr(body.function, "__globals__", namespace))
 
 
 # -- errors -----------------------------------------------------------------------------------

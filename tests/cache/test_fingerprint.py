@@ -355,6 +355,7 @@ def test_the_notebook_does_not_count_for_an_agent() -> None:
         {"depends_on": ["load"]},
         {"min_success": 0.5},
         {"map_over": "load", "max_failures": 20},
+        {"fresh_for": 60},
         {"retry_count": 1},
     ],
 )

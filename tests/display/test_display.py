@@ -110,6 +110,11 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
     }
 
 
+def test_a_card_tells_how_long_an_answer_is_fresh() -> None:
+    made = pipeline().step("page", "Say it", fresh_for="90m")
+    assert facts(made, made.get_step("page"))["limits"] == "asked again after 1 h 30 min"
+
+
 @pytest.mark.parametrize(
     ("options", "tools"),
     [

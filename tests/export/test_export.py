@@ -126,6 +126,7 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         map_over="load",
         min_success=0.5,
         max_failures=20,
+        fresh_for="1h",
         when="text == 'b'",
         tools_filter=[],
         budget=0.5,

@@ -155,7 +155,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "--depends-on extra:weak,more:optional --depends-on load --constraint 'be short' --constraint kind "
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
         "--check sane,kind --check brief --plan --max-replans 1 --budget '0.5 USD, 20 requests' "
-        "--setting max_tokens=200 --setting temperature=0.5 --max-failures 0.1 "
+        "--setting max_tokens=200 --setting temperature=0.5 --max-failures 0.1 --fresh-for 2h "
         "--no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
@@ -165,6 +165,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert (step.map_over, step.min_success, step.when, step.model) == ("load", 0.5, "load", "openai:gpt")
     assert [str(dependency) for dependency in step.dependencies] == ["extra:weak", "more:optional", "load"]
     assert step.max_failures == 0.1
+    assert step.fresh_for == 7200
     assert step.constraints == ["be short", "kind"]
     assert step.settings == {"max_tokens": 200, "temperature": 0.5}
     assert step.tools_filter == ["lookup", "search*"]
@@ -830,6 +831,22 @@ def test_explain_says_in_words_why_a_step_ran(book: Notebook, capsys: pytest.Cap
     assert explained("total").startswith("total: not run: the answer was in the cache")
     assert refused(book, "tagent_explain") == "%tagent_explain: which step? Write: %tagent_explain STEP"
     assert "Did you mean 'total'?" in refused(book, "tagent_explain totl")
+
+
+def test_explain_names_a_file_that_has_changed(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+    file = book.session.folder.parent / "d.csv"
+    file.write_text("1")
+    book("tagent_pipeline reviews")
+    book.shell.user_ns["file"] = str(file)
+    book.python("load", "open(file).read()")
+    book("tagent_run")
+    file.write_text("2")
+    book("tagent_run")
+    capsys.readouterr()
+    book("tagent_explain load")
+    printed = capsys.readouterr().out
+    assert printed.startswith("load: ran (file d.csv changed)")
+    assert "- file d.csv changed" in printed
 
 
 def test_explain_says_what_cannot_be_compared(book: Notebook, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,7 @@ def reviews() -> Pipeline:
             map_over="load",
             min_success=0.5,
             max_failures=20,
+            fresh_for="1h",
             model="openai:gpt-5-mini",
             settings={"temperature": 0.0, "stop": ["\n"]},
             tools=[search],

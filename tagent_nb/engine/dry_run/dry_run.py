@@ -405,7 +405,7 @@ class DryRun:
         if not before:
             return [await self._history.last_time(prepared.name) or "it has no earlier result"]
         if now is not None:
-            return explain(before, now, None, None)
+            return explain(before, now, None, None) or await self._history.file_changes(prepared.name)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
         return explain(
             defined, {**prepared.static_components(self._preparation.memo), **GENERATION}, None, None

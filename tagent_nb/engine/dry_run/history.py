@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tagent_nb.engine.dry_run.plan import StepPlan
 from tagent_nb.engine.memory.entries import last_time
 from tagent_nb.engine.memory.load import read_memory
+from tagent_nb.engine.unit.work import changed_since
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
 from tagent_nb.events import FactLearned, MemorySaved, TokenUsage
 from tagent_nb.pipeline import PipelineStep, StepStatus
@@ -114,6 +115,14 @@ class EarlierRuns:
             if components:
                 break
         return components
+
+    async def file_changes(self, name: str) -> list[str]:
+        """What is no longer as it was of the files that a step read the last time, in sentences."""
+        async for memory in self._memories():
+            step = memory.steps.get(name)
+            if step is not None and step.components:
+                return changed_since(memory, name)
+        return []
 
     async def last_time(self, name: str) -> str:
         """How a step ended the last time, in words; empty if it has a value or has not run."""

@@ -41,6 +41,8 @@ from tagent_nb.runners import (
     collected,
     lines_of,
     raise_as_own,
+    reading,
+    unseen_files,
     user_traceback,
 )
 from tagent_nb.serde import FROZEN, StoredValue, is_bulky, own_copy
@@ -176,6 +178,7 @@ class Attempts:
         began = time.monotonic()
         learned: list[Event] = []
         context: StepContext | None = None
+        opened = reading() if self._context.keyed else None
         if plain.provided:
             assert work is not None
             await read_heavy(map(work.outputs.get, work.prepared.read_names))
@@ -199,6 +202,8 @@ class Attempts:
                 if type(value) not in FROZEN:
                     value = await self._own(prepared, work, name, value)
                 arguments[parameter] = value
+        if opened is not None:
+            opened.expect(unseen_files(step, arguments, self._context.services.namespace))
         slots = self._slots
         try:
             if not slots.take_now():
@@ -215,7 +220,8 @@ class Attempts:
                 )
                 with collected(self._lines, prepared, outputs, work, context):
                     try:
-                        value = await _body(prepared, plain.function, arguments)
+                        with opened or _UNWATCHED:
+                            value = await _body(prepared, plain.function, arguments)
                     except BaseException as error:
                         raise_as_own(step, error, context)
                     finally:
@@ -228,7 +234,11 @@ class Attempts:
             seconds = time.monotonic() - began
             if type(value) not in _SMALL and is_bulky(value):
                 value = await in_thread(encoded, self._context, value)
-            events: list[Event] = [*learned, self._finished(prepared, work, value, 1, seconds, context)]
+            files: Mapping[str, str] = NO_ENTRIES
+            if opened is not None and opened.any:
+                files = await in_thread(opened.files)
+            finished = self._finished(prepared, work, value, 1, seconds, context, files)
+            events: list[Event] = [*learned, finished]
             if self._checks.searching:
                 self._checks.look_for_secrets(step.name, events)
             return events
@@ -500,6 +510,7 @@ class Attempts:
         attempt: int,
         seconds: float,
         context: StepContext | None,
+        files: Mapping[str, str] = NO_ENTRIES,
     ) -> StepFinished:
         storage, name = self._context.services.storage, prepared.name
         output = value if isinstance(value, StoredValue) else StoredValue.of(value)
@@ -518,6 +529,9 @@ class Attempts:
             )
         if storage.durable:
             self._checks.warn_of_losses(name, output)
+        notes: Mapping[str, Any] = (context.metadata if context is not None else None) or NO_ENTRIES
+        if files:
+            notes = {**notes, "files": files}
         return step_finished(
             prepared.run_id,
             name,
@@ -529,8 +543,12 @@ class Attempts:
             seconds,
             NO_USAGE if context is None else context.usage,
             0.0 if context is None else context.cost,
-            NO_ENTRIES if context is None else context.metadata or NO_ENTRIES,
+            notes,
         )
+
+
+_UNWATCHED = contextlib.nullcontext()
+"""Of an attempt whose files do not count: nothing is kept by what it reads."""
 
 
 @calls_user_code("its code")

@@ -16,8 +16,10 @@ from tagent_nb.engine.recorder import ValueChecks
 from tagent_nb.engine.unit.attempt import Attempts, failed, unprepared
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.work import (
+    MADE_AT,
     Preparation,
     WorkItem,
+    answer_ahead,
     cached_answer,
     read_heavy,
     recorded_answer,
@@ -161,7 +163,7 @@ class Execution:
         if cache is None:
             return self._offline_miss(work) or await self._attempts.run(work)
         if work.ahead is not None and not work.step.approve:
-            entry = cache.take(work.key, work.ahead, work.prepared.classes)
+            entry = answer_ahead(work)
             if entry is not None:
                 return self._from_cache(work, entry.output, entry.usage, entry.cost, entry.metadata)
         return await self._single_flight(work, cache)
@@ -223,6 +225,8 @@ class Execution:
         self, work: WorkItem, cache: ResultCache, events: list[Event], final: StepFinished
     ) -> None:
         metadata = dict(final.metadata)
+        if work.step.fresh_for is not None:
+            metadata[MADE_AT] = time.time()
         # What a step learned belongs to its answer: from a cached answer the same is learned.
         for name, kind in (("facts", FactLearned), ("memories", MemorySaved)):
             learned = {event.key: event.value for event in events if isinstance(event, kind)}
@@ -252,6 +256,7 @@ class Execution:
         events: list[Event] = []
         if metadata:
             metadata = dict(metadata)
+            metadata.pop(MADE_AT, None)
             for key, value in metadata.pop("_facts", {}).items():
                 events.append(FactLearned(run_id=run_id, step=name, item=work.item, key=key, value=value))
             for key, value in metadata.pop("_memories", {}).items():

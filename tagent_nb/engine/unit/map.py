@@ -19,7 +19,7 @@ from tagent_nb.engine.unit.conditions import item_condition
 from tagent_nb.engine.unit.execute import Execution
 from tagent_nb.engine.unit.failures import FailureLimit
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, is_trusted, read_heavy
+from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, file_changes, is_trusted, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.pipeline import PipelineStep, StepStatus
@@ -220,7 +220,7 @@ class MapExecution:
     def _is_recorded(self, work: WorkItem) -> bool:
         """Whether an earlier session of this run has recorded the very same item."""
         record = self._context.recorded.get(work.unit)
-        if record is None or work.prepared.forced:
+        if record is None or work.prepared.forced or file_changes(record.metadata):
             return False
         if record.key != work.key and not is_trusted(self._context, record, work):
             return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 NOT_CACHED, NOT_ASKED = "its earlier answer is not in the cache", "the cache is not asked"
 """Why a step runs that has not changed."""
+
+MADE_AT = "_made_at"
+"""Where the metadata of a cache entry has the time at which it was made, if its step asks for fresh ones."""
 
 
 @dataclass(slots=True)
@@ -212,12 +216,12 @@ class Preparation:
         before = await self._last_time(work)
         if before is None:
             return "first run"
-        components, ended = before
+        components, ended, changed = before
         if not components:
             return ended or "it has no earlier result"
         from tagent_nb.cache import explain
 
-        sentences = explain(components, work.components, None, None)
+        sentences = explain(components, work.components, None, None) or changed
         if sentences:
             return "; ".join(sentences)
         if work.step.runs_over is not None:
@@ -255,17 +259,18 @@ class Preparation:
                 await in_thread(remember_digest, large.value, self.memo)
         return prepared.components
 
-    async def _last_time(self, work: WorkItem) -> tuple[Mapping[str, str], str] | None:
-        """The unit's last fingerprint, of this run or of the one before, and what failed then.
+    async def _last_time(self, work: WorkItem) -> tuple[Mapping[str, str], str, list[str]] | None:
+        """The unit's last fingerprint, of this run or of the one before, what failed then, and which files
+        that it read have changed since.
 
         ``None`` if there is no such run.
         """
         recorded = self._context.recorded.get(work.unit)
         if recorded is not None and recorded.components:
-            return recorded.components, ""
+            return recorded.components, "", file_changes(recorded.metadata)
         ended = self._recorder.memory.steps[work.step.name].reason
         if ended:
-            return {}, ended  # in an earlier session of this run
+            return {}, ended, []  # in an earlier session of this run
         if self._previous is None:
             self._previous = asyncio.ensure_future(self._previous_run())
         previous = await self._previous
@@ -273,12 +278,16 @@ class Preparation:
             return None
         before = previous.steps.get(work.step.name)
         if before is None:
-            return {}, ""
+            return {}, "", []
         ended = last_time(before)
         if ended:
-            return {}, ended
+            return {}, ended, []
         bad = failed_items(before)
-        return before.components, f"the last time {bad}" if bad else ""
+        return (
+            before.components,
+            f"the last time {bad}" if bad else "",
+            changed_since(previous, work.step.name),
+        )
 
     async def _previous_run(self) -> PipelineMemory | None:
         try:
@@ -341,7 +350,9 @@ def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepC
     if work.prepared.forced:
         return None
     event = context.recorded.get(work.unit)
-    if event is None or not (_still_answers(event, work) or is_trusted(context, event, work)):
+    if event is None or file_changes(event.metadata):
+        return None
+    if not (_still_answers(event, work) or is_trusted(context, event, work)):
         return None
     return event
 
@@ -356,7 +367,52 @@ async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | N
     prepared = work.prepared
     if prepared.cache is None or prepared.passes_cache:
         return None
-    return await prepared.cache.aget(work.key, prepared.classes, count=count, ahead=work.ahead)
+    return await prepared.cache.aget(
+        work.key, prepared.classes, count=count, ahead=work.ahead, usable=partial(_is_current, work.step)
+    )
+
+
+def answer_ahead(work: WorkItem) -> CacheEntry | None:
+    """What was read ahead from the cache for the unit; ``None`` if :func:`cached_answer` has to be asked."""
+    prepared = work.prepared
+    if work.ahead is None or prepared.cache is None:
+        return None
+    return prepared.cache.take(work.key, work.ahead, prepared.classes, partial(_is_current, work.step))
+
+
+def _is_current(step: PipelineStep, entry: CacheEntry) -> bool:
+    """Whether an entry may answer though its key says nothing of files, nor of time."""
+    metadata = entry.metadata
+    if step.fresh_for is not None and not 0 <= time.time() - metadata.get(MADE_AT, 0.0) < step.fresh_for:
+        return False
+    return not (metadata and file_changes(metadata))
+
+
+def changed_since(memory: PipelineMemory, step: str) -> list[str]:
+    """What is no longer as it was of the files that a step read in a run, items included, in sentences."""
+    read = (event.metadata for event in ended(memory, step))
+    return list(dict.fromkeys(sentence for metadata in read for sentence in file_changes(metadata)))
+
+
+def ended(memory: PipelineMemory, step: str) -> Iterator[StepFinished | StepCached]:
+    """How a step, and each of its items, got their values in a run."""
+    for event in memory.events:
+        if isinstance(event, StepFinished | StepCached) and event.step == step:
+            yield event
+
+
+def file_changes(metadata: Mapping[str, Any]) -> list[str]:
+    """What is no longer as it was of the files that a value was made from, in sentences.
+
+    Args:
+        metadata: Of the value.
+    """
+    files = metadata.get("files")
+    if not files:
+        return []
+    from tagent_nb.runners import changed_files
+
+    return changed_files(files)
 
 
 def tried_again(context: RunContext, step: str) -> str:

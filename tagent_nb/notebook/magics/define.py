@@ -193,6 +193,11 @@ class DefineMagics(NotebookMagics):
     @option("--concurrent", action="store_true", help="May overlap with any other step.")
     @option("--serial", action="store_true", help="Never overlaps with another serial step.")
     @option("--no-cache", action="store_true", help="The cache never answers for this step.")
+    @option(
+        "--fresh-for",
+        metavar="TIME",
+        help="The cache answers for this long: 30m, 12h, 7d; for what files and code do not show.",
+    )
     def tagent_step(self, args: Namespace, cell: str) -> None:
         """Define a step of the current pipeline, or define it anew: the cell is its goal or its Python.
 

@@ -8,6 +8,7 @@ from typing import Any
 from tagent_nb.cache import explain, uncompared
 from tagent_nb.engine import PipelineMemory, inputs_of, read_memory, submit
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
+from tagent_nb.events import StepCached, StepFinished
 from tagent_nb.formatting import cost_text, one_line
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import StepStatus, shape_text
@@ -70,8 +71,8 @@ def _what_happened(state: StepResult) -> str:
 
 def _differences(last: PipelineMemory, before: PipelineMemory, name: str) -> list[str]:
     differences = explain(
-        before.steps[name].components,
-        last.steps[name].components,
+        _with_files(before, name),
+        _with_files(last, name),
         _definition(before, name),
         _definition(last, name),
     )
@@ -80,6 +81,16 @@ def _differences(last: PipelineMemory, before: PipelineMemory, name: str) -> lis
         where = f", in which {bad}" if bad else ""
         return [f"Nothing that it depends on differs from run {before.run_id}{where}."]
     return [f"Different from run {before.run_id}:", *(f"- {sentence}" for sentence in differences)]
+
+
+def _with_files(memory: PipelineMemory, name: str) -> dict[str, str]:
+    """The fingerprint of a step, and the content of each file that it read."""
+    components = dict(memory.steps[name].components)
+    for event in memory.events:
+        if isinstance(event, StepFinished | StepCached) and event.step == name:
+            for file, state in event.metadata.get("files", {}).items():
+                components[f"file:{file}"] = state.split(" ", 1)[0]
+    return components
 
 
 def _definition(memory: PipelineMemory, name: str) -> Mapping[str, Any] | None:

@@ -56,6 +56,7 @@ def build_step(
         "max_failures": args.max_failures,
         "batch": args.batch,
         "rows_per_call": args.rows_per_call,
+        "fresh_for": args.fresh_for,
         "map_over": args.map_over,
         "reduce_over": args.reduce_over,
         "group_by": args.group_by,
