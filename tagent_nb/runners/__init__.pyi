@@ -67,9 +67,9 @@ from tagent_nb.runners.planner.runner import PlanRunner as PlanRunner
 from tagent_nb.runners.python import PythonRunner as PythonRunner
 from tagent_nb.runners.python import lines_of as lines_of
 from tagent_nb.runners.python import raise_as_own as raise_as_own
+from tagent_nb.runners.python import unseen_files as unseen_files
 from tagent_nb.runners.row_groups import CallSlots as CallSlots
 from tagent_nb.runners.row_groups import RowGroups as RowGroups
-from tagent_nb.runners.python import unseen_files as unseen_files
 from tagent_nb.runners.tools.mcp import tools_from as tools_from
 from tagent_nb.runners.tools.registry import ToolOptions as ToolOptions
 from tagent_nb.runners.tools.registry import named_tools as named_tools
