@@ -124,14 +124,16 @@ docs: $(VENV)/.dev
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# Options of these go into ARGS: make bench ARGS="--only chain".
+ARGS ?=
 bench: $(VENV)/.dev
-	@$(BIN)/python -m tests.benchmarks
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 bench-check: $(VENV)/.dev
-	@$(BIN)/python -m tests.benchmarks --check
+	@$(BIN)/python -m tests.benchmarks --check $(ARGS)
 
 bench-peers: $(VENV)/.dev
-	@$(BIN)/python -m tests.benchmarks.peers
+	@$(BIN)/python -m tests.benchmarks.peers $(ARGS)
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks.soak
