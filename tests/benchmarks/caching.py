@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-
-from tests.benchmarks.fresh import printed_by, program
-from tests.benchmarks.measure import Side, Sides, benchmark
+from tests.benchmarks import limits
+from tests.benchmarks.fresh import program
+from tests.benchmarks.measure import Sides, benchmark
 from tests.benchmarks.pipelines import RECORDS
-
-
-def _first(name: str) -> Side:
-    def side() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            return printed_by(program(name), folder, "first")
-
-    return side
 
 
 @benchmark(
@@ -27,7 +18,7 @@ def _first(name: str) -> Side:
     each=RECORDS,
 )
 def first_run() -> Sides:
-    return Sides(_first("cached"), _first("cached_by_hand"))
+    return limits.first_run(program("cached"))
 
 
 @benchmark(
@@ -40,12 +31,4 @@ def first_run() -> Sides:
     each=RECORDS,
 )
 def cached_again() -> Sides:
-    # Kept until the process ends: both sides read what they wrote here.
-    folders = {name: tempfile.TemporaryDirectory() for name in ("cached", "cached_by_hand")}
-    for name, folder in folders.items():
-        printed_by(program(name), folder.name, "first")
-
-    def again(name: str) -> Side:
-        return lambda: printed_by(program(name), folders[name].name, "again")
-
-    return Sides(again("cached"), again("cached_by_hand"))
+    return limits.run_again(program("cached"))

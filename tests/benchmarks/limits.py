@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from tests.benchmarks.fresh import cpu_of, printed_by, program
 from tests.benchmarks.graphs import Graph
+from tests.benchmarks.measure import Sides
 from tests.benchmarks.records import Record, following
 
 Functions = Mapping[str, Callable[..., Awaitable[object]]]
@@ -66,11 +69,56 @@ def kahn(graph: Graph) -> list[str]:
 def insert_records(folder: Path, count: int) -> None:
     """A chain of records, each inserted and committed in SQLite before the next is made."""
     record: Record | None = None
-    base = sqlite3.connect(folder / "runs.db", isolation_level=None)
-    base.execute("PRAGMA journal_mode = WAL")
-    base.execute("PRAGMA synchronous = NORMAL")
-    base.execute("CREATE TABLE records (step TEXT PRIMARY KEY, output TEXT)")
+    base = sqlite_table(folder / "runs.db", "NORMAL", "records (step TEXT PRIMARY KEY, output TEXT)")
     for n in range(count):
         record = following(record)
         base.execute("INSERT INTO records VALUES (?, ?)", (f"s{n}", json.dumps(record)))
     base.close()
+
+
+def sqlite_table(file: Path, synchronous: str, table: str) -> sqlite3.Connection:
+    """A new database in WAL mode with one table, which commits each statement."""
+    base = sqlite3.connect(file, isolation_level=None)
+    base.execute("PRAGMA journal_mode = WAL")
+    base.execute(f"PRAGMA synchronous = {synchronous}")
+    base.execute(f"CREATE TABLE {table}")
+    return base
+
+
+# -- whole programs: the path of one, against what does the same by hand ---------------------------
+
+
+def import_of(statement: str) -> Sides:
+    """An import in a new process, against that of pydantic."""
+    timed = "import time; began = time.process_time(); {}; print(time.process_time() - began)"
+    ours, pydantic = timed.format(statement), timed.format("import pydantic; pydantic.BaseModel")
+    return Sides(lambda: printed_by("-c", ours), lambda: printed_by("-c", pydantic))
+
+
+def three_steps(path: str) -> Sides:
+    """A pipeline of three steps, from the start of its process to the end."""
+    return Sides(lambda: cpu_of(path), lambda: cpu_of(program("three_steps_by_hand")))
+
+
+def first_run(path: str) -> Sides:
+    """A run with an empty cache."""
+
+    def side(path: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return printed_by(path, folder, "first")
+
+    return Sides(lambda: side(path), lambda: side(program("cached_by_hand")))
+
+
+def run_again(path: str) -> Sides:
+    """A run whose cache has all that it needs."""
+    by_hand = program("cached_by_hand")
+    # Kept until the process ends: both sides read what they wrote here.
+    folders = {name: tempfile.TemporaryDirectory() for name in (path, by_hand)}
+    for name, folder in folders.items():
+        printed_by(name, folder.name, "first")
+
+    def side(path: str) -> float:
+        return printed_by(path, folders[path].name, "again")
+
+    return Sides(lambda: side(path), lambda: side(by_hand))

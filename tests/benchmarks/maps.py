@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import sqlite3
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Literal
 
 import diskcache
 from IPython.core.displaypub import CapturingDisplayPublisher
@@ -27,6 +27,7 @@ from tagent_nb import (
 )
 from tagent_nb.notebook.panel.controller import Panel
 from tagent_nb.notebook.session import Session
+from tests.benchmarks.limits import sqlite_table
 from tests.benchmarks.measure import Side, Sides, benchmark
 
 ROWS = 2000
@@ -205,15 +206,12 @@ def file() -> Sides:
     return _recorded(lambda folder: FileStorageBackend(folder, durability="fast"), by_hand)
 
 
-def _sqlite(synchronous: str) -> Callable[[Path], Callable[[int, str], object]]:
+def _in_sqlite(durability: Literal["full", "fast"], synchronous: str) -> Sides:
     def by_hand(folder: Path) -> Callable[[int, str], object]:
-        base = sqlite3.connect(folder / "rows.db", isolation_level=None)
-        base.execute("PRAGMA journal_mode = WAL")
-        base.execute(f"PRAGMA synchronous = {synchronous}")
-        base.execute("CREATE TABLE items (row INTEGER PRIMARY KEY, value TEXT)")
+        base = sqlite_table(folder / "rows.db", synchronous, "items (row INTEGER PRIMARY KEY, value TEXT)")
         return lambda row, value: base.execute("INSERT INTO items VALUES (?, ?)", (row, json.dumps(value)))
 
-    return by_hand
+    return _recorded(lambda folder: SQLiteStorageBackend(folder / "runs.db", durability=durability), by_hand)
 
 
 @benchmark(
@@ -226,9 +224,7 @@ def _sqlite(synchronous: str) -> Callable[[Path], Callable[[int, str], object]]:
     each=ROWS,
 )
 def sqlite_fast() -> Sides:
-    return _recorded(
-        lambda folder: SQLiteStorageBackend(folder / "runs.db", durability="fast"), _sqlite("NORMAL")
-    )
+    return _in_sqlite("fast", "NORMAL")
 
 
 @benchmark(
@@ -241,9 +237,7 @@ def sqlite_fast() -> Sides:
     each=ROWS,
 )
 def sqlite_full() -> Sides:
-    return _recorded(
-        lambda folder: SQLiteStorageBackend(folder / "runs.db", durability="full"), _sqlite("FULL")
-    )
+    return _in_sqlite("full", "FULL")
 
 
 MANY = 5000

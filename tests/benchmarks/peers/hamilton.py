@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from hamilton import ad_hoc_utils, async_driver
 
-from tests.benchmarks.fresh import cpu_of, printed_by, program
 from tests.benchmarks.graphs import Graph, chain, fan, layered, scattered
+from tests.benchmarks.limits import first_run, import_of, run_again, three_steps
 from tests.benchmarks.measure import Sides
 from tests.benchmarks.peers.limits import bare_side
 from tests.benchmarks.peers.rows import peer_row
@@ -66,38 +65,19 @@ CACHED = str(HERE / "cached_by_hamilton.py")
 
 @peer_row("Hamilton, cache", "cache-first")
 def cache_first() -> Sides:
-    def side(path: str) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            return printed_by(path, folder, "first")
-
-    return Sides(lambda: side(CACHED), lambda: side(program("cached_by_hand")))
+    return first_run(CACHED)
 
 
 @peer_row("Hamilton, cache", "cache-again")
 def cache_again() -> Sides:
-    home = tempfile.TemporaryDirectory()
-    folders = {path: Path(home.name) / Path(path).stem for path in (CACHED, program("cached_by_hand"))}
-    for path, folder in folders.items():
-        folder.mkdir()
-        printed_by(path, str(folder), "first")
-
-    def side(path: str) -> float:
-        _ = home  # kept as long as it is measured
-        return printed_by(path, str(folders[path]), "again")
-
-    return Sides(lambda: side(CACHED), lambda: side(program("cached_by_hand")))
+    return run_again(CACHED)
 
 
 @peer_row("Hamilton", "import")
 def whole_import() -> Sides:
-    took = "import time; began = time.process_time(); {}; print(time.process_time() - began)"
-    return Sides(
-        lambda: printed_by("-c", took.format("from hamilton import driver")),
-        lambda: printed_by("-c", took.format("import pydantic; pydantic.BaseModel")),
-    )
+    return import_of("from hamilton import driver")
 
 
 @peer_row("Hamilton", "three-steps")
-def three_steps() -> Sides:
-    theirs = str(HERE / "three_steps_by_hamilton.py")
-    return Sides(lambda: cpu_of(theirs), lambda: cpu_of(program("three_steps_by_hand")))
+def small_pipeline() -> Sides:
+    return three_steps(str(HERE / "three_steps_by_hamilton.py"))

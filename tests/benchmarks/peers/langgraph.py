@@ -13,9 +13,9 @@ from typing import Annotated, Any, TypedDict
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
 
-from tests.benchmarks.fresh import cpu_of, printed_by, program, written
+from tests.benchmarks.fresh import written
 from tests.benchmarks.graphs import Graph, chain, fan, layered
-from tests.benchmarks.limits import insert_records
+from tests.benchmarks.limits import import_of, insert_records, three_steps
 from tests.benchmarks.measure import Sides
 from tests.benchmarks.peers.limits import bare_side
 from tests.benchmarks.peers.rows import peer_row
@@ -119,14 +119,9 @@ def langgraph_sqlite() -> Sides:
 
 @peer_row(LANGGRAPH, "import")
 def whole_import() -> Sides:
-    took = "import time; began = time.process_time(); {}; print(time.process_time() - began)"
-    return Sides(
-        lambda: printed_by("-c", took.format("from langgraph.graph import StateGraph")),
-        lambda: printed_by("-c", took.format("import pydantic; pydantic.BaseModel")),
-    )
+    return import_of("from langgraph.graph import StateGraph")
 
 
 @peer_row(LANGGRAPH, "three-steps")
-def three_steps() -> Sides:
-    theirs = str(HERE / "three_steps_by_langgraph.py")
-    return Sides(lambda: cpu_of(theirs), lambda: cpu_of(program("three_steps_by_hand")))
+def small_pipeline() -> Sides:
+    return three_steps(str(HERE / "three_steps_by_langgraph.py"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import networkx
 from dask.threaded import get
 
-from tests.benchmarks.fresh import printed_by, program
 from tests.benchmarks.graphs import Graph, chain, fan, layered, scattered
-from tests.benchmarks.limits import kahn
+from tests.benchmarks.limits import first_run, kahn, run_again
 from tests.benchmarks.measure import Sides
 from tests.benchmarks.peers.limits import bare_side
 from tests.benchmarks.peers.rows import peer_row
@@ -97,23 +95,9 @@ PROGRAM = str(Path(__file__).parent / "programs" / "cached_by_joblib.py")
 
 @peer_row("joblib", "cache-first")
 def joblib_first() -> Sides:
-    def side(path: str) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            return printed_by(path, folder, "first")
-
-    return Sides(lambda: side(PROGRAM), lambda: side(program("cached_by_hand")))
+    return first_run(PROGRAM)
 
 
 @peer_row("joblib", "cache-again")
 def joblib_again() -> Sides:
-    home = tempfile.TemporaryDirectory()
-    folders = {path: Path(home.name) / Path(path).stem for path in (PROGRAM, program("cached_by_hand"))}
-    for path, folder in folders.items():
-        folder.mkdir()
-        printed_by(path, str(folder), "first")
-
-    def side(path: str) -> float:
-        _ = home  # kept as long as it is measured
-        return printed_by(path, str(folders[path]), "again")
-
-    return Sides(lambda: side(PROGRAM), lambda: side(program("cached_by_hand")))
+    return run_again(PROGRAM)
