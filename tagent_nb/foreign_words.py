@@ -53,6 +53,8 @@ STEP = {
     "async_execution": "Write {execution_mode}.",
     "for_each": "Write {map_over}.",
     "foreach": "Write {map_over}.",
+    "reduce": "Write {reduce_over}.",
+    "groupby": "Write {group_by}.",
     "max_iterations": "Limit new plans with {max_replans}, or all requests with {budget} '20 requests'.",
     "max_iter": "Limit new plans with {max_replans}, or all requests with {budget} '20 requests'.",
 }

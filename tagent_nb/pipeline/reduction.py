@@ -70,20 +70,27 @@ def reduction_problems(pipeline: Steps, step: PipelineStep) -> list[str]:
             f"{{{{ {source.step} }}}} are the answers. Or let the goal print {{{{ {source.step} }}}} as it "
             "is."
         )
-    return problems + _wrong_group(pipeline, step, source)
+    return problems + _wrong_fields(pipeline, step, source)
 
 
-def _wrong_group(pipeline: Steps, step: PipelineStep, source: Reference) -> list[str]:
-    from tagent_nb.templating import Reference, group_column, unknown_fields
+def _wrong_fields(pipeline: Steps, step: PipelineStep, source: Reference) -> list[str]:
+    """Fields that the goal or ``group_by`` reads of rows whose schema is known and does not have them."""
+    from tagent_nb.templating import group_column, unknown_fields
 
-    if step.group_by is None or source.step not in pipeline:
+    above = pipeline.get_step(source.step) if source.step in pipeline else None
+    if above is None or above.output_schema is None or above.map_over is None or source.path:
         return []
-    column = group_column(step.group_by, source)
-    above = pipeline.get_step(source.step)
-    if isinstance(column, Reference) or above.output_schema is None or above.map_over is None or source.path:
-        return []
-    problem = unknown_fields(above.output_schema, column)
-    return [f"Step {step.name!r}, group_by: {problem}"] if problem else []
+    read = {}
+    if step.combine is None:  # else some of these may be fields of answers
+        for reference in step.references:
+            if reference.step == source.step and reference.kind == "goal":
+                by_number = bool(reference.path) and reference.path[0].removeprefix("-").isdecimal()
+                read[f"{{{{ {reference.text} }}}}"] = reference.path[by_number:]
+    column = None if step.group_by is None else group_column(step.group_by, source)
+    if isinstance(column, tuple):
+        read["group_by"] = column
+    problems = {what: unknown_fields(above.output_schema, path) for what, path in read.items()}
+    return [f"Step {step.name!r}, {what}: {problem}" for what, problem in problems.items() if problem]
 
 
 def reduce_source(step: PipelineStep) -> Reference:
@@ -106,10 +113,13 @@ def _printed(source: str) -> re.Pattern[str]:
 
 
 def _as_printed(goal: str, source: Reference) -> str:
-    """The goal, in which rows that are a field of their step's value are called by its name alone."""
-    if not source.path:
-        return goal
-    return _printed(source.text).sub(f"{{{{ {source.step} }}}}", goal)
+    """The goal, in which rows go by the name of their step alone, also those that are a field of its value.
+
+    A field of the rows that is printed, ``{{ load.text }}``, is the list of what they have there.
+    """
+    field = re.compile(r"\{\{[-+]?\s*" + re.escape(source.text) + r"\.([^\W\d]\w*)\s*[-+]?\}\}")
+    goal = field.sub(rf"{{{{ {source.step} | map(attribute='\1') }}}}", goal)
+    return _printed(source.text).sub(f"{{{{ {source.step} }}}}", goal) if source.path else goal
 
 
 def _reads_rows(step: PipelineStep, goal: str) -> bool:

@@ -179,6 +179,18 @@ async def test_rows_in_a_field_of_a_value_are_called_as_they_are_written_or_by_t
     assert clerk.tasks[0] == clerk.tasks[1]
 
 
+async def test_a_field_of_the_rows_is_the_list_of_what_they_have_there() -> None:
+    clerk = Clerk()
+    rows = pd.DataFrame({"text": texts(3), "rest": 1})
+    pipeline = report(clerk, rows, "Count {{ load.text }}.", combine="Add up.")
+    pipeline.inputs["other"] = {"rows": rows}
+    pipeline.step("again", "Count {{other.rows.text}}.", reduce_over="other.rows", combine="Add up.")
+    result = await PipelineExecutor(pipeline).execute()
+    assert result["report"].startswith("rows 3,")
+    assert clerk.tasks[0].startswith('Count <data>["row 0 ')
+    assert clerk.tasks[1] == clerk.tasks[0]
+
+
 # -- one answer a group ---------------------------------------------------------------------------
 
 
@@ -592,6 +604,22 @@ async def test_a_step_whose_rows_are_not_there_yet_is_planned_as_one_that_reads_
     assert forced.quote.calls == len(clerk.tasks)
 
 
+async def test_before_its_rows_are_there_a_plan_knows_that_the_definition_is_the_same(tmp_path: Path) -> None:
+    clerk = Clerk()
+    options: dict[str, Any] = {"combine": "Add up.", "reduce_tokens": 2000}
+
+    def flow(**changes: Any) -> PipelineExecutor:
+        pipeline = Pipeline("same", model=clerk.model)
+        pipeline.task(lambda: texts(300), name="load")
+        pipeline.step("report", "Count the rows.", reduce_over="load", **{**options, **changes})
+        return executor(pipeline, tmp_path)
+
+    await flow().execute()
+    assert (await flow().plan(force=["load"]))["report"].why == "input load may change, because load runs"
+    changed = (await flow(combine="Join.").plan(force=["load"]))["report"]
+    assert (changed.action, changed.why.partition(";")[0]) == ("run", "combine changed")
+
+
 async def test_a_changed_definition_says_what_it_is_in_plan_and_resume(tmp_path: Path) -> None:
     clerk = Clerk()
     await executor(report(clerk, texts(600)), tmp_path).execute()
@@ -646,6 +674,7 @@ def test_python_reads_all_rows_as_they_are() -> None:
         ("Count.", {"reduce_over": "load."}, "Step 'report', reduce_over: 'load.' is not a reference"),
         ("Count {{ judge[0] }}.", {"reduce_over": "judge"}, "Say how these become one answer: combine=..."),
         ("Count.", {"reduce_over": "judge", "group_by": "rowz"}, "group_by: Tally has no field 'rowz'"),
+        ("Count {{ judge.rowz }}.", {"reduce_over": "judge"}, "{{ judge.rowz }}: Tally has no field 'rowz'"),
         ("Count.", {"combine": "{{ x"}, "Step 'report', combine line 1"),
     ],
 )
@@ -654,7 +683,9 @@ def test_what_cannot_run_is_said_before_it_does(goal: str, options: dict[str, An
     pipeline.task(lambda: [1], name="load")
     pipeline.step("judge", "Judge {{ load }}.", map_over="load", output_schema=Tally)
     pipeline.step("report", goal, **{"reduce_over": "load", **options})
-    assert any(message in problem for problem in pipeline.validate())
+    (problem, *_) = [problem for problem in pipeline.validate() if message in problem]
+    assert "no field '0'" not in "".join(pipeline.validate())
+    assert problem.startswith("Step 'report'")
 
 
 def test_what_reads_an_answer_a_group_reads_a_frame() -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.cache import GENERATION, explain
+from tagent_nb.cache import GENERATION, explain, text_digest
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
 from tagent_nb.engine.dry_run.quote import answer_tokens, prompt_of, quote, with_later
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
-from tagent_nb.engine.unit.map import source_rows, whole
+from tagent_nb.engine.unit.map import source_rows, texts_of_whole, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
 from tagent_nb.engine.unit.reduce import Reduction
 from tagent_nb.engine.unit.work import (
@@ -407,9 +407,9 @@ class DryRun:
         if now is not None:
             return explain(before, now, None, None) or await self._history.file_changes(prepared.name)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
-        return explain(
-            defined, {**prepared.static_components(self._preparation.memo), **GENERATION}, None, None
-        )
+        static = prepared.static_components(self._preparation.memo)
+        texts = {name: text_digest(text) for name, text in texts_of_whole(prepared.step).items()}
+        return explain(defined, {**static, **texts, **GENERATION}, None, None)
 
     async def _why(self, work: WorkItem) -> str:
         """Why a step runs whose inputs are all known."""

@@ -385,22 +385,26 @@ async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepO
     """The fingerprint of a step with items as a whole, over the whole of its source."""
     step, source = prepared.step, prepared.source
     references = [reference for reference in prepared.references if reference.step != source.step]
-    condition = step.item_condition
-    if condition is None:
-        fields = {name: getattr(step, name) for name in ("group_by", "combine", "reduce_tokens")}
-        more = {name: str(text) for name, text in fields.items() if text is not None}
-        references += [reference for reference in step.references if reference.kind == "group"]
-        return await preparation.work_item(prepared, outputs, references=[*references, source], more=more)
     # Which items have a value depends on it; each item's own does not.
+    kinds = ("group",) if step.item_condition is None else ("when",)
     references += [
         reference
         for reference in step.references
-        if reference.kind == "when" and reference.step != source.step
+        if reference.kind in kinds and (reference.kind == "group" or reference.step != source.step)
     ]
-    text = condition if isinstance(condition, str) else condition.describe()
     return await preparation.work_item(
-        prepared, outputs, references=[*references, source], more={"when": text}
+        prepared, outputs, references=[*references, source], more=texts_of_whole(step)
     )
+
+
+def texts_of_whole(step: PipelineStep) -> dict[str, str]:
+    """What of the definition of a step with items counts for it as a whole, and for none of its items."""
+    fields = {name: getattr(step, name) for name in ("group_by", "combine", "reduce_tokens")}
+    texts = {name: str(value) for name, value in fields.items() if value is not None}
+    condition = step.item_condition
+    if condition is not None:
+        texts["when"] = condition if isinstance(condition, str) else condition.describe()
+    return texts
 
 
 def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
