@@ -215,6 +215,46 @@ def _kept(open_storage: Callable[[Path], StorageBackend]) -> Sides:
     return Sides(ours, limit)
 
 
+def _at_most(count: int) -> Side:
+    """kB of a row at the moment when a map of so many needs the most, recorded in SQLite."""
+
+    async def run(folder: Path) -> float:
+        storage = SQLiteStorageBackend(folder / "runs.db", durability="fast")
+        executor = PipelineExecutor(_mapped(count, _text), storage=storage)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        result = await executor.execute()
+        taken = tracemalloc.get_traced_memory()[1] - before
+        await storage.close()
+        assert result.success
+        return taken / 1e3 / count
+
+    def side() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            tracemalloc.start()
+            try:
+                return asyncio.run(run(Path(folder)))
+            finally:
+                tracemalloc.stop()
+
+    return side
+
+
+@benchmark(
+    "growth-memory",
+    "most memory of a mapped row of 50,000, SQLite",
+    limit="of 2,000",
+    reach=1.05,
+    promised=1.2,
+    dream=1.0,
+    unit="kB",
+    large=True,
+)
+def most_memory() -> Sides:
+    return Sides(_at_most(50_000), _at_most(ROWS))
+
+
 @benchmark(
     "kept-memory",
     "kept a mapped row of 100 characters, memory",
