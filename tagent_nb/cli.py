@@ -7,17 +7,19 @@ import io
 import json
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, EncodeError, TagentError, did_you_mean
 from tagent_nb.foreign_words import option_advice
-from tagent_nb.formatting import terminal_text
+from tagent_nb.formatting import one_line, terminal_text
 from tagent_nb.pipeline import OPTIONAL_KINDS, chosen_kind
 from tagent_nb.redaction import redact
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tagent_nb.cache import ResultCache
+    from tagent_nb.engine import PipelineExecutor
+    from tagent_nb.events import Event
     from tagent_nb.pipeline import Pipeline
     from tagent_nb.results import PipelineResult
 
@@ -281,6 +285,8 @@ def _run(args: argparse.Namespace, _: object) -> bool:
         schemas=_schemas(namespace),
     )
     table = sys.stderr if str(args.json) == "-" else sys.stdout
+    if sys.stderr.isatty():
+        executor.subscribe(_ProgressLine(executor, sys.stderr))
     try:
         result = executor.run(
             resume=args.resume,
@@ -410,7 +416,7 @@ def _write_json(result: PipelineResult, file: Path) -> str | None:
 
 
 def _show(result: PipelineResult, file: Any) -> None:
-    from tagent_nb.results import table_text
+    from tagent_nb.results import map_progress, table_text
 
     _print(table_text(result.to_frame(), max_rows=1000), file)
     cost, unknown = f"{result.total_cost:.4f} USD", ", ".join(result.unpriced_steps)
@@ -434,6 +440,56 @@ def _show(result: PipelineResult, file: Any) -> None:
         _print(f"Warning: {warning}", file)
     for step, detail in result.error_details.items():
         _print(f"{step}: {detail}", sys.stderr)
+    for step, progress in map_progress(result.steps).items():
+        if progress.failed and step not in result.error_details:
+            _print(
+                f"{step}: {progress.failed:,} of {progress.total:,} items failed ({progress.kinds}). "
+                f"--retry-failed {step} runs these alone.",
+                sys.stderr,
+            )
+
+
+class _ProgressLine:
+    """A line of a terminal that says how far the mapped steps at work are, written anew twice a second.
+
+    Args:
+        executor: Whose run it is.
+        stream: The terminal.
+
+    Attributes:
+        reads_text: Whether it makes models stream their answers.
+    """
+
+    reads_text = False
+
+    def __init__(self, executor: PipelineExecutor, stream: Any) -> None:
+        from tagent_nb.events import RunFinished
+        from tagent_nb.results import Pace
+
+        self._executor, self._stream, self._pace, self._last = executor, stream, Pace(), RunFinished
+        self._next = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; all but two of them a second cost no more than a look at the clock."""
+        now = monotonic()
+        if now < self._next and type(event) is not self._last:
+            return
+        self._next = now + 0.5
+        text = self._text(now) if type(event) is not self._last else ""
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write(f"\r\x1b[K{terminal_text(one_line(text, width))}")
+        self._stream.flush()
+
+    def _text(self, now: float) -> str:
+        from tagent_nb.pipeline import StepStatus
+
+        steps = {} if self._executor.memory is None else dict(self._executor.memory.steps)
+        busy = {name: step for name, step in steps.items() if step.status is StepStatus.RUNNING}
+        parts = []
+        for name, progress in self._pace.of(busy, now).items():
+            words = [*progress.words(StepStatus.RUNNING), *([progress.kinds] if progress.failed else [])]
+            parts.append(f"{name}: {' · '.join(words)}")
+        return " | ".join(parts)
 
 
 def _pipeline(file: Path, namespace: Mapping[str, Any]) -> tuple[Pipeline, dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +157,8 @@ def test_failed_rows_are_tried_again_alone(capsys: pytest.CaptureFixture[str]) -
         "    return item\n"
     )
     assert main(["run", "rows.py"]) == 0
+    hint = "each: 1 of 3 items failed (1 x AssertionError). --retry-failed each runs these alone."
+    assert hint in capsys.readouterr().err
     assert main(["run", "rows.py", "--retry-failed", "load, each"]) == 1
     assert "step 'load' has no failed rows" in capsys.readouterr().err
     assert main(["run", "rows.py", "--retry-failed", "each"]) == 0
@@ -161,6 +166,38 @@ def test_failed_rows_are_tried_again_alone(capsys: pytest.CaptureFixture[str]) -
     assert main(["run", "rows.py", "--retry-failed", "--json", "out.json"]) == 0
     assert PipelineResult.from_json(Path("out.json").read_text())["each"] == [1, 2, 3]
     assert Path("ran").read_text()[3:] == "22"
+
+
+class Terminal(io.StringIO):
+    """Standard error, as a program has it that a person started."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_how_far_rows_are_while_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one line that is written anew and is gone in the end; nothing of it where there is no terminal."""
+    Path("rows.py").write_text(
+        "from tagent_nb import Pipeline\n"
+        "pipeline = Pipeline('rows')\n"
+        "@pipeline.task\n"
+        "def load():\n"
+        "    return list(range(200))\n"
+        "@pipeline.task(map_over='load', min_success=0.5, max_retries=0)\n"
+        "def each(item):\n"
+        "    return 1 // (item % 10)\n"
+    )
+    clock = itertools.count()
+    monkeypatch.setattr("tagent_nb.cli.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setenv("COLUMNS", "160")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main(["run", "rows.py"]) == 0
+    lines, _, rest = terminal.getvalue().rpartition("\r\x1b[K")
+    assert "each: 20 of 200 items failed (20 x ZeroDivisionError)" in rest
+    shown = [line for line in lines.split("\r\x1b[K") if line]
+    assert re.fullmatch(r"each: \d+/200 items, \d+ failed · .*items/s · about .* left · .*Error", shown[-1])
+    assert max(map(len, shown)) < shutil.get_terminal_size().columns
 
 
 def test_runs_and_answers_go_where_notebooks_look_for_them() -> None:

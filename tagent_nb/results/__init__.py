@@ -12,7 +12,8 @@ __getattr__, __dir__, __all__ = face(
             "RunView about_words done_words error_text head_html phase_of result_html result_view run_html "
             "run_text"
         ),
-        "progress": "BAR MapProgress map_progress progress_of",
+        "pace": "Pace",
+        "progress": "BAR MapProgress map_progress",
         "records": "ItemResult LazyMap OutputMap StepResult ending failed_items failure skipped_items",
         "result": "PipelineResult",
         "rows": "frame_of grouped_frame is_frame is_missing label_keys plain rows_in rows_of",

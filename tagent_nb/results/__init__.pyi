@@ -15,10 +15,10 @@ from tagent_nb.results.html import result_html as result_html
 from tagent_nb.results.html import result_view as result_view
 from tagent_nb.results.html import run_html as run_html
 from tagent_nb.results.html import run_text as run_text
+from tagent_nb.results.pace import Pace as Pace
 from tagent_nb.results.progress import BAR as BAR
 from tagent_nb.results.progress import MapProgress as MapProgress
 from tagent_nb.results.progress import map_progress as map_progress
-from tagent_nb.results.progress import progress_of as progress_of
 from tagent_nb.results.records import ItemResult as ItemResult
 from tagent_nb.results.records import LazyMap as LazyMap
 from tagent_nb.results.records import OutputMap as OutputMap

@@ -181,3 +181,44 @@ def test_pipelines_in_the_background_keep_to_their_cells(book: Book) -> None:
     for run in runs:
         expect(state(page.output(run), "talk", "completed")).to_be_visible(timeout=TIMEOUT)
     expect(page.output(other)).to_have_text("another cell")
+
+
+def test_rows_that_fail_are_shown_by_kind_while_a_step_runs_and_are_retried_alone(book: Book) -> None:
+    gate, luck = str(book.folder / "gate"), str(book.folder / "luck")
+    book.cell(
+        "import os, asyncio\n"
+        "class Unreadable(Exception): ...\n"
+        "class TooLong(Exception): ...\n"
+        "async def label(row):\n"
+        f"    while row == 50 and not os.path.exists({gate!r}):\n"
+        "        await asyncio.sleep(0.05)\n"
+        f"    if row in (7, 8, 9) and not os.path.exists({luck!r}):\n"
+        "        raise (TooLong if row == 7 else Unreadable)(f'row {row} is bad')\n"
+        "    return row"
+    )
+    book.cell("%%tagent_step load --python\nlist(range(60))")
+    book.cell(
+        "%%tagent_step each --python --map-over load --max-retries 0 --min-success 0.9\nawait label(item)"
+    )
+    run = book.cell("%tagent_run")
+    page = book.open()
+    page.run_all(wait=False)
+    row = page.output(run).locator("tr[data-step=each]")
+    expect(row).to_contain_text("59/60 items, 3 failed", timeout=TIMEOUT)
+    bar = row.get_by_role("progressbar", name="items")
+    expect(bar).to_have_attribute("aria-valuenow", "59")
+    kinds = row.locator("summary:visible")
+    expect(kinds).to_have_text(["2 x Unreadable", "1 x TooLong"])
+    kinds.first.click()
+    expect(row).to_contain_text("item 8: row 8 is bad\nitem 9: row 9 is bad")
+    page.picture("controls-rows", page.output(run))
+
+    book.allow("gate")
+    expect(state(page.output(run), "each", "completed")).to_be_visible(timeout=TIMEOUT)
+    expect(row.locator("details[open]:visible")).to_have_count(1)  # what is open stays open
+    book.allow("luck")
+    button(page.output(run), "Retry failed").click()
+    expect(row).to_contain_text("3 failed items are tried again", timeout=TIMEOUT)
+    expect(kinds).to_have_count(0, timeout=TIMEOUT)
+    expect(row).to_contain_text("60/60 items")
+    expect(button(page.output(run), "Retry failed")).to_have_count(0)

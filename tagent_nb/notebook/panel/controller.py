@@ -20,7 +20,6 @@ from tagent_nb.notebook.panel.details import details_html
 from tagent_nb.notebook.panel.eta import seconds_left
 from tagent_nb.notebook.panel.extension import PARTS
 from tagent_nb.notebook.panel.feed import RunFeed
-from tagent_nb.notebook.panel.pace import Pace
 from tagent_nb.notebook.panel.view import PanelView
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.widgets.step_table import row_of
@@ -29,6 +28,7 @@ from tagent_nb.pipeline import StepStatus
 from tagent_nb.redaction import redact
 from tagent_nb.results import (
     MapProgress,
+    Pace,
     PipelineResult,
     RunView,
     StepResult,

@@ -1,13 +1,13 @@
-"""How fast a mapped step goes, as its panel counts it."""
+"""How fast a mapped step goes, as what shows it live counts it."""
 
 from __future__ import annotations
 
 import pytest
 
-from tagent_nb.notebook.panel import pace as module
-from tagent_nb.notebook.panel.pace import WINDOW, Pace
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results import ItemResult, MapProgress, StepResult
+from tagent_nb.results import pace as module
+from tagent_nb.results.pace import WINDOW, Pace
 
 
 class Map:

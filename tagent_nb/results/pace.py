@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import MapProgress, StepResult, progress_of
-
-__all__ = ["Pace"]
+from tagent_nb.results.progress import MapProgress, progress_of
+from tagent_nb.results.records import StepResult
 
 WINDOW = 15.0
 """Seconds that a rate looks back."""
@@ -22,7 +21,7 @@ _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
 
 
 class Pace:
-    """The mapped steps of one run, as its panel counts them."""
+    """The mapped steps of one run, as what shows them live counts them."""
 
     def __init__(self) -> None:
         # By step: what was counted, of which state, when, and how long that took.
