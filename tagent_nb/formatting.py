@@ -15,6 +15,7 @@ from tagent_nb.user_objects import class_name, ends_program, raising_method
 __all__ = [
     "cost_text",
     "count",
+    "failures_text",
     "is_lost",
     "kinds_text",
     "model_label",
@@ -112,6 +113,11 @@ def one_line(text: str, limit: int) -> str:
 def count(number: int, word: str) -> str:
     """``1 item``, ``1,200 items``."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def failures_text(most: float) -> str:
+    """``20 failed items``, ``10% failed items``: a number of items or a share of them."""
+    return count(most, "failed item") if isinstance(most, int) else f"{100 * most:g}% failed items"
 
 
 def kinds_text(kinds: Mapping[str, int], most: int = 3) -> str:

@@ -18,7 +18,7 @@ from tagent_nb.display.html import (
 )
 from tagent_nb.display.theme import KIND_STYLES, STATUS_STYLES
 from tagent_nb.errors import TagentError
-from tagent_nb.formatting import count, model_label, one_line, seconds_text
+from tagent_nb.formatting import count, failures_text, model_label, one_line, seconds_text
 from tagent_nb.pipeline import (
     AGENT_KINDS,
     THEN_LIVE,
@@ -139,9 +139,7 @@ def _limits(step: PipelineStep) -> str:
         what = "items" if step.reduce_over is None else "parts"
         words.append(f"{step.min_success:.0%} of {what} must succeed")
     if step.max_failures is not None:
-        most = step.max_failures
-        limit = count(most, "failed item") if isinstance(most, int) else f"{100 * most:g}% failed items"
-        words.append(f"stops early beyond {limit}")
+        words.append(f"stops early beyond {failures_text(step.max_failures)}")
     if step.execution_mode is ExecutionMode.CONCURRENT:
         words.append("concurrent")
     if step.approve:

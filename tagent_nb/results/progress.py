@@ -124,18 +124,23 @@ def progress_of(step: StepResult) -> MapProgress:
     return MapProgress(
         total,
         ended,  # type: ignore[arg-type]
-        _failures(failed),
+        _failures(step.name, failed),
         cost_at_end=_cost_at_end(step, ended[0] + ended[2], total - sum(ended)),
     )
 
 
-def _failures(failed: list[ItemResult]) -> tuple[FailureKind, ...]:
+def _failures(step: str, failed: list[ItemResult]) -> tuple[FailureKind, ...]:
+    prefix = f"Step {step!r}: "  # its row says that already
     by_kind: dict[str, list[ItemResult]] = {}
     for item in failed:
         by_kind.setdefault(item.error_type, []).append(item)
     ranked = sorted(by_kind.items(), key=lambda kind: -len(kind[1]))
     return tuple(
-        FailureKind(name, len(items), tuple((item.index, item.error) for item in items[-MAX_SHOWN:]))
+        FailureKind(
+            name,
+            len(items),
+            tuple((item.index, item.error.removeprefix(prefix)) for item in items[-MAX_SHOWN:]),
+        )
         for name, items in ranked[:MAX_KINDS]
     )
 

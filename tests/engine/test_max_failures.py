@@ -81,6 +81,14 @@ def test_the_card_names_the_limit() -> None:
     assert "stops early beyond 1 failed item" in step_card(pipeline, pipeline.get_step("classify")).text
 
 
+async def test_the_plan_names_the_limit_of_a_step_that_runs(tmp_path: Path) -> None:
+    executor = PipelineExecutor(flow(Bad(lambda row: False), max_failures=0.1), storage=tmp_path)
+    plan = await executor.plan()
+    assert plan.steps[1].why.endswith("stops early beyond 10% failed items")
+    await executor.execute()
+    assert "stops early" not in repr(await executor.plan(resume=True))
+
+
 def test_none_may_fail() -> None:
     bad = Bad(lambda row: row == 3)
     assert not run(flow(bad, max_failures=0, min_success=0.0)).success

@@ -35,7 +35,9 @@ def test_items_are_counted_by_how_they_ended() -> None:
 def test_failures_are_ranked_by_kind_with_the_last_items_of_each() -> None:
     step = mapped(*[FAILED] * 9)
     for number, item in enumerate((step.items or {}).values()):
-        item.error_type, item.error = ("Late", "it\ntook long") if number == 3 else ("Bad", f"no {number}")
+        item.error_type, item.error = (
+            ("Late", "Step 'm': it\ntook long") if number == 3 else ("Bad", f"no {number}")
+        )
     first, second = progress(step).failures
     assert (first.label, second.label) == ("8 x Bad", "1 x Late")
     assert first.text.splitlines() == [*(f"item {n}: no {n}" for n in range(4, 9)), "and 3 more"]

@@ -26,7 +26,7 @@ from tagent_nb.engine.unit.work import (
 )
 from tagent_nb.errors import TagentError
 from tagent_nb.events import Output, StepFailed, StepSkipped
-from tagent_nb.formatting import count
+from tagent_nb.formatting import count, failures_text
 from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.serde import StoredValue
@@ -121,6 +121,9 @@ class DryRun:
                 plan, forecast = _gone(step, "fail", redact(blame(error)))
             self._forecasts[name], self._actions[name] = forecast, plan.action
             if plan.action in RUNS:
+                if step.max_failures is not None:
+                    early = f"stops early beyond {failures_text(step.max_failures)}"
+                    plan = replace(plan, why="; ".join(part for part in (plan.why, early) if part))
                 plan = await self._quoted(step, await self._history.expected(step, plan))
                 for kind, keys in (await self._history.learned(name)).items():
                     self._learned[kind].update(dict.fromkeys(keys, name))
