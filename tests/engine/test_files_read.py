@@ -90,6 +90,23 @@ def test_files_that_are_opened_in_c_count_where_the_text_says_which_they_are(fol
     assert ("file" in str(step_hints(cell(source), cell(source).get_step("load")))) is not is_seen
 
 
+def test_what_a_thread_opens_in_the_context_of_a_step_counts(folder: Path) -> None:
+    (folder / "d.csv").write_text("1")
+    source = (
+        "import contextvars, threading\n"
+        "thread = threading.Thread(target=contextvars.copy_context().run, args=(open, 'd.csv'))\n"
+        "thread.start()\nthread.join()\n1"
+    )
+    run(cell(source))
+    (folder / "d.csv").write_text("2")
+    assert status(run(cell(source))) == "completed"
+
+
+def test_a_file_for_a_reader_in_c_that_is_not_there_does_not_count(folder: Path) -> None:
+    source = "import pandas as pd\ntry:\n    pd.read_parquet('none.parquet')\nexcept OSError:\n    pass\n1"
+    assert not run(cell(source)).step_metadata["load"].get("files")
+
+
 def test_an_item_that_is_a_path_counts_as_the_file_that_it_names(folder: Path) -> None:
     def pipeline() -> Pipeline:
         flow = cell("['a.parquet', 'b.parquet']")
@@ -202,6 +219,10 @@ OWN = {
         "import os, subprocess\nsubprocess.run(['touch', 'own.txt'])\nopen('own.txt').read()\n"
         "os.remove('own.txt')\n1"
     ),
+    "a file that it has put in its place": (
+        "import os, pathlib\npathlib.Path('new').write_text('1')\nos.replace('new', 'own.txt')\n"
+        "open('own.txt').read()"
+    ),
     "a module of a package": "import pandas, json.tool\n1",
     "what a package has with it": (
         "import pathlib, pandas\n(pathlib.Path(pandas.__file__).parent / '__init__.py').read_text()[:5]"
@@ -237,6 +258,16 @@ def test_a_file_that_a_step_changes_after_it_has_read_it_counts_as_it_left_it(fo
     assert status(run(cell(source))) == "cached"
     (folder / "n.txt").write_text("7")
     assert run(cell(source)).step_outputs["load"] == 7
+
+
+@pytest.mark.parametrize("change", ["mkdir()", "write_text('1')", "touch()", "symlink_to('in')"])
+def test_a_folder_that_a_step_lists_and_writes_to_counts_as_it_left_it(folder: Path, change: str) -> None:
+    (folder / "in").mkdir()
+    source = f"import os, pathlib\nnames = os.listdir('in')\npathlib.Path('in/own').{change}\nnames"
+    assert status(run(cell(source))) == "completed"
+    assert status(run(cell(source))) == "cached"
+    (folder / "in" / "d.csv").write_text("1")
+    assert run(cell("import os\nsorted(os.listdir('in'))"))["load"] == ["d.csv", "own"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_again(folder: Path) -> None:

@@ -5,7 +5,7 @@ package opens by itself in C (Arrow, DuckDB, Polars) is not seen, nor are thread
 """
 
 # Names are texts here, as the audit hook gets them and records keep them.
-# ruff: noqa: PTH100, PTH109, PTH111, PTH116, PTH118, PTH123, PTH208
+# ruff: noqa: PTH100, PTH109, PTH111, PTH116, PTH118, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
-from types import FrameType
+from itertools import islice
+from traceback import walk_stack
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,6 +38,9 @@ _opened: ContextVar[list[tuple[str, str, str]] | None] = ContextVar("tagent_nb_f
 
 _LOADERS = ("<frozen importlib._bootstrap_external>", "linecache.py", "tokenize.py", "inspect.py")
 """What reads source, which counts as code."""
+
+_CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2}
+"""What changes a folder, and how many names it gets."""
 
 _is_watching = False
 
@@ -78,7 +82,7 @@ class reading:  # noqa: N801  # used as a function; a generator would cost every
         for name, before, purpose in self._opened:
             first.setdefault(name, (before, purpose))
             if purpose is not _READ:
-                own.add(name)
+                own.update((name, os.path.join(os.path.dirname(name.rstrip("/")), "")))
         states = {}
         for name, (before, purpose) in first.items():
             now = _marks(name)
@@ -126,6 +130,11 @@ def _hook(event: str, arguments: tuple[Any, ...], get: Any = _opened.get) -> Non
         opened = get()
         if opened is not None:
             _note(opened, "." if arguments[0] is None else arguments[0], _READ, folder=True)
+    elif event in _CHANGES:
+        opened = get()
+        if opened is not None:
+            for name in arguments[: _CHANGES[event]]:
+                _note(opened, name, _WRITTEN)
     elif event == "sqlite3.connect":
         opened = get()
         if opened is not None:
@@ -152,12 +161,10 @@ def _note(opened: list[tuple[str, str, str]], path: Any, purpose: str, *, folder
         return  # the number of an open file, or nothing that can be opened
     if name.startswith(_elsewhere()) or f"{os.sep}.tagent{os.sep}" in name:
         return
-    caller: FrameType | None = sys._getframe(2)
-    for _ in range(2):
-        if caller is not None:
-            if caller.f_code.co_filename.endswith(_LOADERS):
-                return
-            caller = caller.f_back
+    # This function, the hook, and two of what opens.
+    callers = islice(walk_stack(sys._getframe()), 4)
+    if any(frame.f_code.co_filename.endswith(_LOADERS) for frame, _ in callers):
+        return
     if folder:
         name = os.path.join(name, "")
     opened.append((name, _marks(name), purpose))
