@@ -78,7 +78,7 @@ class reading:  # noqa: N801  # used as a function; a generator would cost every
     def files(self) -> dict[str, str]:
         """By name, the state of each file that was read, but not written before. It may take a while."""
         first: dict[str, tuple[str, str]] = {}
-        own = set()
+        own: set[str] = set()
         for name, before, purpose in self._opened:
             first.setdefault(name, (before, purpose))
             if purpose is not _READ:
