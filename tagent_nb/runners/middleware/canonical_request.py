@@ -140,8 +140,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 
 
 def _clean(value: Any) -> Any:
@@ -160,22 +159,31 @@ def _tool(tool: ToolDefinition) -> list[Any]:
 
 def _conversation(messages: Sequence[ModelMessage]) -> tuple[list[Any], str]:
     """What was said, by whom, with ids of calls counted from 1; and the last question as text."""
-    from pydantic_ai.messages import ModelMessagesTypeAdapter
-
     numbers: dict[str, int] = {}
-    turns = []
-    for message in ModelMessagesTypeAdapter.dump_python(list(messages), mode="json"):
+    turns: list[list[Any]] = []
+    for message in messages:
         parts = []
-        for part in message["parts"]:
+        for part in _plain_parts(message):
             kept = {name: part[name] for name in _PART if part.get(name) is not None}
             if "tool_call_id" in kept:
                 kept["tool_call_id"] = numbers.setdefault(kept["tool_call_id"], len(numbers) + 1)
             if isinstance(kept.get("args"), str):
                 kept["args"] = _parsed(kept["args"])
             parts.append(kept)
-        turns.append([message["kind"], parts])
+        turns.append([message.kind, parts])
     question = [part.get("content") for part in (turns[-1][1] if turns else ())]
     return turns, "\n".join(text if isinstance(text, str) else _json(plain(text)) for text in question)
+
+
+def _plain_parts(message: ModelMessage) -> list[dict[str, Any]]:
+    from pydantic_ai.messages import ModelMessagesTypeAdapter
+
+    parts = message.parts
+    if len(parts) == 1 and parts[0].part_kind == "user-prompt" and type(parts[0].content) is str:
+        # What most requests are; to serialise it takes longer than all else here.
+        return [{"part_kind": "user-prompt", "content": parts[0].content}]
+    (dumped,) = ModelMessagesTypeAdapter.dump_python([message], mode="json")
+    return dumped["parts"]  # type: ignore[no-any-return]
 
 
 def _parsed(arguments: str) -> Any:

@@ -32,6 +32,7 @@ _HALF_ESCAPE = re.compile(
 """In JSON: a whole surrogate pair, half of one, or any other escape."""
 
 _PRIVATE = ("provider_details", "provider_response_id", "provider_url", "run_id", "conversation_id")
+_response: TypeAdapter[ModelResponse] = TypeAdapter(ModelResponse)
 _tool_return: TypeAdapter[Any] = TypeAdapter(ToolReturn)
 
 
@@ -96,7 +97,7 @@ def _sound_escape(escape: re.Match[str]) -> str:
 
 def response_to_plain(response: ModelResponse) -> Any:
     """A model's answer as plain data, without secrets of the environment."""
-    (dumped,) = ModelMessagesTypeAdapter.dump_python([response], mode="json", warnings=False)
+    dumped = _response.dump_python(response, mode="json", warnings=False)
     # What only the provider understands may hold anything, and is of no use without it.
     return plain({name: value for name, value in dumped.items() if name not in _PRIVATE})
 

@@ -183,6 +183,7 @@ async def _create(
     if options.get("stream"):
         kept["stream"] = options.pop("stream")
     more = options.pop("extra_body", None) or {}
-    body = {name: value for name, value in options.items() if not isinstance(value, NotGiven | Omit)}
+    absent = (NotGiven, Omit)
+    body = {name: value for name, value in options.items() if type(value) not in absent}
     # The client refuses to ask without what it needs.
     return await create(**dict.fromkeys(needed, omit) | kept, extra_body={**body, **more})
