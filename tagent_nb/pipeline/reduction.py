@@ -6,6 +6,8 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from tagent_nb.pipeline.step import PipelineStep
     from tagent_nb.templating import Reference
 
@@ -74,22 +76,26 @@ def reduction_problems(pipeline: Steps, step: PipelineStep) -> list[str]:
 
 
 def _wrong_fields(pipeline: Steps, step: PipelineStep, source: Reference) -> list[str]:
-    """Fields that the goal or ``group_by`` reads of rows whose schema is known and does not have them."""
+    """Fields that are read of rows, or by ``combine`` of answers, whose schema is known and has no such."""
     from tagent_nb.templating import group_column, unknown_fields
 
     above = pipeline.get_step(source.step) if source.step in pipeline else None
-    if above is None or above.output_schema is None or above.map_over is None or source.path:
-        return []
-    read = {}
-    if step.combine is None:  # else some of these may be fields of answers
-        for reference in step.references:
+    rows = None if above is None or above.map_over is None or source.path else above.output_schema
+    column = None if step.group_by is None else group_column(step.group_by, source)
+    read: list[tuple[type[BaseModel] | None, str, tuple[str, ...]]] = []
+    if isinstance(column, tuple):
+        read.append((rows, "group_by", column))
+    goals = [(rows, "goal", step.goal)]
+    goals += [(step.output_schema, "combine", step.combine)] if step.combine else []
+    for schema, field, goal in goals:
+        for reference in step.with_(goal=goal, combine=None).references:
             if reference.step == source.step and reference.kind == "goal":
                 by_number = bool(reference.path) and reference.path[0].removeprefix("-").isdecimal()
-                read[f"{{{{ {reference.text} }}}}"] = reference.path[by_number:]
-    column = None if step.group_by is None else group_column(step.group_by, source)
-    if isinstance(column, tuple):
-        read["group_by"] = column
-    problems = {what: unknown_fields(above.output_schema, path) for what, path in read.items()}
+                place = f"{field} {{{{ {reference.text} }}}}"
+                read.append((schema, place, reference.path[by_number:]))
+    problems = {
+        what: unknown_fields(schema, path) for schema, what, path in read if schema is not None and path
+    }
     return [f"Step {step.name!r}, {what}: {problem}" for what, problem in problems.items() if problem]
 
 

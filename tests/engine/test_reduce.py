@@ -7,12 +7,13 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -155,6 +156,17 @@ async def test_long_answers_take_more_levels() -> None:
     assert result["report"].startswith("rows 2000,")
     assert len(levels(result)) > 3
     assert levels(result) == sorted(levels(result), reverse=True)
+
+
+async def test_an_answer_that_is_alone_in_its_part_goes_up_as_it_is() -> None:
+    """Two answers fit into a call, and their number is odd: no call is made for the last one alone."""
+    clerk = Clerk()
+    result = await PipelineExecutor(report(clerk, texts(52), reduce_tokens=300)).execute()
+    assert result["report"].startswith("rows 52,")
+    made = levels(result)
+    assert made[0] % 2
+    assert made[1] == made[0] // 2
+    assert sum(made[1:]) == made[0] - 1
 
 
 async def test_the_goal_says_where_rows_stand_and_combine_how_answers_become_one() -> None:
@@ -502,6 +514,47 @@ def test_after_a_kill_only_what_was_not_recorded_is_paid(block: int, tmp_path: P
     assert len(made) == len(calls) + 1  # the one that was under way
 
 
+class Stopping(BaseModel):
+    """A row that stops the run when it is shown."""
+
+    place: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def text(self) -> str:
+        STOP[0]()
+        return f"row {self.place}"
+
+
+STOP: list[Callable[[], object]] = []
+
+
+async def test_a_run_that_is_stopped_while_rows_are_read_is_cancelled_and_has_not_failed() -> None:
+    clerk = Clerk()
+    run = PipelineExecutor(report(clerk, [Stopping(place=place) for place in range(600)]))
+    STOP[:] = [run.cancel]
+    result = await run.execute()
+    assert result.cancelled
+    assert result.failed_steps == []
+    STOP[:] = [lambda: None]
+    again = await run.execute(resume=True)
+    assert again["report"].startswith("rows 600,")
+
+
+@pytest.mark.parametrize("turn", range(0, 120, 12))
+async def test_a_run_that_is_stopped_at_any_turn_goes_on_where_it_was(turn: int, tmp_path: Path) -> None:
+    clerk = Clerk()
+    run = executor(report(clerk, texts(300), reduce_tokens=1000), tmp_path)
+    running = asyncio.ensure_future(run.execute())
+    for _ in range(turn):
+        await asyncio.sleep(0)
+    run.cancel()
+    await running
+    result = await run.execute(resume=True)
+    assert result["report"].startswith("rows 300,")
+    assert len(clerk.tasks) <= sum(levels(result)) + 32  # those that were under way
+
+
 async def test_a_recording_replays_it_offline(tmp_path: Path) -> None:
     clerk = Clerk()
     run = executor(report(clerk, texts(600)), tmp_path)
@@ -674,7 +727,16 @@ def test_python_reads_all_rows_as_they_are() -> None:
         ("Count.", {"reduce_over": "load."}, "Step 'report', reduce_over: 'load.' is not a reference"),
         ("Count {{ judge[0] }}.", {"reduce_over": "judge"}, "Say how these become one answer: combine=..."),
         ("Count.", {"reduce_over": "judge", "group_by": "rowz"}, "group_by: Tally has no field 'rowz'"),
-        ("Count {{ judge.rowz }}.", {"reduce_over": "judge"}, "{{ judge.rowz }}: Tally has no field 'rowz'"),
+        (
+            "Count {{ judge.rowz }}.",
+            {"reduce_over": "judge"},
+            "goal {{ judge.rowz }}: Tally has no field 'rowz'",
+        ),
+        (
+            "Count.",
+            {"combine": "Add {{ judge.rowz }}", "reduce_over": "judge", "output_schema": Tally},
+            "combine {{ judge.rowz }}: Tally has no field 'rowz'",
+        ),
         ("Count.", {"combine": "{{ x"}, "Step 'report', combine line 1"),
     ],
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +199,8 @@ class Reduction:
             StepError: A row, or two answers, do not fit into a call.
             TemplateError: The goal reads something of the rows that is not there.
         """
+        if self.is_empty:
+            return []
         if sum(map(len, self.answers)) > AT_ONCE:
             return await in_thread(self._parts)
         return self._parts()
@@ -439,17 +442,14 @@ class ReduceExecution:
 
     async def run(self, prepared: PreparedStep, outputs: StepOutputs) -> Change:
         """Run the parts of the rows, then what combines their answers, until one is left for each group."""
-        recorder = self._recorder
         notes: dict[str, Any] = {"item_keys": [], "item_index": [], "levels": []}
         began = time.monotonic()
         try:
             outcome = await self._reduced(prepared, outputs, notes, began)
-        except BaseException as error:  # the user's objects may raise anything
-            if is_cancelled() or not isinstance(error, Exception):
-                raise
-            failure = unprepared(recorder, prepared.step, error)
+        except _Broken as broken:
+            failure = unprepared(self._recorder, prepared.step, broken.error)
             outcome = replace(failure, seconds=time.monotonic() - began, metadata=notes)
-        return await recorder.record(outcome)
+        return await self._recorder.record(outcome)
 
     async def _reduced(
         self, prepared: PreparedStep, outputs: StepOutputs, notes: dict[str, Any], began: float
@@ -457,32 +457,35 @@ class ReduceExecution:
         from tagent_nb.runners import model_name
 
         recorder, step = self._recorder, prepared.step
-        work = await whole(self._preparation, prepared, outputs)
-        await read_heavy(outputs.values())
-        reduction = Reduction(self._context, self._preparation, prepared, outputs, recorder.memory)
+        with _reading():
+            work = await whole(self._preparation, prepared, outputs)
+            await read_heavy(outputs.values())
+            reduction = Reduction(self._context, self._preparation, prepared, outputs, recorder.memory)
+            parts = await reduction.parts()
         for warning in reduction.left_out:
             recorder.warn(warning, step.name)
         if reduction.is_empty:
             return StepSkipped(run_id=self._context.run_id, step=step.name, reason=reduction.why_empty)
         why = await self._preparation.why_it_runs(work)
         notes["model"] = model_name(prepared.model)
-        while parts := await reduction.parts():
+        while parts:
             notes["item_keys"] += [part.key for part in parts]
             notes["item_index"] += [part.key for part in parts]
             notes["levels"].append(len(parts))
-            started = StepStarted(
-                run_id=self._context.run_id, step=step.name, items=len(notes["item_keys"]), why=why
-            )
-            recorder.publish(started)
+            total = len(notes["item_keys"])
+            recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=total, why=why))
             await self._run_parts(reduction, step, parts)
             items = self._items(step)
             failure = self._failure(step, parts, items)
             if failure is not None:
                 return replace(failure, seconds=time.monotonic() - began, metadata=notes)
-            answers = {part.key: items[part.key].output for part in parts}
-            await read_heavy(answers.values())
-            reduction.take({key: output.value for key, output in answers.items() if output is not None})
-        output = await in_thread(encoded, self._context, reduction.value)
+            with _reading():
+                answers = {part.key: items[part.key].output for part in parts}
+                await read_heavy(answers.values())
+                reduction.take({key: output.value for key, output in answers.items() if output is not None})
+                parts = await reduction.parts()
+        with _reading():
+            output = await in_thread(encoded, self._context, reduction.value)
         common: dict[str, Any] = {
             "run_id": self._context.run_id,
             "step": step.name,
@@ -550,6 +553,25 @@ class ReduceExecution:
             )
             return None
         return StepFailed(run_id=self._context.run_id, step=step.name, error_type=kind, message=message)
+
+
+class _Broken(Exception):  # noqa: N818
+    """The user's objects raised something outside of an attempt."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """While values of the user are read: what they raise is a failure of the step, and not of the run."""
+    try:
+        yield
+    except BaseException as error:  # the user's objects may raise anything
+        if is_cancelled():
+            raise
+        raise _Broken(error) from error
 
 
 def _column(value: Any, column: Reference) -> Any:
