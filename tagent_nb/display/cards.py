@@ -39,8 +39,9 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
     facts = [
         ("reads", _reads(pipeline, step)),
         ("inputs", ", ".join(input_text(pipeline, name) for name in pipeline.inputs_of(step))),
-        ("each of", step.map_over or ""),
+        ("each of", f"{step.map_over or ''}{', flattened' if step.flatten else ''}"),
         ("all of", _reduced(step)),
+        ("samples", f"{step.samples}, of which the agreed one is its value" if step.samples > 1 else ""),
         ("schema", _schema(step)),
         ("model", _model(pipeline, step)),
         ("settings", _settings(step)),

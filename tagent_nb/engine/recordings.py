@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,12 +170,12 @@ async def calls_behind(
     memory = await read_memory(storage, pipeline.name, run_id)
     recorded = _calls(memory.events)
     agents = {step.name for step in pipeline.steps if not step.is_python}
-    maps = {(step.name, None) for step in pipeline.steps if step.runs_over is not None}
-    missing: dict[str, str] = {}
+    maps = {(step.name, None) for step in pipeline.steps if step.has_items}
+    missing: dict[str, tuple[str, str | None]] = {}
     for event in memory.events:
-        # A map as a whole makes no calls; its items do.
+        # A step with items as a whole makes no calls; its items do.
         if isinstance(event, StepCached) and (event.step, event.item) not in maps and event.step in agents:
-            missing[event.key] = event.step
+            missing[event.key] = (event.step, event.item)
     for info in reversed(await storage.runs(pipeline.id)):
         if not missing:
             break
@@ -187,7 +188,9 @@ async def calls_behind(
         for call in _calls(events):
             key = computed.get((call.step, call.item))
             if key is not None and info.run_id != memory.run_id:
-                recorded.append(call)
+                # Its own unit may be called otherwise by now: a first sample was the only answer before.
+                step, item = missing[key]
+                recorded.append(replace(call, step=step, item=item))
         for key in computed.values():
             missing.pop(key, None)
     if not recorded and not missing:
@@ -196,7 +199,7 @@ async def calls_behind(
             "model, or a recording answered."
         )
     if missing:
-        gone = sorted(set(missing.values()))
+        gone = sorted({step for step, _ in missing.values()})
         raise NotStoredError(
             f"The calls behind {', '.join(gone)} are not stored any more: the cache has answered for them. "
             f"Run once with force={gone!r} (%tagent_run --force {','.join(gone)}), then export again."

@@ -182,7 +182,7 @@ async def _differences(
             return ["it was recorded in memory by another executor, so whether it changed is unknown"]
         return [] if _is_same_object(recorder, prepared.step) else ["its definition changed"]
     try:
-        if prepared.step.runs_over is not None:
+        if prepared.step.has_items:
             work = await whole(preparation, prepared, outputs)
         else:
             work = await preparation.work_item(prepared, outputs)

@@ -128,7 +128,7 @@ class _LiveDrawing(Drawing):
 
 
 def _widest_facts(step: PipelineStep, kind: str) -> str:
-    return ("0000/0000 items · " if step.runs_over is not None else "") + _WIDEST[kind]
+    return ("0000/0000 items · " if step.has_items else "") + _WIDEST[kind]
 
 
 def _facts(state: StepResult, now: float) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import TemplateError
 from tagent_nb.pipeline.free_variables import own_nodes
@@ -40,19 +40,21 @@ def step_hints(pipeline: Pipeline, step: PipelineStep) -> list[str]:
         if step.cache and step.fresh_for is None:
             outside = outside_hints(step.body, pipeline.variables or {})
         return [*([hint] if hint else []), *outside, *shadowed]
-    unread = _unread(step)
+    hints = [hint for hint in (_unread(step), _alike(pipeline, step)) if hint]
     names = {other.name for other in pipeline.steps}
-    return [*([unread] if unread else []), *_brace_hints(step, names), *shadowed]
+    return [*hints, *_brace_hints(step, names), *shadowed]
 
 
 def map_warnings(pipeline: Pipeline) -> list[str]:
-    """A sentence for each mapped step that asks a model the same for every item."""
+    """A sentence for each step that pays for equal answers: to one goal for all items, or as samples."""
     names = {step.name for step in pipeline.steps}
     hints = []
     for step in pipeline.steps:
-        unread = _unread(step)
+        unread, alike = _unread(step), _alike(pipeline, step)
         if unread:
             hints.append(" ".join([f"Step {step.name!r}: {unread}", *_brace_hints(step, names)]))
+        if alike:
+            hints.append(f"Step {step.name!r}: {alike}")
     return hints
 
 
@@ -87,6 +89,32 @@ def _unread(step: PipelineStep) -> str:
         f"them. Write {{{{ {source} }}}} or {{{{ item }}}}, or a field of it, where the item belongs; or "
         "leave --map-over (map_over=) out."
     )
+
+
+def _alike(pipeline: Pipeline, step: PipelineStep) -> str:
+    """What is to be said of a step whose samples are one answer, since its model is set to give the same."""
+    if step.samples == 1:
+        return ""
+    settings = {**_own_settings(step.model if step.model is not None else pipeline.model), **step.settings}
+    if settings.get("seed") is not None:
+        what, remedy = f"seed {settings['seed']}", "Leave the seed out"
+    elif settings.get("temperature") == 0:
+        what, remedy = "temperature 0", "Write --setting temperature=0.8 (settings={'temperature': 0.8})"
+    else:
+        return ""
+    return f"its {step.samples} samples will be alike, since the model answers with {what}. {remedy}."
+
+
+def _own_settings(model: Any) -> Mapping[str, Any]:
+    """The settings that a model has besides those of a step."""
+    if isinstance(model, str):
+        # The local one takes the likeliest word unless a setting says otherwise.
+        return {"temperature": 0.0} if model == "local" else {}
+    try:
+        settings = getattr(model, "settings", None)
+    except Exception:  # the object's own code; a call of the model raises it again
+        return {}
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _brace_hints(step: PipelineStep, names: Collection[str]) -> list[str]:

@@ -67,7 +67,7 @@ class PipelineStep:
         when: Condition under which the step runs: an expression or a condition object.
         map_over: Name of a step (or ``"step.field"``) whose items this step runs over, one by one.
         min_success: Share (0 to 1) of items that must succeed, 1.0 by default. Beside ``reduce_over`` it is
-            one of the parts of the rows.
+            one of the parts of the rows, and of all samples where there are several.
         max_failures: Most items that may fail: with the next one the step fails, and no further item starts.
             A whole number, or a share (above 0, below 1) of the items that this session has run, once 20 of
             them have ended. Without it all items are run, however many fail.
@@ -112,6 +112,9 @@ class PipelineStep:
         rows_per_call: Most items of a mapped agent step that one call of the model asks for, 1 to 1,000.
             Each keeps its own record and cache entry; one that the answer leaves out, has twice, or gives an
             invalid value is asked for by itself.
+        samples: Independent answers to each goal, 1 by default. With several, the step's value (of a mapped
+            step, each item's) is the one that most of them agree on.
+        flatten: Whether a mapped step runs over the elements of the lists that it maps over, as one sequence.
 
     Raises:
         DefinitionError: A field is not allowed; the message names step, field and remedy.
@@ -155,6 +158,8 @@ class PipelineStep:
     batch: bool | str = False
     rows_per_call: int = 1
     fresh_for: float | None = None
+    samples: int = 1
+    flatten: bool = False
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -185,6 +190,11 @@ class PipelineStep:
     def runs_over(self) -> str | None:
         """What a step with ``map_over`` or ``reduce_over`` reads in parts; its units are items then."""
         return self.reduce_over if self.map_over is None else self.map_over
+
+    @property
+    def has_items(self) -> bool:
+        """Whether its units are items: of what it runs over, or samples."""
+        return self.runs_over is not None or self.samples > 1
 
     @property
     def is_plain(self) -> bool:
@@ -479,6 +489,18 @@ def _rows_per_call(step: str, field: str, value: Any) -> int:
     return value
 
 
+def _samples(step: str, field: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _fail(step, field, f"must be a whole number from 1 on, not {value!r}: how many answers to ask for.")
+    return value
+
+
+def _flatten(step: str, field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        _fail(step, field, f"must be True or False, not {value!r}. What it maps over is named by map_over.")
+    return value
+
+
 def _share(step: str, field: str, value: Any) -> float:
     if not is_number(value) or not 0 <= value <= 1:
         _fail(step, field, f"must be a share from 0 to 1, not {value!r}.")
@@ -645,6 +667,8 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "reduce_tokens": _tokens,
     "batch": _batch,
     "rows_per_call": _rows_per_call,
+    "samples": _samples,
+    "flatten": _flatten,
 }
 """By field, what returns a value that was passed as a step is to have it, or raises."""
 
@@ -666,6 +690,8 @@ _TOGETHER = frozenset(
         "max_failures",
         "batch",
         "rows_per_call",
+        "samples",
+        "flatten",
         *_OF_REDUCE,
     }
 )
@@ -692,6 +718,12 @@ def _check_together(step: Any) -> None:
     if step.max_failures is not None and step.map_over is None:
         _fail(name, "max_failures", "is about the items of a mapped step, and this one runs once. "
               "Add map_over= (--map-over), or leave it out.")  # fmt: skip
+    if step.samples > 1 and (step.is_python or step.reduce_over is not None):
+        what = "a Python step asks no model" if step.is_python else "reduce_over reads many rows"
+        _fail(name, "samples", f"are for agent steps that are mapped or run once; {what}. Leave them out.")
+    if step.flatten and step.map_over is None:
+        _fail(name, "flatten", "is for mapped steps. Add map_over (--map-over), the step whose items are "
+              "lists.")  # fmt: skip
     if not isinstance(step.remember, bool) or (step.remember and step.is_python):
         _fail(name, "remember", "must be True or False, and is for agent steps only; "
               "Python steps call context.learn and context.save_memory.")  # fmt: skip
@@ -743,6 +775,8 @@ def _check_rows_per_call(step: Any) -> None:
         problem = f"a step with agent={step.agent!r} asks several times for each row. Leave one of them out."
     elif step.batch:
         problem = "batch sends a request for each row. Leave one of them out."
+    elif step.samples > 1:
+        problem = "samples of rows in one call would not be independent. Leave one of them out."
     elif step.tools or step.tools_filter or step.approve_tools or step.remember:
         problem = (
             "a model that calls tools does so for one row. Leave its tools out (tools, tools_filter, "

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = face(
             "RunView about_words done_words error_text head_html phase_of result_html result_view run_html "
             "run_text"
         ),
+        "items": "ONE_ROW Row StepRows agreed rows_to_map sample_key",
         "pace": "Pace",
         "progress": "BAR MapProgress map_progress",
         "records": "ItemResult LazyMap OutputMap StepResult ending failed_items failure skipped_items",

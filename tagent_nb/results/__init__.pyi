@@ -15,6 +15,12 @@ from tagent_nb.results.html import result_html as result_html
 from tagent_nb.results.html import result_view as result_view
 from tagent_nb.results.html import run_html as run_html
 from tagent_nb.results.html import run_text as run_text
+from tagent_nb.results.items import ONE_ROW as ONE_ROW
+from tagent_nb.results.items import Row as Row
+from tagent_nb.results.items import StepRows as StepRows
+from tagent_nb.results.items import agreed as agreed
+from tagent_nb.results.items import rows_to_map as rows_to_map
+from tagent_nb.results.items import sample_key as sample_key
 from tagent_nb.results.pace import Pace as Pace
 from tagent_nb.results.progress import BAR as BAR
 from tagent_nb.results.progress import MapProgress as MapProgress

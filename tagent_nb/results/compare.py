@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError, EncodeError
 from tagent_nb.formatting import cost_text, count, one_line, seconds_text, short_text
-from tagent_nb.results.frames import output_frame
+from tagent_nb.results.frames import is_mapped, item_keys, output_frame
 from tagent_nb.results.records import RunRecord, StepResult, steps_of
-from tagent_nb.results.rows import class_labels, column_of, is_missing, keys_of
+from tagent_nb.results.rows import class_labels, column_of, is_missing
 from tagent_nb.serde import digest
 from tagent_nb.templating import Reference, distinct
 from tagent_nb.user_objects import safe_repr
@@ -146,7 +146,7 @@ def compare(first: RunRecord, second: RunRecord, names: Sequence[str] = ()) -> C
             for place, (cell, other) in enumerate(zip(cells, other_cells, strict=True)):
                 if not _equal(cell, other):
                     places.add(place)
-                    item = keys[place] if sides[0].rows is not None or len(keys) > 1 else None
+                    item = keys[place] if is_mapped(first, sides[0]) or len(keys) > 1 else None
                     different.append((name, item, field, cell, other))
         agreement = 1 - len(places) / len(keys) if keys else float("nan")
         took = [getattr(step, what) for what in ("cost", "seconds") for step in sides]
@@ -190,8 +190,8 @@ def _fields(result: RunRecord, step: StepResult) -> pd.DataFrame | None:
 
     if step.items is None and step.output is None:
         return None
-    frame = output_frame(result, step.name, nested="columns")
-    keys = keys_of(step.value) if step.rows is None else list(step.rows)
+    frame = output_frame(result, step.name, nested="columns", samples=False)
+    keys = item_keys(result, step)
     frame = frame.set_axis(pd.Index(distinct(map(str, frame.columns)), dtype="str"), axis="columns")
     return frame.set_axis(pd.Index(keys, dtype="str"), axis="index")
 

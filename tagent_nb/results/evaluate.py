@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.formatting import count
 from tagent_nb.results.compare import parts_of
-from tagent_nb.results.frames import output_frame, source_value, value_frame
+from tagent_nb.results.frames import item_keys, mapped_rows, output_frame, value_frame
 from tagent_nb.results.records import RunRecord, steps_of
 from tagent_nb.results.rows import NO_ANSWER, class_labels, keys_of
 from tagent_nb.templating import Reference
@@ -157,9 +157,9 @@ def _side_by_side(result: RunRecord, answer: str, truth: str) -> tuple[list[Any]
         mapped = Reference.parse(source, "map")
         start = len(mapped.path)
         if reference.step == mapped.step and reference.path[:start] == mapped.path:
-            rows = source_value(result, mapped)
+            rows, keys = mapped_rows(result, step)
             column = _column(value_frame(rows), mapped.text, ".".join(reference.path[start:]) or "value")
-            return column, [answers.get(key) for key in keys_of(rows)]
+            return column, [answers.get(key) for key in keys]
     truths = _answers(result, *parts_of(truth))
     if truths.keys() == answers.keys():
         return list(truths.values()), [answers[key] for key in truths]
@@ -176,11 +176,10 @@ def _answers(result: RunRecord, step: str, field: str) -> dict[str, Any]:
     state = steps_of(result).get(step)
     if state is None and step in result.inputs:
         value = result.inputs[step]
-        frame = value_frame(value)
+        frame, keys = value_frame(value), keys_of(value)
     else:
-        frame = output_frame(result, step, nested="columns")
-        value = None if state is None else state.value
-    keys = keys_of(value) if state is None or state.rows is None else state.rows
+        frame = output_frame(result, step, nested="columns", samples=False)
+        keys = [] if state is None else item_keys(result, state)
     return dict(zip(keys, _column(frame, step, field), strict=True))
 
 

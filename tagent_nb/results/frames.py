@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb import events
@@ -11,6 +11,7 @@ from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import short_text, value_text
 from tagent_nb.redaction import redact
+from tagent_nb.results.items import StepRows, agreed, row_key, row_label, rows_to_map, to_rows, token
 from tagent_nb.results.records import (
     ItemResult,
     RunRecord,
@@ -207,7 +208,8 @@ def output_frame(
     *,
     source: bool = False,
     nested: str = "dict",
-    explode: str | Sequence[str] = (),
+    explode: str | Sequence[Any] = (),
+    samples: bool = True,
 ) -> pd.DataFrame:
     """See :meth:`PipelineResult.output_frame`.
 
@@ -216,6 +218,9 @@ def output_frame(
     (labels, names, levels and dtypes), and the last column, ``error`` (``step_error`` if the values
     have a field of that name, ``step_error_2`` if they have that one too), says why an item has no value
     and is missing where it has one.
+
+    With several samples an item's row has the answer that is agreed on, then for each field the share of
+    the answers that agree with it (``label_agreement``) and what each sample has (``label_0`` and so on).
 
     Raises:
         DefinitionError: ``nested`` is none of :data:`NESTED`, a column of ``explode`` is not there, or the
@@ -226,21 +231,27 @@ def output_frame(
         raise DefinitionError(f"nested must be {', '.join(map(repr, NESTED))}, not {nested!r}.")
     steps = steps_of(result)
     record = steps.get(step)
-    if record is not None and record.rows is not None:
-        frame = _items_frame(record, objects=nested == "object")
-        if source:
-            frame = _beside(_source_rows(result, record), frame, result.sources.get(step, ""))
-    elif record is None or record.output is None:
+    if record is None or (record.rows is None and record.output is None):
         raise UnknownStepError(no_value(steps, step, result.run_id or result.pipeline_name))
-    elif source:
+    if source and not is_mapped(result, record):
         raise DefinitionError(
             f"Step {step!r} is not mapped, so its value has no source to stand beside. Leave source out."
         )
+    if record.rows is not None:
+        if step in result.samples:
+            frame = _sampled_frame(result, record, nested, each=samples)
+        else:
+            frame = _items_frame(record, objects=nested == "object")
+        if source:
+            mapped = result.sources.get(step, "")
+            name = Reference.parse(mapped).step if step in result.flattened else mapped
+            frame = _beside(_source_rows(result, record), frame, name)
     else:
-        frame = value_frame(record.output.value, objects=nested == "object")
+        frame = value_frame(record.value, objects=nested == "object")
     if nested == "columns":
         frame = _unnested(frame)
-    names = [explode] if isinstance(explode, str) else explode
+    whole = isinstance(explode, str) or (isinstance(explode, tuple) and explode in frame.columns)
+    names = [explode] if whole else explode
     return _exploded(frame, names, step, objects=nested == "object")
 
 
@@ -252,9 +263,68 @@ def _source_rows(result: RunRecord, step: StepResult) -> pd.DataFrame:
             f"What step {step.name!r} was mapped over is not recorded in this result, which is of an earlier "
             "version. Run the step again, or leave source out."
         )
-    value = source_value(result, Reference.parse(mapped, "map"))
-    places = {key: place for place, key in enumerate(keys_of(value))}
-    return value_frame(value).iloc[[places[key] for key in step.items or {}]]
+    rows, keys = mapped_rows(result, step.name)
+    places = {key: place for place, key in enumerate(keys)}
+    if step.name in result.flattened:
+        frame = _with_parents(result, Reference.parse(mapped, "map"), rows)
+    else:
+        frame = value_frame(rows)
+    return frame.iloc[[places[key] for key in item_keys(result, step)]]
+
+
+def mapped_rows(result: RunRecord, step: str) -> tuple[Any, list[str]]:
+    """What a mapped step ran over: a value that has these rows, or the elements, and the key of each.
+
+    Raises:
+        UnknownStepError: Its source has no value in this result.
+    """
+    source = Reference.parse(result.sources[step], "map")
+    if step not in result.flattened:
+        value = source_value(result, source)
+        return value, keys_of(value)
+    rows = _elements(result, source).rows
+    return [element for _, _, element in rows], [key for key, _, _ in rows]
+
+
+def _elements(result: RunRecord, source: Reference) -> StepRows:
+    above = steps_of(result).get(source.step)
+    notes = {} if above is None else above.metadata
+    return rows_to_map(source_value(result, Reference(source.step)), source, flatten=True, notes=notes)
+
+
+def _with_parents(result: RunRecord, source: Reference, elements: Sequence[Any]) -> pd.DataFrame:
+    """Elements, each beside the row whose list it is in, and what that row came from in its turn."""
+    above = steps_of(result).get(source.step)
+    value, path, _ = to_rows(source_value(result, Reference(source.step)), source)
+    if above is not None and above.items is not None and path == source.path:
+        parents = output_frame(result, above.name, source=is_mapped(result, above), samples=False)
+        parents = parents.iloc[:, :-1]  # what has a list has no error
+    else:
+        parents = value_frame(value)
+    parents = parents.iloc[list(_elements(result, source).places)]
+    own = frame_of(elements)
+    if path and list(own.columns) == ["value"]:
+        own.columns = index_from([".".join(path)])
+    listed = path[0] if path else "value"
+    if len(path) < 2:  # it stands for its list
+        parents = parents.loc[:, [str(label) != listed for label in parents.columns]]
+    return _beside(parents, own, source.step)
+
+
+def is_mapped(result: RunRecord, step: StepResult) -> bool:
+    """Whether a step ran over the items of something else, one by one."""
+    if step.rows is None:
+        return False
+    return step.name not in result.samples or step.name in result.sources
+
+
+def item_keys(result: RunRecord, step: StepResult) -> list[str]:
+    """The key of each row that a step has in its :func:`output_frame`."""
+    if step.rows is None:
+        return keys_of(step.value)
+    if step.name not in result.samples:
+        return list(step.rows)
+    return list(dict.fromkeys(row_key(key) for key in step.rows)) if is_mapped(result, step) else ["0"]
 
 
 def source_value(result: RunRecord, reference: Reference) -> Any:
@@ -313,17 +383,23 @@ def _add_fields(columns: list[tuple[Any, Any]], label: Any, column: Any, index: 
         return
     for name in fields:
         values = [cell.get(name) if isinstance(cell, dict) else None for cell in cells]
-        _add_fields(columns, f"{label}.{name}", column_of(values, index), index, depth + 1)
+        _add_fields(columns, f"{_dotted(label)}.{name}", column_of(values, index), index, depth + 1)
 
 
-def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str, *, objects: bool) -> pd.DataFrame:
+def _dotted(label: Any) -> str:
+    """A column's label as one text; those of several levels with dots."""
+    return ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def _exploded(frame: pd.DataFrame, names: Sequence[Any], step: str, *, objects: bool) -> pd.DataFrame:
     """A row for each item of the lists in these columns; the index repeats the row's label."""
     if not names:
         return frame
-    labels = [str(label) for label in frame.columns]
+    labels = [_dotted(label) for label in frame.columns]
     columns: dict[int, list[list[Any]]] = {}
-    for name in names:
-        places = [place for place, label in enumerate(labels) if label == name]
+    for label in names:
+        name = _dotted(label)
+        places = [place for place, other in enumerate(frame.columns) if name in (_dotted(other), str(other))]
         if len(places) != 1:
             problem = (
                 f"has {len(places)} columns {name!r}" if places else f"has no column {name!r} to explode"
@@ -336,7 +412,7 @@ def _exploded(frame: pd.DataFrame, names: Sequence[str], step: str, *, objects: 
     uneven = next((place for place, lengths in enumerate(sizes) if len(lengths) > 1), None)
     if uneven is not None:
         raise DefinitionError(
-            f"Step {step!r}: the lists in {', '.join(names)} are not equally long in row "
+            f"Step {step!r}: the lists in {', '.join(map(_dotted, names))} are not equally long in row "
             f"{frame.index[uneven]!r}. Explode one of them at a time."
         )
     repeated = [place for place, lengths in enumerate(sizes) for _ in range(max(lengths))]
@@ -390,20 +466,107 @@ def _nothing() -> pd.DataFrame:
     return pd.DataFrame({"value": pd.Series([None], dtype=object)})
 
 
-def _items_frame(step: StepResult, *, objects: bool = False) -> pd.DataFrame:
+def samples_frame(result: RunRecord, step: str, *, nested: str = "dict") -> pd.DataFrame:
+    """See :meth:`PipelineResult.samples_frame`."""
+    if nested not in NESTED:
+        raise DefinitionError(f"nested must be {', '.join(map(repr, NESTED))}, not {nested!r}.")
+    steps = steps_of(result)
+    record = steps.get(step)
+    if record is None or record.items is None:
+        if step in steps and step not in result.samples:
+            raise DefinitionError(f"Step {step!r} has no samples. Give it some: samples=5 (--samples 5).")
+        raise UnknownStepError(no_value(steps, step, result.run_id or result.pipeline_name))
+    if step not in result.samples:
+        raise DefinitionError(f"Step {step!r} has no samples. Give it some: samples=5 (--samples 5).")
+    frame = _items_frame(record, objects=nested == "object")
+    return _unnested(frame) if nested == "columns" else frame
+
+
+def _sampled_frame(result: RunRecord, step: StepResult, nested: str, *, each: bool) -> pd.DataFrame:
+    """One row an item of a step with samples, or one for a step that is not mapped."""
+    rows: dict[str, dict[int, ItemResult]] = {}
+    for key, item in (step.items or {}).items():
+        rows.setdefault(row_key(key), {})[int(key.rpartition("#")[2])] = item
+    values = [
+        {number: item.output.value for number, item in sorted(row.items()) if item.output is not None}
+        for row in rows.values()
+    ]
+    answers = [[*row.values()] for row in values]
+    index = _index_of_rows(rows, step.metadata.get("row_levels")) if is_mapped(result, step) else None
+
+    def frame(cells: Sequence[Any]) -> pd.DataFrame:
+        made = frame_of(cells, index, objects=nested == "object")
+        return _unnested(made) if nested == "columns" else made
+
+    chosen = frame([row[agreed(row)] if row else None for row in answers])
+    if each:
+        samples = [frame([row.get(number) for row in values]) for number in range(result.samples[step.name])]
+        chosen = _with_samples(chosen, samples, [row.keys() for row in values])
+    return _with_errors(chosen, [_row_error([*row.values()]) for row in rows.values()])
+
+
+def _index_of_rows(rows: Mapping[str, Mapping[int, ItemResult]], levels: Any) -> pd.Index:
+    labels = []
+    for key, row in rows.items():
+        label = next(iter(row.values())).index
+        # While a run goes on, the labels are the keys.
+        labels.append(row_label(label) if isinstance(label, tuple) else key)
+    return index_of(labels, levels if isinstance(levels, list) else None)
+
+
+def _with_samples(
+    frame: pd.DataFrame, samples: Sequence[pd.DataFrame], answered: Sequence[Collection[int]]
+) -> pd.DataFrame:
+    """A frame of what is agreed on, with how much of the answers agree with each cell, and these themselves.
+
+    Args:
+        frame: One row an item.
+        samples: What each sample answered, in the same rows.
+        answered: By row, the samples that have an answer.
+    """
     import pandas as pd
 
+    blank = [None] * len(frame)
+    columns, labels = [], list(frame.columns)
+    more: list[str] = []
+    for place, label in enumerate(labels):
+        cells = [sample[label].tolist() if label in sample else blank for sample in samples]
+        shares = []
+        for row, cell in enumerate(frame.iloc[:, place].tolist()):
+            same = [token(cells[number][row]) == token(cell) for number in answered[row]]
+            shares.append(sum(same) / len(same) if same else None)
+        columns.append(pd.Series(shares, frame.index, dtype="float64"))
+        columns += [column_of(column, frame.index) for column in cells]
+        more += [f"{label}_agreement", *(f"{label}_{number}" for number in range(len(samples)))]
+    wide = pd.concat([frame, *columns], axis="columns")
+    wide.columns = index_from([*labels, *distinct(more, map(str, labels))])
+    return wide
+
+
+def _row_error(samples: Sequence[ItemResult]) -> str | None:
+    """Why an item has no value: what its first sample says of itself."""
+    if any(item.output is not None for item in samples):
+        return None
+    return next((error for error in map(_item_error, samples) if error is not None), None)
+
+
+def _items_frame(step: StepResult, *, objects: bool = False) -> pd.DataFrame:
     items = list((step.items or {}).values())
     levels = step.metadata.get("item_levels")
     # One that could not be stored is a text that says so.
     index = index_of([item.index for item in items], levels if isinstance(levels, list) else None)
     values = [None if item.output is None else item.output.value for item in items]
-    frame = frame_of(values, index, objects=objects)
-    errors = [_item_error(item) for item in items]
+    return _with_errors(frame_of(values, index, objects=objects), [_item_error(item) for item in items])
+
+
+def _with_errors(frame: pd.DataFrame, errors: list[Any]) -> pd.DataFrame:
+    """A frame with a last column that says why rows have no value."""
+    import pandas as pd
+
     names = [label for label in frame.columns if isinstance(label, str)]
     # The values' own columns stay, whatever they are called.
     name = "error" if "error" not in names else distinct(["step_error"], names)[0]
-    frame[name] = pd.Series(errors, index, dtype="str")
+    frame[name] = pd.Series(errors, frame.index, dtype="str")
     return frame
 
 

@@ -59,6 +59,8 @@ def result_to_dict(result: RunRecord) -> dict[str, Any]:
         "steps": [_step_to_dict(step) for step in result.steps.values()],
         "dependencies": {step: list(map(clean, names)) for step, names in result.dependencies.items()},
         "sources": {step: clean(source) for step, source in result.sources.items()},
+        "samples": dict(result.samples),
+        "flattened": list(result.flattened),
     }
 
 
@@ -164,6 +166,8 @@ def _fields(data: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
         **{name: _from_trees(data[name], schemas) for name in _VALUES if name != "inputs"},
         "inputs": _from_trees(data.get("inputs", {}), schemas),  # an earlier version wrote none
         "sources": dict(data.get("sources", {})),
+        "samples": dict(data.get("samples", {})),
+        "flattened": list(data.get("flattened", ())),
         "dependencies": dict(data.get("dependencies", {})),
         "token_usage": {name: TokenUsage(**counts) for name, counts in data["token_usage"].items()},
         "step_metadata": {name: _from_trees(notes, schemas) for name, notes in data["step_metadata"].items()},

@@ -179,6 +179,8 @@ class RunRecord(Protocol):
     final_step: str
     inputs: Mapping[str, Any]
     sources: Mapping[str, str]
+    samples: Mapping[str, int]
+    flattened: Sequence[str]
     dependencies: Mapping[str, Sequence[str]]
 
     @property

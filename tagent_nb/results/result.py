@@ -56,6 +56,8 @@ class PipelineResult:
         final_step: Name of the step whose value is the final output; empty where no step is.
         sources: What mapped steps ran over by step, as in ``{"classify": "load.rows"}``.
         dependencies: Names of the steps that each step waited for.
+        samples: How many samples there are of each answer, by step that has several.
+        flattened: Names of the mapped steps that ran over elements of lists.
     """
 
     pipeline_name: str
@@ -83,6 +85,8 @@ class PipelineResult:
     timed_out: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     dependencies: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
+    flattened: Sequence[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"
@@ -232,17 +236,27 @@ class PipelineResult:
         return steps_frame(self)
 
     def output_frame(
-        self, step: str, *, source: bool = False, nested: str = "dict", explode: str | Sequence[str] = ()
+        self,
+        step: str,
+        *,
+        source: bool = False,
+        nested: str = "dict",
+        explode: str | Sequence[Any] = (),
+        samples: bool = True,
     ) -> pd.DataFrame:
         """A step's value as rows and columns with dtypes; an item a row for a mapped step.
 
         Args:
             step: Name of the step.
             source: Put the columns of what a mapped step ran over before those of its answers. One whose name
-                the answers have, too, is called as in goals, such as ``load.text``.
+                the answers have, too, is called as in goals, such as ``load.text``. Beside a flattened step
+                stand each element and the row of whose list it is, with what that row came from.
             nested: What models and dicts inside a row become: ``"dict"``, or ``"columns"``, one a field with
                 dotted names such as ``address.city``, or ``"object"``: they stay what they are.
-            explode: Columns of lists that get a row an item, side by side; the index repeats.
+            explode: Columns of lists that get a row an item, side by side; the index repeats. A column with
+                several levels is named by its label or with dots: ``("a", "b")`` or ``"a.b"``.
+            samples: Of a step with samples, add columns for each field: ``label_agreement`` (share of the
+                answers that are the one in the row) and ``label_0`` and so on, what each sample has.
 
         Raises:
             DefinitionError: ``nested`` or a column of ``explode`` is unknown, or ``source`` is asked of a
@@ -251,7 +265,22 @@ class PipelineResult:
         """
         from tagent_nb.results.frames import output_frame
 
-        return output_frame(self, step, source=source, nested=nested, explode=explode)
+        return output_frame(self, step, source=source, nested=nested, explode=explode, samples=samples)
+
+    def samples_frame(self, step: str, *, nested: str = "dict") -> pd.DataFrame:
+        """One row a sample of a step that has several, with ``sample`` as the last level of the index.
+
+        Args:
+            step: Name of the step.
+            nested: As in :meth:`output_frame`.
+
+        Raises:
+            DefinitionError: The step has no samples, or ``nested`` is unknown.
+            UnknownStepError: There is no such step, or it has not run.
+        """
+        from tagent_nb.results.frames import samples_frame
+
+        return samples_frame(self, step, nested=nested)
 
     def usage_frame(self) -> pd.DataFrame:
         """Tokens, calls, USD and USD saved by step, with a ``total`` row."""

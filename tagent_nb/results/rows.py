@@ -57,7 +57,7 @@ def rows_of(value: Any) -> list[tuple[str, Any, Any]]:
         return _keyed(value.index.tolist(), _cells(value))
     items = items_of(value)
     if items is None:
-        raise TypeError(_no_items(value))
+        raise TypeError(no_items(value))
     return [(str(place), place, item) for place, item in enumerate(items)]
 
 
@@ -74,11 +74,6 @@ def keys_of(value: Any) -> list[str]:
         return label_keys(value.index.tolist())
     items = items_of(value)
     return [str(place) for place in range(1 if items is None else len(items))]
-
-
-def label_keys(labels: list[Any]) -> list[str]:
-    """Labels as keys of items: texts, no two of them equal."""
-    return [key for key, _, _ in _keyed(labels, labels)]
 
 
 def items_of(value: Any) -> Sequence[Any] | None:
@@ -117,7 +112,8 @@ def _sort_key(value: Any) -> tuple[str, Any]:
     return type(value).__name__, value if isinstance(value, int | float | str) else repr(value)
 
 
-def _no_items(value: Any) -> str:
+def no_items(value: Any) -> str:
+    """In words, why a value has no items, and what to do."""
     fields = record_of(value)
     if fields:
         first = next(iter(fields))
@@ -153,7 +149,12 @@ def _cells(column: Any) -> list[Any]:
 
 
 def _keyed(labels: list[Any], items: Iterable[Any]) -> list[tuple[str, Any, Any]]:
-    """Labels as keys; where two read the same, later ones are numbered."""
+    """Items with their labels, and these as keys."""
+    return list(zip(label_keys(labels), labels, items, strict=True))
+
+
+def label_keys(labels: Iterable[Any]) -> list[str]:
+    """Labels as keys of items: texts that differ; later ones of those that read the same are numbered."""
     texts = [_key(label) for label in labels]
     taken = set(texts)
     seen: set[str] = set()
@@ -164,7 +165,7 @@ def _keyed(labels: list[Any], items: Iterable[Any]) -> list[tuple[str, Any, Any]
             key, number = f"{text}#{number}", number + 1
         seen.add(key)
         keys.append(key)
-    return list(zip(keys, labels, items, strict=True))
+    return keys
 
 
 def _key(label: Any) -> str:

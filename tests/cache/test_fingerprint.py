@@ -356,6 +356,8 @@ def test_the_notebook_does_not_count_for_an_agent() -> None:
         {"min_success": 0.5},
         {"map_over": "load", "max_failures": 20},
         {"fresh_for": 60},
+        {"samples": 3},
+        {"map_over": "load", "flatten": True},
         {"retry_count": 1},
     ],
 )

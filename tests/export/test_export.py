@@ -127,6 +127,8 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         min_success=0.5,
         max_failures=20,
         fresh_for="1h",
+        samples=3,
+        flatten=True,
         when="text == 'b'",
         tools_filter=[],
         budget=0.5,

@@ -203,7 +203,7 @@ def _input(kind: str, what: str, texts: _Texts, definitions: _Definitions) -> st
     return f"input {what} changed"
 
 
-_OWN = ("output_mode", "rows_per_call")
+_OWN = ("output_mode", "rows_per_call", "flatten")
 """Plain components that a step itself sets."""
 
 
@@ -244,6 +244,8 @@ _TELLERS: Mapping[str, Callable[[str, str, _Texts, _Definitions], str]] = {
     "output_schema": _schema,
     "output_mode": _plain,
     "rows_per_call": _plain,
+    "samples": lambda kind, what, texts, _: f"samples changed from {texts[0] or 1} to {texts[1] or 1}",
+    "flatten": _plain,
     "tool": _by_digest,
     "check": _by_digest,
     "input": _input,

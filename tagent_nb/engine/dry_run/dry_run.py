@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tagent_nb.cache import GENERATION, explain, text_digest
+from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
 from tagent_nb.engine.dry_run.quote import answer_tokens, prompt_of, quote, with_later
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
-from tagent_nb.engine.unit.map import source_rows, texts_of_whole, whole
+from tagent_nb.engine.unit.map import joined_values, samples_of, source_rows, whole, whole_components
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
 from tagent_nb.engine.unit.reduce import Reduction
 from tagent_nb.engine.unit.work import (
@@ -21,14 +21,16 @@ from tagent_nb.engine.unit.work import (
     Preparation,
     WorkItem,
     cached_answer,
+    of_sample,
     recorded_answer,
     tried_again,
 )
 from tagent_nb.errors import TagentError
-from tagent_nb.events import Output, StepFailed, StepSkipped
+from tagent_nb.events import NO_ENTRIES, Output, StepFailed, StepSkipped
 from tagent_nb.formatting import count, failures_text
 from tagent_nb.pipeline import DependencyType, PipelineStep
 from tagent_nb.redaction import redact
+from tagent_nb.results import ONE_ROW, StepRows
 from tagent_nb.serde import StoredValue
 from tagent_nb.user_objects import blame, ends_program
 
@@ -99,6 +101,8 @@ class DryRun:
         }
         self._actions: dict[str, str] = {}
         self._under_way: dict[str, tuple[str, str | None]] = {}
+        # The order and labels of the items that steps have, by step.
+        self._notes: dict[str, Mapping[str, Any]] = {}
         # Tokens of the prompts that would be sent, by step.
         self._prompts: dict[str, list[int]] = {}
         # What is yet to be combined, by step.
@@ -175,7 +179,9 @@ class DryRun:
         prepared = self._preparation.prepared(step)
         outputs = prepared.outputs({name: self._forecasts[name].output for name in prepared.above})
         if step.name in self._kept:
-            return self._answered(step, "recorded", context.recorded[step.name, None].output)
+            kept = context.recorded[step.name, None]
+            self._notes[step.name] = kept.metadata
+            return self._answered(step, "recorded", kept.output)
         for dependency in context.pipeline.dependencies(step):
             upstream = self._forecasts[dependency.name]
             if dependency.type is DependencyType.STRONG and upstream.gone:
@@ -214,10 +220,10 @@ class DryRun:
         unsure = self._unsure(prepared)
         if unsure:
             return await self._in_the_dark(prepared, unsure), UNKNOWN
-        if step.map_over is not None:
-            return await self._judge_items(prepared, outputs)
         if step.reduce_over is not None:
             return await self._judge_parts(prepared, outputs)
+        if step.has_items:
+            return await self._judge_items(prepared, outputs)
         work = await self._preparation.work_item(prepared, outputs)
         action, output = await self._answer(work)
         if action:
@@ -236,8 +242,9 @@ class DryRun:
     async def _judge_items(
         self, prepared: PreparedStep, outputs: Mapping[str, Output | None]
     ) -> tuple[StepPlan, StepForecast]:
-        step, source = prepared.step, prepared.source
-        rows = source_rows(step, outputs[source.step], source)
+        step = prepared.step
+        rows = self._rows(prepared, outputs)
+        self._notes[step.name] = rows.notes(step.samples)
         values: list[Output | None] = []
         too_long: list[str] = []
         done = skipped = 0
@@ -245,7 +252,7 @@ class DryRun:
         if not self._doubt(step):
             condition = item_condition(self._context, self._recorder, step, outputs)
         recorded = False
-        for index, (key, _, row) in enumerate(rows):
+        for index, (key, row, sample) in enumerate(samples_of(rows.rows, step.samples)):
             if index % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
             unmet = None if condition is None else condition(key, row)
@@ -256,8 +263,10 @@ class DryRun:
             if unmet is not None:
                 values.append(None)
                 continue
-            item_outputs = {**outputs, source.step: StoredValue.of(row)}
-            work = await self._preparation.work_item(prepared, item_outputs, key)
+            item_outputs = dict(outputs)
+            if step.map_over is not None:
+                item_outputs[prepared.source.step] = StoredValue.of(row)
+            work = await self._preparation.work_item(prepared, item_outputs, key, more=of_sample(sample))
             action, output = await self._answer(work)
             recorded = (recorded or len(values) == skipped) and action == "recorded"
             answered = bool(action or self._twin(work))
@@ -265,9 +274,9 @@ class DryRun:
             problem = "" if answered else self._note_prompt(work)
             too_long += [f"item {key}: {problem}"] if problem else []
             values.append(output if action else None)
-        counts: dict[str, Any] = {"items": len(rows) - skipped, "items_done": done}
+        counts: dict[str, Any] = {"items": len(values) - skipped, "items_done": done}
         if all(value is not None for value in values):
-            whole_value = StoredValue.of([value.value for value in values if value is not None])
+            whole_value = StoredValue.of(joined_values(step, values))
             plan, forecast = self._answered(step, "recorded" if recorded else "cached", whole_value)
             return replace(plan, **counts), forecast
         if self._is_missed(step):
@@ -279,7 +288,7 @@ class DryRun:
         elif done:
             why = "the other items are new, have changed, or failed"
         if skipped:
-            left_out = f"its condition skips {skipped} of {len(rows)} items"
+            left_out = f"its condition skips {skipped} of {len(values)} items"
             why = "; ".join(part for part in (why, left_out) if part)
         if too_long:
             why = f"{why}; {count(len(too_long), 'item')} will fail: {too_long[0]}"
@@ -327,6 +336,13 @@ class DryRun:
         if too_long:
             why = f"{why}; {count(len(too_long), 'part')} will fail: {too_long[0]}"
         return StepPlan(step.name, "run", why, items=len(actions), items_done=done), UNKNOWN
+
+    def _rows(self, prepared: PreparedStep, outputs: Mapping[str, Output | None]) -> StepRows:
+        if prepared.step.map_over is None:
+            return ONE_ROW
+        source = prepared.source
+        notes = self._notes.get(source.step, NO_ENTRIES)
+        return source_rows(prepared.step, outputs[source.step], source, notes)
 
     # -- who answers ------------------------------------------------------------------------
 
@@ -410,9 +426,8 @@ class DryRun:
         if now is not None:
             return explain(before, now, None, None) or await self._history.file_changes(prepared.name)
         defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
-        static = prepared.static_components(self._preparation.memo)
-        texts = {name: text_digest(text) for name, text in texts_of_whole(prepared.step).items()}
-        return explain(defined, {**static, **texts, **GENERATION}, None, None)
+        components = prepared.static_components(self._preparation.memo) | whole_components(prepared.step)
+        return explain(defined, {**components, **GENERATION}, None, None)
 
     async def _why(self, work: WorkItem) -> str:
         """Why a step runs whose inputs are all known."""

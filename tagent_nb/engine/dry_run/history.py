@@ -73,10 +73,12 @@ class EarlierRuns:
     async def units(self, step: PipelineStep) -> int:
         """How many units of a step are to run whose source is yet to come: as many as the last time."""
         if step.runs_over is None:
-            return 1
+            return step.samples
         memory = await self._last(step.name)
-        items = None if memory is None else memory.steps[step.name].items
-        return len(items or ())
+        if memory is None:
+            return 0
+        before = memory.steps[step.name]
+        return len(before.items or ()) // int(before.metadata.get("samples", 1)) * step.samples
 
     async def usages(self, name: str) -> list[TokenUsage]:
         """What the answers of a step took, a unit each, the newest first: of at most :data:`MOST_ANSWERS`."""

@@ -30,7 +30,7 @@ from tagent_nb.events import (
     StepWaiting,
 )
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results import ItemResult, StepResult, ending, rows_of
+from tagent_nb.results import ItemResult, StepResult, StepRows, ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,20 +233,21 @@ def order_items(step: StepResult, metadata: Mapping[str, Any]) -> None:
         item.index = labels[key]
 
 
-def order_as_source(step: StepResult, source: Callable[[], Any]) -> None:
+def order_as_source(step: StepResult, source: Callable[[], StepRows], samples: int) -> None:
     """Put items whose order is not recorded into that of what they were made from, where it has items.
 
     Args:
-        step: Mapped, and not ended: it was stopped, or its process died.
-        source: Gives the value that it maps over.
+        step: It has items, and has not ended: it was stopped, or its process died.
+        source: Gives what it runs over.
+        samples: Of each item.
     """
     try:
-        rows = rows_of(source())
+        rows = source()
     except Exception:  # the user's objects may raise anything; the order of the items' ends stays
         return
     left = dict(step.items or {})
     items = {}
-    for key, label, _ in rows:
+    for key, label in rows.units(samples):
         if key in left:
             items[key] = left.pop(key)
             items[key].index = label

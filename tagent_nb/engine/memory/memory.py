@@ -61,9 +61,18 @@ from tagent_nb.events import (
 )
 from tagent_nb.formatting import is_lost
 from tagent_nb.pipeline import Dependency, Pipeline, StepStatus, dependencies_of
-from tagent_nb.results import ItemResult, LazyMap, OutputMap, PipelineResult, StepResult
+from tagent_nb.results import (
+    ONE_ROW,
+    ItemResult,
+    LazyMap,
+    OutputMap,
+    PipelineResult,
+    StepResult,
+    StepRows,
+    rows_to_map,
+)
 from tagent_nb.serde import StoredValue
-from tagent_nb.templating import Reference, lookup
+from tagent_nb.templating import Reference
 
 
 class PipelineMemory:
@@ -533,6 +542,8 @@ class PipelineMemory:
             final_step=final,
             final_output=_readable(outputs.get(final)),
             sources=LazyMap(self._sources),
+            samples=LazyMap(self._samples),
+            flattened=self._flattened(),
             dependencies=LazyMap(self._dependencies),
         )
 
@@ -541,12 +552,22 @@ class PipelineMemory:
         open_maps = {
             name: step for name, step in self.steps.items() if step.items and "item_keys" not in step.metadata
         }
-        for name, text in self._sources().items() if open_maps else ():
-            if name in open_maps:
-                source = Reference.parse(text)
-                above = self.steps.get(source.step)
-                output = self.inputs.get(source.step) if above is None else above.output
-                order_as_source(open_maps[name], partial(_part_of, output, source.path))
+        if not open_maps:
+            return
+        sources, samples, flattened = self._sources(), self._samples(), self._flattened()
+        for name, step in open_maps.items():
+            rows = partial(self._rows, sources.get(name), name in flattened)
+            order_as_source(step, rows, samples.get(name, 1))
+
+    def _rows(self, map_over: str | None, flatten: bool) -> StepRows:
+        """What a step with items runs over."""
+        if map_over is None:
+            return ONE_ROW
+        source = Reference.parse(map_over)
+        above = self.steps.get(source.step)
+        output = self.inputs.get(source.step) if above is None else above.output
+        notes = {} if above is None else above.metadata
+        return rows_to_map(_readable(output), source, flatten=flatten, notes=notes)
 
     def _final_step(self) -> str:
         """Name of the step whose value is the final output; empty if there is none."""
@@ -562,6 +583,19 @@ class PipelineMemory:
             return {step.name: step.map_over for step in self.pipeline.steps if step.map_over is not None}
         steps = self.definition.get("steps", ())
         return {step["name"]: step["map_over"] for step in steps if step.get("map_over")}
+
+    def _samples(self) -> dict[str, int]:
+        """How many samples there are of each answer, by step that has several."""
+        if self.pipeline is not None:
+            return {step.name: step.samples for step in self.pipeline.steps if step.samples > 1}
+        steps = self.definition.get("steps", ())
+        return {step["name"]: step["samples"] for step in steps if step.get("samples", 1) > 1}
+
+    def _flattened(self) -> list[str]:
+        """The mapped steps that run over elements of lists."""
+        if self.pipeline is not None:
+            return [step.name for step in self.pipeline.steps if step.flatten]
+        return [step["name"] for step in self.definition.get("steps", ()) if step.get("flatten")]
 
     def _dependencies(self) -> dict[str, list[str]]:
         """The steps that each step waits for, by step."""
@@ -588,10 +622,6 @@ def _readable(output: Output | None) -> Any:
         return None if output is None or is_lost(output) else output.value
     except CorruptRecordError:
         return None
-
-
-def _part_of(output: Output | None, path: tuple[str, ...]) -> Any:
-    return lookup(_readable(output), path)
 
 
 def _usd(cost: float) -> float:

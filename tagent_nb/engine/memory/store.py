@@ -100,7 +100,7 @@ def known_facts(memory: PipelineMemory, step: PipelineStep) -> tuple[dict[str, A
     its fingerprint would depend on which of them happened to end first.
     """
     facts, memories = wants(step, "facts"), wants(step, "memories")
-    if step.runs_over is None:
+    if not step.has_items:
         return (dict(memory.facts) if facts else {}, dict(memory.memories) if memories else {})
     return (
         _without(step.name, memory.facts, {}, FactLearned, memory.events) if facts else {},

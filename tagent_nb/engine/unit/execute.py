@@ -60,7 +60,7 @@ class Execution:
         batches: Of the run.
         signals: Whether anything may start, and whether the run fails.
         checks: Looks at values before they are stored.
-        run_mapped: Runs a step that has items: one with ``map_over`` or ``reduce_over``.
+        run_mapped: Runs a step that has items: one with ``map_over``, ``reduce_over`` or samples.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Execution:
             reason = unmet_condition(self._context, recorder, step, step.when, outputs)
             if reason is not None:
                 return await recorder.record(reason)
-        if step.runs_over is not None:
+        if step.has_items:
             return await self._run_mapped(prepared, outputs)
         if not prepared.short:
             try:

@@ -1,4 +1,4 @@
-"""Mapped steps: the same path for each item of a list or each row of a DataFrame."""
+"""Steps with items: the same path for each item of a list, row of a DataFrame, and sample of an answer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from tagent_nb.engine.unit.failures import FailureLimit
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, file_changes, is_trusted, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
-from tagent_nb.events import Event, Output, StepCached, StepFailed, StepFinished, StepStarted
+from tagent_nb.events import NO_ENTRIES, Event, Output, StepCached, StepFailed, StepFinished, StepStarted
+from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep, StepStatus
-from tagent_nb.results import ending
+from tagent_nb.results import ONE_ROW, Row, StepRows, agreed, ending, rows_to_map, sample_key
 from tagent_nb.serde import LARGE, StoredValue, is_bulky
 from tagent_nb.templating import Reference, lookup
 
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from tagent_nb.engine.recorder import Recorder
     from tagent_nb.pipeline import Change
     from tagent_nb.runners import RowGroups
-
-Row = tuple[str, Any, Any]
-"""Key, label in the source's index, and the item itself."""
 
 READ_AHEAD = 256
 """Items whose answers are read from the cache together."""
@@ -48,7 +46,7 @@ AT_ONCE = 200
 
 
 class MapExecution:
-    """Runs the mapped steps of one run.
+    """Runs the steps of one run that have items.
 
     Args:
         context: Of the run.
@@ -82,53 +80,74 @@ class MapExecution:
         self._lock = lock
 
     async def run(self, prepared: PreparedStep, outputs: StepOutputs) -> Change:
-        """Run a step over the items of its source, at most ``max_concurrency`` at a time."""
+        """Run a step over its items, at most ``max_concurrency`` at a time."""
         recorder, step = self._recorder, prepared.step
         started = time.monotonic()
-        source = prepared.source
         try:
             work = await whole(self._preparation, prepared, outputs)
-            await read_heavy([outputs[source.step]])
-            rows = source_rows(step, outputs[source.step], source)
+            rows = await self._rows(prepared, outputs)
             units = await self._preparation.item_units(prepared, outputs)
         except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
             failure = unprepared(recorder, step, error)
             return await recorder.record(
-                replace(failure, seconds=time.monotonic() - started, metadata=_labels([]))
-            )
-        if outputs[source.step] is None:
-            recorder.warn(
-                f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no "
-                f"value ({ending(recorder.memory.steps[source.step])}).",
-                step.name,
+                replace(failure, seconds=time.monotonic() - started, metadata=StepRows([]).notes(1))
             )
         why = await self._preparation.why_it_runs(work)
-        recorder.publish(StepStarted(run_id=self._context.run_id, step=step.name, items=len(rows), why=why))
+        recorder.publish(
+            StepStarted(
+                run_id=self._context.run_id, step=step.name, items=len(rows.rows) * step.samples, why=why
+            )
+        )
         limit = FailureLimit(step)
-        left = await self.run_items(prepared, units, await self._wanted(step, outputs, rows, limit), limit)
+        wanted = await self._wanted(step, outputs, rows.rows, limit)
+        left = await self.run_items(prepared, units, wanted, limit)
         # From here on others act on what the items gave.
         await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
         if left and not limit.is_reached:
             self._approvals.leave(step.name, left, self._batches.left.get(step.name, ""))
         try:
-            notes = _labels(rows, source_value(outputs[source.step], source))
+            notes = rows.notes(step.samples)
             if not step.is_python:
                 from tagent_nb.runners import model_name
 
                 notes["model"] = model_name(prepared.model)
-            outcome = await self._outcome(step, work, rows, started, notes, limit)
+            outcome = await self._outcome(step, work, started, notes, limit)
         except BaseException as error:  # the user's objects may raise anything
             if is_cancelled():
                 raise
             outcome = unprepared(recorder, step, error)
         return await recorder.record(outcome)
 
+    async def _rows(self, prepared: PreparedStep, outputs: StepOutputs) -> StepRows:
+        """What a step runs over, with a warning where something above it has no value or no list."""
+        recorder, step = self._recorder, prepared.step
+        if step.map_over is None:
+            return ONE_ROW
+        source = prepared.source
+        output = outputs[source.step]
+        await read_heavy([output])
+        above = recorder.memory.steps.get(source.step)
+        rows = source_rows(step, output, source, NO_ENTRIES if above is None else above.metadata)
+        if output is None:
+            recorder.warn(
+                f"Step {step.name!r} ran over no items: step {source.step!r}, over which it maps, has no "
+                f"value ({ending(recorder.memory.steps[source.step])}).",
+                step.name,
+            )
+        elif rows.unlisted:
+            recorder.warn(
+                f"Step {step.name!r} ran over no elements of {count(len(rows.unlisted), 'item')} of "
+                f"{source.text!r} that have no list, such as {rows.unlisted[0]!r}.",
+                step.name,
+            )
+        return rows
+
     async def _wanted(
-        self, step: PipelineStep, outputs: StepOutputs, rows: list[Row], limit: FailureLimit
-    ) -> list[Row]:
+        self, step: PipelineStep, outputs: StepOutputs, rows: Sequence[Row], limit: FailureLimit
+    ) -> Sequence[Row]:
         """The items whose condition is true. Others are recorded as skipped, or failed if it has an error."""
         if step.when is None or step.item_condition is None:
             return rows
@@ -136,12 +155,17 @@ class MapExecution:
         wanted: list[Row] = []
         left_out: list[Event] = []
         for number, row in enumerate(rows, 1):
-            reason = condition(row[0], row[2])
+            key, _, item = row
+            reason = condition(key, item)
             if reason is None:
                 wanted.append(row)
-            else:
+            elif step.samples == 1:
                 left_out.append(reason)
                 limit.note(reason)
+            else:
+                left_out += [replace(reason, item=sample_key(key, sample)) for sample in range(step.samples)]
+                for event in left_out[-step.samples :]:
+                    limit.note(event)
             if number % AT_ONCE == 0 or number == len(rows):
                 # Many in one record, and then the rest of the loop may go on.
                 if left_out:
@@ -201,7 +225,7 @@ class MapExecution:
             lock.join(step.name)
             group.create_task(worker())
 
-        workers = min(len(rows), prepared.at_once)
+        workers = min(len(rows) * step.samples, prepared.at_once)
         lock.begin_workers(step.name, workers)
         if prepared.shares_calls:
             from tagent_nb.runners import RowGroups
@@ -231,33 +255,35 @@ class MapExecution:
         self,
         step: PipelineStep,
         work: WorkItem,
-        rows: list[Row],
         started: float,
         notes: Mapping[str, Any],
         limit: FailureLimit,
     ) -> StepFinished | StepCached | StepFailed:
-        items = self._recorder.memory.steps[step.name].items or {}
+        items, keys = self._recorder.memory.steps[step.name].items or {}, notes["item_keys"]
         if limit.is_reached:
-            begun = sum(key in items and items[key].status is not StepStatus.PENDING for key, _, _ in rows)
-            return self._failure(step, "StepError", limit.message(len(rows) - begun), started, notes)
-        mine = [items[key] for key, _, _ in rows]
+            begun = sum(key in items and items[key].status is not StepStatus.PENDING for key in keys)
+            return self._failure(step, "StepError", limit.message(len(keys) - begun), started, notes)
+        mine = [items[key] for key in keys]
         good = sum(item.status.has_value for item in mine)
         skipped = sum(item.status is StepStatus.SKIPPED for item in mine)
-        wanted = len(rows) - skipped
+        wanted = len(mine) - skipped
         metadata = {**notes, "items_failed": wanted - good, **({"items_skipped": skipped} if skipped else {})}
         over_budget = next((item for item in mine if item.error_type == BudgetExceededError.__name__), None)
         if over_budget is not None:
             # Not bad items, but ones for which no model was asked yet: however few must succeed.
             message = f"{good} of {wanted} items are done. {over_budget.error}"
             return self._failure(step, over_budget.error_type, message, started, notes)
-        if good < math.ceil(step.min_success * wanted):
+        # A step that is not mapped has no value without any sample, whatever is let fail.
+        least = math.ceil(step.min_success * wanted) or int(step.map_over is None)
+        if good < least:
             first = next(item for item in mine if item.status is StepStatus.FAILED)
+            what = "item" if step.samples == 1 else "sample"
             message = (
-                f"{wanted - good} of {wanted} items failed, and min_success is {step.min_success:g}. "
-                f"The first is item {first.key!r}: {first.error_type}: {first.error}"
+                f"{wanted - good} of {wanted} {what}s failed, and min_success is {step.min_success:g}. "
+                f"The first is {what} {first.key!r}: {first.error_type}: {first.error}"
             )
             return self._failure(step, "StepError", message, started, notes)
-        output = await self._joined([item.output for item in mine])
+        output = await self._joined(step, [item.output for item in mine])
         if wanted and sum(item.status is StepStatus.CACHED for item in mine) == wanted:
             return StepCached(
                 run_id=self._context.run_id,
@@ -277,11 +303,11 @@ class MapExecution:
             metadata=metadata,
         )
 
-    async def _joined(self, outputs: list[Output | None]) -> Output:
+    async def _joined(self, step: PipelineStep, outputs: list[Output | None]) -> Output:
         """The value of the step as a whole: those of its items. Much of it is put together in a thread."""
 
-        def values() -> list[Any]:
-            return [None if output is None else output.value for output in outputs]
+        def values() -> Any:
+            return joined_values(step, outputs)
 
         context = self._context
         size = sum(output.size for output in outputs if isinstance(output, StoredValue))
@@ -312,7 +338,7 @@ class _Queue:
         recorder: Takes the failures of items of which no unit can be made.
         prepared: The step.
         units: Makes the units.
-        rows: The items.
+        rows: The items, of each of which there are as many units as samples.
         limit: Says when there are no further ones, however many are left.
 
     Attributes:
@@ -330,11 +356,11 @@ class _Queue:
         self._recorder = recorder
         self._prepared = prepared
         self._units = units
-        self._rows: Iterator[Row] = iter(rows)
+        self._samples = samples_of(rows, prepared.step.samples)
         self._limit = limit
         self._cache = None if prepared.passes_cache else prepared.cache
         self._ready: deque[WorkItem] = deque()
-        self.left = len(rows)
+        self.left = len(rows) * prepared.step.samples
         self._filling = asyncio.Lock()
 
     async def next(self) -> WorkItem | None:
@@ -352,12 +378,12 @@ class _Queue:
 
     async def _make(self) -> WorkItem | None:
         while not self._limit.is_reached:
-            row = next(self._rows, None)
-            if row is None:
+            unit = next(self._samples, None)
+            if unit is None:
                 break
-            key, _, item = row
+            key, item, sample = unit
             try:
-                return await self._units.unit(key, item)
+                return await self._units.unit(key, item, sample)
             except BaseException as error:  # the user's objects may raise anything
                 if is_cancelled():
                     raise
@@ -381,9 +407,35 @@ class _Queue:
             self._ready.extend(works)
 
 
+def samples_of(rows: Sequence[Row], samples: int) -> Iterator[tuple[str, Any, int]]:
+    """Key, item and number of each sample, those of an item side by side."""
+    for key, _, row in rows:
+        if samples == 1:
+            yield key, row, 0
+        else:
+            for sample in range(samples):
+                yield sample_key(key, sample), row, sample
+
+
+def joined_values(step: PipelineStep, outputs: Sequence[Output | None]) -> Any:
+    """The value of a step by those of its units, in their order: of samples the one that is agreed on."""
+    if step.samples == 1:
+        return [None if output is None else output.value for output in outputs]
+    values = []
+    for start in range(0, len(outputs), step.samples):
+        samples = outputs[start : start + step.samples]
+        answers = [output.value for output in samples if output is not None]
+        values.append(answers[agreed(answers)] if answers else None)
+    return values[0] if step.map_over is None else values
+
+
 async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepOutputs) -> WorkItem:
-    """The fingerprint of a step with items as a whole, over the whole of its source."""
-    step, source = prepared.step, prepared.source
+    """The fingerprint of a step as a whole: of one with ``map_over`` and the like, over all of its source."""
+    step = prepared.step
+    more = whole_components(step)
+    if step.runs_over is None:
+        return await preparation.work_item(prepared, outputs, more=more)
+    source = prepared.source
     references = [reference for reference in prepared.references if reference.step != source.step]
     # Which items have a value depends on it; each item's own does not.
     kinds = ("group",) if step.item_condition is None else ("when",)
@@ -392,64 +444,60 @@ async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepO
         for reference in step.references
         if reference.kind in kinds and (reference.kind == "group" or reference.step != source.step)
     ]
-    return await preparation.work_item(
-        prepared, outputs, references=[*references, source], more=texts_of_whole(step)
-    )
+    # The part that a flattened one names is one of each row.
+    source = Reference(source.step, (), "map") if step.flatten else source
+    return await preparation.work_item(prepared, outputs, references=[*references, source], more=more)
 
 
-def texts_of_whole(step: PipelineStep) -> dict[str, str]:
-    """What of the definition of a step with items counts for it as a whole, and for none of its items."""
+def whole_components(step: PipelineStep) -> dict[str, str]:
+    """What the fingerprint of a step as a whole has more than that of its units: what says which there are.
+
+    Raises:
+        TemplateError: Its condition cannot be read.
+    """
+    from tagent_nb.cache import text_digest
+
     fields = {name: getattr(step, name) for name in ("group_by", "combine", "reduce_tokens")}
-    texts = {name: str(value) for name, value in fields.items() if value is not None}
+    more = {name: text_digest(str(text)) for name, text in fields.items() if text is not None}
+    if step.samples > 1:
+        more["samples"] = str(step.samples)
+    if step.flatten:
+        more["flatten"] = step.map_over or ""
     condition = step.item_condition
     if condition is not None:
-        texts["when"] = condition if isinstance(condition, str) else condition.describe()
-    return texts
+        more["when"] = text_digest(condition if isinstance(condition, str) else condition.describe())
+    return more
 
 
-def source_rows(step: PipelineStep, output: Output | None, source: Reference) -> list[Row]:
+def source_rows(
+    step: PipelineStep, output: Output | None, source: Reference, notes: Mapping[str, Any] = NO_ENTRIES
+) -> StepRows:
     """The items that a mapped step runs over, or the rows of one that reduces them.
 
     There are none if its source is allowed to end without a value, and did.
 
+    Args:
+        step: The step.
+        output: The value of its source.
+        source: What it maps over.
+        notes: The metadata of its source.
+
     Raises:
-        StepError: The value of its source has no items.
+        StepError: The value of its source has no items, or an item of it has no list to flatten.
         TemplateError: The value lacks the part that ``map_over`` names.
     """
     if output is None:
-        return []
+        return StepRows([])
     cannot = "cannot map over" if step.reduce_over is None else "cannot reduce"
-    value = source_value(output, source)
-    if value is None:
+    value = output.value
+    part = value if step.flatten else lookup(value, source.path, name=source.step)
+    if part is None:
         what = f"{source.text} of its value is None" if source.path else "its value is None"
         raise StepError(
             f"Step {step.name!r} {cannot} step {source.step!r}: {what}. Let {source.step!r} return "
             "a list or a DataFrame, an empty one if there is nothing to do."
         )
-    from tagent_nb.results import rows_of
-
     try:
-        return rows_of(value)
+        return rows_to_map(value, source, flatten=step.flatten, notes=notes)
     except TypeError as error:
         raise StepError(f"Step {step.name!r} {cannot} {step.runs_over!r}: {error}") from None
-
-
-def source_value(output: Output | None, source: Reference) -> Any:
-    """What a mapped step maps over: a step's value, or the part of it that ``map_over`` names.
-
-    Raises:
-        TemplateError: The value lacks that part.
-    """
-    return None if output is None else lookup(output.value, source.path, name=source.step)
-
-
-def _labels(rows: list[Row], source: Any = None) -> dict[str, Any]:
-    """The order and labels of the items, which a stored run needs to show them as they were."""
-    notes: dict[str, Any] = {
-        "item_keys": [key for key, _, _ in rows],
-        "item_index": [label for _, label, _ in rows],
-    }
-    from tagent_nb.serde import levels_of
-
-    levels = levels_of(source)
-    return notes if levels is None else notes | {"item_levels": levels}

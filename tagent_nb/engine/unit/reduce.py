@@ -23,7 +23,16 @@ from tagent_nb.errors import BudgetExceededError, StepError, TemplateError
 from tagent_nb.events import StepCached, StepFailed, StepFinished, StepSkipped, StepStarted
 from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep, StepStatus, answers_step, measured_goal, rows_step
-from tagent_nb.results import ItemResult, grouped_frame, is_frame, is_missing, label_keys, plain, rows_in
+from tagent_nb.results import (
+    ItemResult,
+    Row,
+    grouped_frame,
+    is_frame,
+    is_missing,
+    label_keys,
+    plain,
+    rows_in,
+)
 from tagent_nb.templating import Reference, group_column, lookup, render
 
 if TYPE_CHECKING:
@@ -117,7 +126,7 @@ class Reduction:
         self._level = 0
         self._around: dict[bool, tuple[int, int, int]] = {}
         self.left_out: list[str] = []
-        rows = source_rows(self._step, outputs[prepared.source.step], prepared.source)
+        rows = source_rows(self._step, outputs[prepared.source.step], prepared.source).rows
         self.labels, self.answers = self._grouped(_named(rows, prepared.source, memory))
         self._prefixes = (
             [""] if self._step.group_by is None else [f"{key}/" for key in label_keys(self.labels)]
@@ -585,9 +594,7 @@ def _column(value: Any, column: Reference) -> Any:
     ]
 
 
-def _named(
-    rows: list[tuple[str, Any, Any]], source: Reference, memory: PipelineMemory
-) -> list[tuple[str, Any]]:
+def _named(rows: Sequence[Row], source: Reference, memory: PipelineMemory) -> list[tuple[str, Any]]:
     """Rows, each with what it is called: as the items of the mapped step that gave them, else by its key."""
     above = memory.steps.get(source.step)
     items = list(above.items or ()) if above is not None and not source.path else []

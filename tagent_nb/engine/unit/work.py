@@ -130,7 +130,7 @@ class Preparation:
         outputs: Mapping[str, Output | None],
         item: str | None = None,
         references: Sequence[Reference] | None = None,
-        more: Mapping[str, str] | None = None,
+        more: Mapping[str, str] = NO_ENTRIES,
     ) -> WorkItem:
         """A unit with its fingerprint; large values are examined in a thread.
 
@@ -139,17 +139,16 @@ class Preparation:
             outputs: What it may read, by name; for an item, the item stands for its source.
             item: The item's key.
             references: What it reads, where that is not what the step says.
-            more: What of its definition counts for a step as a whole and for none of its items, as texts.
+            more: Further components of its fingerprint.
         """
         facts, memories = self._facts_for(prepared)
         if not self._context.keyed:
             return WorkItem(prepared, outputs, "", {}, item, facts, memories)
-        from tagent_nb.cache import GENERATION, text_digest, unit_key
+        from tagent_nb.cache import GENERATION, unit_key
 
         parts = prepared.references if references is None else references
         components = await self._components(prepared, outputs, parts)
-        for name, text in (more or {}).items():
-            components[name] = text_digest(text)
+        components.update(more)
         key = unit_key(components)
         components.update(GENERATION)
         return WorkItem(prepared, outputs, key, components, item, facts, memories)
@@ -183,20 +182,22 @@ class Preparation:
         return components
 
     async def item_units(self, prepared: PreparedStep, outputs: Mapping[str, Output | None]) -> ItemUnits:
-        """What makes the units of a mapped step's items.
+        """What makes the units of a step's items.
 
         Args:
             prepared: The step.
             outputs: What it may read, by name.
         """
-        keys = None
-        if self._context.keyed:
+        keys = []
+        if self._context.keyed and prepared.step.runs_over is not None:
             from tagent_nb.cache import ItemKeys
 
             source = prepared.source.step
             shared = [reference for reference in prepared.references if reference.step != source]
             own = [reference for reference in prepared.references if reference.step == source]
-            keys = ItemKeys(await self._components(prepared, outputs, shared), own)
+            components = await self._components(prepared, outputs, shared)
+            for sample in range(prepared.step.samples):
+                keys.append(ItemKeys(components | of_sample(sample), own))
         return ItemUnits(self, prepared, outputs, keys, *self._facts_for(prepared))
 
     def forget_facts(self) -> None:
@@ -224,7 +225,7 @@ class Preparation:
         sentences = explain(components, work.components, None, None) or changed
         if sentences:
             return "; ".join(sentences)
-        if work.step.runs_over is not None:
+        if work.step.has_items:
             return ended  # without failed items, these say for themselves whether they were cached
         return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
 
@@ -232,7 +233,7 @@ class Preparation:
 
     def _facts_for(self, prepared: PreparedStep) -> tuple[dict[str, Any], dict[str, Any]]:
         memory, step = self._recorder.memory, prepared.step
-        if step.runs_over is None:
+        if not step.has_items:
             return known_facts(memory, step) if memory.facts or memory.memories else ({}, {})
         if prepared.facts is None:
             prepared.facts = known_facts(memory, step)
@@ -300,14 +301,21 @@ class Preparation:
             return None
 
 
+def of_sample(sample: int) -> dict[str, str]:
+    """What the fingerprint of a sample has more than that of its item: the first has nothing, so that it is
+    answered by what a step without samples was."""
+    return {"sample": str(sample)} if sample else {}
+
+
 class ItemUnits:
-    """Makes the units of a mapped step's items, which share all of their fingerprint but the item.
+    """Makes the units of a step's items, which share all of their fingerprint but the item.
 
     Args:
         preparation: Works out the fingerprint of an item that is more than plain data.
         prepared: The step.
         outputs: What it may read, by name.
-        keys: Makes the keys of plain items; ``None`` for a run without fingerprints.
+        keys: By sample, what makes the keys of plain items; none for a run without fingerprints, and for a
+            step that is not mapped.
         facts: The facts that reach the items.
         memories: The memories that do.
     """
@@ -317,29 +325,32 @@ class ItemUnits:
         preparation: Preparation,
         prepared: PreparedStep,
         outputs: Mapping[str, Output | None],
-        keys: ItemKeys | None,
+        keys: Sequence[ItemKeys],
         facts: Mapping[str, Any],
         memories: Mapping[str, Any],
     ) -> None:
         self._preparation = preparation
         self._prepared = prepared
         self._outputs = outputs
-        self._source = prepared.source.step
         self._keys = keys
         self._facts = facts
         self._memories = memories
 
-    async def unit(self, key: str, row: Any) -> WorkItem:
-        """The unit of an item, of which its step reads what the item is in place of its source's value."""
+    async def unit(self, key: str, row: Any, sample: int = 0) -> WorkItem:
+        """The unit of a sample of an item, of which its step reads what the item is in place of its source's
+        value."""
+        prepared, more = self._prepared, of_sample(sample)
+        if prepared.step.runs_over is None:
+            return await self._preparation.work_item(prepared, self._outputs, key, more=more)
         value = StoredValue.of(row)
-        outputs = {**self._outputs, self._source: value}
+        outputs = {**self._outputs, prepared.source.step: value}
         unit_key = ""
-        if self._keys is not None:
-            plain = None if value.is_heavy else self._keys.of(value)
+        if self._keys:
+            plain = None if value.is_heavy else self._keys[sample].of(value)
             if plain is None:
-                return await self._preparation.work_item(self._prepared, outputs, key)
+                return await self._preparation.work_item(prepared, outputs, key, more=more)
             unit_key = plain
-        return WorkItem(self._prepared, outputs, unit_key, NO_ENTRIES, key, self._facts, self._memories)
+        return WorkItem(prepared, outputs, unit_key, NO_ENTRIES, key, self._facts, self._memories)
 
 
 # -- who answers for a unit -----------------------------------------------------------------

@@ -148,6 +148,10 @@ class DefineMagics(NotebookMagics):
         metavar="N",
         help="Rows that one call asks for; 1 without it.",
     )
+    @option(
+        "--flatten", action="store_true", help="With --map-over: run over the elements of lists in the items."
+    )
+    @option("--samples", type=int, metavar="N", help="Independent answers; the value is the agreed one.")
     @option("--min-success", type=float, metavar="SHARE", help="Share (0 to 1) of items that must succeed.")
     @option(
         "--max-failures",

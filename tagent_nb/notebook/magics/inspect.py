@@ -49,15 +49,20 @@ class InspectMagics(NotebookMagics):
     @option("--source", action="store_true", help="Before the answers, the columns of what they are about.")
     @option("--nested", choices=NESTED, default="dict", help="What records inside a row become.")
     @option("--explode", metavar="COLUMN", action="append", default=[], help="A row an item of its lists.")
+    @option("--samples", action="store_true", help="A row for each sample of a step that has several.")
     @option("--to", metavar="FILE", help="Write it to this file: .csv, .parquet, .xlsx or .arrow.")
     def tagent_results(self, args: Namespace) -> Any:
         """Give the result of the last run as a DataFrame, one row a step; it is 'result' too."""
-        if not args.step and (args.source or args.nested != "dict" or args.explode):
+        if args.samples and (args.source or args.explode):
+            raise UsageError("%tagent_results: --samples goes with neither --source nor --explode.")
+        if not args.step and (args.source or args.samples or args.nested != "dict" or args.explode):
             raise UsageError("%tagent_results: which step? Write: %tagent_results STEP --source")
         result = self.session.stored_result(args.run) if args.run else self.session.last_result()
         self.control.keep(result)
         frame = result.to_frame()
-        if args.step:
+        if args.samples:
+            frame = result.samples_frame(args.step, nested=args.nested)
+        elif args.step:
             frame = result.output_frame(
                 args.step, source=args.source, nested=args.nested, explode=args.explode
             )

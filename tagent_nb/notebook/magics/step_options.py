@@ -62,6 +62,7 @@ def build_step(
         "group_by": args.group_by,
         "combine": args.combine,
         "reduce_tokens": args.reduce_tokens,
+        "samples": args.samples,
         "agent": chosen_kind(args),
         "max_replans": args.max_replans,
         "when": args.when,
@@ -91,6 +92,8 @@ def build_step(
         options["approve"] = True
     if args.approve_tools:
         options["approve_tools"] = [name for text in args.approve_tools for name in names(text)]
+    if args.flatten:
+        options["flatten"] = True
     if args.remember:
         options["remember"] = True
     if args.final:

@@ -55,7 +55,7 @@ def details_html(
         for source, output in read.items()
     ]
     blocks = [
-        *_prompt(pipeline, step, available, dict(facts or {}), dict(memories or {})),
+        *_prompt(pipeline, step, steps, available, dict(facts or {}), dict(memories or {})),
         *([("inputs", "\n".join(lines))] if lines else []),
         *_outputs(state),
         *([("printed", text[-MAX_CHARACTERS:])] if text else []),
@@ -96,6 +96,7 @@ def _block(label: str, content: str) -> str:
 def _prompt(
     pipeline: Pipeline,
     step: PipelineStep,
+    steps: Mapping[str, StepResult],
     read: Mapping[str, Output | None],
     facts: dict[str, object],
     memories: dict[str, object],
@@ -109,7 +110,8 @@ def _prompt(
         whose = ""
         if step.map_over is not None:
             source = source_of(step)
-            rows = source_rows(step, read.get(source.step), source)
+            above = steps.get(source.step) or StepResult(source.step)
+            rows = source_rows(step, read.get(source.step), source, above.metadata).rows
             if not rows:
                 yield "goal", step.goal
                 return
@@ -121,7 +123,7 @@ def _prompt(
         goal = step.goal
         if step.reduce_over is not None:
             goal, source = rows_step(step).goal, source_of(step)
-            rows = source_rows(step, read.get(source.step), source)
+            rows = source_rows(step, read.get(source.step), source).rows
             values[source.step] = [row for _, _, row in rows[:ROWS_SHOWN]]
             whose = f" of the first {ROWS_SHOWN} of {len(rows):,} rows" if len(rows) > ROWS_SHOWN else ""
         prompt = render(
