@@ -185,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, metavar="SECONDS", help="most seconds that this run may take, waits included"
     )
     run.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="end while providers have batches of requests; --resume takes them up, tomorrow or elsewhere",
+    )
+    run.add_argument(
         "--input",
         action="append",
         default=[],
@@ -294,6 +299,7 @@ def _run(args: argparse.Namespace, _: object) -> bool:
             budget=args.budget,
             timeout=args.timeout,
             retry_failed=_names(args.retry_failed),
+            wait=not args.no_wait,
         )
     except KeyboardInterrupt:
         if executor.result is not None:
@@ -434,7 +440,9 @@ def _show(result: PipelineResult, file: Any) -> None:
         else "failed"
     )
     if state == "failed" and result.waiting_steps and not result.failed_steps:
-        state = f"waits for approval of {', '.join(result.waiting_steps)}; it ended"
+        from tagent_nb.results import waiting_words
+
+        state = f"waits for {waiting_words(result)}; it ended"
     _print(f"Run {result.run_id} {state} in {result.execution_time:.1f} s, {cost}.", file)
     for warning in result.warnings:
         _print(f"Warning: {warning}", file)

@@ -393,6 +393,8 @@ def _stream(message: dict[str, Any]) -> str:
 
 
 def _message(answer: Answer, body: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(answer, dict) and not body.get("tools"):
+        answer = json.dumps(answer)  # the schema is asked for in another way
     content: dict[str, Any] = {"type": "text", "text": answer}
     if isinstance(answer, dict):
         content = {"type": "tool_use", "id": "call_1", "name": body["tools"][0]["name"], "input": answer}

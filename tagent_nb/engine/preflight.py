@@ -201,6 +201,11 @@ def refuse_batches(pipeline: Pipeline, default: Any) -> None:
 
             tools = named_tools(step)
             problem = batch_problem(model_of(pipeline, step, default))
+            if "timeout" in step.settings:
+                problems.append(
+                    f"Step {step.name!r}: the setting timeout is for a request by itself, and a batch has "
+                    "none. Leave it out, or leave batch (--batch) out."
+                )
             if tools:
                 problems.append(
                     f"Step {step.name!r}: batch cannot be used with tools ({', '.join(tools)}), since a "

@@ -760,6 +760,9 @@ def _check_batch(step: Any) -> None:
     if step.map_over is None:
         _fail(name, "batch", "is for steps that run for each row. Add map_over='load' (--map-over load), "
               "or leave batch (--batch) out: one request is no batch.")  # fmt: skip
+    if step.rows_per_call > 1:
+        _fail(name, "batch", "and rows_per_call exclude each other: a request of a batch is about one row. "
+              "Leave one of them (--batch, --rows-per-call) out.")  # fmt: skip
     if step.tools or step.tools_filter or step.approve_tools or step.remember:
         _fail(name, "batch", "cannot be used with tools: a batch answers once, and calls none. Leave tools "
               "(--tools) and remember (--remember) out, or batch (--batch).")  # fmt: skip

@@ -33,6 +33,7 @@ from tagent_nb.results.records import ending as ending
 from tagent_nb.results.records import failed_items as failed_items
 from tagent_nb.results.records import failure as failure
 from tagent_nb.results.records import skipped_items as skipped_items
+from tagent_nb.results.records import waiting_words as waiting_words
 from tagent_nb.results.result import PipelineResult as PipelineResult
 from tagent_nb.results.rows import frame_of as frame_of
 from tagent_nb.results.rows import grouped_frame as grouped_frame

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tagent_nb import events
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
-from tagent_nb.formatting import short_text, value_text
+from tagent_nb.formatting import count, short_text, value_text
 from tagent_nb.redaction import redact
 from tagent_nb.results.items import StepRows, agreed, row_key, row_label, rows_to_map, to_rows, token
 from tagent_nb.results.records import (
@@ -106,6 +106,7 @@ def items_frame(step: StepResult) -> pd.DataFrame:
         "output_tokens": (counts, lambda item: _reported(item.usage, "output_tokens")),
         "cost": ("float64", lambda item: item.cost),
         "error": ("str", _item_error),
+        "batch": ("str", lambda item: item.batch or None),
     }
     if any(item.rows_in_call for item in items):
         columns["requests"] = ("int64", lambda item: item.usage.requests)
@@ -180,6 +181,10 @@ def _detail(event: events.Event) -> str:
             return short_text(f"{event.error_type}: {event.message}", 300)
         case events.StepSkipped() | events.StepWaiting():
             return short_text(event.reason, 300)
+        case events.BatchPrepared():
+            return count(len(event.rows), "request")
+        case events.BatchSubmitted():
+            return short_text(event.handle.get("id", ""), 300)
         case events.StepStarted():
             return short_text(event.why, 300)
         case events.StepProgress():
@@ -578,7 +583,7 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
 
     Columns: ``action``, ``why``, ``items``, ``items_done``, ``seconds``, ``tokens``, ``cost`` (USD) as the
     last time, and of the quote ``calls``, and ``later_calls`` (those that combine answers), ``input_tokens``,
-    ``output_tokens`` and ``cost``, each with ``_low`` and ``_high``.
+    ``output_tokens``, ``cost``, ``live_cost`` and ``batch_cost``, each with ``_low`` and ``_high``.
     """
     import pandas as pd
 
@@ -605,6 +610,8 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
         "input_tokens": "Int64",
         "output_tokens": "Int64",
         "cost": "float64",
+        "live_cost": "float64",
+        "batch_cost": "float64",
     }.items():
         ranges = [None if row.quote is None else getattr(row.quote, name) for row in rows]
         for place, end in enumerate(("low", "high")):

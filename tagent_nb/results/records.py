@@ -90,6 +90,7 @@ class ItemResult:
 
     ``reason`` says why it was skipped. ``rows_in_call`` is how many items shared the call of a model that its
     value came from (0 in steps where none do), and ``asked_alone`` why it was asked for by itself after that.
+    ``batch`` is the id of the batch that its answer came in.
     """
 
     key: str
@@ -105,6 +106,7 @@ class ItemResult:
     reason: str = ""
     rows_in_call: int = 0
     asked_alone: str = ""
+    batch: str = ""
 
 
 @dataclass(slots=True)
@@ -245,7 +247,7 @@ def outcome(result: RunRecord) -> tuple[StepStatus, str]:
     if result.failed_steps:
         return StepStatus.FAILED, "failed"
     if result.waiting_steps:
-        return StepStatus.WAITING, "waiting for approval"
+        return StepStatus.WAITING, f"waiting for {waiting_kinds(result)}"
     return StepStatus.PENDING, "not finished"
 
 
@@ -255,11 +257,34 @@ def failure(result: RunRecord) -> str:
     lines = [
         f"  {step.name}: {step.error_type}: {short_text(step.error, 300)}".rstrip(" :") for step in failed
     ]
-    if result.waiting_steps:
-        lines.append(f"  {', '.join(result.waiting_steps)}: waits for an approval")
+    for what, names in _waiting(result).items():
+        lines.append(f"  {', '.join(names)}: waits for {'an approval' if what == APPROVAL else 'its batch'}")
     stopped = "was stopped by its timeout" if result.timed_out else "was stopped" if result.cancelled else ""
     head = stopped or ("failed" if result.failed_steps else "is not complete")
     return "\n".join([f"Run {result.run_id} of pipeline {result.pipeline_name!r} {head}.", *lines])
+
+
+APPROVAL, BATCH = "approval", "batches"
+"""What steps wait for in a run that has ended."""
+
+
+def _waiting(result: RunRecord) -> dict[str, list[str]]:
+    """The steps that wait, by what they wait for."""
+    waiting: dict[str, list[str]] = {}
+    for name in result.waiting_steps:
+        kind = APPROVAL if result.steps[name].waits_for.startswith(APPROVAL) else BATCH
+        waiting.setdefault(kind, []).append(name)
+    return waiting
+
+
+def waiting_kinds(result: RunRecord) -> str:
+    """What a run waits for that has ended: approval, batches, or both."""
+    return " and ".join(_waiting(result))
+
+
+def waiting_words(result: RunRecord) -> str:
+    """The same, with the steps: ``approval of draft and batches of classify``."""
+    return " and ".join(f"{what} of {', '.join(names)}" for what, names in _waiting(result).items())
 
 
 def failed_items(step: StepResult) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import Event, TokenUsage
 from tagent_nb.pipeline import StepStatus
-from tagent_nb.results.records import StepResult, no_value, steps_of
+from tagent_nb.results.records import StepResult, no_value, steps_of, waiting_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ class PipelineResult:
         if self.timed_out:
             ended = "timed out"
         elif self.waiting_steps and not self.cancelled and not self.failed_steps:
-            ended = f"waiting for approval of {', '.join(self.waiting_steps)}"
+            ended = f"waiting for {waiting_words(self)}"
         costs = [f"${self.total_cost:.4f}"] if self.total_cost or not self.unpriced_steps else []
         cost = " and ".join([*costs, *(["unknown prices"] if self.unpriced_steps else [])])
         return (
@@ -204,8 +204,8 @@ class PipelineResult:
 
     @property
     def waiting_steps(self) -> list[str]:
-        """Steps that wait, in a run that has ended: for an approval. See
-        :meth:`PipelineExecutor.pending_approvals`."""
+        """Steps that wait, in a run that has ended: for an approval (see
+        :meth:`PipelineExecutor.pending_approvals`), or for a batch that their provider has."""
         return [name for name, step in self.steps.items() if step.status is StepStatus.WAITING]
 
     @property

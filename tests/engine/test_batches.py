@@ -6,25 +6,36 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.test import TestModel
 
 from tagent_nb import (
     BatchPrepared,
     BatchSubmitted,
+    DefinitionError,
     ExecutionMode,
+    ModelError,
     Pipeline,
     PipelineExecutor,
     PipelineResult,
+    PipelineStep,
+    PipelineValidationError,
     ResultCache,
+    RunInProgressError,
     StepStatus,
     StepWaiting,
     open_storage,
+    tool,
 )
+from tagent_nb.engine import quote_text
 from tagent_nb.events import Event
+from tagent_nb.results import RunHistory
 from tests.batch_child import flow
 from tests.fake_batches import KEY, FakeBatches, fake_batches
 
@@ -33,6 +44,7 @@ pytestmark = pytest.mark.models
 MODELS = {"openai": "openai:gpt-4o", "anthropic": "anthropic:claude-sonnet-5"}
 CREATE = {"openai": "POST /v1/batches", "anthropic": "POST /v1/messages/batches"}
 LOOK = {"openai": "GET /v1/batches/ID", "anthropic": "GET /v1/messages/batches/ID"}
+LIST = {"openai": "GET /v1/batches", "anthropic": "GET /v1/messages/batches"}
 POLL = (0.001, 0.002)
 
 
@@ -51,6 +63,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBatches]:
         yield server
 
 
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    return f"sqlite:{tmp_path}/runs.db"
+
+
 class Mood(BaseModel):
     label: Literal["good", "bad"]
 
@@ -65,8 +82,8 @@ def executor(pipeline: Pipeline, **options: Any) -> PipelineExecutor:
     return PipelineExecutor(pipeline, batch_poll=POLL, retry_delay=0.0, **options)
 
 
-def run(pipeline: Pipeline, **options: Any) -> PipelineResult:
-    return executor(pipeline, **options).run()
+def run(pipeline: Pipeline, *, wait: bool = True, **options: Any) -> PipelineResult:
+    return executor(pipeline, **options).run(wait=wait)
 
 
 def asked_once(fake: FakeBatches, rows: int) -> bool:
@@ -138,10 +155,6 @@ class TestOneBatch:
 
 
 class TestResume:
-    @pytest.fixture
-    def storage(self, tmp_path: Path) -> str:
-        return f"sqlite:{tmp_path}/runs.db"
-
     def kill_when(self, fake: FakeBatches, happened: Callable[[], bool], storage: str, provider: str) -> None:
         """Let another process begin the run, and end it with SIGKILL when something has happened."""
         root = Path(__file__).parents[2]
@@ -202,3 +215,288 @@ class TestResume:
         fake.hold = False
         assert self.resumed(storage, provider).success
         assert asked_once(fake, 50)
+
+
+class Script:
+    """What the server answers: for each question its answers in turn, the last one again and again."""
+
+    def __init__(self, **answers: list[Any]) -> None:
+        self.answers = {name.replace("_", " "): list(given) for name, given in answers.items()}
+
+    def __call__(self, question: str) -> Any:
+        left = self.answers.get(question, ["fine"])
+        return left.pop(0) if len(left) > 1 else left[0]
+
+
+class TestWhatFails:
+    def test_rows_that_expired_or_failed_are_sent_again(self, fake: FakeBatches, provider: str) -> None:
+        fake.answer = Script(row_0=["<expired>", "late"], row_1=["<overloaded>", "<missing>", "later"])
+        result = run(mapped(provider))
+        assert result["judge"] == ["late", "later", "fine", "fine", "fine"]
+        assert fake.submitted == {"row 0": 2, "row 1": 3, "row 2": 1, "row 3": 1, "row 4": 1}
+        assert [len(batch.requests) for batch in fake.batches.values()] == [5, 2, 1]
+        frame = RunHistory([result], []).items_frame("judge")
+        assert list(frame["batch"]) == ["batch_2", "batch_3", "batch_1", "batch_1", "batch_1"]
+        assert list(frame["attempts"]) == [2, 3, 1, 1, 1]
+
+    def test_what_the_provider_rejects_fails_at_once(self, fake: FakeBatches, provider: str) -> None:
+        fake.answer = Script(row_3=["<errored>"])
+        result = run(mapped(provider, min_success=0.5))
+        assert result["judge"] == ["fine", "fine", "fine", None, "fine"]
+        assert "rejected the request" in (result.steps["judge"].items or {})["3"].error
+        assert fake.submitted["row 3"] == 1
+
+    def test_retries_are_limited(self, fake: FakeBatches, provider: str) -> None:
+        fake.answer = Script(row_3=["<expired>"])
+        result = run(mapped(provider, max_retries=1))
+        assert "expired before the provider came to this request" in result.error_details["judge"]
+        assert fake.submitted["row 3"] == 2
+
+    def test_then_live_asks_the_rest_at_once(self, fake: FakeBatches, provider: str) -> None:
+        fake.answer = Script(row_0=["<expired>", "live"])
+        assert run(mapped(provider, batch="then-live"))["judge"] == ["live", *["fine"] * 4]
+        assert fake.live == {"row 0": 1}
+        assert sum(fake.submitted.values()) == 5
+
+    @pytest.mark.parametrize("batch", [True, "then-live"])
+    def test_invalid_answers_go_back_with_the_reasons(
+        self, fake: FakeBatches, provider: str, batch: bool | str
+    ) -> None:
+        good, bad = {"label": "good"}, {"label": "middling"}
+        fake.answer = Script(row_0=[bad, good], row_1=[good], row_2=[good])
+        result = run(mapped(provider, 3, output_schema=Mood, batch=batch))
+        assert [mood.label for mood in result["judge"]] == ["good"] * 3
+        more = fake.submitted if batch is True else fake.live
+        assert more["row 0"] == (2 if batch is True else 1)
+        assert len(fake.batches) == (2 if batch is True else 1)
+
+    def test_a_run_that_ended_before_live_calls_makes_them_live(
+        self, fake: FakeBatches, storage: str
+    ) -> None:
+        fake.answer = Script(row_0=["<errored>", "live"])
+        pipeline = flow(MODELS["openai"], 3, batch="then-live")
+        assert not run(pipeline, storage=open_storage(storage)).success
+        result = executor(pipeline, storage=open_storage(storage)).run(resume=True)
+        assert result["judge"] == ["live", "fine", "fine"]
+        assert fake.live == {"row 0": 1}
+
+    def test_a_busy_provider_is_asked_again(self, fake: FakeBatches, provider: str) -> None:
+        now = {"retry-after-ms": "1"}
+        fake.refuse = {
+            CREATE[provider]: [(429, now), (429, now)],
+            LOOK[provider]: [(429, now), (503, now), (429, now)],
+        }
+        assert run(mapped(provider)).success
+        assert asked_once(fake, 5)
+
+    @pytest.mark.parametrize("drops", [1, 2])
+    def test_an_answer_that_is_lost_is_no_second_batch(
+        self, fake: FakeBatches, provider: str, drops: int
+    ) -> None:
+        """The connection ends when the provider has taken the batch: it is looked for, not sent again."""
+        fake.drop[CREATE[provider]] = drops
+        fake.drop[LIST[provider]] = drops - 1
+        assert run(mapped(provider)).success
+        assert asked_once(fake, 5)
+
+    def test_a_batch_that_is_refused_fails_its_rows(self, fake: FakeBatches, provider: str) -> None:
+        fake.refuse = {CREATE[provider]: [(400, {})]}
+        result = run(mapped(provider))
+        assert "rejected the request" in result.error_details["judge"]
+        assert not fake.batches
+
+    def test_a_provider_that_says_nothing_leaves_the_run_waiting(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        """To give the batch up would be to pay for it twice."""
+        fake.refuse = {LOOK[provider]: [(503, {"retry-after-ms": "1"})] * 40}
+        result = run(mapped(provider), storage=open_storage(storage))
+        assert result.waiting_steps == ["judge"]
+        assert "cannot be asked about now" in result.steps["judge"].waits_for
+        fake.refuse.clear()
+        assert executor(mapped(provider), storage=open_storage(storage)).run(resume=True).success
+        assert asked_once(fake, 5)
+
+    def test_a_key_of_another_project_leaves_it_waiting(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        fake.hold = True
+        run(mapped(provider), storage=open_storage(storage), wait=False)
+        kept = dict(fake.batches)
+        fake.batches.clear()
+        again = executor(mapped(provider), storage=open_storage(storage)).run(resume=True)
+        assert again.waiting_steps == ["judge"]
+        fake.batches.update(kept)
+        fake.hold = False
+        assert executor(mapped(provider), storage=open_storage(storage)).run(resume=True).success
+        assert asked_once(fake, 5)
+
+
+class TestCancel:
+    def test_stop_may_cancel_the_batch(self, fake: FakeBatches, provider: str, storage: str) -> None:
+        """What is answered by then is kept, and only the rest is sent again."""
+        fake.hold = True
+        handle = executor(mapped(provider), storage=open_storage(storage)).start()
+        fake.wait_for(lambda: fake.calls[LOOK[provider]] >= 2)
+        handle.cancel(batches=True)
+        assert handle.result().cancelled
+        assert fake.batches["batch_1"].cancelled
+        fake.hold = False
+        result = executor(mapped(provider), storage=open_storage(storage)).run(resume=True)
+        assert result["judge"] == [f"answer to row {number}" for number in range(5)]
+        assert fake.submitted == {"row 0": 1, "row 1": 2, "row 2": 1, "row 3": 2, "row 4": 1}
+
+    def test_a_batch_of_a_run_that_has_ended_can_be_cancelled(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        fake.hold = True
+        run(mapped(provider), storage=open_storage(storage), wait=False)
+        later = executor(mapped(provider), storage=open_storage(storage))
+        assert later.cancel_batches() == 1
+        assert later.cancel_batches() == 0
+        assert fake.batches["batch_1"].cancelled
+        fake.hold = False
+        assert later.run(resume=True).success
+        assert fake.submitted["row 0"] == 1
+        assert fake.submitted["row 1"] == 2
+
+    def test_one_that_others_have_cancelled_fails(self, fake: FakeBatches, provider: str) -> None:
+        fake.hold = True
+        handle = executor(mapped(provider, min_success=0.0)).start()
+        fake.wait_for(lambda: fake.calls[LOOK[provider]] >= 1)
+        fake.batches["batch_1"].cancelled = True
+        items = handle.result().steps["judge"].items or {}
+        assert items["0"].status is StepStatus.COMPLETED
+        assert "was cancelled before" in items["1"].error
+
+    def test_one_that_cannot_be_cancelled_is_left(self, fake: FakeBatches, provider: str) -> None:
+        fake.hold = True
+        fake.refuse = {f"POST {LOOK[provider][4:]}/cancel": [(400, {})]}
+        handle = executor(mapped(provider)).start()
+        fake.wait_for(lambda: fake.calls[LOOK[provider]] >= 2)
+        handle.cancel(batches=True)
+        assert any("could not be cancelled" in warning for warning in handle.result().warnings)
+
+    def test_a_run_that_goes_on_is_to_be_stopped(self, fake: FakeBatches) -> None:
+        fake.hold = True
+        running = executor(mapped("openai"))
+        handle = running.start()
+        fake.wait_for(lambda: bool(fake.batches))
+        with pytest.raises(RunInProgressError, match="cancel\\(batches=True\\)"):
+            running.cancel_batches()
+        handle.cancel()
+        handle.result()
+        assert executor(mapped("openai")).cancel_batches() == 0
+
+
+class TestBudgets:
+    def test_a_batch_is_reserved_as_a_whole(self, fake: FakeBatches) -> None:
+        """What does not fit with the most that the batch may take waits for the next one."""
+        result = run(mapped("openai", 10, settings={"max_tokens": 100}), budget="0.003 USD")
+        assert result.success
+        sizes = [len(batch.requests) for batch in fake.batches.values()]
+        assert sum(sizes) == 10
+        assert len(sizes) > 1
+        assert result.total_cost < 0.003
+
+    def test_what_does_not_fit_any_more_is_not_sent(self, fake: FakeBatches) -> None:
+        result = run(mapped("openai", 10, settings={"max_tokens": 100}), budget="0.0006 USD")
+        assert "is used up" in result.error_details["judge"]
+        assert sum(fake.submitted.values()) < 10
+
+    def test_without_a_limit_an_answer_is_as_long_as_its_schema_says(self, fake: FakeBatches) -> None:
+        fake.answer = lambda question: {"label": "good"}
+        result = run(mapped("openai", 10, output_schema=Mood), budget="10000 tokens")
+        assert result.success
+        assert len(fake.batches) == 1
+
+    def test_a_batch_that_was_sent_counts_when_it_is_taken_up(self, fake: FakeBatches, storage: str) -> None:
+        fake.hold = True
+        run(mapped("openai"), storage=open_storage(storage), wait=False, budget="1 USD")
+        fake.hold = False
+        result = executor(mapped("openai"), storage=open_storage(storage)).run(resume=True, budget="1 USD")
+        assert result.success
+        assert asked_once(fake, 5)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            ({"map_over": None}, "for steps that run for each row"),
+            ({"batch": "later"}, "must be True, False or 'then-live'"),
+            ({"agent": "plan"}, "cannot be used with agent='plan'"),
+            ({"tools": [len]}, "cannot be used with tools"),
+            ({"remember": True}, "cannot be used with tools"),
+            ({"rows_per_call": 5}, "exclude each other"),
+        ],
+    )
+    def test_a_step_that_cannot(self, options: dict[str, Any], problem: str) -> None:
+        with pytest.raises(DefinitionError, match=problem):
+            PipelineStep(
+                **{"name": "s", "goal": "Say {{ item }}", "map_over": "rows", "batch": True, **options}
+            )
+
+    def test_a_python_step(self) -> None:
+        with pytest.raises(DefinitionError, match="for agent steps"):
+            PipelineStep.from_cell("s", "item", python=True, map_over="rows", batch=True)
+
+    @pytest.mark.parametrize(
+        ("model", "problem"),
+        [
+            ("openai-chat:gpt-4o", "speak the Responses API, as 'openai:gpt-4o' does"),
+            (FallbackModel(TestModel()), "has no interface for batches"),
+            ("local", "local model"),
+        ],
+    )
+    def test_a_model_without_batches(self, fake: FakeBatches, model: Any, problem: str) -> None:
+        pipeline = mapped("openai")
+        pipeline.model = model
+        with pytest.raises(
+            (PipelineValidationError, ModelError), match=problem if model != "local" else "local"
+        ):
+            run(pipeline)
+
+    def test_a_setting_and_registered_tools(self, fake: FakeBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(PipelineValidationError, match="the setting timeout"):
+            run(mapped("openai", settings={"timeout": 5.0}))
+        monkeypatch.setattr("tagent_nb.runners.tools.registry._registered", {})
+
+        @tool
+        def look_up(name: str) -> str:
+            """Look something up."""
+            return name
+
+        with pytest.raises(PipelineValidationError, match="with tools \\(look_up\\)"):
+            run(mapped("openai"))
+        assert run(mapped("openai", tools_filter=[])).success
+
+    def test_options_that_mean_nothing(self) -> None:
+        for poll in (5, (0, 1), (2, 1), ("a", 1)):
+            with pytest.raises(DefinitionError, match="batch_poll"):
+                PipelineExecutor(mapped("openai"), batch_poll=poll)  # type: ignore[arg-type]
+        with pytest.raises(DefinitionError, match="wait must be"):
+            PipelineExecutor(mapped("openai")).run(wait="no")
+
+
+class TestQuote:
+    async def test_a_plan_says_both_prices(self, fake: FakeBatches) -> None:
+        for batch in (True, False):
+            quote = (await executor(mapped("openai", batch=batch)).plan())["judge"].quote
+            assert quote is not None
+            assert quote.live_cost is not None
+            assert quote.batch_cost == pytest.approx(tuple(cost / 2 for cost in quote.live_cost))
+            assert quote.cost == (quote.batch_cost if batch else quote.live_cost)
+            assert (" live)" if batch else " in batches)") in quote_text(quote)
+        frame = (await executor(mapped("openai")).plan()).to_frame()
+        assert frame.loc["judge", "batch_cost_high"] == frame.loc["judge", "cost_high"]
+        assert frame.loc["judge", "live_cost_high"] == pytest.approx(2 * frame.loc["judge", "cost_high"])
+
+    async def test_a_step_that_cannot_be_batched_has_one(self, fake: FakeBatches) -> None:
+        pipeline = Pipeline("p", model="openai:gpt-4o")
+        pipeline.step("s", "Say something")
+        quote = (await executor(pipeline).plan())["s"].quote
+        assert quote is not None
+        assert quote.batch_cost is None
+        assert "(" not in quote_text(quote)
+        assert quote_text(replace(quote, cost=None)) == "$?"

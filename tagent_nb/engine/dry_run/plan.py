@@ -281,6 +281,18 @@ def calls_text(quote: Quote) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
+def quote_text(quote: Quote) -> str:
+    """USD of a quote in words; beside it what it would be in batches, or live."""
+    if quote.cost is None:
+        return "$?"
+    text, other, how = range_text(quote.cost), quote.batch_cost, "in batches"
+    if quote.batch_cost == quote.cost:
+        text, other, how = f"{text} in batches", quote.live_cost, "live"
+    if other is None or other == quote.cost:
+        return text
+    return f"{text} ({range_text(other)} {how})"
+
+
 def range_text(costs: tuple[float, float]) -> str:
     """USD from and to, in words."""
     low, high = map(cost_text, costs)

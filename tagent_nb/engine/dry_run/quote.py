@@ -47,6 +47,8 @@ class Quote:
         cost: USD, from and to; ``None`` where the model's price is unknown.
         later_calls: Requests besides, from and to, which combine the answers of a step with ``reduce_over``:
             how many there are depends on how long those answers are. Their tokens and USD are in the others.
+        live_cost: The same if each request is sent at once.
+        batch_cost: The same if they are sent in batches; ``None`` as well where they cannot be.
     """
 
     units: int
@@ -55,6 +57,8 @@ class Quote:
     output_tokens: tuple[int, int]
     cost: Range | None
     later_calls: tuple[int, int] = (0, 0)
+    live_cost: Range | None = None
+    batch_cost: Range | None = None
 
 
 def prompt_of(work: WorkItem, shared: Mapping[str, Any]) -> str:
@@ -118,13 +122,20 @@ def quote(
         least, most = answer_range(step)
         out = (float(units * least), units * most * REPEATS)
     least_usage, most_usage = (TokenUsage(round(into[end]), round(out[end])) for end in (0, 1))
-    least_cost, most_cost = (price(prepared.model, usage, prices) for usage in (least_usage, most_usage))
+
+    def costs(*, batch: bool) -> Range | None:
+        ends = [price(prepared.model, usage, prices, batch=batch) for usage in (least_usage, most_usage)]
+        return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+    live, together = costs(batch=False), costs(batch=True) if _may_be_batched(prepared) else None
     return Quote(
         units,
         max(units, round(calls)),
         (least_usage.input_tokens, most_usage.input_tokens),
         (least_usage.output_tokens, most_usage.output_tokens),
-        None if least_cost is None or most_cost is None else (least_cost, most_cost),
+        together if step.batch else live,
+        live_cost=live,
+        batch_cost=together,
     )
 
 
@@ -167,13 +178,25 @@ def with_later(
         for end in (0, 1)
     )
     costs = [price(prepared.model, usage, prices) for usage in (low, high)]
+    cost = None if costs[0] is None or costs[1] is None else (costs[0], costs[1])
     return replace(
         quote,
         input_tokens=(low.input_tokens, high.input_tokens),
         output_tokens=(low.output_tokens, high.output_tokens),
-        cost=None if costs[0] is None or costs[1] is None else (costs[0], costs[1]),
+        cost=cost,
+        live_cost=cost,
         later_calls=calls,
     )
+
+
+def _may_be_batched(prepared: PreparedStep) -> bool:
+    """Whether the requests of a step are, or could be, sent in batches."""
+    from tagent_nb.runners import batch_problem, named_tools
+
+    step = prepared.step
+    if step.map_over is None or step.agent != "single" or step.rows_per_call > 1 or named_tools(step):
+        return False
+    return bool(step.batch) or not batch_problem(prepared.model)
 
 
 def _summed(samples: Sequence[int], units: int) -> Range:

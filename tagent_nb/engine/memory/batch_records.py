@@ -39,6 +39,7 @@ class BatchRecords:
         self._sent: dict[str, RecordedBatch] = {}
         # Marker and number of each request that is not answered, by unit and its canonical key.
         self._open: dict[tuple[str, str | None], dict[str, tuple[str, int]]] = {}
+        self._left: dict[str, int] = {}  # how many these are, by batch
         self._answered: set[tuple[str, str | None]] = set()
 
     def __bool__(self) -> bool:
@@ -51,7 +52,18 @@ class BatchRecords:
 
     def drop(self, step: str, item: str | None, key: str) -> None:
         """Wait for this request no longer: it is sent again."""
-        self._open.get((step, item), {}).pop(key, None)
+        self._pop((step, item), key)
+
+    def _pop(self, unit: tuple[str, str | None], key: str) -> bool:
+        """Wait for a request no longer; whether it was waited for."""
+        places = self._open.get(unit, {})
+        place = places.pop(key, None)
+        if place is None:
+            return False
+        self._left[place[0]] -= 1
+        if not places:
+            del self._open[unit]
+        return True
 
     def is_answered(self, step: str, item: str | None) -> bool:
         """Whether a batch has answered a unit, or has failed to."""
@@ -63,11 +75,10 @@ class BatchRecords:
 
     def under_way(self) -> list[RecordedBatch]:
         """Batches that the provider has and whose answers are not all read, oldest first."""
-        markers = {marker for places in self._open.values() for marker, _ in places.values()}
         return [
             batch
             for marker, batch in self._sent.items()
-            if marker in markers and batch.handle is not None and not batch.cancelled
+            if self._left[marker] and batch.handle is not None and not batch.cancelled
         ]
 
     # -- the fold ---------------------------------------------------------------------------
@@ -75,7 +86,9 @@ class BatchRecords:
     def prepared(self, event: BatchPrepared) -> None:
         """Take in that a batch is about to be sent."""
         self._sent[event.marker] = RecordedBatch(event)
+        self._left[event.marker] = len(event.rows)
         for number, (row, key) in enumerate(zip(event.rows, event.keys, strict=True)):
+            self._pop((event.step, row), key)
             self._open.setdefault((event.step, row), {})[key] = (event.marker, number)
 
     def submitted(self, event: BatchSubmitted) -> None:
@@ -89,22 +102,20 @@ class BatchRecords:
 
     def answered(self, event: CallRecorded) -> None:
         """Take in that a request has its answer, of whatever source."""
-        places = self._open.get((event.step, event.item))
-        if places is not None and places.pop(event.key, None) is not None:
-            self._note(event)
-            if not places:
-                del self._open[event.step, event.item]
+        if self._pop((event.step, event.item), event.key):
+            self._answered.add((event.step, event.item))
 
     def release(self, event: StepEvent) -> None:
         """Take in that an attempt has ended: what its unit asks from now on is another request."""
-        if self._open.pop((event.step, event.item), None) is not None:
-            self._note(event)
+        unit = event.step, event.item
+        for key in [*self._open.get(unit, ())]:
+            self._pop(unit, key)
+            self._answered.add(unit)
 
     def forget(self, steps: Iterable[str]) -> None:
         """These steps are forced: what was asked before answers for nothing any more."""
         forced = frozenset(steps)
-        self._open = {unit: places for unit, places in self._open.items() if unit[0] not in forced}
+        for unit in [unit for unit in self._open if unit[0] in forced]:
+            for key in [*self._open[unit]]:
+                self._pop(unit, key)
         self._answered = {unit for unit in self._answered if unit[0] not in forced}
-
-    def _note(self, event: StepEvent) -> None:
-        self._answered.add((event.step, event.item))

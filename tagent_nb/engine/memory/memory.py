@@ -398,6 +398,7 @@ class PipelineMemory:
             self._valued(unit, event)
         elif event.metadata:
             note_rows(unit, event.metadata)
+            unit.batch = event.metadata.get("batch", "")
 
     def _step_cached(self, event: StepCached) -> None:
         if self.pending:

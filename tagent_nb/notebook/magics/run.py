@@ -80,6 +80,11 @@ class RunMagics(NotebookMagics):
     )
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of this run, waits included.")
     @option(
+        "--no-wait",
+        action="store_true",
+        help="End while providers have batches of requests; --resume takes them up later.",
+    )
+    @option(
         "--strict",
         action="store_true",
         help="A run that fails raises, so that papermill, nbconvert and scheduled notebooks fail.",
@@ -121,6 +126,7 @@ class RunMagics(NotebookMagics):
                 "max_concurrency": args.max_concurrency,
                 "budget": budget,
                 "timeout": args.timeout,
+                "wait": not args.no_wait,
             },
             args.background,
             args.strict,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tagent_nb.cache import CacheStats
 from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, escape, table
-from tagent_nb.engine import Plan, calls_text, range_text
+from tagent_nb.engine import Plan, calls_text, quote_text
 from tagent_nb.formatting import (
     cost_text,
     count,
@@ -87,7 +87,7 @@ def plan_table(plan: Plan) -> Bundle:
         quote = forecast.quote
         if quote is not None:
             used = f"{tokens_text(quote.input_tokens[1] + quote.output_tokens[1])} at most"
-            paid = "$?" if quote.cost is None else range_text(quote.cost)
+            paid = quote_text(quote)
         mark = STATUS_STYLES[_PLANNED[forecast.action]].mark
         rows.append(
             [

@@ -37,6 +37,7 @@ from tagent_nb.results import (
     result_view,
     run_html,
     run_text,
+    waiting_words,
 )
 
 __all__ = ["Panel"]
@@ -161,12 +162,30 @@ class Panel:
             self.workspace.handle.pause()
 
     def stop(self) -> None:
-        """Stop the run; it can be resumed."""
+        """Stop the run; it can be resumed. Batches that providers have go on."""
         if self.workspace.running and self.workspace.handle is not None:
-            self._stopping = True
-            if self.view is not None:
-                self.view.offer(["stop"], enabled=False)
-            self.workspace.handle.cancel()
+            self._stop(batches=False)
+
+    def _stop(self, *, batches: bool) -> None:
+        self._stopping = True
+        if self.view is not None:
+            self.view.offer(["stop"], enabled=False)
+        assert self.workspace.handle is not None
+        self.workspace.handle.cancel(batches=batches)
+
+    def cancel_batches(self) -> None:
+        """Cancel what providers have been sent, and the run where it goes on; what is answered is kept."""
+        executor = self.workspace.executor
+        if self.workspace.running and self.workspace.handle is not None:
+            self._stop(batches=True)
+        elif executor is not None:
+            try:
+                number = executor.cancel_batches()
+            except Exception as error:  # the provider's: a button cannot raise
+                self._say(str(error))
+            else:
+                what = "The batch is" if number == 1 else f"{number} batches are"
+                self._say(f"{what} cancelled. Resume keeps what is answered, and sends the rest again.")
 
     def _begin(self, **options: Any) -> None:
         # The click may come on the main thread or on a subshell's, and twice.
@@ -361,11 +380,17 @@ class Panel:
     def _offer(self, view: PanelView, phase: str) -> None:
         """Show the buttons that make sense now: while a run goes on, else by how it ended."""
         if self.feed is not None and not self.feed.over.is_set():
-            view.offer(["stop", "go_on" if phase == "paused" else "pause"], enabled=not self._stopping)
+            now = ["stop", "go_on" if phase == "paused" else "pause", *self._batches()]
+            view.offer(now, enabled=not self._stopping)
             return
         more = {"cancelled": ["go_on"], "timed out": ["go_on"], "waiting": ["go_on"]}.get(phase, [])
         again = ["retry"] if phase == "failed" or (phase == "completed" and self._has_failed()) else []
-        view.offer(["run", *more, *again, "force"])
+        view.offer(["run", *more, *again, "force", *self._batches()])
+
+    def _batches(self) -> list[str]:
+        """The button that cancels batches, while a provider has some."""
+        memory = None if self.workspace.executor is None else self.workspace.executor.memory
+        return ["cancel_batches"] if memory is not None and memory.batches.under_way() else []
 
     def _has_failed(self) -> bool:
         """Whether a step, or a row of one that has a value, has failed in the run that is shown."""
@@ -396,8 +421,5 @@ def _how_to_go_on(result: PipelineResult) -> str:
     if rows and not result.waiting_steps:
         return f"{'; '.join(rows)}. %tagent_run --retry-failed runs these alone, and what reads them."
     if result.waiting_steps:
-        return (
-            f"Waiting for approval: {', '.join(result.waiting_steps)}. "
-            "%tagent_run --resume asks for it, and goes on."
-        )
+        return f"Waiting for {waiting_words(result)}. %tagent_run --resume goes on with it."
     return ""

@@ -147,6 +147,12 @@ _BUTTONS = (
         "Try failed steps and rows again; what is done is not run again",
     ),
     ("force", "Force step", "bolt", "Run the chosen step anew, cached or not"),
+    (
+        "cancel_batches",
+        "Cancel batches",
+        "times",
+        "Cancel at their providers the batches that are not answered; Stop leaves them",
+    ),
 )
 """Name (also that of the method of :class:`PanelActions`), label, icon of Font Awesome, tooltip; in the order
 in which they are shown."""

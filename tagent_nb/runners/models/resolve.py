@@ -147,11 +147,13 @@ def resolve_model(model: Any, http_client: Any = None) -> Model[Any]:
 
 def batch_problem(model: Any) -> str:
     """Why a model takes no batches of requests, in words; empty if it does. It is asked nothing."""
-    resolved = _unconnected(model) if isinstance(model, str) and not is_local(model) else None
     if is_local(model):
         return f"the local model ({local.NAME}) has no interface for batches."
-    resolved = resolve_model(model) if resolved is None else resolved
-    if resolved.batch_max_requests is not None:
+    if isinstance(model, str):
+        takes = _takes_batches(model, environment_version())
+    else:
+        takes = resolve_model(model).batch_max_requests is not None
+    if takes:
         return ""
     name = model_name(model)
     if name.startswith("openai-chat:"):
@@ -160,6 +162,11 @@ def batch_problem(model: Any) -> str:
             f"{name.replace('-chat', '', 1)!r} does."
         )
     return f"{name!r} has no interface for batches."
+
+
+@functools.lru_cache
+def _takes_batches(model: str, version: int) -> bool:
+    return _unconnected(model).batch_max_requests is not None
 
 
 def _provider(name: str, http_client: Any) -> Any:

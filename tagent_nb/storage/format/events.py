@@ -12,6 +12,7 @@ from tagent_nb.errors import CorruptRecordError, StorageError, TagentError
 from tagent_nb.events import (
     ApprovalGiven,
     ApprovalRequested,
+    BatchPrepared,
     CallRecorded,
     Event,
     RunFinished,
@@ -153,7 +154,10 @@ class Summary:
             self.calls.setdefault((event.step, event.item), []).append(event.cost)
         elif kind is RunResumed:
             self._interrupted()
-        if kind in _APPROVALS:
+        if kind is BatchPrepared:
+            # Until the step ends, what its provider has is to be kept as well.
+            self.pending.setdefault((event.step, None), set()).add(f"batch {event.marker}")  # type: ignore[attr-defined]
+        elif kind in _APPROVALS:
             self._approval(event)
         state = _STATES.get(kind)
         if state is not None:
