@@ -272,7 +272,8 @@ def _waiting(result: RunRecord) -> dict[str, list[str]]:
     """The steps that wait, by what they wait for."""
     waiting: dict[str, list[str]] = {}
     for name in result.waiting_steps:
-        kind = APPROVAL if result.steps[name].waits_for.startswith(APPROVAL) else BATCH
+        reason = result.steps[name].waits_for
+        kind = BATCH if "batch" in reason and not reason.startswith(APPROVAL) else APPROVAL
         waiting.setdefault(kind, []).append(name)
     return waiting
 

@@ -617,7 +617,7 @@ def test_the_time_left_is_estimated_from_earlier_runs(
             "--resume --budget AMOUNT",
             "retry",
         ),
-        (StepResult("ask", StepStatus.WAITING), "Waiting for approval: ask", "go_on"),
+        (StepResult("ask", StepStatus.WAITING), "Waiting for approval of ask", "go_on"),
     ],
 )
 def test_a_run_that_needs_its_user_says_how_to_go_on(
