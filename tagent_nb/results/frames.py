@@ -106,8 +106,9 @@ def items_frame(step: StepResult) -> pd.DataFrame:
         "output_tokens": (counts, lambda item: _reported(item.usage, "output_tokens")),
         "cost": ("float64", lambda item: item.cost),
         "error": ("str", _item_error),
-        "batch": ("str", lambda item: item.batch or None),
     }
+    if any(item.batch for item in items):
+        columns["batch"] = ("str", lambda item: item.batch or None)
     if any(item.rows_in_call for item in items):
         columns["requests"] = ("int64", lambda item: item.usage.requests)
         columns["rows_in_call"] = ("int64", lambda item: item.rows_in_call)

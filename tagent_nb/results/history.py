@@ -49,9 +49,9 @@ class RunHistory(Sequence["PipelineResult"]):
 
     def items_frame(self, step: str) -> pd.DataFrame:
         """One row for each item of a mapped step in each run: ``status``, ``attempts``, ``seconds``, tokens,
-        ``cost`` (USD), ``error``, the id of the ``batch`` that its answer came in; and where rows share calls
-        (``rows_per_call``) ``requests``, ``rows_in_call``, and ``asked_alone``, which says why a row was
-        asked for by itself.
+        ``cost`` (USD), ``error``; where rows were sent in batches, the id of the ``batch`` that an answer
+        came in; and where rows share calls (``rows_per_call``) ``requests``, ``rows_in_call``, and
+        ``asked_alone``, which says why a row was asked for by itself.
 
         Raises:
             UnknownStepError: No run has such a mapped step.
