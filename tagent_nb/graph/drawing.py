@@ -16,7 +16,7 @@ from tagent_nb.errors import DefinitionError
 from tagent_nb.formatting import cost_text, model_label, seconds_text, tokens_text
 from tagent_nb.graph.grouping import MOST_NODES, Group, groups_of
 from tagent_nb.pipeline import DependencyType, Pipeline, PipelineStep, StepStatus, inputs_by_step
-from tagent_nb.results import StepResult, skipped_items
+from tagent_nb.results import MapProgress, StepResult, progress_of
 
 if TYPE_CHECKING:
     import graphviz
@@ -242,14 +242,18 @@ def about_step(step: PipelineStep) -> str:
     return " · ".join(words)
 
 
-def facts_of(state: StepResult) -> list[str]:
-    """Seconds, tokens, USD and items of a step that has begun."""
+def facts_of(state: StepResult, progress: MapProgress | None = None) -> list[str]:
+    """Seconds, tokens, USD and items of a step that has begun.
+
+    Args:
+        state: Of the step.
+        progress: How far a mapped step is, where that is counted already.
+    """
     facts = []
     if state.items_total is not None:
-        items = list((state.items or {}).values())  # at once: the run goes on in another thread
-        skipped = skipped_items(state)
-        done = sum(item.status.has_value or item.status is StepStatus.FAILED for item in items) + skipped
-        facts.append(f"{done}/{state.items_total} items" + (f", {skipped} skipped" if skipped else ""))
+        progress = progress or progress_of(state)
+        skipped = progress.ended[-1]
+        facts.append(f"{progress.done}/{progress.total} items" + (f", {skipped} skipped" if skipped else ""))
     if state.status is StepStatus.CACHED:
         facts.append("from cache")
     elif state.seconds:

@@ -23,7 +23,7 @@ from tagent_nb.graph.drawing import (
 from tagent_nb.graph.grouping import Group, groups_of
 from tagent_nb.graph.svg import laid_out
 from tagent_nb.pipeline import Pipeline, PipelineStep, StepStatus
-from tagent_nb.results import StepResult
+from tagent_nb.results import MapProgress, StepResult
 
 __all__ = ["LiveGraph", "live_style"]
 
@@ -62,20 +62,27 @@ class LiveGraph:
         """The id of the node that shows a step."""
         return self._ids.get(step)
 
-    def label(self, node: str, steps: Mapping[str, StepResult], now: float) -> list[str]:
+    def label(
+        self,
+        node: str,
+        steps: Mapping[str, StepResult],
+        now: float,
+        items: Mapping[str, MapProgress] | None = None,
+    ) -> list[str]:
         """What a node says: ``[state, first line, last line, tooltip]``, as text.
 
         Args:
             node: Its id.
             steps: States by name; steps without one are pending.
             now: Seconds since the epoch, for the clocks of steps that run.
+            items: How far mapped steps are, where that is counted already.
         """
         states = [steps.get(name) or StepResult(name) for name in self.nodes[node]]
         if node in self.groups:
             return self._group_label(Group(self.groups[node], self.nodes[node]).title, states)
         (state,) = states
         style = STATUS_STYLES[state.status]
-        facts = _facts(state, now)
+        facts = _facts(state, now, (items or {}).get(state.name))
         tooltip = f"{state.name}: {', '.join([style.word, *facts])}\n{self._abouts[state.name]}"
         if state.error:
             tooltip += f"\n{short(f'{state.error_type}: {state.error}', 300)}"
@@ -131,8 +138,8 @@ def _widest_facts(step: PipelineStep, kind: str) -> str:
     return ("0000/0000 items · " if step.has_items else "") + _WIDEST[kind]
 
 
-def _facts(state: StepResult, now: float) -> list[str]:
-    facts = facts_of(state)
+def _facts(state: StepResult, now: float, progress: MapProgress | None) -> list[str]:
+    facts = facts_of(state, progress)
     if state.status is StepStatus.RUNNING and state.started_at is not None:
         clock = seconds_text(max(0.0, now - state.started_at))
         others = [fact for fact in facts if fact != seconds_text(state.seconds)]

@@ -14,10 +14,8 @@ __getattr__, __dir__, __all__ = face(
         ),
         "items": "ONE_ROW Row StepRows agreed rows_to_map sample_key",
         "pace": "Pace",
-        "progress": "BAR MapProgress map_progress",
-        "records": (
-            "ItemResult LazyMap OutputMap StepResult ending failed_items failure skipped_items waiting_words"
-        ),
+        "progress": "BAR MapProgress map_progress progress_of",
+        "records": "ItemResult LazyMap OutputMap StepResult ending failed_items failure waiting_words",
         "result": "PipelineResult",
         "rows": "frame_of grouped_frame is_frame is_missing label_keys plain rows_in rows_of",
     },

@@ -25,6 +25,7 @@ from tagent_nb.results.pace import Pace as Pace
 from tagent_nb.results.progress import BAR as BAR
 from tagent_nb.results.progress import MapProgress as MapProgress
 from tagent_nb.results.progress import map_progress as map_progress
+from tagent_nb.results.progress import progress_of as progress_of
 from tagent_nb.results.records import ItemResult as ItemResult
 from tagent_nb.results.records import LazyMap as LazyMap
 from tagent_nb.results.records import OutputMap as OutputMap
@@ -32,7 +33,6 @@ from tagent_nb.results.records import StepResult as StepResult
 from tagent_nb.results.records import ending as ending
 from tagent_nb.results.records import failed_items as failed_items
 from tagent_nb.results.records import failure as failure
-from tagent_nb.results.records import skipped_items as skipped_items
 from tagent_nb.results.records import waiting_words as waiting_words
 from tagent_nb.results.result import PipelineResult as PipelineResult
 from tagent_nb.results.rows import frame_of as frame_of

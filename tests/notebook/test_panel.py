@@ -302,6 +302,28 @@ def test_failed_rows_of_a_run_that_succeeded_are_tried_again_by_the_same_button(
     assert offered(view) == ["run", "force"]
 
 
+def test_details_that_take_long_are_drawn_now_and_then_and_in_the_end(
+    session: Session, shown: CapturingDisplayPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "DETAILS_REST", 1e9)
+    gate = tmp_path / "gate"
+    session.namespace["gate"] = str(gate)  # type: ignore[index]
+    code = "import os, time\nfor _ in range(3):\n    print('working')\n    time.sleep(0.15)\n"
+    put(session, cell("load", code + "while not os.path.exists(gate):\n    time.sleep(0.01)\n7"))
+    panel = live(session)
+    drawn: list[str] = []
+    details = panel._details
+    monkeypatch.setattr(panel, "_details", lambda: drawn.append(details()) or drawn[-1])
+    view = begin(panel)
+    panel.select("load")
+    until(lambda: row(view, "load")[8].count("working") == 3)
+    assert len(drawn) <= 2  # one for the click, one for what was new then
+    assert "7" not in drawn[-1].partition("output")[2]
+    gate.touch()
+    ended(panel)
+    assert "7" in view.details.value.partition("output")[2]
+
+
 def test_force_runs_the_chosen_step_anew_and_nothing_without_a_choice(
     session: Session, shown: CapturingDisplayPublisher, effects: Path
 ) -> None:

@@ -46,6 +46,8 @@ INTERVAL = 0.1
 """Seconds between two drawings at the least."""
 IDLE = 1.0
 """Seconds after which clocks are drawn again though nothing has happened."""
+DETAILS_REST = 10.0
+"""Times as long as the details of a step took to make they are not made again while the run goes on."""
 DRAW_TIMEOUT = 2.0
 """Most seconds that a cell waits for the last drawing."""
 _BUSY = (StepStatus.RUNNING, StepStatus.WAITING)
@@ -93,6 +95,7 @@ class Panel:
         self._redrawing = False
         self._past: Future[Durations] = Future()
         self._pace = Pace()
+        self._details_due, self._details_late = 0.0, False
         self._undo: list[Callable[[], None]] = []
 
     # -- runs -------------------------------------------------------------------------------
@@ -360,15 +363,26 @@ class Panel:
                 self._lay_out(view, states, now)
             else:
                 view.table.send_changes(rows)
-                view.graph.send_changes(names, states, now)
+                view.graph.send_changes(names, states, now, items)
             shown = self.run_view()
             view.head.value = head_html(shown)
             self._offer(view, shown.phase)
             self._announce(view, shown)
-            if self.selected and (whole or self.selected in touched):
-                view.choose(self.selected, self._details())
+            if self.selected and (whole or self._details_late or self.selected in touched):
+                self._draw_details(view)
             for part in self.parts:
                 part.draw()
+
+    def _draw_details(self, view: PanelView) -> None:
+        """Show the details of the chosen step anew: of many items they take long, so now and then only."""
+        began = time.monotonic()
+        self._details_late = (
+            began < self._details_due and self.feed is not None and not self.feed.over.is_set()
+        )
+        if not self._details_late:
+            view.choose(self.selected, self._details())
+            ended = time.monotonic()
+            self._details_due = ended + DETAILS_REST * (ended - began)
 
     def _lay_out(self, view: PanelView, states: dict[str, StepResult], now: float) -> None:
         try:

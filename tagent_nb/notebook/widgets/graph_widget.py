@@ -16,7 +16,7 @@ from tagent_nb.graph import LiveGraph
 from tagent_nb.notebook.widgets.step_table import status_styles
 from tagent_nb.notebook.widgets.widget_style import CSS, script
 from tagent_nb.pipeline import Pipeline
-from tagent_nb.results import StepResult
+from tagent_nb.results import MapProgress, StepResult
 
 __all__ = ["GraphWidget"]
 
@@ -72,8 +72,21 @@ class GraphWidget(anywidget.AnyWidget):
             self.opened = bool(opened)
             self.picture += 1
 
-    def send_changes(self, changed: Collection[str], steps: Mapping[str, StepResult], now: float) -> None:
-        """Show what is new of these steps. Without a layout it does nothing."""
+    def send_changes(
+        self,
+        changed: Collection[str],
+        steps: Mapping[str, StepResult],
+        now: float,
+        items: Mapping[str, MapProgress] | None = None,
+    ) -> None:
+        """Show what is new of these steps. Without a layout it does nothing.
+
+        Args:
+            changed: Their names.
+            steps: States by name.
+            now: Seconds since the epoch.
+            items: How far mapped steps are, where that is counted already.
+        """
         graph = self._graph
         if graph is None:
             return
@@ -81,7 +94,7 @@ class GraphWidget(anywidget.AnyWidget):
         for node in {graph.node_of(name) for name in changed}:
             if node is None:
                 continue  # it is no longer defined
-            label = graph.label(node, steps, now)
+            label = graph.label(node, steps, now, items)
             if label != self.labels[node]:
                 # In place: the trait is there for views that are opened later, and is not sent again.
                 self.labels[node] = new[node] = label
