@@ -247,7 +247,7 @@ MANY = 5000
     "map-panel",
     "5,000 cached rows, panel open",
     limit="the same run without",
-    promised=1.4,
+    promised=1.3,
     reach=1.05,
     dream=1.02,
     each=MANY,
