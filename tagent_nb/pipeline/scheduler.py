@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 from tagent_nb.errors import (
     CycleError,
@@ -126,6 +126,8 @@ class PipelineScheduler:
                 self._connect_implied(name, step)
             else:
                 counts[name] = len(names)
+                if names and type(names) is not tuple:  # it may be changed later
+                    self._implied[name] = list(map(str, dict.fromkeys(names)))
 
     def _connect_implied(self, name: str, step: PipelineStep) -> None:
         above = self._implied[name] = []
@@ -149,14 +151,16 @@ class PipelineScheduler:
     @cached_property
     def dependency_graph(self) -> dict[str, list[str]]:
         """Names of the steps that each step waits for, each name once."""
-        # Made when it is read: the order needs only the other direction.
-        implied = self._implied
-        return {
-            name: implied[name]
-            if name in implied
-            else [str(dependency) for dependency in dict.fromkeys(step.bare_names or ())]
-            for name, step in self._steps.items()
-        }
+        # Made when it is read: neither the order nor a run needs it as a whole.
+        return {name: list(self.above(name)) for name in self._steps}
+
+    def above(self, name: str) -> Sequence[str]:
+        """Names of the steps that a step waits for, each name once."""
+        implied = self._implied.get(name)
+        if implied is not None:
+            return implied
+        names = cast("tuple[str, ...]", self._steps[name].bare_names or ())
+        return names if len(names) < 2 else tuple(dict.fromkeys(names))
 
     def _sorted(self) -> list[str]:
         """Kahn's algorithm (https://doi.org/10.1145/368996.369025); short if there is a cycle."""

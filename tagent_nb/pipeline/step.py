@@ -213,7 +213,9 @@ class PipelineStep:
             return None
         if body is None or not body.params:
             return self.depends_on
-        return None if self.depends_on or body.optional or "item" in body.params else body.params
+        # Reading an attribute that has its default makes a list, which each of 100,000 steps would keep.
+        written = vars(self).get("depends_on")
+        return None if written or body.optional or "item" in body.params else body.params
 
     @cached_property
     def dependencies(self) -> tuple[Dependency, ...]:

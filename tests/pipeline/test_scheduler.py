@@ -528,3 +528,13 @@ def test_a_cycle_is_found_exactly_when_there_is_one(graph: list[list[int]]) -> N
         assert path[0] == path[-1] == min(path, key=list(named).index)
         assert len(set(path)) == len(path) - 1
         assert all(above in named[name] for above, name in pairwise(path))
+
+
+def test_names_that_are_written_down_are_those_of_the_moment_in_which_the_schedule_was_made() -> None:
+    pipeline = Pipeline("p", model="test")
+    for name in ("a", "b"):
+        pipeline.step(name, "Say hello.")
+    pipeline.step("c", "Say hello.", depends_on=["a"])
+    schedule = PipelineScheduler(pipeline)
+    pipeline.get_step("c").depends_on.append("b")
+    assert list(schedule.above("c")) == schedule.dependency_graph["c"] == ["a"]

@@ -95,7 +95,7 @@ class PreparedStep:
             or body.function is None
             or step.timeout is not None
             or step.approve
-            or step.checks
+            or vars(step).get("checks")
             or step.retry_count
             or type(self._context.services.runners["python"]) is not PythonRunner
         ):

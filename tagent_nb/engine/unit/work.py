@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.background import in_thread
@@ -114,15 +114,10 @@ class Preparation:
         """What is the same for all units of a step, made when it is first asked for."""
         prepared = self._steps.get(step.name)
         if prepared is None:
-            prepared = PreparedStep(self._context, step, self._above[step.name])
+            prepared = PreparedStep(self._context, step, self._recorder.machine.scheduler.above(step.name))
             if not prepared.short:  # it is over soon, and there may be 100,000 of them
                 self._steps[step.name] = prepared
         return prepared
-
-    @cached_property
-    def _above(self) -> Mapping[str, Sequence[str]]:
-        """Names of the steps that each step waits for."""
-        return self._recorder.machine.scheduler.dependency_graph
 
     async def work_item(
         self,
