@@ -583,8 +583,9 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
     """One row a step, indexed by its name; see :meth:`tagent_nb.Plan.to_frame`.
 
     Columns: ``action``, ``why``, ``items``, ``items_done``, ``seconds``, ``tokens``, ``cost`` (USD) as the
-    last time, and of the quote ``calls``, and ``later_calls`` (those that combine answers), ``input_tokens``,
-    ``output_tokens``, ``cost``, ``live_cost`` and ``batch_cost``, each with ``_low`` and ``_high``.
+    last time, and of the quote ``calls``, ``saved_calls`` and ``saved_tokens`` (of input) of rows that share
+    calls, and ``later_calls`` (those that combine answers), ``input_tokens``, ``output_tokens``, ``cost``,
+    ``live_cost`` and ``batch_cost``, each with ``_low`` and ``_high``.
     """
     import pandas as pd
 
@@ -603,9 +604,9 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
         name: pd.Series([getattr(row, name) for row in rows], index, dtype=dtype)
         for name, dtype in dtypes.items()
     }
-    columns["calls"] = pd.Series(
-        [None if row.quote is None else row.quote.calls for row in rows], index, dtype="Int64"
-    )
+    for name in ("calls", "saved_calls", "saved_tokens"):
+        counts = [None if row.quote is None else getattr(row.quote, name) for row in rows]
+        columns[name] = pd.Series(counts, index, dtype="Int64")
     for name, dtype in {
         "later_calls": "Int64",
         "input_tokens": "Int64",

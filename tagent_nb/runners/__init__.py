@@ -5,8 +5,9 @@ from tagent_nb.lazy_face import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "agent.estimate": "answer_range frame_tokens",
-        "agent.runner": "AgentRunner prompt",
+        "agent.estimate": "answer_range frame_tokens shared_frame_tokens",
+        "agent.runner": "AgentRunner prompt prompt_pieces",
+        "agent.shared_call": "fitting rows_prompt",
         "base": (
             "CallMiddleware ModelCall Quirks Refusal StepContext StepRunner ToolCall UNKNOWN_REASON "
             "USER_CODE calls_user_code"

@@ -1,8 +1,12 @@
 # Made by `python -m tests.stubs` from the table in __init__.py.
 from tagent_nb.runners.agent.estimate import answer_range as answer_range
 from tagent_nb.runners.agent.estimate import frame_tokens as frame_tokens
+from tagent_nb.runners.agent.estimate import shared_frame_tokens as shared_frame_tokens
 from tagent_nb.runners.agent.runner import AgentRunner as AgentRunner
 from tagent_nb.runners.agent.runner import prompt as prompt
+from tagent_nb.runners.agent.runner import prompt_pieces as prompt_pieces
+from tagent_nb.runners.agent.shared_call import fitting as fitting
+from tagent_nb.runners.agent.shared_call import rows_prompt as rows_prompt
 from tagent_nb.runners.base import CallMiddleware as CallMiddleware
 from tagent_nb.runners.base import ModelCall as ModelCall
 from tagent_nb.runners.base import Quirks as Quirks

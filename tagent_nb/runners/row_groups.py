@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Caller(Protocol):
     """Makes calls that several rows share."""
 
-    def fits(self, seats: Sequence[Seat]) -> bool:
-        """Whether the model reads as much as one call for these rows says."""
+    def parts(self, seats: Sequence[Seat]) -> Iterable[Sequence[Seat]]:
+        """These rows in as many calls as the model needs to read each at once."""
         ...
 
     async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse]:
@@ -192,21 +192,23 @@ class RowGroups:
             self._begin(seats)
 
     def _begin(self, seats: Sequence[Seat]) -> None:
-        caller = seats[0].caller
-        if len(seats) > 1 and not caller.fits(seats):
-            half = len(seats) // 2
-            self._begin(seats[:half])
-            self._begin(seats[half:])
+        try:
+            parts = list(seats[0].caller.parts(seats))
+        except Exception as error:  # a model's own code: all of its rows say it
+            for seat in seats:
+                seat.begun.set_result(None)
+                seat.answer.set_exception(error)
             return
-        call = asyncio.ensure_future(_call(caller, seats))
-        for seat in seats:
-            seat.call = (call, seats)
-            seat.begun.set_result(None)
+        for part in parts:
+            call = asyncio.ensure_future(_call(part))
+            for seat in part:
+                seat.call = (call, part)
+                seat.begun.set_result(None)
 
 
-async def _call(caller: Caller, seats: Sequence[Seat]) -> None:
+async def _call(seats: Sequence[Seat]) -> None:
     try:
-        answers = await caller.ask(seats)
+        answers = await seats[0].caller.ask(seats)
     except asyncio.CancelledError:
         for seat in seats:
             seat.answer.cancel()

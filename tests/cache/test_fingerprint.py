@@ -332,6 +332,7 @@ def other_review(**changes: Any) -> type[BaseModel]:
         ("settings", {"settings": {"temperature": 0.5}}),
         ("shared:region", {"shared": {"region": "EU"}}),
         ("runner", {"runner_version": "2"}),
+        ("rows_per_call", {"step": {"map_over": "load", "rows_per_call": 20}}),
     ],
 )
 def test_everything_an_agent_is_given_counts(component: str, options: dict[str, Any]) -> None:
@@ -358,6 +359,7 @@ def test_the_notebook_does_not_count_for_an_agent() -> None:
         {"fresh_for": 60},
         {"samples": 3},
         {"map_over": "load", "flatten": True},
+        {"map_over": "load", "rows_per_call": 1},
         {"retry_count": 1},
     ],
 )

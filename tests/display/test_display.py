@@ -54,6 +54,11 @@ def facts(made: Pipeline, step: PipelineStep) -> dict[str, str]:
     return dict(step_facts(made, step))
 
 
+def test_a_card_says_how_many_rows_share_a_call() -> None:
+    made = Pipeline("p", model="test").step("each", "{{ load }}", map_over="load", rows_per_call=20)
+    assert facts(made, made.get_step("each"))["limits"] == "20 rows in one call"
+
+
 def test_a_card_names_step_kind_what_it_reads_and_the_model() -> None:
     made = pipeline()
     card = step_card(made, made.get_step("classify"))

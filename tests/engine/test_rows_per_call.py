@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic_ai.exceptions import ModelHTTPError, ModelRequestRejectedError
+from pydantic_ai.exceptions import ModelAuthenticationError, ModelHTTPError, ModelRequestRejectedError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
@@ -41,6 +41,7 @@ from tagent_nb.results import ItemResult
 from tagent_nb.runners import CallMiddleware, RowGroups
 from tagent_nb.runners.agent.shared_call import row_ids, rows_prompt
 from tagent_nb.runners.row_groups import Seat, cost_parts, usage_parts
+from tagent_nb.runners.tools import registry as tools_module
 
 BLOCK = re.compile(r"<row (\w+)>\n(.*?)\n</row \1>", re.DOTALL)
 DATA = re.compile(r"<data>(.*?)</data>", re.DOTALL)
@@ -460,9 +461,18 @@ def test_rows_are_cached_one_by_one(tmp_path: Path) -> None:
 def test_another_number_of_rows_asks_again_and_says_so(tmp_path: Path) -> None:
     server, texts, cache = Server(), texts_of(4), ResultCache(tmp_path)
     run(pipeline_of(server, texts), cache=cache)
-    executor = PipelineExecutor(pipeline_of(server, texts, rows_per_call=2), cache=cache)
-    executor.run()
+    run(pipeline_of(server, texts, rows_per_call=2), cache=cache)
     assert [len(call) for call in server.shared] == [4, 2, 2]
+
+
+async def test_a_plan_says_that_the_number_of_rows_has_changed(tmp_path: Path) -> None:
+    server, texts = Server(), texts_of(4)
+    storage, cache = FileStorageBackend(tmp_path / "runs"), ResultCache(tmp_path / "cache")
+    for rows, says in ((4, "first run"), (2, "rows_per_call changed from 4 to 2"), (1, "rows_per_call")):
+        pipeline = pipeline_of(server, texts, rows_per_call=rows)
+        executor = PipelineExecutor(pipeline, storage=storage, cache=cache)
+        assert says in (await executor.plan())["measure"].why
+        await executor.execute()
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
@@ -716,29 +726,83 @@ def test_what_breaks_a_call_breaks_each_of_its_rows_and_nothing_waits_for_ever()
     assert result.success
 
 
+class Caller:
+    """Answers each row with its task, or raises, when it may."""
+
+    def __init__(self, groups: RowGroups, error: Exception | None = None) -> None:
+        self.groups = groups
+        self.error = error
+        self.calls: list[list[str]] = []
+        self.may_answer = asyncio.Event()
+
+    def parts(self, seats: Sequence[Seat]) -> Sequence[Sequence[Seat]]:
+        return [seats]
+
+    async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse]:
+        self.calls.append([seat.task for seat in seats])
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+        return [ModelResponse([TextPart(seat.task)]) for seat in seats]
+
+    async def row(self, name: str) -> str | None:
+        seat = Seat(StepContext("r", "p", "s", item=name), [name], self)
+        with self.groups.asking():
+            return (await self.groups.answer(seat)).text
+
+    def start(self, name: str) -> asyncio.Future[str | None]:
+        return asyncio.ensure_future(self.row(name))
+
+
 async def test_a_row_that_is_stopped_while_its_call_gathers_is_in_no_call() -> None:
-    groups = RowGroups(3, lambda: 3, lambda: False)
-    calls: list[list[str]] = []
-
-    class Caller:
-        def fits(self, seats: Any) -> bool:
-            return True
-
-        async def ask(self, seats: Any) -> Any:
-            calls.append([seat.task for seat in seats])
-            return [ModelResponse([TextPart(seat.task)]) for seat in seats]
-
-    async def row(name: str) -> Any:
-        with groups.asking():
-            return await groups.answer(Seat(StepContext("r", "p", "s", item=name), [name], Caller()))
-
-    first, second = asyncio.ensure_future(row("a")), asyncio.ensure_future(row("b"))
+    caller = Caller(RowGroups(3, lambda: 3, lambda: False))
+    caller.may_answer.set()
+    first, second = caller.start("a"), caller.start("b")
     await asyncio.sleep(0)
     first.cancel()
-    third, fourth = asyncio.ensure_future(row("c")), asyncio.ensure_future(row("d"))
-    await asyncio.gather(second, third, fourth)
-    assert calls == [["b", "c", "d"]]
+    assert await asyncio.gather(second, caller.start("c"), caller.start("d")) == ["b", "c", "d"]
+    assert caller.calls == [["b", "c", "d"]]
     assert first.cancelled()
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no")])
+async def test_a_row_that_is_stopped_leaves_its_call_to_the_others(error: Exception | None) -> None:
+    caller = Caller(RowGroups(2, lambda: 2, lambda: False), error)
+    first, second = caller.start("a"), caller.start("b")
+    while not caller.calls:
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    caller.may_answer.set()
+    ended = await asyncio.gather(first, second, return_exceptions=True)
+    assert isinstance(ended[0], asyncio.CancelledError)
+    assert ended[1] == ("b" if error is None else error)
+
+
+def test_a_key_that_is_refused_is_not_tried_for_each_row() -> None:
+    refused = ModelHTTPError.for_category(
+        ModelAuthenticationError, status_code=401, model_name="measures", body={"error": "no"}
+    )
+    server = Server(lambda number, entries: _raise(refused))
+    _, items = run(pipeline_of(server, texts_of(4), min_success=0.0))
+    assert all("refused the key" in item.error for item in items)
+    assert len(server.prompts) == 1
+
+
+def test_middleware_may_answer_for_rows() -> None:
+    class Answers(CallMiddleware):
+        of_rows = True
+
+        async def model_call(self, call: Any, proceed: Any) -> Any:
+            if call.parameters.output_tools:
+                return await proceed(call)  # of a row that is asked for by itself
+            text = DATA.findall(call.messages[0].parts[0].content)[0]
+            return ModelResponse([TextPart(json.dumps([measured(text)]) if text != "odd" else "odd")])
+
+    server = Server()
+    result, items = run(pipeline_of(server, ["one", "odd", "two"]), middleware=[Answers()])
+    assert result.step_outputs["measure"] == right(["one", "odd", "two"])
+    assert [item.asked_alone for item in items] == ["", "the answer left it out", ""]
 
 
 # -- what is said -----------------------------------------------------------------------------------
@@ -802,7 +866,9 @@ def test_a_python_step_shares_no_calls() -> None:
         PipelineStep.from_cell("a", "1", python=True, map_over="load", rows_per_call=2)
 
 
-def test_registered_tools_are_refused_before_anything_runs() -> None:
+def test_registered_tools_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools_module, "_registered", {})
+
     @tool
     def look_up(word: str) -> str:
         """Look a word up."""
@@ -813,4 +879,89 @@ def test_registered_tools_are_refused_before_anything_runs() -> None:
         PipelineExecutor(pipeline_of(server, ["one"])).run()
     assert server.prompts == []
     result, _ = run(pipeline_of(server, ["one"], tools_filter=[]))
+    assert result.success
+
+
+# -- what a plan says -------------------------------------------------------------------------------
+
+
+LONG = "Judge by length only, as you would by a ruler, and never by what a text says or means or hides. "
+
+
+def long_goal(server: Server, texts: Sequence[str], **options: Any) -> Pipeline:
+    pipeline = pipeline_of(server, texts, **options)
+    goal = LONG + "How long is this text: {{ load }}"
+    return pipeline.put(pipeline.get_step("measure").with_(goal=goal)) or pipeline
+
+
+async def test_a_plan_counts_the_calls_that_then_are_made_and_what_they_save(tmp_path: Path) -> None:
+    server, texts = Server(), texts_of(10)
+    storage, cache = FileStorageBackend(tmp_path / "runs"), ResultCache(tmp_path / "cache")
+    executor = PipelineExecutor(long_goal(server, texts), storage=storage, cache=cache)
+    await executor.execute(until="load")
+    plan = await executor.plan()
+    quote = plan["measure"].quote
+    assert quote is not None
+    assert (quote.units, quote.calls, quote.saved_calls) == (10, 3, 7)
+    assert quote.saved_tokens is not None
+    assert quote.saved_tokens > 7 * len(LONG) // 8
+    assert f"save 7 and {quote.saved_tokens} input tokens" in plan.total
+    frame = plan.to_frame()
+    assert (frame.loc["measure", "calls"], frame.loc["measure", "saved_calls"]) == (3, 7)
+    alone = PipelineExecutor(long_goal(server, texts, rows_per_call=1), storage=storage, cache=cache)
+    single = (await alone.plan())["measure"].quote
+    assert single is not None
+    assert (single.calls, single.saved_calls, single.saved_tokens) == (10, 0, 0)
+    assert single.input_tokens[1] > quote.input_tokens[1]
+    await executor.execute()
+    assert len(server.prompts) == 3
+    assert quote.input_tokens[0] <= sum(len(prompt) // 4 for prompt in server.prompts) + 3 * 150
+    assert quote.input_tokens[1] >= sum(len(prompt) // 4 for prompt in server.prompts)
+
+
+async def test_a_plan_goes_by_earlier_answers_of_rows_that_shared_calls(tmp_path: Path) -> None:
+    """Of rows that were asked for by themselves after that, as many are expected again."""
+    server = Server(
+        lambda number, entries: entries[1:], usage=RequestUsage(input_tokens=1000, output_tokens=400)
+    )
+    storage, cache = FileStorageBackend(tmp_path / "runs"), ResultCache(tmp_path / "cache")
+    executor = PipelineExecutor(long_goal(server, texts_of(8)), storage=storage, cache=cache)
+    await executor.execute()
+    assert len(server.prompts) == 2 + 2
+    texts = [text * 2 for text in texts_of(40)]
+    more = PipelineExecutor(long_goal(server, texts), storage=storage, cache=cache)
+    dark = (await more.plan())["measure"].quote
+    assert dark is not None  # how many rows there are is not known yet, and there were eight
+    assert (dark.calls, dark.saved_calls, dark.saved_tokens) == (4, 6, None)
+    await more.execute(until="load")
+    quote = (await more.plan())["measure"].quote
+    assert quote is not None
+    assert quote.calls == 10 + 10
+    result = await more.execute()
+    used = result.steps["measure"].usage
+    assert used.requests == 20
+    assert quote.output_tokens[0] <= used.output_tokens <= quote.output_tokens[1]
+
+
+async def test_a_plan_has_as_many_calls_as_the_model_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def too_long(model: Any, prompt: str) -> str:
+        return "too long" if prompt.count("<row ") > 2 else ""
+
+    monkeypatch.setattr("tagent_nb.runners.agent.shared_call.too_long", too_long)
+    executor = PipelineExecutor(pipeline_of(Server(), texts_of(9)), cache=ResultCache(tmp_path))
+    await executor.execute(until="load")
+    quote = (await executor.plan())["measure"].quote
+    assert quote is not None
+    assert quote.calls == 5
+
+
+def test_what_a_models_own_code_raises_all_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_long(model: Any, prompt: str) -> str:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr("tagent_nb.runners.agent.shared_call.too_long", too_long)
+    result, items = run(pipeline_of(Server(), texts_of(4), min_success=0.0))
+    assert {item.error_type for item in items} == {"ZeroDivisionError"}
     assert result.success

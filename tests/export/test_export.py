@@ -129,6 +129,7 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         fresh_for="1h",
         samples=3,
         flatten=True,
+        rows_per_call=20,
         when="text == 'b'",
         tools_filter=[],
         budget=0.5,

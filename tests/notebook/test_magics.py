@@ -207,6 +207,14 @@ def test_running_the_cell_again_replaces_the_step_in_its_place(book: Notebook) -
 
 
 STEP = "tagent_step"
+
+
+def test_rows_per_call_is_an_option_of_a_step(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test")
+    book("tagent_step each --map-over load --rows-per-call 20", "Say {{ load }}.")
+    assert book.session.pipeline.get_step("each").rows_per_call == 20
+
+
 MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP}", "go", "the step has no name. Write: %%tagent_step NAME"),
     (f"{STEP} a", "", "the cell body is empty"),
@@ -244,6 +252,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --max-retries -1", "go", "max_retries"),
     (f"{STEP} a --min-success 2", "go", "min_success"),
     (f"{STEP} a --max-failures 20", "go", "Add map_over= (--map-over)"),
+    (f"{STEP} a --rows-per-call 20", "go", "Add map_over (--map-over)"),
+    (f"{STEP} a --map-over b --rows-per-call 0", "go", "whole number from 1 to 1,000"),
+    (f"{STEP} a --map-over b --rows-per-call 20 --python", "1", "a Python step asks no model"),
     (f"{STEP} a --map-over b --max-failures -1", "go", "max_failures"),
     (f"{STEP} a --map-over b --max-failures many", "go", "many"),
     (f"{STEP} a --depends-on b:sometimes", "go", "Write strong, weak or optional"),

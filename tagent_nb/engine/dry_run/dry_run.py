@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tagent_nb.cache import GENERATION, explain
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
-from tagent_nb.engine.dry_run.quote import answer_tokens, prompt_of, quote, with_later
+from tagent_nb.engine.dry_run.quote import (
+    SharedPrompts,
+    answer_tokens,
+    prompt_pieces_of,
+    quote,
+    with_later,
+)
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
 from tagent_nb.engine.unit.map import joined_values, samples_of, source_rows, whole, whole_components
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
@@ -107,6 +113,8 @@ class DryRun:
         self._prompts: dict[str, list[int]] = {}
         # What is yet to be combined, by step.
         self._reductions: dict[str, Reduction] = {}
+        # Of steps whose rows share calls, the prompts of these.
+        self._shared: dict[str, SharedPrompts] = {}
         # Keys that steps may learn anew, with the step.
         self._learned: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
 
@@ -143,9 +151,10 @@ class DryRun:
         if not units:
             return plan
         prepared = self._preparation.prepared(step)
-        seen = await self._history.usages(step.name)
+        seen = await self._history.answers(step.name, shared=prepared.shares_calls)
+        shared = self._shared.get(step.name)
         try:
-            quoted = quote(prepared, prompts, units, seen, self._context.services.prices)
+            quoted = quote(prepared, prompts, units, seen, self._context.services.prices, shared)
             reduction = self._reductions.get(step.name)
             if quoted is not None and reduction is not None:
                 answer = answer_tokens(prepared, seen)
@@ -164,12 +173,16 @@ class DryRun:
         from tagent_nb.runners import tokens_of, too_long
 
         try:
-            task = prompt_of(work, self._context.pipeline.shared_context)
+            pieces = prompt_pieces_of(work, self._context.pipeline.shared_context)
+            task = "".join(pieces)
             problem = too_long(work.prepared.model, task)
         except Exception:  # the unit itself reports a prompt that cannot be written, when it runs
             return ""
         if not problem:
-            self._prompts.setdefault(work.step.name, []).append(tokens_of(task))
+            name = work.step.name
+            self._prompts.setdefault(name, []).append(tokens_of(task))
+            if work.prepared.shares_calls:
+                self._shared.setdefault(name, SharedPrompts(work.prepared)).add(pieces)
         return problem
 
     # -- one step ---------------------------------------------------------------------------

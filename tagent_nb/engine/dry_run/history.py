@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tagent_nb.engine.dry_run.plan import StepPlan
+from tagent_nb.engine.dry_run.quote import Answer
 from tagent_nb.engine.memory.entries import last_time
 from tagent_nb.engine.memory.load import read_memory
 from tagent_nb.engine.unit.work import changed_since
 from tagent_nb.errors import CorruptRecordError, FormatVersionError, NotStoredError
-from tagent_nb.events import FactLearned, MemorySaved, TokenUsage
+from tagent_nb.events import FactLearned, MemorySaved
 from tagent_nb.pipeline import PipelineStep, StepStatus
-from tagent_nb.results import StepResult
+from tagent_nb.results import ItemResult, StepResult
 
 if TYPE_CHECKING:
     from tagent_nb.engine.memory.memory import PipelineMemory
@@ -80,22 +81,31 @@ class EarlierRuns:
         before = memory.steps[step.name]
         return len(before.items or ()) // int(before.metadata.get("samples", 1)) * step.samples
 
-    async def usages(self, name: str) -> list[TokenUsage]:
-        """What the answers of a step took, a unit each, the newest first: of at most :data:`MOST_ANSWERS`."""
-        usages: list[TokenUsage] = []
+    async def answers(self, name: str, *, shared: bool = False) -> list[Answer]:
+        """What the answers of a step took, a unit each, the newest first: of at most :data:`MOST_ANSWERS`.
+
+        Args:
+            name: The step.
+            shared: Whether rows that shared calls count, else the others.
+        """
+        answers: list[Answer] = []
         async for memory in self._memories():
             step = memory.steps.get(name)
             if step is None:
                 continue
             units = [step] if step.items is None else step.items.values()
-            usages += [
-                unit.usage
-                for unit in units
-                if unit.status is StepStatus.COMPLETED and unit.usage.requests and not unit.usage.unmeasured
-            ]
-            if len(usages) >= MOST_ANSWERS:
+            for unit in units:
+                rows_in_call = unit.rows_in_call if isinstance(unit, ItemResult) else 0
+                used = unit.usage
+                is_answer = used.requests or rows_in_call
+                if unit.status is not StepStatus.COMPLETED or not is_answer or used.unmeasured:
+                    continue
+                if bool(rows_in_call) == shared:
+                    alone = isinstance(unit, ItemResult) and bool(unit.asked_alone)
+                    answers.append(Answer(used, alone))
+            if len(answers) >= MOST_ANSWERS:
                 break
-        return usages[:MOST_ANSWERS]
+        return answers[:MOST_ANSWERS]
 
     async def learned(self, name: str) -> dict[str, list[str]]:
         """The keys of ``facts`` and ``memories`` that a step recorded the last time it ran."""

@@ -230,6 +230,12 @@ class Plan:
         about = f"About {count(self.calls, 'call')} of models"
         if self.most_calls > self.calls:
             about = f"About {self.calls:,} to {count(self.most_calls, 'call')} of models"
+        quotes = [plan.quote for plan in self.running if plan.quote is not None and plan.quote.saved_calls]
+        if quotes:
+            saved_calls = sum(quote.saved_calls for quote in quotes)
+            saved = [quote.saved_tokens for quote in quotes if quote.saved_tokens is not None]
+            tokens = f" and {tokens_text(sum(saved))} input tokens" if len(saved) == len(quotes) else ""
+            about = f"{about} (rows that share calls save {saved_calls:,}{tokens})"
         if self._uncounted:
             about = f"{about}, besides those of {_listed(self._uncounted)}, which nothing tells yet"
         return f"{about}, {range_text(costs)}." if costs is not None else f"{about}."

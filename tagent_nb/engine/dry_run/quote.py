@@ -6,9 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagent_nb.events import TokenUsage
+from tagent_nb.formatting import whole_text
 
 if TYPE_CHECKING:
     from tagent_nb.engine.unit.prepared import PreparedStep
@@ -35,6 +36,18 @@ DRIFT = 0.1
 """Part by which models answer longer or shorter from one day to the next."""
 
 
+class Answer(NamedTuple):
+    """What the answer to one unit took.
+
+    Attributes:
+        usage: Its tokens and requests; its part of them where it shared its call.
+        alone: Whether it shared a call, and was asked for by itself after that.
+    """
+
+    usage: TokenUsage
+    alone: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """What the calls of a step are likely to take.
@@ -49,6 +62,9 @@ class Quote:
             how many there are depends on how long those answers are. Their tokens and USD are in the others.
         live_cost: The same if each request is sent at once.
         batch_cost: The same if they are sent in batches; ``None`` as well where they cannot be.
+        saved_calls: Requests that are not made because rows share calls; 0 where none do.
+        saved_tokens: Input tokens that this saves, by the rule of thumb of four bytes each; ``None`` where
+            the prompts are not known yet.
     """
 
     units: int
@@ -59,15 +75,49 @@ class Quote:
     later_calls: tuple[int, int] = (0, 0)
     live_cost: Range | None = None
     batch_cost: Range | None = None
+    saved_calls: int = 0
+    saved_tokens: int | None = 0
 
 
-def prompt_of(work: WorkItem, shared: Mapping[str, Any]) -> str:
-    """The task of a unit of an agent step, as its first request has it.
+class SharedPrompts:
+    """The prompts of calls that several rows of a step share, as the run would send them.
+
+    Args:
+        prepared: The step.
+    """
+
+    def __init__(self, prepared: PreparedStep) -> None:
+        self._prepared = prepared
+        self._open: list[list[str]] = []
+        self._calls: list[int] = []
+
+    def add(self, pieces: list[str]) -> None:
+        """Take the next row that asks."""
+        self._open.append(pieces)
+        if len(self._open) == self._prepared.step.rows_per_call:
+            self._close()
+
+    def tokens(self) -> Sequence[int]:
+        """Input tokens of each call, without what is the same for all."""
+        if self._open:
+            self._close()
+        return self._calls
+
+    def _close(self) -> None:
+        from tagent_nb.runners import fitting, rows_prompt, tokens_of
+
+        for rows in fitting(self._prepared.model, self._open):
+            self._calls.append(tokens_of(rows_prompt(rows).text))
+        self._open = []
+
+
+def prompt_pieces_of(work: WorkItem, shared: Mapping[str, Any]) -> list[str]:
+    """The task of a unit of an agent step in pieces, as its first request has it.
 
     Raises:
         TemplateError: Its goal reads something that is not there.
     """
-    from tagent_nb.runners import prompt
+    from tagent_nb.runners import prompt_pieces
 
     prepared = work.prepared
     inputs = {
@@ -76,7 +126,7 @@ def prompt_of(work: WorkItem, shared: Mapping[str, Any]) -> str:
         if name in prepared.read_names
     }
     context = _context(prepared, inputs=inputs, shared=shared, facts=work.facts, memories=work.memories)
-    return prompt(prepared.step, context)
+    return [str(whole_text(piece)) for piece in prompt_pieces(prepared.step, context)]
 
 
 def _context(prepared: PreparedStep, **more: Any) -> StepContext:
@@ -90,8 +140,9 @@ def quote(
     prepared: PreparedStep,
     prompts: Sequence[int],
     units: int,
-    seen: Sequence[TokenUsage],
+    seen: Sequence[Answer],
     prices: Mapping[str, Price],
+    shared: SharedPrompts | None = None,
 ) -> Quote | None:
     """What ``units`` of an agent step are likely to take; ``None`` where nothing is known to go by.
 
@@ -101,25 +152,32 @@ def quote(
         units: How many units ask, those whose prompt is not known yet included.
         seen: What earlier answers of the step took, a unit each.
         prices: The user's own, by model.
+        shared: The prompts of calls that several of these units share.
     """
-    from tagent_nb.runners import answer_range, frame_tokens, named_tools, price
+    from tagent_nb.runners import answer_range, frame_tokens, named_tools, price, shared_frame_tokens
 
     step = prepared.step
     if not seen and (step.agent != "single" or named_tools(step) or len(prompts) < units):
         return None  # how often a planner, or one with tools, asks, and what an unknown prompt holds
-    sent = sum(prompts) + len(prompts) * frame_tokens(step, _context(prepared))
+    sent = by_itself = sum(prompts) + len(prompts) * frame_tokens(step, _context(prepared))
+    requests, known = units, len(prompts) == units
+    if prepared.shares_calls:
+        calls_known = [] if shared is None else shared.tokens()
+        requests = len(calls_known) if known else math.ceil(units / step.rows_per_call)
+        sent = sum(calls_known) + len(calls_known) * shared_frame_tokens(step, _context(prepared))
     if seen:
-        calls = units * statistics.fmean(usage.requests for usage in seen)
-        into = _summed([usage.input_tokens for usage in seen], units)
-        if len(prompts) == units:
+        calls = _calls(prepared, requests, units, seen)
+        into = _summed([answer.usage.input_tokens for answer in seen], units)
+        if known:
             # Prompts may have grown or shrunk since.
             low, high = (sent * end for end in SEEN_TOKENIZERS)
             into = (min(into[0], low), max(into[1], high))
-        out = _summed([usage.output_tokens for usage in seen], units)
+        out = _summed([answer.usage.output_tokens for answer in seen], units)
     else:
-        calls = float(units)
-        into = (sent * TOKENIZERS[0], sent * TOKENIZERS[1] * REPEATS)
-        least, most = answer_range(step)
+        calls = float(requests)
+        repeated = (REPEATS - 1) * by_itself
+        into = (sent * TOKENIZERS[0], (sent + repeated) * TOKENIZERS[1])
+        least, most = answer_range(step, shared=prepared.shares_calls)
         out = (float(units * least), units * most * REPEATS)
     least_usage, most_usage = (TokenUsage(round(into[end]), round(out[end])) for end in (0, 1))
 
@@ -130,23 +188,25 @@ def quote(
     live, together = costs(batch=False), costs(batch=True) if _may_be_batched(prepared) else None
     return Quote(
         units,
-        max(units, round(calls)),
+        max(requests, round(calls)),
         (least_usage.input_tokens, most_usage.input_tokens),
         (least_usage.output_tokens, most_usage.output_tokens),
         together if step.batch else live,
         live_cost=live,
         batch_cost=together,
+        saved_calls=units - requests,
+        saved_tokens=None if prepared.shares_calls and not known else by_itself - sent,
     )
 
 
-def answer_tokens(prepared: PreparedStep, seen: Sequence[TokenUsage]) -> Range:
+def answer_tokens(prepared: PreparedStep, seen: Sequence[Answer]) -> Range:
     """Tokens of one answer of a step, at least and at most, as text in a later prompt."""
     from tagent_nb.runners import answer_range
 
     if not seen:
         least, most = answer_range(prepared.step)
         return float(least), float(most)
-    sizes = [usage.output_tokens / usage.requests for usage in seen]
+    sizes = [answer.usage.output_tokens / answer.usage.requests for answer in seen]
     return min(sizes) * SEEN_TOKENIZERS[0], max(sizes) * SEEN_TOKENIZERS[1]
 
 
@@ -197,6 +257,13 @@ def _may_be_batched(prepared: PreparedStep) -> bool:
     if step.map_over is None or step.agent != "single" or step.rows_per_call > 1 or named_tools(step):
         return False
     return bool(step.batch) or not batch_problem(prepared.model)
+
+
+def _calls(prepared: PreparedStep, requests: int, units: int, seen: Sequence[Answer]) -> float:
+    """Requests for so many units, going by earlier answers."""
+    if prepared.shares_calls:
+        return requests + units * statistics.fmean(answer.alone for answer in seen)
+    return units * statistics.fmean(answer.usage.requests for answer in seen)
 
 
 def _summed(samples: Sequence[int], units: int) -> Range:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.runners.agent.runner import instructions
+from tagent_nb.runners.agent.shared_call import ROW_TOKENS, ROWS_RULE
 from tagent_nb.runners.base import StepContext
 from tagent_nb.runners.models.accounting import BYTES_A_TOKEN, tokens_of
 from tagent_nb.runners.tools.registry import named_tools
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 A_TEXT = 40
 """Tokens that a text in an answer with a schema may well take, where no answer has been seen."""
+
+LEAST_ROW_TOKENS = 8
+"""Tokens that an answer takes at least besides its value where several rows share a call."""
+
+ROWS_SCHEMA_TOKENS = 60
+"""Tokens of the schema of a list of rows besides that of a value."""
 
 A_WHOLE_TEXT = (5, 1000)
 """Tokens of an answer in free text, at least and at most, where none has been seen and nothing limits it."""
@@ -37,11 +44,23 @@ def frame_tokens(step: PipelineStep, context: StepContext) -> int:
     return sum(map(tokens_of, parts))
 
 
-def answer_range(step: PipelineStep) -> tuple[int, int]:
+def shared_frame_tokens(step: PipelineStep, context: StepContext) -> int:
+    """:func:`frame_tokens` of a call that several rows share."""
+    return frame_tokens(step, context) + tokens_of(ROWS_RULE) + ROWS_SCHEMA_TOKENS
+
+
+def answer_range(step: PipelineStep, *, shared: bool = False) -> tuple[int, int]:
     """Output tokens of one answer, at least and at most, where no answer of the step has been seen.
 
     ``max_tokens`` of the step's settings is the most; else its schema says how much there is to write.
+
+    Args:
+        step: The step.
+        shared: Whether the answer is one of several in a call.
     """
+    if shared:
+        least, longest = answer_range(step)
+        return least + LEAST_ROW_TOKENS, longest + ROW_TOKENS
     most = step.settings.get("max_tokens")
     low, high = A_WHOLE_TEXT
     if step.output_schema is not None:

@@ -127,9 +127,12 @@ class SharedCalls:
 
     # -- the call ---------------------------------------------------------------------------
 
-    def fits(self, seats: Sequence[Seat]) -> bool:
-        """Whether the model reads as much as one call for these rows says."""
-        return not too_long(seats[0].context.model, rows_prompt([seat.pieces for seat in seats]).text)
+    def parts(self, seats: Sequence[Seat]) -> Iterator[Sequence[Seat]]:
+        """These rows in as many calls as the model needs to read each at once."""
+        place = 0
+        for rows in fitting(seats[0].context.model, [seat.pieces for seat in seats]):
+            yield seats[place : place + len(rows)]
+            place += len(rows)
 
     async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse]:
         """Make one call; returns each row's part of the answer, in order.
@@ -253,6 +256,16 @@ def rows_prompt(rows: Sequence[Sequence[str]]) -> RowsPrompt:
     whole = f"Each row below has a task of its own.\n\n{_blocks(ids, [''.join(pieces) for pieces in rows])}"
     marked = _marked(ids, rows)
     return RowsPrompt(whole if marked is None or len(marked) >= len(whole) else marked, ids)
+
+
+def fitting(model: Any, rows: Sequence[Sequence[str]]) -> Iterator[Sequence[Sequence[str]]]:
+    """Rows, given by the pieces of their tasks, in as many parts as a model needs to read each at once."""
+    if len(rows) == 1 or not too_long(model, rows_prompt(rows).text):
+        yield rows
+    else:
+        half = len(rows) // 2
+        yield from fitting(model, rows[:half])
+        yield from fitting(model, rows[half:])
 
 
 def _marked(ids: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None:
