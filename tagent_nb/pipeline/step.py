@@ -778,8 +778,6 @@ def _check_rows_per_call(step: Any) -> None:
         problem = "the step has no rows. Add map_over (--map-over), or leave it out."
     elif AGENT_KINDS[step.agent] is not SINGLE:
         problem = f"a step with agent={step.agent!r} asks several times for each row. Leave one of them out."
-    elif step.batch:
-        problem = "batch sends a request for each row. Leave one of them out."
     elif step.samples > 1:
         problem = "samples of rows in one call would not be independent. Leave one of them out."
     elif step.tools or step.tools_filter or step.approve_tools or step.remember:
