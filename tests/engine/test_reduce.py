@@ -7,12 +7,15 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel, computed_field
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
@@ -634,6 +637,35 @@ async def test_the_plan_counts_parts_of_rows_exactly_and_what_combines_them_from
     assert plan.items_done == plan.items - len(below)
     done = (await edited.plan())["report"]
     assert (done.action, done.items, done.items_done) == ("cached", sum(made), sum(made))
+
+
+short_rows = st.lists(st.integers(0, 120).map(lambda size: f"row 1 {'x' * size}"), min_size=1, max_size=60)
+
+
+@settings(max_examples=20, deadline=None)
+@given(short_rows, st.lists(st.tuples(st.integers(0, 59), st.integers(0, 2)), max_size=4))
+def test_whatever_is_edited_each_row_counts_once_and_calls_are_as_planned(
+    rows: list[str], changes: list[tuple[int, int]]
+) -> None:
+    edited = list(rows)
+    for place, kind in changes:
+        at = place % (len(edited) + 1)
+        edited[at : at + (kind != 0)] = [] if kind == 2 else [f"row 2 {place}"]
+    clerk = Clerk(words=20)
+
+    async def check(folder: Path) -> None:
+        for now in (rows, edited):
+            run = executor(report(clerk, now, reduce_tokens=300), folder)
+            plan = await run.plan()
+            clerk.tasks.clear()
+            result = await run.execute()
+            assert plan.calls <= len(clerk.tasks) <= plan.most_calls
+            if now:
+                assert result["report"].startswith(f"rows {len(now)},")
+            await run.storage.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(check(Path(folder)))
 
 
 async def test_one_call_that_does_it_all_has_nothing_after_it(tmp_path: Path) -> None:

@@ -159,6 +159,9 @@ class DryRun:
             if quoted is not None and reduction is not None:
                 answer = answer_tokens(prepared, seen)
                 calls, tokens = reduction.later(*answer)
+                if plan.items_done:
+                    # New answers that are as the old ones have been combined before.
+                    calls, tokens = (0, calls[1]), (0.0, tokens[1])
                 quoted = with_later(quoted, prepared, calls, tokens, answer, self._context.services.prices)
         except BaseException as error:  # a model's own code: the step that asks it says so
             if ends_program(error):
