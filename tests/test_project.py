@@ -33,13 +33,14 @@ def test_every_provider_extra_is_one_of_pydantic_ai() -> None:
     assert {"anthropic", "google", "groq", "mistral", "bedrock"} <= passed_on <= extras
 
 
-def test_the_notebooks_are_the_six_lessons() -> None:
+def test_the_notebooks_are_the_seven_lessons() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
         "01_first_pipeline",
         "02_cache_and_resume",
         "03_agents_tools_and_budget",
         "04_approval_and_replay",
         "05_run_controls",
+        "06_rows",
         "07_compare_prompts",
     ]
 

@@ -232,11 +232,12 @@ def about_step(step: PipelineStep) -> str:
     if step.output_schema is not None:
         words.append(f"→ {step.output_schema.__name__}")
     if step.map_over is not None:
-        words.append(f"each {'element ' if step.flatten else ''}of {step.map_over}")
+        times = f"{step.samples} x " if step.samples > 1 else ""
+        words.append(f"{times}each {'in' if step.flatten else 'of'} {step.map_over}")
+    elif step.samples > 1:
+        words.append(f"{step.samples} samples")
     if step.reduce_over is not None:
         words.append(f"all of {step.reduce_over}" + (f" by {step.group_by}" if step.group_by else ""))
-    if step.samples > 1:
-        words.append(f"{step.samples} samples")
     if step.when is not None:
         words.append("conditional")
     return " · ".join(words)

@@ -11,7 +11,16 @@ from tagent_nb.errors import DefinitionError, UnknownStepError, did_you_mean
 from tagent_nb.events import TokenUsage
 from tagent_nb.formatting import count, short_text, value_text
 from tagent_nb.redaction import redact
-from tagent_nb.results.items import StepRows, agreed, row_key, row_label, rows_to_map, to_rows, token
+from tagent_nb.results.items import (
+    ROW_LEVELS,
+    StepRows,
+    agreed,
+    row_key,
+    row_label,
+    rows_to_map,
+    to_rows,
+    token,
+)
 from tagent_nb.results.records import (
     ItemResult,
     RunRecord,
@@ -498,7 +507,7 @@ def _sampled_frame(result: RunRecord, step: StepResult, nested: str, *, each: bo
         for row in rows.values()
     ]
     answers = [[*row.values()] for row in values]
-    index = _index_of_rows(rows, step.metadata.get("row_levels")) if is_mapped(result, step) else None
+    index = _index_of_rows(rows, step.metadata.get(ROW_LEVELS)) if is_mapped(result, step) else None
 
     def frame(cells: Sequence[Any]) -> pd.DataFrame:
         made = frame_of(cells, index, objects=nested == "object")

@@ -31,6 +31,9 @@ Level = Mapping[str, Any]
 POSITION, SAMPLE = "position", "sample"
 """Names of the levels that elements and samples add to an index."""
 
+ROW_LEVELS = "row_levels"
+"""Where the notes of a mapped step with samples have the levels of its items."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
@@ -68,10 +71,11 @@ class StepRows:
         levels = self.levels
         if samples > 1:
             notes["samples"] = samples
-            if levels is not None:
-                notes["row_levels"] = levels
-            one_row = self is ONE_ROW
-            levels = [{"name": SAMPLE, "dtype": "int64"}] if one_row else _deeper(levels, SAMPLE)
+            if self is ONE_ROW:
+                levels = [{"name": SAMPLE, "dtype": "int64"}]
+            else:
+                notes[ROW_LEVELS] = levels
+                levels = _deeper(levels, SAMPLE)
         return notes if levels is None else notes | {"item_levels": levels}
 
 
@@ -145,7 +149,7 @@ def rows_to_map(value: Any, source: Reference, *, flatten: bool, notes: Mapping[
     within, path, name = to_rows(value, source)
     rows: Sequence[Row] = rows_of(within)
     levels: Sequence[Level] | None = levels_of(within)
-    if within is value and "item_keys" in notes:
+    if within is value and _has_items(notes):
         rows, levels = _named_by(rows, notes)
     several = is_multi(levels)
     labels: list[Any] = []
@@ -183,25 +187,29 @@ def _has_rows(value: Any) -> bool:
     return is_frame(value) or items_of(value) is not None
 
 
+def _has_items(notes: Mapping[str, Any]) -> bool:
+    """Whether a step has these notes whose value has a row an item: not one that reduces rows, nor one that
+    is not mapped and has samples."""
+    samples = notes.get("samples", 1)
+    return "item_keys" in notes and "levels" not in notes and (samples == 1 or ROW_LEVELS in notes)
+
+
 def _named_by(rows: Sequence[Row], notes: Mapping[str, Any]) -> tuple[Sequence[Row], Sequence[Level] | None]:
     """Rows of the value of a step with items, by the keys and labels that these have."""
     keys, labels, levels = notes["item_keys"], notes["item_index"], notes.get("item_levels")
-    if not isinstance(labels, list):  # they could not be stored: a text says so
-        labels, levels = keys, None
     samples = notes.get("samples", 1)
     if samples > 1:
         keys = [row_key(key) for key in keys[::samples]]
+    if not isinstance(labels, list):  # they could not be stored: a text says so
+        labels, levels = keys, None
+    elif samples > 1:
         labels = [row_label(label) for label in labels[::samples]]
-        levels = notes.get("row_levels")
-    if len(keys) != len(rows):
-        return rows, None
+        levels = notes[ROW_LEVELS]
     return [(key, label, row) for key, label, (_, _, row) in zip(keys, labels, rows, strict=True)], levels
 
 
-def row_label(label: Any) -> Any:
+def row_label(label: tuple[Any, ...]) -> Any:
     """The label of the item that a sample is of."""
-    if not isinstance(label, tuple):
-        return label
     return label[0] if len(label) == 2 else label[:-1]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from pydantic import BaseModel
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from tagent_nb import (
     DefinitionError,
@@ -22,6 +24,7 @@ from tagent_nb import (
     ResultCache,
     ResumeConflictError,
 )
+from tagent_nb.serde import bare_schema
 
 
 class Seen:
@@ -265,6 +268,76 @@ def test_elements_of_a_step_with_labels_of_several_levels() -> None:
     frame = run(flat(rows)).output_frame("judge")
     assert frame.index.tolist() == [("x", 1, 0), ("x", 1, 1), ("y", 2, 0)]
     assert frame.index.names == ["k", "n", "position"]
+
+
+def listing(*lists: list[str]) -> FunctionModel:
+    """A model that answers with one list after the other."""
+    answers = iter(lists)
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, {"claims": next(answers)})])
+
+    return FunctionModel(answer)
+
+
+async def test_elements_of_what_samples_agree_on_have_the_rows_of_their_step(tmp_path: Path) -> None:
+    """Of a mapped step with samples those of its source; one that is not mapped has the rows of its value."""
+    pipeline = Pipeline("votes", inputs={"load": REVIEWS[:2]})
+    model = listing(["a"], ["b", "c"], ["b", "c"], ["d"], ["d"], ["e"])
+    pipeline.step(
+        "extract", "Claims of {{ load }}", map_over="load", output_schema=Claims, samples=3, model=model
+    )
+    pipeline.task(lambda item: item.upper(), name="upper", map_over="extract.claims", flatten=True)
+    model = listing(["x"], ["y", "z"], ["y", "z"])
+    pipeline.step("guess", "Guess", output_schema=Claims, samples=3, model=model)
+    pipeline.task(lambda guess: [guess.claims, ["w"]], name="more")
+    pipeline.task(lambda item: item, name="same", map_over="more", flatten=True)
+    made = executor(pipeline, tmp_path, max_concurrency=1)
+    result = await made.execute()
+    frame = result.output_frame("upper", source=True)
+    assert frame.index.tolist() == [(7, 0), (7, 1), (9, 0)]
+    assert frame[["stars", "claims", "value"]].values.tolist() == [
+        [5, "b", "B"],
+        [5, "c", "C"],
+        [1, "d", "D"],
+    ]
+    assert result["same"] == ["y", "z", "w"]
+    assert {plan.action for plan in await made.plan()} == {"cached"}
+    stored = await executor(Pipeline("votes"), tmp_path).load_result()
+    assert stored.output_frame("upper", source=True).equals(frame)
+
+
+def test_a_value_of_samples_that_has_lists_is_mapped_over_by_its_own_rows() -> None:
+    class Groups(BaseModel):
+        groups: list[list[str]]
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, {"groups": [["a"], ["b"]]})])
+
+    pipeline = Pipeline("groups", model=FunctionModel(answer))
+    pipeline.step("guess", "Guess", output_schema=Groups, samples=2)
+    pipeline.task(lambda item: item, name="same", map_over="guess.groups", flatten=True)
+    bare = pipeline_of_bare_lists()
+    assert list(run(pipeline).steps["same"].items or ()) == ["0/0", "1/0"]
+    assert list(run(bare).steps["same"].items or ()) == ["0/0", "1/0"]
+
+
+def pipeline_of_bare_lists() -> Pipeline:
+    """One whose step with samples has a value that is a list of lists itself."""
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        (field,) = info.output_tools[0].parameters_json_schema["properties"]
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, {field: [["a"], ["b"]]})])
+
+    pipeline = Pipeline("bare", model=FunctionModel(answer))
+    pipeline.step(
+        "guess",
+        "Guess",
+        output_schema=bare_schema("list[list[str]]", dict[str, type[BaseModel]]().__getitem__),
+        samples=2,
+    )
+    pipeline.task(lambda item: item, name="same", map_over="guess", flatten=True)
+    return pipeline
 
 
 def test_two_flattened_runs_are_compared_by_row_and_place() -> None:

@@ -28,6 +28,8 @@ from tagent_nb import (
     StepFinished,
     UnknownStepError,
 )
+from tagent_nb.display import step_facts
+from tagent_nb.graph.drawing import about_step
 from tagent_nb.pipeline import map_warnings, step_hints
 
 PRICES = {"function:dice": Price(1.0, 10.0)}
@@ -333,6 +335,19 @@ def test_samples_are_compared_and_judged_by_what_they_agree_on() -> None:
         ["guess", "value", "b", "a"]
     ]
     assert differences.rows["item"].isna().all()
+
+
+def test_the_graph_and_the_card_say_how_many_samples_there_are() -> None:
+    pipeline = mapped(Dice("a"), ["x"])
+    pipeline.step("guess", "Guess {{ judge }}", samples=2)
+    pipeline.step("each", "Say {{ item }}", map_over="load", flatten=True)
+    steps = {step.name: step for step in pipeline.steps}
+    assert about_step(steps["judge"]).endswith("3 x each of load")
+    assert about_step(steps["guess"]) == "agent · 2 samples"
+    assert about_step(steps["each"]) == "agent · each in load"
+    facts = dict(step_facts(pipeline, steps["judge"]))
+    assert facts["samples"] == "3, of which the agreed one is its value"
+    assert dict(step_facts(pipeline, steps["each"]))["each of"] == "load, flattened"
 
 
 def test_a_result_with_samples_is_read_back_from_json() -> None:

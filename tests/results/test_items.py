@@ -111,3 +111,18 @@ def test_levels_that_are_called_as_ours_stay_apart() -> None:
     frame = pd.DataFrame({"tags": [[1]]}, index=pd.Index(["a"], name="position"))
     rows = rows_to_map(frame, Reference("load", ("tags",)), flatten=True, notes={})
     assert [level["name"] for level in rows.levels or ()] == ["position", "position_2"]
+
+
+def test_labels_that_could_not_be_stored_are_the_keys() -> None:
+    notes = {"item_keys": ["a", "b"], "item_index": "(not stored)", "item_levels": [{"name": "id"}]}
+    rows = rows_to_map([[1], [2]], Reference("load"), flatten=True, notes=notes)
+    assert [label for _, label, _ in rows.rows] == [("a", 0), ("b", 0)]
+    sampled = {"item_keys": ["a#0", "a#1"], "item_index": "(not stored)", "samples": 2, "row_levels": None}
+    rows = rows_to_map([[1]], Reference("load"), flatten=True, notes=sampled)
+    assert [row[:2] for row in rows.rows] == [("a/0", ("a", 0))]
+
+
+def test_rows_of_a_reduction_are_those_of_its_value() -> None:
+    notes = {"item_keys": ["0.0", "0.1"], "item_index": ["0.0", "0.1"], "levels": [2]}
+    rows = rows_to_map([[1], [2]], Reference("sums"), flatten=True, notes=notes)
+    assert [key for key, _, _ in rows.rows] == ["0/0", "1/0"]
