@@ -401,6 +401,22 @@ async def test_of_models_behind_a_fallback_the_smallest_window_counts() -> None:
     assert least_window("test") is None
 
 
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [("openai:gpt-4", 40), ("openai:gpt-4o", 2), ("openai:gpt-4.1", 2), ("openai:own", 40)],
+)
+async def test_parts_are_as_large_as_the_model_reads_at_once(
+    model: str, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is not known, as 8,000 tokens allow; and never larger than what a goal can print."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    pipeline = Pipeline("windows", model=model, inputs={"load": texts(5000)})
+    pipeline.step("report", "Count the rows.", reduce_over="load")
+    items = (await PipelineExecutor(pipeline).plan())["report"].items
+    assert items is not None
+    assert parts / 2 < items < parts * 2
+
+
 async def test_a_goal_that_reads_rows_by_number_can_be_asked_too() -> None:
     clerk = Clerk()
     goal = "First {{ load[0] }}, last {{ load[-1] }}."

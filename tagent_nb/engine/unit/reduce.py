@@ -50,6 +50,9 @@ MOST_TOKENS = 1.8
 BYTES_A_TOKEN = 4
 """Bytes of text that count as one token."""
 
+MOST_ROOM = 100_000
+"""Most tokens of rows in one call, however much the model reads: of more, goals cannot print every value."""
+
 LEAST_ROOM = 50
 """Tokens of rows for which it is worth asking."""
 
@@ -371,7 +374,7 @@ class Reduction:
         if step.reduce_tokens is not None:
             return step.reduce_tokens
         window, around, answer = self._sizes_around(is_answers)
-        room = int((window - answer) / MOST_TOKENS) - around
+        room = min(MOST_ROOM, int((window - answer) / MOST_TOKENS) - around)
         if room < LEAST_ROOM:
             raise StepError(
                 f"Step {step.name!r}: there is no room for rows in a call ({self._about_room(is_answers)}). "
