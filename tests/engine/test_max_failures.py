@@ -58,9 +58,9 @@ def test_the_error_has_the_kinds_of_failures_the_first_one_and_the_remedy() -> N
     result = run(flow(Bad(lambda row: row > 3), max_failures=7))
     assert result.error_details["classify"] == (
         "StepError: Stopped early: 8 of 12 items that ran failed (7 x ValueError, 1 x KeyError), and "
-        "max_failures is 7. 88 items were not begun. The first failure is item '4': ValueError: row 4 is "
-        "bad. What is done is kept: mend what fails, or raise max_failures (--max-failures), then go on with "
-        "resume=True (--resume)."
+        "max_failures is 7. 88 items were not begun. What is done is kept: mend what fails, or raise "
+        "max_failures (--max-failures), then go on with resume=True (--resume). The first is item '4': "
+        "ValueError: row 4 is bad"
     )
 
 

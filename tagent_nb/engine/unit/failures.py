@@ -58,10 +58,11 @@ class FailureLimit:
         first, most = self._first, self._most
         assert first is not None
         assert most is not None
+        # The example comes last: what is long is cut at its end where it is shown.
         return (
             f"Stopped early: {self._failed} of {count(self._ran, 'item')} that ran failed "
             f"({kinds_text(self._kinds)}), and max_failures is {most:g}. {count(left, 'item')} "
-            f"{'was' if left == 1 else 'were'} not begun. The first failure is item {first.item!r}: "
-            f"{first.error_type}: {first.message.rstrip('.')}. What is done is kept: mend what fails, or "
-            "raise max_failures (--max-failures), then go on with resume=True (--resume)."
+            f"{'was' if left == 1 else 'were'} not begun. What is done is kept: mend what fails, or raise "
+            "max_failures (--max-failures), then go on with resume=True (--resume). "
+            f"The first is item {first.item!r}: {first.error_type}: {first.message}"
         )
