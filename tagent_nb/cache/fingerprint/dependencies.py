@@ -265,20 +265,21 @@ class DependencySearch:
 
     def _function_reads(self, label: str, function: FunctionType) -> None:
         before = f"{label}." if label else ""
-        reads = code_reads(function.__code__)
-        self._rebound |= rebound_names(function.__code__)
-        quoted = quotes(function.__code__)
+        code = function.__code__  # once: Python reports each reading of it to audit hooks
+        reads = code_reads(code)
+        self._rebound |= rebound_names(code)
+        quoted = quotes(code)
         if quoted:
             self._quoted.append((quoted, function.__globals__))
         self._names(reads, function.__globals__)
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
         for name, cell in cells:
             try:
                 self._todo.append((f"{before}{name}", cell.cell_contents, reads.attributes))
             except ValueError:  # the variable is not set yet
                 self._note(f"global:{before}{name}", ABSENT)
         defaults = {**(function.__kwdefaults__ or {})}
-        named = function.__code__.co_varnames[: function.__code__.co_argcount]
+        named = code.co_varnames[: code.co_argcount]
         values = function.__defaults__ or ()
         defaults.update(zip(named[len(named) - len(values) :], values, strict=True))
         for name, value in defaults.items():

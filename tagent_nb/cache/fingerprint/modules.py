@@ -27,6 +27,9 @@ def is_user_module(name: str | None) -> bool:
     if top in sys.stdlib_module_names or top == _OWN or top.startswith(_CYTHON):
         return False
     module = sys.modules.get(name) or sys.modules.get(top)
+    file = getattr(module, "__file__", None)
+    if file and isinstance(file, str):  # as most have
+        return not _is_installed(file)
     places = files_of(top) if module is None else _places(module)
     return not any(map(_is_installed, places))
 
