@@ -39,6 +39,8 @@ STEP = {
     "upstream": "Write {depends_on}.",
     "retries": "Write {max_retries}: attempts after the first.",
     "max_attempts": "Write {max_retries}: attempts after the first.",
+    "retry_exceptions": "Write {retry_on}.",
+    "retry_if": "Write {retry_on}: classes of errors.",
     "fail_on_error": "Write {max_failures}: items that may fail before a mapped step stops.",
     "maxfail": "Write {max_failures}: items that may fail before a mapped step stops.",
     "guardrail": "Write {checks}.",

@@ -130,8 +130,11 @@ def _limits(step: PipelineStep) -> str:
     words = []
     if step.timeout is not None:
         words.append(f"{step.timeout:g} s each attempt")
-    if step.max_retries != 3:
-        words.append("no retry" if step.max_retries == 0 else f"{step.max_retries} retries")
+    if step.max_retries != 3 or step.retry_on:
+        words.append({0: "no retry", 1: "1 retry"}.get(step.max_retries, f"{step.max_retries} retries"))
+    if step.retry_on:
+        kinds = (kind if isinstance(kind, str) else kind.__name__ for kind in step.retry_on)
+        words.append(f"also after {', '.join(kinds)}")
     if step.batch:
         words.append("in batches, then live" if step.batch == THEN_LIVE else "in batches")
     if step.rows_per_call > 1:

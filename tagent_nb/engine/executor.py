@@ -23,6 +23,7 @@ from tagent_nb.engine.preflight import (
     asks_models,
     budget_of,
     checked_poll,
+    error_problems,
     expected_names,
     ledger_of,
     looking_in,
@@ -763,9 +764,8 @@ class PipelineExecutor:
             pipeline.forget_dependencies()
         if pipeline.model is None:
             pipeline.model = self.defaults.model
-        refuse_problems(
-            pipeline, agent_problems(pipeline, settings=asks_models(pipeline, self.runners, offline=False))
-        )
+        problems = agent_problems(pipeline, settings=asks_models(pipeline, self.runners, offline=False))
+        refuse_problems(pipeline, [*problems, *error_problems(pipeline, self.namespace)])
         if "offline" not in options.inherits:
             self._check_models(pipeline, options)
         return pipeline

@@ -24,6 +24,7 @@ from tagent_nb.pipeline import (
     Pipeline,
     Price,
     checked_inputs,
+    error_classes,
     input_value,
     inputs_by_step,
     is_number,
@@ -138,6 +139,18 @@ def agent_problems(pipeline: Pipeline, *, settings: bool) -> list[str]:
         from tagent_nb.runners import settings_problems
 
         problems += [problem for step in asking for problem in settings_problems(step)]
+    return problems
+
+
+def error_problems(pipeline: Pipeline, namespace: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the classes of errors that steps name; a later cell may have defined one."""
+    problems = []
+    for step in pipeline.steps:
+        if step.retry_on:
+            try:
+                error_classes(step.name, step.retry_on, namespace)
+            except DefinitionError as error:
+                problems.append(str(error))
     return problems
 
 

@@ -34,6 +34,7 @@ _HOW = frozenset(
         "max_retries",
         "min_success",
         "retry_count",
+        "retry_on",
         "timeout",
         "when",
     }

@@ -280,6 +280,10 @@ class _Writer:
             return self._reference(value)
         if name in ("tools", "checks"):
             return f"[{', '.join(self._function_name(path, function) for function in value)}]"
+        if name == "retry_on":
+            self.around.names({kind.split(".")[0] for kind in value if isinstance(kind, str)}, self.namespace)
+            kinds = (repr(kind) if isinstance(kind, str) else self._reference(kind) for kind in value)
+            return f"[{', '.join(kinds)}]"
         if isinstance(value, Condition):
             return self._condition(path, value)
         if name == "models" and not all(isinstance(model, str) for model in value.values()):

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = face(
         "pipeline": "Pipeline",
         "python_body": "BYTECODE CELL_FUNCTION PythonBody source_of",
         "reduction": "answers_step measured_goal rows_step",
+        "retry_on": "error_classes",
         "scheduler": "NO_CHANGE Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
         "step": (

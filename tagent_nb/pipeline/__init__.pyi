@@ -64,6 +64,7 @@ from tagent_nb.pipeline.python_body import source_of as source_of
 from tagent_nb.pipeline.reduction import answers_step as answers_step
 from tagent_nb.pipeline.reduction import measured_goal as measured_goal
 from tagent_nb.pipeline.reduction import rows_step as rows_step
+from tagent_nb.pipeline.retry_on import error_classes as error_classes
 from tagent_nb.pipeline.scheduler import Change as Change
 from tagent_nb.pipeline.scheduler import NO_CHANGE as NO_CHANGE
 from tagent_nb.pipeline.scheduler import PipelineScheduler as PipelineScheduler

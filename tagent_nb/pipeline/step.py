@@ -15,6 +15,7 @@ from tagent_nb.foreign_words import ROLE_WORDS, STEP, advice, own_keywords
 from tagent_nb.naming import step_name
 from tagent_nb.pipeline.agents import AGENT_KINDS, SINGLE
 from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
+from tagent_nb.pipeline.retry_on import checked_kinds
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -59,8 +60,10 @@ class PipelineStep:
             Steps that the goal, the condition or the Python body refer to need not be repeated.
         execution_mode: See :class:`ExecutionMode`.
         timeout: Seconds that one attempt may take, or ``None``.
-        retry_count: Attempts spent before this run. Never changed by a run.
-        max_retries: Attempts after the first.
+        retry_count: Attempts spent before this run: they count as some of those that ``max_retries`` allows,
+            and never make an error one that is tried again. Never changed by a run.
+        max_retries: Most attempts after the first, at what may pass. Mistakes in code are not tried again,
+            nor are errors of a Python step that come from its data, such as ``ValueError``; see ``retry_on``.
         tools_filter: Names or globs of the tools this step may use; ``None`` allows all of them.
         output_schema: Pydantic model of the answer; text without one.
         body: The Python of a Python step; ``None`` for an agent step.
@@ -115,6 +118,9 @@ class PipelineStep:
         samples: Independent answers to each goal, 1 by default. With several, the step's value (of a mapped
             step, each item's) is the one that most of them agree on.
         flatten: Whether a mapped step runs over the elements of the lists that it maps over, as one sequence.
+        retry_on: Classes of errors that are tried again besides those that may pass, or their names:
+            ``[ValueError, "requests.HTTPError"]``. Names are looked up in the notebook and among Python's
+            own, else imported.
 
     Raises:
         DefinitionError: A field is not allowed; the message names step, field and remedy.
@@ -160,6 +166,7 @@ class PipelineStep:
     fresh_for: float | None = None
     samples: int = 1
     flatten: bool = False
+    retry_on: list[type[Exception] | str] = field(default_factory=list)
 
     @classmethod
     def from_cell(cls, name: str, cell: str, *, python: bool = False, **options: Any) -> PipelineStep:
@@ -650,6 +657,7 @@ _CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
     "min_success": _share,
     "max_failures": _failures,
     "fresh_for": _duration,
+    "retry_on": checked_kinds,
     "agent": _agent,
     "max_replans": _count,
     "settings": _settings,
@@ -690,6 +698,7 @@ _TOGETHER = frozenset(
         "output_mode",
         "remember",
         "max_failures",
+        "retry_on",
         "batch",
         "rows_per_call",
         "samples",
@@ -726,6 +735,9 @@ def _check_together(step: Any) -> None:
     if step.flatten and step.map_over is None:
         _fail(name, "flatten", "is for mapped steps. Add map_over (--map-over), the step whose items are "
               "lists.")  # fmt: skip
+    if step.retry_on and step.max_retries == 0:
+        _fail(name, "retry_on", "says what is tried again, and max_retries is 0: nothing is. Leave one of "
+              "them out.")  # fmt: skip
     if not isinstance(step.remember, bool) or (step.remember and step.is_python):
         _fail(name, "remember", "must be True or False, and is for agent steps only; "
               "Python steps call context.learn and context.save_memory.")  # fmt: skip

@@ -119,6 +119,14 @@ class Writer:
             self.problems[path] = error.what
             return {"kind": body.kind, "name": body.name, "source": body.source}
 
+    def error_class(self, path: str, kind: type[Exception]) -> str:
+        """The name of a class of errors, with its module where that is not the notebook."""
+        name = kind.__qualname__
+        if "<locals>" in name:
+            self.problems[path] = f"{kind.__name__} is defined inside of a function. Define it in a module"
+            return kind.__name__
+        return name if kind.__module__ == "__main__" else f"{kind.__module__}.{name}"
+
     def condition(self, path: str, condition: Condition) -> Any:
         """A condition object; in words, where it cannot be rebuilt."""
         try:
@@ -151,6 +159,9 @@ _SPECIAL: dict[str, Callable[[Writer, str, Any], Any]] = {
     "tools": lambda write, path, value: [function_name(function) for function in value],
     "checks": lambda write, path, value: [function_name(function) for function in value],
     "budget": lambda write, path, value: str(value),
+    "retry_on": lambda write, path, value: [
+        kind if isinstance(kind, str) else write.error_class(path, kind) for kind in value
+    ],
 }
 """How fields are written that are not data already."""
 

@@ -360,6 +360,7 @@ def test_the_notebook_does_not_count_for_an_agent() -> None:
         {"samples": 3},
         {"map_over": "load", "flatten": True},
         {"map_over": "load", "rows_per_call": 1},
+        {"retry_on": [ValueError]},
         {"retry_count": 1},
     ],
 )

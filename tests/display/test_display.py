@@ -115,6 +115,15 @@ def test_a_card_tells_what_differs_from_the_defaults() -> None:
     }
 
 
+class RefusedError(Exception):
+    """An error of the user's."""
+
+
+def test_a_card_tells_which_errors_are_tried_again() -> None:
+    made = pipeline().step("page", "Say it", retry_on=[ValueError, RefusedError], max_retries=1)
+    assert facts(made, made.get_step("page"))["limits"] == "1 retry, also after ValueError, RefusedError"
+
+
 def test_a_card_tells_how_long_an_answer_is_fresh() -> None:
     made = pipeline().step("page", "Say it", fresh_for="90m")
     assert facts(made, made.get_step("page"))["limits"] == "asked again after 1 h 30 min"

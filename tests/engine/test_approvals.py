@@ -716,6 +716,10 @@ class Unwritable(MemoryStorageBackend):
         await super().append(pipeline_id, run_id, events, token=token)
 
 
+def _busy(context: StepContext) -> str:
+    raise ConnectionError("busy")
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize(
     ("kind", "approver", "draft"),
@@ -723,7 +727,7 @@ class Unwritable(MemoryStorageBackend):
         (ApprovalRequested, lambda request: Approved(), "Dear all"),
         (ApprovalGiven, lambda request: Rejected("no"), "Dear all"),
         (ApprovalGiven, lambda request: Rejected("no", retry=True), "Dear all"),
-        (StepRetried, None, lambda context: 1 / 0),
+        (StepRetried, None, _busy),
     ],
     ids=["request", "rejection", "retry", "attempt"],
 )

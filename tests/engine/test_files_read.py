@@ -384,8 +384,10 @@ def test_items_of_a_stopped_map_whose_file_has_changed_run_again(folder: Path) -
 
 def test_a_step_that_failed_and_was_tried_again_has_the_files_of_its_last_attempt(folder: Path) -> None:
     (folder / "d.csv").write_text("1")
+    (folder / "other.csv").write_text("1")
     source = (
-        "from pathlib import Path\nif not Path('was').exists():\n    Path('was').touch()\n    open('x.csv')\n"
+        "from pathlib import Path\nif not Path('was').exists():\n    Path('was').touch()\n"
+        "    open('other.csv').read()\n    raise ConnectionError\n"
     )
     result = executor(cell(source + "open('d.csv').read()"), retry_delay=0.0).run()
     assert list(result.step_metadata["load"]["files"]) == ["d.csv"]

@@ -130,6 +130,7 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         samples=3,
         flatten=True,
         rows_per_call=20,
+        retry_on=["Refused", ValueError],
         when="text == 'b'",
         tools_filter=[],
         budget=0.5,

@@ -50,7 +50,7 @@ def test_a_fork_follows_what_its_cells_name(book: Notebook) -> None:
     book("tagent_fork same")
     book(
         "tagent_fork other --set judge.output_schema=Other --set judge.checks=check "
-        "--set judge.constraints=Short"
+        "--set judge.constraints=Short --set judge.retry_on=ValueError,KeyError"
     )
     renewed = type("Label", (Label,), {})
     book.shell.user_ns["Label"] = renewed
@@ -62,6 +62,7 @@ def test_a_fork_follows_what_its_cells_name(book: Notebook) -> None:
     judge = book.session.pipeline.get_step("judge")
     assert [check.__name__ for check in judge.checks] == ["<lambda>"]
     assert judge.constraints == ["Short"]
+    assert judge.retry_on == ["ValueError", "KeyError"]
 
 
 def test_settings_and_models_of_a_fork(book: Notebook) -> None:

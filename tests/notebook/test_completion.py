@@ -51,6 +51,7 @@ def offered(session: Session, text: str) -> list[str]:
         ("%%tagent_step a --output-s", ["--output-schema"]),
         ("%%tagent_step a --output-schema S", ["Sentiment"]),
         ("%%tagent_step a --check brief,s", ["sane"]),
+        ("%%tagent_step a --retry-on ValueError,ZeroD", ["ZeroDivisionError"]),
         ("%%tagent_step a --map-over ", ["load", "classify"]),
         ("%%tagent_step a --model lo", ["local"]),
         ("%tagent_explain l", ["load"]),

@@ -156,6 +156,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "--when 'load' --model openai:gpt --tools lookup,search* --timeout 2.5 --max-retries 1 --concurrent "
         "--check sane,kind --check brief --plan --max-replans 1 --budget '0.5 USD, 20 requests' "
         "--setting max_tokens=200 --setting temperature=0.5 --max-failures 0.1 --fresh-for 2h "
+        "--retry-on ValueError,OSError --retry-on sqlite3.OperationalError "
         "--no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
@@ -166,6 +167,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert [str(dependency) for dependency in step.dependencies] == ["extra:weak", "more:optional", "load"]
     assert step.max_failures == 0.1
     assert step.fresh_for == 7200
+    assert step.retry_on == ["ValueError", "OSError", "sqlite3.OperationalError"]
     assert step.constraints == ["be short", "kind"]
     assert step.settings == {"max_tokens": 200, "temperature": 0.5}
     assert step.tools_filter == ["lookup", "search*"]
@@ -238,6 +240,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --output-schema answer", "go", "is of type int, not a pydantic model"),
     (f"{STEP} a --python --plan", "1", "a Python step asks no model. Leave --plan"),
     (f"{STEP} a --plan --max-replans -1", "go", "max_replans"),
+    (f"{STEP} a --retry-on ValueEror", "go", "Did you mean 'ValueError'?"),
     (f"{STEP} a --check sain", "go", "There is no function 'sain'. Did you mean 'sane'?"),
     (f"{STEP} a --check answer", "go", "'answer' is of type int, not a function"),
     (f"{STEP} a --check sane", "go", "takes neither (value) nor (value, context)"),

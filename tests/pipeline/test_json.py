@@ -101,7 +101,11 @@ def reviews() -> Pipeline:
             cache=False,
         )
     )
-    pipeline.put(PipelineStep(name="each", goal="Say {{ item }}", map_over="load", batch="then-live"))
+    pipeline.put(
+        PipelineStep(
+            name="each", goal="Say {{ item }}", map_over="load", batch="then-live", retry_on=[KeyError]
+        )
+    )
     pipeline.put(PipelineStep.from_cell("count", "# How many\nlen(load)", python=True))
     pipeline.put(
         PipelineStep(

@@ -342,7 +342,7 @@ class TestStepMetadata:
         pipeline.task(lambda: [1, 2], name="load")
         pipeline.step("say", "Say {{ load }}.")
         pipeline.step("each", "Say {{ item }}.", map_over="load")
-        pipeline.task(lambda load: 1 / 0, name="broken", max_retries=1)
+        pipeline.task(lambda load: 1 / 0, name="broken", max_retries=1, retry_on=ArithmeticError)
         executor = PipelineExecutor(pipeline, cache=ResultCache(tmp_path), retry_delay=0.0)
         first, second = executor.run().step_metadata, executor.run().step_metadata
         for notes in (first, second):

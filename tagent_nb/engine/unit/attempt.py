@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import ApprovalMiddleware, Approvals
@@ -58,6 +59,20 @@ MAX_BACKOFF = 30.0
 
 NON_RETRYABLE = (NameError, SyntaxError, ImportError, AttributeError, TypeError, NotImplementedError)
 """Mistakes in the user's code, which another attempt would only repeat."""
+
+DATA_ERRORS = (ValueError, LookupError, ArithmeticError, AssertionError, RecursionError)
+"""What a Python step says of the data that it reads: another attempt reads the same. A model may write
+other arguments for a tool, so that they are tried again in agent steps."""
+
+FILE_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    UnsupportedOperation,
+)
+"""Errors of the system that are about a path, and not about a connection."""
 
 
 _SMALL = frozenset({type(None), bool, int, float})
@@ -149,7 +164,7 @@ class Attempts:
                 if self._signals.failing:
                     raise
                 seconds = time.monotonic() - began - work.waited
-                if not _may_be_tried_again(step, error, attempt):
+                if not _may_be_tried_again(work.prepared, error, attempt):
                     work.slot.end()
                     return [failed(self._context.run_id, work, error, attempt, seconds, context)]
                 await self._wait_for_next(work, error, attempt, context)
@@ -246,7 +261,7 @@ class Attempts:
             if self._signals.failing:
                 raise
             work = work or WorkItem(prepared, outputs, "", {})
-            if not _may_be_tried_again(step, error, 1):
+            if not _may_be_tried_again(prepared, error, 1):
                 seconds = time.monotonic() - began
                 return [failed(prepared.run_id, work, error, 1, seconds, context)]
             return self._after_failure(work, error, began, context)
@@ -633,15 +648,40 @@ def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def _may_be_tried_again(step: PipelineStep, error: Exception, attempt: int) -> bool:
+def _may_be_tried_again(prepared: PreparedStep, error: Exception, attempt: int) -> bool:
     """Whether a unit has attempts left after this one, and another may succeed."""
-    return attempt < max(step.retry_count + 1, step.max_retries + 1) and _may_succeed(error)
+    step = prepared.step
+    return attempt < max(step.retry_count + 1, step.max_retries + 1) and (
+        _may_succeed(error, step.is_python) or (bool(step.retry_on) and _is_retried(prepared, error))
+    )
 
 
-def _may_succeed(error: Exception) -> bool:
+def _may_succeed(error: Exception, is_python: bool) -> bool:
     kind = type(error)  # not isinstance: the class of the user's own error may say another one
     if issubclass(kind, RejectedError):
         return bool(getattr(error, "retry", False))
     if issubclass(kind, RetryableError | StepTimeoutError):
         return True
-    return not issubclass(kind, (TagentError, *NON_RETRYABLE))
+    if issubclass(kind, TagentError):
+        return False
+    if is_python:
+        if issubclass(kind, ExceptionGroup):
+            return all(_may_succeed(part, is_python) for part in error.exceptions)  # type: ignore[attr-defined]
+        if issubclass(kind, FILE_ERRORS):
+            return False
+        if issubclass(kind, OSError):
+            return True  # what answers over a network and is no JSON, say, is a ValueError as well
+        if issubclass(kind, DATA_ERRORS):
+            return False
+    return not issubclass(kind, NON_RETRYABLE)
+
+
+def _is_retried(prepared: PreparedStep, error: Exception) -> bool:
+    """Whether the step says so itself. Our own errors have to be named by a class of ours: a value that a
+    check refuses is a ValueError, but not one of the code."""
+    bases = type(error).__mro__
+    if issubclass(type(error), TagentError):
+        bases = tuple(base for base in bases if issubclass(base, TagentError))
+    return not issubclass(type(error), RejectedError) and any(
+        base is kind for base in bases for kind in prepared.retried_errors
+    )

@@ -9,7 +9,7 @@ from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagent_nb.events import NO_ENTRIES
-from tagent_nb.pipeline import AGENT_KINDS, ExecutionMode, PipelineStep
+from tagent_nb.pipeline import AGENT_KINDS, ExecutionMode, PipelineStep, error_classes
 from tagent_nb.runners import PythonRunner
 from tagent_nb.serde import Classes
 from tagent_nb.templating import Reference
@@ -195,6 +195,11 @@ class PreparedStep:
     def shared_inputs(self) -> dict[str, Any]:
         """Copies of values that the items of a mapped Python step share."""
         return {}
+
+    @cached_property
+    def retried_errors(self) -> tuple[type[Exception], ...]:
+        """The classes of its ``retry_on``."""
+        return error_classes(self.name, self.step.retry_on, self._context.services.namespace)
 
     # -- what it reads ----------------------------------------------------------------------
 

@@ -122,6 +122,8 @@ def _value(session: Session, place: str, text: str) -> Any:
         return session.schema(text)
     if field == "checks":
         return [session.function(name) for name in names(text)]
+    if field == "retry_on":
+        return names(text)
     if field == "constraints":
         return [text]
     try:

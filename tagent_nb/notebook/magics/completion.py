@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterable
+from inspect import isclass
 from typing import Any
 
 from IPython.core import completer
@@ -99,6 +101,8 @@ class MagicCompleter:
             return fragment, sorted(self.session.schemas()), False
         if before == "--check":
             return fragment.rpartition(",")[2], sorted(self.session.functions()), False
+        if before == "--retry-on":
+            return fragment.rpartition(",")[2], self._errors(), True
         if before == "--model":
             return fragment, list(_MODELS), True
         if before == "--on-change":
@@ -122,6 +126,11 @@ class MagicCompleter:
 
     def _steps(self) -> list[str]:
         return [step.name for step in self.session.pipeline.steps] if self.session.workspaces else []
+
+    def _errors(self) -> list[str]:
+        """Classes of errors of the notebook and of Python."""
+        names = {**vars(builtins), **self.session.namespace}
+        return sorted(name for name, kind in names.items() if isclass(kind) and issubclass(kind, Exception))
 
     def _variables(self) -> list[str]:
         """Variables that can be inputs."""

@@ -192,7 +192,18 @@ class DefineMagics(NotebookMagics):
     @option("--final", action="store_true", help="The value is the pipeline's final output.")
     @option("--remember", action="store_true", help="The model may remember facts and memories.")
     @option("--timeout", type=float, metavar="SECONDS", help="Most seconds of one attempt.")
-    @option("--max-retries", type=int, metavar="N", help="Attempts after the first; 3 without it.")
+    @option(
+        "--max-retries",
+        type=int,
+        metavar="N",
+        help="Attempts after the first, at what may pass, such as a lost connection; 3 without it.",
+    )
+    @option(
+        "--retry-on",
+        action="append",
+        metavar="ERRORS",
+        help="Errors that are tried again too: ValueError,requests.HTTPError.",
+    )
     @option("--budget", metavar="AMOUNT", help="Most that the step may spend: 0.10 (USD), '5000 tokens'.")
     @option("--concurrent", action="store_true", help="May overlap with any other step.")
     @option("--serial", action="store_true", help="Never overlaps with another serial step.")

@@ -13,7 +13,7 @@ from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.notebook.magics.parsing import names
 from tagent_nb.notebook.session import Session
 from tagent_nb.notebook.workspace import CellNames
-from tagent_nb.pipeline import ExecutionMode, Limit, PipelineStep, Price, chosen_kind
+from tagent_nb.pipeline import ExecutionMode, Limit, PipelineStep, Price, chosen_kind, error_classes
 
 
 def read_roles(session: Session, texts: list[str]) -> dict[str, Any]:
@@ -88,6 +88,8 @@ def build_step(
     checks = [name for text in args.check or () for name in names(text)]
     options["checks"] = [session.function(name) for name in checks]
     objects.update({("--check", name): check for name, check in zip(checks, options["checks"], strict=True)})
+    if args.retry_on:
+        options["retry_on"] = [name for text in args.retry_on for name in names(text)]
     if args.approve:
         options["approve"] = True
     if args.approve_tools:
@@ -107,6 +109,7 @@ def build_step(
     if args.no_cache:
         options["cache"] = False
     step = PipelineStep.from_cell(args.name, cell, python=args.python, **options)
+    error_classes(step.name, step.retry_on, session.namespace)
     return step, CellNames(step, args.output_schema or "", checks, tools, args.model or "", objects)
 
 
