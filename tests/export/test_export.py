@@ -127,7 +127,6 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         min_success=0.5,
         max_failures=20,
         fresh_for="1h",
-        samples=3,
         flatten=True,
         rows_per_call=20,
         retry_on=["Refused", ValueError],
@@ -135,6 +134,7 @@ def test_every_option_comes_back(load: Callable[[str], Any]) -> None:
         tools_filter=[],
         budget=0.5,
     )
+    pipeline.step("vote", "Say yes or no.", samples=3)
     pipeline.step(
         "sum_up",
         "Sum up.",
