@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = face(
         "ask": "AgentResult STEP answered question run_agent",
         "background": "submit",
         "dry_run.history": "Durations EarlierRuns",
-        "dry_run.plan": "Plan StepPlan calls_text quote_text",
+        "dry_run.plan": "Plan StepPlan calls_text quote_text span_text",
         "executor": "PipelineExecutor run_pipeline",
         "handle": "CANCEL_GRACE RunHandle",
         "memory.entries": "StepMemoryEntry inputs_of",

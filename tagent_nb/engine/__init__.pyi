@@ -12,6 +12,7 @@ from tagent_nb.engine.dry_run.plan import Plan as Plan
 from tagent_nb.engine.dry_run.plan import StepPlan as StepPlan
 from tagent_nb.engine.dry_run.plan import calls_text as calls_text
 from tagent_nb.engine.dry_run.plan import quote_text as quote_text
+from tagent_nb.engine.dry_run.plan import span_text as span_text
 from tagent_nb.engine.executor import PipelineExecutor as PipelineExecutor
 from tagent_nb.engine.executor import run_pipeline as run_pipeline
 from tagent_nb.engine.handle import CANCEL_GRACE as CANCEL_GRACE

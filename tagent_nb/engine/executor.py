@@ -421,7 +421,8 @@ class PipelineExecutor:
             definition = definition_of(self.storage, pipeline)
             verdict = await judge(context, recorder, preparation, definition, other)
         history = EarlierRuns(self.storage, pipeline.id, pipeline.name)
-        steps = await DryRun(context, recorder, preparation, verdict, unreadable, history).steps()
+        dry_run = DryRun(context, recorder, preparation, verdict, unreadable, history)
+        steps = await dry_run.steps()
         changed = verdict.changed if verdict is not None and options.on_change == "refuse" else {}
         resumed = None if verdict is None else memory.run_id
         inputs = {name: shape_text(output.value) for name, output in values.items()}
@@ -434,6 +435,7 @@ class PipelineExecutor:
             inputs,
             services.budget,
             self._at_once(pipeline),
+            dry_run.seconds_range(steps),
         )
 
     def _at_once(self, pipeline: Pipeline) -> str:

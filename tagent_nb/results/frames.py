@@ -592,9 +592,10 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
     """One row a step, indexed by its name; see :meth:`tagent_nb.Plan.to_frame`.
 
     Columns: ``action``, ``why``, ``items``, ``items_done``, ``seconds``, ``tokens``, ``cost`` (USD) as the
-    last time, and of the quote ``calls``, ``saved_calls`` and ``saved_tokens`` (of input) of rows that share
-    calls, and ``later_calls`` (those that combine answers), ``input_tokens``, ``output_tokens``, ``cost``,
-    ``live_cost`` and ``batch_cost``, each with ``_low`` and ``_high``.
+    last time, ``seconds_low`` and ``seconds_high``, and of the quote ``calls``, ``saved_calls`` and
+    ``saved_tokens`` (of input) of rows that share calls, and ``later_calls`` (those that combine answers),
+    ``input_tokens``, ``output_tokens``, ``cost``, ``live_cost`` and ``batch_cost``, each with ``_low`` and
+    ``_high``.
     """
     import pandas as pd
 
@@ -616,6 +617,9 @@ def plan_frame(steps: Iterable[Any]) -> pd.DataFrame:
     for name in ("calls", "saved_calls", "saved_tokens"):
         counts = [None if row.quote is None else getattr(row.quote, name) for row in rows]
         columns[name] = pd.Series(counts, index, dtype="Int64")
+    for place, end in enumerate(("low", "high")):
+        cells = [None if row.seconds_range is None else row.seconds_range[place] for row in rows]
+        columns[f"seconds_{end}"] = pd.Series(cells, index, dtype="float64")
     for name, dtype in {
         "later_calls": "Int64",
         "input_tokens": "Int64",

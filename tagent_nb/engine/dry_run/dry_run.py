@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache import GENERATION, explain
+from tagent_nb.engine.dry_run.duration import limit_seconds, run_seconds, step_seconds
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
 from tagent_nb.engine.dry_run.quote import (
+    Range,
     SharedPrompts,
     answer_tokens,
     prompt_pieces_of,
@@ -34,9 +36,10 @@ from tagent_nb.engine.unit.work import (
 from tagent_nb.errors import TagentError
 from tagent_nb.events import NO_ENTRIES, Output, StepFailed, StepSkipped
 from tagent_nb.formatting import count, failures_text
-from tagent_nb.pipeline import DependencyType, PipelineStep
+from tagent_nb.pipeline import DependencyType, Limit, PipelineStep
 from tagent_nb.redaction import redact
 from tagent_nb.results import ONE_ROW, StepRows
+from tagent_nb.runners import RateLimiter
 from tagent_nb.serde import StoredValue
 from tagent_nb.user_objects import blame, ends_program
 
@@ -137,10 +140,47 @@ class DryRun:
                     early = f"stops early beyond {failures_text(step.max_failures)}"
                     plan = replace(plan, why="; ".join(part for part in (plan.why, early) if part))
                 plan = await self._quoted(step, await self._history.expected(step, plan))
+                plan = replace(plan, seconds_range=await self._seconds(step, plan))
                 for kind, keys in (await self._history.learned(name)).items():
                     self._learned[kind].update(dict.fromkeys(keys, name))
             plans.append(plan)
         return plans
+
+    def seconds_range(self, plans: Sequence[StepPlan]) -> Range | None:
+        """Seconds that the run is likely to take, from and to; ``None`` if those of a step are unknown."""
+        serial = [step.name for step in self._context.pipeline.steps if step.execution_mode.value == "serial"]
+        ranges = {plan.step: plan.seconds_range for plan in plans if plan.action in RUNS}
+        return run_seconds(ranges, self._recorder.machine.scheduler.dependency_graph, serial)
+
+    async def _seconds(self, step: PipelineStep, plan: StepPlan) -> Range | None:
+        """Seconds that a step which runs or may run is likely to take, from and to."""
+        if step.batch:
+            return None  # its provider answers when it likes
+        prepared = self._preparation.prepared(step)
+        if plan.items is not None and plan.items_done is not None:
+            units = plan.items - plan.items_done
+        else:
+            units = await self._history.units(step)
+        if not units and step.has_items:
+            return None  # how many there are is unknown
+        most, places, floor = units, prepared.at_once, (0.0, 0.0)
+        if plan.quote is not None:
+            most += plan.quote.later_calls[1]
+        if prepared.asks_network:
+            limit = self._limit(prepared.model)
+            if limit.concurrency is not None:
+                places = min(places, limit.concurrency * step.rows_per_call)
+            floor = limit_seconds(limit, units if plan.quote is None else plan.quote.calls, plan.quote)
+        seen = await self._history.unit_seconds(step.name, shared=prepared.shares_calls)
+        low, high = (0 if plan.action == "may run" else units), most
+        return step_seconds((low, high), places, seen, floor if low else (0.0, floor[1]))
+
+    def _limit(self, model: Any) -> Limit:
+        """How often the provider of a model may be asked."""
+        limiter = next(
+            (layer for layer in self._context.services.paid if isinstance(layer, RateLimiter)), None
+        )
+        return Limit() if limiter is None else limiter.limit_of(model)
 
     async def _quoted(self, step: PipelineStep, plan: StepPlan) -> StepPlan:
         """The plan of a step that runs or may run, with what its calls are likely to take."""

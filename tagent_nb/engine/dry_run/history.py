@@ -107,6 +107,30 @@ class EarlierRuns:
                 break
         return answers[:MOST_ANSWERS]
 
+    async def unit_seconds(self, name: str, *, shared: bool = False) -> list[float]:
+        """Seconds that units of a step took, the newest first: of at most :data:`MOST_ANSWERS`.
+
+        Args:
+            name: The step.
+            shared: Whether rows that shared calls count, else all others.
+        """
+        seconds: list[float] = []
+        async for memory in self._memories():
+            step = memory.steps.get(name)
+            if step is None:
+                continue
+            units = [step] if step.items is None else step.items.values()
+            seconds += [
+                unit.seconds
+                for unit in units
+                if unit.status is StepStatus.COMPLETED
+                and unit.seconds > 0
+                and (isinstance(unit, ItemResult) and bool(unit.rows_in_call)) == shared
+            ]
+            if len(seconds) >= MOST_ANSWERS:
+                break
+        return seconds[:MOST_ANSWERS]
+
     async def learned(self, name: str) -> dict[str, list[str]]:
         """The keys of ``facts`` and ``memories`` that a step recorded the last time it ran."""
         memory = await self._last(name)

@@ -49,6 +49,9 @@ class StepPlan:
         cost: Expected USD, as ``seconds``; ``None`` as well when the price was unknown.
         quote: What its calls of a model are likely to take, by its prompts and earlier answers; ``None`` for
             a step that asks no model, or where nothing is known to go by.
+        seconds_range: Seconds that it is likely to take, from and to, going by the seconds of its units in
+            earlier runs, by how many run at once, and by the limits of its provider; ``None`` where none of
+            them has been seen, or its requests are sent in batches.
     """
 
     step: str
@@ -60,6 +63,7 @@ class StepPlan:
     tokens: int | None = 0
     cost: float | None = 0.0
     quote: Quote | None = None
+    seconds_range: tuple[float, float] | None = (0.0, 0.0)
 
     @property
     def state(self) -> str:
@@ -83,6 +87,8 @@ class Plan:
         budget: Most that the run may spend; ``None`` limits nothing.
         warnings: What is probably not meant, such as a mapped step that asks the same for every item.
         at_once: How much of it may be under way at the same time, in words.
+        seconds_range: Seconds that the run is likely to take, from and to, along the longest way through its
+            steps; ``None`` if those of a step that runs or may run are unknown.
     """
 
     pipeline: str
@@ -93,6 +99,7 @@ class Plan:
     inputs: Mapping[str, str] = field(default_factory=dict)
     budget: Budget | None = None
     at_once: str = ""
+    seconds_range: tuple[float, float] | None = None
 
     def __iter__(self) -> Iterator[StepPlan]:
         return iter(self.steps)
@@ -219,8 +226,14 @@ class Plan:
         if unpriced:
             gaps.append(f"the price of {_listed(unpriced)} is unknown")
         text = "; ".join([*([estimate] if estimate else []), *gaps])
-        parts = [f"{text[0].upper()}{text[1:]}.", self._quoted(), self.over_budget]
+        parts = [f"{text[0].upper()}{text[1:]}.", self._takes(), self._quoted(), self.over_budget]
         return " ".join(part for part in parts if part)
+
+    def _takes(self) -> str:
+        """How long the run takes, from and to; empty where that is unknown."""
+        if self.seconds_range is None or not self.seconds_range[1]:
+            return ""
+        return f"It is likely to take {span_text(self.seconds_range)}."
 
     def _quoted(self) -> str:
         """The calls, and their cost from and to."""
@@ -297,6 +310,12 @@ def quote_text(quote: Quote) -> str:
     if other is None or other == quote.cost:
         return text
     return f"{text} ({range_text(other)} {how})"
+
+
+def span_text(seconds: tuple[float, float]) -> str:
+    """Seconds from and to, in words."""
+    low, high = map(seconds_text, seconds)
+    return low if low == high else f"{low} to {high}"
 
 
 def range_text(costs: tuple[float, float]) -> str:

@@ -167,12 +167,12 @@ def quote(
         sent = sum(calls_known) + len(calls_known) * shared_frame_tokens(step, _context(prepared))
     if seen:
         calls = _calls(prepared, requests, units, seen)
-        into = _summed([answer.usage.input_tokens for answer in seen], units)
+        into = sum_range([answer.usage.input_tokens for answer in seen], units)
         if known:
             # Prompts may have grown or shrunk since.
             low, high = (sent * end for end in SEEN_TOKENIZERS)
             into = (min(into[0], low), max(into[1], high))
-        out = _summed([answer.usage.output_tokens for answer in seen], units)
+        out = sum_range([answer.usage.output_tokens for answer in seen], units)
     else:
         calls = float(requests)
         repeated = (REPEATS - 1) * by_itself
@@ -266,7 +266,7 @@ def _calls(prepared: PreparedStep, requests: int, units: int, seen: Sequence[Ans
     return units * statistics.fmean(answer.usage.requests for answer in seen)
 
 
-def _summed(samples: Sequence[int], units: int) -> Range:
+def sum_range(samples: Sequence[float], units: int) -> Range:
     """The sum of as many units as are to run, from and to, where each is like the samples."""
     mean = statistics.fmean(samples)
     spread = statistics.stdev(samples) if len(samples) >= LEAST_SAMPLES else mean / 2

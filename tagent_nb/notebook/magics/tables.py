@@ -8,7 +8,7 @@ from typing import Any
 
 from tagent_nb.cache import CacheStats
 from tagent_nb.display import FONT, MUTED, STATUS_STYLES, Bundle, escape, table
-from tagent_nb.engine import Plan, calls_text, quote_text
+from tagent_nb.engine import Plan, calls_text, quote_text, span_text
 from tagent_nb.formatting import (
     cost_text,
     count,
@@ -82,6 +82,8 @@ def plan_table(plan: Plan) -> Bundle:
     for forecast in plan:
         runs = forecast in plan.running
         took = "?" if forecast.seconds is None else seconds_text(forecast.seconds)
+        if forecast.seconds_range is not None:
+            took = span_text(forecast.seconds_range)
         used = "?" if forecast.tokens is None else tokens_text(forecast.tokens) if forecast.tokens else ""
         paid = cost_text(forecast.cost) if used and used != "?" else used
         quote = forecast.quote

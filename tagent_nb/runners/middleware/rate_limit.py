@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import StepError
 from tagent_nb.pipeline import Limit, checked_limits
@@ -77,6 +77,16 @@ class RateLimiter(CallMiddleware):
     def limited(self) -> list[str]:
         """Providers that the user limits, by the names that she gave them."""
         return [name for name, pace in self.paces.items() if pace.limit != Limit()]
+
+    def limit_of(self, model: Any) -> Limit:
+        """How often the provider of a model, given as an object or by its name, may be asked."""
+        from tagent_nb.runners.models.resolve import models_behind
+
+        first = models_behind(model)[0]
+        name = first.partition(":")[0] if isinstance(first, str) else getattr(first, "system", "")
+        # Names such as openai-chat are of the provider openai, too.
+        names = (name, name.partition("-")[0])
+        return next((self.paces[each].limit for each in names if each in self.paces), Limit())
 
     def _pace(self, provider: str) -> Pace:
         pace = self.paces.get(provider)
