@@ -230,8 +230,8 @@ class Plan:
         return " ".join(part for part in parts if part)
 
     def _takes(self) -> str:
-        """How long the run takes, from and to; empty where that is unknown."""
-        if self.seconds_range is None or not self.seconds_range[1]:
+        """How long the run takes, from and to; empty where that is unknown, or no time at all."""
+        if self.seconds_range is None or self.seconds_range[1] < 1:
             return ""
         return f"It is likely to take {span_text(self.seconds_range)}."
 
