@@ -270,6 +270,9 @@ async def test_equal_groups_are_paid_once(tmp_path: Path) -> None:
     assert len(clerk.tasks) == 2  # their rows differ in a column that the goal does not print
     same = report(clerk, [{"text": "row 1"}] * 2, group_by="about.kind")
     same.inputs["about"] = rows
+    plan = (await executor(same, tmp_path).plan())["report"]
+    assert plan.quote is not None
+    assert (plan.items, plan.quote.calls) == (2, 1)
     await executor(same, tmp_path).execute()
     assert len(clerk.tasks) == 3
 
@@ -415,6 +418,17 @@ async def test_parts_are_as_large_as_the_model_reads_at_once(
     items = (await PipelineExecutor(pipeline).plan())["report"].items
     assert items is not None
     assert parts / 2 < items < parts * 2
+
+
+async def test_parts_that_are_too_long_for_a_known_window_show_in_the_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    rows = ["word " * 500 for _ in range(100)]
+    pipeline = Pipeline("windows", model="openai:gpt-4", inputs={"load": rows})
+    pipeline.step("report", "Count the rows.", reduce_over="load", reduce_tokens=50_000)
+    plan = (await PipelineExecutor(pipeline).plan())["report"]
+    assert re.search(r"; \d parts? will fail: part '0.0', of \d+ rows, 0 to \d+: its prompt has", plan.why)
 
 
 async def test_a_goal_that_reads_rows_by_number_can_be_asked_too() -> None:
