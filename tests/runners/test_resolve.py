@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models import Model
@@ -145,6 +148,35 @@ def test_known_prices_count_and_unknown_ones_are_none() -> None:
     assert price("openai:no-such-model", USED) is None
     assert price("ollama:qwen3", USED) is None
     assert price(function_model(), USED) is None
+
+
+def test_a_model_without_a_price_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same prices: newer ones may know it."""
+    looked: list[str] = []
+    find = DataSnapshot.find_provider_model
+
+    def counted(self: DataSnapshot, model: str, *where: Any) -> Any:
+        looked.append(model)
+        return find(self, model, *where)
+
+    monkeypatch.setattr(DataSnapshot, "find_provider_model", counted)
+    response = ModelResponse(
+        parts=[TextPart("x")],
+        usage=RequestUsage(input_tokens=1),
+        model_name="one-more",
+        provider_name="openai",
+        provider_url="https://api.openai.com/v1",
+    )
+    for _ in range(3):
+        assert cost_of("openai:one-more", response) is None
+    assert len(looked) == 3  # by the address, by the provider, and as it was asked for
+    newer = replace(get_snapshot(), timestamp=datetime(2030, 1, 1))
+    set_custom_snapshot(newer)
+    try:
+        assert cost_of("openai:one-more", response) is None
+    finally:
+        set_custom_snapshot(None)
+    assert len(looked) == 6
 
 
 @pytest.mark.parametrize("model", ["local", "local/smollm2-135m", "test", TestModel()])

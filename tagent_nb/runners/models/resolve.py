@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pkgutil
@@ -20,6 +21,8 @@ from tagent_nb.runners.models.transport import send_as_given
 from tagent_nb.user_objects import class_name, message_of, safe_repr
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model
 
@@ -296,6 +299,8 @@ def _in_batch(model: Any, alone: float) -> float | None:
 
 def _listed(model: Any, usage: TokenUsage, conditions: dict[str, str]) -> float | None:
     """USD by the prices of the installed package; ``None`` if it does not know the model."""
+    if not _is_listed(model_name(model)):
+        return None
     from genai_prices import Usage, calc_price
 
     provider, _, name = model_name(model).partition(":")
@@ -309,6 +314,26 @@ def _listed(model: Any, usage: TokenUsage, conditions: dict[str, str]) -> float 
         return float(priced.total_price)
     except (LookupError, ValueError):
         return None
+
+
+def _is_listed(name: str, url: str | None = None) -> bool:
+    """Whether the installed package knows a model of a provider, or of what is at an address."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    # Newer ones may take its place. It keeps what it finds, and looks through all for what it does not.
+    return _is_in(get_snapshot().timestamp, name, url)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_in(snapshot: datetime, name: str, url: str | None) -> bool:
+    from genai_prices.data_snapshot import get_snapshot
+
+    provider, _, model = name.partition(":")
+    for place in ((None, url), (provider or None, None)) if url else ((provider or None, None),):
+        with contextlib.suppress(LookupError):
+            get_snapshot().find_provider_model(model, None, *place)
+            return True
+    return False
 
 
 def context_window(model: Any) -> int | None:
@@ -440,11 +465,12 @@ def cost_of(model: Any, response: ModelResponse, prices: Mapping[str, Price] | N
         cost_there = price(f"{response.provider_name}:{response.model_name}", usage_of(response), batch=True)
         if cost_there is not None:
             return cost_there
-    elif response.model_name:
-        try:
+    elif response.model_name and _is_listed(
+        f"{response.provider_name or ''}:{response.model_name}", response.provider_url
+    ):
+        with contextlib.suppress(LookupError, ValueError):
             return float(response.cost().total_price)
-        except (LookupError, ValueError):
-            pass  # the provider may call it by a name of its own: the one that was asked may be known
+    # The provider may call it by a name of its own: the one that was asked may be known.
     return None if answered is None else price(answered, usage_of(response), batch=batch)
 
 
