@@ -47,7 +47,7 @@ class FakeBatches:
     Attributes:
         url: Its address.
         answer: Gives the answer to a question.
-        looks: How often a batch is looked at before it ends.
+        looks: How often a batch is looked at before it ends; 0 ends it when it comes.
         hold: While set, none ends.
         refuse: By method and path, what the next requests there get in place of an answer: status, headers.
         drop: By method and path, how many of the next requests there are done, and get no answer.
@@ -77,6 +77,8 @@ class FakeBatches:
         batch = FakeBatch(f"batch_{len(self.batches) + 1}", requests, file, datetime.now(UTC).timestamp())
         self.batches[batch.id] = batch
         self.submitted.update(question(body) for _, body in requests)
+        if not self.looks:
+            self.look(batch)
         return batch
 
     def look(self, batch: FakeBatch) -> None:

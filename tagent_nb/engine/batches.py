@@ -7,16 +7,15 @@ for it again. See ADR 0037.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
-from tagent_nb.engine.background import run_shielded
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.events import BatchCancelled, BatchPrepared, BatchSubmitted, StepUnblocked, StepWaiting
 from tagent_nb.formatting import count
@@ -35,6 +34,12 @@ T = TypeVar("T")
 
 MOST_TROUBLES = 10
 """Times in a row that a provider may fail to say how a batch stands before the run leaves it for later."""
+
+AT_ONCE = 50
+"""Requests for which budgets are asked before anything else may happen."""
+
+CLOSING = 10.0
+"""Seconds that a stopped run waits for a provider to say that it has taken a batch."""
 
 GROWTH = 1.5
 """By how much each wait for a batch is longer than the one before."""
@@ -61,11 +66,13 @@ class _Entry:
     number: int = -1
 
     def give(self, answer: tuple[Any, Any] | None) -> None:
-        if not self.answer.done():
+        """Give it its answer, unless its unit was stopped meanwhile."""
+        with suppress(asyncio.InvalidStateError):
             self.answer.set_result(answer)
 
     def fail(self, error: BaseException) -> None:
-        if not self.answer.done():
+        """Let it fail, unless its unit was stopped meanwhile."""
+        with suppress(asyncio.InvalidStateError):
             self.answer.set_exception(error)
 
 
@@ -119,9 +126,10 @@ class UnitBatch:
     def __init__(self, queue: StepBatches, work: WorkItem) -> None:
         self._queue = queue
         self._work = work
+        self._returning = False
 
     async def ask(self, call: ModelCall) -> Any:
-        """The answer to a request, when its batch is answered. Meanwhile its unit has no slot.
+        """The answer to a request, when its batch is answered. Its unit has no slot until :meth:`go_on`.
 
         Raises as :func:`~tagent_nb.runners.models.batches.answer_of`, and:
 
@@ -133,11 +141,25 @@ class UnitBatch:
 
         context, queue = call.context, self._queue
         batched = await BatchedCall.of(call)
-        result, batch = await queue.answer(self._work, batched)
+        self._returning = True
+        try:
+            result, batch = await queue.answer(self._work, batched)
+        except StepSuspended:
+            self._returning = False
+            raise
         context.metadata["batch"] = batch.id
         if queue.then_live:
             context.batch = None  # what goes back to the model from now on is asked at once
         return answer_of(call, result, batch)
+
+    async def go_on(self) -> None:
+        """Wait for a slot, after an answer or a failure; nothing of the budgets is reserved any more.
+
+        A unit that waits for a slot must not keep from others what they wait for with a slot.
+        """
+        if self._returning:
+            self._returning = False
+            await self._queue.returned(self._work)
 
 
 class StepBatches:
@@ -159,6 +181,7 @@ class StepBatches:
         self.then_live = then_live
         self._queued: list[_Entry] = []
         self._sent: dict[str, _Sent] = {}
+        self._returning = 0  # units that have their answer and are about to work on
         self._sending = False
         self._waits = False
 
@@ -174,12 +197,16 @@ class StepBatches:
     async def _waited(self, work: WorkItem, call: BatchedCall) -> tuple[Any, Any] | None:
         began = time.monotonic()
         entry = _Entry(work, call, asyncio.get_running_loop().create_future())
+        entry.answer.add_done_callback(self._count_returning)
         try:
             with call.call.context.waiting("its batch"):
                 self._put(entry)
-                work.slot.yield_slot()
+                if work.slot.yielded:
+                    self._returning -= 1
+                    self.send_when_idle()  # it is sent once more
+                else:
+                    work.slot.yield_slot()
                 answer = await entry.answer
-                await work.slot.take()
         except StepSuspended:
             work.slot.end()
             self._batches.leave(work)
@@ -187,6 +214,22 @@ class StepBatches:
         finally:
             work.waited += time.monotonic() - began
         return answer
+
+    def _count_returning(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and not isinstance(answer.exception(), StepSuspended):
+            self._returning += 1
+
+    async def returned(self, work: WorkItem) -> None:
+        """Give a unit that has its answer a slot."""
+        try:
+            await work.slot.take()
+        finally:
+            self._returning -= 1
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether a unit of the step may still bring a request."""
+        return bool(self._returning or self._batches.at_work(self.step))
 
     def _put(self, entry: _Entry) -> None:
         """Let a request wait in the batch that it was sent in, or for the next one."""
@@ -225,7 +268,9 @@ class StepBatches:
 
     def send_when_idle(self) -> None:
         """Send what waits, now that no unit of the step is at work: nothing more comes to it."""
-        if self._queued and not self._sending and not self._batches.at_work(self.step):
+        if self._is_at_work:
+            return
+        if self._queued and not self._sending:
             self._sending = True
             self._batches.start(self._send())
         elif not self._queued and not self._waits and self._batches.waits(self.step):
@@ -237,24 +282,28 @@ class StepBatches:
         await self._batches.may_send()
         self._sending = False
         queued, self._queued = self._queued, []
-        admitted = [entry for entry in queued if self._is_admitted(entry)]
-        entries = {id(entry.call): entry for entry in admitted}
-        for calls in parted([entry.call for entry in admitted]):
+        entries: dict[int, _Entry] = {}
+        for number, entry in enumerate(queued):
+            try:
+                if not self._is_admitted(entry):
+                    # The others want about as much, and all go into the next batch.
+                    self._queued = [*queued[number:], *self._queued]
+                    self._batches.start(self._again_later(entry))
+                    break
+            except Exception as error:  # the budget is used up: its unit says so
+                entry.fail(error)
+            else:
+                entries[id(entry.call)] = entry
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+        for calls in parted([entry.call for entry in entries.values()]):
             self._batches.start(self._submit([entries[id(call)] for call in calls]))
-        if self._queued:
-            self._batches.start(self._again_later(self._queued[0]))
 
-    def _is_admitted(self, entry: _Entry) -> bool:
-        """Whether a request may be sent now. One that may be later is back in the queue."""
+    @staticmethod
+    def _is_admitted(entry: _Entry) -> bool:
+        """Whether the budgets allow a request, which is reserved then."""
         admission = entry.call.call.admission
-        try:
-            if admission is None or admission.open():
-                return True
-        except Exception as error:  # the budget is used up: its unit says so
-            entry.fail(error)
-            return False
-        self._queued.append(entry)
-        return False
+        return admission is None or admission.open()
 
     async def _again_later(self, entry: _Entry) -> None:
         """Try again when a call under way has ended, and the budget may have more left."""
@@ -282,7 +331,7 @@ class StepBatches:
             )
             began = time.time()
             calls = [entry.call for entry in entries]
-            await self._batches.persistently(lambda: run_shielded(self._create(sent, calls, began)))
+            await self._batches.persistently(lambda: self._batches.finished(self._create(sent, calls, began)))
         except _LeftForLater as error:
             self._suspend(sent, str(error))
             return
@@ -322,7 +371,7 @@ class StepBatches:
         """Look whether the provider has a batch."""
         from tagent_nb.runners import find_batch
 
-        others = {other.batch.id for other in self._batches.all_sent() if other.batch is not None}
+        others = self._batches.ids()
         match = await find_batch(calls, sent.marker, sent.size, since, others)
         sent.unsure = False
         if match is not None:
@@ -411,7 +460,7 @@ class StepBatches:
     def _show(self) -> None:
         """Say that the step waits, and how its batches stand."""
         waiting = [sent for sent in self._sent.values() if sent.entries and sent.batch is not None]
-        if waiting and not self._batches.at_work(self.step):
+        if waiting and not self._is_at_work:
             self._waits = True
             reason = "; ".join(sent.text for sent in waiting)
             self._batches.publish(StepWaiting(run_id=self._batches.run_id, step=self.step, reason=reason))
@@ -468,6 +517,7 @@ class Batches:
         self._lock = lock
         self._steps: dict[str, StepBatches] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._creations: set[asyncio.Task[None]] = set()
         self.run_id = context.run_id
         self.left: dict[str, str] = {}
         self.poll = context.services.batch_poll
@@ -531,9 +581,9 @@ class Batches:
         if queue is not None:
             queue.send_when_idle()
 
-    def all_sent(self) -> Iterable[_Sent]:
-        """All batches of the run that this session knows of."""
-        return [sent for queue in self._steps.values() for sent in queue.under_way()]
+    def ids(self) -> set[str]:
+        """What providers call the batches of this run that are recorded."""
+        return self._recorder.memory.batches.ids()
 
     async def may_send(self) -> None:
         """Wait while the run is paused."""
@@ -555,6 +605,13 @@ class Batches:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def finished(self, creation: Coroutine[Any, Any, None]) -> None:
+        """Let a provider take a batch; that goes on for a while when the run is stopped."""
+        task = asyncio.get_running_loop().create_task(creation, name="tagent-nb batch")
+        self._creations.add(task)
+        task.add_done_callback(self._creations.discard)
+        await asyncio.shield(task)
+
     @staticmethod
     async def progress(model: Any, batch: Any) -> int | None:
         """How many requests of a batch are done."""
@@ -566,7 +623,7 @@ class Batches:
         """Wait before the next look."""
         await asyncio.sleep(seconds)
 
-    async def persistently(self, action: Callable[[], Awaitable[T]]) -> T:  # type: ignore[return]
+    async def persistently(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do something that asks a provider, again while its trouble may pass.
 
         Raises:
@@ -577,7 +634,9 @@ class Batches:
 
         interval = self.poll[0]
         most = MOST_TROUBLES if self.waiting_allowed else 3
-        for trouble in itertools.count(1):
+        trouble = 0
+        while True:
+            trouble += 1
             try:
                 return await action()
             except Exception as error:  # the provider's, or its client's
@@ -598,11 +657,11 @@ class Batches:
 
     async def close(self) -> None:
         """End what is done beside the units; a batch that is being sent is recorded first."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await _ended(self._tasks)
+        if self._creations:
+            await asyncio.wait(self._creations, timeout=CLOSING)
+            # A resumed run asks the provider for a batch that is not recorded.
+            await _ended(self._creations)
         for queue in self._steps.values() if self.cancelling else ():
             for sent in queue.under_way():
                 if sent.batch is not None and sent.batch.status != "ended" and not sent.cancelled:
@@ -620,3 +679,12 @@ class Batches:
             )
             return
         await self.record(BatchCancelled(run_id=self.run_id, step=queue.step, marker=sent.marker))
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait for their ends."""
+    left = tuple(tasks)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)

@@ -123,6 +123,10 @@ class Batched(Protocol):
         """
         ...
 
+    async def go_on(self) -> None:
+        """Wait until the unit may work on its answer, or on its failure."""
+        ...
+
 
 @dataclass
 class StepContext:

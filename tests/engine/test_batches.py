@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,14 +28,16 @@ from tagent_nb import (
     PipelineStep,
     PipelineValidationError,
     ResultCache,
+    RunInfo,
     RunInProgressError,
     StepStatus,
     StepWaiting,
     open_storage,
     tool,
 )
-from tagent_nb.engine import quote_text
-from tagent_nb.events import Event
+from tagent_nb.cli import main
+from tagent_nb.engine import quote_text, submit
+from tagent_nb.events import Event, StepRetried
 from tagent_nb.results import RunHistory
 from tests.batch_child import flow
 from tests.fake_batches import KEY, FakeBatches, fake_batches
@@ -84,6 +87,10 @@ def executor(pipeline: Pipeline, **options: Any) -> PipelineExecutor:
 
 def run(pipeline: Pipeline, *, wait: bool = True, **options: Any) -> PipelineResult:
     return executor(pipeline, **options).run(wait=wait)
+
+
+def open_storage_runs(where: str) -> list[RunInfo]:
+    return submit(open_storage(where).runs(Pipeline("p").id)).result()
 
 
 def asked_once(fake: FakeBatches, rows: int) -> bool:
@@ -204,6 +211,75 @@ class TestResume:
             assert result.steps["judge"].waits_for.startswith("batch batch_1")
         fake.hold = False
         assert self.resumed(storage, provider, wait=False).success
+        assert asked_once(fake, 50)
+
+    def test_equal_rows_wait_together(self, fake: FakeBatches, storage: str, tmp_path: Path) -> None:
+        fake.hold = True
+        pipeline = mapped("openai")
+        pipeline.inputs["rows"] = ["row 1", "row 2", "row 1"]
+        cache = ResultCache(tmp_path / "cache")
+        result = run(pipeline, storage=open_storage(storage), cache=cache, wait=False)
+        assert result.waiting_steps == ["judge"]
+        fake.hold = False
+        again = executor(pipeline, storage=open_storage(storage), cache=cache).run(resume=True)
+        assert again["judge"] == ["answer to row 1", "answer to row 2", "answer to row 1"]
+        assert fake.submitted == {"row 1": 1, "row 2": 1}
+
+    def test_another_goal_is_another_batch(self, fake: FakeBatches, storage: str) -> None:
+        fake.hold = True
+        run(mapped("openai"), storage=open_storage(storage), wait=False)
+        changed = mapped("openai")
+        changed.put(changed.get_step("judge").with_(goal="Judge anew {{ item }}"))
+        for hold in (True, False):
+            fake.hold = hold
+            again = executor(changed, storage=open_storage(storage)).run(
+                resume=True, on_change="rerun", wait=False
+            )
+        assert again.success
+        assert len(fake.batches) == 2
+
+    def test_an_offline_run_answers_from_the_record(self, fake: FakeBatches, storage: str) -> None:
+        first = run(mapped("openai"), storage=open_storage(storage))
+        again = executor(mapped("openai"), storage=open_storage(storage)).run(offline=True)
+        assert again["judge"] == first["judge"]
+        assert again.total_cost == pytest.approx(first.total_cost)
+        assert asked_once(fake, 5)
+
+    def test_a_forced_step_is_sent_again(self, fake: FakeBatches, storage: str) -> None:
+        fake.hold = True
+        run(mapped("openai"), storage=open_storage(storage), wait=False)
+        fake.hold = False
+        again = executor(mapped("openai"), storage=open_storage(storage)).run(resume=True, force=["judge"])
+        assert again.success
+        assert fake.submitted["row 0"] == 2
+
+    def test_a_run_that_waits_for_a_batch_is_kept_and_says_so(
+        self, fake: FakeBatches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fake.hold = True
+        file = tmp_path / "flow.json"
+        step = mapped("openai").get_step("judge")
+        flow_of_file = Pipeline("p", model="openai:gpt-4o").put(step)
+        flow_of_file.put(PipelineStep.from_cell("rows", "['row 1', 'row 2']", python=True))
+        file.write_text(flow_of_file.to_json())
+        where = f"sqlite:{tmp_path}/runs.db"
+        words = ["run", str(file), "--storage", where, "--no-wait"]
+        assert main(words) == 1
+        assert "waits for batches of judge; it ended" in capsys.readouterr().out
+        (info,) = open_storage_runs(where)
+        assert info.undecided == 1
+        assert info.status == "waiting"
+
+    def test_a_provider_that_does_not_answer_does_not_keep_a_run_from_stopping(
+        self, fake: FakeBatches, provider: str, storage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tagent_nb.engine.batches.CLOSING", 0.05)
+        fake.stall.add(CREATE[provider])
+        handle = executor(flow(MODELS[provider], 50), storage=open_storage(storage)).start()
+        fake.wait_for(lambda: bool(fake.batches))
+        handle.cancel()
+        assert handle.result().cancelled
+        assert self.resumed(storage, provider).success
         assert asked_once(fake, 50)
 
     def test_a_stopped_run_leaves_its_batch(self, fake: FakeBatches, provider: str, storage: str) -> None:
@@ -331,6 +407,156 @@ class TestWhatFails:
         assert executor(mapped(provider), storage=open_storage(storage)).run(resume=True).success
         assert asked_once(fake, 5)
 
+    def test_rows_that_go_live_do_not_wait_for_those_that_wait_for_them(self, fake: FakeBatches) -> None:
+        """A live request waits for what the batch has reserved, and has the only slot meanwhile."""
+        fake.answer = lambda question: {"label": "neither"}
+        pipeline = mapped(
+            "openai", 20, output_schema=Mood, batch="then-live", settings={"max_tokens": 100}, max_retries=0
+        )
+        result = run(pipeline, budget="2900 tokens", max_concurrency=1)
+        assert "budget" in result.error_details["judge"]
+
+    @pytest.mark.parametrize("taken", [True, False])
+    def test_a_batch_of_others_is_not_taken_for_ours(
+        self, fake: FakeBatches, provider: str, taken: bool
+    ) -> None:
+        """One of the same size is under way when it is not known whether ours is."""
+        fake.looks = 3
+        requests = [(f"other-{number}", OTHER) for number in range(5)]
+        fake.files["file_9"] = json.dumps({"custom_id": "other-0"})
+        fake.create(requests, "file_9").created_at -= 10_000
+        fake.create(requests, "file_9").created_at -= 300
+        fake.create(requests[:3], "file_9")
+        if taken:
+            fake.drop[CREATE[provider]] = 1
+        else:
+            fake.refuse = {CREATE[provider]: [(503, {"retry-after-ms": "1"})]}
+        del fake.submitted["other"]
+        assert run(mapped(provider)).success
+        assert asked_once(fake, 5)
+
+    def test_results_that_are_not_kept_any_longer_are_asked_for_again(
+        self, fake: FakeBatches, provider: str, storage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake.hold = True
+        run(mapped(provider), storage=open_storage(storage), wait=False)
+        fake.batches.clear()
+        fake.hold = False
+        monkeypatch.setattr("tagent_nb.runners.models.batches.KEPT", -1000.0)
+        result = executor(mapped(provider), storage=open_storage(storage)).run(resume=True)
+        assert result.success
+        assert fake.submitted == {f"row {number}": 2 for number in range(5)}
+
+    def test_a_batch_that_its_process_has_lost_is_sent_again(self, storage: str) -> None:
+        """Those of test models end with them, and rows that come later need not wait to learn it."""
+        assert executor(own_model_flow(Slow()), storage=open_storage(storage)).run(wait=False).waiting_steps
+        again = executor(own_model_flow(TestModel()), storage=open_storage(storage), max_concurrency=1)
+        assert again.run(resume=True).success
+
+    def test_rows_that_come_late_get_what_their_batch_has(self, storage: str) -> None:
+        model = Slow()
+        for resume in (False, True):
+            flow = own_model_flow(model)
+            result = executor(flow, storage=open_storage(storage), max_concurrency=1).run(
+                resume=resume, wait=False
+            )
+            assert result.waiting_steps == ["judge"]
+        model.ended = True
+        again = executor(own_model_flow(model), storage=open_storage(storage), max_concurrency=1)
+        assert again.run(resume=True).success
+
+    def test_a_batch_that_was_never_taken_is_sent_when_the_run_goes_on(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        later = {"retry-after-ms": "1"}
+        fake.refuse = {CREATE[provider]: [(429, later)] * 40}
+        result = run(mapped(provider), storage=open_storage(storage), wait=False)
+        assert result.waiting_steps == ["judge"]
+        fake.refuse.clear()
+        assert executor(mapped(provider), storage=open_storage(storage)).run(resume=True).success
+        assert asked_once(fake, 5)
+
+    def test_a_provider_that_cannot_be_searched_leaves_the_run_waiting(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        fake.refuse = {CREATE[provider]: [(429, {"retry-after-ms": "1"})] * 40}
+        run(mapped(provider), storage=open_storage(storage), wait=False)
+        fake.refuse = {LIST[provider]: [(403, {})]}
+        again = executor(mapped(provider), storage=open_storage(storage)).run(resume=True)
+        assert again.waiting_steps == ["judge"]
+        fake.refuse = {LIST[provider]: [(503, {"retry-after-ms": "1"})] * 40}
+        again = executor(mapped(provider), storage=open_storage(storage)).run(resume=True, wait=False)
+        assert again.waiting_steps == ["judge"]
+        assert not fake.submitted
+
+    def test_files_that_are_gone_are_passed_over(self, fake: FakeBatches) -> None:
+        """Another process has deleted the file of its batch; and the provider is busy when it is asked."""
+        fake.create([(f"other-{number}", OTHER) for number in range(5)], "file_9")
+        del fake.submitted["other"]
+        later = {"retry-after-ms": "1"}
+        fake.refuse = {
+            CREATE["openai"]: [(503, later)],
+            "GET /v1/files/ID/content": [(503, later)],
+        }
+        assert run(mapped("openai")).success
+        assert asked_once(fake, 5)
+
+    @pytest.mark.parametrize("ours", [True, False])
+    def test_a_batch_that_has_ended_already_is_known_by_its_ids(
+        self, fake: FakeBatches, provider: str, ours: bool
+    ) -> None:
+        fake.looks = 0
+        if ours:
+            fake.drop[CREATE[provider]] = 1
+        else:
+            fake.files["file_9"] = json.dumps({"custom_id": "other-0"})
+            fake.create([(f"other-{number}", OTHER) for number in range(5)], "file_9")
+            del fake.submitted["other"]
+            fake.refuse = {CREATE[provider]: [(503, {"retry-after-ms": "1"})]}
+        assert run(mapped(provider)).success
+        assert asked_once(fake, 5)
+
+    def test_a_request_that_no_batch_can_have_fails(self, fake: FakeBatches) -> None:
+        result = run(mapped("openai", settings={"openai_background": True}))
+        assert "openai_background" in result.error_details["judge"]
+
+    def test_a_model_of_ones_own_may_stumble(self) -> None:
+        assert executor(own_model_flow(Stumbling())).run().success
+
+
+OTHER: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "other"}]}
+"""A request that is not ours."""
+
+
+class Stumbling(TestModel):
+    """Does not say of its first batch whether it has taken it."""
+
+    failed = False
+
+    async def batch_create(self, requests: Any) -> Any:
+        if not self.failed:
+            self.failed = True
+            raise ConnectionError("lost")
+        return await super().batch_create(requests)
+
+
+class Slow(TestModel):
+    """Its batches end when it says so."""
+
+    ended = False
+
+    async def batch_create(self, requests: Any) -> Any:
+        return replace(await super().batch_create(requests), status="in_progress")
+
+    async def batch_status(self, batch: Any) -> Any:
+        now = await super().batch_status(batch)
+        return now if self.ended else replace(now, status="in_progress")
+
+
+def own_model_flow(model: TestModel) -> Pipeline:
+    pipeline = Pipeline("p", model=model, inputs={"rows": [f"row {number}" for number in range(20)]})
+    return pipeline.step("judge", "Judge {{ item }}", map_over="rows", batch=True)
+
 
 class TestCancel:
     def test_stop_may_cancel_the_batch(self, fake: FakeBatches, provider: str, storage: str) -> None:
@@ -345,6 +571,18 @@ class TestCancel:
         result = executor(mapped(provider), storage=open_storage(storage)).run(resume=True)
         assert result["judge"] == [f"answer to row {number}" for number in range(5)]
         assert fake.submitted == {"row 0": 1, "row 1": 2, "row 2": 1, "row 3": 2, "row 4": 1}
+
+    def test_only_what_has_not_ended_is_cancelled(self, fake: FakeBatches) -> None:
+        fake.answer = Script(row_0=["<expired>", "late"])
+
+        def hold(event: Event) -> None:
+            fake.hold = fake.hold or isinstance(event, StepRetried)
+
+        handle = executor(mapped("openai"), observers=[hold]).start()
+        fake.wait_for(lambda: len(fake.batches) == 2 and fake.batches["batch_2"].looks > 1)
+        handle.cancel(batches=True)
+        assert handle.result().cancelled
+        assert [batch.cancelled for batch in fake.batches.values()] == [False, True]
 
     def test_a_batch_of_a_run_that_has_ended_can_be_cancelled(
         self, fake: FakeBatches, provider: str, storage: str

@@ -69,6 +69,10 @@ class BatchRecords:
         """Whether a batch has answered a unit, or has failed to."""
         return (step, item) in self._answered
 
+    def ids(self) -> set[str]:
+        """What providers call the batches that they have taken."""
+        return {str(batch.handle["id"]) for batch in self._sent.values() if batch.handle is not None}
+
     def units(self) -> list[tuple[str, str | None]]:
         """Units with a request that waits for the answer of a batch."""
         return list(self._open)

@@ -223,7 +223,7 @@ async def find_batch(
     """The batch that a process has sent and could not record; ``None`` if the provider has none.
 
     OpenAI shows the requests of a batch, whose ids say which it is. Anthropic does so when it has ended;
-    before that, it is the first one since then of the same size.
+    before that, it is the one of the same size that was begun next to then.
 
     Args:
         calls: Some requests of it, encoded anew.
@@ -287,7 +287,7 @@ async def _find_anthropic(
     client: Any, marker: str, size: int, since: float, others: Collection[str]
 ) -> tuple[str, bool] | None:
     batches = client.beta.messages.batches
-    supposed: str | None = None
+    supposed: list[tuple[float, str]] = []
     async for batch in batches.list(limit=100):
         if batch.created_at.timestamp() < since - CLOCKS:
             break  # the newest come first
@@ -296,10 +296,9 @@ async def _find_anthropic(
         if batch.id in others or total != size:
             continue
         if batch.processing_status != "ended":
-            supposed = batch.id
+            supposed.append((abs(batch.created_at.timestamp() - since), batch.id))
             continue
-        async for result in await batches.results(batch.id):
-            if result.custom_id.startswith(f"{marker}-"):
-                return batch.id, False
-            break
-    return None if supposed is None else (supposed, True)
+        first = await anext(aiter(await batches.results(batch.id)), None)
+        if first is not None and first.custom_id.startswith(f"{marker}-"):
+            return batch.id, False
+    return (min(supposed)[1], True) if supposed else None

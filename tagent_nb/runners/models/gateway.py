@@ -83,7 +83,15 @@ class ModelGateway(WrapperModel):
             return response
 
         call = ModelCall(context, self.wrapped, messages, model_settings, model_request_parameters)
-        response = await model_chain(context.middleware, call, ask)
+        batch = context.batch
+        try:
+            response = await model_chain(context.middleware, call, ask)
+        except Exception:
+            if batch is not None:
+                await batch.go_on()
+            raise
+        if batch is not None:
+            await batch.go_on()
         if not answered:
             account(context, response)
         settings = {**(self.wrapped.settings or {}), **(model_settings or {})}
