@@ -238,6 +238,8 @@ def about_step(step: PipelineStep) -> str:
         words.append(f"{step.samples} samples")
     if step.reduce_over is not None:
         words.append(f"all of {step.reduce_over}" + (f" by {step.group_by}" if step.group_by else ""))
+    if step.batch:
+        words.append("in batches")
     if step.when is not None:
         words.append("conditional")
     return " · ".join(words)

@@ -145,6 +145,11 @@ class TestOneBatch:
         assert run(mapped("openai"), cache=cache).total_cost == 0
         assert not fake.submitted
 
+    def test_samples_of_a_row_are_in_one_batch(self, fake: FakeBatches) -> None:
+        assert run(mapped("openai", 2, samples=3)).success
+        assert fake.submitted == {"row 0": 3, "row 1": 3}
+        assert len(fake.batches) == 1
+
     def test_other_steps_go_on_meanwhile(self, fake: FakeBatches) -> None:
         fake.hold = True
         pipeline = mapped("openai", execution_mode=ExecutionMode.SERIAL)

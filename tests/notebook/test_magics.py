@@ -180,6 +180,14 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert book.shown[-1].startswith("classify: agent step; reads extra (weak, not defined yet)")
 
 
+def test_batches_are_an_option(book: Notebook) -> None:
+    book("tagent_pipeline reviews --model test")
+    book.python("load", "[1]")
+    for words, batch in (("--batch", True), ("--batch then-live", "then-live")):
+        book(f"tagent_step classify --map-over load {words}", "Say whether {{ load }} is good.\n")
+        assert book.session.pipeline.get_step("classify").batch == batch
+
+
 def test_a_step_of_a_cell_may_make_the_final_output(book: Notebook) -> None:
     """``--final`` on a step: the card says so, and the result has the value as ``final_output``."""
     book("tagent_pipeline sums")
@@ -260,6 +268,8 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --map-over b --rows-per-call 20 --python", "1", "a Python step asks no model"),
     (f"{STEP} a --map-over b --max-failures -1", "go", "max_failures"),
     (f"{STEP} a --map-over b --max-failures many", "go", "many"),
+    (f"{STEP} a --batch", "go", "for steps that run for each row"),
+    (f"{STEP} a --map-over b --batch later", "go", "then-live"),
     (f"{STEP} a --depends-on b:sometimes", "go", "Write strong, weak or optional"),
     (f"{STEP} a --concurrent --serial", "go", "exclude each other"),
     (f"{STEP} a b", "go", "there is nothing to do with 'b'"),

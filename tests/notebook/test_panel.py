@@ -22,6 +22,7 @@ from tagent_nb.notebook.panel.view import TWIN_STYLE, PanelView
 from tagent_nb.notebook.session import Session
 from tagent_nb.pipeline import PipelineStep, StepStatus
 from tagent_nb.results import PipelineResult, StepResult
+from tests.fake_batches import KEY, FakeBatches, fake_batches
 
 
 @pytest.fixture
@@ -409,6 +410,50 @@ def test_buttons_without_a_run_do_nothing(session: Session) -> None:
     panel.settle()
     panel.close()
     assert session.result is None
+
+
+@pytest.fixture
+def provider(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBatches]:
+    """A provider that has a batch of a step, and does not answer it."""
+    with fake_batches(hold=True) as fake:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{fake.url}/v1")
+        step = PipelineStep("judge", "Judge {{ item }}", map_over="rows", batch=True, model="openai:gpt-4o")
+        put(session, cell("rows", "['row 1', 'row 2']"), step)
+        yield fake
+
+
+@pytest.mark.models
+def test_a_batch_is_cancelled_with_its_run(
+    session: Session, shown: CapturingDisplayPublisher, provider: FakeBatches
+) -> None:
+    panel = live(session)
+    view = begin(panel)
+    until(lambda: offered(view) == ["stop", "pause", "cancel_batches"])
+    panel.cancel_batches()
+    ended(panel)
+    assert provider.batches["batch_1"].cancelled
+    assert "cancel_batches" not in offered(view)
+
+
+@pytest.mark.models
+def test_a_batch_is_cancelled_after_its_run(
+    session: Session, shown: CapturingDisplayPublisher, provider: FakeBatches
+) -> None:
+    panel = live(session)
+    panel.cancel_batches()
+    view = begin(panel, wait=False)
+    ended(panel)
+    assert "Waiting for batches of judge" in view.head.value
+    assert offered(view) == ["run", "go_on", "force", "cancel_batches"]
+    provider.refuse = {"POST /v1/batches/ID/cancel": [(400, {})]}
+    panel.cancel_batches()
+    assert "not now" in view.head.value
+    panel.cancel_batches()
+    assert provider.batches["batch_1"].cancelled
+    assert "The batch is cancelled." in view.head.value
+    panel.cancel_batches()
+    assert "0 batches are cancelled." in view.head.value
 
 
 def test_a_run_that_cannot_be_recorded_says_so_in_the_panel(
