@@ -139,6 +139,16 @@ class TestOneBatch:
         assert result["judge"] == ["answer to row 1", "answer to row 2", "answer to row 1", "answer to row 1"]
         assert fake.submitted == {"row 1": 1, "row 2": 1}
 
+    def test_each_sample_of_a_row_is_a_request_of_its_own(self, fake: FakeBatches, tmp_path: Path) -> None:
+        result = run(mapped("openai", rows=2, samples=3), cache=ResultCache(tmp_path))
+        assert result["judge"] == ["answer to row 0", "answer to row 1"]
+        assert fake.submitted == {"row 0": 3, "row 1": 3}
+        assert fake.calls[CREATE["openai"]] == 1
+        assert (
+            result.samples_frame("judge")["value"].tolist()
+            == ["answer to row 0"] * 3 + ["answer to row 1"] * 3
+        )
+
     def test_a_batch_or_live_is_no_other_question(self, fake: FakeBatches, tmp_path: Path) -> None:
         cache = ResultCache(tmp_path)
         run(mapped("openai", batch=False), cache=cache)

@@ -293,6 +293,23 @@ async def test_a_finished_run_is_not_carried_on_with_another_number_of_samples(t
     assert dice.calls == 3
 
 
+async def test_each_sample_waits_for_its_approval(tmp_path: Path) -> None:
+    """As each item of a map does; those that are approved are kept while others wait."""
+    dice = Dice("a", "b", "b")
+    pipeline = Pipeline("careful", model=dice.model)
+    pipeline.step("guess", "Guess", samples=3, approve=True)
+    waiting = await runs(pipeline, tmp_path).execute(wait=False)
+    assert waiting.waiting_steps == ["guess"]
+    executor = runs(pipeline, tmp_path)
+    requests = executor.pending_approvals()
+    assert sorted(str(request.item) for request in requests) == ["0", "1", "2"]
+    executor.approve("guess", item="0")
+    executor.approve("guess", item="1")
+    executor.approve("guess", item="2")
+    result = await executor.execute(resume=True)
+    assert (result["guess"], dice.calls) == ("b", 3)
+
+
 def test_items_that_a_condition_leaves_out_have_no_samples() -> None:
     dice = Dice(*labels("good"))
     result = runs(mapped(dice, [1, 5], samples=2, when="item > 3")).run()

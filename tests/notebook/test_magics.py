@@ -157,6 +157,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
         "--check sane,kind --check brief --plan --max-replans 1 --budget '0.5 USD, 20 requests' "
         "--setting max_tokens=200 --setting temperature=0.5 --max-failures 0.1 --fresh-for 2h "
         "--retry-on ValueError,OSError --retry-on sqlite3.OperationalError "
+        "--samples 3 --flatten "
         "--no-cache   # a comment",
         "Say whether {{ load }} is good.\n",
     )
@@ -168,6 +169,7 @@ def test_a_cell_with_all_options_becomes_a_step(book: Notebook) -> None:
     assert step.max_failures == 0.1
     assert step.fresh_for == 7200
     assert step.retry_on == ["ValueError", "OSError", "sqlite3.OperationalError"]
+    assert (step.samples, step.flatten) == (3, True)
     assert step.constraints == ["be short", "kind"]
     assert step.settings == {"max_tokens": 200, "temperature": 0.5}
     assert step.tools_filter == ["lookup", "search*"]
@@ -263,6 +265,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{STEP} a --max-retries -1", "go", "max_retries"),
     (f"{STEP} a --min-success 2", "go", "min_success"),
     (f"{STEP} a --max-failures 20", "go", "Add map_over= (--map-over)"),
+    (f"{STEP} a --samples 0", "go", "must be a whole number from 1 on, not 0"),
+    (f"{STEP} a --samples 3 --python", "1", "a Python step asks no model"),
+    (f"{STEP} a --flatten", "go", "Add map_over (--map-over)"),
     (f"{STEP} a --rows-per-call 20", "go", "Add map_over (--map-over)"),
     (f"{STEP} a --map-over b --rows-per-call 0", "go", "whole number from 1 to 1,000"),
     (f"{STEP} a --map-over b --rows-per-call 20 --python", "1", "a Python step asks no model"),
@@ -773,6 +778,17 @@ def test_results_stand_beside_their_source_and_go_to_a_file(
     assert "does not say what kind of file" in refused(book, f"tagent_results --to {tmp_path / 'a.doc'}")
     missing = tmp_path / "no" / "a.csv"
     assert f"{missing} cannot be written" in refused(book, f"tagent_results --to {missing}")
+
+
+def test_results_of_a_step_with_samples_have_columns_or_rows_for_each(book: Notebook) -> None:
+    book("tagent_pipeline votes --model test")
+    book("tagent_step guess --samples 2", "Guess\n")
+    book("tagent_run")
+    columns = ["value", "value_agreement", "value_0", "value_1", "error"]
+    assert list(book("tagent_results guess").columns) == columns
+    assert len(book("tagent_results guess --samples")) == 2
+    assert "which step" in refused(book, "tagent_results --samples")
+    assert "goes with neither" in refused(book, "tagent_results guess --samples --source")
 
 
 def test_status_says_how_the_last_run_stands_also_a_paused_one(book: Notebook) -> None:
