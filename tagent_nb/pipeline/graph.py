@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tagent_nb.errors import CycleError, DefinitionError, TemplateError, did_you_mean
 from tagent_nb.naming import step_name
 from tagent_nb.pipeline.enums import Dependency, DependencyType, ExecutionMode
-from tagent_nb.pipeline.reduction import reduction_problems
 
 if TYPE_CHECKING:
     from tagent_nb.pipeline.step import PipelineStep
@@ -408,6 +407,8 @@ def _step_problems(
                 f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
             )
     if step.reduce_over is not None:
+        from tagent_nb.pipeline.reduction import reduction_problems  # few pipelines reduce
+
         problems += reduction_problems(pipeline, step)
     return problems + _wrong_fields(pipeline, step) if references else problems
 
