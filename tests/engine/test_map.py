@@ -257,10 +257,32 @@ class TestMapping:
         pipeline = measured(words("a", "bad", "ccc"), Calls(), max_retries=0)
         result = await PipelineExecutor(pipeline).execute()
         assert result.failed_steps == ["measure"]
-        assert "1 of 3 items failed" in result.error_details["measure"]
-        assert "'1': ValueError: bad item" in result.error_details["measure"]
+        assert result.error_details["measure"] == (
+            "StepError: 2 of 3 items succeeded; all must (--min-success 0.65 lets 35 % fail). The first "
+            "failure is item '1': ValueError: bad item"
+        )
         frame = result.output_frame("measure")
         assert frame["error"].notna().tolist() == [False, True, False]
+
+    @pytest.mark.parametrize(
+        ("bad", "rows", "share", "text"),
+        [
+            (1, 40, 1.0, "39 of 40 items succeeded; all must (--min-success 0.95 lets 5 % fail). "),
+            (4, 40, 0.95, "36 of 40 items succeeded; at least 38 must (min_success 0.95). "),
+            (10, 20, 0.55, "10 of 20 items succeeded; at least 11 must (min_success 0.55). "),
+            (9, 20, 0.55, ""),
+            (2, 2, 1.0, "0 of 2 items succeeded; all must. "),
+            (2000, 2000, 0.001, "0 of 2,000 items succeeded; at least 2 must (min_success 0.001). "),
+        ],
+    )
+    async def test_the_error_says_how_many_succeeded_and_how_many_must(
+        self, bad: int, rows: int, share: float, text: str
+    ) -> None:
+        pipeline = words(*["bad"] * bad, *["good"] * (rows - bad))
+        pipeline = measured(pipeline, Calls(), max_retries=0, min_success=share)
+        result = await PipelineExecutor(pipeline).execute()
+        error = f"StepError: {text}The first failure is item '0': ValueError: bad item"
+        assert result.error_details == ({"measure": error} if text else {})
 
     async def test_min_success_lets_some_items_fail(self) -> None:
         pipeline = measured(words("a", "bad", "ccc"), Calls(), max_retries=0, min_success=0.6)

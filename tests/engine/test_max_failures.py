@@ -72,7 +72,7 @@ def test_as_many_as_may_fail_leave_the_rest_alone() -> None:
 
 def test_without_a_limit_all_rows_are_run() -> None:
     bad = Bad(lambda row: True)
-    assert "100 of 100 items failed" in run(flow(bad)).error_details["classify"]
+    assert "0 of 100 items succeeded; all must. The first" in run(flow(bad)).error_details["classify"]
     assert len(bad.ran) == 100
 
 
@@ -161,7 +161,7 @@ def test_a_share_grows_with_the_rows() -> None:
 
 def test_fewer_rows_than_a_share_is_of_are_all_run() -> None:
     bad = Bad(lambda row: True)
-    assert "19 of 19 items failed" in run(flow(bad, rows=19, max_failures=0.1)).error_details["classify"]
+    assert "0 of 19 items succeeded" in run(flow(bad, rows=19, max_failures=0.1)).error_details["classify"]
     assert len(bad.ran) == 19
 
 

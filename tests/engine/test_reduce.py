@@ -446,7 +446,8 @@ async def test_a_part_that_fails_fails_the_step_and_names_its_rows(tmp_path: Pat
     clerk = Clerk(fails="row 700 ")
     result = await executor(report(clerk, texts(1000)), tmp_path).execute()
     message = result.error_details["report"]
-    assert "parts of the rows failed, and min_success is 1. The first is part '0." in message
+    assert re.match(r"StepError: \d of \d parts of the rows succeeded; all must \(--min-success 0\.", message)
+    assert "The first failure is part '0." in message
     assert re.search(r"of \d+ rows, \d+ to \d+: ", message)
     paid = len(clerk.tasks)
     clerk.tasks.clear()
@@ -463,9 +464,9 @@ async def test_min_success_lets_parts_of_the_rows_fail() -> None:
     rows = int(re.search(r"the (\d+) rows in them", left_out)[1])  # type: ignore[index]
     assert result["report"].startswith(f"rows {1000 - rows},")
     alone = report(Clerk(fails="row 1 "), texts(3), min_success=0)
-    assert (
-        "1 of 1 parts of the rows failed" in (await PipelineExecutor(alone).execute()).error_details["report"]
-    )
+    failed = await PipelineExecutor(alone).execute()
+    message = "0 of 1 parts of the rows succeeded; all must. The first failure is part '0.0', of 3 rows"
+    assert message in failed.error_details["report"]
 
 
 @pytest.mark.parametrize("stored", [True, False])

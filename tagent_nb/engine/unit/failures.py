@@ -1,7 +1,8 @@
-"""When a mapped step stops early: too many of its items fail, as they do where a pattern is behind it."""
+"""When too many items of a step fail: the fewest that must succeed, and when it stops early."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from tagent_nb.errors import BudgetExceededError
@@ -66,3 +67,26 @@ class FailureLimit:
             "max_failures (--max-failures), then go on with resume=True (--resume). "
             f"The first is item {first.item!r}: {first.error_type}: {first.message}"
         )
+
+
+def least_good(share: float, number: int) -> int:
+    """How many of so many items must succeed for ``min_success`` to be reached."""
+    return math.ceil(round(share * number, 6))  # 0.55 of 20 is 11, and not what floats make of it
+
+
+def too_few(good: int, number: int, least: int, share: float, what: str) -> str:
+    """Why a step has failed of whose items not enough succeeded.
+
+    Args:
+        good: Items that succeeded.
+        number: All items that count.
+        least: Items that must succeed.
+        share: The step's ``min_success``.
+        what: What the items are, in the plural.
+    """
+    if least < number:
+        must = f"at least {least:,} must (min_success {share:g})"
+    else:
+        fewer = math.floor(100 * good / number / 5) * 5
+        must = f"all must (--min-success {fewer / 100:g} lets {100 - fewer} % fail)" if fewer else "all must"
+    return f"{good:,} of {number:,} {what} succeeded; {must}."

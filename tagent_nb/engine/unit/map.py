@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from tagent_nb.engine.concurrency import RunSignals, SerialLock
 from tagent_nb.engine.unit.attempt import encoded, unprepared
 from tagent_nb.engine.unit.conditions import item_condition
 from tagent_nb.engine.unit.execute import Execution
-from tagent_nb.engine.unit.failures import FailureLimit
+from tagent_nb.engine.unit.failures import FailureLimit, least_good, too_few
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, file_changes, is_trusted, read_heavy
 from tagent_nb.errors import BudgetExceededError, StepError
@@ -274,13 +273,13 @@ class MapExecution:
             message = f"{good} of {wanted} items are done. {over_budget.error}"
             return self._failure(step, over_budget.error_type, message, started, notes)
         # A step that is not mapped has no value without any sample, whatever is let fail.
-        least = math.ceil(step.min_success * wanted) or int(step.map_over is None)
+        least = least_good(step.min_success, wanted) or int(step.map_over is None)
         if good < least:
             first = next(item for item in mine if item.status is StepStatus.FAILED)
             what = "item" if step.samples == 1 else "sample"
             message = (
-                f"{wanted - good} of {wanted} {what}s failed, and min_success is {step.min_success:g}. "
-                f"The first is {what} {first.key!r}: {first.error_type}: {first.error}"
+                f"{too_few(good, wanted, least, step.min_success, f'{what}s')} "
+                f"The first failure is {what} {first.key!r}: {first.error_type}: {first.error}"
             )
             return self._failure(step, "StepError", message, started, notes)
         output = await self._joined(step, [item.output for item in mine])

@@ -15,7 +15,7 @@ from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.unit.attempt import encoded, unprepared
 from tagent_nb.engine.unit.chunks import LEAST_FILL, chunked
-from tagent_nb.engine.unit.failures import FailureLimit
+from tagent_nb.engine.unit.failures import FailureLimit, least_good, too_few
 from tagent_nb.engine.unit.map import MapExecution, source_rows, whole
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, read_heavy
@@ -540,6 +540,7 @@ class ReduceExecution:
         failed = [part for part in parts if not mine[part.key].status.has_value]
         if not failed:
             return None
+        least = least_good(step.min_success, len(parts)) or 1
         kind = StepError.__name__
         first, item = failed[0], mine[failed[0].key]
         if over_budget is not None:
@@ -550,10 +551,10 @@ class ReduceExecution:
                 f"Answers to parts of the rows could not be combined. The first is part {first.text}: "
                 f"{item.error_type}: {item.error}"
             )
-        elif good < math.ceil(step.min_success * len(parts)) or not good:
+        elif good < least:
             message = (
-                f"{len(failed)} of {len(parts)} parts of the rows failed, and min_success is "
-                f"{step.min_success:g}. The first is part {first.text}: {item.error_type}: {item.error}"
+                f"{too_few(good, len(parts), least, step.min_success, 'parts of the rows')} "
+                f"The first failure is part {first.text}: {item.error_type}: {item.error}"
             )
         else:
             rows = sum(len(part.names) for part in failed)
