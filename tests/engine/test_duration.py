@@ -164,7 +164,7 @@ def test_steps_side_by_side_take_as_long_as_the_longest_way_through_them(
     serial: tuple[str, ...], seconds: tuple[float, float]
 ) -> None:
     """Unless they are SERIAL, and take each other's time."""
-    above: Mapping[str, list[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["c"], "e": []}
+    above: Mapping[str, list[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["c"], "e": [], "f": ["b", "d"]}
     ranges = {"a": (1.0, 2.0), "b": (4.0, 6.0), "c": (4.0, 5.0), "d": (0.0, 0.5), "e": (1.0, 1.5)}
     if serial == ("a", "b", "c", "d"):
         ranges |= {"d": (1.0, 2.0)}

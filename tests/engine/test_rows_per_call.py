@@ -6,7 +6,8 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from tagent_nb.runners import CallMiddleware, RowGroups
 from tagent_nb.runners.agent.shared_call import row_ids, rows_prompt
 from tagent_nb.runners.row_groups import Seat, cost_parts, usage_parts
 from tagent_nb.runners.tools import registry as tools_module
+from tests.fake_openai import KEY, Act, FakeOpenAI, error, fake_openai
 
 BLOCK = re.compile(r"<row (\w+)>\n(.*?)\n</row \1>", re.DOTALL)
 DATA = re.compile(r"<data>(.*?)</data>", re.DOTALL)
@@ -966,3 +968,64 @@ def test_what_a_models_own_code_raises_all_rows_say(monkeypatch: pytest.MonkeyPa
     result, items = run(pipeline_of(Server(), texts_of(4), min_success=0.0))
     assert {item.error_type for item in items} == {"ZeroDivisionError"}
     assert result.success
+
+
+# -- over the wire -------------------------------------------------------------------------------
+
+
+def over_the_wire(texts: Sequence[str], **options: Any) -> Pipeline:
+    pipeline = pipeline_of(Server(), texts, **options)
+    return pipeline.put(pipeline.get_step("measure").with_(model="openai-chat:gpt-5-mini")) or pipeline
+
+
+def ids_of(texts: Sequence[str]) -> list[str]:
+    return row_ids([f"How long is this text: <data>{text}</data>" for text in texts])
+
+
+def entries_of(texts: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"row": row, "value": measured(text)} for row, text in zip(ids_of(texts), texts, strict=True)]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeOpenAI]]:
+    with ExitStack() as servers:
+
+        def start(*acts: Act) -> FakeOpenAI:
+            server = servers.enter_context(fake_openai(*acts))
+            monkeypatch.setenv("OPENAI_API_KEY", KEY)
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+            return server
+
+        yield start
+
+
+@pytest.mark.models
+def test_a_provider_gets_one_request_and_one_schema_for_all_rows(serve: Callable[..., FakeOpenAI]) -> None:
+    texts = texts_of(4)
+    server = serve(Act(tool="final_result", arguments={"rows": entries_of(texts)[::-1]}))
+    result, items = run(over_the_wire(texts), prices={"openai-chat:gpt-5-mini": Price(1.0, 2.0)})
+    assert result.step_outputs["measure"] == right(texts)
+    (request,) = server.requests
+    (called,) = request["tools"]
+    schema = called["function"]["parameters"]
+    assert set(schema["$defs"]) == {"Length", "Row"}
+    assert schema["$defs"]["Row"]["properties"]["value"] == {"$ref": "#/$defs/Length"}
+    assert sum((item.usage for item in items), TokenUsage()).requests == 1
+    assert sum(item.cost or 0.0 for item in items) == pytest.approx(result.total_cost)
+
+
+@pytest.mark.models
+def test_rows_of_a_request_that_a_provider_rejects_are_asked_for_alone(
+    serve: Callable[..., FakeOpenAI],
+) -> None:
+    texts = ["one", "bad"]
+    server = serve(
+        error(400, "the prompt has what our policy forbids"),
+        Act(tool="final_result", arguments=measured("one")),
+        error(400, "the prompt has what our policy forbids"),
+    )
+    _, items = run(over_the_wire(texts, min_success=0.0), max_concurrency=1)
+    assert [item.status.has_value for item in items] == [True, False]
+    assert "policy" in items[1].error
+    assert "policy" in items[0].asked_alone
+    assert len(server.requests) == 3

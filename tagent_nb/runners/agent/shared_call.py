@@ -24,6 +24,7 @@ from tagent_nb.serde import inner_type, is_bare
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic_ai import Agent
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model
     from pydantic_ai.settings import ModelSettings
@@ -67,6 +68,7 @@ class SharedCalls:
         self._form = rows_form(kind)
         self._output, hint = output_of(model, self._form, step.output_mode)
         self._instructions = "\n\n".join([system, ROWS_RULE, *hint])
+        self._agent: Agent[Any, Any] | None = None
 
     async def values(self, groups: SharedRows, seat: Seat, model: Model[Any]) -> tuple[Sequence[Any], str]:
         """What an answer has under the ID of a row, as plain data, and why that will not do unless it is one.
@@ -150,19 +152,20 @@ class SharedCalls:
 
         context = SharedContext(seats)
         said = rows_prompt([seat.pieces for seat in seats])
-        agent: Agent[Any, Any] = Agent(
-            None,
-            output_type=self._output,
-            instructions=self._instructions,
-            name=self._step.name,
-            deps_type=SharedContext,
-            retries={"output": 0, "tools": 0},
-        )
+        if self._agent is None:
+            self._agent = Agent(
+                None,
+                output_type=self._output,
+                instructions=self._instructions,
+                name=self._step.name,
+                deps_type=SharedContext,
+                retries={"output": 0, "tools": 0},
+            )
         rows: Any = ()
         trouble = ""
         with capture_run_messages() as messages:
             try:
-                result = await agent.run(
+                result = await self._agent.run(
                     said.text,
                     model=ModelGateway(self._model, context, structured=True),
                     deps=context,
