@@ -27,6 +27,7 @@ from tagent_nb import (
     PipelineResult,
     PipelineStep,
     PipelineValidationError,
+    Price,
     ResultCache,
     RunInfo,
     RunInProgressError,
@@ -37,8 +38,9 @@ from tagent_nb import (
 )
 from tagent_nb.cli import main
 from tagent_nb.engine import quote_text, submit
-from tagent_nb.events import Event, StepRetried
+from tagent_nb.events import Event, StepRetried, TokenUsage
 from tagent_nb.results import RunHistory
+from tagent_nb.runners import price
 from tests.batch_child import flow
 from tests.fake_batches import KEY, FakeBatches, fake_batches
 
@@ -114,6 +116,9 @@ class TestOneBatch:
         )
         items = result.steps["judge"].items or {}
         assert items["0"].status is StepStatus.COMPLETED
+        events = result.events_frame().set_index("event")["detail"]
+        assert events["BatchPrepared"] == "5 requests"
+        assert events["BatchSubmitted"] == "batch_1"
 
     def test_the_batch_is_recorded_before_it_is_looked_at(self, fake: FakeBatches, provider: str) -> None:
         fake.looks = 2
@@ -730,6 +735,30 @@ class TestRefusals:
                 PipelineExecutor(mapped("openai"), batch_poll=poll)  # type: ignore[arg-type]
         with pytest.raises(DefinitionError, match="wait must be"):
             PipelineExecutor(mapped("openai")).run(wait="no")
+
+
+class TestPrices:
+    def test_those_of_the_user_are_halved(self, fake: FakeBatches) -> None:
+        prices = {"openai:gpt-4o": Price(2.0, 4.0)}
+        together = run(mapped("openai"), prices=prices).total_cost
+        assert together == pytest.approx(run(mapped("openai", batch=False), prices=prices).total_cost / 2)
+
+    def test_a_model_without_a_price_has_none_in_batches(self, fake: FakeBatches) -> None:
+        pipeline = mapped("openai")
+        pipeline.model = "openai:of-our-own"
+        assert run(pipeline).unpriced_steps == ["judge"]
+
+    def test_what_is_known_of_batches(self) -> None:
+        used = TokenUsage(1000, 100)
+        for model in ("openai:gpt-4o", "anthropic:claude-sonnet-5", "anthropic:claude-3-5-haiku-latest"):
+            alone = price(model, used)
+            assert alone is not None
+            assert price(model, used, batch=True) == pytest.approx(alone / 2)
+        assert price("mistral:mistral-large-latest", used) is not None
+        assert price("mistral:mistral-large-latest", used, batch=True) is None
+        free = {"mistral:mistral-large-latest": Price(0.0, 0.0)}
+        assert price("mistral:mistral-large-latest", used, free, batch=True) == 0.0
+        assert price("test", used, batch=True) == 0.0
 
 
 class TestQuote:
