@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagent_nb.errors import OutputValidationError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_ai import Agent
     from pydantic_ai.messages import ModelResponse
-    from pydantic_ai.models import Model
+    from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
 
 
@@ -118,14 +119,16 @@ class SharedCalls:
     def _row_call(self, seat: Seat, model: Model[Any]) -> ModelCall:
         """A row's part of a call as a call for that row alone: by it, the journal knows the row again."""
         from pydantic_ai.messages import ModelRequest, UserPromptPart
+
+        request = ModelRequest(parts=[UserPromptPart(seat.task)], instructions=self._instructions)
+        return ModelCall(seat.context, model, [request], self._settings, self._row_parameters)
+
+    @cached_property
+    def _row_parameters(self) -> ModelRequestParameters:
         from pydantic_ai.models import ModelRequestParameters
         from pydantic_ai.output import OutputObjectDefinition
 
-        request = ModelRequest(parts=[UserPromptPart(seat.task)], instructions=self._instructions)
-        form = OutputObjectDefinition(self._form.model_json_schema())
-        return ModelCall(
-            seat.context, model, [request], self._settings, ModelRequestParameters(output_object=form)
-        )
+        return ModelRequestParameters(output_object=OutputObjectDefinition(self._form.model_json_schema()))
 
     # -- the call ---------------------------------------------------------------------------
 
