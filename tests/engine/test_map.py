@@ -633,3 +633,36 @@ async def test_items_whose_source_is_lost_stay_as_they_ended() -> None:
     assert list(memory.to_result().steps["each"].items or {}) == ["1", "0"]
     memory.apply(events.StepFinished(run_id="r", step="load", output=StoredValue.of(["a", "b", "c"])))
     assert list(memory.to_result().steps["each"].items or {}) == ["0", "1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_failures": 0}], ids=["all rows", "stopped early"])
+async def test_a_weak_dependent_of_a_failed_map_gets_the_good_rows(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """As where the step is let succeed: a row that has no value is None in its place."""
+    pipeline = measured(words("a", "bad", "ccc"), Calls(), max_retries=0, **options)
+    pipeline.put(
+        PipelineStep.from_cell(
+            "joined", "[row and row['length'] for row in measure]", python=True, depends_on=["measure:weak"]
+        )
+    )
+    pipeline.put(
+        PipelineStep.from_cell(
+            "each", "item and -item['length']", python=True, map_over="measure", depends_on=["measure:weak"]
+        )
+    )
+    result = await PipelineExecutor(pipeline, max_concurrency=1, storage=tmp_path).execute()
+    assert result.failed_steps == ["measure"]
+    last = 3 if not options else None
+    assert result["joined"] == [1, None, last]
+    assert result["each"] == [-1, None, last and -last]
+    with pytest.raises(KeyError):
+        result["measure"]
+    again = await PipelineExecutor(pipeline, max_concurrency=1, storage=tmp_path).execute(resume=True)
+    assert again["joined"] == [1, None, last]
+
+
+async def test_a_weak_dependent_of_a_map_without_a_good_row_gets_none() -> None:
+    pipeline = measured(words("bad", "bad"), Calls(), max_retries=0)
+    pipeline.put(PipelineStep.from_cell("joined", "[measure]", python=True, depends_on=["measure:weak"]))
+    assert (await PipelineExecutor(pipeline).execute())["joined"] == [None]

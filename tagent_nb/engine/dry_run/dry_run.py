@@ -20,7 +20,7 @@ from tagent_nb.engine.dry_run.quote import (
     with_later,
 )
 from tagent_nb.engine.unit.conditions import item_condition, unmet_condition
-from tagent_nb.engine.unit.map import joined_values, samples_of, source_rows, whole, whole_components
+from tagent_nb.engine.unit.map import samples_of, source_rows, whole, whole_components
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
 from tagent_nb.engine.unit.reduce import Reduction
 from tagent_nb.engine.unit.work import (
@@ -29,6 +29,7 @@ from tagent_nb.engine.unit.work import (
     Preparation,
     WorkItem,
     cached_answer,
+    joined_values,
     of_sample,
     recorded_answer,
     tried_again,

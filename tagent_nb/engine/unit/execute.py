@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.engine.approval.gate import StepSuspended
-from tagent_nb.engine.background import is_cancelled
+from tagent_nb.engine.background import in_thread, is_cancelled
 from tagent_nb.engine.batches import Batches
 from tagent_nb.engine.concurrency import RunSignals
 from tagent_nb.engine.recorder import ValueChecks
-from tagent_nb.engine.unit.attempt import Attempts, failed, unprepared
+from tagent_nb.engine.unit.attempt import Attempts, encoded, failed, unprepared
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
 from tagent_nb.engine.unit.work import (
     MADE_AT,
@@ -21,6 +21,7 @@ from tagent_nb.engine.unit.work import (
     WorkItem,
     answer_ahead,
     cached_answer,
+    joined_values,
     read_heavy,
     recorded_answer,
 )
@@ -37,7 +38,10 @@ from tagent_nb.events import (
     TokenUsage,
     step_cached,
 )
+from tagent_nb.pipeline import StepStatus
+from tagent_nb.results import StepResult
 from tagent_nb.runners import UNKNOWN_REASON
+from tagent_nb.serde import StoredValue
 
 if TYPE_CHECKING:
     from tagent_nb.cache import ResultCache
@@ -96,6 +100,9 @@ class Execution:
             await self._signals.may_start()
         step, states = prepared.step, recorder.memory.steps
         outputs = {name: states[name].output for name in prepared.above}
+        for name, output in outputs.items():
+            if output is None and states[name].status is StepStatus.FAILED:
+                outputs[name] = await self._good_rows(states[name])
         if prepared.inputs:
             outputs.update(prepared.inputs)
         if step.when is not None:
@@ -122,6 +129,16 @@ class Execution:
         if isinstance(events, list):
             return recorder.record_at_once(events) or await recorder.record(*events)
         return self._rest(prepared, events)
+
+    async def _good_rows(self, source: StepResult) -> StoredValue | None:
+        """What a weak dependent gets of a mapped step that failed: the values of its rows, ``None`` for
+        the others, as if it had been let succeed; ``None`` if no row has one."""
+        step, items = self._context.pipeline.get_step(source.name), source.items or {}
+        keys = source.metadata.get("item_keys")
+        if step.map_over is None or keys is None or not any(item.status.has_value for item in items.values()):
+            return None
+        outputs = [items[key].output if key in items else None for key in keys]
+        return await in_thread(lambda: encoded(self._context, joined_values(step, outputs)))
 
     async def _rest(self, prepared: PreparedStep, rest: Awaitable[list[Event]]) -> Change:
         try:

@@ -18,12 +18,20 @@ from tagent_nb.engine.unit.conditions import item_condition
 from tagent_nb.engine.unit.execute import Execution
 from tagent_nb.engine.unit.failures import FailureLimit, least_good, too_few
 from tagent_nb.engine.unit.prepared import PreparedStep, StepOutputs
-from tagent_nb.engine.unit.work import ItemUnits, Preparation, WorkItem, file_changes, is_trusted, read_heavy
+from tagent_nb.engine.unit.work import (
+    ItemUnits,
+    Preparation,
+    WorkItem,
+    file_changes,
+    is_trusted,
+    joined_values,
+    read_heavy,
+)
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import NO_ENTRIES, Event, Output, StepCached, StepFailed, StepFinished, StepStarted
 from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep, StepStatus
-from tagent_nb.results import ONE_ROW, Row, StepRows, agreed, ending, rows_to_map, sample_key
+from tagent_nb.results import ONE_ROW, Row, StepRows, ending, rows_to_map, sample_key
 from tagent_nb.serde import LARGE, StoredValue, is_bulky
 from tagent_nb.templating import Reference, lookup
 
@@ -414,18 +422,6 @@ def samples_of(rows: Sequence[Row], samples: int) -> Iterator[tuple[str, Any, in
         else:
             for sample in range(samples):
                 yield sample_key(key, sample), row, sample
-
-
-def joined_values(step: PipelineStep, outputs: Sequence[Output | None]) -> Any:
-    """The value of a step by those of its units, in their order: of samples the one that is agreed on."""
-    if step.samples == 1:
-        return [None if output is None else output.value for output in outputs]
-    values = []
-    for start in range(0, len(outputs), step.samples):
-        samples = outputs[start : start + step.samples]
-        answers = [output.value for output in samples if output is not None]
-        values.append(answers[agreed(answers)] if answers else None)
-    return values[0] if step.map_over is None else values
 
 
 async def whole(preparation: Preparation, prepared: PreparedStep, outputs: StepOutputs) -> WorkItem:

@@ -19,7 +19,7 @@ from tagent_nb.errors import CorruptRecordError, StorageError
 from tagent_nb.events import NO_ENTRIES, Output, StepCached, StepFinished, TokenUsage
 from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep
-from tagent_nb.results import failed_items
+from tagent_nb.results import agreed, failed_items
 from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
 
@@ -461,3 +461,15 @@ async def read_heavy(outputs: Iterable[Output | None]) -> None:
         if isinstance(output, StoredValue) and output.is_large:
             with suppress(CorruptRecordError):
                 await in_thread(getattr, output, "value")
+
+
+def joined_values(step: PipelineStep, outputs: Sequence[Output | None]) -> Any:
+    """The value of a step by those of its units, in their order: of samples the one that is agreed on."""
+    if step.samples == 1:
+        return [None if output is None else output.value for output in outputs]
+    values = []
+    for start in range(0, len(outputs), step.samples):
+        samples = outputs[start : start + step.samples]
+        answers = [output.value for output in samples if output is not None]
+        values.append(answers[agreed(answers)] if answers else None)
+    return values[0] if step.map_over is None else values
