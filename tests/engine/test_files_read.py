@@ -230,7 +230,7 @@ OWN = {
     "what the system has": "open('/proc/self/stat').read()\n1",
     "what the cache has": "open('.tagent/cache/cache.db', 'rb').read(10)\n1",
     "a source that an error shows": (
-        "import traceback, helper\ntry:\n    helper.fail()\nexcept ValueError:\n    traceback.format_exc()\n1"
+        "import traceback, fails\ntry:\n    fails.fail()\nexcept ValueError:\n    traceback.format_exc()\n1"
     ),
     "the number of an open file": "import os\nr, w = os.pipe()\nopen(r).close()\nos.close(w)\n1",
     "a database in memory": "import sqlite3\nsqlite3.connect(':memory:').close()\n1",
@@ -242,7 +242,7 @@ def test_what_is_no_input_of_a_step_does_not_count(
     folder: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.syspath_prepend(folder)
-    (folder / "helper.py").write_text("def fail():\n    raise ValueError\n")
+    (folder / "fails.py").write_text("def fail():\n    raise ValueError\n")
     run(cell("1"))
     result = run(cell(source))
     assert status(result) == "completed"
