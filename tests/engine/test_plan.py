@@ -209,6 +209,24 @@ async def test_a_step_without_an_earlier_result(lab: Lab) -> None:
     assert plan.total.endswith("No run of c is recorded to go by.")
 
 
+async def test_a_step_whose_edit_is_undone_may_be_answered(lab: Lab) -> None:
+    """Also by what another step has computed: nothing is told for sure that its inputs may change."""
+    lab.cell("a", "1")
+    lab.pipeline.put(PipelineStep.from_cell("b", "a + 1", python=True))
+    lab.pipeline.put(PipelineStep.from_cell("c", "a + 3", python=True))
+    await lab.go()
+    lab.pipeline.put(PipelineStep.from_cell("b", "a + 2", python=True))
+    await lab.go()
+    lab.cell("a", "0 + 1")
+    lab.pipeline.put(PipelineStep.from_cell("b", "a + 1", python=True))
+    lab.pipeline.put(PipelineStep.from_cell("c", "a + 4", python=True))
+    plan = await lab.plan()
+    assert actions(plan) == {"a": "run", "b": "may run", "c": "run"}
+    assert plan["b"].why.startswith("code changed")
+    result = await lab.go()
+    assert [step.status.value for step in result.steps.values()] == ["completed", "cached", "completed"]
+
+
 async def test_a_step_that_failed_says_so_as_the_run_does(lab: Lab) -> None:
     lab.cell("a", "check(1)")
     lab.cell("b", "a")

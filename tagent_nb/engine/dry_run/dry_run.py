@@ -470,7 +470,10 @@ class DryRun:
         if self._is_missed(step):
             why = ["the run is offline: the cache or recorded calls answer, or it fails", *changes, *unsure]
             return StepPlan(step.name, "may run", "; ".join(why))
-        action = "may run" if can_be_answered and changes == [] else "run"
+        if changes:
+            # It may be what it was in an earlier run, or what another step was.
+            can_be_answered = prepared.cache is not None and await self._has_run_before(prepared)
+        action = "may run" if can_be_answered else "run"
         return StepPlan(step.name, action, "; ".join([*changes, *unsure]))
 
     async def _changes(self, prepared: PreparedStep, now: Mapping[str, str] | None = None) -> list[str]:
@@ -482,9 +485,18 @@ class DryRun:
             return [await self._history.last_time(prepared.name) or "it has no earlier result"]
         if now is not None:
             return explain(before, now, None, None) or await self._history.file_changes(prepared.name)
-        defined = {name: text for name, text in before.items() if name.partition(":")[0] not in _READ}
+        return explain(_defined(before), self._definition(prepared), None, None)
+
+    async def _has_run_before(self, prepared: PreparedStep) -> bool:
+        """Whether some step of an earlier run had this definition and a value."""
+        definition = self._definition(prepared)
+        return any(
+            [_defined(components) == definition async for components in self._history.all_components()]
+        )
+
+    def _definition(self, prepared: PreparedStep) -> dict[str, str]:
         components = prepared.static_components(self._preparation.memo) | whole_components(prepared.step)
-        return explain(defined, {**components, **GENERATION}, None, None)
+        return {**components, **GENERATION}
 
     async def _why(self, work: WorkItem) -> str:
         """Why a step runs whose inputs are all known."""
@@ -500,6 +512,11 @@ class DryRun:
         if changes:
             return "; ".join(changes)
         return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
+
+
+def _defined(components: Mapping[str, str]) -> dict[str, str]:
+    """The part of a recorded fingerprint that is the definition of its step."""
+    return {name: text for name, text in components.items() if name.partition(":")[0] not in _READ}
 
 
 _READ = ("input", "facts", "memories")

@@ -152,6 +152,13 @@ class EarlierRuns:
                 break
         return components
 
+    async def all_components(self) -> AsyncIterator[Mapping[str, str]]:
+        """The recorded fingerprints of all steps of all runs, the newest first."""
+        async for memory in self._memories():
+            for step in memory.steps.values():
+                if step.components:
+                    yield step.components
+
     async def file_changes(self, name: str) -> list[str]:
         """What is no longer as it was of the files that a step read the last time, in sentences."""
         async for memory in self._memories():
