@@ -210,7 +210,7 @@ async def test_a_step_without_an_earlier_result(lab: Lab) -> None:
 
 
 async def test_a_step_whose_edit_is_undone_may_be_answered(lab: Lab) -> None:
-    """Also by what another step has computed: nothing is told for sure that its inputs may change."""
+    """Also by what another step has computed: what its inputs will be is not known yet."""
     lab.cell("a", "1")
     lab.pipeline.put(PipelineStep.from_cell("b", "a + 1", python=True))
     lab.pipeline.put(PipelineStep.from_cell("c", "a + 3", python=True))
