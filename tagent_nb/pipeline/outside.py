@@ -86,6 +86,7 @@ def outside_hints(body: PythonBody, names: Mapping[str, Any]) -> list[str]:
     tree = _parsed(body.source)
     if tree is None:
         return []
+    names = getattr(body.function, "__globals__", names)
     modules = _modules(tree, names)
     hints = [
         f"which file {reader}(...) reads is not seen, nor when it changes: write its path there as a text or "
@@ -100,6 +101,12 @@ def outside_hints(body: PythonBody, names: Mapping[str, Any]) -> list[str]:
                 f"what {root} gets from {what} is not seen to change: --fresh-for 1h asks again after that "
                 "time, --no-cache in every run."
             )
+    hints += [
+        f"{name} remembers what it has returned (functools.cache): a file that it has read is not read again "
+        "in this process. Leave that out: the answers of steps are cached as it is."
+        for name in sorted(body.names)
+        if callable(getattr(names.get(name), "cache_info", None))
+    ]
     chance = _by_chance(tree, modules) if not _SEEDED.search(body.source) else ""
     if chance:
         hints.append(

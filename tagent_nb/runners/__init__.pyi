@@ -25,6 +25,7 @@ from tagent_nb.runners.execution.capture import collected as collected
 from tagent_nb.runners.execution.capture import routed as routed
 from tagent_nb.runners.execution.files import changed_files as changed_files
 from tagent_nb.runners.execution.files import reading as reading
+from tagent_nb.runners.execution.files import unread_again as unread_again
 from tagent_nb.runners.execution.traceback import user_traceback as user_traceback
 from tagent_nb.runners.middleware.budget import BudgetMiddleware as BudgetMiddleware
 from tagent_nb.runners.middleware.canonical_request import plain as plain

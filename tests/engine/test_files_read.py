@@ -281,6 +281,40 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(folder: Path) -> Non
     assert result.steps["load"].reason == "file d.csv changed"
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_answer_from_what_a_function_remembers_of_a_file_is_not_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """It is told, and the next process, or the next run, reads the file as it is."""
+    (folder / "d.csv").write_text("old")
+
+    def pipeline(table: Any) -> Pipeline:
+        flow = Pipeline("files")
+        source = "await load_table()" if kind == "async" else "table()"
+        flow.put(PipelineStep.from_cell("load", source, python=True))
+        return flow
+
+    def in_new_process(change: str = "") -> PipelineResult:
+        names: dict[str, Any] = {}
+        exec(
+            "import functools\nfrom pathlib import Path\n\n@functools.cache\ndef table():\n"
+            "    return Path('d.csv').read_text()\n\nasync def load_table():\n    return table()\n",
+            names,
+        )
+        result = executor(pipeline(None), namespace=names).run()
+        if change:
+            (folder / "d.csv").write_text(change)
+            result = executor(pipeline(None), namespace=names).run()
+        return result
+
+    result = in_new_process("new")
+    assert (result["load"], status(result)) == ("old", "completed")
+    assert "did not read d.csv again, though the file has changed" in " ".join(result.warnings)
+    result = in_new_process()
+    assert (result["load"], status(result), result.warnings) == ("new", "completed", [])
+    assert status(in_new_process()) == "cached"
+
+
 def test_only_the_items_whose_file_has_changed_run_again(folder: Path) -> None:
     for name in "abc":
         (folder / f"{name}.txt").write_text(name)

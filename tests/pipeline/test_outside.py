@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from types import ModuleType
@@ -76,12 +77,38 @@ def test_modules_of_the_notebook_are_known_by_the_names_that_it_gave_them() -> N
     assert hints("dice.random()") == hints("requests.get(url)") == []
 
 
+@functools.cache
+def remembered() -> int:
+    return 1
+
+
+def test_a_function_that_remembers_what_it_returned_hides_what_it_has_read() -> None:
+    """From the notebook, and from the module of a function."""
+    (hint,) = hints("remembered()", {"remembered": remembered})
+    assert hint.startswith(
+        "remembered remembers what it has returned (functools.cache): a file that it has read"
+    )
+    pipeline = Pipeline("p")
+
+    @pipeline.task
+    def load() -> int:
+        return remembered()
+
+    assert step_hints(pipeline, pipeline.get_step("load")) == [hint]
+
+
 def test_a_function_without_a_readable_text_has_no_hint() -> None:
     pipeline = Pipeline("p")
     pipeline.task(eval("lambda: 1"), name="load")
     assert step_hints(pipeline, pipeline.get_step("load")) == []
-    (pipeline.task(lambda: random.random(), name="other"),)  # its text is a part of a call
-    assert step_hints(pipeline, pipeline.get_step("other")) == []
+
+
+def test_a_function_says_by_its_own_module_what_names_mean() -> None:
+    pipeline = Pipeline("p")
+    pipeline.task(lambda: random.random(), name="load")
+    assert step_hints(pipeline, pipeline.get_step("load"))[0].startswith(
+        "random.random() gives another value"
+    )
 
 
 def test_the_nearest_meaning_of_a_name_counts() -> None:

@@ -62,8 +62,8 @@ def test_a_missing_key_is_named_with_the_remedy() -> None:
 
 
 def test_a_missing_package_is_named_with_the_command() -> None:
-    with pytest.raises(MissingExtraError, match=r'pip install "pydantic-ai-slim\[anthropic\]"'):
-        check_model("anthropic:claude-sonnet-5-5")
+    with pytest.raises(MissingExtraError, match=r'pip install "pydantic-ai-slim\[groq\]"'):
+        check_model("groq:llama-3.3-70b-versatile")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ from tagent_nb.runners import (
     lines_of,
     raise_as_own,
     reading,
+    unread_again,
     unseen_files,
     user_traceback,
 )
@@ -545,6 +546,17 @@ class Attempts:
         if storage.durable:
             self._checks.warn_of_losses(name, output)
         notes: Mapping[str, Any] = (context.metadata if context is not None else None) or NO_ENTRIES
+        if work is not None and work.outdated:
+            files = {**notes.get("files", files)}
+            unread = unread_again(work.outdated, files)
+            if unread:
+                self._recorder.warn(
+                    f"Step {name!r} did not read {', '.join(unread)} again, though the file has changed: its value "
+                    "may be made from what the file was. Does a function that it calls remember what it "
+                    "returned (functools.cache)? The step runs again the next time.",
+                    name,
+                )
+                files |= unread
         if files:
             notes = {**notes, "files": files}
         return step_finished(

@@ -49,6 +49,7 @@ class WorkItem:
         ahead: What was read ahead from the cache, of this and other units.
         calls: How often each call of a tool was suspended in this attempt, by tool and arguments.
         waited: Seconds that it waited for a person.
+        outdated: Files, with their states, that an earlier answer was made from and that have changed since.
         rows: Brings the rows of its step together that one call asks for, if any does.
     """
 
@@ -65,6 +66,7 @@ class WorkItem:
     on_yield: Callable[[], None] | None = None
     ahead: dict[str, bytes | None] | None = None
     rows: RowGroups | None = None
+    outdated: Mapping[str, str] | None = None
     calls: dict[tuple[str, str], int] = field(default_factory=dict)
     slot: Slot = field(init=False, repr=False)
 
@@ -356,7 +358,7 @@ def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepC
     if work.prepared.forced:
         return None
     event = context.recorded.get(work.unit)
-    if event is None or file_changes(event.metadata):
+    if event is None or _is_outdated(work, event.metadata):
         return None
     if not (_still_answers(event, work) or is_trusted(context, event, work)):
         return None
@@ -374,7 +376,7 @@ async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | N
     if prepared.cache is None or prepared.passes_cache:
         return None
     return await prepared.cache.aget(
-        work.key, prepared.classes, count=count, ahead=work.ahead, usable=partial(_is_current, work.step)
+        work.key, prepared.classes, count=count, ahead=work.ahead, usable=partial(_is_current, work)
     )
 
 
@@ -383,15 +385,26 @@ def answer_ahead(work: WorkItem) -> CacheEntry | None:
     prepared = work.prepared
     if work.ahead is None or prepared.cache is None:
         return None
-    return prepared.cache.take(work.key, work.ahead, prepared.classes, partial(_is_current, work.step))
+    return prepared.cache.take(work.key, work.ahead, prepared.classes, partial(_is_current, work))
 
 
-def _is_current(step: PipelineStep, entry: CacheEntry) -> bool:
+def _is_current(work: WorkItem, entry: CacheEntry) -> bool:
     """Whether an entry may answer though its key says nothing of files, nor of time."""
-    metadata = entry.metadata
-    if step.fresh_for is not None and not 0 <= time.time() - metadata.get(MADE_AT, 0.0) < step.fresh_for:
+    metadata, fresh_for = entry.metadata, work.step.fresh_for
+    if fresh_for is not None and not 0 <= time.time() - metadata.get(MADE_AT, 0.0) < fresh_for:
         return False
-    return not (metadata and file_changes(metadata))
+    return not (metadata and _is_outdated(work, metadata))
+
+
+def _is_outdated(work: WorkItem, metadata: Mapping[str, Any]) -> bool:
+    """Whether a file that a unit's answer was made from is not as it was; the unit notes which."""
+    files = metadata.get("files")
+    if not files:
+        return False
+    from tagent_nb.runners import changed_files
+
+    work.outdated = {name: files[name] for name in changed_files(files)}
+    return bool(work.outdated)
 
 
 def changed_since(memory: PipelineMemory, step: str) -> list[str]:
@@ -418,7 +431,7 @@ def file_changes(metadata: Mapping[str, Any]) -> list[str]:
         return []
     from tagent_nb.runners import changed_files
 
-    return changed_files(files)
+    return list(changed_files(files).values())
 
 
 def tried_again(context: RunContext, step: str) -> str:

@@ -96,21 +96,41 @@ class reading:  # noqa: N801  # used as a function; a generator would cost every
         return states
 
 
-def changed_files(files: Mapping[str, str]) -> list[str]:
-    """What is no longer as it was when it was read, a sentence each: ``"file d.csv changed"``.
+def changed_files(files: Mapping[str, str]) -> dict[str, str]:
+    """What is no longer as it was when it was read: by name a sentence, ``"file d.csv changed"``.
 
     Args:
         files: States by name, as :meth:`reading.files` gave them.
     """
-    sentences = []
+    sentences = {}
     for name, state in files.items():
         digest, _, before = state.partition(" ")
         now = _marks(name)
         if (now == before and digest != _UNSETTLED) or digest == _digest(name, now) != _UNSETTLED:
             continue
         what = "is gone" if not now else "is new" if not before else "changed"
-        sentences.append(f"{'folder' if name.endswith('/') else 'file'} {name} {what}")
+        sentences[name] = f"{'folder' if name.endswith('/') else 'file'} {name} {what}"
     return sentences
+
+
+def unread_again(before: Mapping[str, str], files: Mapping[str, str]) -> dict[str, str]:
+    """Files that have changed since an answer was made from them, and that the one after it did not read.
+
+    Its step has what they were, such as from a function that remembers what it returned, or does not need
+    them any more: the answer is not to outlive this process.
+
+    Args:
+        before: States of the files of the earlier answer that have changed, by name.
+        files: Those of the later answer.
+
+    Returns:
+        States that count as changed for ever, by name.
+    """
+    return {
+        name: f"{_UNSETTLED} {state.partition(' ')[2]}"
+        for name, state in before.items()
+        if name not in files and _marks(name)
+    }
 
 
 def _watch() -> None:
