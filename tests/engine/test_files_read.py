@@ -309,7 +309,7 @@ def test_an_answer_from_what_a_function_remembers_of_a_file_is_not_kept(
 
     result = in_new_process("new")
     assert (result["load"], status(result)) == ("old", "completed")
-    assert "did not read d.csv again, though the file has changed" in " ".join(result.warnings)
+    assert "did not read d.csv again, though it has changed" in " ".join(result.warnings)
     result = in_new_process()
     assert (result["load"], status(result), result.warnings) == ("new", "completed", [])
     assert status(in_new_process()) == "cached"

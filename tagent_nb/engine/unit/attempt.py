@@ -551,7 +551,7 @@ class Attempts:
             unread = unread_again(work.outdated, files)
             if unread:
                 self._recorder.warn(
-                    f"Step {name!r} did not read {', '.join(unread)} again, though the file has changed: its value "
+                    f"Step {name!r} did not read {', '.join(unread)} again, though it has changed: its value "
                     "may be made from what the file was. Does a function that it calls remember what it "
                     "returned (functools.cache)? The step runs again the next time.",
                     name,
