@@ -285,7 +285,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(folder: Path) -> Non
 def test_an_answer_from_what_a_function_remembers_of_a_file_is_not_kept(
     folder: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    """It is told, and the next process, or the next run, reads the file as it is."""
+    """A warning says so, and the next process, or the next run, reads the file as it is."""
     (folder / "d.csv").write_text("old")
 
     def pipeline(table: Any) -> Pipeline:
