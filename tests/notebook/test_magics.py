@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from pydantic_ai.models.test import TestModel
 
 import tagent_nb
 from tagent_nb import PipelineExecutor
@@ -1110,3 +1112,46 @@ def test_the_notebook_is_loaded_only_when_it_is_asked_for() -> None:
     import subprocess
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TEXTS = ["--combine", "--constraint", "--instructions"]
+
+
+@pytest.mark.parametrize("option", TEXTS)
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_a_text_of_a_step_keeps_its_braces_whatever_variables_there_are(
+    book: Notebook, option: str, joint: str
+) -> None:
+    book("tagent_pipeline demo")
+    book.shell.user_ns.update(n=7, load="no", rows=[1, 2])
+    text = "Merge {{ load }}, {n} and $n into {1: 2}"
+    over = " --reduce-over rows" if option == "--combine" else ""
+    book(f"tagent_step total{over} {option}{joint}{shlex.quote(text)}", "Sum {{ rows }}")
+    step = book.session.pipeline.get_step("total")
+    assert text in (step.combine, step.instructions, *step.constraints)
+
+
+def test_a_condition_keeps_its_braces(book: Notebook) -> None:
+    book("tagent_pipeline demo")
+    book.shell.user_ns.update(n=7, rows=[1])
+    book("tagent_step total --map-over rows --when \"{'a': 7}['a'] == {7: n}[7]\"", "Sum {{ rows }}")
+    assert book.session.pipeline.get_step("total").when == "{'a': 7}['a'] == {7: n}[7]"
+
+
+def test_rules_of_a_pipeline_and_of_a_question_keep_their_braces(book: Notebook) -> None:
+    book.shell.user_ns.update(n=7, model=TestModel(custom_output_text="yes"))
+    book("tagent_pipeline demo --constraint '{n} $n' --instructions '{{ n }}'")
+    assert book.session.pipeline.global_constraints == ["{n} $n"]
+    assert book.session.pipeline.instructions == "{{ n }}"
+    book("tagent_ask said --model {'mod' + 'el'} --constraint '{n}'", "Is it?")
+    assert book.shell.user_ns["said"] == "yes"
+
+
+def test_other_options_of_a_step_take_values_of_variables(book: Notebook) -> None:
+    book("tagent_pipeline demo")
+    book.shell.user_ns.update(name="total", many=3)
+    name = "sum"
+    assert name  # a variable of the caller goes before one of the notebook, as in all magics
+    book.shell.run_cell_magic("tagent_step", "$name --max-retries {many + 1} --timeout=$many", "Count")
+    step = book.session.pipeline.get_step("sum")
+    assert (step.max_retries, step.timeout) == (4, 3)

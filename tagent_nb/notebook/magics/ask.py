@@ -32,7 +32,7 @@ class AskMagics(NotebookMagics):
     """Ask one question."""
 
     @cell_magic
-    @arguments(cell=True)
+    @arguments(cell=True, as_written=("--constraint", "--instructions"))
     @option("name", nargs="?", help="Variable that gets the answer; 'answer' without it.")
     @option("--model", help="Who is asked; the current pipeline's model without it.")
     @option("--output-schema", metavar="SCHEMA", help="Pydantic model of the answer, from the notebook.")

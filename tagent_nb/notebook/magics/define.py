@@ -33,7 +33,7 @@ class DefineMagics(NotebookMagics):
     """Define pipelines and steps."""
 
     @line_magic
-    @arguments()
+    @arguments(as_written=("--constraint", "--instructions"))
     @option("name", nargs="*", help="Name of the pipeline: free text. A new name makes a new pipeline.")
     @option(
         "--model", help="Model of agent steps that name none: 'local', 'test', 'openai:...', or a variable."
@@ -123,7 +123,7 @@ class DefineMagics(NotebookMagics):
         show(definition_table(pipeline))
 
     @cell_magic
-    @arguments(cell=True)
+    @arguments(cell=True, as_written=("--constraint", "--instructions", "--combine", "--when"))
     @option("name", nargs="?", help="Name of the step: an identifier.")
     @option("--python", action="store_true", help="The cell is Python; its last expression is the value.")
     @option(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.magic import no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
+from IPython.utils.text import DollarFormatter
 
 from tagent_nb.errors import RunFailedError, TagentError, did_you_mean
 from tagent_nb.foreign_words import option_advice
@@ -26,6 +28,10 @@ QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb"
 BACKSLASH = "\\"
 _parsers: dict[str, argparse.ArgumentParser] = {}
 """What reads the line of each magic, by the magic as it is written."""
+
+_WORD = re.compile(r"""(?:\\.|"(?:\\.|[^"\\])*(?:"|$)|'[^']*(?:'|$)|[^\s"'\\])+""", re.DOTALL)
+"""A word of a line as it is typed, quotes included."""
+_KEPT = re.compile("\0([0-9]+)\0")
 
 SHELL = ("|", ">", ">>", "<", "&", "&&", "||", ";")
 
@@ -57,7 +63,7 @@ ROLES_HELP = " ".join(
 
 
 def arguments(
-    *, cell: bool = False, expand: bool = True
+    *, cell: bool = False, expand: bool = True, as_written: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a method the function of a magic that reads options (see :func:`option`).
 
@@ -69,6 +75,8 @@ def arguments(
         cell: Whether it is a cell magic. Its line may go on in the next one after a backslash.
         expand: Whether IPython puts values of variables into the line, for ``$name`` and ``{name}``. In a
             goal braces mean something else.
+        as_written: Options in whose values nothing is put, such as ``--combine``: they are templates,
+            conditions, or text for a model. Elsewhere in the line values still are.
     """
 
     def add(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,14 +92,38 @@ def arguments(
             with clear_messages():
                 if cell:
                     line, body = continued(line, body)
+                if expand and as_written:
+                    # The caller's variables, as IPython itself takes them: a frame of its own is between.
+                    variables = {**self.shell.user_ns, **sys._getframe(2).f_locals}
+                    line = _filled(line.replace("\0", ""), variables, as_written)
                 args = parse(method, line)
                 if args is None:
                     return None
                 return method(self, args, body) if cell else method(self, args)
 
-        return magic if expand else no_var_expand(magic)
+        return magic if expand and not as_written else no_var_expand(magic)
 
     return add
+
+
+def _filled(line: str, variables: dict[str, Any], as_written: Sequence[str]) -> str:
+    """A line with values of variables in it, except in those of some options."""
+    kept: list[str] = []
+    before = ""
+
+    def shielded(word: re.Match[str]) -> str:
+        nonlocal before
+        is_kept = before in as_written or word[0].startswith(tuple(f"{name}=" for name in as_written))
+        before = word[0]
+        if not is_kept:
+            return word[0]
+        kept.append(word[0])
+        return f"\0{len(kept) - 1}\0"
+
+    line = _WORD.sub(shielded, line)
+    with suppress(Exception):  # as IPython does: what names no variable stays as it is
+        line = DollarFormatter().vformat(line, args=[], kwargs=variables)
+    return _KEPT.sub(lambda mark: kept[int(mark[1])], line)
 
 
 @contextmanager
