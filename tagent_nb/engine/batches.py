@@ -35,6 +35,9 @@ T = TypeVar("T")
 MOST_TROUBLES = 10
 """Times in a row that a provider may fail to say how a batch stands before the run leaves it for later."""
 
+HELD = "what batches that are out leave of the budget"
+"""What requests wait for that are not sent, since those that the run does not wait for may take the rest."""
+
 AT_ONCE = 50
 """Requests for which budgets are asked before anything else may happen."""
 
@@ -249,6 +252,8 @@ class StepBatches:
         if sent.results is not None:
             self._answer(sent, entry)
         elif sent.suspended:
+            if entry.call.call.admission is not None:
+                entry.call.call.admission.keep()
             entry.fail(StepSuspended())
         else:
             sent.entries[entry.number] = entry
@@ -284,7 +289,12 @@ class StepBatches:
         queued, self._queued = self._queued, []
         entries: dict[int, _Entry] = {}
         for number, entry in enumerate(queued):
+            admission = entry.call.call.admission
             try:
+                if admission is not None and admission.is_held():
+                    self._batches.left.setdefault(self.step, HELD)
+                    entry.fail(StepSuspended())
+                    continue
                 if not self._is_admitted(entry):
                     # The others want about as much, and all go into the next batch.
                     self._queued = [*queued[number:], *self._queued]
@@ -472,6 +482,9 @@ class StepBatches:
 
     def _suspend(self, sent: _Sent, reason: str) -> None:
         sent.suspended = reason
+        for entry in sent.entries.values():
+            if entry.call.call.admission is not None:
+                entry.call.call.admission.keep()  # what it takes is paid, in whatever session
         self._batches.left[self.step] = reason
         self._end(sent, StepSuspended())
 

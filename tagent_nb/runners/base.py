@@ -106,6 +106,14 @@ class Admission(Protocol):
         """Reserve what a request may take that has been sent already."""
         ...
 
+    def keep(self) -> None:
+        """Reserve it to the end of the session, since the request is answered in a later one."""
+        ...
+
+    def is_held(self) -> bool:
+        """Whether the request could be sent if nothing was kept for those that are answered later."""
+        ...
+
     async def changed(self) -> None:
         """Wait until something may be sent that could not."""
         ...

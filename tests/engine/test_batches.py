@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -477,9 +478,8 @@ class TestWhatFails:
         model = Slow()
         for resume in (False, True):
             flow = own_model_flow(model)
-            result = executor(flow, storage=open_storage(storage), max_concurrency=1).run(
-                resume=resume, wait=False
-            )
+            later = executor(flow, storage=open_storage(storage), max_concurrency=1, budget="40 requests")
+            result = later.run(resume=resume, wait=False)
             assert result.waiting_steps == ["judge"]
         model.ended = True
         again = executor(own_model_flow(model), storage=open_storage(storage), max_concurrency=1)
@@ -675,6 +675,52 @@ class TestBudgets:
         result = executor(mapped("openai"), storage=open_storage(storage)).run(resume=True, budget="1 USD")
         assert result.success
         assert asked_once(fake, 5)
+
+    @pytest.mark.parametrize("hold", [True, False])
+    def test_what_a_batch_takes_stays_reserved_when_the_run_does_not_wait(
+        self, fake: FakeBatches, provider: str, storage: str, hold: bool
+    ) -> None:
+        fake.hold, fake.looks = hold, 3
+        common: dict[str, Any] = {"storage": open_storage(storage), "budget": "5 requests"}
+        first = run(mapped(provider, 20), wait=False, **common)
+        assert first.waiting_steps == ["judge"]
+        assert sum(fake.submitted.values()) == 5
+        fake.hold = False
+        again = executor(mapped(provider, 20), **common).run(resume=True)
+        assert "5 requests of 5 requests spent" in again.error_details["judge"]
+        more = executor(mapped(provider, 20), storage=open_storage(storage)).run(
+            resume=True, budget="20 requests"
+        )
+        assert more.success
+        assert asked_once(fake, 20)
+
+    def test_other_steps_have_what_waiting_batches_leave(self, fake: FakeBatches) -> None:
+        """Live calls fail that do not fit, and other batches wait as well."""
+        fake.hold = True
+        pipeline = mapped("openai", 4, budget="100 requests")
+        pipeline.step("more", "Rate {{ item }}", map_over="rows", batch=True)
+        pipeline.step("live", "Sum up {{ item }}", map_over="rows", execution_mode=ExecutionMode.SERIAL)
+        result = run(pipeline, wait=False, budget="6 requests")
+        assert sum(fake.submitted.values()) + sum(fake.live.values()) == 6
+        assert result.waiting_steps
+
+    def test_a_live_step_that_has_nothing_left_beside_a_batch_says_so(self, fake: FakeBatches) -> None:
+        fake.hold = True
+        pipeline = mapped("openai", 4)
+        pipeline.put(PipelineStep.from_cell("later", "waiting.wait(20)", python=True))
+        pipeline.step("live", "Sum up {{ later }}")
+        waiting = threading.Event()
+
+        def note(event: Event) -> None:
+            if isinstance(event, StepWaiting) and event.item is None and event.step == "judge":
+                waiting.set()
+
+        result = run(
+            pipeline, wait=False, budget="4 requests", observers=[note], namespace={"waiting": waiting}
+        )
+        assert "4 requests reserved for them. Resume the run" in result.error_details["live"]
+        assert result.waiting_steps == ["judge"]
+        assert not fake.live
 
 
 class TestRefusals:

@@ -37,6 +37,9 @@ class Account:
     unpriced: list[str] = field(default_factory=list)
     assumed: bool = False
     _open: dict[int, Estimate] = field(default_factory=dict)
+    # Of them, those that no call of this session gives back, and the sums of these.
+    _kept: set[int] = field(default_factory=set)
+    _kept_sums: dict[str, float] = field(default_factory=dict)
     _sums: dict[str, float] = field(default_factory=dict)
     _open_ended: dict[str, int] = field(default_factory=dict)
 
@@ -60,7 +63,8 @@ class Account:
         of them may take.
 
         Raises:
-            BudgetExceededError: It does not fit, whatever the calls under way take.
+            BudgetExceededError: It does not fit, whatever the calls under way take, or not beside what
+                batches may take that are answered in a later session.
         """
         if self.unpriced and self.budget.usd is not None:
             raise self._unknown(step)
@@ -68,12 +72,30 @@ class Account:
         for measure, limit in self.budget.limits().items():
             least, most = estimate[measure]
             spent = self.spent[measure]
-            if spent + least > limit + TINY or (spent > limit - TINY and most != 0):
+            if not _has_room(spent, limit, least, most):
                 raise self._exceeded(step, measure, least)
-            if self._open:
+            if not _has_room(spent + self._kept_sums.get(measure, 0.0), limit, least, most):
+                raise self._held(step, measure)
+            if len(self._open) > len(self._kept):
                 all_known = most is not None and not self._open_ended.get(measure)
                 fits = fits and all_known and spent + self.reserved(measure) + (most or 0.0) <= limit + TINY
         return fits
+
+    def is_held(self, estimate: Estimate) -> bool:
+        """Whether a call only does not fit beside what is kept for batches of a later session."""
+        return any(
+            _has_room(self.spent[measure], limit, *estimate[measure])
+            and not _has_room(
+                self.spent[measure] + self._kept_sums.get(measure, 0.0), limit, *estimate[measure]
+            )
+            for measure, limit in self.budget.limits().items()
+        )
+
+    def keep(self, estimate: Estimate) -> None:
+        """Reserve it to the end of the session: its batch is out, and is answered in a later one."""
+        self._kept.add(id(estimate))
+        for measure, amounts in estimate.items():
+            self._kept_sums[measure] = self._kept_sums.get(measure, 0.0) + _likely(amounts)
 
     def open(self, estimate: Estimate) -> None:
         """Reserve what a call may take."""
@@ -89,10 +111,9 @@ class Account:
 
     def _count(self, estimate: Estimate, sign: int) -> None:
         # A batch of 10,000 requests asks for the sums as often.
-        for measure, (least, most) in estimate.items():
-            amount = least if most is None else most
-            self._sums[measure] = self._sums.get(measure, 0.0) + sign * amount
-            self._open_ended[measure] = self._open_ended.get(measure, 0) + sign * (most is None)
+        for measure, amounts in estimate.items():
+            self._sums[measure] = self._sums.get(measure, 0.0) + sign * _likely(amounts)
+            self._open_ended[measure] = self._open_ended.get(measure, 0) + sign * (amounts[1] is None)
 
     def shares(self) -> list[Share]:
         """How far each measure is used up."""
@@ -120,6 +141,20 @@ class Account:
             measure=measure,
         )
 
+    def _held(self, step: str, measure: str) -> BudgetExceededError:
+        limit, spent = self.budget.limits()[measure], self.spent[measure]
+        says = self._whose(step)
+        return BudgetExceededError(
+            f"{says[0].upper()}{says[1:]} has nothing left beside batches that their providers have: "
+            f"{amount_text(measure, spent)} of {amount_text(measure, limit)} spent, and "
+            f"{amount_text(measure, self._kept_sums[measure])} reserved for them. Resume the run when they "
+            "are answered, or with a higher budget.",
+            step=step,
+            spent=spent,
+            limit=limit,
+            measure=measure,
+        )
+
     def _remedy(self) -> str:
         if self.step:
             return f"Give step {self.step!r} a higher budget, and resume the run."
@@ -141,6 +176,17 @@ class Account:
         )
 
 
+def _likely(amounts: tuple[float, float | None]) -> float:
+    """What is reserved of a measure: the most that is known."""
+    least, most = amounts
+    return least if most is None else most
+
+
+def _has_room(spent: float, limit: float, least: float, most: float | None) -> bool:
+    """Whether a call may be made by itself when so much is spent."""
+    return spent + least <= limit + TINY and (spent <= limit - TINY or most == 0)
+
+
 class Reservation:
     """What a call that is not made at once may take of the budgets of its run and step.
 
@@ -155,6 +201,7 @@ class Reservation:
         self._step = step
         self._expected = expected
         self._estimate: Estimate | None = None
+        self._kept = False
 
     def open(self) -> bool:
         """Reserve it if it fits; whether it does.
@@ -177,9 +224,19 @@ class Reservation:
         self._estimate = estimate
         self._ledger.reserve(self._step, estimate)
 
+    def is_held(self) -> bool:
+        """Whether it only does not fit beside what is kept for batches of a later session."""
+        return self._ledger.is_held(self._step, self._expected())
+
+    def keep(self) -> None:
+        """Reserve it to the end of the session: its call has been made, and is answered in a later one."""
+        assert self._estimate is not None
+        self._kept = True
+        self._ledger.keep(self._step, self._estimate)
+
     def close(self) -> None:
-        """Give back what is reserved."""
-        if self._estimate is not None:
+        """Give back what is reserved, unless it is kept."""
+        if self._estimate is not None and not self._kept:
             self._ledger.give_back(self._step, self._estimate)
             self._estimate = None
 
@@ -258,6 +315,16 @@ class Ledger:
         for account in self._accounts(step):
             account.close(estimate)
         self.changes.tell()
+
+    def keep(self, step: str, estimate: Estimate) -> None:
+        """Reserve to the end of the session what is reserved for a call of a step."""
+        for account in self._accounts(step):
+            account.keep(estimate)
+        self.changes.tell()  # what waits for it to be given back waits in vain
+
+    def is_held(self, step: str, estimate: Estimate) -> bool:
+        """Whether a call only does not fit beside what is kept for batches of a later session."""
+        return any(account.is_held(estimate) for account in self._accounts(step))
 
     def admission(self, context: StepContext, expected: Callable[[], Estimate]) -> Reservation:
         """What reserves a call's part of the budgets when it is sent, which is later; arguments as above."""
