@@ -128,11 +128,23 @@ def test_a_resumed_run_goes_on_with_the_rest_and_counts_from_zero(tmp_path: Path
     executor.run()
     bad.ran.clear()
     assert executor.run(resume=True).failed_steps == ["classify"]
-    assert bad.ran == [1, 3, 5, 7, 9, 11]
+    assert bad.ran == list(range(12, 24))  # those that have failed come last
     bad.ran.clear()
     bad.fails = lambda row: False
     assert executor.run(resume=True)["classify"] == list(range(100))
-    assert sorted(bad.ran) == [1, 3, 5, 7, 9, *range(11, 100)]
+    assert bad.ran == [*range(24, 100), *range(1, 24, 2)]
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["without a cache", "with a cache"])
+def test_each_resume_comes_further_though_as_many_fail(cached: bool, tmp_path: Path) -> None:
+    bad = Bad(lambda row: row % 2 == 1)
+    cache = ResultCache(tmp_path / "cache") if cached else None
+    flow_of_rows = flow(bad, rows=40, max_failures=5)
+    executor = PipelineExecutor(flow_of_rows, max_concurrency=1, storage=tmp_path / "runs", cache=cache)
+    executor.run()
+    for _ in range(3):
+        executor.run(resume=True)
+    assert set(bad.ran) == set(range(40))
 
 
 def test_what_was_done_is_cached(tmp_path: Path) -> None:

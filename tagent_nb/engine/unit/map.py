@@ -109,7 +109,7 @@ class MapExecution:
         )
         limit = FailureLimit(step)
         wanted = await self._wanted(step, outputs, rows.rows, limit)
-        left = await self.run_items(prepared, units, wanted, limit)
+        left = await self.run_items(prepared, units, self._failed_last(step, wanted), limit)
         # From here on others act on what the items gave.
         await recorder.settled()
         prepared.shared_inputs.clear()  # its items share nothing any more
@@ -180,6 +180,23 @@ class MapExecution:
                 left_out = []
                 await asyncio.sleep(0)
         return wanted
+
+    def _failed_last(self, step: PipelineStep, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows in the order in which they run.
+
+        With ``max_failures``, what an earlier session has failed at comes last: else it would stop each
+        session before any row that is left.
+        """
+        items = self._recorder.memory.steps[step.name].items
+        if step.max_failures is None or not items:
+            return rows
+
+        def has_failed(row: Row) -> bool:
+            samples = [items[key] for key, _, _ in samples_of([row], step.samples) if key in items]
+            # A resumed run takes its items for pending; of those that have failed it keeps the error.
+            return any(item.error_type and not item.status.has_value for item in samples)
+
+        return sorted(rows, key=has_failed)
 
     async def run_items(
         self, prepared: PreparedStep, units: ItemUnits, rows: Sequence[Row], limit: FailureLimit
