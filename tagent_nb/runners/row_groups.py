@@ -21,8 +21,8 @@ class Caller(Protocol):
         """These rows in as many calls as the model needs to read each at once."""
         ...
 
-    async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse]:
-        """Make one call; returns each row's part of the answer, in order.
+    async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse | Exception]:
+        """Make one call; returns each row's part of the answer, or what has failed for it, in order.
 
         Raises:
             Exception: It has failed for all of them.
@@ -219,7 +219,11 @@ async def _call(seats: Sequence[Seat]) -> None:
                 seat.answer.set_exception(error)
     else:
         for seat, answer in zip(seats, answers, strict=True):
-            if not seat.answer.done():
+            if seat.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                seat.answer.set_exception(answer)
+            else:
                 seat.answer.set_result(answer)
 
 

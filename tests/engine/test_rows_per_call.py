@@ -306,15 +306,17 @@ def test_every_row_ends_with_its_own_value_or_its_own_error(
     )
     assert result.success
     assert_own_values(texts, items)
-    # Each row is in one shared call, and asked for by itself at most once.
-    assert sorted(text for call in server.shared for text in call) == sorted(texts)
+    # Each row is asked for by itself at most once.
     assert len(server.singles) == len(set(server.singles))
-    # One call that is not full is enough for those that are left over.
-    assert [len(call) for call in server.shared].count(size) >= rows // size
-    assert len(server.shared) == -(-rows // size)
+    if "rejected" not in behaviours:
+        # Each row is in one shared call, and one that is not full is enough for those that are left over.
+        assert sorted(text for call in server.shared for text in call) == sorted(texts)
+        assert [len(call) for call in server.shared].count(size) >= rows // size
+        assert len(server.shared) == -(-rows // size)
     for text, item in zip(texts, items, strict=True):
-        number = next(n for n, call in enumerate(server.shared) if text in call)
-        behaviour = behaviours[number % len(behaviours)]
+        # A call that was rejected is made again for each half; the last one counts.
+        number = max((n for n, call in enumerate(server.shared) if text in call), default=None)
+        behaviour = "rejected" if number is None else behaviours[number % len(behaviours)]
         was_alone = text in server.singles
         assert bool(item.asked_alone) == was_alone
         if behaviour in ("overloaded", "broken"):
@@ -344,7 +346,66 @@ def test_one_refused_row_fails_alone() -> None:
     assert [item.status.has_value for item in items] == [True, False, True, True, True]
     assert "rejected the request" in items[1].error
     assert "HTTP 400" in items[0].asked_alone
-    assert server.singles == ["one", "bad", "three", "four"]
+    assert sorted(server.shared, key=len) == [["five"], ["one", "bad"], ["three", "four"], texts[:4]]
+    assert server.singles == ["one", "bad"]
+
+
+def limited(most: int) -> Server:
+    """A model whose provider rejects calls for more rows."""
+    return Server(lambda number, entries: entries if len(entries) <= most else _raise(ERRORS["rejected"]()))
+
+
+def test_too_many_rows_for_a_model_are_asked_for_in_halves_and_then_no_more_at_once() -> None:
+    server, texts = limited(3), texts_of(22)
+    result, items = run(pipeline_of(server, texts, rows_per_call=10), max_concurrency=1)
+    assert result.step_outputs["measure"] == right(texts)
+    assert server.singles == []
+    # 10, 5 and 5 are too many; what then works is all that is asked for later.
+    assert [len(call) for call in server.shared] == [10, 5, 3, 2, 5, 3, 2, *[3, 3, 3, 1], 2]
+    assert {item.rows_in_call for item in items} == {1, 2, 3}
+    (warning,) = result.warnings
+    assert warning.startswith(
+        "Step 'measure': the model rejected a call for 5 rows, and took calls for 3, so no later one is for "
+        "more. Set a smaller rows_per_call"
+    )
+    assert "HTTP 400" in warning
+
+
+def test_a_model_that_rejects_all_calls_for_several_rows_is_asked_for_each_by_itself() -> None:
+    server, texts = limited(0), texts_of(12)
+    result, items = run(pipeline_of(server, texts), max_concurrency=1)
+    assert result.step_outputs["measure"] == right(texts)
+    assert [len(call) for call in server.shared] == [4, 2, 2]
+    assert server.singles == texts
+    (warning,) = result.warnings
+    assert "rejected a call for 4 rows, and all smaller ones" in warning
+    assert "rejected all calls for several rows" in items[-1].asked_alone
+
+
+def test_a_run_says_once_that_calls_are_for_fewer_rows() -> None:
+    def spoil(number: int, entries: list[dict[str, Any]]) -> Any:
+        return entries if len(entries) <= (4 if number < 3 else 2) else _raise(ERRORS["rejected"]())
+
+    server, texts = Server(spoil), texts_of(16)
+    result, _ = run(pipeline_of(server, texts, rows_per_call=8), max_concurrency=1)
+    assert sorted(len(call) for call in server.shared) == [2, 2, 2, 2, 4, 4, 4, 4, 8]
+    assert len(result.warnings) == 1
+
+
+def test_one_row_too_many_of_three_is_asked_for_by_itself() -> None:
+    server, texts = limited(2), texts_of(3)
+    result, _ = run(pipeline_of(server, texts))
+    assert result.step_outputs["measure"] == right(texts)
+    assert (server.singles, [len(call) for call in server.shared]) == (texts[2:], [3, 2])
+
+
+def test_a_half_that_fails_in_another_way_leaves_the_other_its_answers() -> None:
+    def spoil(number: int, entries: list[dict[str, Any]]) -> Any:
+        return _raise(ERRORS[("rejected", "broken")[number]]()) if number < 2 else entries
+
+    _, items = run(pipeline_of(Server(spoil), texts_of(4), min_success=0.0))
+    assert [item.status.has_value for item in items] == [False, False, True, True]
+    assert "broken" in items[0].error
 
 
 def test_a_cut_answer_is_asked_for_row_by_row() -> None:

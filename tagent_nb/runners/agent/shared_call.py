@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagent_nb.errors import OutputValidationError
-from tagent_nb.events import ASKED_ALONE, ROWS_IN_CALL
+from tagent_nb.events import ASKED_ALONE, ROWS_IN_CALL, Warned
 from tagent_nb.formatting import count
 from tagent_nb.pipeline import PipelineStep
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import UNKNOWN_REASON, ModelCall, SharedRows
 from tagent_nb.runners.calls import model_chain
 from tagent_nb.runners.models.resolve import (
@@ -40,6 +41,9 @@ ROWS_RULE = (
 
 ROW_TOKENS = 24
 """Tokens that an entry of the answer may take besides its value."""
+
+LEAST_REJECTED = 4
+"""Rows from which on a model that rejects each call for any of them is not asked for several again."""
 
 _LETTERS = "bcdfghjkmnpqrstvwxz"
 _ID_LENGTH = 4
@@ -70,6 +74,9 @@ class SharedCalls:
         self._output, hint = output_of(model, self._form, step.output_mode)
         self._instructions = "\n\n".join([system, ROWS_RULE, *hint])
         self._agent: Agent[Any, Any] | None = None
+        self._most = step.rows_per_call
+        self._has_answered = False
+        self._has_warned = False
 
     async def values(self, groups: SharedRows, seat: Seat, model: Model[Any]) -> tuple[Sequence[Any], str]:
         """What an answer has under the ID of a row, as plain data, and why that will not do unless it is one.
@@ -133,21 +140,92 @@ class SharedCalls:
     # -- the call ---------------------------------------------------------------------------
 
     def parts(self, seats: Sequence[Seat]) -> Iterator[Sequence[Seat]]:
-        """These rows in as many calls as the model needs to read each at once."""
+        """These rows in as many calls as the model needs to read each at once, and as it has not rejected."""
         place = 0
         for rows in fitting(seats[0].context.model, [seat.pieces for seat in seats]):
-            yield seats[place : place + len(rows)]
+            for start in range(place, place + len(rows), self._most):
+                yield seats[start : min(start + self._most, place + len(rows))]
             place += len(rows)
 
-    async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse]:
-        """Make one call; returns each row's part of the answer, in order.
+    async def ask(self, seats: Sequence[Seat]) -> list[ModelResponse | Exception]:
+        """Make one call; returns each row's part of the answer, or what has failed for it, in order.
 
-        An answer that is no list, or was cut or filtered, and a request that the provider rejects have no
-        part for any row: each is asked for by itself then, and one that is at fault fails alone.
+        An answer that is no list, or was cut or filtered, has no part for any row: each is asked for by
+        itself then. A request that the provider rejects is made again for each half of the rows, and one that
+        is at fault is asked for by itself, and fails alone. How many rows are too many is learnt from that.
 
         Raises:
             Exception: The call has failed in another way, as it would have for each row.
         """
+        if self._most == 1:
+            trouble = f"the model has rejected all calls for several rows of step {self._step.name!r}"
+            return [self._alone(seat, 1, trouble) for seat in seats]
+        answers, trouble = await self._answers(seats)
+        if not trouble or len(seats) == 1:
+            self._has_answered = self._has_answered or not trouble
+            return [*answers]
+        parts: list[ModelResponse | Exception] = []
+        rejected = await self._by_halves(seats, trouble, parts)
+        if rejected and not self._has_answered and len(seats) >= LEAST_REJECTED:
+            self._most = 1
+            self._warn(seats, "and all smaller ones, so each row is asked for by itself", trouble)
+        return parts
+
+    async def _by_halves(
+        self, seats: Sequence[Seat], trouble: str, parts: list[ModelResponse | Exception]
+    ) -> bool:
+        """Ask for each half of rows whose call was rejected; returns whether all their calls were.
+
+        Args:
+            seats: The rows.
+            trouble: Why their call was rejected.
+            parts: Takes each row's part, in order.
+        """
+        if len(seats) == 2:
+            parts += [self._alone(seat, 2, trouble) for seat in seats]
+            return True
+        middle = -(-len(seats) // 2)
+        outcomes: list[bool | None] = []
+        for half in (seats[:middle], seats[middle:]):
+            if len(half) == 1:
+                parts.append(self._alone(half[0], len(seats), trouble))
+                continue
+            try:
+                answers, again = await self._answers(half)
+            except Exception as error:  # the other half's answers are paid for, and are kept
+                parts += [error] * len(half)
+                outcomes.append(None)
+                continue
+            outcomes.append(bool(again))
+            if again:
+                outcomes[-1] = await self._by_halves(half, again, parts)
+            else:
+                self._has_answered = True
+                parts += answers
+        if outcomes == [False, False] and middle < self._most:
+            # Neither half holds a row that is at fault: there were too many.
+            self._most = middle
+            self._warn(seats, f"and took calls for {middle:,}, so no later one is for more", trouble)
+        return all(outcomes)
+
+    def _warn(self, seats: Sequence[Seat], then: str, trouble: str) -> None:
+        """Say once for a run that calls are for fewer rows than the step says."""
+        if not self._has_warned:
+            self._has_warned = True
+            message = (
+                f"Step {self._step.name!r}: the model rejected a call for {count(len(seats), 'row')}, "
+                f"{then}. Set a smaller rows_per_call (--rows-per-call), or a smaller max_tokens, which is "
+                f"that of one row. What came: {trouble}"
+            )
+            context = seats[0].context
+            context.emit(Warned(run_id=context.run_id, message=redact(message), step=self._step.name))
+
+    def _alone(self, seat: Seat, rows: int, trouble: str) -> ModelResponse:
+        """The part of a row that is to be asked for by itself."""
+        return self._part(seat, (), None, {}, rows, trouble)
+
+    async def _answers(self, seats: Sequence[Seat]) -> tuple[list[ModelResponse], str]:
+        """Make one call; returns each row's part, and why the provider has rejected it if it has."""
         from pydantic_ai import Agent, capture_run_messages, exceptions
 
         from tagent_nb.runners.models.errors import explained
@@ -166,6 +244,7 @@ class SharedCalls:
             )
         rows: Any = ()
         trouble = ""
+        is_rejected = False
         with capture_run_messages() as messages:
             try:
                 result = await self._agent.run(
@@ -182,14 +261,16 @@ class SharedCalls:
                 exceptions.ModelRequestRejectedError,
                 OutputValidationError,
             ) as error:
+                is_rejected = isinstance(error, exceptions.ModelRequestRejectedError)
                 better = explained(self._step, context, error, messages)
                 trouble = f"the call for {count(len(seats), 'row')} failed: {better}"
         answer = next((message for message in reversed(messages) if message.kind == "response"), None)
         values = _by_id(rows, said.ids)
-        return [
+        parts = [
             self._part(seat, values[row], answer, context.metadata, len(seats), trouble)
             for seat, row in zip(seats, said.ids, strict=True)
         ]
+        return parts, trouble if is_rejected else ""
 
     def _settings_for(self, rows: int) -> ModelSettings:
         """The step's settings, whose ``max_tokens`` are those of one row."""
