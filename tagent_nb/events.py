@@ -356,11 +356,13 @@ class BatchPrepared(StepEvent):
         marker: What the ids of its requests begin with: ``marker-0``, ``marker-1``, and so on.
         rows: Items of the step, one a request, in this order.
         keys: SHA-256 of each request in canonical form.
+        of_run: The run that has sent it, where this one takes answers from it; empty for one of its own.
     """
 
     marker: str
     rows: tuple[str, ...]
     keys: tuple[str, ...]
+    of_run: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)

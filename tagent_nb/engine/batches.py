@@ -12,20 +12,20 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
+from tagent_nb.errors import StorageError
 from tagent_nb.events import BatchCancelled, BatchPrepared, BatchSubmitted, StepUnblocked, StepWaiting
 from tagent_nb.formatting import count
-from tagent_nb.pipeline import THEN_LIVE
 from tagent_nb.redaction import redact
 from tagent_nb.user_objects import message_of
 
 if TYPE_CHECKING:
     from tagent_nb.engine.context import RunContext
-    from tagent_nb.engine.memory.batch_records import RecordedBatch
+    from tagent_nb.engine.memory.batch_records import BatchRecords, RecordedBatch
     from tagent_nb.engine.recorder import Recorder
     from tagent_nb.engine.unit.work import WorkItem
     from tagent_nb.runners import BatchedCall, ModelCall
@@ -37,6 +37,9 @@ MOST_TROUBLES = 10
 
 HELD = "what batches that are out leave of the budget"
 """What requests wait for that are not sent, since those that the run does not wait for may take the rest."""
+
+MOST_RUNS = 20
+"""The newest runs whose open batches are looked at for requests that are about to be sent."""
 
 AT_ONCE = 50
 """Requests for which budgets are asked before anything else may happen."""
@@ -131,6 +134,12 @@ class UnitBatch:
         self._work = work
         self._returning = False
 
+    def takes(self, call: ModelCall) -> bool:
+        """Whether a request is sent in a batch, or was: a live step takes what was sent before."""
+        from tagent_nb.runners import call_key
+
+        return bool(self._work.step.batch) or self._queue.was_sent(self._work, call_key(call))
+
     async def ask(self, call: ModelCall) -> Any:
         """The answer to a request, when its batch is answered. Its unit has no slot until :meth:`go_on`.
 
@@ -197,10 +206,15 @@ class StepBatches:
             if answer is not None:
                 return answer
 
+    def was_sent(self, work: WorkItem, key: str) -> bool:
+        """Whether a request waits in a batch."""
+        return self._batches.find(work, key) is not None
+
     async def _waited(self, work: WorkItem, call: BatchedCall) -> tuple[Any, Any] | None:
         began = time.monotonic()
         entry = _Entry(work, call, asyncio.get_running_loop().create_future())
         entry.answer.add_done_callback(self._count_returning)
+        await self._batches.take_over(entry)
         try:
             with call.call.context.waiting("its batch"):
                 self._put(entry)
@@ -436,7 +450,7 @@ class StepBatches:
         except _LeftForLater as error:
             self._suspend(sent, str(error))
         except Exception as error:  # the provider's, or its client's
-            if is_gone(sent.model, sent.batch, error):
+            if is_gone(sent.model, sent.batch, error, given_up=sent.cancelled):
                 self._lose(sent)
             else:
                 # To give it up would be to pay for it again.
@@ -537,14 +551,24 @@ class Batches:
         self.waiting_allowed = context.options.wait
         self.cancelling = False
         self._own_context = copy_context()
+        self._open_at_first = {step for step, _ in recorder.memory.batches.units()}
+        self._others: list[tuple[str, BatchRecords]] | None = None
+        self._taking_over = asyncio.Lock()
         lock.on_idle = self._idle
 
     def of(self, work: WorkItem) -> UnitBatch | None:
         """What sends the requests of a unit; ``None`` where each is sent at once."""
-        step = work.step
-        if not step.batch or self._context.options.offline:
+        step, records = work.step, self._recorder.memory.batches
+        if self._context.options.offline:
+            if records.is_open(*work.unit):
+                # To let it fail would be to lose what is paid.
+                self.left[step.name] = f"{records.names(step.name)}, which an offline run does not ask about"
+                self.leave(work)
+                raise StepSuspended
             return None
-        then_live = step.batch == THEN_LIVE
+        if not step.batch and (step.name not in self._open_at_first or work.prepared.shares_calls):
+            return None
+        then_live = step.batch is not True  # a step that is live now takes what was sent before
         if then_live and self._recorder.memory.batches.is_answered(*work.unit):
             return None
         queue = self._steps.get(step.name)
@@ -575,7 +599,50 @@ class Batches:
 
     def recorded(self, entry: _Entry) -> tuple[RecordedBatch, int] | None:
         """The batch that a request was sent in by an earlier session, and its number there."""
-        return self._recorder.memory.batches.find(*entry.work.unit, entry.call.key)
+        return self.find(entry.work, entry.call.key)
+
+    def find(self, work: WorkItem, key: str) -> tuple[RecordedBatch, int] | None:
+        """As :meth:`recorded`, by the key of the request."""
+        return self._recorder.memory.batches.find(*work.unit, key)
+
+    async def take_over(self, entry: _Entry) -> None:
+        """Let a request wait in an open batch of another run that has it: it is paid once."""
+        work, key = entry.work, entry.call.key
+        if self._others == [] or self._context.options.passes_cache(work.step.name):
+            return
+        async with self._taking_over:
+            if self._others is None:
+                self._others = await batches_of_others(self._context)
+            records = self._recorder.memory.batches
+            if not self._others or self.find(work, key) is not None:
+                return
+            for run_id, others in self._others:
+                match = others.find(*work.unit, key)
+                if match is None or match[0].cancelled or records.has(match[0].prepared.marker):
+                    continue
+                await self._record_taken(run_id, match[0])
+                return
+
+    async def _record_taken(self, run_id: str, batch: RecordedBatch) -> None:
+        prepared = batch.prepared
+        events: list[Any] = [replace(prepared, run_id=self.run_id, of_run=run_id)]
+        if batch.handle is not None:
+            events.append(
+                BatchSubmitted(
+                    run_id=self.run_id,
+                    step=prepared.step,
+                    marker=prepared.marker,
+                    handle=batch.handle,
+                    supposed=batch.supposed,
+                )
+            )
+        await self.record(*events)
+        name = "a batch" if batch.handle is None else f"batch {batch.handle['id']}"
+        self._recorder.warn(
+            f"Step {prepared.step!r}: {name} of run {run_id} has requests of this run already. They are "
+            f"taken from it, and not paid again; force={[prepared.step]!r} asks anew.",
+            prepared.step,
+        )
 
     def drop(self, entry: _Entry) -> None:
         """The batch that a request was in has no answer for it: it is sent again."""
@@ -664,7 +731,11 @@ class Batches:
     @staticmethod
     def unknown(error: Exception) -> str:
         """That a batch is left for later, since its provider does not say how it stands."""
-        return f"a batch that cannot be asked about now ({redact(message_of(error))})"
+        return (
+            f"a batch that cannot be asked about now ({redact(message_of(error))}). Resume the run to ask "
+            "again; cancel_batches() or 'Cancel batches' in the panel gives it up, and a resumed run sends "
+            "its requests anew"
+        )
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -692,6 +763,24 @@ class Batches:
             )
             return
         await self.record(BatchCancelled(run_id=self.run_id, step=queue.step, marker=sent.marker))
+
+
+async def batches_of_others(context: RunContext) -> list[tuple[str, BatchRecords]]:
+    """The open batches of other runs of the pipeline by run, the newest first.
+
+    A run that cannot be read has none here: what is wrong with it is said where it is listed.
+    """
+    from tagent_nb.engine.memory.load import read_memory
+
+    storage, name = context.services.storage, context.pipeline.name
+    others = []
+    for info in reversed(await storage.runs(context.pipeline.id, limit=MOST_RUNS)):
+        if info.undecided and info.run_id != context.run_id:
+            with suppress(StorageError):
+                memory = await read_memory(storage, name, info.run_id, context.services.schemas)
+                memory.batches.begin_session()
+                others.append((info.run_id, memory.batches))
+    return others
 
 
 async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:

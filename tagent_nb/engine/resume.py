@@ -128,10 +128,12 @@ async def judge(
     for name in scheduler.get_execution_order():
         step = context.pipeline.get_step(name)
         recorded = records.get((name, None))
-        if recorded is None and name in with_items:
+        in_batches = recorder.memory.batches.names(name)
+        if recorded is None and (name in with_items or (in_batches and not context.options.forces(name))):
             # A map that was stopped half-way has no fingerprint of its own yet.
             if name in old and _asked(old[name]) != _asked(new.get(name, {})):
-                verdict.changed[name] = ["its definition changed"]
+                waits = f" while {in_batches} is out" if in_batches else ""
+                verdict.changed[name] = [f"its definition changed{waits}"]
             elif _is_same_object(recorder, step) and kept.issuperset(scheduler.dependency_graph[name]):
                 context.trusted.add(name)
             continue

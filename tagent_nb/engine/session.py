@@ -250,16 +250,23 @@ async def begin(
         for name, output in context.inputs.items()
         if memory.inputs.get(name) is not output
     ]
-    warnings = [checks.secret_of_input(event) for event in inputs]
+    warnings: list[str | None] = [checks.secret_of_input(event) for event in inputs]
     event: Event
     if options.resume is False:
         event = RunStarted(pipeline=pipeline.name, memories=dict(memory.memories), **common)
+        warnings.append(await _undecided_before(context))
     else:
         from tagent_nb.engine.resume import judge, refuse_changes
 
         verdict = await judge(context, recorder, preparation, definition, changed)
         if options.on_change == "refuse":
             refuse_changes(pipeline.name, context.run_id, verdict.changed, changed)
+        warnings += [
+            f"Step {name!r} has changed while {memory.batches.names(name)} is out. What it asks as before is "
+            "taken from there; the rest is paid as well, unless cancel_batches() cancels it."
+            for name in verdict.changed
+            if memory.batches.names(name)
+        ]
         event = RunResumed(kept=tuple(verdict.kept), **common)
     accepted()
     memory.pipeline = pipeline
@@ -268,6 +275,27 @@ async def begin(
         recorder.warn(message)
     for name, problem in unreadable.items():
         recorder.warn(f"Step {name!r} runs again, since its recorded value cannot be read: {problem}", name)
+
+
+async def _undecided_before(context: RunContext) -> str:
+    """What to warn of when the last run waits for decisions on values that a new one asks for again."""
+    storage, pipeline = context.services.storage, context.pipeline
+    if not any(step.approve for step in pipeline.steps):
+        return ""
+    last = await storage.runs(pipeline.id, limit=1)
+    if not last or not last[0].undecided:
+        return ""
+    memory = await read_memory(storage, pipeline.name, last[0].run_id, context.services.schemas)
+    steps = {
+        pending.request.step for pending in memory.pending.undecided() if pending.request.step in pipeline
+    }
+    if not steps:
+        return ""
+    return (
+        f"Run {memory.run_id} waits for decisions on values of {', '.join(sorted(steps))}. This is a new "
+        f"run, which makes them again; resume={memory.run_id!r} (--resume {memory.run_id}) goes on with "
+        "those."
+    )
 
 
 async def record_decision(
@@ -309,14 +337,18 @@ async def cancel_recorded(
         LeaseLostError: A process carries the run on.
         StorageError: It could not be recorded.
     """
-    from tagent_nb.runners import Models, batch_of, cancel_batch
+    from tagent_nb.runners import Models, batch_of, cancel_batch, ends_giving_up
 
     models, batches = Models(), memory.batches.under_way()
     async with lease_held(storage, memory.pipeline_id, memory.run_id, _taken_over) as lease:
         for batch in batches:
             step = batch.prepared.step
             model = await models.get(model_of(pipeline, pipeline.get_step(step), default))
-            await cancel_batch(model, batch_of(batch.handle or {}))
+            try:
+                await cancel_batch(model, batch_of(batch.handle or {}))
+            except Exception as error:  # the provider's, or its client's
+                if not ends_giving_up(error):
+                    raise
             event = BatchCancelled(run_id=memory.run_id, step=step, marker=batch.prepared.marker)
             await storage.append(memory.pipeline_id, memory.run_id, [event], token=lease.token)
             memory.apply(event)

@@ -25,8 +25,8 @@ __getattr__, __dir__, __all__ = face(
         "middleware.tracing": "Tracing",
         "models.accounting": "tokens_of",
         "models.batches": (
-            "BatchedCall answer_of batch_of cancel_batch create_batch find_batch handle_of "
-            "is_gone is_refusal parted passes progress_of request_id wait_of"
+            "BatchedCall answer_of batch_of call_key cancel_batch create_batch ends_giving_up find_batch "
+            "handle_of is_gone is_refusal parted passes progress_of request_id wait_of"
         ),
         "models.clients": "Models settings_problems",
         "models.local": "ABOUT install_model model_status",

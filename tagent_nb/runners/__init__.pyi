@@ -40,8 +40,10 @@ from tagent_nb.runners.models.accounting import tokens_of as tokens_of
 from tagent_nb.runners.models.batches import BatchedCall as BatchedCall
 from tagent_nb.runners.models.batches import answer_of as answer_of
 from tagent_nb.runners.models.batches import batch_of as batch_of
+from tagent_nb.runners.models.batches import call_key as call_key
 from tagent_nb.runners.models.batches import cancel_batch as cancel_batch
 from tagent_nb.runners.models.batches import create_batch as create_batch
+from tagent_nb.runners.models.batches import ends_giving_up as ends_giving_up
 from tagent_nb.runners.models.batches import find_batch as find_batch
 from tagent_nb.runners.models.batches import handle_of as handle_of
 from tagent_nb.runners.models.batches import is_gone as is_gone

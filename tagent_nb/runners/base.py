@@ -122,6 +122,10 @@ class Admission(Protocol):
 class Batched(Protocol):
     """What sends the requests of a unit together with those of others."""
 
+    def takes(self, call: ModelCall) -> bool:
+        """Whether it sends this request, or has sent it; else it is asked at once."""
+        ...
+
     async def ask(self, call: ModelCall) -> ModelResponse:
         """The answer, when the batch of the request is answered.
 

@@ -14,12 +14,15 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
+from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.test import TestModel
 
 from tagent_nb import (
+    Approved,
     BatchPrepared,
     BatchSubmitted,
+    CorruptRecordError,
     DefinitionError,
     ExecutionMode,
     ModelError,
@@ -30,6 +33,7 @@ from tagent_nb import (
     PipelineValidationError,
     Price,
     ResultCache,
+    ResumeConflictError,
     RunInfo,
     RunInProgressError,
     StepStatus,
@@ -474,11 +478,12 @@ class TestWhatFails:
         again = executor(own_model_flow(TestModel()), storage=open_storage(storage), max_concurrency=1)
         assert again.run(resume=True).success
 
-    def test_rows_that_come_late_get_what_their_batch_has(self, storage: str) -> None:
+    @pytest.mark.parametrize("budget", [None, "40 requests"])
+    def test_rows_that_come_late_get_what_their_batch_has(self, storage: str, budget: str | None) -> None:
         model = Slow()
         for resume in (False, True):
             flow = own_model_flow(model)
-            later = executor(flow, storage=open_storage(storage), max_concurrency=1, budget="40 requests")
+            later = executor(flow, storage=open_storage(storage), max_concurrency=1, budget=budget)
             result = later.run(resume=resume, wait=False)
             assert result.waiting_steps == ["judge"]
         model.ended = True
@@ -828,3 +833,262 @@ class TestQuote:
         assert quote.batch_cost is None
         assert "(" not in quote_text(quote)
         assert quote_text(replace(quote, cost=None)) == "$?"
+
+
+def waiting(fake: FakeBatches, storage: str, pipeline: Pipeline, **options: Any) -> PipelineResult:
+    """A run of another process that ends while its batch is out; from then on batches end."""
+    fake.hold = True
+    result = run(pipeline, storage=open_storage(storage), wait=False, **options)
+    assert result.waiting_steps == ["judge"]
+    fake.hold = False
+    return result
+
+
+def over(rows: list[str], **options: Any) -> Pipeline:
+    pipeline = mapped("openai", **options)
+    pipeline.inputs["rows"] = rows
+    return pipeline
+
+
+class TestNothingIsPaidTwice:
+    def test_a_new_run_takes_the_answers_of_a_batch_that_is_out(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        first = waiting(fake, storage, mapped(provider))
+        result = run(mapped(provider), storage=open_storage(storage))
+        assert result["judge"] == [f"answer to row {number}" for number in range(5)]
+        assert asked_once(fake, 5)
+        assert result.total_cost > 0
+        (warning,) = result.warnings
+        assert f"batch_1 of run {first.run_id}" in warning
+
+    def test_a_new_run_that_asks_more_sends_only_that(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, over(["row 1", "row 2"]))
+        result = run(over(["row 0", "row 2", "row 1"]), storage=open_storage(storage))
+        assert result["judge"] == ["answer to row 0", "answer to row 2", "answer to row 1"]
+        assert fake.submitted == {"row 0": 1, "row 1": 1, "row 2": 1}
+
+    def test_what_a_new_run_has_taken_over_it_may_leave_and_take_up_again(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        waiting(fake, storage, mapped(provider))
+        waiting(fake, storage, mapped(provider))
+        later = executor(mapped(provider), storage=open_storage(storage))
+        assert later.run(resume=True).success
+        assert asked_once(fake, 5)
+
+    def test_a_run_in_between_does_not_lose_the_batch(self, fake: FakeBatches, storage: str) -> None:
+        """What is carried on is the newest run, and that has sent nothing."""
+        pipeline = mapped("openai").put(PipelineStep.from_cell("other", "1", python=True))
+        waiting(fake, storage, pipeline)
+        later = executor(pipeline, storage=open_storage(storage))
+        assert later.run(until="other").success
+        assert later.run(resume=True).success
+        assert asked_once(fake, 5)
+
+    def test_forced_steps_ask_anew(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, mapped("openai"))
+        assert executor(mapped("openai"), storage=open_storage(storage)).run(force=["judge"]).success
+        assert fake.submitted["row 0"] == 2
+
+    def test_a_run_that_cannot_be_read_is_passed_over(
+        self, fake: FakeBatches, storage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting(fake, storage, mapped("openai"))
+
+        async def damaged(*_: Any) -> Any:
+            raise CorruptRecordError("damaged")
+
+        monkeypatch.setattr("tagent_nb.engine.memory.load.read_memory", damaged)
+        assert run(mapped("openai"), storage=open_storage(storage)).success
+        assert fake.submitted["row 0"] == 2
+
+    def test_a_batch_that_was_cancelled_is_not_waited_for(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, mapped("openai"))
+        assert executor(mapped("openai"), storage=open_storage(storage)).cancel_batches() == 1
+        assert run(mapped("openai"), storage=open_storage(storage)).success
+        assert fake.submitted["row 0"] == 2
+
+    def test_a_batch_that_may_have_been_sent_is_looked_for(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        fake.refuse = {CREATE[provider]: [(429, {"retry-after-ms": "1"})] * 40}
+        run(mapped(provider), storage=open_storage(storage), wait=False)
+        fake.refuse.clear()
+        result = run(mapped(provider), storage=open_storage(storage))
+        assert result.success
+        assert "a batch of run" in result.warnings[0]
+        assert asked_once(fake, 5)
+
+    def test_rows_that_have_moved_are_known_by_their_questions(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, over(["row 1", "row 2", "row 2"]))
+        moved = over(["row 0", "row 1", "row 2", "row 2", "row 2"])
+        for hold in (True, False):
+            fake.hold = hold
+            later = executor(moved, storage=open_storage(storage))
+            result = later.run(resume=True, on_change="rerun", wait=False)
+        assert result["judge"] == [f"answer to row {number}" for number in (0, 1, 2, 2, 2)]
+        assert fake.submitted == {"row 0": 1, "row 1": 1, "row 2": 3}
+        assert executor(moved, storage=open_storage(storage)).run(resume=True).success
+        assert sum(fake.submitted.values()) == 5
+
+    def test_a_run_keeps_its_own_batch_beside_that_of_another_run(
+        self, fake: FakeBatches, storage: str
+    ) -> None:
+        first = waiting(fake, storage, over(["row 1"]))
+        fake.hold = True
+        both = over(["row 1", "row 2"])
+        executor(both, storage=open_storage(storage)).run(force=["judge"], wait=False)
+        fake.hold = False
+        later = executor(both, storage=open_storage(storage))
+        assert later.run(resume=first.run_id, on_change="rerun").success
+        assert fake.submitted == {"row 1": 2, "row 2": 1}
+
+    def test_a_step_with_a_value_does_not_wait_for_what_is_left_of_its_batch(
+        self, fake: FakeBatches, storage: str
+    ) -> None:
+        waiting(fake, storage, mapped("openai"))
+        fake.hold = True
+        pipeline = mapped("openai", batch=False)
+        pipeline.put(pipeline.get_step("judge").with_(goal="Judge anew {{ item }}"))
+        pipeline.step("more", "Rate {{ item }}", map_over="rows", batch=True)
+        later = executor(pipeline, storage=open_storage(storage))
+        result = later.run(resume=True, on_change="rerun", wait=False)
+        assert result.waiting_steps == ["more"]
+        assert result.steps["judge"].status is StepStatus.COMPLETED
+        assert (result.steps["judge"].items or {})["0"].status is StepStatus.COMPLETED
+        assert later.cancel_batches() == 2
+
+    def test_more_samples_keep_the_first(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, mapped("openai", 3))
+        later = executor(mapped("openai", 3, samples=2), storage=open_storage(storage))
+        assert later.run(resume=True, on_change="rerun").success
+        assert sum(fake.submitted.values()) == 6
+
+    @pytest.mark.parametrize("more", [{}, {"rows_per_call": 2}])
+    def test_a_step_that_is_live_now_takes_what_was_sent(
+        self, fake: FakeBatches, provider: str, storage: str, more: dict[str, Any]
+    ) -> None:
+        waiting(fake, storage, mapped(provider))
+        live = mapped(provider, batch=False, **more)
+        result = executor(live, storage=open_storage(storage)).run(resume=True, on_change="rerun")
+        assert result.success
+        assert not fake.live if not more else fake.live
+        assert sum(fake.submitted.values()) == 5
+
+    def test_a_live_step_asks_the_rest_at_once(self, fake: FakeBatches, storage: str) -> None:
+        fake.answer = Script(row_1=["<expired>", "late"])
+        waiting(fake, storage, over(["row 1", "row 2"]))
+        live = executor(over(["row 1", "row 2", "row 3"], batch=False), storage=open_storage(storage))
+        result = live.run(resume=True, on_change="rerun", budget="10 requests")
+        assert result["judge"] == ["late", "fine", "fine"]
+        assert fake.live == {"row 1": 1, "row 3": 1}
+        assert fake.submitted == {"row 1": 1, "row 2": 1}
+
+    def test_a_changed_step_whose_batch_is_out_is_refused(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, mapped("openai"))
+        changed = mapped("openai")
+        changed.put(changed.get_step("judge").with_(goal="Judge anew {{ item }}"))
+        later = executor(changed, storage=open_storage(storage))
+        with pytest.raises(ResumeConflictError, match="its definition changed while batch batch_1 is out"):
+            later.run(resume=True)
+        assert len(fake.batches) == 1
+        result = later.run(resume=True, on_change="rerun")
+        (warning,) = result.warnings
+        assert "while batch batch_1 is out" in warning
+        assert "cancel_batches()" in warning
+        assert result.unpriced_steps == ["judge"]  # the old batch is paid as well
+        assert later.cancel_batches() == 1
+
+    def test_offline_it_goes_on_waiting(self, fake: FakeBatches, provider: str, storage: str) -> None:
+        waiting(fake, storage, mapped(provider))
+        later = executor(mapped(provider), storage=open_storage(storage))
+        offline = later.run(resume=True, offline=True)
+        assert offline.waiting_steps == ["judge"]
+        assert "which an offline run does not ask about" in offline.steps["judge"].waits_for
+        assert later.run(resume=True, offline=False).success
+        assert asked_once(fake, 5)
+
+    def test_a_new_offline_run_of_rows_that_are_out_fails_and_loses_nothing(
+        self, fake: FakeBatches, storage: str
+    ) -> None:
+        waiting(fake, storage, mapped("openai"))
+        later = executor(mapped("openai"), storage=open_storage(storage))
+        assert not later.run(offline=True).success
+        assert later.run(resume=True, offline=False).success
+        assert asked_once(fake, 5)
+
+
+class TestWhatIsSaid:
+    async def test_a_plan_says_what_waits(self, fake: FakeBatches, storage: str) -> None:
+        first = await executor(mapped("openai"), storage=open_storage(storage)).plan()
+        assert "batch" not in first["judge"].why
+        fake.hold = True
+        result = await executor(mapped("openai"), storage=open_storage(storage)).execute(wait=False)
+        later = executor(mapped("openai", rows=5), storage=open_storage(storage))
+        plan = (await later.plan(resume=True))["judge"]
+        assert plan.why == "5 items wait for batch batch_1"
+        assert plan.quote is None
+        new = (await later.plan())["judge"]
+        assert f"batch batch_1 of run {result.run_id} has asked already" in new.why
+        assert "batch_1" not in (await later.plan(force=["judge"]))["judge"].why
+
+    def test_what_is_not_paid_yet_has_no_known_cost(self, fake: FakeBatches, storage: str) -> None:
+        first = waiting(fake, storage, mapped("openai"))
+        assert first.unpriced_steps == ["judge"]
+        assert first.cost_per_step["judge"] is None
+        again = executor(mapped("openai"), storage=open_storage(storage)).run(resume=True)
+        assert not again.unpriced_steps
+
+    def test_a_new_run_says_that_values_of_the_last_one_wait_for_decisions(
+        self, fake: FakeBatches, storage: str
+    ) -> None:
+        pipeline = mapped("openai", approve=True)
+        first = run(pipeline, storage=open_storage(storage))
+        assert not first.warnings
+        second = run(pipeline, storage=open_storage(storage))
+        (warning,) = second.warnings
+        assert f"Run {first.run_id} waits for decisions on values of judge" in warning
+        later = executor(pipeline, storage=open_storage(storage), approver=lambda request: Approved())
+        assert later.run(resume=True).success
+        assert not later.run().warnings
+        waiting(fake, storage, over(["row 7"], approve=True))
+        assert "waits for decisions" not in str(later.run().warnings)
+
+    def test_a_batch_that_is_gone_can_be_given_up(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        waiting(fake, storage, mapped(provider))
+        fake.batches.clear()
+        later = executor(mapped(provider), storage=open_storage(storage))
+        result = later.run(resume=True)
+        assert "cancel_batches()" in result.steps["judge"].waits_for
+        assert later.cancel_batches() == 1
+        assert later.run(resume=True).success
+        assert fake.submitted["row 0"] == 2
+
+    def test_results_that_cannot_be_read_can_be_given_up(
+        self, fake: FakeBatches, storage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake.answer = lambda question: "two\u2028lines"
+        waiting(fake, storage, mapped("openai"))
+        later = executor(mapped("openai"), storage=open_storage(storage))
+        with monkeypatch.context() as raw:
+            raw.setattr("tests.fake_batches._lines", lambda lines: '{"custom_id":\u2028\n')
+            result = later.run(resume=True)
+            assert result.waiting_steps == ["judge"]
+            assert "cancel_batches()" in result.steps["judge"].waits_for
+            assert later.cancel_batches() == 1
+            fake.answer = lambda question: "good"
+            again = later.run(resume=True, wait=False)
+            assert again.waiting_steps == ["judge"]
+        assert later.run(resume=True).success
+
+    def test_a_key_that_is_refused_gives_nothing_up(self, fake: FakeBatches, storage: str) -> None:
+        waiting(fake, storage, mapped("openai"))
+        later = executor(mapped("openai"), storage=open_storage(storage))
+        fake.refuse = {"POST /v1/batches/ID/cancel": [(401, {})]}
+        with pytest.raises(ModelHTTPError):
+            later.cancel_batches()
+        assert later.run(resume=True).success
+        assert asked_once(fake, 5)

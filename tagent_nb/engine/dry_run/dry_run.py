@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tagent_nb.cache import GENERATION, explain
+from tagent_nb.engine.batches import batches_of_others
 from tagent_nb.engine.dry_run.duration import limit_seconds, run_seconds, step_seconds
 from tagent_nb.engine.dry_run.history import EarlierRuns
 from tagent_nb.engine.dry_run.plan import RUNS, StepPlan
@@ -120,6 +121,8 @@ class DryRun:
         # Of steps whose rows share calls, the prompts of these.
         self._shared: dict[str, SharedPrompts] = {}
         # Keys that steps may learn anew, with the step.
+        # Steps whose items are in batches already.
+        self._sent: set[str] = set()
         self._learned: dict[str, dict[str, str]] = {"facts": {}, "memories": {}}
 
     async def steps(self) -> list[StepPlan]:
@@ -188,7 +191,7 @@ class DryRun:
         if step.is_python or self._context.options.offline:
             return plan
         prompts = self._prompts.get(step.name, [])
-        units = len(prompts) or await self._history.units(step)
+        units = len(prompts) or (0 if step.name in self._sent else await self._history.units(step))
         if not units:
             return plan
         prepared = self._preparation.prepared(step)
@@ -304,7 +307,7 @@ class DryRun:
         self._notes[step.name] = rows.notes(step.samples)
         values: list[Output | None] = []
         too_long: list[str] = []
-        done = skipped = 0
+        done = skipped = sent = 0
         condition = None
         if not self._doubt(step):
             condition = item_condition(self._context, self._recorder, step, outputs)
@@ -328,7 +331,9 @@ class DryRun:
             recorded = (recorded or len(values) == skipped) and action == "recorded"
             answered = bool(action or self._twin(work))
             done += answered
-            problem = "" if answered else self._note_prompt(work)
+            is_sent = not answered and self._is_sent(work)
+            sent += is_sent
+            problem = "" if answered or is_sent else self._note_prompt(work)
             too_long += [f"item {key}: {problem}"] if problem else []
             values.append(output if action else None)
         counts: dict[str, Any] = {"items": len(values) - skipped, "items_done": done}
@@ -342,8 +347,13 @@ class DryRun:
         why = await self._why(await whole(self._preparation, prepared, outputs))
         if step.name in self._context.retried:
             why = tried_again(self._context, step.name)
+        elif sent:
+            self._sent.add(step.name)
+            why = f"{count(sent, 'item')} wait for {self._recorder.memory.batches.names(step.name)}"
         elif done:
             why = "the other items are new, have changed, or failed"
+        if step.batch and not sent:
+            why = "; ".join(part for part in (why, await self._asked_elsewhere(step)) if part)
         if skipped:
             left_out = f"its condition skips {skipped} of {len(values)} items"
             why = "; ".join(part for part in (why, left_out) if part)
@@ -420,6 +430,26 @@ class DryRun:
             return ""
         first = self._under_way.setdefault(work.key, work.unit)
         return "" if first == work.unit else first[0]
+
+    def _is_sent(self, work: WorkItem) -> bool:
+        """Whether the request of a unit is in a batch already, and nothing about it has changed."""
+        return (
+            self._recorder.memory.batches.is_open(*work.unit)
+            and work.step.name not in self._changed
+            and not work.prepared.forced
+        )
+
+    async def _asked_elsewhere(self, step: PipelineStep) -> str:
+        """In words, if a batch of another run may have asked what a step is about to ask."""
+        if self._context.options.passes_cache(step.name):
+            return ""
+        for run_id, records in await batches_of_others(self._context):
+            names = records.names(step.name)
+            if names:
+                return (
+                    f"what {names} of run {run_id} has asked already is taken from there, and not paid again"
+                )
+        return ""
 
     def _is_missed(self, step: PipelineStep) -> bool:
         return self._context.options.offline and not step.is_python

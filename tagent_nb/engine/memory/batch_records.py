@@ -11,7 +11,9 @@ from tagent_nb.events import (
     BatchPrepared,
     BatchSubmitted,
     CallRecorded,
+    StepCached,
     StepEvent,
+    StepFinished,
 )
 
 
@@ -41,14 +43,38 @@ class BatchRecords:
         self._open: dict[tuple[str, str | None], dict[str, tuple[str, int]]] = {}
         self._left: dict[str, int] = {}  # how many these are, by batch
         self._answered: set[tuple[str, str | None]] = set()
+        # Units whose request an earlier session has sent, by step and key: rows may have moved since.
+        self._earlier: dict[tuple[str, str], dict[tuple[str, str | None], None]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sent)
 
     def find(self, step: str, item: str | None, key: str) -> tuple[RecordedBatch, int] | None:
-        """The batch that a request waits in, and its number there; ``None`` if it waits in none."""
-        place = self._open.get((step, item), {}).get(key)
-        return None if place is None else (self._sent[place[0]], place[1])
+        """The batch that a request waits in, and its number there; ``None`` if it waits in none.
+
+        What an earlier session has sent for another row answers for this one, if it is the same question and
+        no other row has asked for it.
+        """
+        unit = step, item
+        if key in self._open.get(unit, {}):
+            self._earlier.get((step, key), {}).pop(unit, None)
+        elif not self._moved(unit, key):
+            return None
+        marker, number = self._open[unit][key]
+        return self._sent[marker], number
+
+    def _moved(self, unit: tuple[str, str | None], key: str) -> bool:
+        """Let a unit wait for an equal request of another one; whether there is one."""
+        others = self._earlier.get((unit[0], key), {})
+        while others:
+            other, _ = others.popitem()
+            places = self._open.get(other, {})
+            if key in places:
+                self._open.setdefault(unit, {})[key] = places.pop(key)
+                if not places:
+                    del self._open[other]
+                return True
+        return False
 
     def drop(self, step: str, item: str | None, key: str) -> None:
         """Wait for this request no longer: it is sent again."""
@@ -73,17 +99,34 @@ class BatchRecords:
         """What providers call the batches that they have taken."""
         return {str(batch.handle["id"]) for batch in self._sent.values() if batch.handle is not None}
 
+    def has(self, marker: str) -> bool:
+        """Whether the run knows a batch."""
+        return marker in self._sent
+
+    def is_open(self, step: str, item: str | None) -> bool:
+        """Whether a request of a unit waits for the answer of a batch."""
+        return (step, item) in self._open
+
+    def steps(self) -> set[str]:
+        """Steps with a request that waits for the answer of a batch."""
+        return {batch.prepared.step for batch in self._waited_for()}
+
+    def names(self, step: str) -> str:
+        """The batches that requests of a step wait for, in words; empty without any."""
+        batches = [batch for batch in self._waited_for() if batch.prepared.step == step]
+        ids = ["?" if batch.handle is None else str(batch.handle["id"]) for batch in batches]
+        return f"batch{'es' if len(ids) > 1 else ''} {', '.join(ids)}" if ids else ""
+
     def units(self) -> list[tuple[str, str | None]]:
         """Units with a request that waits for the answer of a batch."""
         return list(self._open)
 
     def under_way(self) -> list[RecordedBatch]:
         """Batches that the provider has and whose answers are not all read, oldest first."""
-        return [
-            batch
-            for marker, batch in self._sent.items()
-            if self._left[marker] and batch.handle is not None and not batch.cancelled
-        ]
+        return [batch for batch in self._waited_for() if batch.handle is not None]
+
+    def _waited_for(self) -> list[RecordedBatch]:
+        return [batch for marker, batch in self._sent.items() if self._left[marker] and not batch.cancelled]
 
     # -- the fold ---------------------------------------------------------------------------
 
@@ -92,8 +135,21 @@ class BatchRecords:
         self._sent[event.marker] = RecordedBatch(event)
         self._left[event.marker] = len(event.rows)
         for number, (row, key) in enumerate(zip(event.rows, event.keys, strict=True)):
-            self._pop((event.step, row), key)
-            self._open.setdefault((event.step, row), {})[key] = (event.marker, number)
+            unit = event.step, row
+            if event.of_run and key in self._open.get(unit, {}):
+                self._left[event.marker] -= 1
+                continue
+            self._pop(unit, key)
+            self._open.setdefault(unit, {})[key] = (event.marker, number)
+            if event.of_run:
+                self._earlier.setdefault((event.step, key), {})[unit] = None
+
+    def begin_session(self) -> None:
+        """From now on, what was sent before answers for equal questions of whatever row."""
+        self._earlier = {}
+        for unit, places in self._open.items():
+            for key in places:
+                self._earlier.setdefault((unit[0], key), {})[unit] = None
 
     def submitted(self, event: BatchSubmitted) -> None:
         """Take in that the provider has a batch."""
@@ -106,15 +162,22 @@ class BatchRecords:
 
     def answered(self, event: CallRecorded) -> None:
         """Take in that a request has its answer, of whatever source."""
-        if self._pop((event.step, event.item), event.key):
+        unit = event.step, event.item
+        if self._pop(unit, event.key) or (self._moved(unit, event.key) and self._pop(unit, event.key)):
             self._answered.add((event.step, event.item))
 
     def release(self, event: StepEvent) -> None:
-        """Take in that an attempt has ended: what its unit asks from now on is another request."""
+        """Take in that an attempt has ended: what its unit asks from now on is another request.
+
+        One that has a value did not wait for what is left of earlier sessions: this was another question, is
+        paid as well, and can be cancelled.
+        """
         unit = event.step, event.item
+        has_value = isinstance(event, StepFinished | StepCached)
         for key in [*self._open.get(unit, ())]:
-            self._pop(unit, key)
-            self._answered.add(unit)
+            if not (has_value and unit in self._earlier.get((event.step, key), ())):
+                self._pop(unit, key)
+                self._answered.add(unit)
 
     def forget(self, steps: Iterable[str]) -> None:
         """These steps are forced: what was asked before answers for nothing any more."""

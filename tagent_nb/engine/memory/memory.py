@@ -267,8 +267,9 @@ class PipelineMemory:
         self.definition = event.definition or self.definition
         self.budget = event.budget
         self.forced.update(event.forced)
-        if event.forced and self.batches:
+        if self.batches:
             self.batches.forget(event.forced)
+            self.batches.begin_session()
         self.use_cache, self.offline = event.use_cache, event.offline
         steps = self._left_out | self.steps
         self.steps = {name: steps[name] if name in steps else StepResult(name) for name in event.steps}
@@ -515,7 +516,8 @@ class PipelineMemory:
         failed = [name for name, step in steps.items() if step.status is StepStatus.FAILED]
         ran = [step for step in steps.values() if step.status is not StepStatus.PENDING or step.attempts]
         outputs = {name: step.output for name, step in steps.items() if step.output is not None}
-        unpriced = [step.name for step in ran if step.cost is None]
+        unpaid = self.batches.steps()  # what their batches cost is not known yet
+        unpriced = [step.name for step in ran if step.cost is None or step.name in unpaid]
         ended = self.finished
         final = self._final_step()
         return PipelineResult(
@@ -523,7 +525,12 @@ class PipelineMemory:
             success=not failed and ended is not None and ended.success,
             execution_time=self.seconds,
             total_cost=_usd(sum(step.cost for step in ran if step.cost is not None)),
-            cost_per_step={step.name: None if step.cost is None else _usd(step.cost) for step in ran},
+            cost_per_step={
+                step.name: None
+                if step.cost is None or (step.name in unpaid and not step.cost)
+                else _usd(step.cost)
+                for step in ran
+            },
             token_usage={step.name: step.usage for step in ran},
             step_outputs=OutputMap(outputs),
             step_metadata=LazyMap(lambda: {step.name: metadata_of(step) for step in ran}),

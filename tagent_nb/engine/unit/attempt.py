@@ -425,7 +425,7 @@ class Attempts:
             on_spend=count,
             watched=any(getattr(observer, "reads_text", True) for observer in services.observers),
             quirks=services.quirks,
-            batch=self._batches.of(work) if step.batch else None,
+            batch=None if step.is_python else self._batches.of(work),
             rows=work.rows,
         )
 

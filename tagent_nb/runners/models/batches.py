@@ -56,7 +56,7 @@ class BatchedCall:
             UserError: It has a setting that no batch can have.
         """
         encoded = await call.model.batch_encode(_request(call))
-        return cls(call, encoded, model_request(call, model_name(call.context.model)).key)
+        return cls(call, encoded, call_key(call))
 
     @property
     def group(self) -> tuple[str, str]:
@@ -67,6 +67,11 @@ class BatchedCall:
     def size(self) -> int:
         """Bytes that it adds to a batch; the id that it gets there is not known yet."""
         return self.call.model.batch_request_size(replace(self.encoded, custom_id="0" * 64))
+
+
+def call_key(call: ModelCall) -> str:
+    """SHA-256 of the canonical form of a request."""
+    return model_request(call, model_name(call.context.model)).key
 
 
 def _request(call: ModelCall, custom_id: str = "") -> BatchRequest:
@@ -184,14 +189,29 @@ KEPT = 28 * 86_400.0
 """Seconds for which providers keep the results of a batch."""
 
 
-def is_gone(model: Model[Any], batch: Batch, error: Exception) -> bool:
+_KEY = frozenset({401, 403})
+"""HTTP status codes that say that the key is the wrong one."""
+
+
+def ends_giving_up(error: Exception) -> bool:
+    """Whether a provider that answers so to a request to cancel a batch has nothing of it to cancel.
+
+    It does not know it, or the batch has ended, with results that nothing can read, say.
+    """
+    return is_refusal(error) and not passes(error) and getattr(error, "status_code", None) not in _KEY
+
+
+def is_gone(model: Model[Any], batch: Batch, error: Exception, *, given_up: bool) -> bool:
     """Whether nothing can be had of a batch any more, and its requests are to be sent again.
 
-    A provider that does not know a new one may be asked with the key of another project: to send it again
+    What its user has given up is not waited for, whatever is wrong with it but the key. Else, a
+    provider that does not know a new one may be asked with the key of another project: to send it again
     would be to pay for it twice.
     """
     if model.base_url is None:
         return isinstance(error, UserError)  # one of tests, whose batches end with its process
+    if given_up:
+        return getattr(error, "status_code", None) not in _KEY
     is_old = time.time() - batch.created_at.timestamp() > KEPT
     return is_old and isinstance(error, ModelHTTPError) and error.status_code == 404
 

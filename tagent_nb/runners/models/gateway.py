@@ -83,6 +83,8 @@ class ModelGateway(WrapperModel):
             return response
 
         call = ModelCall(context, self.wrapped, messages, model_settings, model_request_parameters)
+        if context.batch is not None and not context.batch.takes(call):
+            context.batch = None
         batch = context.batch
         try:
             response = await model_chain(context.middleware, call, ask)
