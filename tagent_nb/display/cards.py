@@ -51,6 +51,10 @@ def step_facts(pipeline: Pipeline, step: PipelineStep) -> list[tuple[str, str]]:
         ("tools", _tools(step)),
         ("checks", ", ".join(getattr(check, "__name__", str(check)) for check in step.checks)),
         ("rules", "; ".join(step.constraints)),
+        (
+            "sent",
+            ("in batches, then live" if step.batch == THEN_LIVE else "in batches") if step.batch else "",
+        ),
         ("limits", _limits(step)),
     ]
     return [(label, one_line(text, 160)) for label, text in facts if text]
@@ -135,8 +139,6 @@ def _limits(step: PipelineStep) -> str:
     if step.retry_on:
         kinds = (kind if isinstance(kind, str) else kind.__name__ for kind in step.retry_on)
         words.append(f"also after {', '.join(kinds)}")
-    if step.batch:
-        words.append("in batches, then live" if step.batch == THEN_LIVE else "in batches")
     if step.rows_per_call > 1:
         words.append(f"{step.rows_per_call} rows in one call")
     if step.min_success < 1:

@@ -90,7 +90,10 @@ class Budget:
     def __str__(self) -> str:
         """As :meth:`of` reads it."""
         units = {"usd": "USD", "tokens": "tokens", "requests": "requests"}
-        return ", ".join(f"{_plain(value)} {units[name]}" for name, value in self.limits().items())
+        return ", ".join(
+            f"{_plain(value)} {units[name].removesuffix('s') if value == 1 else units[name]}"
+            for name, value in self.limits().items()
+        )
 
 
 def _plain(value: float) -> str:

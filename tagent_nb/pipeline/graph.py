@@ -405,12 +405,21 @@ def _step_problems(
             problems.append(
                 f"Step {step.name!r} depends on unknown step {dependency.name!r} in its "
                 f"{_where(step, dependency.name, references)}.{unknown_name(pipeline, dependency.name)}"
+                f"{_as_field_of_rows(step, dependency.name, references)}"
             )
     if step.reduce_over is not None:
         from tagent_nb.pipeline.reduction import reduction_problems  # few pipelines reduce
 
         problems += reduction_problems(pipeline, step)
     return problems + _wrong_fields(pipeline, step) if references else problems
+
+
+def _as_field_of_rows(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:
+    """How to write what ``group_by`` names if a field inside of one of the rows is meant, in a sentence."""
+    for reference in references:
+        if reference.kind == "group" and reference.step == name:
+            return f" A field inside of a field of the rows is written {step.reduce_over}.{reference.text}."
+    return ""
 
 
 def _where(step: PipelineStep, name: str, references: tuple[Reference, ...]) -> str:

@@ -726,6 +726,9 @@ def _check_together(step: Any) -> None:
     if step.is_python and kind is not SINGLE:
         _fail(name, "agent", f"is {step.agent!r}, but a Python step asks no model. "
               f"Leave {kind.option} (agent=) out, or write the step as a goal.")  # fmt: skip
+    if step.max_failures is not None and step.reduce_over is not None:
+        _fail(name, "max_failures", "is about the items of a mapped step, and reduce_over asks for parts of "
+              "rows. min_success= (--min-success) says how many must succeed. Leave it out.")  # fmt: skip
     if step.max_failures is not None and step.map_over is None:
         _fail(name, "max_failures", "is about the items of a mapped step, and this one runs once. "
               "Add map_over= (--map-over), or leave it out.")  # fmt: skip

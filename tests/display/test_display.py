@@ -124,6 +124,13 @@ def test_a_card_tells_which_errors_are_tried_again() -> None:
     assert facts(made, made.get_step("page"))["limits"] == "1 retry, also after ValueError, RefusedError"
 
 
+@pytest.mark.parametrize(("batch", "text"), [(True, "in batches"), ("then-live", "in batches, then live")])
+def test_a_card_tells_that_requests_are_sent_in_batches(batch: Any, text: str) -> None:
+    made = pipeline().step("page", "Say {{ load }}", map_over="load", batch=batch)
+    card = facts(made, made.get_step("page"))
+    assert (card["sent"], "limits" in card) == (text, False)
+
+
 def test_a_card_tells_how_long_an_answer_is_fresh() -> None:
     made = pipeline().step("page", "Say it", fresh_for="90m")
     assert facts(made, made.get_step("page"))["limits"] == "asked again after 1 h 30 min"

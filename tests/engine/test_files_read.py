@@ -458,6 +458,44 @@ def test_an_answer_is_made_again_when_it_is_no_longer_fresh(
     assert (folder / "log").read_text() == "ran ran "
 
 
+def test_the_reason_is_the_age_of_an_answer_that_is_no_longer_fresh(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pages(rows: list[Any]) -> Pipeline:
+        made = Pipeline("pages").share(rows=rows)
+        made.inputs["rows"] = rows
+
+        @made.task(fresh_for="1h")
+        def load() -> int:
+            return 7
+
+        @made.task(map_over="rows", fresh_for="1h", name="each")
+        def each(item: Any) -> str:
+            return str(item)
+
+        return made
+
+    async def plan(rows: list[Any]) -> dict[str, str]:
+        return {step.step: step.why for step in (await executor(pages(rows)).plan()).steps}
+
+    old = "older than fresh_for (1 h 00 min)"
+    now = time.time()
+    assert run(pages([1])).success
+    monkeypatch.setattr(time, "time", lambda: now + 1900)
+    result = run(pages([1, 2]))
+    assert "fresh_for" not in result.steps["each"].reason
+    monkeypatch.setattr(time, "time", lambda: now + 3700)
+    assert asyncio.run(plan([1, 2]))["each"] == f"answers of other items are {old}"
+    monkeypatch.setattr(time, "time", lambda: now + 9000)
+    assert asyncio.run(plan([1, 2])) == {
+        "load": f"its answer is {old}",
+        "each": f"answers of its items are {old}",
+    }
+    result = run(pages([1, 2]))
+    assert result.steps["load"].reason == f"its answer is {old}"
+    assert result.steps["each"].reason == f"answers of its items are {old}"
+
+
 def test_an_answer_of_unknown_age_is_not_fresh(folder: Path) -> None:
     run(cell("1"))
     assert status(run(cell("1", fresh_for=60))) == "completed"

@@ -234,6 +234,11 @@ def test_what_is_no_number_of_rows_is_refused(value: Any) -> None:
         PipelineStep("classify", "go", map_over="load", max_failures=value)
 
 
+def test_a_step_that_reduces_rows_has_min_success_in_its_place() -> None:
+    with pytest.raises(DefinitionError, match="reduce_over asks for parts of rows. min_success="):
+        Pipeline("rows").step("total", "Sum {{ load }}", reduce_over="load", max_failures=3)
+
+
 def test_a_step_that_runs_once_has_no_such_limit() -> None:
     with pytest.raises(DefinitionError, match=r"Add map_over= \(--map-over\)"):
         PipelineStep("classify", "go", max_failures=20)

@@ -332,3 +332,22 @@ async def test_calls_that_nothing_counts_yet_are_named(tmp_path: Path) -> None:
     plan = await executor(pipeline, tmp_path).plan(budget="1 request")
     assert "About 1 call of models, besides those of judge, which nothing tells yet" in plan.total
     assert "may stop it" in plan.total
+
+
+async def test_calls_of_a_step_that_may_run_count_at_the_upper_end_only(tmp_path: Path) -> None:
+    clerk = Clerk()
+
+    def flow(text: str) -> Pipeline:
+        pipeline = Pipeline("flow", model=clerk.model)
+        pipeline.step("first", f"Say {text}")
+        pipeline.step("then", "Repeat {{ first }}")
+        return pipeline
+
+    def executor(text: str) -> PipelineExecutor:
+        return PipelineExecutor(flow(text), storage=tmp_path / "runs", cache=ResultCache(tmp_path / "cache"))
+
+    await executor("a").execute()
+    plan = await executor("b").plan()
+    assert {step.step: step.action for step in plan.steps} == {"first": "run", "then": "may run"}
+    assert (plan.calls, plan.most_calls) == (1, 2)
+    assert "About 1 to 2 calls of models" in plan.total

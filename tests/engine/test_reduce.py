@@ -33,6 +33,7 @@ from tagent_nb import (
     PipelineExecutor,
     PipelineResult,
     PipelineStep,
+    PipelineValidationError,
     Price,
     ResultCache,
     ResumeConflictError,
@@ -833,3 +834,13 @@ def test_a_goal_and_what_combines_its_answers_read_other_steps() -> None:
 
 def test_a_prompt_too_long_for_its_model_names_the_remedy() -> None:
     assert "--reduce-over" in too_long("openai:gpt-4", "word " * 40_000)
+
+
+def test_a_field_inside_of_a_field_to_group_by_is_named_as_it_is_written() -> None:
+    pipeline = Pipeline("groups", model="test").share(x=1)
+    pipeline.task(lambda: [{"b": {"c": 1}}], name="load")
+    pipeline.step("total", "Sum {{ load }}", reduce_over="load", group_by="b.c")
+    with pytest.raises(
+        PipelineValidationError, match=r"unknown step 'b' in its group_by.* written load\.b\.c\."
+    ):
+        PipelineExecutor(pipeline).run()

@@ -36,7 +36,7 @@ from tests.fake_openai import KEY, Act, fake_openai
         ("1e-7 usd", None, ""),
         ("5_000 Tokens", Budget(tokens=5000), "5000 tokens"),
         ("20requests", Budget(requests=20), "20 requests"),
-        ("0.5 USD, 1 request", Budget(usd=0.5, requests=1), "0.5 USD, 1 requests"),
+        ("0.5 USD, 1 request", Budget(usd=0.5, requests=1), "0.5 USD, 1 request"),
         (Budget(usd=0.0000001), Budget(usd=1e-7), "0.0000001 USD"),
         (Budget(usd=0.0), Budget(usd=0), "0 USD"),
         ("0", Budget(usd=0), "0 USD"),

@@ -25,7 +25,6 @@ from tagent_nb.engine.unit.map import samples_of, source_rows, whole, whole_comp
 from tagent_nb.engine.unit.prepared import PreparedStep, source_of, wants
 from tagent_nb.engine.unit.reduce import Reduction
 from tagent_nb.engine.unit.work import (
-    NOT_ASKED,
     NOT_CACHED,
     Preparation,
     WorkItem,
@@ -33,7 +32,9 @@ from tagent_nb.engine.unit.work import (
     joined_values,
     of_sample,
     recorded_answer,
+    too_old,
     tried_again,
+    why_not_cached,
 )
 from tagent_nb.errors import TagentError
 from tagent_nb.events import NO_ENTRIES, Output, StepFailed, StepSkipped
@@ -308,6 +309,7 @@ class DryRun:
         values: list[Output | None] = []
         too_long: list[str] = []
         done = skipped = sent = 0
+        age = ""
         condition = None
         if not self._doubt(step):
             condition = item_condition(self._context, self._recorder, step, outputs)
@@ -333,6 +335,7 @@ class DryRun:
             done += answered
             is_sent = not answered and self._is_sent(work)
             sent += is_sent
+            age = age or ("" if answered or is_sent else await too_old(work))
             problem = "" if answered or is_sent else self._note_prompt(work)
             too_long += [f"item {key}: {problem}"] if problem else []
             values.append(output if action else None)
@@ -350,6 +353,8 @@ class DryRun:
         elif sent:
             self._sent.add(step.name)
             why = f"{count(sent, 'item')} wait for {self._recorder.memory.batches.names(step.name)}"
+        elif age and (done or why == NOT_CACHED):
+            why = f"answers of {'other' if done else 'its'} items are {age}"
         elif done:
             why = "the other items are new, have changed, or failed"
         if step.batch and not sent:
@@ -541,7 +546,7 @@ class DryRun:
         changes = await self._changes(work.prepared, work.components) if self._context.keyed else []
         if changes:
             return "; ".join(changes)
-        return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
+        return await why_not_cached(work)
 
 
 def _defined(components: Mapping[str, str]) -> dict[str, str]:

@@ -146,12 +146,17 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """Requests to models, as far as they can be counted; of those that combine answers, the least."""
-        return sum(plan.quote.calls + plan.quote.later_calls[0] for plan in self.running if plan.quote)
+        """Requests to models, as far as they can be counted: those of the steps that certainly run, and of
+        those that combine answers the least."""
+        return sum(
+            plan.quote.calls + plan.quote.later_calls[0]
+            for plan in self.running
+            if plan.quote and plan.action == "run"
+        )
 
     @property
     def most_calls(self) -> int:
-        """As :attr:`calls`, with the most of those that combine answers."""
+        """As :attr:`calls`, with those of steps that may run, and the most of those that combine answers."""
         return sum(plan.quote.calls + plan.quote.later_calls[1] for plan in self.running if plan.quote)
 
     @property
@@ -237,7 +242,7 @@ class Plan:
 
     def _quoted(self) -> str:
         """The calls, and their cost from and to."""
-        if not self.calls:
+        if not self.most_calls:
             return ""
         costs = self.cost_range
         about = f"About {count(self.calls, 'call')} of models"

@@ -26,6 +26,7 @@ from tagent_nb.engine.unit.work import (
     is_trusted,
     joined_values,
     read_heavy,
+    too_old,
 )
 from tagent_nb.errors import BudgetExceededError, StepError
 from tagent_nb.events import NO_ENTRIES, Event, Output, StepCached, StepFailed, StepFinished, StepStarted
@@ -101,7 +102,7 @@ class MapExecution:
             return await recorder.record(
                 replace(failure, seconds=time.monotonic() - started, metadata=StepRows([]).notes(1))
             )
-        why = await self._preparation.why_it_runs(work)
+        why = await self._preparation.why_it_runs(work) or await self._age(prepared, units, rows.rows)
         recorder.publish(
             StepStarted(
                 run_id=self._context.run_id, step=step.name, items=len(rows.rows) * step.samples, why=why
@@ -127,6 +128,16 @@ class MapExecution:
                 raise
             outcome = unprepared(recorder, step, error)
         return await recorder.record(outcome)
+
+    async def _age(self, prepared: PreparedStep, units: ItemUnits, rows: Sequence[Row]) -> str:
+        """In words: that answers are too old for ``fresh_for``, going by the first item."""
+        if prepared.step.fresh_for is None or not rows or prepared.passes_cache:
+            return ""
+        try:
+            age = await too_old(await units.unit(*next(samples_of(rows, prepared.step.samples))))
+        except Exception:  # of the user's objects; the item says so when it is its turn
+            return ""
+        return f"answers of its items are {age}" if age else ""
 
     async def _rows(self, prepared: PreparedStep, outputs: StepOutputs) -> StepRows:
         """What a step runs over, with a warning where something above it has no value or no list."""

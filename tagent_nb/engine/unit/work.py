@@ -17,7 +17,7 @@ from tagent_nb.engine.memory.store import known_facts
 from tagent_nb.engine.unit.prepared import PreparedStep
 from tagent_nb.errors import CorruptRecordError, StorageError
 from tagent_nb.events import NO_ENTRIES, Output, StepCached, StepFinished, TokenUsage
-from tagent_nb.formatting import count
+from tagent_nb.formatting import count, seconds_text
 from tagent_nb.pipeline import PipelineStep
 from tagent_nb.results import agreed, failed_items
 from tagent_nb.serde import StoredValue
@@ -224,7 +224,7 @@ class Preparation:
             return "; ".join(sentences)
         if work.step.has_items:
             return ended  # without failed items, these say for themselves whether they were cached
-        return NOT_CACHED if work.prepared.cache is not None else NOT_ASKED
+        return await why_not_cached(work)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -365,6 +365,30 @@ def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepC
     return event
 
 
+async def why_not_cached(work: WorkItem) -> str:
+    """In words: why the cache has no answer for a unit of which nothing has changed."""
+    if work.prepared.cache is None:
+        return NOT_ASKED
+    age = await too_old(work)
+    return f"its answer is {age}" if age else NOT_CACHED
+
+
+async def too_old(work: WorkItem) -> str:
+    """``"older than fresh_for (1 h 00 min)"`` if the cache has such an answer for a unit, else nothing."""
+    prepared, fresh_for = work.prepared, work.step.fresh_for
+    if prepared.cache is None or fresh_for is None:
+        return ""
+    entry = await prepared.cache.aget(work.key, prepared.classes, count=False)
+    if entry is None or _is_fresh(work.step, entry):
+        return ""
+    return f"older than fresh_for ({seconds_text(fresh_for)})"
+
+
+def _is_fresh(step: PipelineStep, entry: CacheEntry) -> bool:
+    age = time.time() - entry.metadata.get(MADE_AT, 0.0)
+    return step.fresh_for is None or 0 <= age < step.fresh_for
+
+
 async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | None:
     """What the cache answers for the unit, if it may.
 
@@ -390,8 +414,8 @@ def answer_ahead(work: WorkItem) -> CacheEntry | None:
 
 def _is_current(work: WorkItem, entry: CacheEntry) -> bool:
     """Whether an entry may answer though its key says nothing of files, nor of time."""
-    metadata, fresh_for = entry.metadata, work.step.fresh_for
-    if fresh_for is not None and not 0 <= time.time() - metadata.get(MADE_AT, 0.0) < fresh_for:
+    metadata = entry.metadata
+    if not _is_fresh(work.step, entry):
         return False
     return not (metadata and _is_outdated(work, metadata))
 
