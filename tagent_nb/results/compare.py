@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,10 @@ def compare(first: RunRecord, second: RunRecord, names: Sequence[str] = ()) -> C
                     different.append((name, item, field, cell, other))
         agreement = 1 - len(places) / len(keys) if keys else float("nan")
         took = [getattr(step, what) for what in ("cost", "seconds") for step in sides]
-        summary.append([name, len(keys), len(places), agreement, _changed(*sides), *took])
+        changed = _changed(*(step.components for step in sides))
+        if not all(step.components for step in sides):
+            changed = _changed(*(result.definitions.get(name, {}) for result in (first, second)))
+        summary.append([name, len(keys), len(places), agreement, changed, *took])
     columns = ["step", "rows", "differ", "agreement", "changed"]
     amounts = [f"{what}_{side}" for what in ("cost", "seconds") for side in called]
     frame = pd.DataFrame(summary, columns=[*columns, *amounts]).astype(
@@ -233,10 +236,10 @@ def _equal(cell: Any, other: Any) -> bool:
         return safe_repr(cell) == safe_repr(other)
 
 
-def _changed(step: StepResult, other: StepResult) -> str:
-    names = {**step.components, **other.components}
-    differ = [name for name in names if step.components.get(name) != other.components.get(name)]
-    return ", ".join(differ) if step.components and other.components else ""
+def _changed(parts: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """The names of what differs; empty where nothing is known of one side."""
+    differ = [name for name in {**parts, **other} if parts.get(name) != other.get(name)]
+    return ", ".join(differ) if parts and other else ""
 
 
 def _costs(column: Any) -> str:

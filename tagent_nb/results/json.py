@@ -61,6 +61,7 @@ def result_to_dict(result: RunRecord) -> dict[str, Any]:
         "sources": {step: clean(source) for step, source in result.sources.items()},
         "samples": dict(result.samples),
         "flattened": list(result.flattened),
+        "definitions": {step: dict(fields) for step, fields in result.definitions.items()},
     }
 
 
@@ -168,6 +169,7 @@ def _fields(data: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
         "sources": dict(data.get("sources", {})),
         "samples": dict(data.get("samples", {})),
         "flattened": list(data.get("flattened", ())),
+        "definitions": dict(data.get("definitions", {})),
         "dependencies": dict(data.get("dependencies", {})),
         "token_usage": {name: TokenUsage(**counts) for name, counts in data["token_usage"].items()},
         "step_metadata": {name: _from_trees(notes, schemas) for name, notes in data["step_metadata"].items()},

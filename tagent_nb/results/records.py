@@ -184,6 +184,7 @@ class RunRecord(Protocol):
     samples: Mapping[str, int]
     flattened: Sequence[str]
     dependencies: Mapping[str, Sequence[str]]
+    definitions: Mapping[str, Mapping[str, str]]
 
     @property
     def waiting_steps(self) -> list[str]: ...

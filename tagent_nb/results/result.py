@@ -58,6 +58,8 @@ class PipelineResult:
         dependencies: Names of the steps that each step waited for.
         samples: How many samples there are of each answer, by step that has several.
         flattened: Names of the mapped steps that ran over elements of lists.
+        definitions: Digests of the fields of each step, by step and field, for :meth:`compare` where a run
+            knows no fingerprints; of a run that another process made, empty.
     """
 
     pipeline_name: str
@@ -87,6 +89,7 @@ class PipelineResult:
     dependencies: Mapping[str, Sequence[str]] = field(default_factory=dict)
     samples: Mapping[str, int] = field(default_factory=dict)
     flattened: Sequence[str] = field(default_factory=list)
+    definitions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         ended = "cancelled" if self.cancelled else "completed" if self.success else "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic_ai.models.test import TestModel
 
 from tagent_nb import (
     DefinitionError,
@@ -25,6 +28,12 @@ from tagent_nb import (
     UnknownStepError,
 )
 from tagent_nb.events import TokenUsage
+from tagent_nb.pipeline import DataExists
+
+
+class Score(BaseModel):
+    score: int
+
 
 ROWS = [{"text": f"t{place}", "label": "good" if place % 3 else "bad"} for place in range(12)]
 
@@ -152,6 +161,34 @@ def test_what_changed_in_the_definition_is_named(tmp_path: Any) -> None:
 
     comparison = run("a", "Report {{ load }}").compare(run("b", "Tell {{ load }}"))
     assert comparison.steps["changed"].tolist() == ["", "goal"]
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, ""),
+        ({"report.goal": "Tell {{ load }}"}, "goal"),
+        ({"report.tools": [len]}, "tools"),
+        ({"report.checks": [print]}, "checks"),
+        ({"report.settings.temperature": 0.5}, "settings"),
+        ({"report.samples": 2}, "samples"),
+        ({"report.rows_per_call": 3}, "rows_per_call"),
+        ({"report.model": TestModel(custom_output_text="x")}, "model"),
+        ({"report.when": DataExists("load")}, "when"),
+        ({"report.output_schema": Score}, "output_schema"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_changed_is_named_without_fingerprints(options: dict[str, Any], changed: str) -> None:
+    """A run without a cache and a durable storage knows none."""
+    pipeline = Pipeline("a", model="test")
+    pipeline.task(lambda: [1], name="load")
+    pipeline.step("report", "Report {{ load }}", map_over="load", settings={"temperature": 0.0})
+    first = PipelineExecutor(pipeline).run()
+    second = PipelineExecutor(pipeline.fork("b", options)).run()
+    copy = pickle.loads(pickle.dumps(second))
+    for result in (second, copy, PipelineResult.from_json(second.to_json(), schemas=[Score])):
+        assert first.compare(result).steps["changed"].tolist() == ["", changed]
 
 
 def test_unknown_prices_are_not_nothing() -> None:

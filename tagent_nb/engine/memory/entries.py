@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tagent_nb.errors import DefinitionError
 from tagent_nb.events import (
@@ -31,6 +32,11 @@ from tagent_nb.events import (
 )
 from tagent_nb.pipeline import StepStatus
 from tagent_nb.results import ItemResult, StepResult, StepRows, ending
+from tagent_nb.serde import schema_hash
+from tagent_nb.user_objects import safe_repr
+
+if TYPE_CHECKING:
+    from tagent_nb.pipeline import Pipeline, PipelineStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +197,46 @@ def metadata_of(step: StepResult) -> dict[str, Any]:
         "tool_calls": step.usage.tool_calls,
         **step.metadata,
     }
+
+
+def definition_digests(pipeline: Pipeline) -> dict[str, dict[str, str]]:
+    """Digests of what says what each step of a pipeline does, by step and field, those that are set only."""
+    return {step.name: _digests(pipeline, step) for step in pipeline.steps}
+
+
+def _digests(pipeline: Pipeline, step: PipelineStep) -> dict[str, str]:
+    fields: dict[str, Any] = {name: getattr(step, name) for name in _DEFINING}
+    fields["code"] = None if step.body is None else step.body.source
+    fields["when"] = step.when if isinstance(step.when, str | None) else step.when.describe()
+    fields["constraints"] = [*pipeline.global_constraints, *step.constraints]
+    fields["checks"] = [_named(check) for check in step.checks]
+    if step.body is None:
+        fields["model"] = _named(pipeline.model if step.model is None else step.model)
+        fields["models"] = {role: _named(model) for role, model in step.models.items()}
+        fields["instructions"] = pipeline.instructions if step.instructions is None else step.instructions
+        fields["tools"] = [_named(tool) for tool in step.tools]
+    if step.output_schema is not None:
+        fields["output_schema"] = schema_hash(step.output_schema)
+    return {
+        name: hashlib.sha256(safe_repr(value).encode("utf-8", "replace")).hexdigest()
+        for name, value in fields.items()
+        if value is not None and not (isinstance(value, list | dict) and not value)
+    }
+
+
+_DEFINING = (
+    *("goal", "settings", "agent", "output_mode", "tools_filter", "map_over", "flatten", "samples"),
+    *("rows_per_call", "reduce_over", "group_by", "combine", "reduce_tokens"),
+)
+"""Fields of a step that say what it does, as they are; see :func:`definition_digests` for the others."""
+
+
+def _named(thing: Any) -> str:
+    """A model, tool or check in words that are the same for two that do the same."""
+    if thing is None or isinstance(thing, str):
+        return str(thing)
+    name = getattr(thing, "__qualname__", None) or getattr(thing, "model_name", "")
+    return f"{type(thing).__qualname__} {name}"
 
 
 def reset(step: StepResult) -> None:

@@ -14,6 +14,7 @@ from tagent_nb.engine.memory.entries import (
     ItemTimes,
     StepMemoryEntry,
     StepResults,
+    definition_digests,
     error_text,
     history_entry,
     inputs_of,
@@ -553,6 +554,7 @@ class PipelineMemory:
             samples=LazyMap(self._samples),
             flattened=self._flattened(),
             dependencies=LazyMap(self._dependencies),
+            definitions=LazyMap(lambda: {} if self.pipeline is None else definition_digests(self.pipeline)),
         )
 
     def _order_items(self) -> None:
