@@ -426,7 +426,9 @@ def _show(result: PipelineResult, file: Any) -> None:
 
     _print(table_text(result.to_frame(), max_rows=1000), file)
     cost, unknown = f"{result.total_cost:.4f} USD", ", ".join(result.unpriced_steps)
-    if unknown and result.total_cost:
+    if unknown and set(result.unpriced_steps) <= set(result.waiting_steps):
+        cost += f" and what batches of {unknown} cost, which is known when they are answered"
+    elif unknown and result.total_cost:
         cost += f" and what {unknown} cost, whose price is unknown"
     elif unknown:
         cost = f"at unknown cost, since the price of {unknown} is unknown"

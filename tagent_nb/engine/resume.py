@@ -124,7 +124,12 @@ async def judge(
     for (name, _), event in records.items():
         if event.metadata and "files" in event.metadata:
             with_files.setdefault(name, []).append(event)
-    old, new = _by_name(recorder.memory.definition), _by_name(definition)
+    before = recorder.memory.pipeline
+    if recorder.memory.batches and not definition and before is not None:
+        # Nothing records definitions here, but this process has that of the run.
+        old, new = _by_name(_definition(before)), _by_name(_definition(context.pipeline))
+    else:
+        old, new = _by_name(recorder.memory.definition), _by_name(definition)
     for name in scheduler.get_execution_order():
         step = context.pipeline.get_step(name)
         recorded = records.get((name, None))
@@ -242,6 +247,14 @@ def _is_same_object(recorder: Recorder, step: PipelineStep) -> bool:
 def _asked(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A step's definition without what says only how it is to be run."""
     return {name: value for name, value in definition.items() if name not in _HOW}
+
+
+def _definition(pipeline: Pipeline) -> dict[str, Any]:
+    from tagent_nb.pipeline import pipeline_to_dict
+
+    bare = pipeline.snapshot()
+    bare.inputs = {}
+    return pipeline_to_dict(bare, strict=False)
 
 
 def _by_name(definition: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -267,6 +267,11 @@ async def begin(
             for name in verdict.changed
             if memory.batches.names(name)
         ]
+        warnings += [
+            f"Step {name!r} is forced while {memory.batches.names(name)} is out, which is paid as well."
+            for name in common["forced"]
+            if memory.batches.names(name)
+        ]
         event = RunResumed(kept=tuple(verdict.kept), **common)
     accepted()
     memory.pipeline = pipeline

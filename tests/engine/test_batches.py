@@ -277,6 +277,8 @@ class TestResume:
         again = executor(mapped("openai"), storage=open_storage(storage)).run(resume=True, force=["judge"])
         assert again.success
         assert fake.submitted["row 0"] == 2
+        (warning,) = again.warnings
+        assert "is forced while batch batch_1 is out, which is paid as well" in warning
 
     def test_a_run_that_waits_for_a_batch_is_kept_and_says_so(
         self, fake: FakeBatches, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -290,7 +292,9 @@ class TestResume:
         where = f"sqlite:{tmp_path}/runs.db"
         words = ["run", str(file), "--storage", where, "--no-wait"]
         assert main(words) == 1
-        assert "waits for batches of judge; it ended" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "waits for batches of judge; it ended" in shown
+        assert "and what batches of judge cost, which is known when they are answered" in shown
         (info,) = open_storage_runs(where)
         assert info.undecided == 1
         assert info.status == "waiting"
@@ -999,6 +1003,19 @@ class TestNothingIsPaidTwice:
         assert "cancel_batches()" in warning
         assert result.unpriced_steps == ["judge"]  # the old batch is paid as well
         assert later.cancel_batches() == 1
+
+    def test_a_changed_step_of_a_run_that_is_recorded_nowhere_is_refused(self, fake: FakeBatches) -> None:
+        fake.hold = True
+        pipeline = mapped("openai")
+        held = executor(pipeline)
+        held.run(wait=False)
+        pipeline.put(pipeline.get_step("judge").with_(goal="Judge anew {{ item }}"))
+        with pytest.raises(ResumeConflictError, match="while batch batch_1 is out"):
+            held.run(resume=True)
+        pipeline.put(pipeline.get_step("judge").with_(goal="Judge {{ item }}", max_retries=7))
+        fake.hold = False
+        assert held.run(resume=True).success
+        assert asked_once(fake, 5)
 
     def test_offline_it_goes_on_waiting(self, fake: FakeBatches, provider: str, storage: str) -> None:
         waiting(fake, storage, mapped(provider))
