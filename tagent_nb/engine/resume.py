@@ -139,6 +139,10 @@ async def judge(
             if name in old and _asked(old[name]) != _asked(new.get(name, {})):
                 waits = f" while {in_batches} is out" if in_batches else ""
                 verdict.changed[name] = [f"its definition changed{waits}"]
+            elif in_batches and (
+                model := _other_model(recorder.memory, name, preparation.prepared(step).model)
+            ):
+                verdict.changed[name] = [f"its model was {model} in {in_batches}"]
             elif _is_same_object(recorder, step) and kept.issuperset(scheduler.dependency_graph[name]):
                 context.trusted.add(name)
             continue
@@ -247,6 +251,14 @@ def _is_same_object(recorder: Recorder, step: PipelineStep) -> bool:
 def _asked(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A step's definition without what says only how it is to be run."""
     return {name: value for name, value in definition.items() if name not in _HOW}
+
+
+def _other_model(memory: PipelineMemory, step: str, model: Any) -> str:
+    """The model that the batches of a step ask, if it is not that of today; a run may name it."""
+    if not isinstance(model, str):
+        return ""
+    provider, _, name = model.partition(":")
+    return ", ".join(sorted(memory.batches.models(step) - {name or provider}))
 
 
 def _definition(pipeline: Pipeline) -> dict[str, Any]:

@@ -1017,6 +1017,13 @@ class TestNothingIsPaidTwice:
         assert held.run(resume=True).success
         assert asked_once(fake, 5)
 
+    def test_another_model_is_another_question(self, fake: FakeBatches, provider: str, storage: str) -> None:
+        waiting(fake, storage, mapped(provider))
+        later = executor(mapped(provider), storage=open_storage(storage), model="openai:gpt-4o-mini")
+        with pytest.raises(ResumeConflictError, match=r"its model was \S+ in batch batch_1"):
+            later.run(resume=True)
+        assert len(fake.batches) == 1
+
     def test_offline_it_goes_on_waiting(self, fake: FakeBatches, provider: str, storage: str) -> None:
         waiting(fake, storage, mapped(provider))
         later = executor(mapped(provider), storage=open_storage(storage))

@@ -117,6 +117,14 @@ class BatchRecords:
         ids = ["?" if batch.handle is None else str(batch.handle["id"]) for batch in batches]
         return f"batch{'es' if len(ids) > 1 else ''} {', '.join(ids)}" if ids else ""
 
+    def models(self, step: str) -> set[str]:
+        """The models of batches that requests of a step wait for, as their providers call them."""
+        return {
+            str(batch.handle["model_name"])
+            for batch in self._waited_for()
+            if batch.prepared.step == step and batch.handle is not None
+        }
+
     def units(self) -> list[tuple[str, str | None]]:
         """Units with a request that waits for the answer of a batch."""
         return list(self._open)
