@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tagent_nb.engine.memory.batch_records import BatchRecords, RecordedBatch
     from tagent_nb.engine.recorder import Recorder
     from tagent_nb.engine.unit.work import WorkItem
-    from tagent_nb.runners import BatchedCall, ModelCall
+    from tagent_nb.runners import BatchedCall, ModelCall, StepContext
 
 T = TypeVar("T")
 
@@ -132,7 +132,6 @@ class UnitBatch:
     def __init__(self, queue: StepBatches, work: WorkItem) -> None:
         self._queue = queue
         self._work = work
-        self._returning = False
 
     def takes(self, call: ModelCall) -> bool:
         """Whether a request is sent in a batch, or was: a live step takes what was sent before."""
@@ -153,25 +152,22 @@ class UnitBatch:
 
         context, queue = call.context, self._queue
         batched = await BatchedCall.of(call)
-        self._returning = True
-        try:
-            result, batch = await queue.answer(self._work, batched)
-        except StepSuspended:
-            self._returning = False
-            raise
+        result, batch = await queue.answer(self._work, batched)
         context.metadata["batch"] = batch.id
         if queue.then_live:
             context.batch = None  # what goes back to the model from now on is asked at once
         return answer_of(call, result, batch)
 
-    async def go_on(self) -> None:
+    async def go_on(self, context: StepContext) -> None:
         """Wait for a slot, after an answer or a failure; nothing of the budgets is reserved any more.
 
         A unit that waits for a slot must not keep from others what they wait for with a slot.
+
+        Args:
+            context: Of its attempt, whose timeout stands still meanwhile.
         """
-        if self._returning:
-            self._returning = False
-            await self._queue.returned(self._work)
+        if self._work.slot.yielded:
+            await self._queue.returned(self._work, context)
 
 
 class StepBatches:
@@ -236,12 +232,15 @@ class StepBatches:
         if not answer.cancelled() and not isinstance(answer.exception(), StepSuspended):
             self._returning += 1
 
-    async def returned(self, work: WorkItem) -> None:
+    async def returned(self, work: WorkItem, context: StepContext) -> None:
         """Give a unit that has its answer a slot."""
+        began = time.monotonic()
         try:
-            await work.slot.take()
+            with context.untimed():
+                await work.slot.take()
         finally:
             self._returning -= 1
+            work.waited += time.monotonic() - began
 
     @property
     def _is_at_work(self) -> bool:
@@ -645,8 +644,10 @@ class Batches:
         )
 
     def drop(self, entry: _Entry) -> None:
-        """The batch that a request was in has no answer for it: it is sent again."""
+        """The batch that a request was in has no answer for it: it is sent again, and reserved anew then."""
         self._recorder.memory.batches.drop(*entry.work.unit, entry.call.key)
+        if entry.call.call.admission is not None:
+            entry.call.call.admission.close()
 
     def at_work(self, step: str) -> int:
         """How many units of a step are at work."""

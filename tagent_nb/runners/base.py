@@ -110,6 +110,10 @@ class Admission(Protocol):
         """Reserve it to the end of the session, since the request is answered in a later one."""
         ...
 
+    def close(self) -> None:
+        """Give back what is reserved, since the request is to be sent again."""
+        ...
+
     def is_held(self) -> bool:
         """Whether the request could be sent if nothing was kept for those that are answered later."""
         ...
@@ -135,8 +139,12 @@ class Batched(Protocol):
         """
         ...
 
-    async def go_on(self) -> None:
-        """Wait until the unit may work on its answer, or on its failure."""
+    async def go_on(self, context: StepContext) -> None:
+        """Wait until the unit may work on its answer, or on its failure.
+
+        Args:
+            context: Of the attempt, whose timeout stands still meanwhile.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -436,6 +437,15 @@ class TestWhatFails:
         assert executor(mapped(provider), storage=open_storage(storage)).run(resume=True).success
         assert asked_once(fake, 5)
 
+    def test_the_timeout_of_a_row_stands_still_until_it_may_go_on(self, fake: FakeBatches) -> None:
+        """One row at a time is checked, and all are answered at once: none is asked for again."""
+
+        async def check(value: str) -> None:
+            await asyncio.sleep(0.1)
+
+        assert run(mapped("openai", 12, timeout=1.0, checks=[check]), max_concurrency=1).success
+        assert asked_once(fake, 12)
+
     def test_rows_that_go_live_do_not_wait_for_those_that_wait_for_them(self, fake: FakeBatches) -> None:
         """A live request waits for what the batch has reserved, and has the only slot meanwhile."""
         fake.answer = lambda question: {"label": "neither"}
@@ -665,6 +675,18 @@ class TestBudgets:
         assert sum(sizes) == 10
         assert len(sizes) > 1
         assert result.total_cost < 0.003
+
+    def test_what_a_cancelled_batch_did_not_answer_is_sent_again_within_the_budget(
+        self, fake: FakeBatches, provider: str, storage: str
+    ) -> None:
+        fake.hold = True
+        common: dict[str, Any] = {"storage": open_storage(storage), "budget": "5 requests"}
+        run(mapped(provider), wait=False, **common)
+        assert executor(mapped(provider), storage=open_storage(storage)).cancel_batches() == 1
+        fake.hold = False
+        again = executor(mapped(provider), **common).run(resume=True)
+        assert again["judge"] == [f"answer to row {number}" for number in range(5)]
+        assert fake.submitted == {"row 0": 1, "row 1": 2, "row 2": 1, "row 3": 2, "row 4": 1}
 
     def test_what_does_not_fit_any_more_is_not_sent(self, fake: FakeBatches) -> None:
         result = run(mapped("openai", 10, settings={"max_tokens": 100}), budget="0.0006 USD")

@@ -90,10 +90,10 @@ class ModelGateway(WrapperModel):
             response = await model_chain(context.middleware, call, ask)
         except Exception:
             if batch is not None:
-                await batch.go_on()
+                await batch.go_on(context)
             raise
         if batch is not None:
-            await batch.go_on()
+            await batch.go_on(context)
         if not answered:
             account(context, response)
         settings = {**(self.wrapped.settings or {}), **(model_settings or {})}
