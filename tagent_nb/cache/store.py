@@ -11,7 +11,7 @@ import asyncio
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ class ResultCache:
         record = self._read_now(key)
         if isinstance(record, Exception):
             record = self._thread.submit(self._read_patiently, key).result()
-        return self._answer(key, record, schemas)
+        return self._counted(key, None if record is None else _unpacked(key, record, schemas), True)
 
     async def aget(
         self,
@@ -123,7 +123,7 @@ class ResultCache:
         *,
         count: bool = True,
         ahead: dict[str, bytes | None] | None = None,
-        usable: Callable[[CacheEntry], bool] | None = None,
+        usable: Callable[[CacheEntry], Awaitable[bool]] | None = None,
     ) -> CacheEntry | None:
         """As :meth:`get`; when the file is locked, the loop goes on meanwhile.
 
@@ -142,9 +142,12 @@ class ResultCache:
             record = await self._hop(self._read_patiently, key)
         if isinstance(record, bytes) and len(record) > LARGE:
             # To check and to decode it takes long: all else goes on meanwhile.
-            entry = await asyncio.to_thread(_unpacked, key, record, schemas)
-            return self._counted(key, entry, count, usable)
-        return self._answer(key, record, schemas, count, usable)
+            entry: CacheEntry | TagentError | None = await asyncio.to_thread(_unpacked, key, record, schemas)
+        else:
+            entry = None if record is None else _unpacked(key, record, schemas)
+        if usable is not None and isinstance(entry, CacheEntry) and not await usable(entry):
+            entry = None
+        return self._counted(key, entry, count)
 
     def take(
         self,
@@ -159,7 +162,7 @@ class ResultCache:
             key: As for :meth:`get`.
             ahead: What was read; what is used is taken out.
             schemas: As for :meth:`get`.
-            usable: As for :meth:`aget`.
+            usable: Whether an entry may answer without more ado.
         """
         record = ahead.get(key)
         entry = None if record is None else _unpacked(key, record, schemas)
@@ -227,28 +230,12 @@ class ResultCache:
         blob: bytes | None = database.get(key)
         return blob
 
-    def _answer(
-        self,
-        key: str,
-        record: bytes | None,
-        schemas: Mapping[str, type] | None,
-        count: bool = True,
-        usable: Callable[[CacheEntry], bool] | None = None,
-    ) -> CacheEntry | None:
-        return self._counted(key, None if record is None else _unpacked(key, record, schemas), count, usable)
-
-    def _counted(
-        self,
-        key: str,
-        entry: CacheEntry | TagentError | None,
-        count: bool,
-        usable: Callable[[CacheEntry], bool] | None = None,
-    ) -> CacheEntry | None:
+    def _counted(self, key: str, entry: CacheEntry | TagentError | None, count: bool) -> CacheEntry | None:
         """Count an answer as a hit; one that is not there or cannot be used as a miss."""
         if isinstance(entry, TagentError):
             self._tell_unreadable(entry)
             entry = None
-        if entry is None or (usable is not None and not usable(entry)):
+        if entry is None:
             self.misses += count
             return None
         if count:

@@ -157,8 +157,10 @@ async def judge(
             recorder, preparation, prepared, outputs, recorded, old.get(name), new.get(name)
         )
         if name in with_files:
-            changes = [change for event in with_files[name] for change in file_changes(event.metadata)]
-            differences = [*differences, *dict.fromkeys(changes)]
+            files = {
+                file: state for event in with_files[name] for file, state in event.metadata["files"].items()
+            }
+            differences = [*differences, *(await file_changes({"files": files})).values()]
         if differences:
             verdict.changed[name] = differences
         elif name in context.retried:

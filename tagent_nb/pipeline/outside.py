@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import ModuleType
@@ -65,14 +64,15 @@ def file_arguments(body: PythonBody, *names: Mapping[str, Any]) -> Sequence[str]
     reads = _reads(body.source)
     if not reads:
         return ()
-    values = ChainMap(*map(dict, names))
     files = []
     for _, argument in reads:
         match argument:
             case ast.Constant(value=str(path)):
                 files.append(path)
-            case ast.Name(id=name) if isinstance(values.get(name), str | os.PathLike):
-                files.append(os.fsdecode(values[name]))
+            case ast.Name(id=name) if name not in _assigned_names(body.source):
+                value = next((mapping[name] for mapping in names if name in mapping), None)
+                if isinstance(value, str | os.PathLike):
+                    files.append(os.fsdecode(value))
     return files
 
 
@@ -92,7 +92,9 @@ def outside_hints(body: PythonBody, names: Mapping[str, Any]) -> list[str]:
         f"which file {reader}(...) reads is not seen, nor when it changes: write its path there as a text or "
         "a name, or let the cache answer for a while only (--fresh-for 1h), or never (--no-cache)."
         for reader, argument in _reads(body.source)
-        if not isinstance(argument, ast.Constant | ast.Name) and _opens_by_itself(reader, modules)
+        if _opens_by_itself(reader, modules)
+        and not isinstance(argument, ast.Constant)
+        and not (isinstance(argument, ast.Name) and argument.id not in _assigned_names(body.source))
     ]
     roots = {module.partition(".")[0]: module for module in modules.values()}
     for root, what in _SERVICES.items():
@@ -118,7 +120,10 @@ def outside_hints(body: PythonBody, names: Mapping[str, Any]) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _parsed(source: str) -> ast.Module | None:
-    return ast.parse(source) if source else None
+    try:
+        return ast.parse(source) if source else None
+    except SyntaxError:  # a lambda that is a part of several lines
+        return None
 
 
 @lru_cache(maxsize=256)
@@ -132,6 +137,14 @@ def _reads(source: str) -> tuple[tuple[str, ast.expr], ...]:
             if name in _ARROW or name.startswith(("read_", "scan_")):
                 reads.append((name, node.args[0]))
     return tuple(reads)
+
+
+@lru_cache(maxsize=256)
+def _assigned_names(source: str) -> frozenset[str]:
+    """What a body assigns itself: no name of the notebook."""
+    tree = _parsed(source)
+    stored = [node for node in ast.walk(tree) if isinstance(node, ast.Name)] if tree is not None else []
+    return frozenset(node.id for node in stored if isinstance(node.ctx, ast.Store))
 
 
 def _opens_by_itself(reader: str, modules: Mapping[str, str]) -> bool:

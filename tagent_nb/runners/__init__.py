@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "calls": "call_refused edited_call edited_failure",
         "execution.capture": "Lines collected routed",
-        "execution.files": "changed_files reading unread_again",
+        "execution.files": "are_untouched changed_files reading unread_again",
         "execution.traceback": "user_traceback",
         "middleware.budget": "BudgetMiddleware",
         "middleware.canonical_request": "plain",

@@ -23,6 +23,7 @@ from tagent_nb.runners.calls import edited_failure as edited_failure
 from tagent_nb.runners.execution.capture import Lines as Lines
 from tagent_nb.runners.execution.capture import collected as collected
 from tagent_nb.runners.execution.capture import routed as routed
+from tagent_nb.runners.execution.files import are_untouched as are_untouched
 from tagent_nb.runners.execution.files import changed_files as changed_files
 from tagent_nb.runners.execution.files import reading as reading
 from tagent_nb.runners.execution.files import unread_again as unread_again

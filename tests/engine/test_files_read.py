@@ -223,6 +223,10 @@ OWN = {
         "import os, pathlib\npathlib.Path('new').write_text('1')\nos.replace('new', 'own.txt')\n"
         "open('own.txt').read()"
     ),
+    "a file that was gone when it ended, as many": (
+        "import os, tempfile\nwith tempfile.TemporaryDirectory() as folder:\n    for n in range(300):\n"
+        "        open(f'{folder}/{n}', 'w').close()\n1"
+    ),
     "a module of a package": "import pandas, json.tool\n1",
     "what a package has with it": (
         "import pathlib, pandas\n(pathlib.Path(pandas.__file__).parent / '__init__.py').read_text()[:5]"
@@ -258,6 +262,63 @@ def test_a_file_that_a_step_changes_after_it_has_read_it_counts_as_it_left_it(fo
     assert status(run(cell(source))) == "cached"
     (folder / "n.txt").write_text("7")
     assert run(cell(source)).step_outputs["load"] == 7
+
+
+def test_many_files_count_as_all_that_is_in_their_folder(folder: Path) -> None:
+    """The record of a value that was made from 3,000 files is not a list of 3,000 files."""
+    (folder / "in").mkdir()
+    for number in range(300):
+        (folder / "in" / str(number)).write_text("1")
+    (folder / "in" / "folder").mkdir()
+    source = "from pathlib import Path\nsum(int(p.read_text()) for p in Path('in').glob('[0-9]*'))"
+    result = run(cell(source))
+    assert list(result.step_metadata["load"]["files"]) == ["in/*"]
+    assert status(run(cell(source))) == "cached"
+    (folder / "in" / "7").write_text("22")
+    result = run(cell(source))
+    assert (result["load"], result.steps["load"].reason) == (321, "files in/* changed")
+    (folder / "in" / "300").write_text("1")
+    assert run(cell(source))["load"] == 322
+
+
+def test_many_files_beside_the_notebook_count_together(folder: Path) -> None:
+    for number in range(300):
+        (folder / str(number)).write_text("1")
+    source = "sum(int(open(str(n)).read()) for n in range(300))"
+    assert list(run(cell(source)).step_metadata["load"]["files"]) == ["./*"]
+    assert status(run(cell(source))) == "cached"
+    (folder / "7").write_text("22")
+    assert run(cell(source))["load"] == 321
+
+
+def test_a_module_of_the_user_with_the_name_of_a_reader_of_source_is_no_reader_of_source(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "my_inspect.py").write_text("def text():\n    return open('d.csv').read()\n")
+    (folder / "d.csv").write_text("1")
+    source = "import my_inspect\nmy_inspect.text()"
+    run(cell(source))
+    (folder / "d.csv").write_text("2")
+    assert run(cell(source))["load"] == "2"
+
+
+def test_a_disk_that_failed_once_does_not_make_a_file_change_for_ever(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tagent_nb.runners.execution import files
+
+    (folder / "d.csv").write_text("1")
+    run(cell("open('d.csv').read()"))
+    (folder / "d.csv").write_text("1")
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", away, raising=False)
+        assert asyncio.run(executor(cell("open('d.csv').read()")).plan())["load"].action == "run"
+    assert status(run(cell("open('d.csv').read()"))) == "cached"
 
 
 @pytest.mark.parametrize("change", ["mkdir()", "write_text('1')", "touch()", "symlink_to('in')"])

@@ -77,6 +77,10 @@ def test_modules_of_the_notebook_are_known_by_the_names_that_it_gave_them() -> N
     assert hints("dice.random()") == hints("requests.get(url)") == []
 
 
+def read_rows(path: str, rows: list[Any]) -> list[Any]:
+    return [path, *rows]
+
+
 @functools.cache
 def remembered() -> int:
     return 1
@@ -109,6 +113,28 @@ def test_a_function_says_by_its_own_module_what_names_mean() -> None:
     assert step_hints(pipeline, pipeline.get_step("load"))[0].startswith(
         "random.random() gives another value"
     )
+
+
+def test_a_name_that_the_body_assigns_is_not_that_of_the_notebook() -> None:
+    code = "import pandas as pd\npath = 'a' + '.parquet'\npd.read_parquet(path)"
+    body = PipelineStep.from_cell("load", code, python=True).body
+    assert body is not None
+    assert file_arguments(body, {"path": "b.parquet"}) == []
+    assert hints(code, {"path": "b.parquet"})[0].startswith("which file read_parquet(...) reads is not seen")
+
+
+def test_a_lambda_of_several_lines_is_not_looked_into() -> None:
+    """Its text is no Python by itself."""
+    pipeline = Pipeline("p")
+    functions = [
+        lambda: [1, 2],
+        lambda load: (
+            read_rows("a.csv", load)
+        ) ]  # fmt: skip
+    for name, function in zip(("load", "rows"), functions, strict=True):
+        pipeline.task(function, name=name)
+    assert step_hints(pipeline, pipeline.get_step("rows")) == []
+    assert pipeline.run()["rows"] == ["a.csv", 1, 2]
 
 
 def test_the_nearest_meaning_of_a_name_counts() -> None:

@@ -420,7 +420,7 @@ class DryRun:
 
     async def _answer(self, work: WorkItem) -> tuple[str, Output | None]:
         """``"recorded"`` or ``"cached"`` with the value, or ``""`` if the unit runs."""
-        record = recorded_answer(self._context, work)
+        record = await recorded_answer(self._context, work)
         if record is not None:
             return "recorded", record.output
         entry = await cached_answer(work, count=False)

@@ -164,7 +164,7 @@ class EarlierRuns:
         async for memory in self._memories():
             step = memory.steps.get(name)
             if step is not None and step.components:
-                return changed_since(memory, name)
+                return await changed_since(memory, name)
         return []
 
     async def last_time(self, name: str) -> str:

@@ -173,7 +173,7 @@ class Execution:
 
     async def _settle(self, work: WorkItem) -> list[Event]:
         """Get a unit's value from its record, the cache, an equal unit under way, or its runner."""
-        record = recorded_answer(self._context, work)
+        record = await recorded_answer(self._context, work)
         if record is not None:
             return [_from_record(record)]
         cache = work.prepared.cache

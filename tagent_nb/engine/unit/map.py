@@ -242,7 +242,7 @@ class MapExecution:
                 if work is None:
                     break
                 work.on_yield, work.rows = replaced, groups
-                if self._is_recorded(work):
+                if await self._is_recorded(work):
                     continue
                 try:
                     ended = await self._execution.events_of(work)
@@ -276,10 +276,10 @@ class MapExecution:
             raise several.exceptions[0] from None
         return left
 
-    def _is_recorded(self, work: WorkItem) -> bool:
+    async def _is_recorded(self, work: WorkItem) -> bool:
         """Whether an earlier session of this run has recorded the very same item."""
         record = self._context.recorded.get(work.unit)
-        if record is None or work.prepared.forced or file_changes(record.metadata):
+        if record is None or work.prepared.forced or await file_changes(record.metadata):
             return False
         if record.key != work.key and not is_trusted(self._context, record, work):
             return False

@@ -265,7 +265,7 @@ class Preparation:
         """
         recorded = self._context.recorded.get(work.unit)
         if recorded is not None and recorded.components:
-            return recorded.components, "", file_changes(recorded.metadata)
+            return recorded.components, "", list((await file_changes(recorded.metadata)).values())
         ended = self._recorder.memory.steps[work.step.name].reason
         if ended:
             return {}, ended, []  # in an earlier session of this run
@@ -284,7 +284,7 @@ class Preparation:
         return (
             before.components,
             f"the last time {bad}" if bad else "",
-            changed_since(previous, work.step.name),
+            await changed_since(previous, work.step.name),
         )
 
     async def _previous_run(self) -> PipelineMemory | None:
@@ -353,16 +353,14 @@ class ItemUnits:
 # -- who answers for a unit -----------------------------------------------------------------
 
 
-def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepCached | None:
+async def recorded_answer(context: RunContext, work: WorkItem) -> StepFinished | StepCached | None:
     """What this run has recorded of the unit, if that is still its answer."""
     if work.prepared.forced:
         return None
     event = context.recorded.get(work.unit)
-    if event is None or _is_outdated(work, event.metadata):
+    if event is None or not (_still_answers(event, work) or is_trusted(context, event, work)):
         return None
-    if not (_still_answers(event, work) or is_trusted(context, event, work)):
-        return None
-    return event
+    return None if await _is_outdated(work, event.metadata) else event
 
 
 async def why_not_cached(work: WorkItem) -> str:
@@ -409,32 +407,35 @@ def answer_ahead(work: WorkItem) -> CacheEntry | None:
     prepared = work.prepared
     if work.ahead is None or prepared.cache is None:
         return None
-    return prepared.cache.take(work.key, work.ahead, prepared.classes, partial(_is_current, work))
+    return prepared.cache.take(work.key, work.ahead, prepared.classes, partial(_answers_by_key, work))
 
 
-def _is_current(work: WorkItem, entry: CacheEntry) -> bool:
+def _answers_by_key(work: WorkItem, entry: CacheEntry) -> bool:
+    """Whether the key of an entry says all."""
+    return work.step.fresh_for is None and "files" not in entry.metadata
+
+
+async def _is_current(work: WorkItem, entry: CacheEntry) -> bool:
     """Whether an entry may answer though its key says nothing of files, nor of time."""
     metadata = entry.metadata
     if not _is_fresh(work.step, entry):
         return False
-    return not (metadata and _is_outdated(work, metadata))
+    return not (metadata and await _is_outdated(work, metadata))
 
 
-def _is_outdated(work: WorkItem, metadata: Mapping[str, Any]) -> bool:
+async def _is_outdated(work: WorkItem, metadata: Mapping[str, Any]) -> bool:
     """Whether a file that a unit's answer was made from is not as it was; the unit notes which."""
-    files = metadata.get("files")
-    if not files:
-        return False
-    from tagent_nb.runners import changed_files
-
-    work.outdated = {name: files[name] for name in changed_files(files)}
-    return bool(work.outdated)
+    changes = await file_changes(metadata)
+    work.outdated = {name: metadata["files"][name] for name in changes}
+    return bool(changes)
 
 
-def changed_since(memory: PipelineMemory, step: str) -> list[str]:
+async def changed_since(memory: PipelineMemory, step: str) -> list[str]:
     """What is no longer as it was of the files that a step read in a run, items included, in sentences."""
-    read = (event.metadata for event in ended(memory, step))
-    return list(dict.fromkeys(sentence for metadata in read for sentence in file_changes(metadata)))
+    files = {}
+    for event in ended(memory, step):
+        files.update(event.metadata.get("files", {}))
+    return list((await file_changes({"files": files})).values())
 
 
 def ended(memory: PipelineMemory, step: str) -> Iterator[StepFinished | StepCached]:
@@ -444,18 +445,19 @@ def ended(memory: PipelineMemory, step: str) -> Iterator[StepFinished | StepCach
             yield event
 
 
-def file_changes(metadata: Mapping[str, Any]) -> list[str]:
-    """What is no longer as it was of the files that a value was made from, in sentences.
+async def file_changes(metadata: Mapping[str, Any]) -> Mapping[str, str]:
+    """What is no longer as it was of the files that a value was made from: by name, a sentence.
 
     Args:
         metadata: Of the value.
     """
     files = metadata.get("files")
     if not files:
-        return []
-    from tagent_nb.runners import changed_files
+        return NO_ENTRIES
+    from tagent_nb.runners import are_untouched, changed_files
 
-    return list(changed_files(files).values())
+    # To read them takes long; all else goes on meanwhile.
+    return NO_ENTRIES if are_untouched(files) else await in_thread(changed_files, files)
 
 
 def tried_again(context: RunContext, step: str) -> str:

@@ -12,6 +12,7 @@ from tagent_nb.errors import StepError
 from tagent_nb.events import ASKED_ALONE
 from tagent_nb.formatting import whole_text
 from tagent_nb.pipeline import PipelineStep
+from tagent_nb.redaction import redact
 from tagent_nb.runners.base import SharedRows, StepContext
 from tagent_nb.runners.execution.capture import Lines, captured
 from tagent_nb.runners.models.clients import Models, model_settings, streams
@@ -284,8 +285,9 @@ class _Unit:
                     reason = await self.checks.judge(value) if self._step.checks else ""
                     if not reason:
                         return value
-            context.metadata[ASKED_ALONE] = reason[:SHOWN]
-            context.progress(ASKED_ALONE, message=reason[:SHOWN])
+            reason = redact(reason)[:SHOWN]
+            context.metadata[ASKED_ALONE] = reason
+            context.progress(ASKED_ALONE, message=reason)
             return await self.by_itself()
 
     async def by_itself(self) -> Any:

@@ -10,10 +10,13 @@ package opens by itself in C (Arrow, DuckDB, Polars) is not seen, nor are thread
 from __future__ import annotations
 
 import hashlib
+import inspect
+import linecache
 import os
 import stat
 import sys
 import sysconfig
+import tokenize
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
@@ -36,7 +39,12 @@ _READ, _WRITTEN, _BOTH = "read", "written", "read and written"
 _opened: ContextVar[list[tuple[str, str, str]] | None] = ContextVar("tagent_nb_files", default=None)
 """Name, marks before, and what for, of each file that the body of this context opened."""
 
-_LOADERS = ("<frozen importlib._bootstrap_external>", "linecache.py", "tokenize.py", "inspect.py")
+MANY = 256
+"""Files of a value up to which each counts by itself; of more, all that is in their folders, together."""
+
+_LOADERS = frozenset(
+    {"<frozen importlib._bootstrap_external>", linecache.__file__, tokenize.__file__, inspect.__file__}
+)
 """What reads source, which counts as code."""
 
 _CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2}
@@ -82,8 +90,12 @@ class reading:  # noqa: N801  # used as a function; a generator would cost every
         for name, before, purpose in self._opened:
             first.setdefault(name, (before, purpose))
             if purpose is not _READ:
-                own.update((name, os.path.join(os.path.dirname(name.rstrip("/")), "")))
+                own.update((name, f"{os.path.dirname(name.rstrip('/'))}/"))
         states = {}
+        if len(first) > MANY:
+            return _joint(
+                name for name, (before, purpose) in first.items() if before and purpose is not _WRITTEN
+            )
         for name, (before, purpose) in first.items():
             now = _marks(name)
             if purpose is _WRITTEN or (purpose is _BOTH and not before) or (before and not now):
@@ -94,6 +106,24 @@ class reading:  # noqa: N801  # used as a function; a generator would cost every
                 # Others wrote it meanwhile: what was read is not known.
                 states[_short(name)] = f"{_UNSETTLED} {before}"
         return states
+
+
+def _joint(names: Iterable[str]) -> dict[str, str]:
+    folders = sorted(
+        {f"{name.rstrip('/') if name.endswith('/') else os.path.dirname(name)}/*" for name in names}
+    )
+    return {
+        _short(folder): f"{_digest(folder, marks)} {marks}" for folder in folders if (marks := _marks(folder))
+    }
+
+
+def are_untouched(files: Mapping[str, str]) -> bool:
+    """Whether all files are as they were by size and times; to know that, none is read."""
+    for name, state in files.items():
+        digest, _, before = state.partition(" ")
+        if digest == _UNSETTLED or _marks(name) != before:
+            return False
+    return True
 
 
 def changed_files(files: Mapping[str, str]) -> dict[str, str]:
@@ -109,7 +139,8 @@ def changed_files(files: Mapping[str, str]) -> dict[str, str]:
         if (now == before and digest != _UNSETTLED) or digest == _digest(name, now) != _UNSETTLED:
             continue
         what = "is gone" if not now else "is new" if not before else "changed"
-        sentences[name] = f"{'folder' if name.endswith('/') else 'file'} {name} {what}"
+        kind = "folder" if name.endswith("/") else "files" if name.endswith("/*") else "file"
+        sentences[name] = f"{kind} {name} {what}"
     return sentences
 
 
@@ -183,10 +214,10 @@ def _note(opened: list[tuple[str, str, str]], path: Any, purpose: str, *, folder
         return
     # This function, the hook, and two of what opens.
     callers = islice(walk_stack(sys._getframe()), 4)
-    if any(frame.f_code.co_filename.endswith(_LOADERS) for frame, _ in callers):
+    if any(frame.f_code.co_filename in _LOADERS for frame, _ in callers):
         return
     if folder:
-        name = os.path.join(name, "")
+        name = f"{name.rstrip('/')}/"
     opened.append((name, _marks(name), purpose))
 
 
@@ -201,8 +232,8 @@ def _elsewhere() -> tuple[str, ...]:
         "/sys",
         "/dev",
         "/etc",
-        "/usr",
-        "/run",
+        "/usr/lib",
+        "/usr/share",
     }
     home = os.path.expanduser("~")
     paths |= {
@@ -214,7 +245,8 @@ def _elsewhere() -> tuple[str, ...]:
 def _short(name: str) -> str:
     """A name from the working directory, if it is below that: another machine may have it there, too."""
     here = os.path.join(os.getcwd(), "")
-    return (name.removeprefix(here) or "./") if name.startswith(here) else name
+    short = name.removeprefix(here)
+    return f"./{short}" if short in ("", "*") else short
 
 
 def _marks(name: str) -> str:
@@ -223,6 +255,8 @@ def _marks(name: str) -> str:
     Empty for what is not there, or is neither a file nor, with a slash at the end, a folder.
     """
     try:
+        if name.endswith("/*"):
+            return _marks_of_all(name[:-1])
         now = os.stat(name)
     except (OSError, ValueError):
         return ""
@@ -235,9 +269,12 @@ def _digest(name: str, marks: str) -> str:
     """Of the content of a file, or of the names in a folder; ``"none"`` if it is not there."""
     if not marks:
         return "none"
-    return _digest_of(
-        os.path.join(os.path.abspath(name), "") if name.endswith("/") else os.path.abspath(name), marks
-    )
+    if name.endswith("/*"):
+        return marks  # which say all that counts
+    try:
+        return _digest_of(f"{os.path.abspath(name)}{'/' if name.endswith('/') else ''}", marks)
+    except OSError:
+        return _UNSETTLED
 
 
 @lru_cache(maxsize=1024)
@@ -245,19 +282,29 @@ def _digest_of(name: str, marks: str) -> str:
     """The items of a map often read the same file."""
     digest = hashlib.blake2b(digest_size=16)
     size = int(marks.split(" ", 1)[0])
-    try:
-        if name.endswith("/"):
-            digest.update("\0".join(sorted(os.listdir(name))).encode("utf-8", "surrogateescape"))
+    if name.endswith("/"):
+        digest.update("\0".join(sorted(os.listdir(name))).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+    with open(name, "rb", buffering=0) as file:
+        if size <= WHOLE:
+            digest.update(file.readall())
             return digest.hexdigest()
-        with open(name, "rb", buffering=0) as file:
-            if size <= WHOLE:
-                digest.update(file.readall())
-                return digest.hexdigest()
-            # Sampled: a change in place that keeps the size may be missed, so that the time counts as well.
-            digest.update(marks.rsplit(" ", 2)[0].encode())
-            for number in range(SAMPLES):
-                file.seek((size - _PIECE) * number // (SAMPLES - 1))
-                digest.update(file.read(_PIECE))
-            return digest.hexdigest()
-    except OSError:
-        return _UNSETTLED
+        # Sampled: a change in place that keeps the size may be missed, so that the time counts as well.
+        digest.update(marks.rsplit(" ", 2)[0].encode())
+        for number in range(SAMPLES):
+            file.seek((size - _PIECE) * number // (SAMPLES - 1))
+            digest.update(file.read(_PIECE))
+    return digest.hexdigest()
+
+
+def _marks_of_all(folder: str) -> str:
+    """One word for the names, sizes and times of all files in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_file():
+                now = entry.stat()
+                digest.update(
+                    f"{entry.name}\0{now.st_size} {now.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
+                )
+    return digest.hexdigest()
