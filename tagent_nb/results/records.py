@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -84,6 +84,14 @@ class LazyMap(Mapping[str, V]):
         return dict, (dict(self),)
 
 
+def _fill(record: Any, state: tuple[None, dict[str, Any]]) -> None:
+    """Set what a pickled record has; what its version did not know yet has its default."""
+    values = state[1]
+    for field_ in fields(record):
+        default = field_.default if field_.default_factory is MISSING else field_.default_factory()
+        setattr(record, field_.name, values.get(field_.name, default))
+
+
 @dataclass(slots=True)
 class ItemResult:
     """One item of a mapped step: its key, its label in the source's index, and how it ended.
@@ -107,6 +115,9 @@ class ItemResult:
     rows_in_call: int = 0
     asked_alone: str = ""
     batch: str = ""
+
+    def __setstate__(self, state: Any) -> None:
+        _fill(self, state)
 
 
 @dataclass(slots=True)
@@ -145,6 +156,9 @@ class StepResult:
     ended_at: float | None = None
     items: dict[str, ItemResult] | None = None
     items_total: int | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _fill(self, state)
 
     @property
     def value(self) -> Any:

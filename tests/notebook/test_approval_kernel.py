@@ -75,7 +75,7 @@ def test_where_no_one_can_click_the_run_ends_waiting_and_goes_on_by_magics(
     book = kernel()
     define(book)
     cell = str(book.client.execute("%tagent_run", allow_stdin=False))
-    assert "Waiting for approval: draft. %tagent_run --resume asks for it, and goes on." in book.wait(cell)
+    assert "Waiting for approval of draft. %tagent_run --resume goes on with it." in book.wait(cell)
     book.run("better = 'Dear friends'\n%tagent_approve draft --value better")
     assert "✓ send: completed" in book.run("%tagent_run --resume")
     assert "sent: Dear friends" in book.run("print(result['send'])")
