@@ -110,7 +110,7 @@ class Acts:
         if outcome == "wait":
             await asyncio.sleep(0)
         if outcome == "error" or (outcome == "retry" and call == 1):
-            raise ValueError(f"call {call} of {index}")
+            raise ConnectionError(f"call {call} of {index}")
         if outcome == "mistake":
             raise TypeError("no retry helps")
         if outcome == "exit":
@@ -400,7 +400,7 @@ async def test_steps_that_wait_to_try_again_keep_no_others_waiting() -> None:
     @pipeline.task
     async def fails() -> None:
         order.append("fails")
-        raise ValueError("again")
+        raise ConnectionError("again")
 
     async def other() -> None:
         order.append("other")
