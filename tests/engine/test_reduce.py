@@ -250,6 +250,13 @@ async def test_groups_are_a_field_of_the_answers_or_a_column_of_what_they_are_ab
     assert frame["value"].str.startswith("rows 30, poor").tolist() == [True] * 3
 
 
+async def test_a_group_is_a_column_of_any_name() -> None:
+    frame = pd.DataFrame(reviews(30)).rename(columns={"kind": "kind of thing, 1"})
+    pipeline = Pipeline("groups", model=Clerk().model, inputs={"load": frame})
+    pipeline.step("report", "Count the rows.", reduce_over="load", group_by="kind of thing, 1")
+    assert (await PipelineExecutor(pipeline).execute())["report"].index.name == "kind of thing, 1"
+
+
 async def test_groups_may_be_a_field_of_the_items_of_a_list() -> None:
     clerk = Clerk()
     inputs = {"load": texts(3), "about": [{"kind": 1}, None, {"kind": 2}]}

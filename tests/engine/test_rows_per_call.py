@@ -38,7 +38,7 @@ from tagent_nb import (
     tool,
 )
 from tagent_nb.events import Event, TokenUsage
-from tagent_nb.results import ItemResult
+from tagent_nb.results import ItemResult, RunHistory
 from tagent_nb.runners import CallMiddleware, RowGroups
 from tagent_nb.runners.agent.shared_call import row_ids, rows_prompt
 from tagent_nb.runners.row_groups import Seat, cost_parts, usage_parts
@@ -186,6 +186,10 @@ def test_rows_are_asked_for_in_as_few_calls_as_hold_them() -> None:
     assert [len(rows) for rows in server.shared] == [4, 4, 2]
     assert server.singles == []
     assert [item.rows_in_call for item in items] == [4] * 8 + [2] * 2
+    frame = RunHistory([result], []).items_frame("measure")
+    assert frame.rows_in_call.tolist() == [4] * 8 + [2] * 2
+    assert frame.requests.sum() == 3
+    assert frame.asked_alone.isna().all()
 
 
 def test_the_task_is_said_once_and_each_row_stands_between_marks_of_its_own() -> None:

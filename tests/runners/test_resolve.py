@@ -219,3 +219,8 @@ def test_importing_the_runners_does_not_load_pydantic_ai() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_counts_that_cannot_be_have_no_price() -> None:
+    """More tokens from a provider's cache than there were at all."""
+    assert price("openai:gpt-4o", TokenUsage(input_tokens=1, cached_tokens=5)) is None

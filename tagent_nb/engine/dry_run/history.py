@@ -160,12 +160,13 @@ class EarlierRuns:
                     yield step.components
 
     async def file_changes(self, name: str) -> list[str]:
-        """What is no longer as it was of the files that a step read the last time, in sentences."""
-        async for memory in self._memories():
-            step = memory.steps.get(name)
-            if step is not None and step.components:
-                return await changed_since(memory, name)
-        return []
+        """What is no longer as it was of the files that a step read the last time, in sentences.
+
+        It has a recorded fingerprint.
+        """
+        ran = (memory async for memory in self._memories() if name in memory.steps)
+        newest = await anext(memory async for memory in ran if memory.steps[name].components)
+        return await changed_since(newest, name)
 
     async def last_time(self, name: str) -> str:
         """How a step ended the last time, in words; empty if it has a value or has not run."""

@@ -180,7 +180,7 @@ class Execution:
         if cache is None:
             return self._offline_miss(work) or await self._attempts.run(work)
         if work.ahead is not None and not work.step.approve:
-            entry = answer_ahead(work)
+            entry = answer_ahead(work, cache, work.ahead)
             if entry is not None:
                 return self._from_cache(work, entry.output, entry.usage, entry.cost, entry.metadata)
         return await self._single_flight(work, cache)

@@ -24,7 +24,7 @@ from tagent_nb.serde import StoredValue
 from tagent_nb.templating import Reference
 
 if TYPE_CHECKING:
-    from tagent_nb.cache import CacheEntry, ItemKeys
+    from tagent_nb.cache import CacheEntry, ItemKeys, ResultCache
     from tagent_nb.engine.context import RunContext
     from tagent_nb.engine.memory.memory import PipelineMemory
     from tagent_nb.engine.recorder import Recorder
@@ -402,12 +402,9 @@ async def cached_answer(work: WorkItem, *, count: bool = True) -> CacheEntry | N
     )
 
 
-def answer_ahead(work: WorkItem) -> CacheEntry | None:
+def answer_ahead(work: WorkItem, cache: ResultCache, ahead: dict[str, bytes | None]) -> CacheEntry | None:
     """What was read ahead from the cache for the unit; ``None`` if :func:`cached_answer` has to be asked."""
-    prepared = work.prepared
-    if work.ahead is None or prepared.cache is None:
-        return None
-    return prepared.cache.take(work.key, work.ahead, prepared.classes, partial(_answers_by_key, work))
+    return cache.take(work.key, ahead, work.prepared.classes, partial(_answers_by_key, work))
 
 
 def _answers_by_key(work: WorkItem, entry: CacheEntry) -> bool:
