@@ -96,6 +96,14 @@ def _wrong_fields(pipeline: Steps, step: PipelineStep, source: Reference) -> lis
     problems = {
         what: unknown_fields(schema, path) for schema, what, path in read if schema is not None and path
     }
+    if above is not None and above.map_over is not None and source.path:
+        field = source.path[0]
+        if not field.removeprefix("-").isdecimal():
+            problems["reduce_over"] = (
+                f"the value of {source.step!r} is a list of rows, which has no field {field!r}. Write "
+                f"reduce_over={source.step!r} (--reduce-over {source.step}), and {{{{ {source.text} }}}} in "
+                "the goal reads that field of each row."
+            )
     return [f"Step {step.name!r}, {what}: {problem}" for what, problem in problems.items() if problem]
 
 

@@ -851,3 +851,17 @@ def test_a_field_inside_of_a_field_to_group_by_is_named_as_it_is_written() -> No
         PipelineValidationError, match=r"unknown step 'b' in its group_by.* written load\.b\.c\."
     ):
         PipelineExecutor(pipeline).run()
+
+
+def test_a_field_of_rows_to_reduce_is_refused_before_the_run_and_read_by_the_goal() -> None:
+    def flow(over: str, goal: str) -> Pipeline:
+        pipeline = Pipeline("fields", model="test")
+        pipeline.task(lambda: [1, 2, 3], name="load")
+        pipeline.task(lambda load: {"k": [load]}, name="up", map_over="load")
+        pipeline.step("total", goal, reduce_over=over, combine="Add {{ up }}")
+        return pipeline
+
+    with pytest.raises(PipelineValidationError, match=r"Write reduce_over='up'.*\{\{ up\.k \}\} in the goal"):
+        PipelineExecutor(flow("up.k", "Sum {{ up }}")).run()
+    assert PipelineExecutor(flow("up", "Sum {{ up.k }}")).run().success
+    assert PipelineExecutor(flow("up.1.k", "Sum {{ up }}")).run().success
