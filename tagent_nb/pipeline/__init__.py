@@ -27,10 +27,8 @@ __getattr__, __dir__, __all__ = face(
         "retry_on": "error_classes",
         "scheduler": "NO_CHANGE Change PipelineScheduler",
         "state_machine": "Phase Task TaskBasedStateMachine TaskStatus not_stored",
-        "step": (
-            "ENDED_FOR_SHARE OUTPUT_MODES PipelineStep THEN_LIVE checked_timeout is_number takes_context "
-            "to_schema"
-        ),
+        "step": "PipelineStep to_schema",
+        "step_checks": ("ENDED_FOR_SHARE OUTPUT_MODES THEN_LIVE checked_timeout is_number takes_context "),
         "tool_schema": "ToolSchema describe schema_of",
     },
 )

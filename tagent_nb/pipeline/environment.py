@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tagent_nb.errors import DefinitionError, did_you_mean
 from tagent_nb.pipeline.budget import Budget
-from tagent_nb.pipeline.step import checked_timeout
+from tagent_nb.pipeline.step_checks import checked_timeout
 
 __all__ = ["PREFIX", "Defaults", "defaults"]
 

@@ -18,13 +18,8 @@ from tagent_nb.pipeline.graph import (
     is_variable,
     problems,
 )
-from tagent_nb.pipeline.step import (
-    PipelineStep,
-    check_options,
-    checked_instructions,
-    checked_timeout,
-    step_of,
-)
+from tagent_nb.pipeline.step import PipelineStep, check_options, step_of
+from tagent_nb.pipeline.step_checks import checked_instructions, checked_timeout
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
