@@ -129,7 +129,8 @@ class Attempts:
         if work.prepared.plain is not None and candidate is None:
             events = await self.run_plain(work.prepared, work.outputs, work)
             return events if isinstance(events, list) else await events
-        work.slot = self.slot(work)
+        if not work.has_yielded:  # else it has waited for an equal unit, and another worker has its place
+            work.slot = self.slot(work)
         if step.approve:
             candidate = candidate or self._approvals.recorded(work)
         return await self._run(work, candidate, step.retry_count + 1, time.monotonic())

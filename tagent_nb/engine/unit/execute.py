@@ -203,7 +203,8 @@ class Execution:
         """
         while (flight := self._flights.get(work.key)) is not None:
             if work.step.batch:
-                work.slot = self._attempts.slot(work)
+                if not work.has_yielded:
+                    work.slot = self._attempts.slot(work)
                 done = await self._batches.beside(work, flight)
             else:
                 with work.aside():
