@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -224,13 +223,23 @@ def wait_of(error: Exception) -> float | None:
 # -- looking for batches --------------------------------------------------------------------------
 
 
+def _kind_of(client: Any) -> str:
+    """Whose client it is, or is derived from: ``openai``, ``anthropic``, or empty for any other.
+
+    Google's has ``batches`` as well. Names of providers do not tell: others speak OpenAI's protocol.
+    """
+    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
+    return next((name for name in ("openai", "anthropic") if name in packages), "")
+
+
 async def progress_of(model: Model[Any], batch: Batch) -> int | None:
     """How many requests of a batch the provider has done; ``None`` where it does not say."""
     client: Any = getattr(model, "client", None)
-    if hasattr(client, "batches"):
+    kind = _kind_of(client)
+    if kind == "openai":
         counts = (await client.batches.retrieve(batch.id)).request_counts
         return None if counts is None else counts.completed + counts.failed
-    if hasattr(client, "messages"):
+    if kind == "anthropic":
         counts = (await client.beta.messages.batches.retrieve(batch.id)).request_counts
         done: int = counts.succeeded + counts.errored + counts.canceled + counts.expired
         return done
@@ -257,12 +266,18 @@ async def find_batch(
     """
     model = calls[0].call.model
     client: Any = getattr(model, "client", None)
-    if hasattr(client, "batches"):
+    kind = _kind_of(client)
+    if kind == "openai":
         search = _find_openai(client, marker, size, since, others)
-    elif hasattr(client, "messages"):
+    elif kind == "anthropic":
         search = _find_anthropic(client, marker, size, since, others)
-    else:
+    elif model.base_url is None:
         return None  # one of tests, whose batches end with its process
+    else:
+        raise StepError(
+            f"Whether {model.system!r} has taken a batch cannot be looked up. Resume the run with "
+            "force=[STEP] to send it again."
+        )
     match = await search
     if match is None:
         return None
@@ -289,18 +304,18 @@ async def _find_openai(
         if batch.id in others or total not in (0, size):
             continue
         try:
-            text = (await client.files.content(batch.input_file_id)).text
+            content = (await client.files.content(batch.input_file_id)).content
         except Exception as error:
             if getattr(error, "status_code", None) != 404:
                 raise
             continue  # its file is deleted, which is done when all is read
-        if await asyncio.to_thread(_begins_with, text, marker):
+        if _begins_with(content, marker):
             return batch.id, False
     return None
 
 
-def _begins_with(text: str, marker: str) -> bool:
-    return f'"custom_id":"{request_id(marker, 0)}"' in text[:200]
+def _begins_with(content: bytes, marker: str) -> bool:
+    return f'"custom_id":"{request_id(marker, 0)}"'.encode() in content[:200]
 
 
 async def _find_anthropic(
@@ -318,7 +333,11 @@ async def _find_anthropic(
         if batch.processing_status != "ended":
             supposed.append((abs(batch.created_at.timestamp() - since), batch.id))
             continue
-        first = await anext(aiter(await batches.results(batch.id)), None)
+        results = await batches.results(batch.id)
+        try:
+            first = await anext(aiter(results), None)
+        finally:
+            await results.close()
         if first is not None and first.custom_id.startswith(f"{marker}-"):
             return batch.id, False
     return (min(supposed)[1], True) if supposed else None
