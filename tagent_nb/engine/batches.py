@@ -188,6 +188,7 @@ class StepBatches:
         self.step = step
         self.then_live = then_live
         self._queued: list[_Entry] = []
+        self._waiting: set[_Entry] = set()
         self._sent: dict[str, _Sent] = {}
         self._returning = 0  # units that have their answer and are about to work on
         self._sending = False
@@ -214,6 +215,7 @@ class StepBatches:
         try:
             with call.call.context.waiting("its batch"):
                 self._put(entry)
+                self._waiting.add(entry)
                 if work.slot.yielded:
                     self._returning -= 1
                     self.send_when_idle()  # it is sent once more
@@ -225,8 +227,16 @@ class StepBatches:
             self._batches.leave(work)
             raise
         finally:
+            self._waiting.discard(entry)
             work.waited += time.monotonic() - began
         return answer
+
+    def fail(self, error: BaseException) -> None:
+        """What is done beside the units has failed: they must not wait for it for ever."""
+        self._queued.clear()
+        self._sending = False
+        for entry in self._waiting:
+            entry.fail(error)
 
     def _count_returning(self, answer: asyncio.Future[Any]) -> None:
         if not answer.cancelled() and not isinstance(answer.exception(), StepSuspended):
@@ -290,7 +300,7 @@ class StepBatches:
             return
         if self._queued and not self._sending:
             self._sending = True
-            self._batches.start(self._send())
+            self._batches.start(self._send(), self.fail)
         elif not self._queued and not self._waits and self._batches.waits(self.step):
             self._show()
 
@@ -311,7 +321,7 @@ class StepBatches:
                 if not self._is_admitted(entry):
                     # The others want about as much, and all go into the next batch.
                     self._queued = [*queued[number:], *self._queued]
-                    self._batches.start(self._again_later(entry))
+                    self._batches.start(self._again_later(entry), self.fail)
                     break
             except Exception as error:  # the budget is used up: its unit says so
                 entry.fail(error)
@@ -319,8 +329,14 @@ class StepBatches:
                 entries[id(entry.call)] = entry
             if number % AT_ONCE == AT_ONCE - 1:
                 await asyncio.sleep(0)
-        for calls in parted([entry.call for entry in entries.values()]):
-            self._batches.start(self._submit([entries[id(call)] for call in calls]))
+        try:
+            parts = parted([entry.call for entry in entries.values()])
+        except Exception as error:  # the model is the user's, or another library's
+            for entry in entries.values():
+                entry.fail(error)
+            return
+        for calls in parts:
+            self._batches.start(self._submit([entries[id(call)] for call in calls]), self.fail)
 
     @staticmethod
     def _is_admitted(entry: _Entry) -> bool:
@@ -410,8 +426,17 @@ class StepBatches:
         sent = _Sent(prepared.marker, len(prepared.rows), entry.call.call.model)
         sent.supposed, sent.cancelled = recorded.supposed, recorded.cancelled
         if recorded.handle is not None:
-            sent.batch = batch_of(recorded.handle)
-        self._batches.start(self._take_up(sent, entry.call, prepared.at))
+            try:
+                sent.batch = batch_of(recorded.handle)
+            except ValueError as error:  # to send its requests again would be to pay them twice
+                name = recorded.handle.get("id", "?")
+                self._suspend(
+                    sent,
+                    f"batch {name}, which this version of pydantic-ai cannot read back "
+                    f"({redact(message_of(error))}). Resume the run with the version that has sent it",
+                )
+                return sent
+        self._batches.start(self._take_up(sent, entry.call, prepared.at), self.fail)
         return sent
 
     async def _take_up(self, sent: _Sent, call: BatchedCall, since: float) -> None:
@@ -466,7 +491,7 @@ class StepBatches:
             if sent.batch.status == "ended":
                 break
             if look_first or not batches.waiting_allowed:
-                sent.done = await batches.persistently(lambda: batches.progress(model, sent.batch))
+                sent.done = await batches.progress(model, sent.batch)
                 self._show()
             if not batches.waiting_allowed:
                 raise _LeftForLater(sent.text)
@@ -476,9 +501,9 @@ class StepBatches:
         sent.results = {result.custom_id: result for result in results}
         sent.done = sent.size
         self._unblock()
-        entries, sent.entries = sent.entries, {}
-        for entry in entries.values():
+        for number, entry in tuple(sent.entries.items()):
             self._answer(sent, entry)
+            del sent.entries[number]  # now: what has no answer is suspended, if one cannot be given
 
     def _show(self) -> None:
         """Say that the step waits, and how its batches stand."""
@@ -678,13 +703,20 @@ class Batches:
         """Publish an event that is not stored."""
         self._recorder.publish(event)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside the units."""
+    def start(self, work: Coroutine[Any, Any, None], on_error: Callable[[BaseException], None]) -> None:
+        """Do something beside the units, and say if it fails."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                on_error(error)
+
         # Not in the context of the unit that has asked last: what is printed there is that unit's.
         context = self._own_context.copy()
         task = asyncio.get_running_loop().create_task(work, name="tagent-nb batch", context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
 
     async def finished(self, creation: Coroutine[Any, Any, None]) -> None:
         """Let a provider take a batch; that goes on for a while when the run is stopped."""
@@ -695,10 +727,13 @@ class Batches:
 
     @staticmethod
     async def progress(model: Any, batch: Any) -> int | None:
-        """How many requests of a batch are done."""
+        """How many requests of a batch are done; ``None`` where that cannot be learned."""
         from tagent_nb.runners import progress_of
 
-        return await progress_of(model, batch)
+        try:
+            return await progress_of(model, batch)
+        except Exception:  # it is only shown: whether the batch has ended is asked elsewhere
+            return None
 
     async def sleep(self, seconds: float) -> None:
         """Wait before the next look."""
@@ -755,6 +790,12 @@ class Batches:
     async def _cancel(self, queue: StepBatches, sent: _Sent) -> None:
         from tagent_nb.runners import cancel_batch
 
+        if sent.supposed:
+            self._recorder.warn(
+                f"Step {queue.step!r}: batch {sent.batch.id} is not cancelled, since it may be another "
+                "program's. A resumed run takes it up."
+            )
+            return
         try:
             await cancel_batch(sent.model, sent.batch)
         except Exception as error:  # the provider's, or its client's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -482,7 +483,8 @@ class PipelineExecutor:
     def cancel_batches(self) -> int:
         """Cancel at their providers the batches of the last run, which does not go on any more.
 
-        A resumed run keeps what they have answered, and sends the rest again.
+        A resumed run keeps what they have answered, and sends the rest again. One that may be another
+        program's is left, with a warning.
 
         Returns:
             How many there were.
@@ -497,7 +499,15 @@ class PipelineExecutor:
                 f"Pipeline {self.pipeline.name!r} is running. Stop it with cancel(batches=True)."
             )
         memory = self._newest_memory()
-        if memory is None or not memory.batches.under_way():
+        if memory is None:
+            return 0
+        for name in memory.batches.supposed():
+            warnings.warn(
+                f"Batch {name} is not cancelled, since it may be another program's. A resumed run takes "
+                "it up.",
+                stacklevel=2,
+            )
+        if not memory.batches.under_way():
             return 0
         return submit(cancel_recorded(self.storage, self.pipeline, memory, self.model)).result()
 

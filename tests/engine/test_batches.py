@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -37,6 +38,7 @@ from tagent_nb import (
     ResumeConflictError,
     RunInfo,
     RunInProgressError,
+    StepError,
     StepStatus,
     StepWaiting,
     open_storage,
@@ -44,9 +46,11 @@ from tagent_nb import (
 )
 from tagent_nb.cli import main
 from tagent_nb.engine import quote_text, submit
+from tagent_nb.engine.concurrency import SerialLock
 from tagent_nb.events import Event, StepRetried, TokenUsage
 from tagent_nb.results import RunHistory
 from tagent_nb.runners import price
+from tagent_nb.runners.models.batches import BatchedCall, find_batch, progress_of
 from tests.batch_child import flow
 from tests.fake_batches import KEY, FakeBatches, fake_batches
 
@@ -555,6 +559,96 @@ class TestWhatFails:
         assert run(mapped(provider)).success
         assert asked_once(fake, 5)
 
+    def test_what_the_model_cannot_measure_fails(
+        self, fake: FakeBatches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(BatchedCall, "size", property(lambda call: 1 // 0))
+        assert "division" in run(mapped("openai")).error_details["judge"]
+        assert not fake.batches
+
+    def test_a_run_ends_when_what_sends_its_batches_fails(
+        self, fake: FakeBatches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(batches: Any) -> None:
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr("tagent_nb.engine.batches.Batches.may_send", fail)
+        assert "a fault of ours" in run(mapped("openai")).error_details["judge"]
+        assert not fake.batches
+
+    def test_rows_wait_on_when_an_answer_of_their_batch_cannot_be_given(
+        self, fake: FakeBatches, storage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> str:
+            raise RuntimeError("a fault of ours")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tagent_nb.engine.batches.StepBatches._answer", fail)
+            handle = executor(mapped("openai", 1), storage=open_storage(storage)).start()
+            assert handle.result().waiting_steps == ["judge"]
+        assert executor(mapped("openai", 1), storage=open_storage(storage)).run(resume=True).success
+        assert asked_once(fake, 1)
+
+    @pytest.mark.parametrize("budget", [None, "20 requests"])
+    def test_a_batch_that_cannot_be_read_back_leaves_the_run_waiting(
+        self, fake: FakeBatches, storage: str, monkeypatch: pytest.MonkeyPatch, budget: str | None
+    ) -> None:
+        """Its record is of another version of pydantic-ai."""
+
+        def refuse(handle: Any) -> Any:
+            raise ValueError("no such field")
+
+        fake.hold = True
+        run(mapped("openai"), storage=open_storage(storage), wait=False)
+        fake.hold = False
+        with monkeypatch.context() as patch:
+            patch.setattr("tagent_nb.runners.batch_of", refuse)
+            again = executor(mapped("openai"), storage=open_storage(storage), budget=budget).run(resume=True)
+        assert (
+            "batch batch_1, which this version of pydantic-ai cannot read" in again.steps["judge"].waits_for
+        )
+        assert executor(mapped("openai"), storage=open_storage(storage)).run(resume=True).success
+        assert asked_once(fake, 5)
+
+    async def test_the_client_of_another_provider_is_not_asked_as_that_of_openai(self) -> None:
+        """Google's has batches, too."""
+        client = SimpleNamespace(batches=None, files=None)
+        model: Any = SimpleNamespace(client=client, base_url="https://127.0.0.1", system="google")
+        assert await progress_of(model, None) is None  # type: ignore[arg-type]
+        call: Any = SimpleNamespace(call=SimpleNamespace(model=model))
+        with pytest.raises(StepError, match="'google' has taken a batch cannot be looked up"):
+            await find_batch([call], "marker", 1, 0.0, ())
+
+    def test_a_run_waits_on_where_it_cannot_learn_how_many_are_done(
+        self, fake: FakeBatches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*_: Any) -> None:
+            raise AttributeError("completed")
+
+        monkeypatch.setattr("tagent_nb.runners.progress_of", fail)
+        fake.looks = 3
+        assert run(mapped("openai")).success
+        assert asked_once(fake, 5)
+
+    def test_equal_rows_that_fail_leave_no_more_rows_at_work(
+        self, fake: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each waits for the one before, and then for its own batch: another row takes its place once."""
+        at_work: list[int] = []
+        join = SerialLock.join
+
+        def count(lock: SerialLock, step: str) -> None:
+            join(lock, step)
+            at_work.append(lock.workers(step))
+
+        monkeypatch.setattr(SerialLock, "join", count)
+        fake.answer = Script(row_1=["<errored>"])
+        pipeline = mapped("openai", min_success=0.0)
+        pipeline.inputs["rows"] = ["row 1"] * 8
+        run(pipeline, cache=ResultCache(tmp_path), max_concurrency=2)
+        assert fake.submitted == {"row 1": 8}
+        assert max(at_work) <= 3
+
     def test_a_request_that_no_batch_can_have_fails(self, fake: FakeBatches) -> None:
         result = run(mapped("openai", settings={"openai_background": True}))
         assert "openai_background" in result.error_details["judge"]
@@ -653,6 +747,22 @@ class TestCancel:
         fake.wait_for(lambda: fake.calls[LOOK[provider]] >= 2)
         handle.cancel(batches=True)
         assert any("could not be cancelled" in warning for warning in handle.result().warnings)
+
+    def test_what_may_be_the_batch_of_another_program_is_left(self, fake: FakeBatches, storage: str) -> None:
+        """Anthropic does not say whose a batch is until it has ended."""
+        fake.hold = True
+        fake.create([(f"other-{number}", OTHER) for number in range(5)])
+        fake.refuse = {CREATE["anthropic"]: [(503, {"retry-after-ms": "1"})]}
+        common: dict[str, Any] = {"storage": open_storage(storage)}
+        assert run(mapped("anthropic"), wait=False, **common).waiting_steps == ["judge"]
+        with pytest.warns(UserWarning, match="batch_1 is not cancelled, since it may be another program's"):
+            assert executor(mapped("anthropic"), **common).cancel_batches() == 0
+        handle = executor(mapped("anthropic"), **common).start(resume=True)
+        looks = fake.batches["batch_1"].looks
+        fake.wait_for(lambda: fake.batches["batch_1"].looks > looks)
+        handle.cancel(batches=True)
+        assert any("batch_1 is not cancelled" in warning for warning in handle.result().warnings)
+        assert not fake.batches["batch_1"].cancelled
 
     def test_a_run_that_goes_on_is_to_be_stopped(self, fake: FakeBatches) -> None:
         fake.hold = True

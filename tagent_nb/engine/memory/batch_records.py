@@ -130,8 +130,15 @@ class BatchRecords:
         return list(self._open)
 
     def under_way(self) -> list[RecordedBatch]:
-        """Batches that the provider has and whose answers are not all read, oldest first."""
-        return [batch for batch in self._waited_for() if batch.handle is not None]
+        """Batches that the provider has and whose answers are not all read, oldest first.
+
+        Those that may be another program's are not among them.
+        """
+        return [batch for batch in self._waited_for() if batch.handle is not None and not batch.supposed]
+
+    def supposed(self) -> list[str]:
+        """What the provider calls batches that would be under way, and may be another program's."""
+        return [str(batch.handle["id"]) for batch in self._waited_for() if batch.handle and batch.supposed]
 
     def _waited_for(self) -> list[RecordedBatch]:
         return [batch for marker, batch in self._sent.items() if self._left[marker] and not batch.cancelled]
