@@ -446,7 +446,7 @@ def test_a_batch_is_cancelled_after_its_run(
     ended(panel)
     assert "Waiting for batches of judge" in view.head.value
     assert offered(view) == ["run", "go_on", "force", "cancel_batches"]
-    provider.refuse = {"POST /v1/batches/ID/cancel": [(400, {})]}
+    provider.refuse = {"POST /v1/batches/ID/cancel": [(403, {})]}
     panel.cancel_batches()
     assert "not now" in view.head.value
     panel.cancel_batches()
