@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tagent_nb.engine.approval.gate import Approvals, StepSuspended
 from tagent_nb.engine.concurrency import RunSignals, SerialLock
+from tagent_nb.engine.unit.prepared import model_of
 from tagent_nb.errors import StorageError
 from tagent_nb.events import BatchCancelled, BatchPrepared, BatchSubmitted, StepUnblocked, StepWaiting
 from tagent_nb.formatting import count
@@ -782,29 +783,56 @@ class Batches:
             await asyncio.wait(self._creations, timeout=CLOSING)
             # A resumed run asks the provider for a batch that is not recorded.
             await _ended(self._creations)
-        for queue in self._steps.values() if self.cancelling else ():
-            for sent in queue.under_way():
-                if sent.batch is not None and sent.batch.status != "ended" and not sent.cancelled:
-                    await self._cancel(queue, sent)
+        if self.cancelling:
+            await self._cancel_all()
 
-    async def _cancel(self, queue: StepBatches, sent: _Sent) -> None:
+    async def _cancel_all(self) -> None:
+        taken_up = set()
+        for queue in self._steps.values():
+            for sent in queue.under_way():
+                if sent.batch is not None:
+                    taken_up.add(sent.marker)
+                    if sent.batch.status != "ended" and not sent.cancelled:
+                        await self._cancel(queue.step, sent)
+        for recorded in self._recorder.memory.batches.under_way():
+            if recorded.prepared.marker not in taken_up:
+                await self._cancel_recorded(recorded)
+
+    async def _cancel_recorded(self, recorded: RecordedBatch) -> None:
+        """Cancel a batch of an earlier session, which this one has not asked about yet."""
+        from tagent_nb.runners import Models, batch_of
+
+        prepared, handle, pipeline = recorded.prepared, recorded.handle or {}, self._context.pipeline
+        try:
+            step = pipeline.get_step(prepared.step)
+            model = await Models().get(model_of(pipeline, step, self._context.services.model))
+            sent = _Sent(prepared.marker, len(prepared.rows), model, batch=batch_of(handle))
+        except Exception as error:  # its step may be gone, and its record another version's
+            self._warn_of(prepared.step, str(handle.get("id", "?")), error)
+        else:
+            await self._cancel(prepared.step, sent)
+
+    def _warn_of(self, step: str, name: str, error: Exception) -> None:
+        self._recorder.warn(
+            f"Step {step!r}: batch {name} could not be cancelled ({redact(message_of(error))}). A resumed "
+            "run takes it up."
+        )
+
+    async def _cancel(self, step: str, sent: _Sent) -> None:
         from tagent_nb.runners import cancel_batch
 
         if sent.supposed:
             self._recorder.warn(
-                f"Step {queue.step!r}: batch {sent.batch.id} is not cancelled, since it may be another "
+                f"Step {step!r}: batch {sent.batch.id} is not cancelled, since it may be another "
                 "program's. A resumed run takes it up."
             )
             return
         try:
             await cancel_batch(sent.model, sent.batch)
         except Exception as error:  # the provider's, or its client's
-            self._recorder.warn(
-                f"Step {queue.step!r}: batch {sent.batch.id} could not be cancelled "
-                f"({redact(message_of(error))}). A resumed run takes it up."
-            )
+            self._warn_of(step, sent.batch.id, error)
             return
-        await self.record(BatchCancelled(run_id=self.run_id, step=queue.step, marker=sent.marker))
+        await self.record(BatchCancelled(run_id=self.run_id, step=step, marker=sent.marker))
 
 
 async def batches_of_others(context: RunContext) -> list[tuple[str, BatchRecords]]:

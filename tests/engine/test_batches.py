@@ -47,7 +47,7 @@ from tagent_nb import (
 from tagent_nb.cli import main
 from tagent_nb.engine import quote_text, submit
 from tagent_nb.engine.concurrency import SerialLock
-from tagent_nb.events import Event, StepRetried, TokenUsage
+from tagent_nb.events import Event, RunResumed, StepRetried, TokenUsage
 from tagent_nb.results import RunHistory
 from tagent_nb.runners import price
 from tagent_nb.runners.models.batches import BatchedCall, find_batch, progress_of
@@ -747,6 +747,28 @@ class TestCancel:
         fake.wait_for(lambda: fake.calls[LOOK[provider]] >= 2)
         handle.cancel(batches=True)
         assert any("could not be cancelled" in warning for warning in handle.result().warnings)
+
+    @pytest.mark.parametrize("readable", [True, False])
+    def test_one_that_the_session_has_not_asked_about_is_cancelled_with_the_run(
+        self, fake: FakeBatches, storage: str, monkeypatch: pytest.MonkeyPatch, readable: bool
+    ) -> None:
+        def refuse(handle: Any) -> Any:
+            raise ValueError("no such field")
+
+        fake.hold = True
+        run(mapped("openai"), storage=open_storage(storage), wait=False)
+        if not readable:
+            monkeypatch.setattr("tagent_nb.runners.batch_of", refuse)
+        later = executor(mapped("openai"), storage=open_storage(storage))
+
+        def stop(event: Event) -> None:
+            if isinstance(event, RunResumed):
+                later.cancel(batches=True)
+
+        later.subscribe(stop)
+        result = later.run(resume=True)
+        assert fake.batches["batch_1"].cancelled is readable
+        assert any("batch_1 could not be cancelled" in each for each in result.warnings) is not readable
 
     def test_what_may_be_the_batch_of_another_program_is_left(self, fake: FakeBatches, storage: str) -> None:
         """Anthropic does not say whose a batch is until it has ended."""

@@ -448,12 +448,12 @@ def test_a_batch_is_cancelled_after_its_run(
     assert offered(view) == ["run", "go_on", "force", "cancel_batches"]
     provider.refuse = {"POST /v1/batches/ID/cancel": [(403, {})]}
     panel.cancel_batches()
-    assert "not now" in view.head.value
+    until(lambda: "not now" in view.head.value)
     panel.cancel_batches()
+    until(lambda: "The batch is cancelled." in view.head.value)
     assert provider.batches["batch_1"].cancelled
-    assert "The batch is cancelled." in view.head.value
     panel.cancel_batches()
-    assert "0 batches are cancelled." in view.head.value
+    until(lambda: "0 batches are cancelled." in view.head.value)
 
 
 def test_a_run_that_cannot_be_recorded_says_so_in_the_panel(

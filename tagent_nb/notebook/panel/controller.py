@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from tagent_nb.display import Bundle
-from tagent_nb.engine import Durations, RunHandle
+from tagent_nb.engine import Durations, PipelineExecutor, RunHandle
 from tagent_nb.errors import BudgetExceededError, TagentError
 from tagent_nb.notebook.display import Picture, show
 from tagent_nb.notebook.panel.details import details_html
@@ -39,6 +39,7 @@ from tagent_nb.results import (
     run_text,
     waiting_words,
 )
+from tagent_nb.user_objects import message_of
 
 __all__ = ["Panel"]
 
@@ -85,6 +86,7 @@ class Panel:
         self.selected = ""
         self.parts = [make(self) for make in PARTS] if live else []
         self._lock = threading.RLock()
+        self._cancelling = threading.Lock()
         self._note = ""
         self._announced = ""
         self._opened: set[str] = set()
@@ -182,10 +184,18 @@ class Panel:
         if self.workspace.running and self.workspace.handle is not None:
             self._stop(batches=True)
         elif executor is not None:
+            # Providers may take their time, and the click is on the thread of the cells.
+            cancel = threading.Thread(
+                target=self._cancel_recorded, args=(executor,), name="tagent-nb panel", daemon=True
+            )
+            cancel.start()
+
+    def _cancel_recorded(self, executor: PipelineExecutor) -> None:
+        with self._cancelling:  # a second click finds what the first has left
             try:
                 number = executor.cancel_batches()
             except Exception as error:  # the provider's: a button cannot raise
-                self._say(str(error))
+                self._say(message_of(error))
             else:
                 what = "The batch is" if number == 1 else f"{number} batches are"
                 self._say(f"{what} cancelled. Resume keeps what is answered, and sends the rest again.")
