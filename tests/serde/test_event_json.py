@@ -95,7 +95,13 @@ FULL: dict[type, dict[str, Any]] = {
         "usage": USAGE,
         "cost": None,
     },
-    events.BatchPrepared: {"step": "a", "marker": "m", "rows": ("1", "2"), "keys": ("k", "l")},
+    events.BatchPrepared: {
+        "step": "a",
+        "marker": "m",
+        "rows": ("1", "2"),
+        "keys": ("k", "l"),
+        "of_run": "r2",
+    },
     events.BatchSubmitted: {
         "step": "a",
         "marker": "m",
