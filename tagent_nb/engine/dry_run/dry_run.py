@@ -376,8 +376,8 @@ class DryRun:
             return _gone(step, "skip", reduction.why_empty)
         actions: list[str] = []
         too_long: list[str] = []
-        known = True
-        while known and (parts := await reduction.parts()):
+        is_answered = True
+        while is_answered and (parts := await reduction.parts()):
             answers = {}
             for part in parts:
                 work = await reduction.work_item(part)
@@ -389,12 +389,12 @@ class DryRun:
                     too_long += [f"part {part.text}: {problem}"] if problem else []
                 actions.append(action)
                 await asyncio.sleep(0)
-            known = len(answers) == len(parts)
-            if known:
+            is_answered = len(answers) == len(parts)
+            if is_answered:
                 reduction.take(answers)
             else:
                 self._reductions[step.name] = reduction
-        if known:
+        if is_answered:
             action = "recorded" if set(actions) == {"recorded"} else "cached"
             plan, forecast = self._answered(step, action, StoredValue.of(reduction.value))
             return replace(plan, items=len(actions), items_done=len(actions)), forecast

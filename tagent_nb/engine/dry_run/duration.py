@@ -66,11 +66,11 @@ def run_seconds(
         above: Names of the steps that each step waits for.
         serial: The steps of which no two run at the same time, in the order in which they are defined.
     """
-    known = {name: seconds for name, seconds in ranges.items() if seconds is not None}
-    if len(known) < len(ranges):
+    lengths = {name: seconds for name, seconds in ranges.items() if seconds is not None}
+    if len(lengths) < len(ranges):
         return None
     low, high = (
-        _makespan({name: seconds[end] for name, seconds in known.items()}, above, serial) for end in (0, 1)
+        _makespan({name: seconds[end] for name, seconds in lengths.items()}, above, serial) for end in (0, 1)
     )
     return low, high
 

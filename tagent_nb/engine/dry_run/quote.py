@@ -160,15 +160,15 @@ def quote(
     if not seen and (step.agent != "single" or named_tools(step) or len(prompts) < units):
         return None  # how often a planner, or one with tools, asks, and what an unknown prompt holds
     sent = by_itself = sum(prompts) + len(prompts) * frame_tokens(step, _context(prepared))
-    requests, known = units, len(prompts) == units
+    requests, is_whole = units, len(prompts) == units
     if prepared.shares_calls:
         calls_known = [] if shared is None else shared.tokens()
-        requests = len(calls_known) if known else math.ceil(units / step.rows_per_call)
+        requests = len(calls_known) if is_whole else math.ceil(units / step.rows_per_call)
         sent = sum(calls_known) + len(calls_known) * shared_frame_tokens(step, _context(prepared))
     if seen:
         calls = _calls(prepared, requests, units, seen)
         into = sum_range([answer.usage.input_tokens for answer in seen], units)
-        if known:
+        if is_whole:
             # Prompts may have grown or shrunk since.
             low, high = (sent * end for end in SEEN_TOKENIZERS)
             into = (min(into[0], low), max(into[1], high))
@@ -195,7 +195,7 @@ def quote(
         live_cost=live,
         batch_cost=together,
         saved_calls=units - requests,
-        saved_tokens=None if prepared.shares_calls and not known else by_itself - sent,
+        saved_tokens=None if prepared.shares_calls and not is_whole else by_itself - sent,
     )
 
 

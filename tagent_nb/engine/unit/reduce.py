@@ -308,8 +308,8 @@ class Reduction:
     def _variant(self, is_answers: bool, final: bool = False) -> PreparedStep:
         kind = (is_answers, final)
         if kind not in self._variants:
-            asked = (answers_step if is_answers else rows_step)(self._step, final=final)
-            self._variants[kind] = PreparedStep(self._context, asked, self._prepared.above)
+            step = (answers_step if is_answers else rows_step)(self._step, final=final)
+            self._variants[kind] = PreparedStep(self._context, step, self._prepared.above)
             self._variants[kind].facts = self._facts
             self._variants[kind].trusts_records = not is_answers
         return self._variants[kind]

@@ -89,18 +89,18 @@ class SharedCalls:
         from tagent_nb.runners.models.accounting import account
 
         context = seat.context
-        asked = False
+        has_asked = False
 
         async def ask(call: ModelCall) -> ModelResponse:
-            nonlocal asked
-            asked = True
+            nonlocal has_asked
+            has_asked = True
             return await groups.answer(seat)
 
         layers = context.middleware
         if not context.offline:
             layers = [layer for layer in layers if layer.of_rows]
         response = await model_chain(layers, self._row_call(seat, model), ask)
-        if not asked:
+        if not has_asked:
             account(context, response)
         notes = response.metadata or {}
         context.metadata[ROWS_IN_CALL] = notes.get(ROWS_IN_CALL, 1)
@@ -232,7 +232,7 @@ class SharedCalls:
         from tagent_nb.runners.models.gateway import ModelGateway
 
         context = SharedContext(seats)
-        said = rows_prompt([seat.pieces for seat in seats])
+        task = rows_prompt([seat.pieces for seat in seats])
         if self._agent is None:
             self._agent = Agent(
                 None,
@@ -248,7 +248,7 @@ class SharedCalls:
         with capture_run_messages() as messages:
             try:
                 result = await self._agent.run(
-                    said.text,
+                    task.text,
                     model=ModelGateway(self._model, context, structured=True),
                     deps=context,
                     model_settings=self._settings_for(len(seats)),
@@ -265,10 +265,10 @@ class SharedCalls:
                 better = explained(self._step, context, error, messages)
                 trouble = f"the call for {count(len(seats), 'row')} failed: {better}"
         answer = next((message for message in reversed(messages) if message.kind == "response"), None)
-        values = _by_id(rows, said.ids)
+        values = _by_id(rows, task.ids)
         parts = [
             self._part(seat, values[row], answer, context.metadata, len(seats), trouble)
-            for seat, row in zip(seats, said.ids, strict=True)
+            for seat, row in zip(seats, task.ids, strict=True)
         ]
         return parts, trouble if is_rejected else ""
 
