@@ -260,7 +260,7 @@ class StepBatches:
 
     def _put(self, entry: _Entry) -> None:
         """Let a request wait in the batch that it was sent in, or for the next one."""
-        recorded = self._batches.recorded(entry)
+        recorded = self._batches.find(entry.work, entry.call.key)
         if recorded is None:
             self._queued.append(entry)
             return
@@ -622,12 +622,8 @@ class Batches:
 
     # -- what the queues of steps need ----------------------------------------------------------
 
-    def recorded(self, entry: _Entry) -> tuple[RecordedBatch, int] | None:
-        """The batch that a request was sent in by an earlier session, and its number there."""
-        return self.find(entry.work, entry.call.key)
-
     def find(self, work: WorkItem, key: str) -> tuple[RecordedBatch, int] | None:
-        """As :meth:`recorded`, by the key of the request."""
+        """The batch that a request of this key was sent in by an earlier session, and its number there."""
         return self._recorder.memory.batches.find(*work.unit, key)
 
     async def take_over(self, entry: _Entry) -> None:
